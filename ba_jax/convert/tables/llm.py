@@ -1,0 +1,52 @@
+"""Language model: the release packs q, k and v into one matrix, Qwen2.5's own files do not."""
+
+from __future__ import annotations
+
+from ba_jax.convert.rows import Row, row
+from ba_jax.convert.tables import parts
+from ba_jax.models.llm import LLMConfig
+
+SOURCE, TARGET = "model.layers.{layer}", "llm/layers"
+
+
+def rows(config: LLMConfig, packed: bool = True) -> list[Row]:
+    """Names of the release; with `packed=False` those of a Qwen2.5 folder."""
+    stack = (("layer", config.layers),)
+    table = [
+        row("model.embed_tokens.weight", "params/llm/embedding"),
+        *parts.norm("model.norm", "llm/norm", bias=False),
+        *parts.norm(f"{SOURCE}.input_layernorm", f"{TARGET}/attention_norm", False, stack),
+        *(_packed if packed else _separate)(config, stack),
+        *parts.linear(f"{SOURCE}.self_attn.o_proj", f"{TARGET}/out", False, stack),
+        *parts.norm(f"{SOURCE}.post_attention_layernorm", f"{TARGET}/ffn_norm", False, stack),
+        *parts.linear(f"{SOURCE}.mlp.gate_proj", f"{TARGET}/gate", False, stack),
+        *parts.linear(f"{SOURCE}.mlp.up_proj", f"{TARGET}/up", False, stack),
+        *parts.linear(f"{SOURCE}.mlp.down_proj", f"{TARGET}/down", False, stack),
+    ]
+    if not config.tied_embeddings:
+        table.append(row("lm_head.weight", "params/llm/lm_head"))
+    return table
+
+
+def _packed(config: LLMConfig, stack: parts.Stack) -> list[Row]:
+    key_rows = config.kv_heads * config.head_dim
+    split = (0, (config.heads * config.head_dim, key_rows, key_rows))
+
+    def targets(leaf: str) -> tuple[str, ...]:
+        return tuple(f"params/{TARGET}/{name}/{leaf}" for name in ("query", "key", "value"))
+
+    source = f"{SOURCE}.self_attn.W_pack"
+    table = [Row(f"{source}.weight", targets("kernel"), parts.LINEAR, split, stack)]
+    if config.qkv_bias:
+        table.append(Row(f"{source}.bias", targets("bias"), "", split, stack))
+    return table
+
+
+def _separate(config: LLMConfig, stack: parts.Stack) -> list[Row]:
+    return [
+        r
+        for name, short in (("query", "q"), ("key", "k"), ("value", "v"))
+        for r in parts.linear(
+            f"{SOURCE}.self_attn.{short}_proj", f"{TARGET}/{name}", config.qkv_bias, stack
+        )
+    ]

@@ -1,0 +1,50 @@
+"""Rows that several tables share: PyTorch's layers and ours, kind by kind."""
+
+from __future__ import annotations
+
+from ba_jax.convert.rows import Row, row
+
+LINEAR = "o i -> i o"
+CONV = "o i k -> k i o"
+CONV_TRANSPOSE = "i o k -> k i o"
+
+Stack = tuple[tuple[str, int], ...]
+
+
+def linear(source: str, target: str, bias: bool = True, stack: Stack = ()) -> list[Row]:
+    """torch.nn.Linear to Dense."""
+    rows = [row(f"{source}.weight", f"params/{target}/kernel", LINEAR, stack=stack)]
+    if bias:
+        rows.append(row(f"{source}.bias", f"params/{target}/bias", stack=stack))
+    return rows
+
+
+def conv(source: str, target: str, layout: str = CONV, stack: Stack = ()) -> list[Row]:
+    """torch.nn.Conv1d (or, with CONV_TRANSPOSE, ConvTranspose1d)."""
+    return [
+        row(f"{source}.weight", f"params/{target}/kernel", layout, stack=stack),
+        row(f"{source}.bias", f"params/{target}/bias", stack=stack),
+    ]
+
+
+def norm(source: str, target: str, bias: bool = True, stack: Stack = ()) -> list[Row]:
+    """LayerNorm and GroupNorm, or with `bias=False` RMSNorm."""
+    rows = [row(f"{source}.weight", f"params/{target}/scale", stack=stack)]
+    if bias:
+        rows.append(row(f"{source}.bias", f"params/{target}/bias", stack=stack))
+    return rows
+
+
+def transformer(source: str, target: str, layers: int, rms: bool = False) -> list[Row]:
+    """A stack of the reference's Whisper layers to our scanned `TransformerLayer`s."""
+    s, t, stack = f"{source}.{{layer}}", f"{target}/layers", (("layer", layers),)
+    return [
+        *norm(f"{s}.self_attn_layer_norm", f"{t}/attention_norm", not rms, stack),
+        *linear(f"{s}.self_attn.q_proj", f"{t}/query", stack=stack),
+        *linear(f"{s}.self_attn.k_proj", f"{t}/key", bias=False, stack=stack),
+        *linear(f"{s}.self_attn.v_proj", f"{t}/value", stack=stack),
+        *linear(f"{s}.self_attn.out_proj", f"{t}/out", stack=stack),
+        *norm(f"{s}.final_layer_norm", f"{t}/ffn_norm", not rms, stack),
+        *linear(f"{s}.fc1", f"{t}/ffn_in", stack=stack),
+        *linear(f"{s}.fc2", f"{t}/ffn_out", stack=stack),
+    ]

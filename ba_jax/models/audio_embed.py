@@ -1,0 +1,51 @@
+"""Audio embeddings: one table a codebook, summed over the codebooks of a frame (paper 3.3).
+
+The language model reads audio through them, and the audio head feeds back what it sampled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ba_jax.models import layers
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioEmbedConfig:
+    """Sizes: `width` of the language model; each table has one row more than its codebook, the
+    last one standing for "end of audio"."""
+
+    width: int
+    codebook_sizes: tuple[int, ...]
+
+
+class AudioEmbed(nn.Module):
+    """Tables `embedding_0` .. of shape (codebook_size + 1, width)."""
+
+    config: AudioEmbedConfig
+    dtype: layers.Dtype = jnp.float32
+    param_dtype: layers.Dtype = jnp.float32
+
+    def setup(self):
+        init = nn.initializers.normal(0.02)
+        self.tables = [
+            self.param(f"embedding_{q}", init, (size + 1, self.config.width), self.param_dtype)
+            for q, size in enumerate(self.config.codebook_sizes)
+        ]
+
+    def code(self, q: int, codes: jax.Array) -> jax.Array:
+        """Rows of table `q`: codes (...) to (..., D)."""
+        return self.tables[q][codes].astype(self.dtype)
+
+    def depths(self, codes_XQ: jax.Array) -> jax.Array:
+        """Rows of all tables: (..., Q) to (..., Q, D)."""
+        rows = [self.code(q, codes_XQ[..., q]) for q in range(len(self.tables))]
+        return jnp.stack(rows, axis=-2)
+
+    def __call__(self, codes_XQ: jax.Array) -> jax.Array:
+        """Frame embeddings: the sum over codebooks, (..., Q) to (..., D)."""
+        return sum(self.code(q, codes_XQ[..., q]) for q in range(len(self.tables)))

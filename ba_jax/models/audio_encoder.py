@@ -1,0 +1,85 @@
+"""Audio encoder: log-mel at 100 Hz to features at 50 Hz, Whisper-large's encoder (paper 3.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ba_jax.audio.lengths import encoder_length
+from ba_jax.models import layers
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioEncoderConfig:
+    """Sizes of the encoder.
+
+    Attributes:
+      mel_bins: bins of the log-mel (128; 80 for Whisper before large-v3).
+      width, layers, heads, ffn_width: of the transformer.
+      max_positions: rows of the position table, frames at 50 Hz (1500 = 30 s).
+    """
+
+    mel_bins: int
+    width: int
+    layers: int
+    heads: int
+    ffn_width: int
+    max_positions: int = 1500
+
+
+class AudioEncoder(nn.Module):
+    """conv k3, GELU, conv k3 stride 2, GELU, + sinusoids, pre-norm transformer, LayerNorm."""
+
+    config: AudioEncoderConfig
+    dtype: layers.Dtype = jnp.float32
+    param_dtype: layers.Dtype = jnp.float32
+    remat: str = "none"
+    scan: bool = True
+
+    @nn.compact
+    def __call__(
+        self, mel_BTM: jax.Array, lengths_B: jax.Array, extent_B: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Encodes a padded batch.
+
+        Args:
+          mel_BTM: log-mel, T frames of 10 ms.
+          lengths_B: valid frames.
+          extent_B: see `layers`; frames the second convolution may see.
+
+        Returns:
+          (features_BTD with ceil(T / 2) frames of 20 ms, zeros past the length; their lengths_B).
+
+        Raises:
+          ValueError: if T exceeds 2 * max_positions, or the bins are not the config's.
+        """
+        c = self.config
+        if mel_BTM.shape[-1] != c.mel_bins:
+            raise ValueError(f"mel has shape {mel_BTM.shape}, expected {c.mel_bins} bins last")
+        extent_B = lengths_B if extent_B is None else extent_B
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        positions = layers.stored_sinusoids(self, c.max_positions, c.width)
+        x = layers.zero_past(mel_BTM, lengths_B).astype(self.dtype)
+        x = layers.gelu(layers.conv("conv1", c.width, 3, padding=(1, 1), **dtypes)(x))
+        # Past the length this is gelu of the bias and of the last frame's tail, up to the edge.
+        x = layers.zero_past(x, extent_B)
+        x = layers.gelu(layers.conv("conv2", c.width, 3, stride=2, padding=(1, 1), **dtypes)(x))
+        x = layers.add_positions(x, positions)
+        out_lengths_B = encoder_length(lengths_B)
+        x = layers.zero_past(x, out_lengths_B)
+        x = layers.transformer(
+            x,
+            out_lengths_B,
+            layers=c.layers,
+            heads=c.heads,
+            ffn_width=c.ffn_width,
+            causal=False,
+            remat=self.remat,
+            scan=self.scan,
+            **dtypes,
+        )
+        x = layers.layer_norm("norm", **dtypes)(x)
+        return layers.zero_past(x, out_lengths_B), out_lengths_B

@@ -1,0 +1,173 @@
+"""Audio head: a depth transformer that predicts the 8 codes of a frame one after the other (3.3).
+
+Depth 0 reads the language model's hidden state, depth i the sum of the embeddings of codes
+0..i-1. Attention is causal over the depth and every depth has its own feed-forward weights. They
+are separate parameters, each laid out (in, out): a frame reads each exactly once, in place.
+
+Two properties of the released model that look like slips and are not: the residual around the
+feed-forward starts from the normalised input, and the biases of the feed-forward layers exist in
+the checkpoint but are never added. They are kept in the collection `buffers`, for export.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ba_jax.models import layers
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioHeadConfig:
+    """Sizes of the head.
+
+    Attributes:
+      width: of the language model.
+      layers: depth-transformer layers.
+      codebook_sizes: classes a depth, less the extra class "end of audio".
+      head_dim: attention heads are width / head_dim.
+    """
+
+    width: int
+    layers: int
+    codebook_sizes: tuple[int, ...]
+    head_dim: int = 128
+
+    def __post_init__(self):
+        if self.width % self.head_dim:
+            raise ValueError(
+                f"audio_head: width {self.width} is not a multiple of head_dim {self.head_dim}"
+            )
+
+    @property
+    def depth(self) -> int:
+        """Codes a frame."""
+        return len(self.codebook_sizes)
+
+
+class AudioHeadLayer(nn.Module):
+    """One layer, for all depths of a frame at once or for one depth after the other."""
+
+    config: AudioHeadConfig
+    dtype: layers.Dtype = jnp.float32
+    param_dtype: layers.Dtype = jnp.float32
+
+    def setup(self):
+        c = self.config
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.attention_norm = layers.rms_norm(None, 1e-6, **dtypes)
+        self.query = nn.Dense(c.width, **dtypes)
+        self.key = nn.Dense(c.width, **dtypes)
+        self.value = nn.Dense(c.width, **dtypes)
+        self.out = nn.Dense(c.width, **dtypes)
+        self.ffn_norm = layers.rms_norm(None, 1e-6, **dtypes)
+        wide, narrow = 2 * c.width, c.width
+        self.ffn_in = [nn.Dense(wide, use_bias=False, **dtypes) for _ in range(c.depth)]
+        self.ffn_out = [nn.Dense(narrow, use_bias=False, **dtypes) for _ in range(c.depth)]
+        self.variable("buffers", "ffn_in_bias", jnp.zeros, (wide,), self.param_dtype)
+        self.variable("buffers", "ffn_out_bias", jnp.zeros, (narrow,), self.param_dtype)
+
+    def _project(self, x_XQD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        y = self.attention_norm(x_XQD)
+        shape = (*x_XQD.shape[:2], -1, self.config.head_dim)
+        return self.query(y).reshape(shape), self.key(y).reshape(shape), self.value(y).reshape(shape)
+
+    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+        mask = jnp.broadcast_to(mask[None, None], (q.shape[0], 1, *mask.shape))
+        y = layers.attention(q, k, v, mask)
+        return self.out(y.reshape(*q.shape[:2], self.config.width))
+
+    def _ffn(self, depth: int, r_XD: jax.Array) -> jax.Array:
+        return r_XD + self.ffn_out[depth](layers.gelu(self.ffn_in[depth](r_XD)))
+
+    def __call__(self, x_XQD: jax.Array) -> jax.Array:
+        """All given depths of a frame: (X, Q', D) to (X, Q', D), causal over Q'."""
+        depths = x_XQD.shape[1]
+        causal = jnp.tril(jnp.ones((depths, depths), bool))
+        r = self.ffn_norm(x_XQD + self._attend(*self._project(x_XQD), causal))
+        return jnp.stack([self._ffn(i, r[:, i]) for i in range(depths)], axis=1)
+
+    def step(
+        self, x_XD: jax.Array, cache: tuple[tuple[jax.Array, jax.Array], ...]
+    ) -> tuple[jax.Array, tuple[tuple[jax.Array, jax.Array], ...]]:
+        """One depth, the number of cached (key, value) pairs before it; returns the grown cache."""
+        depth = len(cache)
+        q, k, v = self._project(x_XD[:, None])
+        cache = (*cache, (k, v))
+        keys, values = (jnp.concatenate(a, axis=1) for a in zip(*cache, strict=True))
+        y = self._attend(q, keys, values, jnp.ones((1, depth + 1), bool))
+        r = self.ffn_norm(x_XD[:, None] + y)[:, 0]
+        return self._ffn(depth, r), cache
+
+
+class AudioHead(nn.Module):
+    """The depth transformer and one classifier a depth."""
+
+    config: AudioHeadConfig
+    dtype: layers.Dtype = jnp.float32
+    param_dtype: layers.Dtype = jnp.float32
+    remat: str = "none"
+
+    def setup(self):
+        c = self.config
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        layer = AudioHeadLayer
+        if self.remat != "none":
+            policy = layers.REMAT_POLICIES[self.remat]
+            layer = nn.remat(layer, policy=policy, methods=["__call__"])
+        self.layers = [layer(c, **dtypes) for _ in range(c.layers)]
+        self.norm = layers.rms_norm(None, 1e-6, **dtypes)
+        self.classifiers = [nn.Dense(size + 1, **dtypes) for size in c.codebook_sizes]
+
+    def __call__(self, hidden_XD: jax.Array, embeddings_XQD: jax.Array) -> list[jax.Array]:
+        """Teacher-forced logits of all depths in one pass.
+
+        Args:
+          hidden_XD: the language model's normed hidden state at X positions.
+          embeddings_XQD: embeddings of the true codes; those of the first `depth - 1` are read.
+
+        Returns:
+          `depth` arrays of logits (X, codebook_size + 1), float32.
+        """
+        before = jnp.cumsum(embeddings_XQD[:, : self.config.depth - 1], axis=1)
+        x = jnp.concatenate([hidden_XD[:, None], before.astype(hidden_XD.dtype)], axis=1)
+        x = x.astype(self.dtype)
+        for layer in self.layers:
+            x = layer(x)
+        x = self.norm(x)
+        return [
+            classify(x[:, i]).astype(jnp.float32) for i, classify in enumerate(self.classifiers)
+        ]
+
+    def generate(
+        self,
+        hidden_XD: jax.Array,
+        embed: Callable[[int, jax.Array], jax.Array],
+        choose: Callable[[int, jax.Array], jax.Array],
+    ) -> jax.Array:
+        """Codes of one frame, with a cache over the depth: `depth` evaluations in all.
+
+        Args:
+          hidden_XD: the language model's normed hidden state.
+          embed: (codebook, codes_X) to embeddings (X, D), see `AudioEmbed.code`.
+          choose: (codebook, logits (X, codebook_size + 1) float32) to codes_X.
+
+        Returns:
+          codes_XQ, int32.
+        """
+        x = hidden_XD.astype(self.dtype)
+        total = jnp.zeros_like(x)
+        caches: list[tuple] = [() for _ in self.layers]
+        codes = []
+        for depth, classify in enumerate(self.classifiers):
+            for i, layer in enumerate(self.layers):
+                x, caches[i] = layer.step(x, caches[i])
+            codes.append(choose(depth, classify(self.norm(x)).astype(jnp.float32)))
+            if depth + 1 < self.config.depth:
+                total = total + embed(depth, codes[-1]).astype(self.dtype)
+                x = total
+        return jnp.stack(codes, axis=-1).astype(jnp.int32)

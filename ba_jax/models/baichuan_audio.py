@@ -1,0 +1,240 @@
+"""The assembly: Baichuan-Audio's components under one variable tree, and what joins them.
+
+Each component is optional; a model holds those whose config is given. Its variables are
+`{"params": {component: ...}, "codebook": {"vq_bridge": ...}, "buffers": {component: ...}}`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ba_jax.models import flow_matching, layers
+from ba_jax.models.audio_decoder import AudioDecoder, AudioDecoderConfig, AudioDecoderOutput
+from ba_jax.models.audio_embed import AudioEmbed, AudioEmbedConfig
+from ba_jax.models.audio_encoder import AudioEncoder, AudioEncoderConfig
+from ba_jax.models.audio_head import AudioHead, AudioHeadConfig
+from ba_jax.models.flow_matching import FlowMatchingConfig
+from ba_jax.models.flow_prenet import FlowPrenet, FlowPrenetConfig
+from ba_jax.models.flow_unet import FlowUNet, FlowUNetConfig
+from ba_jax.models.llm import LLM, KVCache, LLMConfig
+from ba_jax.models.vocoder import Vocoder, VocoderConfig
+from ba_jax.models.vq_bridge import VQBridge, VQBridgeConfig
+from ba_jax.vocab import AudioTokens
+
+
+@dataclasses.dataclass(frozen=True)
+class BaichuanAudioConfig:
+    """Configs of the components; None leaves a component out."""
+
+    audio_encoder: AudioEncoderConfig | None = None
+    vq_bridge: VQBridgeConfig | None = None
+    audio_decoder: AudioDecoderConfig | None = None
+    flow_prenet: FlowPrenetConfig | None = None
+    flow_unet: FlowUNetConfig | None = None
+    vocoder: VocoderConfig | None = None
+    llm: LLMConfig | None = None
+    audio_embed: AudioEmbedConfig | None = None
+    audio_head: AudioHeadConfig | None = None
+    flow_matching: FlowMatchingConfig = FlowMatchingConfig()
+    tokens: AudioTokens = AudioTokens()
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Names of the components present, in the order of COMPONENTS."""
+        return tuple(name for name in COMPONENTS if getattr(self, name) is not None)
+
+    def only(self, *components: str) -> BaichuanAudioConfig:
+        """This config with all other components left out."""
+        return dataclasses.replace(
+            self, **{name: None for name in COMPONENTS if name not in components}
+        )
+
+
+COMPONENTS = (
+    "audio_encoder",
+    "vq_bridge",
+    "audio_decoder",
+    "flow_prenet",
+    "flow_unet",
+    "vocoder",
+    "llm",
+    "audio_embed",
+    "audio_head",
+)
+
+
+class BaichuanAudio(nn.Module):
+    """All components; call its methods through `apply(variables, ..., method=...)`.
+
+    Attributes:
+      config: which components, of what sizes.
+      dtype: compute type, float32 or bfloat16.
+      param_dtype: type parameters are initialised in.
+      remat: policy of the scanned transformers, see `layers.REMAT_POLICIES`.
+      scan: scan over layers instead of unrolling them.
+    """
+
+    config: BaichuanAudioConfig
+    dtype: layers.Dtype = jnp.float32
+    param_dtype: layers.Dtype = jnp.float32
+    remat: str = "none"
+    scan: bool = True
+
+    def setup(self):
+        c = self.config
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        deep = {**dtypes, "remat": self.remat, "scan": self.scan}
+        if c.audio_encoder:
+            self.audio_encoder = AudioEncoder(c.audio_encoder, **deep)
+        if c.vq_bridge:
+            self.vq_bridge = VQBridge(c.vq_bridge, **dtypes)
+        if c.audio_decoder:
+            self.audio_decoder = AudioDecoder(c.audio_decoder, **deep)
+        if c.flow_prenet:
+            self.flow_prenet = FlowPrenet(c.flow_prenet, **deep)
+        if c.flow_unet:
+            self.flow_unet = FlowUNet(c.flow_unet, **deep)
+        if c.vocoder:
+            self.vocoder = Vocoder(c.vocoder, **dtypes)
+        if c.llm:
+            self.llm = LLM(c.llm, **deep)
+        if c.audio_embed:
+            self.audio_embed = AudioEmbed(c.audio_embed, **dtypes)
+        if c.audio_head:
+            self.audio_head = AudioHead(c.audio_head, **dtypes, remat=self.remat)
+
+    # Audio to codes and back
+
+    def encode(
+        self, mel_BTM: jax.Array, lengths_B: jax.Array, extent_B: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Log-mel to codes_BNQ at 12.5 Hz and their lengths_B."""
+        x, lengths_B = self.audio_encoder(mel_BTM, lengths_B, extent_B)
+        z, lengths_B = self.vq_bridge.features(x, lengths_B)
+        return self.vq_bridge.quantize(z, lengths_B).codes_BNQ, lengths_B
+
+    def decode(
+        self, codes_BNQ: jax.Array, lengths_B: jax.Array, extent_B: jax.Array | None = None
+    ) -> AudioDecoderOutput:
+        """Codes to 50 Hz features and mels; `extent_B` as in `layers`."""
+        z = self.vq_bridge.dequantize(codes_BNQ, lengths_B)
+        return self.audio_decoder(self.vq_bridge.project(z), lengths_B, extent_B)
+
+    def flow_decode(
+        self,
+        hidden_BTD: jax.Array,
+        lengths_B: jax.Array,
+        noise_BTM: jax.Array,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """50 Hz features to the vocoder's mel_BTM and its lengths_B, by guided Euler steps.
+
+        `noise_BTM` is `flow_matching.draw_noise`'s; steps and guidance default to the config's.
+        """
+        flow = self.config.flow_matching
+        mu, lengths_B = self.flow_prenet(hidden_BTD, lengths_B)
+        mel = flow_matching.sample(
+            self.flow_unet,
+            mu,
+            lengths_B,
+            noise_BTM,
+            steps=flow.steps if steps is None else steps,
+            guidance=flow.guidance if guidance is None else guidance,
+            schedule=flow.schedule,
+        )
+        return mel, lengths_B
+
+    # Text and audio through the language model
+
+    def embed(self, ids_BL: jax.Array, codes_BLQ: jax.Array | None, real_BL: jax.Array):
+        """Input embeddings (B, L, D): audio where the id is `audio_pad`, text elsewhere.
+
+        Args:
+          ids_BL: token ids, anything where `real_BL` is false.
+          codes_BLQ: codes at the audio positions, anything elsewhere; None for text alone.
+          real_BL: true at tokens that are not padding.
+        """
+        ids_BL = jnp.where(real_BL, ids_BL, 0)
+        text = self.llm.embed(ids_BL)
+        if codes_BLQ is None:
+            return text
+        is_audio = (ids_BL == self.config.tokens.audio_pad)[:, :, None]
+        audio = self.audio_embed(jnp.where(is_audio, codes_BLQ, 0))
+        return jnp.where(is_audio, audio, text)
+
+    def hidden(
+        self,
+        ids_BL: jax.Array,
+        codes_BLQ: jax.Array | None = None,
+        positions_BL: jax.Array | None = None,
+        segments_BL: jax.Array | None = None,
+        cache: KVCache | None = None,
+        *,
+        fresh: bool = False,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Normed hidden states of the language model; arguments as in `LLM` and `embed`."""
+        if segments_BL is None:
+            segments_BL = jnp.ones(ids_BL.shape, jnp.int32)
+        x = self.embed(ids_BL, codes_BLQ, segments_BL > 0)
+        return self.llm(x, positions_BL, segments_BL, cache, fresh=fresh)
+
+    def text_logits(self, hidden_XD: jax.Array) -> jax.Array:
+        """Logits (..., V) over the text vocabulary, float32."""
+        return self.llm.logits(hidden_XD)
+
+    def audio_logits(self, hidden_XD: jax.Array, codes_XQ: jax.Array) -> list[jax.Array]:
+        """Teacher-forced logits of every codebook at X positions that predict a frame."""
+        return self.audio_head(hidden_XD, self.audio_embed.depths(codes_XQ))
+
+    def generate_frame(
+        self, hidden_XD: jax.Array, choose: Callable[[int, jax.Array], jax.Array]
+    ) -> jax.Array:
+        """Codes (X, Q) of the next frame; `choose` as in `AudioHead.generate`."""
+        return self.audio_head.generate(hidden_XD, self.audio_embed.code, choose)
+
+    def initialize(self) -> None:
+        """Touches every parameter once, on inputs of the smallest legal size."""
+        c = self.config
+        one_B = jnp.ones((1,), jnp.int32)
+        if c.audio_encoder:
+            self.audio_encoder(jnp.zeros((1, 8, c.audio_encoder.mel_bins)), 8 * one_B)
+        if c.vq_bridge:
+            self.vq_bridge(jnp.zeros((1, c.vq_bridge.pooling, c.vq_bridge.width)), 4 * one_B)
+        if c.audio_decoder:
+            self.audio_decoder(jnp.zeros((1, 2, c.audio_decoder.width)), 2 * one_B)
+        if c.flow_prenet:
+            self.flow_prenet(jnp.zeros((1, 2, c.flow_prenet.in_width)), 2 * one_B)
+        if c.flow_unet:
+            mel = jnp.zeros((1, 2, c.flow_unet.mel_bins))
+            self.flow_unet(mel, mel, jnp.zeros((1,)), 2 * one_B)
+        if c.vocoder:
+            self.vocoder(jnp.zeros((1, 2, c.vocoder.mel_bins)), 2 * one_B, jax.random.key(0))
+        if c.llm:
+            hidden, _ = self.llm(jnp.zeros((1, 1, c.llm.width)))
+            self.llm.logits(self.llm.embed(jnp.zeros((1, 1), jnp.int32)) + hidden)
+        if c.audio_embed:
+            self.audio_embed(jnp.zeros((1, len(c.audio_embed.codebook_sizes)), jnp.int32))
+        if c.audio_head:
+            h = c.audio_head
+            self.audio_head(jnp.zeros((1, h.width)), jnp.zeros((1, h.depth, h.width)))
+
+
+def init_variables(
+    config: BaichuanAudioConfig, key: jax.Array, param_dtype: layers.Dtype = jnp.float32
+) -> dict[str, Any]:
+    """Randomly initialised variables of all components."""
+    model = BaichuanAudio(config, param_dtype=param_dtype)
+    return model.init({"params": key}, method="initialize")
+
+
+def variable_shapes(config: BaichuanAudioConfig) -> dict[str, Any]:
+    """Shapes and types of all variables as ShapeDtypeStructs; allocates nothing."""
+    return jax.eval_shape(lambda key: init_variables(config, key), jax.random.key(0))

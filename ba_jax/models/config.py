@@ -1,0 +1,80 @@
+"""Model configs as plain nested mappings and back, strictly: unknown and missing keys are errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A model config with an unknown, missing or ill-typed key."""
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], path: str = "model") -> T:
+    """Builds a frozen dataclass, and those nested in it, from a mapping (a ConfigDict, JSON).
+
+    Raises:
+      ConfigError: naming the key, for one that is unknown, missing, or of the wrong type.
+    """
+    if not isinstance(values, Mapping) and not hasattr(values, "items"):
+        raise ConfigError(f"{path}: expected a mapping, got {values!r}")
+    values = dict(values.items())
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ConfigError(f"{path}: unknown keys {unknown}; expected some of {sorted(fields)}")
+    required = {
+        name
+        for name, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    missing = sorted(required - set(values))
+    if missing:
+        raise ConfigError(f"{path}: missing keys {missing}")
+    hints = typing.get_type_hints(cls)
+    return cls(**{k: _convert(hints[k], v, f"{path}.{k}") for k, v in values.items()})
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """The inverse of `from_mapping`: nested dicts, lists and scalars, ready for JSON."""
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):  # Optional
+        if value is None:
+            return None
+        (inner,) = [a for a in args if a is not type(None)]
+        return _convert(inner, value, path)
+    if dataclasses.is_dataclass(hint):
+        return from_mapping(hint, value, path)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{path} = {value!r}: expected a sequence")
+        if len(args) == 2 and args[1] is Ellipsis:
+            args = (args[0],) * len(value)
+        if len(args) != len(value):
+            raise ConfigError(f"{path} = {value!r}: expected {len(args)} values")
+        return tuple(
+            _convert(a, v, f"{path}[{i}]")
+            for i, (a, v) in enumerate(zip(args, value, strict=True))
+        )
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{path} = {value!r}: expected {hint.__name__}")
+    return value

@@ -1,0 +1,80 @@
+"""Flow prenet: 50 Hz decoder features to mu, the condition and prior of the flow decoder (3.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ba_jax.models import layers
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowPrenetConfig:
+    """Sizes of the prenet.
+
+    Attributes:
+      in_width: of the audio decoder's features.
+      width, layers, heads, ffn_width: of the causal transformer.
+      mel_bins: of mu.
+      length_ratio: mel frames an input frame (1: both run at 50 Hz).
+      max_positions: rows of the stored position table, which the reference never adds.
+    """
+
+    in_width: int
+    width: int
+    layers: int
+    heads: int
+    ffn_width: int
+    mel_bins: int
+    length_ratio: float = 1.0
+    max_positions: int = 5000
+
+
+class FlowPrenet(nn.Module):
+    """MLP, causal pre-norm transformer with RMSNorm, linear to mel bins."""
+
+    config: FlowPrenetConfig
+    dtype: layers.Dtype = jnp.float32
+    param_dtype: layers.Dtype = jnp.float32
+    remat: str = "none"
+    scan: bool = True
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: jax.Array, lengths_B: jax.Array, extent_B: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """(mu_BTM, lengths_B) of a padded batch; `extent_B` matters for a length_ratio besides 1."""
+        c = self.config
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        layers.stored_sinusoids(self, c.max_positions, c.width)  # the reference never adds them
+        x = layers.zero_past(x_BTD, lengths_B).astype(self.dtype)
+        if c.length_ratio != 1.0:
+            extent_B = lengths_B if extent_B is None else extent_B
+
+            def scaled(n):
+                return jnp.floor(n.astype(jnp.float32) * c.length_ratio).astype(jnp.int32)
+
+            size = int(x.shape[1] * c.length_ratio)
+            x = layers.nearest_resize(x, extent_B, scaled(extent_B), size)
+            lengths_B = scaled(lengths_B)
+        x = nn.Dense(4 * c.width, name="mlp_in", **dtypes)(x)
+        x = nn.Dense(c.width, name="mlp_out", **dtypes)(jax.nn.silu(x))
+        x = layers.zero_past(x, lengths_B)
+        x = layers.transformer(
+            x,
+            lengths_B,
+            layers=c.layers,
+            heads=c.heads,
+            ffn_width=c.ffn_width,
+            causal=True,
+            norm="rms",
+            remat=self.remat,
+            scan=self.scan,
+            **dtypes,
+        )
+        x = layers.rms_norm("norm", 1e-6, **dtypes)(layers.zero_past(x, lengths_B))
+        mu = nn.Dense(c.mel_bins, use_bias=False, name="out", **dtypes)(x)
+        return layers.zero_past(mu, lengths_B), lengths_B

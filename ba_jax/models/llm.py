@@ -1,0 +1,245 @@
+"""The language model: Qwen2.5's decoder (paper 3.3).
+
+RMSNorm, grouped-query attention with RoPE (rotate-half, float32) and biased q/k/v, SwiGLU. Layers
+are scanned; q, k and v are separate parameters (the release packs them, see the conversion
+table), so that each can be sharded over its heads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ba_jax.models import layers
+
+
+@dataclasses.dataclass(frozen=True)
+class LLMConfig:
+    """Sizes of the language model.
+
+    Attributes:
+      vocab_size, width, layers, ffn_width: as usual.
+      heads, kv_heads, head_dim: kv_heads divides heads; heads * head_dim need not be width.
+      rope_theta: base of the rotary frequencies.
+      norm_epsilon: of all RMSNorms.
+      qkv_bias: q, k and v carry a bias.
+      tied_embeddings: the output layer is the embedding (small Qwen2.5 models).
+    """
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_width: int
+    rope_theta: float = 1e6
+    norm_epsilon: float = 1e-6
+    qkv_bias: bool = True
+    tied_embeddings: bool = False
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"llm: kv_heads = {self.kv_heads} does not divide heads = {self.heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"llm: head_dim = {self.head_dim} is odd; RoPE rotates pairs")
+
+
+class KVCache(NamedTuple):
+    """Keys and values of all layers, of fixed capacity; each row fills from slot 0.
+
+    Attributes:
+      k_EBPKD, v_EBPKD: (layers, batch, capacity, kv heads, head_dim); slots at or past a row's
+        length hold whatever was there and are never read.
+      lengths_B: filled slots of each row, int32.
+    """
+
+    k_EBPKD: jax.Array
+    v_EBPKD: jax.Array
+    lengths_B: jax.Array
+
+    @property
+    def capacity(self) -> int:
+        """Slots a row."""
+        return self.k_EBPKD.shape[2]
+
+
+def init_cache(config: LLMConfig, batch: int, capacity: int, dtype: layers.Dtype) -> KVCache:
+    """An empty cache."""
+    shape = (config.layers, batch, capacity, config.kv_heads, config.head_dim)
+    zeros = jnp.zeros(shape, dtype)
+    return KVCache(zeros, zeros, jnp.zeros((batch,), jnp.int32))
+
+
+def rope_table(
+    positions_BL: jax.Array, head_dim: int, theta: float
+) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines (B, L, head_dim / 2), float32."""
+    inverse = 1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+    angle = positions_BL.astype(jnp.float32)[:, :, None] * inverse.astype(np.float32)[None, None]
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def apply_rope(x_BLHD: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates the two halves of each head against each other, in float32."""
+    cos, sin = (t[:, :, None, :] for t in table)
+    first, second = jnp.split(x_BLHD.astype(jnp.float32), 2, axis=-1)
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(rotated, axis=-1).astype(x_BLHD.dtype)
+
+
+def packed_mask(segments_BL: jax.Array) -> jax.Array:
+    """(B, 1, L, L): causal, and within a segment; segment 0 is padding and sees nothing."""
+    length = segments_BL.shape[1]
+    same = segments_BL[:, :, None] == segments_BL[:, None, :]
+    real = (segments_BL > 0)[:, None, :]
+    return (same & real & jnp.tril(jnp.ones((length, length), bool))[None])[:, None]
+
+
+class LLMLayer(nn.Module):
+    """One decoder layer; with a cache, it reads and writes its slice of the carried arrays.
+
+    `masks` has one entry, and its key says what the queries see: "chunk", the keys computed here,
+    or "cache", the whole capacity. A key, because it must be static inside the scan.
+    """
+
+    config: LLMConfig
+    dtype: layers.Dtype = jnp.float32
+    param_dtype: layers.Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, carry, index, rope, masks, slots_BL):
+        c = self.config
+        x_BLD, cache = carry
+        batch, length, _ = x_BLD.shape
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+        def dense(name: str, features: int, use_bias: bool = False) -> nn.Dense:
+            return nn.Dense(features, use_bias=use_bias, name=name, **dtypes)
+
+        def project(name: str, y: jax.Array, heads: int) -> jax.Array:
+            y = dense(name, heads * c.head_dim, c.qkv_bias)(y)
+            return y.reshape(batch, length, heads, c.head_dim)
+
+        y = layers.rms_norm("attention_norm", c.norm_epsilon, **dtypes)(x_BLD)
+        q = apply_rope(project("query", y, c.heads), rope)
+        k = apply_rope(project("key", y, c.kv_heads), rope)
+        v = project("value", y, c.kv_heads)
+        if cache is not None:
+            row = jnp.arange(batch)[:, None]
+            # Slots at the capacity (padding, or an overfull row) are dropped, not clamped.
+            cache = tuple(
+                stored.at[index, row, slots_BL].set(new.astype(stored.dtype), mode="drop")
+                for stored, new in zip(cache, (k, v), strict=True)
+            )
+            if "cache" in masks:
+                k, v = (jax.lax.dynamic_index_in_dim(a, index, keepdims=False) for a in cache)
+                k, v = k.astype(self.dtype), v.astype(self.dtype)
+        (mask_B1LP,) = masks.values()
+        y = layers.attention(q, k, v, mask_B1LP).reshape(batch, length, c.heads * c.head_dim)
+        x_BLD = x_BLD + dense("out", c.width)(y)
+        y = layers.rms_norm("ffn_norm", c.norm_epsilon, **dtypes)(x_BLD)
+        y = jax.nn.silu(dense("gate", c.ffn_width)(y)) * dense("up", c.ffn_width)(y)
+        return (x_BLD + dense("down", c.width)(y), cache), None
+
+
+class LLM(nn.Module):
+    """Embedding, layers, final norm, output layer; each callable on its own."""
+
+    config: LLMConfig
+    dtype: layers.Dtype = jnp.float32
+    param_dtype: layers.Dtype = jnp.float32
+    remat: str = "none"
+    scan: bool = True
+
+    def setup(self):
+        c = self.config
+        shape = (c.vocab_size, c.width)
+        init = nn.initializers.normal(0.02)
+        self.embedding = self.param("embedding", init, shape, self.param_dtype)
+        if not c.tied_embeddings:
+            self.lm_head = self.param("lm_head", init, shape, self.param_dtype)
+        self.norm = layers.rms_norm(None, c.norm_epsilon, self.dtype, self.param_dtype)
+        stack = layers.stacked(
+            LLMLayer,
+            c.layers,
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            remat=self.remat,
+            scan=self.scan,
+        )
+        self.layers = stack(c, dtype=self.dtype, param_dtype=self.param_dtype)
+
+    def embed(self, ids_BL: jax.Array) -> jax.Array:
+        """Token embeddings (B, L, D). Ids must be in range: check them on the host."""
+        return self.embedding[ids_BL].astype(self.dtype)
+
+    def logits(self, hidden_XD: jax.Array) -> jax.Array:
+        """Text logits (..., V), float32, from normed hidden states."""
+        table = self.embedding if self.config.tied_embeddings else self.lm_head
+        return jnp.einsum(
+            "...d,vd->...v",
+            hidden_XD.astype(self.dtype),
+            table.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+    def __call__(
+        self,
+        x_BLD: jax.Array,
+        positions_BL: jax.Array | None = None,
+        segments_BL: jax.Array | None = None,
+        cache: KVCache | None = None,
+        *,
+        fresh: bool = False,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Runs the layers and the final norm.
+
+        Args:
+          x_BLD: input embeddings.
+          positions_BL: RoPE positions; default the index among the row's real tokens, from the
+            cache's length on.
+          segments_BL: 0 for padding (anywhere in the row), else the example's number; default all
+            1. With a cache all real tokens of a row belong to one example.
+          cache: keys and values so far; the real tokens are appended to each row.
+          fresh: the cache is known to be empty (prefill): attention stays within this chunk
+            instead of running over the whole capacity. Static.
+
+        Returns:
+          (hidden_BLD after the final norm, 0 at padding; the grown cache or None). A row that
+          outgrows its capacity loses the tokens that do not fit: check lengths on the host.
+        """
+        c = self.config
+        batch, length, _ = x_BLD.shape
+        if segments_BL is None:
+            segments_BL = jnp.ones((batch, length), jnp.int32)
+        real_BL = segments_BL > 0
+        x = jnp.where(real_BL[:, :, None], x_BLD, 0).astype(self.dtype)
+        start_B = jnp.zeros((batch,), jnp.int32) if cache is None else cache.lengths_B
+        slots_BL = start_B[:, None] + jnp.cumsum(real_BL, axis=1, dtype=jnp.int32) - 1
+        positions_BL = slots_BL if positions_BL is None else positions_BL
+        positions_BL = jnp.where(real_BL, positions_BL, 0)
+        rope = rope_table(positions_BL, c.head_dim, c.rope_theta)
+        if cache is None or fresh:
+            masks = {"chunk": packed_mask(segments_BL)}
+        else:
+            seen = jnp.arange(cache.capacity)[None, None] <= slots_BL[:, :, None]
+            masks = {"cache": seen[:, None]}
+        stored = None
+        if cache is not None:
+            slots_BL = jnp.where(real_BL, slots_BL, cache.capacity)
+            stored = (cache.k_EBPKD, cache.v_EBPKD)
+        (x, stored), _ = self.layers((x, stored), jnp.arange(c.layers), rope, masks, slots_BL)
+        hidden = jnp.where(real_BL[:, :, None], self.norm(x), 0)
+        if cache is not None:
+            lengths_B = jnp.minimum(
+                start_B + jnp.sum(real_BL, axis=1, dtype=jnp.int32), cache.capacity
+            )
+            cache = KVCache(*stored, lengths_B)
+        return hidden, cache

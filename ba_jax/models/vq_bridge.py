@@ -1,0 +1,169 @@
+"""Bridge and residual vector quantiser: 50 Hz features to 8 codes at 12.5 Hz and back (paper 3.1).
+
+The codebooks and their EMA statistics live in the collection `codebook`, not among the
+parameters: they are not trained by gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ba_jax.audio.lengths import bridge_length
+from ba_jax.models import layers
+
+
+@dataclasses.dataclass(frozen=True)
+class VQBridgeConfig:
+    """Sizes of the bridge.
+
+    Attributes:
+      width: of the encoder's features and of the decoder's input.
+      pooling: encoder frames a code frame (4).
+      codebook_sizes: codes a codebook, first to last.
+    """
+
+    width: int
+    pooling: int
+    codebook_sizes: tuple[int, ...]
+
+    @property
+    def code_width(self) -> int:
+        """Width of the quantised features."""
+        return self.width * self.pooling
+
+
+class Quantized(NamedTuple):
+    """Result of residual quantisation.
+
+    Attributes:
+      z_BNE: sum of the chosen rows, float32, with straight-through gradients to the input.
+      codes_BNQ: int32, 0 past the length.
+      residuals_QBNE: what each codebook had to quantise (for EMA statistics), without gradient.
+    """
+
+    z_BNE: jax.Array
+    codes_BNQ: jax.Array
+    residuals_QBNE: jax.Array
+
+
+def nearest_code(x_BNE: jax.Array, table_VE: jax.Array) -> jax.Array:
+    """Index (B, N) of the row nearest to each vector in Euclidean distance, float32 throughout.
+
+    |x|^2 is the same for all rows and left out. Products at the highest precision: in bfloat16
+    passes, as TPUs multiply float32 by default, neighbouring rows would be confused.
+    """
+    product = jnp.einsum("bne,ve->bnv", x_BNE, table_VE, precision=jax.lax.Precision.HIGHEST)
+    half_norm_V = 0.5 * jnp.sum(table_VE**2, axis=-1)
+    return jnp.argmin(half_norm_V[None, None] - product, axis=-1).astype(jnp.int32)
+
+
+class PooledDense(nn.Module):
+    """Convolution with kernel = stride = pooling and no bias, as one product.
+
+    Its windows do not overlap: each output frame is a product with `pooling` input frames laid
+    side by side, (B, N, pooling * D) to (B, N, E). Kernel (pooling, D, E).
+    """
+
+    features: int
+    pooling: int
+    dtype: layers.Dtype = jnp.float32
+    param_dtype: layers.Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BNE: jax.Array) -> jax.Array:
+        width = x_BNE.shape[-1] // self.pooling
+        shape = (self.pooling, width, self.features)
+        init = nn.initializers.lecun_normal()
+        kernel = self.param("kernel", init, shape, self.param_dtype).astype(self.dtype)
+        return x_BNE @ kernel.reshape(-1, self.features)
+
+
+class VQBridge(nn.Module):
+    """Pooling bridge, RVQ, and the projection that feeds the audio decoder."""
+
+    config: VQBridgeConfig
+    dtype: layers.Dtype = jnp.float32
+    param_dtype: layers.Dtype = jnp.float32
+
+    def setup(self):
+        c = self.config
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        wide = c.code_width
+        self.gate = PooledDense(wide, c.pooling, **dtypes)
+        self.up = PooledDense(wide, c.pooling, **dtypes)
+        self.down = nn.Dense(wide, use_bias=False, **dtypes)
+        self.norm = layers.layer_norm(None, **dtypes)
+        self.decoder_proj = nn.Dense(c.width, **dtypes)
+
+        def codebook(q: int, size: int) -> nn.module.Variable:
+            def init() -> jax.Array:
+                key = self.make_rng("params")
+                return nn.initializers.he_uniform()(key, (size, wide), jnp.float32)
+
+            embed = self.variable("codebook", f"embed_{q}", init)
+            self.variable("codebook", f"embed_avg_{q}", lambda: embed.value)
+            self.variable("codebook", f"cluster_size_{q}", jnp.ones, (size,), jnp.float32)
+            return embed
+
+        self.embeds = [codebook(q, size) for q, size in enumerate(c.codebook_sizes)]
+
+    def features(self, x_BTD: jax.Array, lengths_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Pools encoder features.
+
+        Args:
+          x_BTD: encoder output; zeros are read past the length, as the reference pads.
+          lengths_B: valid encoder frames.
+
+        Returns:
+          (z_BNE before quantisation with N = ceil(T / pooling); bridge lengths_B, which drop a
+          last incomplete group). Groups past the bridge length are 0.
+        """
+        c = self.config
+        x = layers.zero_past(x_BTD, lengths_B).astype(self.dtype)
+        batch, frames, _ = x.shape
+        x = jnp.pad(x, ((0, 0), (0, -frames % c.pooling), (0, 0)))
+        x = x.reshape(batch, -1, c.code_width)
+        z = self.norm(self.down(jax.nn.silu(self.gate(x)) * self.up(x)) + x)
+        out_lengths_B = bridge_length(lengths_B, c.pooling)
+        return layers.zero_past(z, out_lengths_B), out_lengths_B
+
+    def quantize(self, z_BNE: jax.Array, lengths_B: jax.Array) -> Quantized:
+        """Residual quantisation, one codebook after the other."""
+        z = layers.zero_past(z_BNE, lengths_B).astype(jnp.float32)
+        residual = jax.lax.stop_gradient(z)
+        codes, residuals = [], []
+        for embed in self.embeds:
+            residuals.append(residual)
+            table = embed.value.astype(jnp.float32)
+            codes.append(nearest_code(residual, table))
+            residual = residual - table[codes[-1]]
+        valid = layers.length_mask(lengths_B, z.shape[1])[:, :, None]
+        quantized = jnp.where(valid, jax.lax.stop_gradient(z) - residual, 0)
+        z_BNE = z + jax.lax.stop_gradient(quantized - z)
+        codes_BNQ = jnp.where(valid, jnp.stack(codes, axis=-1), 0)
+        return Quantized(z_BNE, codes_BNQ, jnp.stack(residuals))
+
+    def dequantize(self, codes_BNQ: jax.Array, lengths_B: jax.Array) -> jax.Array:
+        """Sum of the codes' rows, z_BNE in float32, last codebook first; 0 past the length."""
+        valid = layers.length_mask(lengths_B, codes_BNQ.shape[1])[:, :, None]
+        codes_BNQ = jnp.where(valid, codes_BNQ, 0)
+        rows = [
+            embed.value.astype(jnp.float32)[codes_BNQ[..., q]]
+            for q, embed in reversed(list(enumerate(self.embeds)))
+        ]
+        return jnp.where(valid, sum(rows), 0)
+
+    def project(self, z_BNE: jax.Array) -> jax.Array:
+        """Quantised features to the audio decoder's input (B, N, D)."""
+        return self.decoder_proj(z_BNE.astype(self.dtype))
+
+    def __call__(self, x_BTD: jax.Array, lengths_B: jax.Array):
+        """(decoder input BND, Quantized, bridge lengths_B) in one pass, as training needs them."""
+        z_BNE, out_lengths_B = self.features(x_BTD, lengths_B)
+        quantized = self.quantize(z_BNE, out_lengths_B)
+        return self.project(quantized.z_BNE), quantized, out_lengths_B

@@ -1,0 +1,136 @@
+"""Weight-normalised convolutions (Salimans and Kingma 2016, arXiv 1602.07868).
+
+The kernel is kernel_g * kernel_v / |kernel_v|. Both factors stay parameters: checkpoints round-trip
+bit for bit and training works on the same quantities as in PyTorch. Channels come last.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Dtype = Any
+
+# A kernel_v of zeros then gives a kernel of zeros and finite gradients; any other is unaffected.
+_TINY = 1e-37
+
+
+def kernel_init(fan_in: float) -> nn.initializers.Initializer:
+    """Uniform in +-1/sqrt(fan_in), PyTorch's default for convolutions."""
+    bound = fan_in**-0.5
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def kernel_norm(kernel_v: jax.Array, axis: int) -> jax.Array:
+    """Euclidean norm over all axes but `axis`, kept as axes of size 1; float32."""
+    others = tuple(i for i in range(kernel_v.ndim) if i != axis % kernel_v.ndim)
+    squares = jnp.sum(jnp.square(kernel_v.astype(jnp.float32)), axis=others, keepdims=True)
+    return jnp.sqrt(jnp.maximum(squares, _TINY))
+
+
+def _kernel(
+    module: nn.Module, shape: tuple[int, ...], axis: int, fan_in: float, param_dtype: Dtype
+) -> jax.Array:
+    """Declares kernel_v and kernel_g (shape 1 everywhere but on `axis`), float32 kernel."""
+    kernel_v = module.param("kernel_v", kernel_init(fan_in), shape, param_dtype)
+    # At initialisation kernel_g is the norm, so that the kernel starts as kernel_v.
+    kernel_g = module.param(
+        "kernel_g", lambda _: kernel_norm(kernel_v, axis).astype(param_dtype)
+    )
+    scale = kernel_g.astype(jnp.float32) / kernel_norm(kernel_v, axis)
+    return kernel_v.astype(jnp.float32) * jnp.broadcast_to(scale, shape)
+
+
+class WeightNormConv(nn.Module):
+    """Convolution over 1 or 2 spatial axes, (B, T, C) or (B, H, W, C), normalised per output.
+
+    Parameters: kernel_v (K..., in, out), kernel_g (1..., 1, out), bias (out,).
+
+    Attributes:
+      features: output channels.
+      kernel_size, strides, dilation, padding: one number per spatial axis; `padding` zeros are
+        put on both sides.
+      precision: of the products (None: JAX's default for the device).
+    """
+
+    features: int
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
+    dilation: tuple[int, ...] | None = None
+    padding: tuple[int, ...] | None = None
+    precision: Any = None
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        spatial = len(self.kernel_size)
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        fan_in = 1
+        for size in shape[:-1]:
+            fan_in *= size
+        kernel = _kernel(self, shape, -1, fan_in, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        axes = "HW"[-spatial:]
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            window_strides=self.strides or (1,) * spatial,
+            padding=[(p, p) for p in self.padding or (0,) * spatial],
+            rhs_dilation=self.dilation,
+            dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
+            precision=self.precision,
+        )
+        return y + bias.astype(self.dtype).reshape((1,) * (spatial + 1) + (-1,))
+
+
+class WeightNormConvTranspose(nn.Module):
+    """Transposed 1-D convolution, (B, T, C) to (B, T * stride, features), normalised per INPUT.
+
+    PyTorch keeps the input channels of a transposed kernel first and normalises along its first
+    axis. Parameters: kernel_v (K, in, out), kernel_g (1, in, 1), bias (out,). Equals PyTorch's
+    ConvTranspose1d with padding (kernel_size - stride) / 2, which must be a whole number >= 0.
+
+    One matrix product gives all taps of each input frame; taps that fall on the same output frame
+    are then added in blocks of `stride`. On CPU this is as fast as a convolution over a zero-stuffed
+    input or faster, and accelerators need not multiply by the zeros.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BTC: jax.Array) -> jax.Array:
+        excess = self.kernel_size - self.stride
+        if excess < 0 or excess % 2:
+            raise ValueError(
+                f"transposed convolution: kernel_size {self.kernel_size}, stride {self.stride};"
+                " expected kernel_size - stride even and >= 0"
+            )
+        batch, frames, channels = x_BTC.shape
+        shape = (self.kernel_size, channels, self.features)
+        # Each output frame sums kernel_size / stride taps.
+        fan_in = channels * self.kernel_size / self.stride
+        kernel = _kernel(self, shape, 1, fan_in, self.param_dtype).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        reach = -(-self.kernel_size // self.stride)  # output blocks that one input frame touches
+        kernel = jnp.pad(kernel, ((0, reach * self.stride - self.kernel_size), (0, 0), (0, 0)))
+        taps = jnp.einsum("btc,kcd->btkd", x_BTC.astype(self.dtype), kernel)
+        taps = taps.reshape(batch, frames, reach, self.stride, self.features)
+        blocks = sum(
+            jnp.pad(taps[:, :, j], ((0, 0), (j, reach - 1 - j), (0, 0), (0, 0)))
+            for j in range(reach)
+        )
+        y = blocks.reshape(batch, -1, self.features)
+        y = jax.lax.slice_in_dim(y, excess // 2, excess // 2 + frames * self.stride, axis=1)
+        return y + bias.astype(self.dtype)[None, None]
