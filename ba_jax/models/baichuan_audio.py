@@ -7,6 +7,7 @@ Each component is optional; a model holds those whose config is given. Its varia
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -238,3 +239,13 @@ def init_variables(
 def variable_shapes(config: BaichuanAudioConfig) -> dict[str, Any]:
     """Shapes and types of all variables as ShapeDtypeStructs; allocates nothing."""
     return jax.eval_shape(lambda key: init_variables(config, key), jax.random.key(0))
+
+
+def parameter_counts(config: BaichuanAudioConfig) -> dict[str, int]:
+    """Values by component; codebooks and stored buffers as `collection/component`."""
+    counts = {}
+    for collection, components in variable_shapes(config).items():
+        for name, tree in components.items():
+            label = name if collection == "params" else f"{collection}/{name}"
+            counts[label] = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+    return counts

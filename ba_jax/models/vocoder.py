@@ -6,8 +6,8 @@ spectrum at every resolution and predicts a short-time spectrum, which an invers
 waveform. Baichuan-Audio (arXiv 2502.17239) uses the released CosyVoice 2 weights.
 
 Shapes: B batch, T mel frames, M mel bins, S samples (`config.frame_samples`, 480, a frame), C
-channels; H, here, is the fundamental and its harmonics (9), R is frames of the short-time spectrum.
-Each method takes lengths in mel frames, reads nothing past them and returns zeros past them: an item
+channels; here H is the fundamental and its harmonics (9), R frames of the short-time spectrum. Each
+method takes lengths in mel frames, reads nothing past them and returns zeros past them: an item
 gives in a padded batch what it gives alone.
 """
 
@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ba_jax.audio.stft import hann_window
 from ba_jax.models.layers import length_mask, zero_past
 from ba_jax.models.weight_norm import WeightNormConv, WeightNormConvTranspose, kernel_init
 
@@ -210,22 +211,16 @@ def _sine_of_cycles(cycles: jax.Array) -> jax.Array:
 
 
 def _sin_squared(x: jax.Array) -> jax.Array:
-    """sin(x)^2 within 1e-6, float32; several times faster than XLA's sine on CPU.
+    """sin(x)^2 within 1e-6 for |x| up to 1e4, float32; several times faster than XLA's sine on CPU.
 
-    The period is pi: x is reduced to +-pi/2 with pi in three parts, of which the products of the
-    first with the period count are exact up to |x| of 2e5. Far beyond, where float32 no longer
-    resolves a period, the clip keeps the result in [0, 1].
+    The period is pi: x is reduced to +-pi/2 with pi in three parts, so that no digits are lost. Far
+    beyond, where float32 no longer resolves a period, the clip keeps the result in [0, 1].
     """
     count = jnp.round(x * np.float32(1 / np.pi))
     x = x - count * np.float32(3.140625)
     x = x - count * np.float32(9.67502593994e-4)
     x = jnp.clip(x - count * np.float32(1.50995799e-7), -np.pi / 2, np.pi / 2)
     return jnp.square(_sine(x))
-
-
-def hann_window(size: int) -> np.ndarray:
-    """Periodic Hann window, float64."""
-    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
 
 
 def _dft_basis(n_fft: int) -> np.ndarray:
@@ -449,7 +444,7 @@ class Vocoder(nn.Module):
         phase_BH: jax.Array,
         noise_BSH: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Excitation for f0; no gradient reaches f0 (as in the reference, which trains f0 by itself).
+        """Excitation for f0. No gradient reaches f0: its predictor has a loss of its own.
 
         Args:
           f0_BT: Hz.

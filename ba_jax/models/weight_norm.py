@@ -41,9 +41,7 @@ def _kernel(
     """Declares kernel_v and kernel_g (shape 1 everywhere but on `axis`), float32 kernel."""
     kernel_v = module.param("kernel_v", kernel_init(fan_in), shape, param_dtype)
     # At initialisation kernel_g is the norm, so that the kernel starts as kernel_v.
-    kernel_g = module.param(
-        "kernel_g", lambda _: kernel_norm(kernel_v, axis).astype(param_dtype)
-    )
+    kernel_g = module.param("kernel_g", lambda _: kernel_norm(kernel_v, axis).astype(param_dtype))
     scale = kernel_g.astype(jnp.float32) / kernel_norm(kernel_v, axis)
     return kernel_v.astype(jnp.float32) * jnp.broadcast_to(scale, shape)
 
@@ -99,8 +97,8 @@ class WeightNormConvTranspose(nn.Module):
     ConvTranspose1d with padding (kernel_size - stride) / 2, which must be a whole number >= 0.
 
     One matrix product gives all taps of each input frame; taps that fall on the same output frame
-    are then added in blocks of `stride`. On CPU this is as fast as a convolution over a zero-stuffed
-    input or faster, and accelerators need not multiply by the zeros.
+    are then added in blocks of `stride`. On CPU this is no slower than a convolution over a
+    zero-stuffed input, and accelerators need not multiply by the zeros.
     """
 
     features: int

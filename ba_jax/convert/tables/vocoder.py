@@ -1,7 +1,7 @@
-"""Weight table of the vocoder: `hift.pt` of the CosyVoice 2 release, names with weight_g, weight_v.
+"""Weight table of the vocoder: `hift.pt` of CosyVoice 2, in the naming weight_g, weight_v.
 
-Kernels are (out, in, k) in PyTorch and (k, in, out) here; transposed ones (in, out, k). The gains of
-weight normalisation keep their axes of size 1, so that every layout is a permutation.
+Kernels are (out, in, k) in PyTorch and (k, in, out) here; transposed ones (in, out, k). The gains
+of weight normalisation keep their axes of size 1, so that every layout is a permutation.
 """
 
 from __future__ import annotations

@@ -1,0 +1,50 @@
+"""Signal maths without parameters: files, resampling, STFT, mel spectrograms, lengths.
+
+Importing it loads NumPy, SciPy and libsndfile, not JAX: functions with an `xp` argument take
+`jax.numpy` there, and the `_batch` functions import it when called.
+"""
+
+from ba_jax.audio.io import AudioError, check_wave, read_audio, write_audio
+from ba_jax.audio.lengths import bridge_length, encoder_length, mel_length
+from ba_jax.audio.mel import (
+    FLOW_MEL,
+    HIFIGAN_MEL,
+    WHISPER_MEL,
+    WHISPER_MEL_80,
+    MelGeometry,
+    log_mel,
+    log_mel_batch,
+    mel_filterbank,
+    whisper_log_mel,
+    whisper_log_mel_batch,
+)
+from ba_jax.audio.resample import resample, resampled_length
+from ba_jax.audio.split import Split, split_waveform
+from ba_jax.audio.stft import hann_window, istft, stft
+
+__all__ = [
+    "FLOW_MEL",
+    "HIFIGAN_MEL",
+    "WHISPER_MEL",
+    "WHISPER_MEL_80",
+    "AudioError",
+    "MelGeometry",
+    "Split",
+    "bridge_length",
+    "check_wave",
+    "encoder_length",
+    "hann_window",
+    "istft",
+    "log_mel",
+    "log_mel_batch",
+    "mel_filterbank",
+    "mel_length",
+    "read_audio",
+    "resample",
+    "resampled_length",
+    "split_waveform",
+    "stft",
+    "whisper_log_mel",
+    "whisper_log_mel_batch",
+    "write_audio",
+]

@@ -1,0 +1,141 @@
+"""`python -m ba_jax.convert`: import, export, verify.
+
+python -m ba_jax.convert --source DIR --out DIR
+python -m ba_jax.convert export --checkpoint DIR --out DIR [--base DIR]
+python -m ba_jax.convert verify --checkpoint DIR --golden FILE.npz
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+USER_ERROR = 2
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def import_parser() -> argparse.ArgumentParser:
+    from ba_jax.convert.sources import KINDS
+
+    parser = argparse.ArgumentParser(
+        prog="python -m ba_jax.convert",
+        description="Imports reference weights into an Orbax checkpoint. "
+        "Other commands: export, verify (each with its own --help).",
+    )
+    add = parser.add_argument
+    add("--source", type=Path, required=True, help="Hugging Face or CTranslate2 folder, or hift.pt")
+    add("--out", type=Path, required=True, help="folder to write")
+    add("--kind", choices=KINDS, help="what the source is (default: found out)")
+    add("--vocoder", type=Path, help="vocoder file to import with a Baichuan folder")
+    _add_common(parser)
+    return parser
+
+
+def export_parser() -> argparse.ArgumentParser:
+    from ba_jax.convert.export import DEFAULT_SHARD_BYTES
+
+    parser = argparse.ArgumentParser(
+        prog="python -m ba_jax.convert export",
+        description="Writes an imported or trained checkpoint as the reference's files.",
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="folder with config.json and weights/")
+    add("--out", type=Path, required=True, help="folder to write")
+    add("--base", type=Path, help="originally imported folder, to copy left-out tensors from")
+    add(
+        "--max-shard-bytes",
+        type=_positive,
+        default=DEFAULT_SHARD_BYTES,
+        help="size of shards where the import recorded none (default: %(default)s)",
+    )
+    add(
+        "--vocoder-format",
+        choices=("pt", "safetensors"),
+        default="pt",
+        help="format of the vocoder where the import recorded none (default: %(default)s)",
+    )
+    _add_common(parser)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", choices=DTYPES, help="cast parameters (default: kept as stored)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}, expected at least 1")
+    return value
+
+
+def _dtype(name: str | None):
+    import jax.numpy as jnp
+
+    return None if name is None else jnp.dtype(name)
+
+
+def run_import(argv: Sequence[str]) -> int:
+    args = import_parser().parse_args(argv)
+    from ba_jax.convert import importer, report
+
+    summary = importer.import_checkpoint(
+        args.source,
+        args.out,
+        kind=args.kind,
+        vocoder=args.vocoder,
+        dtype=_dtype(args.dtype),
+        overwrite=args.overwrite,
+        progress=not args.quiet,
+    )
+    print(report.to_markdown(summary))
+    print(f"wrote {args.out}")
+    return 0
+
+
+def run_export(argv: Sequence[str]) -> int:
+    args = export_parser().parse_args(argv)
+    from ba_jax.convert import export
+
+    notes = export.export_checkpoint(
+        args.checkpoint,
+        args.out,
+        base=args.base,
+        dtype=_dtype(args.dtype),
+        max_shard_bytes=args.max_shard_bytes,
+        vocoder_format=args.vocoder_format,
+        overwrite=args.overwrite,
+        progress=not args.quiet,
+    )
+    for note in notes:
+        print(f"note: {note}")
+    print(f"wrote {args.out}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code: 0, 1 (verify found a difference), 2 (user error)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    command = argv.pop(0) if argv and argv[0] in ("import", "export", "verify") else "import"
+    if command == "verify":
+        from ba_jax.convert import verify
+
+        return verify.main(argv)
+    # Bytes are moved on the host alone: leave accelerators free.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from absl import logging
+
+    from ba_jax.checkpoint import CheckpointError
+    from ba_jax.convert.engine import ConversionError
+
+    logging.set_verbosity(logging.ERROR)
+    try:
+        return run_export(argv) if command == "export" else run_import(argv)
+    except (ConversionError, CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR

@@ -1,0 +1,465 @@
+"""`python -m ba_jax.convert verify`: an imported model against golden numbers of the reference.
+
+Runs every key of a golden file through the model and prints one row a key: shape, largest absolute
+error, largest error relative to the golden's peak, pass or fail. Integers must be equal, floats
+within the tolerance of their peak. Sizes come from the checkpoint's config.json alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ba_jax import audio, checkpoint
+from ba_jax.convert import sources
+from ba_jax.convert.engine import ConversionError
+from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig, variable_shapes
+from ba_jax.models.llm import KVCache, init_cache
+
+TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One row of the report.
+
+    Attributes:
+      key: of the golden file.
+      shape: what was compared, after selecting valid positions.
+      max_abs, max_rel: largest error, and the same relative to the golden's peak; None for an
+        input and for what could not be compared.
+      status: "pass", "fail", "input" (read, nothing to compare) or "unused".
+      note: why it failed, if not for its numbers.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    max_abs: float | None
+    max_rel: float | None
+    status: str
+    note: str = ""
+
+
+def compare(key: str, got: Any, golden: Any, tolerance: float) -> Result:
+    """Compares valid positions of one key: integers exactly, floats relative to the peak."""
+    got, golden = np.asarray(got), np.asarray(golden)
+    if got.shape != golden.shape:
+        note = f"shape {got.shape}, expected {golden.shape}"
+        return Result(key, golden.shape, None, None, "fail", note)
+    if golden.size == 0:
+        return Result(key, golden.shape, 0.0, 0.0, "pass")
+    error = np.abs(got.astype(np.float64) - golden.astype(np.float64))
+    worst = float(error.max())
+    peak = float(np.abs(golden.astype(np.float64)).max())
+    relative = worst / peak if peak else (0.0 if worst == 0 else np.inf)
+    if golden.dtype.kind in "iub":
+        passed = worst == 0
+    else:
+        passed = bool(np.isfinite(error).all() and relative <= tolerance)
+    return Result(key, golden.shape, worst, relative, "pass" if passed else "fail")
+
+
+def _packed(x_BTC: Any, lengths_B: Any) -> np.ndarray:
+    """Valid frames of all items, one after another."""
+    return np.concatenate([np.asarray(x)[:n] for x, n in zip(x_BTC, lengths_B, strict=True)])
+
+
+def _unpacked(x_XC: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
+    """The inverse of `_packed`, zero padded."""
+    out = np.zeros((len(lengths_B), max(lengths_B), *x_XC.shape[1:]), x_XC.dtype)
+    for i, start in enumerate(np.cumsum(lengths_B) - lengths_B):
+        out[i, : lengths_B[i]] = x_XC[start : start + lengths_B[i]]
+    return out
+
+
+def _time_major(x_BCT: np.ndarray) -> np.ndarray:
+    return np.swapaxes(x_BCT, -1, -2)
+
+
+class Golden:
+    """Runs the imported model on a golden file's inputs.
+
+    Each check returns {key: (what the model gives, the golden), both cut to valid positions}.
+    """
+
+    def __init__(self, config: BaichuanAudioConfig, variables: Any, golden: dict[str, np.ndarray]):
+        self.config, self.golden = config, golden
+        self.model = BaichuanAudio(config)
+        self.variables = variables
+
+    def run(self, method: str | Callable, *args: Any, **static: Any) -> Any:
+        """A method of the assembly, jitted."""
+
+        @jax.jit
+        def call(variables, *args):
+            return self.model.apply(variables, *args, method=method, **static)
+
+        return call(self.variables, *args)
+
+    def lengths(self, key: str) -> np.ndarray:
+        return self.golden[key].astype(np.int32)
+
+    def encode(self) -> dict[str, tuple]:
+        """mel -> features -> codes, with lengths."""
+        g = self.golden
+        mel, lengths = _time_major(g["mel"]), self.lengths("mel_len")
+        extent = np.full_like(lengths, lengths.max())
+        out, encoder_len = self.run(
+            lambda m, *a: m.audio_encoder(*a), mel, lengths, extent
+        )
+        z, bridge_len = self.run(lambda m, *a: m.vq_bridge.features(*a), out, encoder_len)
+        quantized = self.run(lambda m, *a: m.vq_bridge.quantize(*a), z, bridge_len)
+        golden_bridge_len = g["bridge_len"]
+        return {
+            "encoder_len": (encoder_len, g["encoder_len"]),
+            "encoder_out": (out, g["encoder_out"]),
+            "bridge_len": (bridge_len, golden_bridge_len),
+            "bridge_out": (_packed(z, bridge_len), _packed(g["bridge_out"], golden_bridge_len)),
+            "codes": (_packed(quantized.codes_BNQ, bridge_len), g["codes"]),
+        }
+
+    def dequantize(self) -> dict[str, tuple]:
+        """codes -> rows -> decoder input."""
+        g, lengths = self.golden, self.lengths("bridge_len")
+        codes = _unpacked(g["codes"].astype(np.int32), lengths)
+        z = self.run(lambda m, *a: m.vq_bridge.dequantize(*a), codes, lengths)
+        projected = self.run(lambda m, *a: m.vq_bridge.project(*a), z)
+        return {
+            "dequantized": (_packed(z, lengths), g["dequantized"]),
+            "decoder_in": (_packed(projected, lengths), g["decoder_in"]),
+        }
+
+    @functools.cached_property
+    def decoded(self):
+        """Audio decoder output for the golden's codes, in one padded batch as given."""
+        lengths = self.lengths("bridge_len")
+        codes = _unpacked(self.golden["codes"].astype(np.int32), lengths)
+        return self.run("decode", codes, lengths, np.full_like(lengths, lengths.max()))
+
+    def decode(self) -> dict[str, tuple]:
+        """codes -> 50 Hz features and both mels."""
+        g, out = self.golden, self.decoded
+        mel_len = g["dec_mel_len"]
+        return {
+            "dec_hidden_len": (out.hidden_lengths_B, g["dec_hidden_len"]),
+            "dec_hidden_packed": (
+                _packed(out.hidden_BTD, out.hidden_lengths_B),
+                g["dec_hidden_packed"],
+            ),
+            "dec_mel_len": (out.mel_lengths_B, mel_len),
+            "coarse_mel": (
+                _packed(out.coarse_mel_BTM, out.mel_lengths_B),
+                _packed(g["coarse_mel"], mel_len),
+            ),
+            "refined_mel": (
+                _packed(out.refined_mel_BTM, out.mel_lengths_B),
+                _packed(g["refined_mel"], mel_len),
+            ),
+        }
+
+    def flow(self) -> dict[str, tuple]:
+        """Prenet, one velocity, and the guided integration from the golden's noise."""
+        g = self.golden
+        flow_in, noise = g["flow_in"], _time_major(g["flow_noise"])
+        in_lengths = self.decoded.hidden_lengths_B
+        mu, lengths = self.run(lambda m, *a: m.flow_prenet(*a), flow_in, in_lengths)
+        velocity = self.run(
+            lambda m, *a: m.flow_unet(*a),
+            noise,
+            g["flow_mu"],
+            g["estimator_t"],
+            self.lengths("flow_len"),
+        )
+        mel, _ = self.run("flow_decode", flow_in, in_lengths, noise)
+        from_codes, _ = self.run("flow_decode", self.decoded.hidden_BTD, in_lengths, noise)
+        return {
+            "flow_len": (lengths, g["flow_len"]),
+            "flow_mu": (_packed(mu, lengths), _packed(g["flow_mu"], g["flow_len"])),
+            "estimator_out": (
+                _packed(velocity, lengths),
+                _packed(_time_major(g["estimator_out"]), g["flow_len"]),
+            ),
+            # Past the length both are the noise itself.
+            "flow_mel": (mel, g["flow_mel"]),
+            "decode_flow_mel": (from_codes, g["decode_flow_mel"]),
+        }
+
+    def text(self) -> dict[str, tuple]:
+        """The language model on text alone."""
+        hidden, _ = self.run("hidden", self.golden["text_ids"].astype(np.int32))
+        return {"text_logits": (self.run("text_logits", hidden), self.golden["text_logits"])}
+
+    def mixed_codes(self, ids_BL: np.ndarray, codes_XQ: np.ndarray) -> np.ndarray:
+        """Codes at the audio positions of `ids_BL`, zero elsewhere."""
+        codes = np.zeros((*ids_BL.shape, codes_XQ.shape[-1]), np.int32)
+        codes[ids_BL == self.config.tokens.audio_pad] = codes_XQ
+        return codes
+
+    def mixed(self) -> dict[str, tuple]:
+        """The language model on a left-padded batch of text and audio."""
+        g = self.golden
+        ids, real = g["mixed_ids"].astype(np.int32), g["mixed_mask"].astype(np.int32)
+        codes = self.mixed_codes(ids, g["mixed_codes"])
+        hidden, _ = self.run("hidden", ids, codes, np.cumsum(real, axis=1), real)
+        logits = np.asarray(self.run("text_logits", hidden))
+        return {
+            "mixed_logits": (logits[real > 0], g["mixed_logits"][real > 0]),
+            "mixed_last_hidden": (hidden[:, -1], g["mixed_last_hidden"]),
+        }
+
+    def head(self) -> dict[str, tuple]:
+        """The audio head, teacher forced."""
+        g = self.golden
+        logits = self.run(
+            "audio_logits", g["mixed_last_hidden"], g["head_tokens"].astype(np.int32)
+        )
+        return {f"head_logits_{q}": (x, g[f"head_logits_{q}"]) for q, x in enumerate(logits)}
+
+    def greedy(self) -> dict[str, tuple]:
+        """Greedy text, then greedy audio frames, with KV cache and depth cache."""
+        g, tokens = self.golden, self.config.tokens
+        prompt = g["greedy_prompt"].astype(np.int32)[None]
+        frames = int((prompt == tokens.audio_pad).sum())
+        codes = self.mixed_codes(prompt, g["mixed_codes"][:frames])
+        steps, audio_steps = len(g["greedy_text"]), len(g["greedy_audio"])
+        capacity = prompt.shape[1] + steps + 1 + audio_steps
+        cache = init_cache(self.config.llm, 1, capacity, jnp.float32)
+
+        @functools.partial(jax.jit, static_argnames="fresh")
+        def advance(variables, ids, codes, cache: KVCache, fresh: bool = False):
+            hidden, cache = self.model.apply(
+                variables, ids, codes, None, None, cache, fresh=fresh, method="hidden"
+            )
+            return hidden[:, -1], cache
+
+        def choose(q: int, logits: jax.Array) -> jax.Array:
+            # Only codebook 0 may end the segment; the others' extra class is masked.
+            return jnp.argmax(logits if q == 0 else logits[:, :-1], axis=-1)
+
+        next_token = jax.jit(
+            lambda v, h: jnp.argmax(self.model.apply(v, h, method="text_logits"), axis=-1)
+        )
+        next_frame = jax.jit(
+            lambda v, h: self.model.apply(v, h, choose, method="generate_frame")
+        )
+        no_codes = jnp.zeros((1, 1, codes.shape[-1]), jnp.int32)
+        hidden, cache = advance(self.variables, prompt, codes, cache, fresh=True)
+        text, audio_frames = [], []
+        for _ in range(steps):
+            token = next_token(self.variables, hidden)
+            text.append(int(token[0]))
+            hidden, cache = advance(self.variables, token[:, None], no_codes, cache)
+        start = jnp.full((1, 1), tokens.audiogen_start, jnp.int32)
+        pad = jnp.full((1, 1), tokens.audio_pad, jnp.int32)
+        hidden, cache = advance(self.variables, start, no_codes, cache)
+        for _ in range(audio_steps):
+            frame = next_frame(self.variables, hidden)
+            audio_frames.append(np.asarray(frame[0]))
+            hidden, cache = advance(self.variables, pad, frame[:, None], cache)
+        return {
+            "greedy_text": (np.asarray(text), g["greedy_text"]),
+            "greedy_audio": (np.stack(audio_frames), g["greedy_audio"]),
+        }
+
+    def vocode(self) -> dict[str, tuple]:
+        """The vocoder, its source with the golden's phase and without noise."""
+        g = self.golden
+        mel = _time_major(g["voc_mel"])
+        lengths = np.full((mel.shape[0],), mel.shape[1], np.int32)
+        f0 = self.run(lambda m, *a: m.vocoder.f0(*a), mel, lengths)
+        source, voiced = self.run(
+            lambda m, *a: m.vocoder.source(*a), f0, lengths, g["voc_phase"][:, :, 0]
+        )
+        wave = self.run(lambda m, *a: m.vocoder.decode(*a), mel, source, lengths)
+        return {
+            "voc_f0": (f0, g["voc_f0"]),
+            "voc_source": (_time_major(source), g["voc_source"]),
+            "voc_uv": (voiced, g["voc_uv"]),
+            "voc_wav": (wave, g["voc_wav"]),
+        }
+
+
+# Group of keys -> components it needs, keys it reads.
+GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "encode": (
+        ("audio_encoder", "vq_bridge"),
+        ("mel", "mel_len", "encoder_len", "bridge_len", "encoder_out", "bridge_out", "codes"),
+    ),
+    "dequantize": (("vq_bridge",), ("codes", "bridge_len", "dequantized", "decoder_in")),
+    "decode": (
+        ("vq_bridge", "audio_decoder"),
+        (
+            "codes",
+            "bridge_len",
+            "dec_hidden_len",
+            "dec_hidden_packed",
+            "dec_mel_len",
+            "coarse_mel",
+            "refined_mel",
+        ),
+    ),
+    "flow": (
+        ("vq_bridge", "audio_decoder", "flow_prenet", "flow_unet"),
+        (
+            "codes",
+            "bridge_len",
+            "flow_in",
+            "flow_noise",
+            "flow_mu",
+            "flow_len",
+            "estimator_t",
+            "estimator_out",
+            "flow_mel",
+            "decode_flow_mel",
+        ),
+    ),
+    "text": (("llm",), ("text_ids", "text_logits")),
+    "mixed": (
+        ("llm", "audio_embed"),
+        ("mixed_ids", "mixed_mask", "mixed_codes", "mixed_logits", "mixed_last_hidden"),
+    ),
+    "head": (("audio_embed", "audio_head"), ("mixed_last_hidden", "head_tokens")),
+    "greedy": (
+        ("llm", "audio_embed", "audio_head"),
+        ("greedy_prompt", "mixed_codes", "greedy_text", "greedy_audio"),
+    ),
+    "vocode": (
+        ("vocoder",),
+        ("voc_mel", "voc_phase", "voc_f0", "voc_source", "voc_uv", "voc_wav"),
+    ),
+}
+INPUTS = frozenset(
+    "mel mel_len flow_in flow_noise estimator_t text_ids mixed_ids mixed_mask mixed_codes "
+    "head_tokens greedy_prompt voc_mel voc_phase".split()
+)
+UNUSED = frozenset({"voc_noise_seed"})
+
+
+def verify_model(
+    folder: Path, golden: dict[str, np.ndarray], tolerance: float = TOLERANCE
+) -> list[Result]:
+    """Rows for every key of a golden file, in the file's order.
+
+    Raises:
+      ConversionError, CheckpointError: the checkpoint is missing or damaged.
+    """
+    _, config = sources.checkpoint_config(folder)
+    variables = checkpoint.load_variables(folder, variable_shapes(config), dtype=jnp.float32)
+    runner = Golden(config, variables, golden)
+    results: dict[str, Result] = {}
+    with jax.default_matmul_precision("highest"):
+        for group, (components, keys) in GROUPS.items():
+            produced = [k for k in keys if k in golden and k not in INPUTS]
+            if group == "head":
+                produced = [k for k in golden if k.startswith("head_logits_")]
+            if not produced:
+                continue
+            absent = [c for c in components if c not in config.components]
+            missing = [k for k in keys if k not in golden]
+            if absent or missing:
+                note = f"the checkpoint has no {absent}" if absent else f"needs the keys {missing}"
+                for key in produced:
+                    failed = Result(key, golden[key].shape, None, None, "fail", note)
+                    results.setdefault(key, failed)
+                continue
+            for key, (got, expected) in getattr(runner, group)().items():
+                results[key] = compare(key, got, expected, tolerance)
+    for key, value in golden.items():
+        if key in results:
+            continue
+        status = "input" if key in INPUTS else "unused" if key in UNUSED else "fail"
+        note = "" if status != "fail" else "no part of the model gives this key"
+        results[key] = Result(key, value.shape, None, None, status, note)
+    return [results[key] for key in golden]
+
+
+def verify_frontend(golden: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> list[Result]:
+    """The same for the audio front end: everything is computed from `wave` alone."""
+    missing = [k for k in ("wave", "sample_rate") if k not in golden]
+    if missing:
+        raise ConversionError(f"golden file: keys {missing} are missing")
+    wave, rate = golden["wave"], int(golden["sample_rate"])
+    wave16 = audio.resample(wave, rate, 16000)
+    wave24 = audio.resample(wave, rate, 24000)
+    mel = audio.whisper_log_mel(wave16)
+    frames = audio.mel_length(len(wave16))
+    encoder_len = audio.encoder_length(frames)
+    got = {
+        "wave16": wave16,
+        "wave24": wave24,
+        "whisper_mel": mel.T,
+        "mel_frames": frames,
+        "encoder_len": encoder_len,
+        "bridge_len": audio.bridge_length(encoder_len),
+        "mel24": audio.log_mel(wave24, audio.FLOW_MEL).T,
+    }
+    results = []
+    for key, value in golden.items():
+        if key in got:
+            results.append(compare(key, got[key], value, tolerance))
+        elif key in ("wave", "sample_rate"):
+            results.append(Result(key, value.shape, None, None, "input"))
+        else:
+            note = "the front end gives no such key"
+            results.append(Result(key, value.shape, None, None, "fail", note))
+    return results
+
+
+def read_golden(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file.
+
+    Raises:
+      ConversionError: if it is missing or not an .npz of plain arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except FileNotFoundError:
+        raise ConversionError(f"{path}: no such file, expected an .npz of goldens") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise ConversionError(f"{path}: not a readable .npz: {error}") from None
+
+
+def to_table(results: Sequence[Result]) -> str:
+    """The rows as aligned text, with a last line that counts them."""
+    lines = [f"{'key':20s} {'shape':20s} {'max abs':>10s} {'max rel':>10s}  result"]
+    for r in results:
+        numbers = [f"{x:10.2e}" if x is not None else f"{'-':>10s}" for x in (r.max_abs, r.max_rel)]
+        line = f"{r.key:20s} {r.shape!s:20s} {numbers[0]} {numbers[1]}  {r.status}"
+        lines.append(f"{line}: {r.note}" if r.note else line)
+    counts = {s: sum(r.status == s for r in results) for s in ("pass", "fail", "input", "unused")}
+    lines.append(", ".join(f"{n} {s}" for s, n in counts.items()))
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Entry point; 0 if everything passes, 1 if a key fails."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ba_jax.convert verify", description="Compares with golden numbers."
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, help="folder that `python -m ba_jax.convert` wrote")
+    add("--golden", type=Path, help="golden.npz to run through the checkpoint")
+    add("--frontend", type=Path, help="frontend.npz to run through the audio front end")
+    add("--tolerance", type=float, default=TOLERANCE, help="of the peak (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if (args.checkpoint is None) != (args.golden is None):
+        parser.error("--checkpoint and --golden go together")
+    if args.golden is None and args.frontend is None:
+        parser.error("nothing to verify: give --checkpoint and --golden, or --frontend")
+    results: list[Result] = []
+    if args.golden is not None:
+        results += verify_model(args.checkpoint, read_golden(args.golden), args.tolerance)
+    if args.frontend is not None:
+        results += verify_frontend(read_golden(args.frontend), args.tolerance)
+    print(to_table(results))
+    return int(any(r.status == "fail" for r in results))

@@ -1,0 +1,260 @@
+"""Discriminators that train the vocoder: multi-period and multi-resolution.
+
+`MultiPeriodDiscriminator` folds the waveform into rows of p samples and convolves down the columns
+(HiFi-GAN, arXiv 2010.05646). `MultiResolutionDiscriminator` looks at bands of complex spectrograms
+of several window lengths (Descript Audio Codec, arXiv 2306.06546).
+
+They judge training crops: every waveform of a batch is S samples of real signal, without padding,
+so there are no lengths. A crop that is too short for the longest window raises `ShortWaveError`.
+
+Scores and feature maps come as lists. A score (B, P) has one entry for each patch that a
+discriminator judges; a feature map is (B, rows, columns, C), and the last one of each
+discriminator is its score before flattening.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ba_jax.audio.stft import hann_window, stft
+from ba_jax.models.weight_norm import WeightNormConv
+
+Dtype = Any
+Judgement = tuple[list[jax.Array], list[list[jax.Array]]]
+
+
+class ShortWaveError(ValueError):
+    """A waveform that is too short for the discriminators."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Sizes of the discriminators; the defaults are the published ones.
+
+    Attributes:
+      periods: in samples, one discriminator each.
+      period_channels: of its convolutions, all but the last of which stride by 3.
+      fft_sizes: window lengths in samples, one discriminator each; the hop is a quarter.
+      bands: limits of the frequency bands as parts of the n_fft / 2 + 1 bins; each band has its own
+        convolutions.
+      resolution_channels: of the convolutions on a band.
+
+    Raises:
+      ValueError: a band that holds no bin of the smallest window.
+    """
+
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
+    period_channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
+    fft_sizes: tuple[int, ...] = (2048, 1024, 512)
+    bands: tuple[tuple[float, float], ...] = (
+        (0.0, 0.1),
+        (0.1, 0.25),
+        (0.25, 0.5),
+        (0.5, 0.75),
+        (0.75, 1.0),
+    )
+    resolution_channels: int = 32
+
+    def __post_init__(self):
+        bins = min(self.fft_sizes) // 2 + 1
+        for band in self.bands:
+            if int(band[0] * bins) >= int(band[1] * bins):
+                raise ValueError(
+                    f"band {band}: holds none of the {bins} bins of fft size {min(self.fft_sizes)}"
+                )
+
+    @property
+    def min_samples(self) -> int:
+        """The shortest waveform that can be reflected at its ends as the discriminators do."""
+        return max(*(n // 2 + 1 for n in self.fft_sizes), *self.periods)
+
+
+def _check_wave(wave_BS: jax.Array, min_samples: int) -> None:
+    if wave_BS.ndim != 2 or wave_BS.shape[1] < min_samples:
+        raise ShortWaveError(
+            f"waveform of shape {wave_BS.shape}: expected (batch, samples >= {min_samples})"
+        )
+
+
+class PeriodDiscriminator(nn.Module):
+    """HiFi-GAN's discriminator of one period: score (B, P) and its feature maps.
+
+    Raises:
+      ShortWaveError: a waveform of fewer samples than the period.
+    """
+
+    period: int
+    channels: tuple[int, ...]
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, wave_BS: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        _check_wave(wave_BS, self.period)
+        batch, samples = wave_BS.shape
+        missing = -samples % self.period
+        if missing:
+            wave_BS = jnp.pad(wave_BS, ((0, 0), (0, missing)), mode="reflect")
+        x = wave_BS.reshape(batch, -1, self.period, 1)
+        features = []
+        last = len(self.channels) - 1
+        for i, channels in enumerate(self.channels):
+            x = WeightNormConv(
+                channels,
+                (5, 1),
+                strides=(1 if i == last else 3, 1),
+                padding=(2, 0),
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name=f"conv_{i}",
+            )(x)
+            x = nn.leaky_relu(x, 0.1)
+            features.append(x)
+        x = WeightNormConv(
+            1,
+            (3, 1),
+            padding=(1, 0),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="conv_post",
+        )(x)
+        features.append(x)
+        return x.reshape(batch, -1), features
+
+
+class ResolutionDiscriminator(nn.Module):
+    """Discriminator of one window length: score (B, P) and its feature maps.
+
+    The waveform's mean is removed and its peak set to 0.8 first, so that loudness and offset do not
+    count. Real and imaginary parts are the two input channels; frames are rows, bins columns. The
+    first convolution of a band is not among the feature maps, as in the published code.
+
+    Raises:
+      ShortWaveError: a waveform of fewer than fft_size / 2 + 1 samples.
+    """
+
+    fft_size: int
+    bands: tuple[tuple[float, float], ...]
+    channels: int
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    def spectrogram(self, wave_BS: jax.Array) -> jax.Array:
+        """(B, frames, bins, 2) float32 of the normalised waveform, frames = 1 + 4 S // fft_size."""
+        _check_wave(wave_BS, self.fft_size // 2 + 1)
+        wave = wave_BS.astype(jnp.float32)
+        wave = wave - jnp.mean(wave, axis=1, keepdims=True)
+        wave = 0.8 * wave / (jnp.max(jnp.abs(wave), axis=1, keepdims=True) + 1e-9)
+        window = hann_window(self.fft_size)
+        spectrum = stft(wave, self.fft_size, self.fft_size // 4, window, xp=jnp)
+        return jnp.stack([spectrum.real, spectrum.imag], axis=-1)
+
+    @nn.compact
+    def __call__(self, wave_BS: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        spectrum = self.spectrogram(wave_BS)
+        bins = spectrum.shape[2]
+        layers = (((3, 9), 1), ((3, 9), 2), ((3, 9), 2), ((3, 9), 2), ((3, 3), 1))
+        features, judged = [], []
+        for b, (low, high) in enumerate(self.bands):
+            x = spectrum[:, :, int(low * bins) : int(high * bins)]
+            for i, (kernel, stride) in enumerate(layers):
+                x = WeightNormConv(
+                    self.channels,
+                    kernel,
+                    strides=(1, stride),
+                    padding=(kernel[0] // 2, kernel[1] // 2),
+                    name=f"band_{b}_conv_{i}",
+                    **dtypes,
+                )(x)
+                x = nn.leaky_relu(x, 0.1)
+                if i > 0:
+                    features.append(x)
+            judged.append(x)
+        x = jnp.concatenate(judged, axis=2)
+        x = WeightNormConv(1, (3, 3), padding=(1, 1), name="conv_post", **dtypes)(x)
+        features.append(x)
+        return x.reshape(x.shape[0], -1), features
+
+
+class MultiPeriodDiscriminator(nn.Module):
+    """One `PeriodDiscriminator` a period: scores and feature maps, in the order of the periods."""
+
+    config: DiscriminatorConfig
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, wave_BS: jax.Array) -> Judgement:
+        judged = [
+            PeriodDiscriminator(
+                period,
+                self.config.period_channels,
+                self.dtype,
+                self.param_dtype,
+                name=f"period_{period}",
+            )(wave_BS)
+            for period in self.config.periods
+        ]
+        return [score for score, _ in judged], [features for _, features in judged]
+
+
+class MultiResolutionDiscriminator(nn.Module):
+    """One `ResolutionDiscriminator` a window length: scores and feature maps, in their order."""
+
+    config: DiscriminatorConfig
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, wave_BS: jax.Array) -> Judgement:
+        judged = [
+            ResolutionDiscriminator(
+                fft_size,
+                self.config.bands,
+                self.config.resolution_channels,
+                self.dtype,
+                self.param_dtype,
+                name=f"fft_{fft_size}",
+            )(wave_BS)
+            for fft_size in self.config.fft_sizes
+        ]
+        return [score for score, _ in judged], [features for _, features in judged]
+
+
+class Discriminators(nn.Module):
+    """Both kinds together: scores and feature maps, the periods' first.
+
+    Input: wave_BS, a batch of unpadded crops at the vocoder's sample rate. Parameters, spectrograms
+    and their normalisation are float32; `dtype` is that of the convolutions.
+
+    Raises:
+      ShortWaveError: a waveform that is not (B, S) with S >= config.min_samples.
+    """
+
+    config: DiscriminatorConfig
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, wave_BS: jax.Array) -> Judgement:
+        _check_wave(wave_BS, self.config.min_samples)
+        kinds = (
+            MultiPeriodDiscriminator(
+                self.config, self.dtype, self.param_dtype, name="multi_period"
+            ),
+            MultiResolutionDiscriminator(
+                self.config, self.dtype, self.param_dtype, name="multi_resolution"
+            ),
+        )
+        scores, features = [], []
+        for kind in kinds:
+            kind_scores, kind_features = kind(wave_BS)
+            scores += kind_scores
+            features += kind_features
+        return scores, features

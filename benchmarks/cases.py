@@ -1,0 +1,531 @@
+"""The components' cases: our module and its PyTorch counterpart, same weights, same inputs."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+from transformers.audio_utils import mel_filter_bank
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from ba_jax import checkpoint
+from ba_jax.audio import resample, whisper_log_mel, whisper_log_mel_batch
+from ba_jax.convert import engine
+from ba_jax.convert.tables import audio_encoder as encoder_table
+from ba_jax.convert.tables import llm as llm_table
+from ba_jax.convert.tables import rows_for
+from ba_jax.models.audio_embed import AudioEmbedConfig
+from ba_jax.models.audio_encoder import AudioEncoderConfig
+from ba_jax.models.audio_head import AudioHeadConfig
+from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig, init_variables
+from ba_jax.models.flow_unet import FlowUNetConfig
+from ba_jax.models.llm import LLMConfig, init_cache
+from ba_jax.models.vocoder import VocoderConfig, draw_source_noise, draw_source_phase
+from ba_jax.models.vq_bridge import VQBridgeConfig
+from benchmarks import torch_counterparts as counterparts
+
+CODEBOOKS = (8192, 4096, 2048, 1024, 1024, 1024, 1024, 1024)
+POOLING = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Sizes of all components in a run."""
+
+    clip_seconds: int
+    encoder: AudioEncoderConfig
+    quantizer_width: int
+    codebooks: tuple[int, ...]
+    llm: LLMConfig
+    prompt: int
+    new_tokens: int
+    head: AudioHeadConfig
+    unet: FlowUNetConfig
+    vocoder: VocoderConfig
+
+
+SIZES = {
+    # What the tests run.
+    "toy": Sizes(
+        clip_seconds=1,
+        encoder=AudioEncoderConfig(128, width=32, layers=2, heads=2, ffn_width=64),
+        quantizer_width=32,
+        codebooks=(64, 32, 16, 8),
+        llm=LLMConfig(256, 64, layers=2, heads=2, kv_heads=1, head_dim=32, ffn_width=96),
+        prompt=8,
+        new_tokens=4,
+        head=AudioHeadConfig(128, layers=2, codebook_sizes=(64, 32, 16, 8)),
+        unet=FlowUNetConfig(80, channels=32, blocks=2, mid_blocks=2, heads=2, head_dim=8),
+        vocoder=VocoderConfig(base_channels=32, f0_channels=16),
+    ),
+    # U-Net, vocoder and codebooks of the released model; the rest scaled to what two cores bear.
+    "medium": Sizes(
+        clip_seconds=3,
+        encoder=AudioEncoderConfig(128, width=512, layers=6, heads=8, ffn_width=2048),
+        quantizer_width=2048,
+        codebooks=CODEBOOKS,
+        llm=LLMConfig(8192, 512, layers=4, heads=8, kv_heads=2, head_dim=64, ffn_width=2048),
+        prompt=256,
+        new_tokens=32,
+        head=AudioHeadConfig(1024, layers=3, codebook_sizes=CODEBOOKS),
+        unet=FlowUNetConfig(80, channels=256, blocks=4, mid_blocks=12, heads=8, head_dim=64),
+        vocoder=VocoderConfig(base_channels=512, f0_channels=512),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A row of the table: the time of `baseline` over that of `ours`, both names of candidates."""
+
+    label: str
+    baseline: str
+    ours: str
+    aim: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One component, ready to be timed.
+
+    Attributes:
+      sizes: what was run, in words.
+      candidates: name -> call that returns when its result is there.
+      comparisons: rows of the table.
+      difference: largest difference between the two sides' results over their peak; for codes and
+        tokens the share that differs.
+    """
+
+    sizes: str
+    candidates: Mapping[str, Callable[[], object]]
+    comparisons: Sequence[Comparison]
+    difference: float
+
+
+# --- both sides, same weights -------------------------------------------------------------------
+
+
+def our_variables(config: BaichuanAudioConfig) -> dict:
+    """Random variables of the components in `config`."""
+    return jax.jit(lambda key: init_variables(config, key))(jax.random.key(0))
+
+
+def torch_weights(variables: Mapping, rows: Sequence) -> dict[str, torch.Tensor]:
+    """Our variables under the checkpoint's names, by way of the conversion tables."""
+    flat = {path: np.asarray(leaf) for path, leaf in checkpoint.flatten(variables).items()}
+    weights = {}
+    for name, parts in engine.expand(rows, variables).items():
+        pieces = [part.backward(flat[part.target][part.index]) for part in parts]
+        joined = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, parts[0].axis)
+        weights[name] = torch.from_numpy(np.ascontiguousarray(joined).copy())
+    return weights
+
+
+def under(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The weights under a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+
+
+def load(module: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    """Fills every parameter of a counterpart and freezes it."""
+    module.load_state_dict(weights)
+    return module.eval().requires_grad_(False)
+
+
+def compiled(function: Callable, *arguments) -> Callable[[], object]:
+    """A call of the jitted function that waits for its result."""
+    jitted = jax.jit(function)
+    return lambda: jax.block_until_ready(jitted(*arguments))
+
+
+def on_torch(function: Callable, *arguments) -> Callable[[], object]:
+    """A call of the function in inference mode."""
+
+    def call():
+        with torch.inference_mode():
+            return function(*arguments)
+
+    return call
+
+
+def difference(ours, theirs) -> float:
+    """Largest difference over theirs' peak; the share of unequal entries if they are integers."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    if ours.shape != theirs.shape:
+        raise ValueError(f"the two sides disagree in shape: {ours.shape} and {theirs.shape}")
+    if np.issubdtype(theirs.dtype, np.integer):
+        return float(np.mean(ours != theirs))
+    return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    """Standard normal inputs."""
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+# --- the components -----------------------------------------------------------------------------
+
+
+def front_end(sizes: Sizes) -> Case:
+    """Whisper's log-mel of a clip at 16 kHz."""
+    wave = 0.1 * normal(0, sizes.clip_seconds * 16000)
+    filters = mel_filter_bank(201, 128, 0.0, 8000.0, 16000, norm="slaney", mel_scale="slaney")
+    reference = on_torch(
+        counterparts.whisper_mel,
+        torch.from_numpy(wave),
+        torch.from_numpy(filters).float(),
+        torch.hann_window(400),
+    )
+    lengths = jnp.array([wave.shape[0]])
+    in_jax = compiled(whisper_log_mel_batch, jnp.asarray(wave)[None], lengths)
+    candidates = {
+        "torch": reference,
+        "ours, NumPy": lambda: whisper_log_mel(wave),
+        "ours, JAX": in_jax,
+    }
+    expected = reference().T
+    apart = [difference(whisper_log_mel(wave), expected)]
+    apart.append(difference(in_jax()[0][0], expected))
+    label = "mel front end, {} (reference pads to 30 s)"
+    return Case(
+        f"{sizes.clip_seconds} s at 16 kHz, 128 bins",
+        candidates,
+        [
+            Comparison(label.format("NumPy"), "torch", "ours, NumPy", aim=8),
+            Comparison(label.format("JAX"), "torch", "ours, JAX", aim=8),
+        ],
+        max(apart),
+    )
+
+
+def resampling(sizes: Sizes) -> Case:
+    """Windowed-sinc resampling, which precedes the log-mel."""
+    wave = 0.1 * normal(0, sizes.clip_seconds * 48000)
+    reference = on_torch(counterparts.sinc_resample, torch.from_numpy(wave), 48000, 16000)
+
+    def ours() -> np.ndarray:
+        return resample(wave, 48000, 16000)
+
+    return Case(
+        f"{sizes.clip_seconds} s, 48 to 16 kHz",
+        {"torch": reference, "ours": ours},
+        [Comparison("resampling, NumPy", "torch", "ours")],
+        difference(ours(), reference()),
+    )
+
+
+def encoder(sizes: Sizes) -> Case:
+    """Audio encoder against transformers' Whisper encoder."""
+    frames = 100 * sizes.clip_seconds
+    size = dataclasses.replace(sizes.encoder, max_positions=frames // 2)
+    config = BaichuanAudioConfig(audio_encoder=size)
+    variables = our_variables(config)
+    whisper = transformers.WhisperConfig(
+        num_mel_bins=size.mel_bins,
+        d_model=size.width,
+        encoder_layers=size.layers,
+        encoder_attention_heads=size.heads,
+        encoder_ffn_dim=size.ffn_width,
+        max_source_positions=size.max_positions,
+        attn_implementation="sdpa",
+    )
+    weights = torch_weights(variables, encoder_table.whisper_rows(size, "encoder"))
+    module = load(WhisperEncoder(whisper), under(weights, "encoder."))
+    mel_BTM = normal(1, 1, frames, size.mel_bins)
+    model = BaichuanAudio(config)
+
+    def run(variables, mel_BTM, lengths_B):
+        return model.apply(
+            variables, mel_BTM, lengths_B, method=lambda m, *args: m.audio_encoder(*args)
+        )[0]
+
+    ours = compiled(run, variables, jnp.asarray(mel_BTM), jnp.array([frames]))
+    mel_BMT = torch.from_numpy(mel_BTM).transpose(1, 2).contiguous()
+    reference = on_torch(lambda: module(mel_BMT).last_hidden_state)
+    return Case(
+        f"{size.layers} layers, width {size.width}, {sizes.clip_seconds} s",
+        {"torch": reference, "ours": ours},
+        [Comparison("audio encoder (transformers' Whisper)", "torch", "ours", aim=0.7)],
+        difference(ours(), reference()),
+    )
+
+
+def quantizer(sizes: Sizes) -> Case:
+    """Residual quantisation of pooled features."""
+    width = sizes.quantizer_width
+    size = VQBridgeConfig(width // POOLING, POOLING, sizes.codebooks)
+    config = BaichuanAudioConfig(vq_bridge=size)
+    variables = our_variables(config)
+    weights = under(
+        torch_weights(variables, rows_for(config)), "audio_tokenizer.audio_bridge_model."
+    )
+    module = load(
+        counterparts.ResidualQuantizer(sizes.codebooks, width),
+        {name: value for name, value in weights.items() if name.startswith("vq_list.")},
+    )
+    frames = 25 * sizes.clip_seconds // 2
+    z_BNE = normal(2, 1, frames, width)
+    model = BaichuanAudio(config)
+
+    def run(variables, z_BNE, lengths_B):
+        return model.apply(
+            variables, z_BNE, lengths_B, method=lambda m, *args: m.vq_bridge.quantize(*args)
+        ).codes_BNQ
+
+    # Only the tables are read; the rest stays out of the compiled call.
+    ours = compiled(run, variables, jnp.asarray(z_BNE), jnp.array([frames]))
+    reference = on_torch(module, torch.from_numpy(z_BNE[0]))
+    return Case(
+        f"{len(sizes.codebooks)} codebooks, {sum(sizes.codebooks)} rows of {width},"
+        f" {frames} frames",
+        {"torch": reference, "ours": ours},
+        [Comparison("residual quantiser", "torch", "ours")],
+        difference(ours()[0], reference()),
+    )
+
+
+def llm(sizes: Sizes) -> Case:
+    """Prefill and greedy decoding with a cache, against transformers' Qwen2."""
+    size = sizes.llm
+    config = BaichuanAudioConfig(llm=size)
+    variables = our_variables(config)
+    qwen = transformers.Qwen2Config(
+        vocab_size=size.vocab_size,
+        hidden_size=size.width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        intermediate_size=size.ffn_width,
+        rope_parameters={"rope_type": "default", "rope_theta": size.rope_theta},
+        rms_norm_eps=size.norm_epsilon,
+        tie_word_embeddings=False,
+        attn_implementation="sdpa",
+    )
+    module = load(
+        transformers.Qwen2ForCausalLM(qwen),
+        torch_weights(variables, llm_table.rows(size, packed=False)),
+    )
+    ids_BL = np.random.default_rng(3).integers(0, size.vocab_size, (1, sizes.prompt))
+    model = BaichuanAudio(config)
+    capacity = sizes.prompt + sizes.new_tokens
+
+    def step(m: BaichuanAudio, ids_BL, cache, fresh: bool):
+        hidden, cache = m.hidden(ids_BL, cache=cache, fresh=fresh)
+        return m.text_logits(hidden[:, -1]), cache
+
+    def prefill(variables, ids_BL):
+        cache = init_cache(size, ids_BL.shape[0], capacity, jnp.float32)
+        return model.apply(variables, ids_BL, cache, True, method=step)
+
+    def decode(variables, token_B, cache):
+        def body(carry, _):
+            token_B, cache = carry
+            logits, cache = model.apply(variables, token_B[:, None], cache, False, method=step)
+            token_B = jnp.argmax(logits, axis=-1)
+            return (token_B, cache), token_B
+
+        return jax.lax.scan(body, (token_B, cache), length=sizes.new_tokens)[1]
+
+    our_prefill = compiled(prefill, variables, jnp.asarray(ids_BL))
+    logits, cache = our_prefill()
+    our_decode = compiled(decode, variables, jnp.argmax(logits, axis=-1), cache)
+
+    prompt = torch.from_numpy(ids_BL)
+
+    def torch_prefill():
+        return module(prompt, use_cache=True, logits_to_keep=1)
+
+    with torch.inference_mode():
+        prefilled = torch_prefill()
+    first = prefilled.logits[:, -1].argmax(-1)
+
+    def torch_decode():
+        cache, token, tokens = copy.deepcopy(prefilled.past_key_values), first, []
+        for _ in range(sizes.new_tokens):
+            logits = module(token[:, None], past_key_values=cache, use_cache=True).logits
+            token = logits[:, -1].argmax(-1)
+            tokens.append(token)
+        return torch.stack(tokens)
+
+    apart = [difference(logits, prefilled.logits[:, -1])]
+    apart.append(difference(our_decode(), on_torch(torch_decode)()))
+    shape = f"{size.layers} layers, width {size.width}, vocabulary {size.vocab_size}"
+    return Case(
+        f"{shape}; prompt {sizes.prompt}, {sizes.new_tokens} new tokens",
+        {
+            "torch prefill": on_torch(torch_prefill),
+            "our prefill": our_prefill,
+            "torch decode": on_torch(torch_decode),
+            "our decode": our_decode,
+        },
+        [
+            Comparison("LLM prefill (transformers' Qwen2)", "torch prefill", "our prefill"),
+            Comparison("LLM decode with cache", "torch decode", "our decode"),
+        ],
+        max(apart),
+    )
+
+
+def head(sizes: Sizes) -> Case:
+    """A frame's codes, by the naive algorithm and with a cache over the depth."""
+    size = sizes.head
+    config = BaichuanAudioConfig(
+        audio_head=size, audio_embed=AudioEmbedConfig(size.width, size.codebook_sizes)
+    )
+    variables = our_variables(config)
+    weights = torch_weights(variables, rows_for(config))
+    state = under(weights, "audio_head.")
+    for name, value in under(weights, "model.audio_embed_layers.").items():
+        state[f"audio_embed_layers.{name}"] = value
+    module = load(counterparts.AudioHead(size.width, size.layers, size.codebook_sizes), state)
+    hidden = normal(4, 1, size.width)
+    model = BaichuanAudio(config)
+
+    def choose(q: int, logits_XV):
+        return jnp.argmax(logits_XV if q == 0 else logits_XV[:, :-1], axis=-1)
+
+    def cached(variables, hidden_XD):
+        return model.apply(
+            variables, hidden_XD, method=lambda m, hidden: m.generate_frame(hidden, choose)
+        )
+
+    @jax.jit
+    def predict_one(variables, hidden_XD, codes_XQ, q):
+        logits = model.apply(variables, hidden_XD, codes_XQ, method="audio_logits")
+        predicted = jnp.stack([choose(i, a) for i, a in enumerate(logits)], axis=-1)
+        return codes_XQ.at[:, q].set(predicted[:, q])
+
+    def naive():
+        # One compiled pass over all depths for each code: none of it can be optimised away.
+        codes_XQ = jnp.zeros((1, size.depth), jnp.int32)
+        for q in range(size.depth):
+            codes_XQ = predict_one(variables, jnp.asarray(hidden), codes_XQ, q)
+        return jax.block_until_ready(codes_XQ)
+
+    our_cached = compiled(cached, variables, jnp.asarray(hidden))
+    torch_naive = on_torch(module.naive_frame, torch.from_numpy(hidden))
+    with torch.inference_mode():
+        slices = module.slice_depths()
+    torch_cached = on_torch(module.cached_frame, torch.from_numpy(hidden), slices)
+    expected = torch_naive()
+    results = (our_cached(), naive(), torch_cached())
+    evaluations = size.depth**2
+    return Case(
+        f"{size.layers} layers, width {size.width}, depth {size.depth}, batch 1",
+        {
+            "torch naive": torch_naive,
+            "torch cached": torch_cached,
+            "ours naive": naive,
+            "ours cached": our_cached,
+        },
+        [
+            Comparison(f"head, naive ({evaluations} depths)", "torch naive", "ours naive"),
+            Comparison(f"head, cached ({size.depth} depths)", "torch cached", "ours cached"),
+            Comparison("head, our cached / torch naive", "torch naive", "ours cached", aim=5),
+            Comparison("head, our cached / our naive", "ours naive", "ours cached", aim=5),
+        ],
+        max(difference(codes, expected) for codes in results),
+    )
+
+
+def unet(sizes: Sizes) -> Case:
+    """One velocity estimate for the guided pair."""
+    size = sizes.unet
+    config = BaichuanAudioConfig(flow_unet=size)
+    variables = our_variables(config)
+    prefix = "audio_tokenizer.audio_flow_matching_decoder.conditional_decoder."
+    module = load(
+        counterparts.FlowUNet(
+            size.mel_bins, size.channels, size.mid_blocks, size.blocks, size.heads, size.head_dim
+        ),
+        under(torch_weights(variables, rows_for(config)), prefix),
+    )
+    frames = 50 * sizes.clip_seconds
+    x_BTM, mu_BTM = normal(5, 2, frames, size.mel_bins), normal(6, 2, frames, size.mel_bins)
+    t_B, lengths_B = np.full(2, 0.3, np.float32), np.full(2, frames)
+    model = BaichuanAudio(config)
+
+    def run(variables, *args):
+        return model.apply(variables, *args, method=lambda m, *args: m.flow_unet(*args))
+
+    ours = compiled(run, variables, *map(jnp.asarray, (x_BTM, mu_BTM, t_B, lengths_B)))
+    x_BMT, mu_BMT = (torch.from_numpy(a).transpose(1, 2).contiguous() for a in (x_BTM, mu_BTM))
+    reference = on_torch(module, x_BMT, mu_BMT, torch.from_numpy(t_B), torch.from_numpy(lengths_B))
+    return Case(
+        f"{size.channels} channels, {size.mid_blocks + 2} blocks, 2 x {frames} frames",
+        {"torch": reference, "ours": ours},
+        [Comparison("flow U-Net, one step", "torch", "ours", aim=1)],
+        difference(ours(), reference().transpose(1, 2)),
+    )
+
+
+def vocoder(sizes: Sizes) -> Case:
+    """Mel to waveform, noise drawn anew in every call on both sides."""
+    size = sizes.vocoder
+    config = BaichuanAudioConfig(vocoder=size)
+    variables = our_variables(config)
+    # A voiced pitch: random weights predict next to none.
+    classifier = variables["params"]["vocoder"]["f0_predictor"]["classifier"]
+    classifier["bias"] = classifier["bias"] + 120.0
+    module = load(
+        counterparts.Vocoder(size.mel_bins, size.base_channels, size.f0_channels),
+        counterparts.fold_weight_norm(torch_weights(variables, rows_for(config))),
+    )
+    frames = 50 * sizes.clip_seconds
+    samples, harmonics = frames * size.frame_samples, size.harmonics + 1
+    mel_BTM, lengths_B = jnp.asarray(normal(7, 1, frames, size.mel_bins)), jnp.array([frames])
+    mel_BMT = torch.from_numpy(np.array(mel_BTM)).transpose(1, 2).contiguous()
+    model = BaichuanAudio(config)
+
+    def run(variables, mel_BTM, lengths_B, key):
+        return model.apply(
+            variables, mel_BTM, lengths_B, key, method=lambda m, *args: m.vocoder(*args)
+        )[0]
+
+    def parts(m: BaichuanAudio, mel_BTM, lengths_B, phase_BH, noise_BSH):
+        f0 = m.vocoder.f0(mel_BTM, lengths_B)
+        source, _ = m.vocoder.source(f0, lengths_B, phase_BH, noise_BSH)
+        return f0, source, m.vocoder.decode(mel_BTM, source, lengths_B)
+
+    def draw_and_run():
+        phase = (torch.rand(1, harmonics, 1) * 2 - 1) * torch.pi
+        phase[:, 0] = 0
+        return module(mel_BMT, phase, torch.randn(1, harmonics, samples))
+
+    # Part by part: the counterpart's phase, summed in float32 as in the reference, drifts.
+    phase_BH = draw_source_phase(jax.random.key(1), 1, size)
+    noise_BSH = draw_source_noise(jax.random.key(2), 1, frames, size)
+    f0, source, wave = jax.jit(lambda *args: model.apply(*args, method=parts))(
+        variables, mel_BTM, lengths_B, phase_BH, noise_BSH
+    )
+    with torch.inference_mode():
+        source_BS = torch.from_numpy(np.array(source))[..., 0]
+        apart = [
+            difference(f0, module.f0_predictor(mel_BMT)),
+            difference(wave, module.decode(mel_BMT, source_BS)),
+        ]
+    ours = compiled(run, variables, mel_BTM, lengths_B, jax.random.key(0))
+    return Case(
+        f"{size.base_channels} channels, {sizes.clip_seconds} s",
+        {"torch": on_torch(draw_and_run), "ours": ours},
+        [Comparison("vocoder", "torch", "ours", aim=1)],
+        max(apart),
+    )
+
+
+CASES: dict[str, Callable[[Sizes], Case]] = {
+    "mel": front_end,
+    "resample": resampling,
+    "encoder": encoder,
+    "rvq": quantizer,
+    "llm": llm,
+    "head": head,
+    "unet": unet,
+    "vocoder": vocoder,
+}

@@ -1,0 +1,147 @@
+"""Each component against a PyTorch counterpart, on the same CPU, in one run, as ratios.
+
+    python -m benchmarks.components                         # everything, some 5 minutes
+    python -m benchmarks.components --only head,vocoder --seconds 30 --json out.json
+
+Both sides hold the same weights (random, carried over by the conversion tables), get the same
+inputs, and their results are compared before the clock starts. A ratio is the baseline's time
+over ours: above 1 we are faster. Nothing is gated: aims stand beside what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+
+import jax
+import torch
+import transformers
+
+from benchmarks import cases, timing
+
+HEADER = (
+    "| component | size | baseline, ms | ours, ms | ratio (quartiles) | CPU ratio | aim | apart |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- |",
+)
+
+
+def measure(case: cases.Case, seconds: float) -> list[dict]:
+    """Times a case and returns its rows."""
+    samples = timing.interleave(case.candidates, seconds)
+    rows = []
+    for comparison in case.comparisons:
+        low, ratio, high = samples.ratio(comparison.baseline, comparison.ours)
+        rows.append(
+            {
+                "component": comparison.label,
+                "size": case.sizes,
+                "baseline_ms": 1e3 * samples.median(comparison.baseline),
+                "ours_ms": 1e3 * samples.median(comparison.ours),
+                "ratio": ratio,
+                "ratio_quartiles": [low, high],
+                "cpu_ratio": samples.cpu_ratio(comparison.baseline, comparison.ours),
+                "rounds": len(samples.seconds[comparison.ours]),
+                "aim": comparison.aim,
+                "difference": case.difference,
+            }
+        )
+    return rows
+
+
+def table_row(row: dict) -> str:
+    """A row of the Markdown table."""
+    low, high = row["ratio_quartiles"]
+    aim = "" if row["aim"] is None else f">= {row['aim']:g}"
+    cells = (
+        row["component"],
+        row["size"],
+        f"{row['baseline_ms']:.3g}",
+        f"{row['ours_ms']:.3g}",
+        f"**{row['ratio']:.2f}** ({low:.2f}-{high:.2f}, {row['rounds']} rounds)",
+        f"{row['cpu_ratio']:.2f}",
+        aim,
+        f"{row['difference']:.1e}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def environment(threads: int, size: str) -> dict:
+    """What the numbers depend on."""
+    names = [
+        line.split(":", 1)[1].strip()
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "cpu": names[0] if names else platform.machine(),
+        "threads": threads,
+        "load_average": os.getloadavg()[0],
+        "size": size,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.components",
+        description="Times each component against a PyTorch counterpart on this CPU.",
+    )
+    parser.add_argument("--size", choices=sorted(cases.SIZES), default="medium")
+    parser.add_argument(
+        "--only",
+        default=",".join(cases.CASES),
+        help=f"comma-separated, of {', '.join(cases.CASES)}",
+    )
+    parser.add_argument("--seconds", type=float, default=15.0, help="timing budget a component")
+    cpus = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=int, default=min(2, cpus), help="CPUs, for both sides")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the numbers there")
+    options = parser.parse_args(argv)
+    options.only = [name.strip() for name in options.only.split(",")]
+    unknown = [name for name in options.only if name not in cases.CASES]
+    if unknown:
+        parser.error(f"--only: no component {unknown}; expected some of {list(cases.CASES)}")
+    if not 1 <= options.threads <= cpus:
+        parser.error(f"--threads {options.threads}: expected 1 to {cpus}, the CPUs there are")
+    return options
+
+
+def run(options: argparse.Namespace) -> Iterator[dict]:
+    """Rows, one component after another."""
+    for name in options.only:
+        yield from measure(cases.CASES[name](cases.SIZES[options.size]), options.seconds)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the Markdown table and, if asked, writes the JSON file."""
+    options = parse(argv)
+    timing.pin_threads(options.threads)
+    jax.config.update("jax_platforms", "cpu")
+    torch.set_num_threads(options.threads)
+    facts = environment(options.threads, options.size)
+    print(", ".join(f"{name} {value}" for name, value in facts.items()) + "\n")
+    print("\n".join(HEADER), flush=True)
+    rows = []
+    for row in run(options):
+        rows.append(row)
+        print(table_row(row), flush=True)
+    print(
+        "\nratio: median over rounds of the baseline's time over ours, wall clock; CPU ratio: the"
+        " same of CPU time;\napart: largest difference between the two sides' results over their"
+        " peak (codes, tokens: share that differs)."
+    )
+    if options.json:
+        options.json.write_text(json.dumps({"environment": facts, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

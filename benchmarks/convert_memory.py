@@ -1,0 +1,176 @@
+"""Host memory and speed of conversion, on a generated checkpoint with the release's names.
+
+    python -m benchmarks.convert_memory --work DIR [--size 7b] [--layers 4] [--dtype BF16]
+
+Writes random weights of the given size (the release's tensors, fewer language-model layers, and a
+stand-in for its vision weights) as shards, imports them in one process and exports them in another,
+and prints peak resident memory, seconds and MB/s of each. Exits with 1 if a peak reaches
+`--limit-gb` (3) or the exported files differ from the generated ones. Needs three times the
+checkpoint's size on disk: 4 layers are 8 GB, the full 28 layers 21 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ba_jax.convert import engine, export, hf_config, tables
+from ba_jax.convert.engine import TensorInfo
+from ba_jax.convert.safetensors_io import DTYPES, INDEX_FILE, make_header, write_file
+from ba_jax.models.baichuan_audio import variable_shapes
+from configs.models import get_config
+
+TINY_CONFIG = Path(__file__).parent.parent / "tests" / "data" / "tiny" / "config.json"
+VISION = TensorInfo((16, 1 << 20), DTYPES["BF16"])
+
+
+def reference_config(size: str, layers: int | None) -> dict:
+    """A config.json of the release's form with the sizes of `configs/models.py`."""
+    sizes = get_config(size)
+    values = json.loads(TINY_CONFIG.read_text())
+    llm, audio, flow = sizes.llm, values["audio_config"], values["flow_matching_config"]
+    values |= {
+        "hidden_size": llm.width,
+        "intermediate_size": llm.ffn_width,
+        "num_hidden_layers": layers or llm.layers,
+        "num_attention_heads": llm.heads,
+        "num_key_value_heads": llm.kv_heads,
+        "head_dim": llm.head_dim,
+        "vocab_size": llm.vocab_size,
+    }
+    audio |= {
+        "d_model": sizes.audio_encoder.width,
+        "audio_head_transformer_layers": sizes.audio_head.layers,
+        "vq_config": {"enable": True, "codebook_sizes": list(sizes.vq_bridge.codebook_sizes)},
+    }
+    for name in ("encoder", "decoder"):
+        part = sizes[f"audio_{name}"]
+        audio[f"{name}_attention_heads"] = part.heads
+        audio[f"{name}_ffn_dim"] = part.ffn_width
+        audio[f"{name}_layers"] = part.layers
+    values["vocoder_config"]["channels"] = [*sizes.audio_decoder.refine_channels, 80]
+    prenet, unet = sizes.flow_prenet, sizes.flow_unet
+    flow |= {
+        "prenet_in_dim": prenet.in_width,
+        "prenet_d_model": prenet.width,
+        "prenet_attention_heads": prenet.heads,
+        "prenet_ffn_dim": prenet.ffn_width,
+        "prenet_nlayers": prenet.layers,
+        "channels": [unet.channels],
+        "attention_head_dim": unet.head_dim,
+        "n_blocks": unet.blocks,
+        "num_mid_blocks": unet.mid_blocks,
+        "num_heads": unet.heads,
+    }
+    return values
+
+
+def generate(folder: Path, values: dict, dtype: np.dtype, shard_bytes: int) -> int:
+    """Random weights as shards; returns their bytes."""
+    config = hf_config.baichuan_config(values)
+    placements = engine.expand(tables.rows_for(config), variable_shapes(config))
+    infos = {
+        name: TensorInfo(parts[0].source_shape, dtype) for name, parts in sorted(placements.items())
+    }
+    infos["model.visual_model.patch_embed.weight"] = VISION
+    shards: list[dict[str, TensorInfo]] = [{}]
+    for name, info in infos.items():
+        if sum(i.nbytes for i in shards[-1].values()) + info.nbytes > shard_bytes and shards[-1]:
+            shards.append({})
+        shards[-1][name] = info
+    rng = np.random.default_rng(0)
+    block = rng.standard_normal(1 << 22, np.float32)
+
+    def pieces(name: str):
+        info = infos[name]
+        values, left = block.astype(info.dtype), info.nbytes // info.dtype.itemsize
+        values = np.roll(values, int(rng.integers(len(values))))
+        while left:
+            yield values[: min(left, len(values))]
+            left -= min(left, len(values))
+
+    folder.mkdir(parents=True)
+    weight_map = {}
+    for i, shard in enumerate(shards, 1):
+        name = f"model-{i:05}-of-{len(shards):05}.safetensors"
+        write_file(folder / name, make_header(shard, {"format": "pt"}), shard, pieces)
+        weight_map |= dict.fromkeys(shard, name)
+    total = sum(info.nbytes for info in infos.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(values, indent=1))
+    return total
+
+
+def measure(arguments: list[str]) -> tuple[int, float]:
+    """Runs `python -m ba_jax.convert ...`; peak resident bytes (VmHWM) and seconds."""
+    started, peak = time.monotonic(), 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ba_jax.convert", *arguments], stdout=subprocess.DEVNULL
+    )
+    # The high-water mark only grows: the last sample before the process ends is its peak.
+    while process.poll() is None:
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+        except OSError:
+            break
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        peak = max(peak, int(found[1]) * 1024 if found else 0)
+        time.sleep(0.02)
+    if process.wait():
+        raise SystemExit(f"convert {arguments} failed with exit code {process.returncode}")
+    return peak, time.monotonic() - started
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder on a disk with room")
+    parser.add_argument("--size", default="7b", help="of configs/models.py")
+    parser.add_argument("--layers", type=int, default=4, help="language-model layers; 0: all")
+    parser.add_argument("--dtype", choices=("BF16", "F16", "F32"), default="BF16")
+    parser.add_argument("--limit-gb", type=float, default=3.0)
+    parser.add_argument("--keep", action="store_true", help="do not delete what was written")
+    args = parser.parse_args()
+    source, checkpoint, again = (args.work / n for n in ("source", "checkpoint", "exported"))
+    for folder in (source, checkpoint, again):
+        if folder.exists():
+            raise SystemExit(f"{folder}: exists already")
+    try:
+        values = reference_config(args.size, args.layers or None)
+        started = time.monotonic()
+        total = generate(source, values, DTYPES[args.dtype], export.DEFAULT_SHARD_BYTES)
+        print(f"generated {total / 1e9:.2f} GB in {time.monotonic() - started:.0f} s")
+        print(f"{'step':8s}{'peak RSS, MiB':>15s}{'seconds':>10s}{'MB/s':>8s}")
+        ok = True
+        for step, arguments in (
+            ("import", ["--source", str(source), "--out", str(checkpoint)]),
+            (
+                "export",
+                ["export", "--checkpoint", str(checkpoint), "--out", str(again)]
+                + ["--base", str(source)],
+            ),
+        ):
+            peak, seconds = measure(arguments)
+            ok &= peak < args.limit_gb * 1e9
+            print(f"{step:8s}{peak / 2**20:15.0f}{seconds:10.1f}{total / seconds / 1e6:8.0f}")
+        names = sorted(path.name for path in source.iterdir())
+        different = filecmp.cmpfiles(source, again, names, shallow=False)[1:]
+        print("exported files are", "the generated ones" if not any(different) else different)
+        return 0 if ok and not any(different) else 1
+    finally:
+        if not args.keep:
+            for folder in (source, checkpoint, again):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""Model sizes: the only place where they live.
+
+    --config=configs/models.py:SIZE
+
+  size     values     what it is
+  nano        25 M    two CPU cores, minutes: the demo and the training tests
+  tiny       2.4 M    the sizes of the golden numbers in tests/data/tiny; random weights only
+  1b5        3.1 B    the release's tokenizer and decoders around a Qwen2.5-1.5B
+  7b        10.4 B    Baichuan-Audio as released
+
+`python -m configs.models` counts the values by component (parameters, codebooks with their
+statistics, stored buffers); nothing is allocated.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+CODEBOOK_SIZES = (8192, 4096, 2048, 1024, 1024, 1024, 1024, 1024)
+TOKENS = (
+    "audio_start",
+    "audio_end",
+    "audio_pad",
+    "audio_delim",
+    "audiotext_start",
+    "audiotext_end",
+    "audiotext_pad",
+    "audiogen_start",
+    "audiogen_end",
+)
+RELEASE_TOKENS = dict(
+    zip(
+        TOKENS,
+        (151676, 151677, 151678, 151693, 151697, 151698, 151699, 151700, 151701),
+        strict=True,
+    )
+)
+
+
+def get_config(size: str = "nano") -> ConfigDict:
+    """A model's sizes, keyed like `ba_jax.models.baichuan_audio.BaichuanAudioConfig`.
+
+    Raises:
+      ValueError: for an unknown size.
+    """
+    if size not in SIZES:
+        raise ValueError(f"model size {size!r}: expected one of {sorted(SIZES)}")
+    return ConfigDict(SIZES[size]())
+
+
+def _model(
+    *,
+    encoder: dict,
+    decoder: dict,
+    codebook_sizes: tuple[int, ...],
+    refine_channels: tuple[int, ...],
+    prenet: dict,
+    unet: dict,
+    vocoder: dict,
+    llm: dict,
+    head_layers: int,
+    tokens: dict,
+) -> dict:
+    """Joins what must agree: widths between components and the codebooks."""
+    width = encoder["width"]
+    return {
+        "audio_encoder": {"mel_bins": 128, **encoder},
+        "vq_bridge": {"width": width, "pooling": 4, "codebook_sizes": codebook_sizes},
+        "audio_decoder": {
+            "width": width,
+            "mel_bins": 80,
+            "refine_channels": refine_channels,
+            **decoder,
+        },
+        "flow_prenet": {"in_width": width, "mel_bins": 80, **prenet},
+        "flow_unet": {"mel_bins": 80, **unet},
+        "vocoder": vocoder,
+        "llm": llm,
+        "audio_embed": {"width": llm["width"], "codebook_sizes": codebook_sizes},
+        "audio_head": {
+            "width": llm["width"],
+            "layers": head_layers,
+            "codebook_sizes": codebook_sizes,
+        },
+        "tokens": tokens,
+    }
+
+
+def _released(llm: dict) -> dict:
+    """The release's tokenizer, flow decoder and vocoder around a language model."""
+    return _model(
+        encoder={"width": 1280, "layers": 32, "heads": 20, "ffn_width": 5120},
+        decoder={"layers": 8, "heads": 20, "ffn_width": 5120},
+        codebook_sizes=CODEBOOK_SIZES,
+        refine_channels=(256,) * 4,
+        prenet={"width": 512, "layers": 12, "heads": 8, "ffn_width": 2048},
+        unet={"channels": 256, "blocks": 4, "mid_blocks": 12, "heads": 8, "head_dim": 64},
+        vocoder={"base_channels": 512, "f0_channels": 512},
+        llm=llm,
+        head_layers=3,
+        tokens=RELEASE_TOKENS,
+    )
+
+
+def _7b() -> dict:
+    return _released(
+        {
+            "vocab_size": 152064,
+            "width": 3584,
+            "layers": 28,
+            "heads": 28,
+            "kv_heads": 4,
+            "head_dim": 128,
+            "ffn_width": 18944,
+        }
+    )
+
+
+def _1b5() -> dict:
+    return _released(
+        {
+            "vocab_size": 151936,
+            "width": 1536,
+            "layers": 28,
+            "heads": 12,
+            "kv_heads": 2,
+            "head_dim": 128,
+            "ffn_width": 8960,
+            "tied_embeddings": True,
+        }
+    )
+
+
+def _tiny() -> dict:
+    return _model(
+        encoder={"width": 32, "layers": 2, "heads": 4, "ffn_width": 64},
+        decoder={"layers": 2, "heads": 4, "ffn_width": 64},
+        codebook_sizes=(64, 32, 16, 8, 8, 8, 8, 8),
+        refine_channels=(32,) * 4,
+        prenet={"width": 32, "layers": 2, "heads": 4, "ffn_width": 64},
+        unet={"channels": 32, "blocks": 2, "mid_blocks": 2, "heads": 2, "head_dim": 8},
+        vocoder={"base_channels": 32, "f0_channels": 16},
+        llm={
+            "vocab_size": 600,
+            "width": 128,
+            "layers": 2,
+            "heads": 4,
+            "kv_heads": 2,
+            "head_dim": 32,
+            "ffn_width": 192,
+        },
+        head_layers=2,
+        tokens=dict(zip(TOKENS, (574, 575, 576, 591, 595, 596, 597, 598, 599), strict=True)),
+    )
+
+
+def _nano() -> dict:
+    return _model(
+        encoder={"width": 256, "layers": 4, "heads": 4, "ffn_width": 1024},
+        decoder={"layers": 2, "heads": 4, "ffn_width": 1024},
+        codebook_sizes=(512, 256, 128, 64, 64, 64, 64, 64),
+        refine_channels=(64,) * 4,
+        prenet={"width": 128, "layers": 2, "heads": 4, "ffn_width": 512},
+        unet={"channels": 64, "blocks": 1, "mid_blocks": 2, "heads": 4, "head_dim": 32},
+        vocoder={"base_channels": 64, "f0_channels": 64},
+        llm={
+            "vocab_size": 4096,
+            "width": 256,
+            "layers": 4,
+            "heads": 4,
+            "kv_heads": 2,
+            "head_dim": 64,
+            "ffn_width": 768,
+        },
+        head_layers=2,
+        # SentencePiece puts added symbols right after <unk>, <s>, </s>.
+        tokens={name: 3 + i for i, name in enumerate(TOKENS)},
+    )
+
+
+SIZES = {"nano": _nano, "tiny": _tiny, "1b5": _1b5, "7b": _7b}
+
+
+def main() -> None:
+    """Prints parameter counts by component."""
+    from ba_jax.models.baichuan_audio import BaichuanAudioConfig, parameter_counts
+    from ba_jax.models.config import from_mapping
+
+    for size in SIZES:
+        counts = parameter_counts(from_mapping(BaichuanAudioConfig, get_config(size)))
+        print(f"{size}: {sum(counts.values()):,} values")
+        for name, count in counts.items():
+            print(f"  {name:24s}{count:>16,}")
+
+
+if __name__ == "__main__":
+    main()

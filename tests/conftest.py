@@ -1,0 +1,22 @@
+"""Settings shared by all tests: CPU, no implicit rank promotion, a persistent compilation cache.
+
+They are environment variables, so that JAX reads them when a test first imports it and the
+command lines that tests start as subprocesses inherit them.
+"""
+
+import os
+import pathlib
+
+import hypothesis
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+# The same examples in every run; compile time must not count against an example's deadline.
+hypothesis.settings.register_profile("ba_jax", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("ba_jax")

@@ -1,0 +1,61 @@
+"""`python -m benchmarks.components` end to end at its smallest size."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import cases, components
+
+
+@pytest.mark.slow
+def test_every_component_is_compared_and_agrees(tmp_path, capsys):
+    out = tmp_path / "numbers.json"
+    components.main(["--size", "toy", "--seconds", "0", "--json", str(out)])
+    numbers = json.loads(out.read_text())
+    rows = numbers["rows"]
+    table = capsys.readouterr().out
+    assert len(rows) == 13
+    for row in rows:
+        assert row["component"] in table
+        assert row["baseline_ms"] > 0 and row["ours_ms"] > 0 and row["ratio"] > 0
+        # Codes and tokens are equal, floats agree to rounding.
+        assert row["difference"] < 1e-4, row["component"]
+    assert numbers["environment"]["threads"] >= 1
+
+
+def test_cases_that_disagree_in_shape_are_refused():
+    with pytest.raises(ValueError, match="disagree in shape"):
+        cases.difference([1.0, 2.0], [1.0])
+
+
+def test_difference_is_relative_to_the_peak_or_a_share():
+    assert cases.difference([1.0, 3.9], [1.0, 4.0]) == pytest.approx(0.025)
+    assert cases.difference([1, 2, 3, 4], [1, 2, 3, 5]) == 0.25
+
+
+@pytest.mark.parametrize("arguments", [["--only", "hed"], ["--threads", "0"]])
+def test_bad_arguments_are_named(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        components.parse(arguments)
+    assert stopped.value.code == 2
+    assert arguments[1].strip() in capsys.readouterr().err
+
+
+def test_one_thread_restarts_the_interpreter_confined(tmp_path):
+    code = (
+        "import os, sys\n"
+        "from benchmarks import timing\n"
+        "timing.pin_threads(1)\n"
+        "print(len(os.sched_getaffinity(0)), sys.argv[1:])"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    done = subprocess.run(
+        [sys.executable, str(script), "--flag"],
+        env={"PYTHONPATH": str(components.pathlib.Path(components.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "1 ['--flag']", done.stderr

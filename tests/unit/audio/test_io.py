@@ -1,0 +1,501 @@
+"""Audio files: what is read and written, and that bad ones are refused at once and cheaply."""
+
+import contextlib
+import io
+import os
+import pathlib
+import struct
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+import scipy.signal
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ba_jax.audio import AudioError, check_wave, read_audio, resample, write_audio
+
+FRONTEND = pathlib.Path(__file__).parents[2] / "data" / "frontend.npz"
+FORMATS = ("wav", "flac", "ogg", "opus", "mp3")
+RATE = 24000
+
+
+@contextlib.contextmanager
+def refused(*words, seconds=1.0, megabytes=4.0):
+    """Expects an AudioError that says `words`, within a second and without a large allocation."""
+    tracemalloc.start()
+    start = time.perf_counter()
+    try:
+        with pytest.raises(AudioError) as caught:
+            yield
+        elapsed = time.perf_counter() - start
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+    assert elapsed < seconds
+    assert peak < megabytes * 1e6
+
+
+def speech() -> np.ndarray:
+    """2.1 s of real speech at 24 kHz, float32."""
+    with np.load(FRONTEND) as arrays:
+        return arrays["wave24"]
+
+
+def encode(wave, rate=RATE, format="wav", **kwargs) -> bytes:
+    stream = io.BytesIO()
+    write_audio(stream, wave, rate, format, **kwargs)
+    return stream.getvalue()
+
+
+def wav_bytes(
+    samples: bytes, *, channels=1, rate=16000, bits=16, coding=1, claimed=None, riff=b"RIFF"
+) -> bytes:
+    """A WAV file with any header."""
+    frame = channels * bits // 8
+    fields = (coding, channels, rate, rate * frame & 0xFFFFFFFF, frame, bits)
+    size = len(samples) if claimed is None else claimed
+    return b"".join(
+        [
+            struct.pack("<4sI4s", riff, min(size + 36, 0xFFFFFFFF), b"WAVE"),
+            struct.pack("<4sIHHIIHH", b"fmt ", 16, *fields),
+            struct.pack("<4sI", b"data", size),
+            samples,
+        ]
+    )
+
+
+# --- what is read ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_round_trip_of_each_format(format):
+    wave = speech()
+    got, rate = read_audio(encode(wave, format=format))
+    assert rate == RATE and got.dtype == np.float32 and got.ndim == 1
+    if format in ("wav", "flac"):
+        assert got.shape == wave.shape
+        assert np.abs(got - wave).max() <= 1.5 / 32768  # 16 bits, rounded and rescaled
+    else:
+        # Lossy: the length may differ by an encoder frame, and the signal must correlate.
+        assert abs(len(got) - len(wave)) <= 2 * 1152
+        size = min(len(got), len(wave))
+        assert np.corrcoef(got[:size], wave[:size])[0, 1] > 0.95
+
+
+def test_float_wav_is_exact_and_not_clipped():
+    wave = 3 * speech()
+    got, _ = read_audio(encode(wave, subtype="FLOAT"))
+    np.testing.assert_array_equal(got, wave)
+
+
+def test_path_bytes_and_file_objects_are_read_alike(tmp_path):
+    data = encode(speech(), format="flac")
+    path = tmp_path / "a.flac"
+    path.write_bytes(data)
+
+    class Pipe(io.RawIOBase):  # neither seekable nor named
+        def __init__(self):
+            self.inner = io.BytesIO(data)
+
+        def read(self, size=-1):  # gives a part at a time, as sockets do
+            return self.inner.read(min(size, 1000) if size >= 0 else 1000)
+
+    want, _ = read_audio(path)
+    for source in (str(path), data, bytearray(data), memoryview(data), io.BytesIO(data), Pipe()):
+        np.testing.assert_array_equal(read_audio(source)[0], want)
+    with open(path, "rb") as stream:
+        np.testing.assert_array_equal(read_audio(stream)[0], want)
+        assert not stream.closed
+
+
+def test_file_object_is_read_from_where_it_stands():
+    stream = io.BytesIO(b"junk" + encode(speech()))
+    stream.seek(4)
+    assert len(read_audio(stream)[0]) == len(speech())
+
+
+def test_stereo_is_averaged_or_kept():
+    wave_SC = np.stack([speech(), -0.5 * speech()[::-1]], axis=1)
+    data = encode(wave_SC, subtype="FLOAT")
+    kept, _ = read_audio(data, mono=False)
+    np.testing.assert_array_equal(kept, wave_SC)
+    mono, _ = read_audio(data)
+    np.testing.assert_allclose(mono, wave_SC.mean(axis=1), atol=1e-7)
+
+
+def test_mean_before_resampling_equals_the_reference_order():
+    wave_SC = np.stack([speech(), speech()[::-1]], axis=1)
+    data = encode(wave_SC, subtype="FLOAT")
+    got, rate = read_audio(data, sample_rate=16000)
+    want = resample(wave_SC, RATE, 16000, axis=0).mean(axis=1)
+    assert rate == 16000
+    np.testing.assert_allclose(got, want, atol=1e-6 * np.abs(want).max())
+    both, _ = read_audio(data, sample_rate=16000, mono=False)
+    np.testing.assert_allclose(both.mean(axis=1), want, atol=1e-6 * np.abs(want).max())
+
+
+def test_resampled_read_matches_the_golden():
+    with np.load(FRONTEND) as arrays:
+        data = encode(arrays["wave"], int(arrays["sample_rate"]), subtype="FLOAT")
+        for rate, key in ((16000, "wave16"), (24000, "wave24")):
+            got, _ = read_audio(data, sample_rate=rate)
+            want = arrays[key]
+            assert got.shape == want.shape
+            assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("rate", [4000, 192000])
+def test_rates_at_the_edges_are_read(rate):
+    wave, got = read_audio(wav_bytes(bytes(2000), rate=rate))
+    assert got == rate and len(wave) == 1000
+
+
+def test_long_files_are_read_in_blocks():
+    wave = np.random.default_rng(0).uniform(-1, 1, 3 * 65536 + 17).astype(np.float32)
+    np.testing.assert_array_equal(read_audio(encode(wave, subtype="FLOAT"))[0], wave)
+
+
+def test_wav_with_chunks_before_and_after_the_samples():
+    data = bytearray(encode(speech()))
+    at = data.index(b"data")
+    data[at:at] = b"LIST" + struct.pack("<I", 5) + b"INFOx\0"  # odd size, padded
+    data += b"note" + struct.pack("<I", 4) + b"tail"
+    assert len(read_audio(bytes(data))[0]) == len(speech())
+
+
+def test_rf64_sizes_are_read_and_checked():
+    stream = io.BytesIO()
+    soundfile.write(stream, speech(), RATE, format="RF64", subtype="PCM_16")
+    data = stream.getvalue()
+    assert data[:4] == b"RF64"
+    assert len(read_audio(data)[0]) == len(speech())
+    with refused("cut short", "claims"):
+        read_audio(data[:-100])
+
+
+def test_tags_around_an_mp3_are_no_damage():
+    data = encode(speech(), format="mp3")
+    tag = b"ID3\x04\x00\x00\x00\x00\x02\x00" + bytes(256)
+    wave, _ = read_audio(data)
+    tagged, _ = read_audio(tag + data + b"TAG" + bytes(125))
+    np.testing.assert_array_equal(tagged, wave)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def test_missing_directory_empty_and_pipe(tmp_path):
+    with refused("nothing.wav", "cannot be opened"):
+        read_audio(tmp_path / "nothing.wav")
+    with refused(str(tmp_path), "is a directory"):
+        read_audio(tmp_path)
+    (tmp_path / "empty.wav").write_bytes(b"")
+    with refused("empty.wav", "0 bytes"):
+        read_audio(tmp_path / "empty.wav")
+    with refused("0 bytes"):
+        read_audio(b"")
+    os.mkfifo(tmp_path / "pipe.wav")
+    with refused("pipe.wav", "not a regular file"):
+        read_audio(tmp_path / "pipe.wav")
+    with refused("cannot be opened"):
+        read_audio("nul\0byte.wav")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"hello, this is text\n" * 50,
+        bytes(5000),
+        np.random.default_rng(0).bytes(5000),
+        b"RIFF",
+        b"RIFF\x00\x00\x00\x00AVI " + bytes(100),
+        b"FORM\x00\x00\x10\x00AIFF" + bytes(100),
+        b"\xff\xfb\x94\xc4" + b"no second frame" * 100,
+        b"ID3\x04\x00\x00\x7f\x7f\x7f\x7f",
+    ],
+)
+def test_what_is_not_audio(data, tmp_path):
+    path = tmp_path / "song.wav"
+    path.write_bytes(data)
+    with refused("song.wav", "expected a WAV, FLAC, Ogg or MP3"):
+        read_audio(path)
+
+
+@pytest.mark.parametrize("head", [b"fLaC", b"OggS\0\x06", b"RIFF\0\0\0\0WAVE"])
+def test_right_magic_and_nothing_after(head):
+    with refused("expected"):
+        read_audio(head + bytes(200))
+
+
+def test_wrong_kinds_of_source():
+    with refused("int", "expected a path"):
+        read_audio(3)
+    with refused("expected bytes"):
+        read_audio(io.StringIO("text"))
+
+
+def test_no_samples():
+    with refused("0 samples", "expected at least 1"):
+        read_audio(wav_bytes(b""))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e20])
+@pytest.mark.parametrize("at", [0, 70000])
+def test_samples_that_are_no_numbers(value, at, tmp_path):
+    samples = np.zeros(80000, "<f4")
+    samples[at] = value
+    path = tmp_path / "bad.wav"
+    path.write_bytes(wav_bytes(samples.tobytes(), bits=32, coding=3))
+    with refused("bad.wav", f"sample {at} is", "finite"):
+        read_audio(path)
+
+
+@pytest.mark.parametrize("channels", [3, 8])
+@pytest.mark.parametrize("mono", [True, False])
+def test_more_than_two_channels(channels, mono):
+    with refused(f"{channels} channels", "expected 1 or 2"):
+        read_audio(wav_bytes(bytes(4800), channels=channels), mono=mono)
+
+
+@pytest.mark.parametrize("rate", [1, 3999, 192001, 655350, 0x7FFFFFFF])
+def test_senseless_rates(rate, tmp_path):
+    path = tmp_path / "rate.wav"
+    path.write_bytes(wav_bytes(bytes(4000), rate=rate))
+    with refused("rate.wav", f"{rate} Hz", "4000 to 192000"):
+        read_audio(path, sample_rate=16000)
+
+
+@pytest.mark.parametrize("rate", [1, 655350])
+def test_senseless_rates_of_flac(rate):
+    stream = io.BytesIO()
+    soundfile.write(stream, np.zeros(5000), rate, format="FLAC")
+    with refused(f"{rate} Hz"):
+        read_audio(stream.getvalue())
+    with refused("wanted", f"{rate} Hz"):
+        read_audio(encode(speech()), sample_rate=rate)
+
+
+@pytest.mark.parametrize("claimed", [2002, 0x7FFFFFFF, 0xFFFFFFF0, 0xFFFFFFFF])
+def test_wav_that_claims_more_than_it_has(claimed):
+    with refused("cut short", f"claims {claimed} bytes", "2000 are there"):
+        read_audio(wav_bytes(bytes(2000), claimed=claimed))
+
+
+def test_rf64_that_claims_terabytes():
+    data = bytearray(wav_bytes(bytes(2000), claimed=0xFFFFFFFF, riff=b"RF64"))
+    data[12:12] = struct.pack("<4sIQQQI", b"ds64", 28, 1 << 45, 1 << 44, 1 << 43, 0)
+    with refused("cut short", f"claims {1 << 44} bytes"):
+        read_audio(bytes(data))
+
+
+def test_riff_of_countless_chunks():
+    data = b"RIFF\0\0\0\0WAVE" + (b"junk" + bytes(4)) * 200_000
+    with refused("no data chunk"):
+        read_audio(data)
+
+
+def test_flac_that_claims_years():
+    data = bytearray(encode(np.zeros(5000, np.float32), 16000, "flac"))
+    data[21] |= 0x0F  # total samples: 36 bits
+    data[22:26] = b"\xff\xff\xff\xff"
+    with refused("s long", "expected at most 600.0 s"):
+        read_audio(bytes(data))
+    with refused("expected"):
+        read_audio(bytes(data), max_seconds=1e7, max_bytes=1 << 40)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@settings(max_examples=25)
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_any_cut_is_noticed(format, share):
+    data = ENCODED[format]
+    with pytest.raises(AudioError):
+        read_audio(data[: int(share * len(data))])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("missing", [1, 3, 100, 1500])
+def test_a_missing_end_is_noticed(format, missing):
+    with refused("cut short"):
+        read_audio(ENCODED[format][:-missing])
+
+
+def mp3_without_index(wave, rate) -> bytes:
+    data = encode(wave, rate, "mp3")
+    # The first frame is the index; the second begins with the same 11 bits and version.
+    first = data.index(data[:2], 4)
+    assert b"Info" in data[:first] or b"Xing" in data[:first]
+    return data[first:]
+
+
+@pytest.mark.parametrize("rate", [48000, 24000, 8000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_mp3_of_variable_bit_rate_without_an_index_is_read_whole(rate, channels):
+    # Silence, then speech: libsndfile alone guesses the length from the first, small frames.
+    wave = np.concatenate([np.zeros(rate, np.float32), speech()])
+    bare = mp3_without_index(np.stack([wave] * channels, axis=1), rate)
+    tail = b"TAG" + bytes(125)
+    for data in (bare, bare + tail, bare + bytes(500), b"ID3\x03\0\0\0\0\0\x0a" + bytes(10) + bare):
+        got, _ = read_audio(data)
+        assert 0 <= len(got) - len(wave) <= 4 * 1152  # what encoders add at both ends
+        lag = scipy.signal.fftconvolve(got, wave[::-1], mode="valid").argmax()
+        assert np.corrcoef(got[lag : lag + len(wave)], wave)[0, 1] > 0.9
+
+
+def test_mp3_without_an_index_cut_inside_a_frame():
+    bare = mp3_without_index(speech(), RATE)
+    with refused("cut short", "past the file"):
+        read_audio(bare[:-10])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_too_long_or_too_large(format, tmp_path):
+    path = tmp_path / f"long.{format}"
+    path.write_bytes(ENCODED[format])
+    with refused("long", "2.1 s long", "expected at most 1.0 s"):
+        read_audio(path, max_seconds=1)
+    size = len(ENCODED[format])
+    with refused("long", f"{size - 1} bytes"):
+        read_audio(path, max_bytes=size - 1)
+    with refused(f"{size - 1} bytes"):
+        read_audio(io.BytesIO(ENCODED[format]), max_bytes=size - 1)
+
+
+def test_decoded_size_is_bounded():
+    data = encode(np.zeros(100_000, np.float32), format="flac")
+    assert len(data) < 20_000
+    with refused("400000 bytes of samples", "expected at most 20000"):
+        read_audio(data, max_bytes=20_000)
+
+
+def test_mp3_of_millions_of_frames_is_refused_in_time():
+    frame = b"\xff\xe3\x18\xc4" + bytes(68)  # MPEG-2.5, 8 kbit/s, 8 kHz: 72 bytes, 72 ms
+    with refused("s long", "expected at most 600.0 s", megabytes=200):
+        read_audio(frame * 1_000_000)
+
+
+def test_closed_file_object():
+    stream = io.BytesIO(encode(speech()))
+    stream.close()
+    with refused("cannot be read"):
+        read_audio(stream)
+
+
+def test_endless_stream_is_read_no_further_than_the_bound():
+    class Endless(io.RawIOBase):
+        def read(self, size=-1):
+            return bytes(size)
+
+    with refused("over 100000 bytes"):
+        read_audio(Endless(), max_bytes=100_000)
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def test_out_of_range_is_clipped_not_wrapped():
+    wave = np.array([0.0, 2.0, -2.0, 0.5] * 100, np.float32)
+    got, _ = read_audio(encode(wave, 16000))
+    np.testing.assert_allclose(got, np.clip(wave, -1, 1), atol=1 / 32768)
+
+
+def test_float64_and_stereo_are_written():
+    wave_SC = np.stack([speech(), speech()], axis=1).astype(np.float64)
+    got, _ = read_audio(encode(wave_SC, format="flac"), mono=False)
+    assert got.shape == wave_SC.shape
+
+
+def test_long_vorbis_is_written():
+    wave = np.zeros(2_000_000, np.float32)
+    assert len(read_audio(encode(wave, format="ogg"))[0]) == len(wave)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_path_is_written_by_suffix_or_format(format, tmp_path):
+    write_audio(tmp_path / f"a.{format}", speech(), RATE)
+    write_audio(str(tmp_path / "b.bin"), speech(), RATE, format)
+    assert (tmp_path / f"a.{format}").stat().st_size == (tmp_path / "b.bin").stat().st_size
+    assert len(list(tmp_path.iterdir())) == 2  # no temporary file is left
+    want = 0o666 & ~current_umask()
+    assert (tmp_path / "b.bin").stat().st_mode & 0o777 == want
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"old")
+
+    def fail(self, data):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(soundfile.SoundFile, "write", fail)
+    with pytest.raises(AudioError, match="a.wav: cannot be written .disk full"):
+        write_audio(path, speech(), RATE)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.wav"]
+
+
+@pytest.mark.parametrize(
+    ("wave", "rate", "format", "words"),
+    [
+        (np.zeros(100, np.float32), 16000, "xyz", ("'xyz'", "expected one of wav")),
+        (np.zeros(100, np.float32), 16000, None, ("None", "expected one of wav")),
+        (np.zeros(0, np.float32), 16000, "wav", ("(0,)", "expected a floating array")),
+        (np.zeros(100, np.int16), 16000, "wav", ("int16", "expected a floating array")),
+        (np.zeros((100, 3), np.float32), 16000, "wav", ("3 channels", "expected 1 or 2")),
+        (np.zeros((2, 2, 2), np.float32), 16000, "wav", ("(2, 2, 2)",)),
+        (np.array([0, np.nan], np.float32), 16000, "wav", ("sample 1 is nan",)),
+        (np.array([np.inf, 0], np.float32), 16000, "flac", ("sample 0 is inf",)),
+        (np.zeros(100, np.float32), 1, "wav", ("1 Hz", "4000 to 192000")),
+        (np.zeros(100, np.float32), 22050, "opus", ("22050 Hz", "24000")),
+        (np.zeros(100, np.float32), 96000, "mp3", ("96000 Hz", "48000")),
+    ],
+)
+def test_what_is_not_written(wave, rate, format, words):
+    with refused(*words):
+        write_audio(io.BytesIO(), wave, rate, format)
+
+
+def test_coding_that_the_format_lacks():
+    with refused("'FLOAT' in flac", "PCM_16"):
+        write_audio(io.BytesIO(), speech(), RATE, "flac", subtype="FLOAT")
+
+
+def test_folder_that_is_not_there(tmp_path):
+    with refused("cannot be written"):
+        write_audio(tmp_path / "no" / "a.wav", speech(), RATE)
+
+
+# --- waveforms ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wave", "words"),
+    [
+        (np.zeros(399, np.float32), ("399 samples", "at least 400")),
+        (np.zeros((400, 2), np.float32), ("(400, 2)", "mono")),
+        (np.zeros(400, np.int16), ("int16", "floating")),
+        (np.full(400, np.nan), ("clip.wav: sample 0 is nan",)),
+    ],
+)
+def test_check_wave_refuses(wave, words):
+    with refused(*words):
+        check_wave(wave, min_samples=400, name="clip.wav")
+
+
+def test_check_wave_passes_what_is_good():
+    wave = speech()
+    assert check_wave(wave) is wave
+
+
+ENCODED = {format: encode(speech(), format=format) for format in FORMATS}

@@ -1,0 +1,416 @@
+"""The rules of the house, proved from the syntax tree: who may import what, and when.
+
+Each rule is a function of (module name, source) that returns its violations, run over every file
+it covers and, in a second test, over a source that breaks it.
+"""
+
+import ast
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+
+import ml_collections
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+# A module's layer is that of its longest prefix here; imports go to the same layer or a lower one.
+LAYERS = {
+    "ba_jax": 0,
+    "ba_jax.vocab": 0,
+    "ba_jax.types": 0,
+    "ba_jax.audio": 0,
+    "ba_jax.models": 1,
+    "ba_jax.losses": 2,
+    "ba_jax.sharding": 2,
+    "ba_jax.optim": 2,
+    "ba_jax.checkpoint": 2,
+    "ba_jax.metrics": 2,
+    "ba_jax.convert": 2,
+    "ba_jax.sampling": 3,
+    "ba_jax.data": 3,
+    "ba_jax.evals": 4,
+    "ba_jax.steps": 4,
+    "ba_jax.convert.main": 5,
+    "ba_jax.convert.__main__": 5,
+    "ba_jax.serving": 5,
+    "ba_jax.train": 5,
+    "ba_jax.evaluate": 5,
+    "ba_jax.generate": 5,
+    "ba_jax.plan": 5,
+}
+ENTRY_LAYER = 5
+# data feeds workers that fork or spawn: it stands on these alone.
+DATA_MAY_IMPORT = ("ba_jax.vocab", "ba_jax.types", "ba_jax.audio", "ba_jax.data")
+JAX_FAMILY = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
+MAX_LINES = 600
+LONG_FILES: frozenset[str] = frozenset()
+# The arguments that a config is instantiated with; one that is not named here takes none.
+CONFIG_ARGUMENTS = {"models": ("nano", "tiny", "1b5", "7b")}
+
+Violations = list[str]
+
+
+# --- reading the tree ---------------------------------------------------------------------------
+
+
+def module_name(path: pathlib.Path) -> str:
+    """`ba_jax/audio/__init__.py` -> `ba_jax.audio`."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def sources(*folders: str) -> dict[str, str]:
+    """Module name -> source of every Python file under the folders."""
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    return {module_name(path): path.read_text(encoding="utf-8") for path in paths}
+
+
+BA_JAX = sources("ba_jax")
+PACKAGES = {module_name(path) for path in (ROOT / "ba_jax").rglob("__init__.py")}
+
+
+def is_under(module: str, prefix: str) -> bool:
+    return module == prefix or module.startswith(prefix + ".")
+
+
+def imported_names(name: str, node: ast.AST, packages: Iterable[str]) -> list[str]:
+    """What one node imports, as absolute names; `from a import b` counts as both `a` and `a.b`."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            up = node.level - (name in packages)
+            anchor = name.split(".")[: len(name.split(".")) - up]
+            base = ".".join(anchor + ([base] if base else []))
+        return [base] + [f"{base}.{alias.name}" for alias in node.names if alias.name != "*"]
+    if isinstance(node, ast.Call):
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else None
+        called = node.func.id if isinstance(node.func, ast.Name) else called
+        literal = node.args and isinstance(node.args[0], ast.Constant)
+        if called in ("import_module", "__import__") and literal:
+            return [str(node.args[0].value)]
+    return []
+
+
+def nodes_run_at_import(tree: ast.Module) -> Iterator[ast.AST]:
+    """All nodes but those inside functions and under `if TYPE_CHECKING` or `if __name__ ...`."""
+    stack: list[ast.AST] = [tree]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and (
+            "TYPE_CHECKING" in ast.unparse(node.test) or "__name__" in ast.unparse(node.test)
+        ):
+            stack.extend(node.orelse)
+            continue
+        yield node
+        stack.extend(ast.iter_child_nodes(node))
+
+
+def imports(
+    name: str, source: str, *, at_import: bool = False, packages: Iterable[str] = PACKAGES
+) -> list[str]:
+    """Everything a module imports, lazily too unless `at_import`."""
+    tree = ast.parse(source)
+    nodes = nodes_run_at_import(tree) if at_import else ast.walk(tree)
+    return [found for node in nodes for found in imported_names(name, node, packages)]
+
+
+# --- the rules ----------------------------------------------------------------------------------
+
+
+def layer(module: str) -> int | None:
+    """The layer of a module, or None if no row of LAYERS but the bare package covers it."""
+    rows = [prefix for prefix in LAYERS if prefix != "ba_jax" and is_under(module, prefix)]
+    if rows:
+        return LAYERS[max(rows, key=len)]
+    return LAYERS["ba_jax"] if module == "ba_jax" else None
+
+
+def check_layers(name: str, source: str) -> Violations:
+    """Imports run downwards only, lazy ones included; every module has a layer."""
+    own = layer(name)
+    if own is None:
+        return [f"{name}: in no layer; add it to LAYERS"]
+    found = []
+    for target in imports(name, source):
+        # `from ba_jax.vocab import X` yields ba_jax.vocab.X too: same row, no harm.
+        target_layer = layer(target) if is_under(target, "ba_jax") else None
+        if target_layer is not None and target_layer > own:
+            found.append(f"{name} (layer {own}) imports {target} (layer {target_layer})")
+        if target.split(".")[0] in ("tests", "benchmarks"):
+            found.append(f"{name} imports {target}")
+    return found
+
+
+def unit(module: str) -> str:
+    """The row of LAYERS that a module belongs to."""
+    rows = [prefix for prefix in LAYERS if is_under(module, prefix)]
+    return max(rows, key=len)
+
+
+def find_cycle(modules: dict[str, str]) -> list[str]:
+    """A cycle among the units (rows of LAYERS), or [] if there is none."""
+    edges: dict[str, set[str]] = {}
+    for name, source in modules.items():
+        targets = {unit(t) for t in imports(name, source) if is_under(t, "ba_jax")}
+        edges.setdefault(unit(name), set()).update(targets - {unit(name), "ba_jax"})
+    done: set[str] = set()
+
+    def visit(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return path[path.index(node) :] + [node]
+        if node in done:
+            return []
+        for target in sorted(edges.get(node, ())):
+            if cycle := visit(target, path + [node]):
+                return cycle
+        done.add(node)
+        return []
+
+    return next((cycle for node in sorted(edges) if (cycle := visit(node, []))), [])
+
+
+def check_data(name: str, source: str) -> Violations:
+    """data imports vocab, types and audio alone, and nothing of JAX, not even lazily."""
+    if not is_under(name, "ba_jax.data"):
+        return []
+    found = []
+    for target in imports(name, source):
+        if target.split(".")[0] in JAX_FAMILY:
+            found.append(f"{name} imports {target}")
+        elif is_under(target, "ba_jax") and target != "ba_jax":
+            if not any(is_under(target, allowed) for allowed in DATA_MAY_IMPORT):
+                found.append(f"{name} imports {target}")
+    return found
+
+
+def check_jax_free(modules: dict[str, str], packages: set[str]) -> Violations:
+    """Importing data, audio, vocab or types loads no JAX, directly or through what they import."""
+    roots = [name for name in modules if any(is_under(name, root) for root in DATA_MAY_IMPORT)]
+    found, seen, stack = [], set(), [(name, [name]) for name in roots]
+    while stack:
+        name, chain = stack.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for target in imports(name, modules[name], at_import=True, packages=packages):
+            if target.split(".")[0] in JAX_FAMILY:
+                found.append(" -> ".join(chain + [target]))
+            # Importing a.b.c runs a, a.b and a.b.c.
+            parts = target.split(".")
+            for end in range(1, len(parts) + 1):
+                parent = ".".join(parts[:end])
+                if parent in modules:
+                    stack.append((parent, chain + [parent]))
+    return found
+
+
+def check_torch(name: str, source: str) -> Violations:
+    """torch is imported in ba_jax/convert only, and there inside functions only."""
+    heavy = ("torch", "safetensors.torch", "transformers", "torchaudio")
+
+    def is_torch(target: str) -> bool:
+        return any(is_under(target, prefix) for prefix in heavy)
+
+    if is_under(name, "ba_jax.convert"):
+        found = imports(name, source, at_import=True)
+        return [f"{name} imports {target} at import" for target in found if is_torch(target)]
+    return [f"{name} imports {target}" for target in imports(name, source) if is_torch(target)]
+
+
+def check_configs(name: str, source: str) -> Violations:
+    """ml_collections and configs/ are for entry points; below them models take dataclasses."""
+    if layer(name) == ENTRY_LAYER:
+        return []
+    banned = ("ml_collections", "configs")
+    return [
+        f"{name} imports {target}"
+        for target in imports(name, source)
+        if target.split(".")[0] in banned
+    ]
+
+
+def check_no_work_at_import(name: str, source: str) -> Violations:
+    """A module's top level defines; it does not print, configure, open or allocate on a device."""
+    found = []
+    for statement in ast.parse(source).body:
+        is_call = isinstance(statement, ast.Expr) and not isinstance(statement.value, ast.Constant)
+        if is_call or isinstance(statement, ast.For | ast.While | ast.With | ast.Delete):
+            found.append(f"{name}:{statement.lineno}: {ast.unparse(statement).splitlines()[0]}")
+    return found
+
+
+def check_length(name: str, source: str) -> Violations:
+    """A file past MAX_LINES needs a reason, and then a place in LONG_FILES."""
+    lines = source.count("\n")
+    return [f"{name}: {lines} lines"] if lines > MAX_LINES and name not in LONG_FILES else []
+
+
+MODULE_RULES = (
+    check_layers,
+    check_data,
+    check_torch,
+    check_configs,
+    check_no_work_at_import,
+    check_length,
+)
+
+# --- the tests ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", MODULE_RULES, ids=lambda rule: rule.__name__)
+def test_ba_jax_keeps_the_rule(rule):
+    assert BA_JAX, "no sources found"
+    assert [line for name, source in BA_JAX.items() for line in rule(name, source)] == []
+
+
+BROKEN = [
+    (check_layers, "ba_jax.models.llm", "from ba_jax.sampling import loop"),
+    (check_layers, "ba_jax.models.llm", "def f():\n    import ba_jax.convert.engine"),
+    (check_layers, "ba_jax.audio.mel", "from ..models import layers"),
+    (check_layers, "ba_jax.losses.lm", "from ba_jax import train"),
+    (check_layers, "ba_jax.losses.lm", "importlib.import_module('ba_jax.steps.lm')"),
+    (check_layers, "ba_jax.models.llm", "import tests.helpers"),
+    (check_layers, "ba_jax.utils", ""),
+    (check_data, "ba_jax.data.loader", "def f():\n    import jax"),
+    (check_data, "ba_jax.data.loader", "from flax import linen"),
+    (check_data, "ba_jax.data.loader", "from ba_jax.models import layers"),
+    (check_torch, "ba_jax.models.llm", "def f():\n    import torch.nn as nn"),
+    (check_torch, "ba_jax.convert.engine", "import torch"),
+    (check_torch, "ba_jax.convert.engine", "from safetensors.torch import load_file"),
+    (check_configs, "ba_jax.models.llm", "from ml_collections import ConfigDict"),
+    (check_configs, "ba_jax.steps.lm", "def f():\n    from configs import models"),
+    (check_no_work_at_import, "ba_jax.models.llm", "jax.config.update('jax_enable_x64', True)"),
+    (check_no_work_at_import, "ba_jax.vocab", "with open('x') as f:\n    X = f.read()"),
+    (check_length, "ba_jax.models.llm", "x = 1\n" * (MAX_LINES + 1)),
+]
+
+
+@pytest.mark.parametrize(("rule", "name", "source"), BROKEN)
+def test_rule_catches(rule, name, source):
+    assert rule(name, source) != []
+
+
+FINE = [
+    (check_layers, "ba_jax.sampling.loop", "from ba_jax.models import llm\nimport numpy"),
+    (check_layers, "ba_jax.types", "from ba_jax import vocab"),
+    (check_layers, "ba_jax.convert.main", "from ba_jax.sampling import loop"),
+    (check_data, "ba_jax.data.loader", "import grain\nfrom ba_jax.audio import mel"),
+    (check_torch, "ba_jax.convert.engine", "def f():\n    import torch"),
+    (check_configs, "ba_jax.train", "from ml_collections import config_flags"),
+    (check_no_work_at_import, "ba_jax.train", "if __name__ == '__main__':\n    main()"),
+    (check_length, "ba_jax.models.llm", "x = 1\n" * MAX_LINES),
+]
+
+
+@pytest.mark.parametrize(("rule", "name", "source"), FINE)
+def test_rule_lets_pass(rule, name, source):
+    assert rule(name, source) == []
+
+
+def test_no_cycles_between_units():
+    assert find_cycle(BA_JAX) == []
+
+
+def test_cycle_is_caught():
+    modules = {
+        "ba_jax.types": "from ba_jax import vocab",
+        "ba_jax.vocab": "def f():\n    from ba_jax import audio",
+        "ba_jax.audio.mel": "from ba_jax.types import Batch",
+    }
+    assert find_cycle(modules) != []
+
+
+def test_what_data_stands_on_is_jax_free():
+    assert check_jax_free(BA_JAX, PACKAGES) == []
+
+
+def test_jax_free_rule_follows_the_chain():
+    modules = {
+        "ba_jax": "",
+        "ba_jax.audio": "from . import mel",
+        "ba_jax.audio.mel": "import ba_jax.types",
+        "ba_jax.types": "import jax.numpy as jnp",
+    }
+    packages = {"ba_jax", "ba_jax.audio"}
+    assert any(line.endswith("jax.numpy") for line in check_jax_free(modules, packages))
+    modules["ba_jax.types"] = "if TYPE_CHECKING:\n    import jax\ndef f():\n    import jax"
+    assert check_jax_free(modules, packages) == []
+
+
+def run_python(code: str, cwd: pathlib.Path) -> str:
+    """Runs code in a fresh interpreter that finds the tree but writes no bytecode into it."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_importing_what_data_stands_on_loads_no_jax(tmp_path):
+    roots = [name for name in BA_JAX if any(is_under(name, root) for root in DATA_MAY_IMPORT)]
+    assert {"ba_jax.audio", "ba_jax.vocab", "ba_jax.types"} <= set(roots)
+    banned = sorted(JAX_FAMILY | {"torch", "ml_collections", "librosa", "tensorflow"})
+    code = f"import sys, {', '.join(roots)}\nprint([m for m in {banned} if m in sys.modules])"
+    assert run_python(code, tmp_path).strip() == "[]"
+
+
+def test_importing_ba_jax_has_no_side_effects(tmp_path):
+    code = (
+        "import os, sys, threading\n"
+        "before = dict(os.environ), list(sys.path)\n"
+        "import ba_jax\n"
+        "assert (dict(os.environ), list(sys.path)) == before\n"
+        "assert threading.active_count() == 1\n"
+        "print(sorted(m for m in ('jax', 'numpy', 'flax', 'torch') if m in sys.modules))"
+    )
+    assert run_python(code, tmp_path).strip() == "[]"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_every_module_starts_no_backend_and_no_torch(tmp_path):
+    names = [name for name in BA_JAX if not name.endswith("__main__")]
+    # JAX refuses to change the number of CPU devices once a backend has been initialised.
+    code = (
+        f"import sys, {', '.join(names)}\n"
+        "import jax\n"
+        "assert 'torch' not in sys.modules\n"
+        "jax.config.update('jax_num_cpu_devices', 3)\n"
+        "print(len(jax.devices()))"
+    )
+    assert run_python(code, tmp_path).strip() == "3"
+    assert list(tmp_path.iterdir()) == []
+
+
+def load_config(path: pathlib.Path):
+    spec = importlib.util.spec_from_file_location(f"house_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def config_cases() -> list[tuple[str, str | None]]:
+    stems = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__"}
+    stems |= set(CONFIG_ARGUMENTS)
+    return [(stem, arg) for stem in sorted(stems) for arg in CONFIG_ARGUMENTS.get(stem, (None,))]
+
+
+@pytest.mark.parametrize(("stem", "argument"), config_cases())
+def test_every_config_is_instantiated(stem, argument):
+    get_config = load_config(ROOT / "configs" / f"{stem}.py").get_config
+    config = get_config() if argument is None else get_config(argument)
+    assert isinstance(config, ml_collections.ConfigDict)
+    assert len(config) > 0
+
+
+@pytest.mark.parametrize("stem", sorted(CONFIG_ARGUMENTS))
+def test_config_refuses_an_unknown_argument(stem):
+    with pytest.raises((ValueError, KeyError), match="no-such-size"):
+        load_config(ROOT / "configs" / f"{stem}.py").get_config("no-such-size")
