@@ -17,6 +17,7 @@ import json
 import math
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ MAX_PENDING_BYTES = 128 << 20
 # Chunks of a streamed array are at most this large, so that a host which restores a shard of an
 # array does not read much more than that shard.
 MAX_CHUNK_BYTES = 64 << 20
+# Arrays up to this size are worth no chunks of their own, and many of them are written at once.
+SMALL_BYTES = 1 << 20
+MAX_SMALL_WRITES = 32
 
 METADATA_FILE = "_METADATA"
 WEIGHTS_FOLDER = "weights"
@@ -78,7 +82,21 @@ def lazy(array: np.ndarray, chunk_shape: tuple[int, ...] | None = None) -> LazyA
 
 
 class _LazyArrayHandler(ocp.type_handlers.NumpyHandler):
-    """Writes `LazyArray` leaves; they are recorded, and read back, as NumPy arrays."""
+    """Writes `LazyArray` leaves; they are recorded, and read back, as NumPy arrays.
+
+    Orbax commits in a thread of its own, which outlives an exception in the caller: `stop` ends it.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._stopped = threading.Event()
+        self._writing = threading.Lock()
+
+    def stop(self) -> None:
+        """Makes the writer give up at its next piece, and waits until it has."""
+        self._stopped.set()
+        with self._writing:
+            pass
 
     async def serialize(self, values, infos, args=None):
         return [
@@ -88,45 +106,64 @@ class _LazyArrayHandler(ocp.type_handlers.NumpyHandler):
         ]
 
     async def _write_all(self, values, infos):
+        with self._writing:
+            await self._write_in_turn(values, infos)
+
+    async def _write_in_turn(self, values, infos):
+        # Small arrays are mostly waiting for the file system: many at once. Large ones in turn.
+        small: collections.deque[asyncio.Task] = collections.deque()
+        try:
+            for value, info in zip(values, infos, strict=True):
+                if value.nbytes > SMALL_BYTES:
+                    await self._write(value, info)
+                    continue
+                if len(small) == MAX_SMALL_WRITES:
+                    await small.popleft()
+                small.append(asyncio.ensure_future(self._write(value, info)))
+            while small:
+                await small.popleft()
+        finally:
+            for task in small:
+                task.cancel()
+            await asyncio.gather(*small, return_exceptions=True)
+
+    async def _write(self, value, info):
+        await info.await_path_creation()
+        # `local_shape` is what Orbax takes as the chunk shape.
+        spec = ocp.type_handlers.get_json_tspec_write(
+            info,
+            use_ocdbt=info.is_ocdbt_checkpoint,
+            global_shape=value.shape,
+            local_shape=tuple(max(1, n) for n in value.chunk_shape),
+            dtype=value.dtype,
+        )
+        store = await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
         pending: collections.deque[tuple[Any, int]] = collections.deque()
-        pending_bytes = 0
-        for value, info in zip(values, infos, strict=True):
-            await info.await_path_creation()
-            # `local_shape` is what Orbax takes as the chunk shape.
-            spec = ocp.type_handlers.get_json_tspec_write(
-                info,
-                use_ocdbt=info.is_ocdbt_checkpoint,
-                global_shape=value.shape,
-                local_shape=tuple(max(1, n) for n in value.chunk_shape),
-                dtype=value.dtype,
-            )
-            store = await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
-            written = 0
-            for start, piece in value.pieces():
-                if piece.dtype != value.dtype:
-                    raise CheckpointError(
-                        f"{info.name}: piece of dtype {piece.dtype}, expected {value.dtype}"
-                    )
-                while pending and pending_bytes + piece.nbytes > MAX_PENDING_BYTES:
-                    write, nbytes = pending.popleft()
-                    await write
-                    pending_bytes -= nbytes
-                region = tuple(slice(o, o + n) for o, n in zip(start, piece.shape, strict=True))
-                # The piece is ours and never written to again: TensorStore needs no copy.
-                write = store[region].write(piece, can_reference_source_data_indefinitely=True)
-                pending.append((write, piece.nbytes))
-                pending_bytes += piece.nbytes
-                written += piece.size
-                del piece
-            if written != math.prod(value.shape):
+        pending_bytes = written = 0
+        for start, piece in value.pieces():
+            if self._stopped.is_set():
+                raise CheckpointError(f"{info.name}: writing was stopped")
+            if piece.dtype != value.dtype:
                 raise CheckpointError(
-                    f"{info.name}: pieces hold {written} elements, expected {value.shape}"
+                    f"{info.name}: piece of dtype {piece.dtype}, expected {value.dtype}"
                 )
-        await asyncio.gather(*(write for write, _ in pending))
-
-
-def _registry() -> ocp.type_handlers.TypeHandlerRegistry:
-    return ocp.type_handlers.create_type_handler_registry((LazyArray, _LazyArrayHandler()))
+            while pending and pending_bytes + piece.nbytes > MAX_PENDING_BYTES:
+                write, nbytes = pending.popleft()
+                await write
+                pending_bytes -= nbytes
+            region = tuple(slice(o, o + n) for o, n in zip(start, piece.shape, strict=True))
+            # The piece is ours and never written to again: TensorStore needs no copy.
+            write = store[region].write(piece, can_reference_source_data_indefinitely=True)
+            pending.append((write, piece.nbytes))
+            pending_bytes += piece.nbytes
+            written += piece.size
+            del piece
+        for write, _ in pending:
+            await write
+        if written != math.prod(value.shape):
+            raise CheckpointError(
+                f"{info.name}: pieces hold {written} elements, expected {value.shape}"
+            )
 
 
 @contextlib.contextmanager
@@ -170,11 +207,17 @@ def save_streamed(directory: str | os.PathLike, tree: Mapping[str, Any]) -> None
     directory = Path(directory).absolute()
     if directory.exists():
         raise CheckpointError(f"{directory}: exists already, expected a new folder")
+    writer = _LazyArrayHandler()
+    registry = ocp.type_handlers.create_type_handler_registry((LazyArray, writer))
     handler = ocp.PyTreeCheckpointHandler(
-        use_ocdbt=False, use_compression=False, type_handler_registry=_registry()
+        use_ocdbt=False, use_compression=False, type_handler_registry=registry
     )
     with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(directory, args=ocp.args.PyTreeSave(dict(tree)))
+        try:
+            checkpointer.save(directory, args=ocp.args.PyTreeSave(dict(tree)))
+        except BaseException:
+            writer.stop()
+            raise
 
 
 def save_variables(directory: str | os.PathLike, variables: Mapping[str, Any]) -> None:
@@ -271,6 +314,26 @@ class Reader:
                     f"{self.directory}: array {path} cannot be opened: {_first_line(error)}"
                 ) from error
 
+    def check_chunks(self, paths: Iterable[str]) -> None:
+        """Raises `CheckpointError` naming the first chunk file of these arrays that is missing or
+        cut short. Checkpoints in Orbax's OCDBT format are left to TensorStore's own checks.
+        """
+        for path in paths:
+            spec = self.arrays[path].spec().to_json()
+            if spec["driver"] != "zarr" or spec["kvstore"]["driver"] != "file":
+                continue
+            metadata, folder = spec["metadata"], Path(spec["kvstore"]["path"])
+            grid = [-(-n // c) for n, c in zip(metadata["shape"], metadata["chunks"], strict=True)]
+            expected = None
+            if metadata["compressor"] is None:
+                expected = math.prod(metadata["chunks"]) * self.dtype(path).itemsize
+            for index in np.ndindex(*grid):
+                file = folder / (metadata["dimension_separator"].join(map(str, index)) or "0")
+                size = file.stat().st_size if file.is_file() else None
+                if size is None or expected not in (None, size):
+                    found = "missing" if size is None else f"{size} bytes, expected {expected}"
+                    raise CheckpointError(f"{self.directory}: chunk {file} of {path}: {found}")
+
     def _array(self, path: str) -> ts.TensorStore:
         if path not in self.arrays:
             raise CheckpointError(f"{self.directory}: no array {path}")
@@ -354,6 +417,7 @@ def load_variables(
             raise CheckpointError(
                 f"{reader.directory}: not the expected variables:\n  " + "\n  ".join(problems)
             )
+    reader.check_chunks(wanted)
     if isinstance(sharding, Mapping):
         shardings = flatten(sharding)
         unplaced = [p for p in wanted if p not in shardings]
@@ -378,7 +442,7 @@ def load_variables(
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             return checkpointer.restore(reader.directory, args=restore)
-    except (ValueError, FileNotFoundError) as error:
+    except Exception as error:  # Orbax raises bare ones for unreadable data
         raise CheckpointError(
             f"{reader.directory}: cannot be restored: {_first_line(error)}"
         ) from error

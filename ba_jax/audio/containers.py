@@ -182,8 +182,13 @@ def _walk_mp3(
     return frames, offset, _read_at(stream, offset, 4)
 
 
-def make_mp3_index(stream: BinaryIO, size: int, max_seconds: float = math.inf) -> bytes | None:
-    """A Xing frame to put before a whole MP3 file that has none; None if it needs none.
+def make_mp3_index(
+    stream: BinaryIO, size: int, max_seconds: float = math.inf
+) -> tuple[bytes, int, int] | None:
+    """A Xing frame to put before the frames of an MP3 file that has none; None if it needs none.
+
+    Returns the frame, and the offsets where the file's frames start and end (or where they pass
+    `max_seconds`).
 
     Without one, libsndfile guesses the number of samples from the first frames and decodes no
     more than that: a variable bit rate would lose its end in silence. None is made for layers I
@@ -195,7 +200,7 @@ def make_mp3_index(stream: BinaryIO, size: int, max_seconds: float = math.inf) -
         return None
     frames, end, following = _walk_mp3(stream, start, size, max_seconds)
     is_tag = following[:3] in (b"TAG", b"APE", b"LYR")
-    # (a frame follows where the walk stopped for max_seconds: longer than that is all we say)
+    # (a frame follows where the walk stopped for max_seconds)
     is_frame = _mp3_frame_bytes(following) is not None
     if end != size and not (is_tag or is_frame or following == bytes(4)):
         return None
@@ -209,7 +214,7 @@ def make_mp3_index(stream: BinaryIO, size: int, max_seconds: float = math.inf) -
     side_info = (17 if is_mono else 32) if is_mpeg1 else (9 if is_mono else 17)
     index = bytes(header) + bytes(side_info)
     index += struct.pack(">4sIII", b"Xing", 3, frames, end - start + length)
-    return index + bytes(length - len(index))
+    return index + bytes(length - len(index)), start, end
 
 
 def _mp3_index_bytes(stream: BinaryIO, start: int) -> int | None:

@@ -119,9 +119,10 @@ def read_audio(
             )
         if problem := containers.find_truncation(stream, kind, size, max_seconds):
             raise AudioError(f"{name}: {kind} file cut short: {problem}, expected a whole file")
-        if kind == "mp3" and (index := containers.make_mp3_index(stream, size, max_seconds)):
-            stream.seek(0)
-            stream = io.BytesIO(index + stream.read())
+        if kind == "mp3" and (found := containers.make_mp3_index(stream, size, max_seconds)):
+            index, start, end = found
+            stream.seek(start)
+            stream = io.BytesIO(index + stream.read(end - start))
         stream.seek(0)
         wave_SC, rate = _decode(stream, name, kind, mono, max_seconds, max_bytes)
     wave = wave_SC[:, 0] if mono else wave_SC
@@ -130,9 +131,16 @@ def read_audio(
     return wave, rate
 
 
+class _ForwardReader(soundfile.SoundFile):
+    """Reads without seeking after each block, which fails in a FLAC that states no length."""
+
+    def seekable(self) -> bool:
+        return False
+
+
 def _decode(stream, name: str, kind: str, mono: bool, max_seconds: float, max_bytes: int):
     try:
-        with soundfile.SoundFile(stream) as file:
+        with _ForwardReader(stream) as file:
             rate, channels, claimed = file.samplerate, file.channels, file.frames
             _check_rate(f"{name}: sample rate of the header", rate)
             if not 1 <= channels <= MAX_CHANNELS:

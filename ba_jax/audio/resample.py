@@ -68,13 +68,15 @@ def resample(wave: np.ndarray, orig_rate: int, new_rate: int, *, axis: int = -1)
     orig, new = orig_rate // common, new_rate // common
     x_BS = np.moveaxis(wave, axis, -1)
     lead, samples = x_BS.shape[:-1], x_BS.shape[-1]
-    y_BS = _resample_rows(x_BS.reshape(-1, samples), orig, new)
+    y_BS = _resample_rows(x_BS.reshape(math.prod(lead), samples), orig, new)
     return np.moveaxis(y_BS.reshape(*lead, y_BS.shape[-1]), -1, axis)
 
 
 def _resample_rows(x_BS: np.ndarray, orig: int, new: int) -> np.ndarray:
     rows, samples = x_BS.shape
     outputs = -(-samples * new // orig)
+    if not rows * outputs:
+        return np.zeros((rows, outputs), np.float32)
     # The filter repeats after `new` outputs; short periods are joined to fill a block.
     repeat = max(1, _BLOCK_OUTPUTS // new)
     orig, new = orig * repeat, new * repeat

@@ -18,6 +18,8 @@ _MIN_ENVELOPE = 1e-11  # torch.istft refuses to divide by less
 def hann_window(length: int) -> np.ndarray:
     """Periodic Hann window, float64 (length,), read-only."""
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
+    if length == 1:
+        window[:] = 1.0  # torch's convention: a window that keeps something
     window.flags.writeable = False
     return window
 

@@ -19,8 +19,6 @@ import numpy as np
 from ba_jax import checkpoint
 from ba_jax.convert.rows import Row
 
-# Arrays up to this size are stored as one chunk: a file a slice would be all overhead.
-SMALL_BYTES = 1 << 20
 FLOAT_DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 
@@ -274,7 +272,7 @@ class Plan:
       targets: path -> its slices, in order of their index.
       dtypes: path -> dtype to be stored.
       shapes: path -> shape.
-      left_out: names of the source that are skipped on purpose.
+      left_out: names of the source that are skipped on purpose, with the prefix that says so.
     """
 
     source: TensorSource
@@ -282,7 +280,7 @@ class Plan:
     targets: Mapping[str, Sequence[Placement]]
     dtypes: Mapping[str, np.dtype]
     shapes: Mapping[str, tuple[int, ...]]
-    left_out: tuple[str, ...]
+    left_out: Mapping[str, str]
 
     @property
     def nbytes(self) -> int:
@@ -313,15 +311,16 @@ def make_plan(
     """
     placements = expand(rows, shapes)
     variables = checkpoint.flatten(shapes)
-    skipped = tuple(
-        name
+    skipped = {
+        name: prefix
         for name in source.tensors
-        if name not in placements and name.startswith(tuple(left_out))
-    )
+        for prefix in left_out
+        if name not in placements and name.startswith(prefix)
+    }
     problems = [
         f"unknown tensor {name} {info.shape}"
         for name, info in source.tensors.items()
-        if name not in placements and name not in set(skipped)
+        if name not in placements and name not in skipped
     ]
     targets: dict[str, list[Placement]] = {}
     for name, parts in placements.items():
@@ -425,7 +424,7 @@ def lazy_variables(plan: Plan, progress: Callable[[int], None] | None = None) ->
                 array[tuple(slice(o, o + n) for o, n in region)] = piece
             yield (0,) * len(shape), array
 
-        if math.prod(shape) * dtype.itemsize <= SMALL_BYTES:
+        if math.prod(shape) * dtype.itemsize <= checkpoint.SMALL_BYTES:
             return checkpoint.LazyArray(shape, dtype, shape, whole)
         _, chunk = parts[0].slice_rows(0, _row_step(parts[0], dtype.itemsize))
         return checkpoint.LazyArray(shape, dtype, (1,) * lead + chunk, pieces)

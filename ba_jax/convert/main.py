@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 USER_ERROR = 2
+INTERRUPTED = 128 + 2  # SIGINT, as shells report it
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -119,7 +120,8 @@ def run_export(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, 1 (verify found a difference), 2 (user error)."""
+    """Runs a command; returns the exit code: 0, 1 (verify found a difference), 2 (user error),
+    130 (interrupted)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command = argv.pop(0) if argv and argv[0] in ("import", "export", "verify") else "import"
     if command == "verify":
@@ -133,9 +135,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ba_jax.checkpoint import CheckpointError
     from ba_jax.convert.engine import ConversionError
 
-    logging.set_verbosity(logging.ERROR)
+    # Orbax logs the traceback of whatever ends a write; we say it in one line.
+    logging.set_verbosity(logging.FATAL)
     try:
         return run_export(argv) if command == "export" else run_import(argv)
     except (ConversionError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return INTERRUPTED

@@ -47,9 +47,8 @@ def summarize(kind: str, source: str, plans: Sequence[Plan], seconds: float) -> 
         lambda: {"tensors": 0, "bytes": 0}
     )
     for plan in plans:
-        for name in plan.left_out:
-            separator = "/" if "/" in name else "."
-            group = left_out[separator.join(name.split(separator)[:2])]
+        for name, prefix in plan.left_out.items():
+            group = left_out[prefix]
             group["tensors"] += 1
             group["bytes"] += plan.source.tensors[name].nbytes
     return {
@@ -89,7 +88,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     )
     lines += ["", "## Left out", ""]
     for name, group in report["left_out"].items():
-        lines.append(f"- `{name}`: {group['tensors']:,} tensors, {group['bytes']:,} bytes")
+        lines.append(f"- `{name}*`: {group['tensors']:,} tensors, {group['bytes']:,} bytes")
     if not report["left_out"]:
         lines.append("Nothing.")
     return "\n".join(lines) + "\n"

@@ -75,10 +75,10 @@ def test_any_rates_equal_the_definition(orig, new, samples):
 
 
 def test_more_than_a_period_and_a_block():
-    # Several periods of a filter that takes several blocks, which is also too large to be cached.
-    x_S = noise(12_000)
-    want = direct(x_S, 4001, 4000)
-    got = resample(x_S, 4001, 4000)
+    # Several periods of a filter that takes several blocks, too large to be cached.
+    x_S = noise(3000)
+    want = direct(x_S, 1301, 1300)
+    got = resample(x_S, 1301, 1300)
     assert np.abs(got - want).max() <= 3e-6 * np.abs(want).max()
 
 
@@ -117,7 +117,7 @@ def test_same_rate_is_a_copy():
 
 @pytest.mark.parametrize(
     ("orig", "new", "seconds"),
-    [(16001, 16000, 30), (44101, 16000, 20), (191999, 4000, 1), (4000, 191999, 2)],
+    [(16001, 16000, 30), (44101, 16000, 4), (191999, 4000, 1), (4000, 191999, 2)],
 )
 def test_memory_is_bounded_for_coprime_rates(orig, new, seconds):
     x_S = np.zeros(orig * seconds, np.float32)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from ba_jax.convert.tables import vocoder as table
 from ba_jax.models import vocoder as vocoder_module
@@ -18,9 +17,8 @@ from ba_jax.models.vocoder import (
     draw_source_noise,
     draw_source_phase,
     frame_phase,
-    inverse_stft,
-    source_stft,
 )
+from ba_jax.models.vocoder_stft import inverse_stft, source_stft
 from ba_jax.models.weight_norm import WeightNormConv, WeightNormConvTranspose
 
 TINY = pathlib.Path(__file__).parents[2] / "data" / "tiny"
@@ -34,9 +32,9 @@ SMALL = VocoderConfig(
     harmonics=2,
     upsample_rates=(2, 3),
     upsample_kernels=(4, 7),
-    resblock_kernels=(3, 7),
-    source_resblock_kernels=(7, 11),
-    dilations=(1, 3),
+    resblock_kernels=(3, 5),
+    source_resblock_kernels=(3, 5),
+    dilations=(2,),
     f0_layers=2,
 )
 MODEL = Vocoder(SMALL)
@@ -82,14 +80,16 @@ def variables():
 
     def draw(path, x):
         leaf = path[-1].key
-        if path[0].key != "params" or leaf in ("kernel_g", "alpha"):
+        if leaf == "alpha":
             return rng.uniform(0.5, 1.5, x.shape).astype(np.float32)
+        if leaf == "kernel_g":
+            return rng.uniform(0.3, 0.6, x.shape).astype(np.float32)
         return rng.normal(0, 0.3, x.shape).astype(np.float32)
 
     variables = jax.tree_util.tree_map_with_path(draw, shapes_of(MODEL))
     # f0 around the threshold of 10 Hz, so that some frames are unvoiced.
     classifier = variables["params"]["f0_predictor"]["classifier"]
-    classifier["kernel"] *= 30
+    classifier["kernel"] *= 300
     return variables
 
 
@@ -366,7 +366,9 @@ def test_source_levels():
     clean, uv = MODEL.apply(variables, *args, method="source")
     noisy, _ = MODEL.apply(variables, *args, noise, method="source")
     voiced = np.asarray(uv[0]) == 1
-    np.testing.assert_array_equal(voiced.reshape(frames, -1), f0[0][:, None] > 10)
+    np.testing.assert_array_equal(
+        voiced.reshape(frames, -1), np.repeat(f0.T > 10, SMALL.frame_samples, axis=1)
+    )
     clean, noisy = (np.arctanh(np.asarray(x)[0, :, 0]) for x in (clean, noisy))
     assert abs(clean[voiced]).max() == pytest.approx(0.1, rel=1e-3)
     np.testing.assert_array_equal(clean[~voiced], 0)
@@ -397,42 +399,44 @@ def test_cached_source_takes_the_place_of_the_first_samples(variables, mel):
     keys = jax.random.split(jax.random.key(7), len(LENGTHS))
     _, source, wave = run(variables, mel, LENGTHS, keys)
     cached = np.random.default_rng(0).normal(0, 0.1, (len(LENGTHS), 30, 1)).astype(np.float32)
-    continued, used = jax.jit(MODEL.apply)(variables, mel, LENGTHS, keys, cached)
+    run_with_cache = jax.jit(MODEL.apply)
+    continued, used = run_with_cache(variables, mel, LENGTHS, keys, cached)
     valid = np.arange(30) < LENGTHS[:, None] * SMALL.frame_samples
     np.testing.assert_array_equal(used[:, :30, 0], np.where(valid, cached[..., 0], 0))
     close(used[:, 30:, 0], source[:, 30:])
     assert np.abs(continued[1] - wave[1]).max() > 1e-3
-    lengths = jnp.asarray(LENGTHS)
-    close(MODEL.apply(variables, mel, used, lengths, method="decode"), continued)
+    # Its own source in its own place changes nothing.
+    same, used = run_with_cache(variables, mel, LENGTHS, keys, source[:, :30, None])
+    close(used[..., 0], source)
+    close(same, wave)
+
+
+@jax.jit
+def gradients(params, mel):
+    """Wave, gradients of a loss on it for parameters and mel, and of a loss on f0."""
+
+    def wave_loss(params, mel):
+        wave, _ = MODEL.apply({"params": params}, mel, LENGTHS, jax.random.key(0))
+        return jnp.mean(jnp.abs(wave - 0.1)), wave
+
+    def f0_loss(params):
+        f0 = MODEL.apply({"params": params}, mel, LENGTHS, method="f0")
+        return jnp.mean(jnp.abs(f0 - 100))
+
+    of_wave, wave = jax.grad(wave_loss, argnums=(0, 1), has_aux=True)(params, mel)
+    return wave, of_wave, jax.grad(f0_loss)(params)
 
 
 def test_waveform_stays_in_range(variables, mel):
     loud = jax.tree.map(np.array, variables)
     loud["params"]["conv_post"]["bias"][:9] = 500  # exp overflows float32 from 89 on
-
-    def loss(params, mel):
-        wave = MODEL.apply({"params": params}, mel, LENGTHS, jax.random.key(0))[0]
-        return jnp.sum(wave**2), wave
-
-    (_, wave), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(loud["params"], mel)
+    wave, of_wave, _ = gradients(loud["params"], mel)
     assert np.abs(wave).max() == np.float32(SMALL.audio_limit)
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(of_wave))
 
 
 def test_gradients(variables, mel):
-    @jax.jit
-    def gradients(params, mel):
-        def wave_loss(params, mel):
-            wave, _ = MODEL.apply({"params": params}, mel, LENGTHS, jax.random.key(0))
-            return jnp.mean(jnp.abs(wave - 0.1))
-
-        def f0_loss(params):
-            f0 = MODEL.apply({"params": params}, mel, LENGTHS, method="f0")
-            return jnp.mean(jnp.abs(f0 - 100))
-
-        return jax.grad(wave_loss, argnums=(0, 1))(params, mel), jax.grad(f0_loss)(params)
-
-    (of_wave, of_mel), of_f0 = gradients(variables["params"], mel)
+    _, (of_wave, of_mel), of_f0 = gradients(variables["params"], mel)
     assert np.isfinite(of_mel).all()
     for i, length in enumerate(LENGTHS):
         np.testing.assert_array_equal(of_mel[i, length:], 0)
@@ -453,7 +457,7 @@ def test_bfloat16(variables, mel):
     assert rounded.dtype == rounded_source.dtype == jnp.float32
     close(rounded_source[..., 0], source, 1e-5)  # float32 whatever the compute dtype
     error = np.sqrt(np.mean(np.square(rounded - wave)) / np.mean(np.square(wave)))
-    assert 1e-6 < error < 0.03
+    assert 1e-6 < error < 0.02  # 0.004 here: bfloat16 rounds by 2^-9 at each of some 20 layers
 
 
 def test_bad_input(variables):
@@ -494,6 +498,4 @@ def test_snake_equals_its_definition():
     close(vocoder_module.Snake().apply({"params": {"alpha": alpha}}, x), expected, 1e-6)
     # alpha 0 is the identity, not a division by zero.
     zero = {"params": {"alpha": np.zeros(3, np.float32)}}
-    np.testing.assert_array_equal(
-        vocoder_module.Snake().apply(zero, x), F.relu(torch.tensor(x)) - F.relu(-torch.tensor(x))
-    )
+    np.testing.assert_array_equal(vocoder_module.Snake().apply(zero, x), x)

@@ -1,0 +1,117 @@
+"""CTranslate2 models: a file made here, read back and damaged."""
+
+import struct
+import time
+
+import numpy as np
+import pytest
+
+from ba_jax.convert.ctranslate2 import CTranslate2File, whisper_config_dict
+from ba_jax.convert.engine import ConversionError
+
+RNG = np.random.default_rng(0)
+KINDS = {np.dtype(t): i for i, t in enumerate(("f4", "i1", "i2", "i4", "f2"))}
+VARIABLES = {
+    "encoder/conv1/weight": RNG.standard_normal((8, 5, 3)).astype(np.float16),
+    "encoder/num_heads": np.int16(2),
+    "encoder/pre_norm": np.int8(1),
+    "encoder/layer_0/ffn/linear_0/weight": RNG.standard_normal((16, 8)).astype(np.float16),
+    "encoder/layer_1/ffn/linear_0/weight": RNG.standard_normal((16, 8)).astype(np.float32),
+    "encoder/position_encodings/encodings": RNG.standard_normal((11, 8)).astype(np.float16),
+}
+
+
+def name_bytes(name):
+    data = name.encode() + b"\0"
+    return struct.pack("<H", len(data)) + data
+
+
+def model_bytes(variables=VARIABLES, version=6, spec="WhisperSpec", aliases=()):
+    data = struct.pack("<I", version) + name_bytes(spec) + struct.pack("<II", 3, len(variables))
+    for name, value in variables.items():
+        value = np.asarray(value)
+        data += name_bytes(name) + struct.pack(f"<B{value.ndim}I", value.ndim, *value.shape)
+        data += struct.pack("<BI", KINDS[value.dtype], value.nbytes) + value.tobytes()
+    data += struct.pack("<I", len(aliases))
+    return data + b"".join(name_bytes(a) + name_bytes(b) for a, b in aliases)
+
+
+@pytest.fixture
+def path(tmp_path):
+    (tmp_path / "model.bin").write_bytes(model_bytes(aliases=[("proj", "embed")]))
+    return tmp_path / "model.bin"
+
+
+def refused(path, *words):
+    started = time.monotonic()
+    with pytest.raises(ConversionError) as caught:
+        CTranslate2File(path)
+    assert time.monotonic() - started < 1
+    for word in (str(path), *words):
+        assert word in str(caught.value)
+
+
+def test_reads_weights_and_scalars(path):
+    model = CTranslate2File(path)
+    assert model.spec == "WhisperSpec" and model.aliases == {"proj": "embed"}
+    assert model.scalars == {"encoder/num_heads": 2, "encoder/pre_norm": 1}
+    weights = {name: value for name, value in VARIABLES.items() if np.ndim(value)}
+    assert list(model.tensors) == list(weights)
+    for name, value in weights.items():
+        assert model.tensors[name].dtype == value.dtype
+        np.testing.assert_array_equal(model.read(name), value)
+        np.testing.assert_array_equal(model.read(name, 2, 5), value[2:5])
+
+
+def test_sizes_of_the_encoder(path):
+    assert whisper_config_dict(CTranslate2File(path)) == {
+        "model_type": "whisper",
+        "d_model": 8,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 16,
+        "num_mel_bins": 5,
+        "max_source_positions": 11,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"encoder/num_heads": None}, "encoder/num_heads is None"),
+        ({"encoder/conv1/weight": None}, "encoder/conv1/weight: expected rank 3, got none"),
+        ({"encoder/conv1/weight": np.zeros((2, 2), "f4")}, "expected rank 3, got (2, 2)"),
+    ],
+)
+def test_sizes_that_cannot_be_read(path, changes, word):
+    variables = {n: v for n, v in {**VARIABLES, **changes}.items() if v is not None}
+    path.write_bytes(model_bytes(variables))
+    with pytest.raises(ConversionError) as caught:
+        whisper_config_dict(CTranslate2File(path))
+    assert word in str(caught.value)
+
+
+def test_other_models(path):
+    path.write_bytes(model_bytes(spec="TransformerSpec"))
+    with pytest.raises(ConversionError, match="spec 'TransformerSpec', expected WhisperSpec"):
+        whisper_config_dict(CTranslate2File(path))
+
+
+def test_every_cut_is_found(path):
+    data = path.read_bytes()
+    for size in (0, 3, 10, 30, 200, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:size])
+        refused(path, "cut short", f"{size} bytes")
+
+
+def test_damaged_headers(path):
+    path.write_bytes(model_bytes(version=70000))
+    refused(path, "binary version 70000, expected 4 to 6")
+    good = model_bytes()
+    at = good.index(b"encoder/conv1/weight\0") + len("encoder/conv1/weight") + 1
+    path.write_bytes(good[: at + 1] + struct.pack("<I", 9) + good[at + 5 :])
+    refused(path, "encoder/conv1/weight has 240 bytes, expected 270")
+    path.write_bytes(good[: at + 13] + b"\x09" + good[at + 14 :])
+    refused(path, "encoder/conv1/weight has dtype 9")
+    path.write_bytes(good[:19] + struct.pack("<I", 1 << 31) + good[23:])
+    refused(path)

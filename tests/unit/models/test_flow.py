@@ -1,0 +1,139 @@
+"""Flow prenet, U-Net and the integration."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ba_jax.models import flow_matching as fm
+from ba_jax.models.baichuan_audio import BaichuanAudio
+from ba_jax.models.flow_prenet import FlowPrenet
+from ba_jax.models.flow_unet import FlowUNet
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_prenet_is_causal(config, variables):
+    own = {c: v["flow_prenet"] for c, v in variables.items() if "flow_prenet" in v}
+
+    def mu(x):
+        return FlowPrenet(config.flow_prenet).apply(own, x, np.array([6], np.int32))[0][0]
+
+    jacobian = np.abs(np.asarray(jax.jacobian(mu)(noise(1, 6, 32)))).sum(axis=(1, 2, 4))
+    assert (jacobian[np.triu_indices(6, 1)] == 0).all()
+    assert (jacobian[np.tril_indices(6)] > 0).all()
+
+
+def test_unet_sees_up_to_the_end_of_its_chunk(config, variables):
+    """Block-causal attention and causal convolutions: all of one's chunk, nothing after it."""
+    small = dataclasses.replace(config.flow_unet, chunk=4)
+    own = {"params": variables["params"]["flow_unet"]}
+    mu, lengths = noise(1, 10, 80, seed=1), np.array([10], np.int32)
+
+    def velocity(x):
+        return FlowUNet(small).apply(own, x, mu, np.array([0.5], np.float32), lengths)[0]
+
+    jacobian = np.abs(np.asarray(jax.jacobian(velocity)(noise(1, 10, 80)))).sum(axis=(1, 2, 4))
+    for t in range(10):
+        end = min((t // 4 + 1) * 4, 10)
+        assert (jacobian[t, :end] > 0).all(), t
+        assert (jacobian[t, end:] == 0).all(), t
+
+
+def test_padding_changes_nothing(run):
+    x, mu = noise(1, 7, 80), noise(1, 7, 80, seed=1)
+    t, lengths = np.array([0.4], np.float32), np.array([7], np.int32)
+
+    def velocity(model, *args):
+        return model.flow_unet(*args)
+
+    def prenet(model, *args):
+        return model.flow_prenet(*args)
+
+    def padded(a):
+        out = np.full((2, 11, a.shape[-1]), np.nan, np.float32)
+        out[0, :7] = a[0]
+        return out
+
+    two = np.array([7, 0], np.int32)
+    got = run(velocity, padded(x), padded(mu), np.array([0.4, 0.4], np.float32), two)
+    np.testing.assert_allclose(got[0, :7], run(velocity, x, mu, t, lengths)[0], atol=1e-5)
+    assert (np.asarray(got[0, 7:]) == 0).all() and (np.asarray(got[1]) == 0).all()
+    h = noise(1, 7, 32, seed=2)
+    got, _ = run(prenet, padded(h), two)
+    np.testing.assert_allclose(got[0, :7], run(prenet, h, lengths)[0][0], atol=1e-5)
+    assert (np.asarray(got[0, 7:]) == 0).all() and (np.asarray(got[1]) == 0).all()
+
+
+def test_bfloat16_stays_near_float32(run, config):
+    x, mu = noise(1, 9, 80), noise(1, 9, 80, seed=1)
+    args = x, mu, np.array([0.4], np.float32), np.array([9], np.int32)
+
+    def velocity(model, *args):
+        return model.flow_unet(*args)
+
+    want = np.asarray(run(velocity, *args))
+    got = run(velocity, *args, model=BaichuanAudio(config, dtype=jnp.bfloat16))
+    assert got.dtype == jnp.bfloat16
+    assert np.abs(np.asarray(got, np.float32) - want).max() < 0.05 * np.abs(want).max()
+
+
+def test_time_steps_cover_the_cosine_grid():
+    times, deltas = fm.time_steps(10, "cosine")
+    want = 1 - np.cos(np.pi / 2 * np.arange(11) / 10)
+    np.testing.assert_allclose(times, want[:-1], atol=1e-6)
+    np.testing.assert_allclose(times + deltas, want[1:], atol=1e-6)
+    np.testing.assert_allclose(fm.warp(jnp.linspace(0, 1, 11), "cosine"), want, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_sampling_integrates_and_guides_in_one_call(steps):
+    """v = mu is constant in time, so that any number of steps is exact."""
+    calls = []
+
+    def velocity(x, mu, t, lengths):
+        calls.append((x.shape, mu, t.shape, lengths.shape))
+        return mu + 1
+
+    mu, z = noise(3, 5, 80), noise(3, 5, 80, seed=1)
+    lengths = np.full(3, 5, np.int32)
+    got = fm.sample(velocity, mu, lengths, z, steps=steps, guidance=0.7)
+    np.testing.assert_allclose(got, z + 1.7 * (mu + 1) - 0.7, atol=1e-5)
+    # Traced once inside the scan: one call a step, on a doubled batch.
+    assert [c[0] for c in calls] == [(6, 5, 80)]
+    assert calls[0][2:] == ((6,), (6,))
+    got = fm.sample(velocity, mu, lengths, z, steps=steps, guidance=0.0)
+    np.testing.assert_allclose(got, z + mu + 1, atol=1e-5)
+    assert calls[1][0] == (3, 5, 80)
+
+
+def test_bad_schedules_are_errors():
+    with pytest.raises(ValueError, match="steps = 0"):
+        fm.time_steps(0, "cosine")
+    with pytest.raises(ValueError, match="'quadratic'"):
+        fm.time_steps(4, "quadratic")
+    with pytest.raises(ValueError, match="'quadratic'"):
+        fm.warp(jnp.zeros(1), "quadratic")
+
+
+def test_noise_depends_on_key_and_position_alone():
+    keys = jax.random.split(jax.random.key(0), 2)
+    whole = fm.draw_noise(keys, 9, 80)
+    np.testing.assert_array_equal(fm.draw_noise(keys[1:], 4, 80)[0], whole[1, :4])
+    np.testing.assert_array_equal(fm.draw_noise(keys, 5, 80, offset=4), whole[:, 4:])
+    assert abs(float(whole.mean())) < 0.1 and abs(float(whole.std()) - 1) < 0.05
+
+
+def test_training_pair_lies_on_the_path():
+    mel, z = noise(2, 3, 4), noise(2, 3, 4, seed=1)
+    t = np.array([0.0, 1.0], np.float32)
+    point, velocity = fm.training_pair(mel, z, t, 0.0)
+    np.testing.assert_allclose(point[0], z[0], atol=1e-6)
+    np.testing.assert_allclose(point[1], mel[1], atol=1e-6)
+    np.testing.assert_allclose(z + velocity, mel, atol=1e-6)

@@ -1,0 +1,89 @@
+"""Shared layers against PyTorch's, and independence from padding."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ba_jax.models import layers
+
+
+@pytest.mark.parametrize("kernel, stride", [(3, 4), (3, 2), (4, 2), (7, 3), (1, 1)])
+def test_conv_transpose_equals_torch(kernel, stride):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 5, 6)).astype(np.float32)
+    module = layers.ConvTranspose(4, kernel, stride)
+    params = module.init(jax.random.key(0), x)
+    params["params"]["bias"] = jnp.arange(4.0)
+    want = torch.nn.functional.conv_transpose1d(
+        torch.tensor(x).transpose(1, 2),
+        torch.tensor(np.asarray(params["params"]["kernel"])).permute(1, 2, 0),
+        torch.arange(4.0),
+        stride=stride,
+    ).transpose(1, 2)
+    got = module.apply(params, x)
+    assert got.shape == (2, 4 * stride + kernel, 4)
+    np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
+
+
+def test_item_norm_equals_group_norm_within_the_extent():
+    rng = np.random.default_rng(0)
+    x = rng.normal(2, 3, size=(2, 9, 5)).astype(np.float32)
+    extent = np.array([9, 6], np.int32)
+    module = layers.ItemNorm()
+    params = module.init(jax.random.key(0), x, extent)
+    got = np.asarray(module.apply(params, x, extent))
+    for i, n in enumerate(extent):
+        want = torch.nn.functional.group_norm(torch.tensor(x[i : i + 1, :n]).transpose(1, 2), 1)
+        np.testing.assert_allclose(got[i, :n], want.transpose(1, 2)[0].numpy(), atol=1e-5)
+
+
+resize_to_400 = jax.jit(lambda *args: layers.nearest_resize(*args, size=400))
+
+
+@given(st.integers(1, 400), st.integers(1, 400))
+def test_nearest_resize_picks_torchs_frames(frames, out):
+    x = np.full(400, -1, np.float32)  # one shape, so that it compiles once
+    x[:frames] = np.arange(frames)
+    want = torch.nn.functional.interpolate(torch.tensor(x[:frames])[None, None], size=out)[0, 0]
+    got = resize_to_400(
+        x[None, :, None], np.array([frames], np.int32), np.array([out], np.int32)
+    )
+    np.testing.assert_array_equal(got[0, :out, 0], want.numpy())
+
+
+def test_sinusoids_are_whispers():
+    from transformers.models.whisper.modeling_whisper import sinusoids
+
+    np.testing.assert_allclose(
+        layers.sinusoids(1500, 64), sinusoids(1500, 64).numpy(), atol=2e-4
+    )
+
+
+def test_too_many_frames_for_the_position_table_is_an_error():
+    with pytest.raises(ValueError, match="11 frames, but the position table has only 10"):
+        layers.add_positions(jnp.zeros((1, 11, 4)), layers.sinusoids(10, 4))
+
+
+def test_unknown_remat_policy_is_an_error():
+    with pytest.raises(ValueError, match="remat policy 'everything'"):
+        layers.stacked(layers.TransformerLayer, 2, in_axes=0, remat="everything")
+
+
+def test_attention_ignores_masked_keys_and_groups_heads():
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(1, 3, 6, 8)).astype(np.float32)
+    k, v = rng.normal(size=(2, 1, 4, 2, 8)).astype(np.float32)
+    mask = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0]], bool)[None, None]
+    got = layers.attention(q, k, v, mask)
+    want = torch.nn.functional.scaled_dot_product_attention(
+        *(torch.tensor(a).transpose(1, 2) for a in (q, k, v)),
+        attn_mask=torch.tensor(mask),
+        enable_gqa=True,
+    ).transpose(1, 2)
+    np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
