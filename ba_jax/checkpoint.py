@@ -386,8 +386,9 @@ def load_variables(
       shapes: expected variables (nested dict of anything with `.shape`); every one of them must be
         stored with that shape, and only they are read. None: everything stored.
       sharding: one sharding for all arrays, or a nested dict of them. None: the default device.
-      dtype: floating arrays of `params` become this dtype; those of other collections (codebooks,
-        buffers) float32, whose precision they need. None: as stored.
+      dtype: floating arrays of `params` become this dtype, codebooks float32, whose precision they
+        need; buffers stay as stored, which tells the model how far they were rounded. None: all as
+        stored.
       components: restrict to these components, the second level of the tree. None: all.
 
     Returns:
@@ -431,7 +432,10 @@ def load_variables(
     for path in wanted:
         shape, stored_dtype = stored[path]
         if dtype is not None and jnp.issubdtype(stored_dtype, jnp.floating):
-            stored_dtype = dtype if path.startswith("params/") else jnp.float32
+            if path.startswith("params/"):
+                stored_dtype = dtype
+            elif not path.startswith("buffers/"):
+                stored_dtype = jnp.float32
         abstract[path] = jax.ShapeDtypeStruct(shape, stored_dtype, sharding=shardings[path])
         restore_args[path] = ocp.ArrayRestoreArgs(
             restore_type=jax.Array, dtype=stored_dtype, sharding=shardings[path], global_shape=shape

@@ -25,6 +25,7 @@ from ba_jax.models.audio_encoder import AudioEncoderConfig
 from ba_jax.models.audio_head import AudioHeadConfig
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig, variable_shapes
 from ba_jax.models.flow_unet import FlowUNetConfig
+from ba_jax.models.layers import sinusoids
 from ba_jax.models.llm import LLMConfig, init_cache
 from ba_jax.models.vocoder import VocoderConfig
 from ba_jax.models.vq_bridge import VQBridgeConfig
@@ -124,6 +125,8 @@ def our_variables(config: BaichuanAudioConfig) -> dict:
             return jnp.ones(shape, jnp.float32)
         if name == "kernel_g":  # gains of a deep stack of residual blocks without norms
             return jnp.full(shape, 0.2, jnp.float32)
+        if name == "positional_embedding":
+            return jnp.asarray(sinusoids(*shape))
         values = random.standard_normal(shape, np.float32)
         values *= 0.02 if "bias" in name else shape[-2] ** -0.5
         return jnp.asarray(values)

@@ -113,9 +113,7 @@ class Golden:
         g = self.golden
         mel, lengths = _time_major(g["mel"]), self.lengths("mel_len")
         extent = np.full_like(lengths, lengths.max())
-        out, encoder_len = self.run(
-            lambda m, *a: m.audio_encoder(*a), mel, lengths, extent
-        )
+        out, encoder_len = self.run(lambda m, *a: m.audio_encoder(*a), mel, lengths, extent)
         z, bridge_len = self.run(lambda m, *a: m.vq_bridge.features(*a), out, encoder_len)
         quantized = self.run(lambda m, *a: m.vq_bridge.quantize(*a), z, bridge_len)
         golden_bridge_len = g["bridge_len"]
@@ -219,9 +217,7 @@ class Golden:
     def head(self) -> dict[str, tuple]:
         """The audio head, teacher forced."""
         g = self.golden
-        logits = self.run(
-            "audio_logits", g["mixed_last_hidden"], g["head_tokens"].astype(np.int32)
-        )
+        logits = self.run("audio_logits", g["mixed_last_hidden"], g["head_tokens"].astype(np.int32))
         return {f"head_logits_{q}": (x, g[f"head_logits_{q}"]) for q, x in enumerate(logits)}
 
     def greedy(self) -> dict[str, tuple]:
@@ -248,9 +244,7 @@ class Golden:
         next_token = jax.jit(
             lambda v, h: jnp.argmax(self.model.apply(v, h, method="text_logits"), axis=-1)
         )
-        next_frame = jax.jit(
-            lambda v, h: self.model.apply(v, h, choose, method="generate_frame")
-        )
+        next_frame = jax.jit(lambda v, h: self.model.apply(v, h, choose, method="generate_frame"))
         no_codes = jnp.zeros((1, 1, codes.shape[-1]), jnp.int32)
         hidden, cache = advance(self.variables, prompt, codes, cache, fresh=True)
         text, audio_frames = [], []
@@ -279,13 +273,31 @@ class Golden:
         source, voiced = self.run(
             lambda m, *a: m.vocoder.source(*a), f0, lengths, g["voc_phase"][:, :, 0]
         )
-        wave = self.run(lambda m, *a: m.vocoder.decode(*a), mel, source, lengths)
+        # From the golden's own source: what phase its rounding gave it is no matter of `decode`.
+        golden_source = _time_major(g["voc_source"])
+        wave = self.run(lambda m, *a: m.vocoder.decode(*a), mel, golden_source, lengths)
         return {
             "voc_f0": (f0, g["voc_f0"]),
             "voc_source": (_time_major(source), g["voc_source"]),
             "voc_uv": (voiced, g["voc_uv"]),
             "voc_wav": (wave, g["voc_wav"]),
         }
+
+    def phase_rounding(self) -> float:
+        """How far the reference's source may be off by its own rounding, relative to the peak.
+
+        It adds up the phase of each harmonic in cycles and rounds the sum to float32: an error of
+        half a unit in the last place, which grows with the clip (past 1e-4 of the peak after some
+        40 frames at 120 Hz). Ours is accumulated modulo 1.
+        """
+        g, vocoder = self.golden, self.config.vocoder
+        mixer = np.asarray(self.variables["params"]["vocoder"]["source_mixer"]["kernel"])[:, 0]
+        seconds = vocoder.frame_samples / vocoder.sample_rate
+        cycles = g["voc_f0"].astype(np.float64).sum(axis=1).max() * seconds
+        harmonics = np.arange(1, len(mixer) + 1)
+        half_ulp = np.spacing((cycles * harmonics).astype(np.float32)) / 2
+        error = vocoder.sine_amplitude * 2 * np.pi * np.sum(np.abs(mixer) * half_ulp)
+        return float(error / np.abs(g["voc_source"]).max())
 
 
 # Group of keys -> components it needs, keys it reads.
@@ -372,7 +384,10 @@ def verify_model(
                     results.setdefault(key, failed)
                 continue
             for key, (got, expected) in getattr(runner, group)().items():
-                results[key] = compare(key, got, expected, tolerance)
+                allowed = tolerance
+                if key == "voc_source":
+                    allowed = max(tolerance, runner.phase_rounding())
+                results[key] = compare(key, got, expected, allowed)
     for key, value in golden.items():
         if key in results:
             continue

@@ -1,4 +1,4 @@
-"""Audio decoder: quantised features at 12.5 Hz to 50 Hz features and mel spectrograms (paper 3.1)."""
+"""Audio decoder: quantised features at 12.5 Hz to 50 Hz features and mels (paper 3.1)."""
 
 from __future__ import annotations
 
@@ -144,11 +144,10 @@ class AudioDecoder(nn.Module):
         c = self.config
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         extent_B = lengths_B if extent_B is None else extent_B
-        positions = layers.stored_sinusoids(self, c.max_positions, c.width)
-        up1 = CausalUpsample(c.width, c.kernel_size, c.upsample_rates[0], **dtypes, name="upsample1")
-        up2 = CausalUpsample(
-            c.mel_bins, c.kernel_size, c.upsample_rates[1], **dtypes, name="upsample2"
-        )
+        positions = layers.position_table(self, c.max_positions, c.width)
+        rates, kernel = c.upsample_rates, c.kernel_size
+        up1 = CausalUpsample(c.width, kernel, rates[0], **dtypes, name="upsample1")
+        up2 = CausalUpsample(c.mel_bins, kernel, rates[1], **dtypes, name="upsample2")
         x, hidden_lengths_B = up1(x_BND, lengths_B, extent_B)
         x = layers.zero_past(layers.add_positions(x, positions), hidden_lengths_B)
         x = layers.transformer(

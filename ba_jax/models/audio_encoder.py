@@ -61,7 +61,7 @@ class AudioEncoder(nn.Module):
             raise ValueError(f"mel has shape {mel_BTM.shape}, expected {c.mel_bins} bins last")
         extent_B = lengths_B if extent_B is None else extent_B
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        positions = layers.stored_sinusoids(self, c.max_positions, c.width)
+        positions = layers.position_table(self, c.max_positions, c.width)
         x = layers.zero_past(mel_BTM, lengths_B).astype(self.dtype)
         x = layers.gelu(layers.conv("conv1", c.width, 3, padding=(1, 1), **dtypes)(x))
         # Past the length this is gelu of the bias and of the last frame's tail, up to the edge.

@@ -70,8 +70,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if len(args) != len(value):
             raise ConfigError(f"{path} = {value!r}: expected {len(args)} values")
         return tuple(
-            _convert(a, v, f"{path}[{i}]")
-            for i, (a, v) in enumerate(zip(args, value, strict=True))
+            _convert(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True))
         )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -132,9 +132,7 @@ class UNetStage(nn.Module):
         c = self.config
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = ResNetBlock(c.channels, **dtypes, name="resnet")(x_BTC, time_BD, lengths_B)
-        stack = layers.stacked(
-            UNetTransformerLayer, c.blocks, in_axes=nn.broadcast, scan=self.scan
-        )
+        stack = layers.stacked(UNetTransformerLayer, c.blocks, in_axes=nn.broadcast, scan=self.scan)
         return stack(c.heads, c.head_dim, **dtypes, name="layers")(x, mask_B1TT)
 
 

@@ -52,18 +52,19 @@ def sinusoids(length: int, width: int, max_timescale: float = 10000.0) -> np.nda
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
-def stored_sinusoids(module: nn.Module, length: int, width: int) -> np.ndarray:
-    """The position table (length, width), and a variable of the module that stores a copy.
+def position_table(module: nn.Module, length: int, width: int) -> jax.Array:
+    """The position table (length, width) of a module, a variable of its collection `buffers`.
 
-    The reference keeps the table in its checkpoints, rounded to their dtype, and computes with the
-    exact one. So do we: the copy in `buffers` is for export and never read.
+    Checkpoints store the table, rounded to their dtype. In bfloat16 that leaves three digits, and
+    the reference computes with the unrounded table: so do we, whenever the stored one is bfloat16.
+    Any other is used as it is.
     """
     table = sinusoids(length, width)
-    module.variable("buffers", "positional_embedding", lambda: jnp.asarray(table))
-    return table
+    stored = module.variable("buffers", "positional_embedding", lambda: jnp.asarray(table))
+    return jnp.asarray(table) if stored.value.dtype == jnp.bfloat16 else stored.value
 
 
-def add_positions(x_BTD: jax.Array, table_PD: np.ndarray) -> jax.Array:
+def add_positions(x_BTD: jax.Array, table_PD: jax.Array) -> jax.Array:
     """Adds the first T rows of a position table in float32 and returns x's dtype.
 
     Raises:
@@ -74,8 +75,8 @@ def add_positions(x_BTD: jax.Array, table_PD: np.ndarray) -> jax.Array:
             f"{x_BTD.shape[1]} frames, but the position table has only {table_PD.shape[0]}: split"
             " the audio into shorter chunks"
         )
-    total = x_BTD.astype(jnp.float32) + table_PD[None, : x_BTD.shape[1]]
-    return total.astype(x_BTD.dtype)
+    positions = table_PD[None, : x_BTD.shape[1]].astype(jnp.float32)
+    return (x_BTD.astype(jnp.float32) + positions).astype(x_BTD.dtype)
 
 
 def nearest_resize(
@@ -296,7 +297,5 @@ def transformer(
         mask = mask & jnp.tril(jnp.ones((frames, frames), bool))[None, None]
     mask = jnp.broadcast_to(mask, (x_BTD.shape[0], 1, frames, frames))
     stack = stacked(TransformerLayer, layers, in_axes=nn.broadcast, remat=remat, scan=scan)
-    module = stack(
-        heads, ffn_width, norm, dtype=dtype, param_dtype=param_dtype, name="layers"
-    )
+    module = stack(heads, ffn_width, norm, dtype=dtype, param_dtype=param_dtype, name="layers")
     return module(x_BTD, mask)[0]

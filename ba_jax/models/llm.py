@@ -78,9 +78,7 @@ def init_cache(config: LLMConfig, batch: int, capacity: int, dtype: layers.Dtype
     return KVCache(zeros, zeros, jnp.zeros((batch,), jnp.int32))
 
 
-def rope_table(
-    positions_BL: jax.Array, head_dim: int, theta: float
-) -> tuple[jax.Array, jax.Array]:
+def rope_table(positions_BL: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines (B, L, head_dim / 2), float32."""
     inverse = 1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
     angle = positions_BL.astype(jnp.float32)[:, :, None] * inverse.astype(np.float32)[None, None]

@@ -29,9 +29,7 @@ def rows(config: AudioHeadConfig) -> list[Row]:
             Row(f"{attention}.in_proj_bias", packed("bias"), "", thirds),
             *parts.linear(f"{attention}.out_proj", f"{target}/out"),
             *parts.norm(f"{source}.layernorm2", f"{target}/ffn_norm", bias=False),
-            Row(
-                f"{source}.linear1.weight", depths("ffn_in"), parts.LINEAR, (1, (width,) * depth)
-            ),
+            Row(f"{source}.linear1.weight", depths("ffn_in"), parts.LINEAR, (1, (width,) * depth)),
             row(f"{source}.linear1.bias", f"buffers/{target}/ffn_in_bias"),
             Row(
                 f"{source}.linear2.weight",

@@ -15,9 +15,7 @@ def rows(
         row(f"{prefix}.positional_embedding", "buffers/flow_prenet/positional_embedding"),
         *parts.linear(f"{prefix}.in_mlp.0", "flow_prenet/mlp_in"),
         *parts.linear(f"{prefix}.in_mlp.2", "flow_prenet/mlp_out"),
-        *parts.transformer(
-            f"{prefix}.transformer_layers", "flow_prenet", config.layers, rms=True
-        ),
+        *parts.transformer(f"{prefix}.transformer_layers", "flow_prenet", config.layers, rms=True),
         *parts.norm(f"{prefix}.final_norm", "flow_prenet/norm", bias=False),
         *parts.linear(f"{prefix}.out_proj", "flow_prenet/out", bias=False),
     ]

@@ -32,9 +32,7 @@ def _block(source: str, target: str, stack: parts.Stack = ()) -> list[Row]:
     ]
 
 
-def _stage(
-    config: FlowUNetConfig, source: str, target: str, stack: parts.Stack = ()
-) -> list[Row]:
+def _stage(config: FlowUNetConfig, source: str, target: str, stack: parts.Stack = ()) -> list[Row]:
     resnet, s = f"{target}/resnet", f"{source}.1.{{layer}}"
     t, deep = f"{target}/layers", (*stack, ("layer", config.blocks))
     return [

@@ -250,7 +250,8 @@ def test_vocoder_given_beside_the_folder(tmp_path):
     assert_same_pickles(TINY / "hift.pt", tmp_path / "again" / "hift.pt")
 
 
-def test_qwen2_folder_into_the_llm_alone(tmp_path):
+@pytest.mark.parametrize("tied", [False, True])
+def test_qwen2_folder_into_the_llm_alone(tmp_path, tied):
     config = transformers.Qwen2Config(
         vocab_size=99,
         hidden_size=32,
@@ -258,7 +259,7 @@ def test_qwen2_folder_into_the_llm_alone(tmp_path):
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         use_sliding_window=False,
     )
     model = transformers.Qwen2ForCausalLM(config).bfloat16()
@@ -267,6 +268,7 @@ def test_qwen2_folder_into_the_llm_alone(tmp_path):
     assert run("--source", tmp_path / "qwen", "--out", out) == 0
     variables = checkpoint.load_variables(out)
     assert list(variables) == ["params"] and list(variables["params"]) == ["llm"]
+    assert ("lm_head" in variables["params"]["llm"]) != tied
     up = model.model.layers[2].mlp.up_proj.weight.detach().float().numpy()
     np.testing.assert_array_equal(
         np.asarray(variables["params"]["llm"]["layers"]["up"]["kernel"][2], np.float32), up.T

@@ -6,8 +6,11 @@ import time
 import numpy as np
 import pytest
 
+from ba_jax import checkpoint
 from ba_jax.convert.ctranslate2 import CTranslate2File, whisper_config_dict
 from ba_jax.convert.engine import ConversionError
+from ba_jax.convert.main import main
+from ba_jax.convert.safetensors_io import SafetensorsFolder
 
 RNG = np.random.default_rng(0)
 KINDS = {np.dtype(t): i for i, t in enumerate(("f4", "i1", "i2", "i4", "f2"))}
@@ -115,3 +118,67 @@ def test_damaged_headers(path):
     refused(path, "encoder/conv1/weight has dtype 9")
     path.write_bytes(good[:19] + struct.pack("<I", 1 << 31) + good[23:])
     refused(path)
+
+
+def whisper(width=8, layers=2, ffn=16, mels=5, positions=11):
+    """Every variable of a small Whisper's encoder, and one of its decoder."""
+
+    def some(*shape):
+        return RNG.standard_normal(shape).astype(np.float16)
+
+    made = {
+        "encoder/num_heads": np.int16(2),
+        "encoder/conv1/weight": some(width, mels, 3),
+        "encoder/conv1/bias": some(width),
+        "encoder/conv2/weight": some(width, width, 3),
+        "encoder/conv2/bias": some(width),
+        "encoder/position_encodings/encodings": some(positions, width),
+        "encoder/layer_norm/gamma": some(width),
+        "encoder/layer_norm/beta": some(width),
+        "decoder/embeddings/weight": some(20, width),
+    }
+    for i in range(layers):
+        layer = f"encoder/layer_{i}"
+        for block in ("self_attention", "ffn"):
+            made[f"{layer}/{block}/layer_norm/gamma"] = some(width)
+            made[f"{layer}/{block}/layer_norm/beta"] = some(width)
+        for name, rows, columns in (
+            ("self_attention/linear_0", 3 * width, width),
+            ("self_attention/linear_1", width, width),
+            ("ffn/linear_0", ffn, width),
+            ("ffn/linear_1", width, ffn),
+        ):
+            made[f"{layer}/{name}/weight"] = some(rows, columns)
+            made[f"{layer}/{name}/bias"] = some(rows)
+        made[f"{layer}/self_attention/linear_0/bias"][width : 2 * width] = 0
+    return made
+
+
+def test_import_into_the_encoder_and_export_as_whisper(path, tmp_path):
+    variables = whisper()
+    path.write_bytes(model_bytes(variables))
+    out, again = tmp_path / "out", tmp_path / "again"
+    assert main(["--source", str(tmp_path), "--out", str(out), "--quiet"]) == 0
+    layers = checkpoint.load_variables(out)["params"]["audio_encoder"]["layers"]
+    fused = variables["encoder/layer_1/self_attention/linear_0/weight"]
+    for i, name in enumerate(("query", "key", "value")):
+        part = fused[8 * i : 8 * (i + 1)]
+        np.testing.assert_array_equal(np.asarray(layers[name]["kernel"][1]), part.T)
+    assert "bias" not in layers["key"]
+
+    # A CTranslate2 model is imported only; the encoder comes out under the names of transformers.
+    assert main(["export", "--checkpoint", str(out), "--out", str(again), "--quiet"]) == 0
+    exported = SafetensorsFolder(again)
+    for i, short in enumerate("qkv"):
+        got = exported.read(f"model.encoder.layers.1.self_attn.{short}_proj.weight")
+        np.testing.assert_array_equal(got, fused[8 * i : 8 * (i + 1)])
+
+
+def test_bias_that_the_model_has_no_place_for(path, tmp_path, capsys):
+    variables = whisper()
+    variables["encoder/layer_1/self_attention/linear_0/bias"][9] = 0.5
+    path.write_bytes(model_bytes(variables))
+    assert main(["--source", str(tmp_path), "--out", str(tmp_path / "out"), "--quiet"]) == 2
+    message = capsys.readouterr().err
+    assert f"{path}: encoder/layer_1/self_attention/linear_0/bias[8:16] is not zero" in message
+    assert not (tmp_path / "out").exists()

@@ -29,8 +29,9 @@ def step(config, variables):
         key = (model.scan, model.dtype, fresh)
         if key not in functions:
             functions[key] = jax.jit(
-                lambda v, *a: model.apply(v, a[0], a[1], None, a[2], a[3], fresh=fresh,
-                                          method="hidden")
+                lambda v, *a: model.apply(
+                    v, a[0], a[1], None, a[2], a[3], fresh=fresh, method="hidden"
+                )
             )
         return functions[key](variables, ids, codes, segments, cache)
 
@@ -58,7 +59,11 @@ def test_cached_decoding_equals_the_full_pass(run, config, step, scan, fresh):
         at = np.asarray(cache.lengths_B)
         rows = np.arange(3)
         hidden, cache = step(
-            ids[rows, at][:, None], codes[rows, at][:, None], np.ones((3, 1), np.int32), cache, model
+            ids[rows, at][:, None],
+            codes[rows, at][:, None],
+            np.ones((3, 1), np.int32),
+            cache,
+            model,
         )
         np.testing.assert_allclose(hidden[:, 0], np.asarray(want)[rows, at], atol=2e-5)
 

@@ -44,9 +44,7 @@ def test_residuals_follow_one_another(run, variables, config):
         np.testing.assert_array_equal(codes[1, :4], distance.argmin(-1)[1, :4])
         residual = residual - table[distance.argmin(-1)]
     assert (np.asarray(out.codes_BNQ[1, 4:]) == 0).all()
-    np.testing.assert_allclose(
-        out.z_BNE, run(dequantize, out.codes_BNQ, lengths), atol=1e-5
-    )
+    np.testing.assert_allclose(out.z_BNE, run(dequantize, out.codes_BNQ, lengths), atol=1e-5)
 
 
 def test_straight_through(run):
@@ -81,6 +79,4 @@ def test_codes_past_the_length_may_be_anything(run):
     wild = codes.copy()
     wild[:, 2:] = 10**6
     lengths = np.array([2], np.int32)
-    np.testing.assert_array_equal(
-        run(dequantize, wild, lengths), run(dequantize, codes, lengths)
-    )
+    np.testing.assert_array_equal(run(dequantize, wild, lengths), run(dequantize, codes, lengths))
