@@ -74,11 +74,8 @@ class AudioHeadLayer(nn.Module):
     def _project(self, x_XQD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         y = self.attention_norm(x_XQD)
         shape = (*x_XQD.shape[:2], -1, self.config.head_dim)
-        return (
-            self.query(y).reshape(shape),
-            self.key(y).reshape(shape),
-            self.value(y).reshape(shape),
-        )
+        q, k, v = (dense(y).reshape(shape) for dense in (self.query, self.key, self.value))
+        return q, k, v
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
         mask = jnp.broadcast_to(mask[None, None], (q.shape[0], 1, *mask.shape))

@@ -1,4 +1,4 @@
-"""Model configs as plain nested mappings and back, strictly: unknown and missing keys are errors."""
+"""Model configs from nested mappings and back, strictly: unknown or missing keys are errors."""
 
 from __future__ import annotations
 

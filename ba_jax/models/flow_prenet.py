@@ -46,7 +46,7 @@ class FlowPrenet(nn.Module):
     def __call__(
         self, x_BTD: jax.Array, lengths_B: jax.Array, extent_B: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """(mu_BTM, lengths_B) of a padded batch; `extent_B` matters for a length_ratio besides 1."""
+        """(mu_BTM, lengths_B) of a padded batch; `extent_B` matters unless length_ratio is 1."""
         c = self.config
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         layers.position_table(self, c.max_positions, c.width)  # the reference never adds them
