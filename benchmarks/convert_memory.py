@@ -26,52 +26,18 @@ import numpy as np
 from ba_jax.convert import engine, export, hf_config, tables
 from ba_jax.convert.engine import TensorInfo
 from ba_jax.convert.safetensors_io import DTYPES, INDEX_FILE, make_header, write_file
-from ba_jax.models.baichuan_audio import variable_shapes
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
+from ba_jax.models.config import from_mapping
 from configs.models import get_config
 
-TINY_CONFIG = Path(__file__).parent.parent / "tests" / "data" / "tiny" / "config.json"
 VISION = TensorInfo((16, 1 << 20), DTYPES["BF16"])
 
 
 def reference_config(size: str, layers: int | None) -> dict:
     """A config.json of the release's form with the sizes of `configs/models.py`."""
     sizes = get_config(size)
-    values = json.loads(TINY_CONFIG.read_text())
-    llm, audio, flow = sizes.llm, values["audio_config"], values["flow_matching_config"]
-    values |= {
-        "hidden_size": llm.width,
-        "intermediate_size": llm.ffn_width,
-        "num_hidden_layers": layers or llm.layers,
-        "num_attention_heads": llm.heads,
-        "num_key_value_heads": llm.kv_heads,
-        "head_dim": llm.head_dim,
-        "vocab_size": llm.vocab_size,
-    }
-    audio |= {
-        "d_model": sizes.audio_encoder.width,
-        "audio_head_transformer_layers": sizes.audio_head.layers,
-        "vq_config": {"enable": True, "codebook_sizes": list(sizes.vq_bridge.codebook_sizes)},
-    }
-    for name in ("encoder", "decoder"):
-        part = sizes[f"audio_{name}"]
-        audio[f"{name}_attention_heads"] = part.heads
-        audio[f"{name}_ffn_dim"] = part.ffn_width
-        audio[f"{name}_layers"] = part.layers
-    values["vocoder_config"]["channels"] = [*sizes.audio_decoder.refine_channels, 80]
-    prenet, unet = sizes.flow_prenet, sizes.flow_unet
-    flow |= {
-        "prenet_in_dim": prenet.in_width,
-        "prenet_d_model": prenet.width,
-        "prenet_attention_heads": prenet.heads,
-        "prenet_ffn_dim": prenet.ffn_width,
-        "prenet_nlayers": prenet.layers,
-        "channels": [unet.channels],
-        "attention_head_dim": unet.head_dim,
-        "n_blocks": unet.blocks,
-        "num_mid_blocks": unet.mid_blocks,
-        "num_heads": unet.heads,
-    }
-    return values
+    sizes.llm.layers = layers or sizes.llm.layers
+    return hf_config.baichuan_values(from_mapping(BaichuanAudioConfig, sizes))
 
 
 def generate(folder: Path, values: dict, dtype: np.dtype, shard_bytes: int) -> int:

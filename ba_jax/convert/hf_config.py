@@ -1,18 +1,21 @@
-"""Reads the sizes of a model from the config files that come with its weights."""
+"""A model's sizes from the config files that come with its weights, and such files from sizes."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ba_jax.convert.engine import ConversionError
+from ba_jax.convert.safetensors_io import read_json
 from ba_jax.models.audio_decoder import AudioDecoderConfig
 from ba_jax.models.audio_embed import AudioEmbedConfig
 from ba_jax.models.audio_encoder import AudioEncoderConfig
 from ba_jax.models.audio_head import AudioHeadConfig
-from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+from ba_jax.models.baichuan_audio import COMPONENTS, BaichuanAudioConfig
+from ba_jax.models.config import to_mapping
 from ba_jax.models.flow_matching import FlowMatchingConfig
 from ba_jax.models.flow_prenet import FlowPrenetConfig
 from ba_jax.models.flow_unet import FlowUNetConfig
@@ -68,23 +71,6 @@ class _Reader:
         return _Reader(self.get(key, dict), f"{self.where}: {key}")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-      ConversionError: if the file is missing, unreadable, not JSON, or not an object.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConversionError(f"{path}: no such file; a model folder needs it") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ConversionError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ConversionError(f"{path}: expected a JSON object, got {type(values).__name__}")
-    return values
-
-
 def read_model_config(folder: Path, vocoder: VocoderConfig | None = None) -> BaichuanAudioConfig:
     """Config of a Baichuan-Audio or Omni-1.5 folder from its config.json.
 
@@ -96,7 +82,7 @@ def read_model_config(folder: Path, vocoder: VocoderConfig | None = None) -> Bai
       ConversionError: naming file, key and value, for anything missing or not supported.
     """
     path = Path(folder) / "config.json"
-    return baichuan_config(read_json(path), vocoder, str(path))
+    return baichuan_config(read_json(path, "a model's config"), vocoder, str(path))
 
 
 def baichuan_config(
@@ -200,6 +186,144 @@ def baichuan_config(
             }
         ),
     )
+
+
+def baichuan_values(config: BaichuanAudioConfig) -> dict[str, Any]:
+    """The release's config.json for a model: the inverse of `baichuan_config`.
+
+    The vocoder is not described there. Vision is switched off.
+
+    Raises:
+      ConversionError: a component is missing, or the release's format cannot say what the model is.
+    """
+    absent = [c for c in COMPONENTS if c != "vocoder" and getattr(config, c) is None]
+    if absent:
+        raise ConversionError(f"config.json describes whole models: this one has no {absent}")
+    encoder, decoder = config.audio_encoder, config.audio_decoder
+    prenet, unet, flow, llm = config.flow_prenet, config.flow_unet, config.flow_matching, config.llm
+    pooling, stride = decoder.upsample_rates
+    seconds = decoder.max_positions * decoder.coarse_hop // decoder.coarse_sample_rate
+    token_ids = dataclasses.asdict(config.tokens)
+    values = {
+        "architectures": ["OmniForCausalLM"],
+        "model_type": "omni",
+        "attention_qkv_bias": llm.qkv_bias,
+        "attention_qkv_pack": True,
+        "audio_config": {
+            "enable": True,
+            "num_mel_bins": encoder.mel_bins,
+            "d_model": encoder.width,
+            "encoder_layers": encoder.layers,
+            "encoder_attention_heads": encoder.heads,
+            "encoder_ffn_dim": encoder.ffn_width,
+            "decoder_layers": decoder.layers,
+            "decoder_attention_heads": decoder.heads,
+            "decoder_ffn_dim": decoder.ffn_width,
+            "decoder_kernel_size": decoder.kernel_size,
+            "decoder_stride_size": stride,
+            "avg_pooler": pooling,
+            "kernel_size": 3,
+            "stride_size": 2,
+            "n_fft": 400,
+            "hop_length": decoder.coarse_hop,
+            "sampling_rate": decoder.coarse_sample_rate,
+            "max_audio_seconds": seconds,
+            "split_overlap": 0.0,
+            "audio_head_transformer_layers": config.audio_head.layers,
+            "vq_config": {
+                "enable": True,
+                "codebook_sizes": list(config.vq_bridge.codebook_sizes),
+            },
+            **{f"{name}_token_id": value for name, value in token_ids.items()},
+        },
+        "flow_matching_config": {
+            "enable": True,
+            "use_hires_mel": True,
+            "use_hidden_states_before_dconv2": True,
+            "sampling_rate": 24000,
+            "hop_length": 480,
+            "max_audio_seconds": seconds,
+            "prenet_in_dim": prenet.in_width,
+            "prenet_out_dim": prenet.mel_bins,
+            "prenet_d_model": prenet.width,
+            "prenet_attention_heads": prenet.heads,
+            "prenet_ffn_dim": prenet.ffn_width,
+            "prenet_nlayers": prenet.layers,
+            "prenet_activation_function": "gelu",
+            "prenet_max_source_positions": prenet.max_positions,
+            "prenet_target_mel_length_scale_ratio": prenet.length_ratio,
+            "unet_use_omni_attn": False,
+            "in_channels": unet.mel_bins,
+            "spk_emb_dim": 0,
+            "diffusion_steps": flow.steps,
+            "channels": [unet.channels],
+            "dropout": 0.0,
+            "attention_head_dim": unet.head_dim,
+            "n_blocks": unet.blocks,
+            "num_mid_blocks": unet.mid_blocks,
+            "num_heads": unet.heads,
+            "act_fn": "gelu",
+            "cfm_params": {
+                "sigma_min": flow.sigma_min,
+                "solver": "euler",
+                "t_scheduler": flow.schedule,
+                "training_cfg_rate": flow.condition_dropout,
+                "inference_cfg_rate": flow.guidance,
+                "reg_loss_type": "l1",
+            },
+        },
+        "head_dim": llm.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": llm.width,
+        "intermediate_size": llm.ffn_width,
+        "max_position_embeddings": 8192,
+        "multimodal": ["audio", "audiogen"],
+        "multimodal_special_token_list": sorted(token_ids.values()),
+        "num_attention_heads": llm.heads,
+        "num_hidden_layers": llm.layers,
+        "num_key_value_heads": llm.kv_heads,
+        "position_embedding_type": "rope",
+        "rms_norm_eps": llm.norm_epsilon,
+        "rope_theta": llm.rope_theta,
+        "sparse_attention_heads": None,
+        "sparse_attention_layers": [],
+        "tie_word_embeddings": llm.tied_embeddings,
+        "use_norm_head": False,
+        "video_config": {"enable": False},
+        "visual_config": {"enable": False},
+        "vocab_size": llm.vocab_size,
+        "vocoder_config": {
+            "enable": True,
+            "sampling_rate": decoder.mel_sample_rate,
+            "hop_length": decoder.mel_hop,
+            "n_fft": 1024,
+            "num_mel_bins": decoder.mel_bins,
+            # The last entry stands for the projection back to mel bins and is not read.
+            "channels": [*decoder.refine_channels, decoder.refine_channels[-1]],
+        },
+    }
+    said = baichuan_config(values, config.vocoder)
+    if said != config:
+        differ = [
+            f.name
+            for f in dataclasses.fields(config)
+            if getattr(said, f.name) != getattr(config, f.name)
+        ]
+        raise ConversionError(f"config.json cannot describe this model's {differ}")
+    return values
+
+
+def write_model_config(folder: Path, config: BaichuanAudioConfig) -> None:
+    """Writes config.json, and vocoder_config.json if there is a vocoder, for `export`.
+
+    Raises:
+      ConversionError: as `baichuan_values`.
+    """
+    files = {"config.json": baichuan_values(config)}
+    if config.vocoder is not None:
+        files["vocoder_config.json"] = to_mapping(config.vocoder)
+    for name, values in files.items():
+        (Path(folder) / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def llm_config(root: _Reader, packed: bool) -> LLMConfig:

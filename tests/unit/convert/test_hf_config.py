@@ -1,0 +1,128 @@
+"""Config files of the release, read and written."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from ba_jax import checkpoint
+from ba_jax.convert import hf_config
+from ba_jax.convert.engine import ConversionError
+from ba_jax.convert.export import export_checkpoint
+from ba_jax.convert.importer import import_checkpoint
+from ba_jax.convert.safetensors_io import SafetensorsFolder, write_file
+from ba_jax.models import layers
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
+from ba_jax.models.config import from_mapping
+from configs.models import SIZES, get_config
+
+DATA = Path(__file__).parents[2] / "data"
+TINY = DATA / "tiny"
+
+
+def tiny_values() -> dict:
+    return json.loads((TINY / "config.json").read_text())
+
+
+def test_the_golden_config_is_configs_models_tiny():
+    config = hf_config.baichuan_config(tiny_values())
+    ours = from_mapping(BaichuanAudioConfig, get_config("tiny"))
+    assert dataclasses.replace(ours, vocoder=None) == config
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_can_be_written_as_config_json(size):
+    config = from_mapping(BaichuanAudioConfig, get_config(size))
+    values = json.loads(json.dumps(hf_config.baichuan_values(config)))
+    assert hf_config.baichuan_config(values, config.vocoder) == config
+
+
+def test_what_config_json_cannot_say_is_an_error():
+    config = from_mapping(BaichuanAudioConfig, get_config("tiny"))
+    chunk = dataclasses.replace(config.flow_unet, chunk=50)
+    with pytest.raises(ConversionError, match=r"cannot describe this model's \['flow_unet'\]"):
+        hf_config.baichuan_values(dataclasses.replace(config, flow_unet=chunk))
+    with pytest.raises(ConversionError, match=r"this one has no \['audio_encoder', 'vq_bridge'"):
+        hf_config.baichuan_values(config.only("llm"))
+
+
+@pytest.mark.parametrize(
+    "section, key, value, message",
+    [
+        ((), "model_type", "llama", "model_type = 'llama' is not supported, expected 'omni'"),
+        ((), "use_norm_head", True, "use_norm_head = True is not supported"),
+        ((), "attention_qkv_pack", False, "attention_qkv_pack = False is not supported"),
+        ((), "hidden_size", None, "hidden_size = None, expected int"),
+        ((), "hidden_size", "128", "hidden_size = '128', expected int"),
+        ((), "hidden_size", -4, "hidden_size = -4 is negative"),
+        ((), "num_hidden_layers", 0, "num_hidden_layers = 0, expected at least 1"),
+        ((), "audio_config", 3, "audio_config = 3, expected dict"),
+        (("audio_config",), "d_model", True, "audio_config: d_model = True, expected int"),
+        (
+            ("audio_config", "vq_config"),
+            "codebook_sizes",
+            [64, -1],
+            r"codebook_sizes = \[64, -1\], expected positive integers",
+        ),
+        (("flow_matching_config",), "channels", [32, 64], r"\(32, 64\), expected a single entry"),
+        (("flow_matching_config",), "spk_emb_dim", 64, "spk_emb_dim = 64 is not supported"),
+    ],
+)
+def test_errors_name_file_key_and_value(tmp_path, section, key, value, message):
+    values = tiny_values()
+    place = values
+    for name in section:
+        place = place[name]
+    place[key] = value
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ConversionError, match=message) as error:
+        hf_config.read_model_config(tmp_path)
+    assert str(tmp_path / "config.json") in str(error.value)
+    del place[key]
+    if key in ("hidden_size", "d_model", "codebook_sizes", "channels"):
+        (tmp_path / "config.json").write_text(json.dumps(values))
+        with pytest.raises(ConversionError, match=f"key '{key}' is missing"):
+            hf_config.read_model_config(tmp_path)
+
+
+def test_a_model_from_scratch_is_exported_and_comes_back(tmp_path):
+    """No import ever recorded a layout: shards are made by size, config.json from the sizes."""
+    config = from_mapping(BaichuanAudioConfig, get_config("tiny"))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), variable_shapes(config)
+    )
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    checkpoint.save_variables(folder / checkpoint.WEIGHTS_FOLDER, variables)
+    hf_config.write_model_config(folder, config)
+    export_checkpoint(folder, tmp_path / "hf", max_shard_bytes=2_000_000, progress=False)
+    shards = sorted((tmp_path / "hf").glob("*.safetensors"))
+    assert len(shards) > 3 and (tmp_path / "hf" / "hift.pt").is_file()
+    import_checkpoint(tmp_path / "hf", tmp_path / "back", progress=False)
+    again = checkpoint.load_variables(tmp_path / "back", variable_shapes(config))
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
+def test_a_bfloat16_position_table_that_is_not_whispers_is_refused(tmp_path):
+    """The model would compute with sinusoids instead of what the file says."""
+    for path in TINY.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    folder = SafetensorsFolder(tmp_path)
+    name = "audio_tokenizer.audio_model.positional_embedding"
+    file = next(f for f in folder.files.values() if name in f.tensors)
+    arrays = {n: file.read(n) for n in file.tensors}
+    assert arrays[name].dtype == ml_dtypes.bfloat16
+    rounded = layers.sinusoids(*arrays[name].shape).astype(ml_dtypes.bfloat16)
+    assert np.abs(arrays[name].astype(np.float32) - rounded.astype(np.float32)).max() < 2**-7
+    arrays[name][700, 3] += 0.125
+    header, infos, path = file.header, file.tensors, file.path
+    path.unlink()
+    write_file(path, header, infos, lambda n: [arrays[n]])
+    with pytest.raises(ConversionError, match=rf"{name} is off by 0\.12\d* from Whisper's"):
+        import_checkpoint(tmp_path, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
