@@ -328,7 +328,7 @@ def llm(sizes: Sizes) -> Case:
     )
     module = load(
         transformers.Qwen2ForCausalLM(qwen),
-        torch_weights(variables, llm_table.rows(size, packed=False)),
+        torch_weights(variables, llm_table.rows(dataclasses.replace(size, qkv_packed=False))),
     )
     ids_BL = np.random.default_rng(3).integers(0, size.vocab_size, (1, sizes.prompt))
     model = BaichuanAudio(config)

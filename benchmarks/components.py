@@ -24,9 +24,22 @@ import transformers
 
 from benchmarks import cases, timing
 
-HEADER = (
-    "| component | size | baseline, ms | ours, ms | ratio (quartiles) | CPU ratio | aim | apart |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- |",
+# Above this share of other work on the CPUs a ratio says little.
+QUIET = 0.05
+LEGEND = """
+ratio: median over rounds of the baseline's wall-clock time over ours; CPU ratio: the same of CPU
+time; apart: largest difference between the two sides' results over their peak (codes and tokens:
+share that differs); others: share of the CPUs that other processes took meanwhile."""
+COLUMNS = (
+    "component",
+    "size",
+    "baseline, ms",
+    "ours, ms",
+    "ratio (quartiles)",
+    "aim",
+    "CPU ratio",
+    "apart",
+    "others",
 )
 
 
@@ -45,12 +58,18 @@ def measure(case: cases.Case, seconds: float) -> list[dict]:
                 "ratio": ratio,
                 "ratio_quartiles": [low, high],
                 "cpu_ratio": samples.cpu_ratio(comparison.baseline, comparison.ours),
+                "others": samples.others,
                 "rounds": len(samples.seconds[comparison.ours]),
                 "aim": comparison.aim,
                 "difference": case.difference,
             }
         )
     return rows
+
+
+def table_line(cells: Sequence[str]) -> str:
+    """Cells as a line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def table_row(row: dict) -> str:
@@ -63,11 +82,12 @@ def table_row(row: dict) -> str:
         f"{row['baseline_ms']:.3g}",
         f"{row['ours_ms']:.3g}",
         f"**{row['ratio']:.2f}** ({low:.2f}-{high:.2f}, {row['rounds']} rounds)",
-        f"{row['cpu_ratio']:.2f}",
         aim,
+        f"{row['cpu_ratio']:.2f}",
         f"{row['difference']:.1e}",
+        f"{row['others']:.0%}",
     )
-    return f"| {' | '.join(cells)} |"
+    return table_line(cells)
 
 
 def environment(threads: int, size: str) -> dict:
@@ -80,7 +100,6 @@ def environment(threads: int, size: str) -> dict:
     return {
         "cpu": names[0] if names else platform.machine(),
         "threads": threads,
-        "load_average": os.getloadavg()[0],
         "size": size,
         "python": platform.python_version(),
         "jax": jax.__version__,
@@ -129,16 +148,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     facts = environment(options.threads, options.size)
     print(", ".join(f"{name} {value}" for name, value in facts.items()) + "\n")
-    print("\n".join(HEADER), flush=True)
+    print(table_line(COLUMNS))
+    print(table_line(["---"] * len(COLUMNS)), flush=True)
     rows = []
     for row in run(options):
         rows.append(row)
         print(table_row(row), flush=True)
-    print(
-        "\nratio: median over rounds of the baseline's time over ours, wall clock; CPU ratio: the"
-        " same of CPU time;\napart: largest difference between the two sides' results over their"
-        " peak (codes, tokens: share that differs)."
-    )
+    print(LEGEND)
+    busy = sorted({row["component"] for row in rows if row["others"] > QUIET})
+    if busy:
+        print(f"NOT MEANINGFUL, other processes took over {QUIET:.0%} of the CPUs: {busy}")
     if options.json:
         options.json.write_text(json.dumps({"environment": facts, "rows": rows}, indent=1) + "\n")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 import statistics
 import sys
 import time
@@ -44,12 +45,15 @@ class Samples:
 
     Attributes:
       seconds: name -> wall-clock seconds.
-      cpu_seconds: name -> seconds of CPU, summed over the process's threads; less disturbed by
-        other processes, but it counts what idle workers spend spinning.
+      cpu_seconds: name -> seconds of CPU, summed over the process's threads; it counts what idle
+        workers spend spinning.
+      others: share of the CPUs that was busy with other work meanwhile. Where workers wait for
+        each other by spinning (torch's OpenMP), even a little of it can cost a factor.
     """
 
     seconds: Mapping[str, list[float]]
     cpu_seconds: Mapping[str, list[float]]
+    others: float = 0.0
 
     def median(self, name: str) -> float:
         """Median wall-clock seconds of a call."""
@@ -62,6 +66,18 @@ class Samples:
     def cpu_ratio(self, baseline: str, ours: str) -> float:
         """Median of cpu_seconds(baseline) / cpu_seconds(ours)."""
         return _quartiles(self.cpu_seconds[baseline], self.cpu_seconds[ours])[1]
+
+
+def cpu_busy_seconds() -> float:
+    """Seconds that this process's CPUs have been busy, or taken away by the host, since boot."""
+    allowed = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    ticks = 0
+    for line in pathlib.Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name in allowed:
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+            ticks += user + nice + system + irq + softirq + steal
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _quartiles(numerators: list[float], denominators: list[float]) -> tuple[float, float, float]:
@@ -81,6 +97,7 @@ def interleave(
     max_rounds: int = 200,
     clock: Callable[[], float] = time.perf_counter,
     cpu_clock: Callable[[], float] = time.process_time,
+    busy_clock: Callable[[], float] = cpu_busy_seconds,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Samples:
     """Times the candidates round by round until the budget is spent.
@@ -89,7 +106,7 @@ def interleave(
       candidates: name -> call that returns only when its result is there.
       budget_seconds: for all rounds together; `min_rounds` are run whatever they cost.
       min_rounds, max_rounds: bounds on the number of rounds.
-      clock, cpu_clock, sleep: replaced in tests.
+      clock, cpu_clock, busy_clock, sleep: replaced in tests.
 
     Returns:
       The samples of every round.
@@ -100,8 +117,10 @@ def interleave(
         start = clock()
         call()
         repeats[name] = max(1, round(SAMPLE_SECONDS / max(clock() - start, 1e-7)))
-    samples = Samples({name: [] for name in candidates}, {name: [] for name in candidates})
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
+    busy_start, own_start = busy_clock(), cpu_clock()
     start = clock()
     for number in range(max_rounds):
         if number >= min_rounds and clock() - start >= budget_seconds:
@@ -114,6 +133,9 @@ def interleave(
             for _ in range(repeats[name]):
                 candidates[name]()
             cpu_after, after = cpu_clock(), clock()
-            samples.seconds[name].append((after - before) / repeats[name])
-            samples.cpu_seconds[name].append((cpu_after - cpu_before) / repeats[name])
-    return samples
+            seconds[name].append((after - before) / repeats[name])
+            cpu_seconds[name].append((cpu_after - cpu_before) / repeats[name])
+    own = cpu_clock() - own_start
+    available = (clock() - start) * len(os.sched_getaffinity(0))
+    others = max(0.0, busy_clock() - busy_start - own) / available
+    return Samples(seconds, cpu_seconds, others)

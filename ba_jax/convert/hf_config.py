@@ -119,7 +119,7 @@ def baichuan_config(
     hop, rate = audio.size("hop_length"), audio.size("sampling_rate")
     frames = audio.size("max_audio_seconds") * rate // hop
     codebook_sizes = quantizer.sizes("codebook_sizes")
-    language = llm_config(root, packed=True)
+    language = llm_config(root)
     return BaichuanAudioConfig(
         audio_encoder=AudioEncoderConfig(
             mel_bins=audio.size("num_mel_bins"),
@@ -208,7 +208,7 @@ def baichuan_values(config: BaichuanAudioConfig) -> dict[str, Any]:
         "architectures": ["OmniForCausalLM"],
         "model_type": "omni",
         "attention_qkv_bias": llm.qkv_bias,
-        "attention_qkv_pack": True,
+        "attention_qkv_pack": llm.qkv_packed,
         "audio_config": {
             "enable": True,
             "num_mel_bins": encoder.mel_bins,
@@ -326,11 +326,10 @@ def write_model_config(folder: Path, config: BaichuanAudioConfig) -> None:
         (Path(folder) / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def llm_config(root: _Reader, packed: bool) -> LLMConfig:
+def llm_config(root: _Reader) -> LLMConfig:
     """The language model's part of either config."""
     root.must("hidden_act", "silu")
-    if packed:
-        root.must("attention_qkv_pack", True)
+    qwen2 = root.get("model_type", str) == "qwen2"
     heads, width = root.size("num_attention_heads"), root.size("hidden_size")
     return LLMConfig(
         vocab_size=root.size("vocab_size"),
@@ -342,8 +341,9 @@ def llm_config(root: _Reader, packed: bool) -> LLMConfig:
         ffn_width=root.size("intermediate_size"),
         rope_theta=root.get("rope_theta", float),
         norm_epsilon=root.get("rms_norm_eps", float),
-        qkv_bias=root.get("attention_qkv_bias", bool, False) if packed else True,
+        qkv_bias=qwen2 or root.get("attention_qkv_bias", bool, False),
         tied_embeddings=root.get("tie_word_embeddings", bool, False),
+        qkv_packed=not qwen2 and root.get("attention_qkv_pack", bool, True),
     )
 
 
@@ -358,7 +358,7 @@ def qwen2_config(values: Mapping[str, Any], where: str = "config") -> BaichuanAu
         rope = root.section("rope_parameters")
         rope.must("rope_type", "default")
         root = _Reader({**values, "rope_theta": rope.get("rope_theta", float)}, where)
-    return BaichuanAudioConfig(llm=llm_config(root, packed=False))
+    return BaichuanAudioConfig(llm=llm_config(root))
 
 
 def whisper_config(values: Mapping[str, Any], where: str = "config") -> BaichuanAudioConfig:

@@ -11,7 +11,7 @@ from ba_jax.convert import ctranslate2, hf_config, tables
 from ba_jax.convert.engine import ConversionError, TensorSource
 from ba_jax.convert.rows import Row
 from ba_jax.convert.safetensors_io import SafetensorsFolder, parse_json, read_json
-from ba_jax.convert.tables import audio_encoder, llm
+from ba_jax.convert.tables import audio_encoder
 from ba_jax.convert.tables import vocoder as vocoder_table
 from ba_jax.convert.torch_pickle import VocoderSource, open_vocoder
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
@@ -140,8 +140,7 @@ def _open_qwen2(path: Path, _: Path | None) -> Source:
     files = _config_files(path)
     values = parse_json(files[CONFIG_FILE], path / CONFIG_FILE, "config")
     config = hf_config.qwen2_config(values, str(path / CONFIG_FILE))
-    rows = llm.rows(config.llm, packed=False)
-    part = _part("model", SafetensorsFolder(path), rows, config, "qwen2")
+    part = _part("model", SafetensorsFolder(path), tables.rows_for(config), config, "qwen2")
     return Source("qwen2", path, (part,), files)
 
 
@@ -267,8 +266,6 @@ def checkpoint_config(folder: Path) -> tuple[str, BaichuanAudioConfig]:
 
 def model_rows(kind: str, config: BaichuanAudioConfig) -> list[Row]:
     """Tables of a checkpoint's model, all but the vocoder, under the names of its kind."""
-    if kind == "qwen2":
-        return llm.rows(config.llm, packed=False)
     if kind == "whisper":
         return audio_encoder.whisper_rows(config.audio_encoder)
     return tables.rows_for(config, tuple(c for c in config.components if c != "vocoder"))

@@ -29,6 +29,8 @@ class LLMConfig:
       norm_epsilon: of all RMSNorms.
       qkv_bias: q, k and v carry a bias.
       tied_embeddings: the output layer is the embedding (small Qwen2.5 models).
+      qkv_packed: checkpoint files hold q, k and v in one matrix, as the release's do; here they
+        are three parameters either way.
     """
 
     vocab_size: int
@@ -42,6 +44,7 @@ class LLMConfig:
     norm_epsilon: float = 1e-6
     qkv_bias: bool = True
     tied_embeddings: bool = False
+    qkv_packed: bool = True
 
     def __post_init__(self):
         if self.heads % self.kv_heads:

@@ -9,14 +9,14 @@ from ba_jax.models.llm import LLMConfig
 SOURCE, TARGET = "model.layers.{layer}", "llm/layers"
 
 
-def rows(config: LLMConfig, packed: bool = True) -> list[Row]:
-    """Names of the release; with `packed=False` those of a Qwen2.5 folder."""
+def rows(config: LLMConfig) -> list[Row]:
+    """Names of the release, or unpacked, of a Qwen2.5 folder."""
     stack = (("layer", config.layers),)
     table = [
         row("model.embed_tokens.weight", "params/llm/embedding"),
         *parts.norm("model.norm", "llm/norm", bias=False),
         *parts.norm(f"{SOURCE}.input_layernorm", f"{TARGET}/attention_norm", False, stack),
-        *(_packed if packed else _separate)(config, stack),
+        *(_packed if config.qkv_packed else _separate)(config, stack),
         *parts.linear(f"{SOURCE}.self_attn.o_proj", f"{TARGET}/out", False, stack),
         *parts.norm(f"{SOURCE}.post_attention_layernorm", f"{TARGET}/ffn_norm", False, stack),
         *parts.linear(f"{SOURCE}.mlp.gate_proj", f"{TARGET}/gate", False, stack),

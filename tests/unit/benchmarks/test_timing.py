@@ -1,6 +1,7 @@
 """Interleaved timing, with a clock that only the candidates move."""
 
 import os
+import time
 
 import pytest
 
@@ -34,6 +35,7 @@ class Clock:
 
 
 def interleave(clock, candidates, budget, **kwargs):
+    kwargs = {"busy_clock": clock} | kwargs
     return timing.interleave(
         candidates, budget, clock=clock, cpu_clock=clock, sleep=clock.sleep, **kwargs
     )
@@ -87,6 +89,27 @@ def test_candidates_take_turns_in_going_first():
     interleave(clock, candidates, 0.0, min_rounds=3)
     in_rounds = clock.log[6:]
     assert "".join(in_rounds[::2]) == "abcbcacab"
+
+
+def test_other_work_on_the_cpus_is_reported():
+    clock = Clock()
+    cpus = len(os.sched_getaffinity(0))
+
+    def everyone():
+        return clock.now * (1 + cpus / 4)
+
+    samples = interleave(clock, {"a": clock.candidate("a", 1.0)}, 0.0, busy_clock=everyone)
+    assert samples.others == pytest.approx(0.25)
+    samples = interleave(clock, {"a": clock.candidate("a", 1.0)}, 0.0)
+    assert samples.others == pytest.approx(0.0)
+
+
+def test_the_busy_clock_advances_with_work():
+    before = timing.cpu_busy_seconds()
+    deadline = time.process_time() + 0.1
+    while time.process_time() < deadline:
+        pass
+    assert timing.cpu_busy_seconds() - before >= 0.05
 
 
 @pytest.mark.parametrize("count", [0, 10**6])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ba_jax import checkpoint
-from ba_jax.convert import hf_config
+from ba_jax.convert import engine, hf_config, tables
 from ba_jax.convert.engine import ConversionError
 from ba_jax.convert.export import export_checkpoint
 from ba_jax.convert.importer import import_checkpoint
@@ -55,7 +55,7 @@ def test_what_config_json_cannot_say_is_an_error():
     [
         ((), "model_type", "llama", "model_type = 'llama' is not supported, expected 'omni'"),
         ((), "use_norm_head", True, "use_norm_head = True is not supported"),
-        ((), "attention_qkv_pack", False, "attention_qkv_pack = False is not supported"),
+        ((), "attention_qkv_pack", 1, "attention_qkv_pack = 1, expected bool"),
         ((), "hidden_size", None, "hidden_size = None, expected int"),
         ((), "hidden_size", "128", "hidden_size = '128', expected int"),
         ((), "hidden_size", -4, "hidden_size = -4 is negative"),
@@ -106,6 +106,18 @@ def test_a_model_from_scratch_is_exported_and_comes_back(tmp_path):
     import_checkpoint(tmp_path / "hf", tmp_path / "back", progress=False)
     again = checkpoint.load_variables(tmp_path / "back", variable_shapes(config))
     jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
+def test_separate_q_k_v_in_a_model_folder():
+    """`attention_qkv_pack: false`: the same variables from, and into, three matrices."""
+    values = tiny_values() | {"attention_qkv_pack": False}
+    config = hf_config.baichuan_config(values)
+    assert not config.llm.qkv_packed
+    names = {row.source for row in tables.rows_for(config)}
+    assert "model.layers.{layer}.self_attn.k_proj.bias" in names
+    assert not any("W_pack" in name for name in names)
+    placed = engine.expand(tables.rows_for(config), variable_shapes(config))
+    assert placed["model.layers.1.self_attn.v_proj.weight"][0].source_shape == (64, 128)
 
 
 def test_a_bfloat16_position_table_that_is_not_whispers_is_refused(tmp_path):
