@@ -55,6 +55,7 @@ def test_features_of_real_speech_equal_faster_whispers(whisper_base, tmp_path):
         variables, ours_TM[None], np.array([3000], np.int32)
     )
     error = np.abs(np.asarray(got) - want)
-    # Whisper's massive activations (peak 24) carry the largest differences.
-    assert error.max() < 1e-3 * np.abs(want).max()
+    # Whisper's massive activations (peak 24) carry the largest differences; both sides are as far
+    # from the same encoder in float64.
+    assert error.max() < 1e-3
     assert error.mean() < 1e-5
