@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need into .venv and runs lint, format check and tests.
 #
-#   bash launch/test.sh                      everything, as CI does
+#   bash launch/test.sh                      everything, as CI does, on up to 4 CPUs at once
 #   bash launch/test.sh -m "not slow"        the quick part; any pytest arguments are passed on
 #   bash launch/test.sh tests/unit/test_house.py -k torch
 #
@@ -59,4 +59,9 @@ export PATH="$venv/bin:$PATH"
 ruff check .
 ruff format --check .
 shellcheck .ci/run launch/*.sh
+if [ $# -eq 0 ]; then
+  # A process compiles on little more than one CPU. A file stays with one worker, for its fixtures.
+  workers=$(nproc)
+  set -- -n "$((workers < 4 ? workers : 4))" --dist loadfile --durations 15
+fi
 exec python -m pytest "$@"

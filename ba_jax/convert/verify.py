@@ -8,10 +8,12 @@ within the tolerance of their peak. Sizes come from the checkpoint's config.json
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
+import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ba_jax import audio, checkpoint
-from ba_jax.convert import sources
+from ba_jax.convert import importer, sources
 from ba_jax.convert.engine import ConversionError
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig, variable_shapes
 from ba_jax.models.llm import KVCache, init_cache
@@ -456,13 +458,29 @@ def to_table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+@contextlib.contextmanager
+def _imported(folder: Path) -> Iterator[Path]:
+    """A checkpoint folder as it is; one with the reference's files, imported for the moment."""
+    if (folder / checkpoint.WEIGHTS_FOLDER).is_dir():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "checkpoint"
+        importer.import_checkpoint(folder, out)
+        yield out
+
+
 def main(argv: Sequence[str]) -> int:
     """Entry point; 0 if everything passes, 1 if a key fails."""
     parser = argparse.ArgumentParser(
         prog="python -m ba_jax.convert verify", description="Compares with golden numbers."
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, help="folder that `python -m ba_jax.convert` wrote")
+    add(
+        "--checkpoint",
+        type=Path,
+        help="folder that `python -m ba_jax.convert` wrote, or one that it can import",
+    )
     add("--golden", type=Path, help="golden.npz to run through the checkpoint")
     add("--frontend", type=Path, help="frontend.npz to run through the audio front end")
     add("--tolerance", type=float, default=TOLERANCE, help="of the peak (default: %(default)s)")
@@ -473,7 +491,9 @@ def main(argv: Sequence[str]) -> int:
         parser.error("nothing to verify: give --checkpoint and --golden, or --frontend")
     results: list[Result] = []
     if args.golden is not None:
-        results += verify_model(args.checkpoint, read_golden(args.golden), args.tolerance)
+        golden = read_golden(args.golden)
+        with _imported(args.checkpoint) as folder:
+            results += verify_model(folder, golden, args.tolerance)
     if args.frontend is not None:
         results += verify_frontend(read_golden(args.frontend), args.tolerance)
     print(to_table(results))

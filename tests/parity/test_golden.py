@@ -57,6 +57,14 @@ def test_a_changed_golden_fails_and_the_exit_code_says_so(tiny_checkpoint, tmp_p
     assert "fail: needs the keys ['mel'" in status["codes"]
 
 
+def test_a_folder_that_was_not_imported_yet_is_imported_first(tmp_path, capsys):
+    golden = verify.read_golden(GOLDEN)
+    np.savez(tmp_path / "golden.npz", **{k: golden[k] for k in ("text_ids", "text_logits")})
+    folder, file = str(DATA / "tiny"), str(tmp_path / "golden.npz")
+    assert verify.main(["--checkpoint", folder, "--golden", file]) == 0
+    assert "1 pass, 0 fail, 1 input" in capsys.readouterr().out
+
+
 def test_integers_must_be_equal():
     result = verify.compare("codes", np.array([1, 2, 3]), np.array([1, 2, 4]), 1.0)
     assert result.status == "fail" and result.max_abs == 1
