@@ -366,10 +366,10 @@ def test_damaged_folders(tmp_path, capsys, name, data, word):
     (source / name).unlink()
     if data is not None:
         (source / name).write_bytes(data)
-    started = time.monotonic()
+    started = time.process_time()
     kind = ("--kind", "baichuan") if name == "config.json" and data is None else ()
     message = user_error(capsys, "--source", source, "--out", out, *kind)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
     assert word in message and str(source) in message
     assert not out.exists()
 

@@ -95,10 +95,10 @@ def arrays(dtype=np.float32):
 
 
 def refused(source, *words, rows=ROWS, shapes=None, **kwargs):
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ConversionError) as caught:
         make_plan(rows, source, abstract() if shapes is None else shapes, **kwargs)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     assert source.reads == 0, "data was read before the plan was checked"
     for word in words:
         assert word in str(caught.value)
