@@ -29,9 +29,9 @@ from ba_jax.models.layers import sinusoids
 from ba_jax.models.llm import LLMConfig, init_cache
 from ba_jax.models.vocoder import VocoderConfig
 from ba_jax.models.vq_bridge import VQBridgeConfig
+from ba_jax.vocab import CODEBOOK_SIZES
 from benchmarks import torch_counterparts as counterparts
 
-CODEBOOKS = (8192, 4096, 2048, 1024, 1024, 1024, 1024, 1024)
 POOLING = 4
 
 
@@ -70,11 +70,11 @@ SIZES = {
         clip_seconds=3,
         encoder=AudioEncoderConfig(128, width=512, layers=6, heads=8, ffn_width=2048),
         quantizer_width=2048,
-        codebooks=CODEBOOKS,
+        codebooks=CODEBOOK_SIZES,
         llm=LLMConfig(8192, 512, layers=4, heads=8, kv_heads=2, head_dim=64, ffn_width=2048),
         prompt=256,
         new_tokens=32,
-        head=AudioHeadConfig(1024, layers=3, codebook_sizes=CODEBOOKS),
+        head=AudioHeadConfig(1024, layers=3, codebook_sizes=CODEBOOK_SIZES),
         unet=FlowUNetConfig(80, channels=256, blocks=4, mid_blocks=12, heads=8, head_dim=64),
         vocoder=VocoderConfig(base_channels=512, f0_channels=512),
     ),

@@ -14,27 +14,13 @@ statistics, stored buffers); nothing is allocated.
 
 from __future__ import annotations
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
-CODEBOOK_SIZES = (8192, 4096, 2048, 1024, 1024, 1024, 1024, 1024)
-TOKENS = (
-    "audio_start",
-    "audio_end",
-    "audio_pad",
-    "audio_delim",
-    "audiotext_start",
-    "audiotext_end",
-    "audiotext_pad",
-    "audiogen_start",
-    "audiogen_end",
-)
-RELEASE_TOKENS = dict(
-    zip(
-        TOKENS,
-        (151676, 151677, 151678, 151693, 151697, 151698, 151699, 151700, 151701),
-        strict=True,
-    )
-)
+from ba_jax.vocab import CODEBOOK_SIZES, AudioTokens
+
+TOKENS = tuple(field.name for field in dataclasses.fields(AudioTokens))
 
 
 def get_config(size: str = "nano") -> ConfigDict:
@@ -98,7 +84,7 @@ def _released(llm: dict) -> dict:
         vocoder={"base_channels": 512, "f0_channels": 512},
         llm=llm,
         head_layers=3,
-        tokens=RELEASE_TOKENS,
+        tokens=dataclasses.asdict(AudioTokens()),
     )
 
 

@@ -1,0 +1,113 @@
+"""Packing token sequences into rows of fixed length, so that nothing but the last gap is padding.
+
+Each example keeps its own segment id and positions from 0: attention never crosses examples (see
+`packed_mask` in `ba_jax.models.llm`) and RoPE does not see where in the row an example lies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence as Ordered
+from typing import NamedTuple
+
+import numpy as np
+
+from ba_jax.data.sequence import Sequence
+
+
+class PackedRows(NamedTuple):
+    """Rows of fixed length, ready for the model; all arrays (rows, L) but the codes.
+
+    Attributes:
+      ids_BL: int32, 0 at padding.
+      codes_BLQ: int32, 0 where no audio is.
+      positions_BL: int32, from 0 within each example.
+      segments_BL: int32, 1.. within a row, 0 at padding.
+      text_target_BL, audio_target_BL: as in `Sequence`, false at padding. An example's first
+        position is never a target: it would be predicted from another example.
+    """
+
+    ids_BL: np.ndarray
+    codes_BLQ: np.ndarray
+    positions_BL: np.ndarray
+    segments_BL: np.ndarray
+    text_target_BL: np.ndarray
+    audio_target_BL: np.ndarray
+
+    @property
+    def real_share(self) -> float:
+        """Share of positions that hold a token."""
+        return float((self.segments_BL > 0).mean())
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """Which sequence goes where.
+
+    Attributes:
+      rows: for each row the indices of its sequences, in order.
+      left_over: indices that found no room in the rows there are, in order.
+      too_long: indices of sequences longer than a row, in order.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    left_over: tuple[int, ...]
+    too_long: tuple[int, ...]
+
+
+def pack(lengths: Ordered[int], row_length: int, rows: int) -> Packing:
+    """Assigns sequences to rows: longest first, each to the fullest row that has room (best fit).
+
+    A pure function of its arguments; equal lengths keep their order. Within a row, sequences stand
+    in the order given.
+
+    Raises:
+      ValueError: a row_length, a number of rows or a length below 1.
+    """
+    if row_length < 1 or rows < 1:
+        raise ValueError(f"row_length = {row_length}, rows = {rows}: expected at least 1 of each")
+    for i, length in enumerate(lengths):
+        if length < 1:
+            raise ValueError(f"lengths[{i}] = {length}: expected at least 1")
+    too_long = tuple(i for i, n in enumerate(lengths) if n > row_length)
+    order = sorted((i for i, n in enumerate(lengths) if n <= row_length), key=lambda i: -lengths[i])
+    room = np.full(rows, row_length)
+    placed: list[list[int]] = [[] for _ in range(rows)]
+    left_over = []
+    for i in order:
+        spare = np.where(room >= lengths[i], room, row_length + 1)
+        row = int(spare.argmin())
+        if spare[row] > row_length:
+            left_over.append(i)
+            continue
+        room[row] -= lengths[i]
+        placed[row].append(i)
+    return Packing(tuple(tuple(sorted(r)) for r in placed), tuple(sorted(left_over)), too_long)
+
+
+def to_rows(sequences: Ordered[Sequence], packing: Packing, row_length: int) -> PackedRows:
+    """Lays packed sequences out as arrays."""
+    shape = (len(packing.rows), row_length)
+    codebooks = sequences[0].codes_LQ.shape[1]
+    packed = PackedRows(
+        ids_BL=np.zeros(shape, np.int32),
+        codes_BLQ=np.zeros((*shape, codebooks), np.int32),
+        positions_BL=np.zeros(shape, np.int32),
+        segments_BL=np.zeros(shape, np.int32),
+        text_target_BL=np.zeros(shape, bool),
+        audio_target_BL=np.zeros(shape, bool),
+    )
+    for row, indices in enumerate(packing.rows):
+        start = 0
+        for segment, index in enumerate(indices, 1):
+            sequence = sequences[index]
+            here = slice(start, start + len(sequence))
+            packed.ids_BL[row, here] = sequence.ids_L
+            packed.codes_BLQ[row, here] = sequence.codes_LQ
+            packed.positions_BL[row, here] = np.arange(len(sequence))
+            packed.segments_BL[row, here] = segment
+            packed.text_target_BL[row, here] = sequence.text_target_L
+            packed.audio_target_BL[row, here] = sequence.audio_target_L
+            packed.text_target_BL[row, start] = packed.audio_target_BL[row, start] = False
+            start += len(sequence)
+    return packed

@@ -1,0 +1,229 @@
+"""The training tasks (paper Table 4, and SFT): one pure function each from a record to an example.
+
+    task    reads                          learns to produce
+    asr     prompt, speech                 its transcript
+    aqa     prompt, spoken question        the written answer
+    s2tt    prompt, speech                 its translation
+    intlv   text and speech interleaved    the text; no loss on audio
+    tts     text                           the speech
+    itts    text and speech interleaved    text and speech, but the first text
+    audio   -                              speech alone
+    text    -                              text alone
+    sft     dialogue turns                 the assistant's turns, written or spoken
+
+A task decides segments, prompts and loss; `ba_jax.data.sequence` turns segments into tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from ba_jax.types import Example, Segment
+
+# The first prompt of each list is the release's where it published one.
+PROMPTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "asr": {
+        "zh": ("将语音转录为文本:", "请把这段语音写成文字:"),
+        "en": ("Transcribe the speech into text:", "Write down what is said:"),
+    },
+    "aqa": {
+        "zh": ("请回答语音中的问题:", "听录音并作答:"),
+        "en": ("Answer the spoken question:", "Listen and answer:"),
+    },
+    "s2tt": {
+        "zh": ("将语音翻译成英文:", "请把这段语音译为英语:"),
+        "en": ("Translate the speech into Chinese:", "Write in Chinese what is said:"),
+    },
+}
+LANGUAGES = ("en", "zh")
+
+
+class TaskError(ValueError):
+    """A record that a task cannot use: something missing, empty, or of the wrong kind."""
+
+
+def prompt(task: str, language: str, variant: int = 0) -> str:
+    """A task's prompt in the language of the speech; `variant` counts modulo what there is.
+
+    Raises:
+      TaskError: a task without prompts, or a language that has none.
+    """
+    if task not in PROMPTS:
+        raise TaskError(f"task {task!r} has no prompts, expected one of {sorted(PROMPTS)}")
+    if language not in PROMPTS[task]:
+        raise TaskError(f"language {language!r}: {task} has prompts in {sorted(PROMPTS[task])}")
+    variants = PROMPTS[task][language]
+    return variants[variant % len(variants)]
+
+
+def speech(value: bytes | np.ndarray, **flags) -> Segment:
+    """An audio segment from an encoded file or from codes (N, Q).
+
+    Raises:
+      TaskError: neither, or empty.
+    """
+    if isinstance(value, bytes):
+        if not value:
+            raise TaskError("audio: an empty file")
+        return Segment(audio=value, **flags)
+    if isinstance(value, np.ndarray):
+        if value.ndim != 2 or not len(value) or value.dtype.kind not in "iu":
+            raise TaskError(
+                f"codes: {value.dtype}{value.shape}, expected integers (N >= 1, codebooks)"
+            )
+        return Segment(codes_NQ=value, **flags)
+    raise TaskError(f"audio: {type(value).__name__}, expected encoded bytes or an array of codes")
+
+
+def words(value: str, name: str = "text", **flags) -> Segment:
+    """A text segment.
+
+    Raises:
+      TaskError: not a string, or nothing but white space.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise TaskError(f"{name}: {value!r}, expected text")
+    return Segment(text=value, **flags)
+
+
+def asr(audio, transcript: str, *, language: str, variant: int = 0) -> tuple[Segment, ...]:
+    """Speech recognition."""
+    return (
+        words(prompt("asr", language, variant)),
+        speech(audio),
+        words(transcript, "transcript", loss=True),
+    )
+
+
+def aqa(audio, answer: str, *, language: str, variant: int = 0) -> tuple[Segment, ...]:
+    """A spoken question, answered in writing."""
+    return (
+        words(prompt("aqa", language, variant)),
+        speech(audio),
+        words(answer, "answer", loss=True),
+    )
+
+
+def s2tt(audio, translation: str, *, language: str, variant: int = 0) -> tuple[Segment, ...]:
+    """Speech in `language`, translated into writing in the other one."""
+    return (
+        words(prompt("s2tt", language, variant)),
+        speech(audio),
+        words(translation, "translation", loss=True),
+    )
+
+
+def intlv(parts: Sequence[str | bytes | np.ndarray]) -> tuple[Segment, ...]:
+    """Text and speech that continue each other; the speech is heard, only text carries loss."""
+    return tuple(
+        words(part, loss=True) if isinstance(part, str) else speech(part)
+        for part in _interleaved(parts)
+    )
+
+
+def tts(text: str, audio) -> tuple[Segment, ...]:
+    """Text, then the same in speech."""
+    return words(text), speech(audio, loss=True, spoken=True)
+
+
+def itts(parts: Sequence[str | bytes | np.ndarray]) -> tuple[Segment, ...]:
+    """Text and its speech in turns; loss on everything but the first text."""
+    segments = []
+    for part in _interleaved(parts):
+        if isinstance(part, str):
+            segments.append(words(part, loss=bool(segments)))
+        else:
+            segments.append(speech(part, loss=True, spoken=True))
+    return tuple(segments)
+
+
+def audio_only(audio) -> tuple[Segment, ...]:
+    """Speech without any text."""
+    return (speech(audio, loss=True, spoken=True),)
+
+
+def text_only(text: str) -> tuple[Segment, ...]:
+    """Text without any speech, to keep the language ability."""
+    return (words(text, loss=True),)
+
+
+def sft(turns: Sequence[tuple[str, Sequence[str | bytes | np.ndarray]]]) -> tuple[Segment, ...]:
+    """A dialogue; the assistant's turns carry loss.
+
+    Args:
+      turns: (role, parts) with roles "system" (first, at most once), then "user" and "assistant"
+        in turns, ending with the assistant. A part is text, an encoded file or codes. An
+        assistant's turn that holds speech is a spoken answer: its text and speech alternate.
+
+    Raises:
+      TaskError: roles out of order, or an empty turn.
+    """
+    roles = [role for role, _ in turns]
+    body = roles[1:] if roles[:1] == ["system"] else roles
+    if not body or body != ["user", "assistant"] * (len(body) // 2):
+        raise TaskError(
+            f"roles {roles}: expected an optional system, then user and assistant in turns"
+        )
+    segments = []
+    for number, (role, parts) in enumerate(turns):
+        if not parts:
+            raise TaskError(f"turn {number} ({role}) is empty")
+        answers = role == "assistant"
+        wants_speech = answers and any(not isinstance(part, str) for part in parts)
+        for i, part in enumerate(parts):
+            flags = {"loss": answers, "role": role if i == 0 else ""}
+            if i == 0:
+                flags["wants_speech"] = wants_speech
+            if isinstance(part, str):
+                segments.append(words(part, f"turn {number}", **flags))
+            else:
+                segments.append(speech(part, spoken=answers, **flags))
+    return tuple(segments)
+
+
+def _interleaved(parts: Sequence) -> Sequence:
+    kinds = [isinstance(part, str) for part in parts]
+    if len(set(kinds)) < 2:
+        raise TaskError(f"{len(parts)} parts, all of one kind: expected text and speech")
+    for i in range(1, len(kinds)):
+        if kinds[i] == kinds[i - 1]:
+            kind = "texts" if kinds[i] else "audios"
+            raise TaskError(f"parts {i - 1} and {i} are both {kind}: expected them in turns")
+    return parts
+
+
+TASKS: Mapping[str, Callable[..., tuple[Segment, ...]]] = {
+    "asr": asr,
+    "aqa": aqa,
+    "s2tt": s2tt,
+    "intlv": intlv,
+    "tts": tts,
+    "itts": itts,
+    "audio": audio_only,
+    "text": text_only,
+    "sft": sft,
+}
+"""Name -> function to segments."""
+
+
+def make_example(
+    task: str, *args, id: str, language: str, speaker: str = "", source: str = "", **options
+) -> Example:
+    """Runs a task; errors say which example they are about.
+
+    Raises:
+      TaskError: an unknown task or language, or as the task.
+    """
+    if task not in TASKS:
+        raise TaskError(f"{source}:{id}: task {task!r}, expected one of {sorted(TASKS)}")
+    if language not in LANGUAGES:
+        raise TaskError(f"{source}:{id}: language {language!r}, expected one of {LANGUAGES}")
+    if task in PROMPTS:
+        options["language"] = language
+    try:
+        segments = TASKS[task](*args, **options)
+    except TaskError as error:
+        raise TaskError(f"{source}:{id}: {error}") from None
+    return Example(id, task, segments, language, speaker, source)

@@ -1,0 +1,555 @@
+"""Text tokenizers: byte-level BPE (Qwen2.5) and SentencePiece (nano) behind one interface.
+
+Two promises hold for both kinds, and a file that would break one is refused:
+
+  * text is text: `encode` gives no special token, whatever the text says. The special tokens'
+    names never reach the library that splits the text; their ids come from `token_id`,
+    `audio_tokens`, `roles` and `eos_id` alone.
+  * `decode(encode(text)) == text` for every string that is valid Unicode. Nothing is normalised,
+    stripped or prefixed. The NFC step that Qwen2.5's file names is left out for that reason: text
+    in NFC, which is nearly all text, gets the ids that the release's own tokenizer gives, other
+    text is encoded as it stands.
+
+Every id stands for a fixed string of bytes, so decoding joins bytes and reads UTF-8. A tokenizer
+pickles as the content of its file, so a worker needs no access to it and cannot see a newer one.
+"""
+
+from __future__ import annotations
+
+import abc
+import codecs
+import dataclasses
+import functools
+import json
+import operator
+import pathlib
+from collections.abc import Collection, Iterable, Mapping
+
+import sentencepiece
+import tokenizers
+
+from ba_jax.vocab import AudioTokens
+
+AUDIO_TOKEN_NAMES = {
+    field.name: f"<{field.name}_baichuan>" for field in dataclasses.fields(AudioTokens)
+}
+"""Name in `AudioTokens` -> the release's spelling."""
+
+ROLE_NAMES = {"system": "<B_SYS>", "user": "<C_Q>", "assistant": "<C_A>"}
+"""Name in `Roles` -> the release's spelling."""
+
+DEFAULT_EOS = "<|endoftext|>"
+
+# What sloppy tokenizers lose: outer and repeated spaces, line ends, NUL, unnormalised and
+# compatibility forms, characters outside every vocabulary, SentencePiece's space symbol.
+_PROBE = (
+    "  a \t\r\n\0 \u2581e\u0301 \ufb01 \u4f60\u597d\uff01 \U0001f469\u200d\U0001f680 \U0010fffe  "
+)
+
+_CUTTING_STEPS = ("Sequence", "ByteLevel", "Split", "Digits", "Punctuation")
+_NORMALISERS_LEFT_OUT = (None, "NFC")
+
+
+class TokenizerError(ValueError):
+    """A tokenizer file that cannot be used, text that is not Unicode, or an unknown id or name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Roles:
+    """Ids of the tokens that open a turn of a dialogue."""
+
+    system: int
+    user: int
+    assistant: int
+
+
+class TextTokenizer(abc.ABC):
+    """Text to ids and back.
+
+    Attributes:
+      path: the file it came from, for messages.
+      vocab_size: highest id + 1, special tokens included. A language model may have more rows;
+        sampling must not pick them.
+      special_tokens: spelling -> id, the tokens that no text can produce.
+      eos_id: id of the token that ends a text.
+    """
+
+    def __init__(self, path: str, vocab_size: int, special_tokens: Mapping[str, int], eos_id: int):
+        self.path = path
+        self.vocab_size = vocab_size
+        self.special_tokens = dict(special_tokens)
+        self.eos_id = eos_id
+        self._special_names = {token_id: name for name, token_id in special_tokens.items()}
+
+    @abc.abstractmethod
+    def _encode(self, text: str) -> list[int]:
+        """Ids of text that is valid Unicode."""
+
+    @abc.abstractmethod
+    def _piece(self, token_id: int) -> bytes | None:
+        """The bytes of an ordinary token in [0, vocab_size), None for an id without token."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of plain text; never a special token's.
+
+        Raises:
+          TokenizerError: naming the first lone surrogate and its position.
+        """
+        return self._encode(check_unicode(text))
+
+    def decode(self, ids: Iterable[int], *, keep_special: bool = False) -> str:
+        """The text of ids, exactly the one that was encoded.
+
+        Bytes that are no UTF-8, which a model may well sample, become U+FFFD.
+
+        Args:
+          ids: integers; NumPy's will do.
+          keep_special: write special tokens by their names instead of leaving them out.
+
+        Raises:
+          TokenizerError: for an id that no token has.
+        """
+        data = b"".join(self._bytes(token_id, keep_special) for token_id in ids)
+        return data.decode("utf-8", errors="replace")
+
+    def stream(self, *, keep_special: bool = False) -> StreamDecoder:
+        """A decoder that takes one id at a time."""
+        return StreamDecoder(self, keep_special)
+
+    def token_id(self, name: str) -> int:
+        """The id of a special token.
+
+        Args:
+          name: a field of `AudioTokens` or `Roles`, "eos", or a spelling in `special_tokens`.
+
+        Raises:
+          TokenizerError: if this tokenizer has none of that name.
+        """
+        if name == "eos":
+            return self.eos_id
+        spelling = AUDIO_TOKEN_NAMES.get(name) or ROLE_NAMES.get(name) or name
+        if spelling not in self.special_tokens:
+            raise TokenizerError(
+                f"{self.path}: no special token {spelling!r}; it has"
+                f" {', '.join(self.special_tokens) or 'none'}"
+            )
+        return self.special_tokens[spelling]
+
+    @functools.cached_property
+    def audio_tokens(self) -> AudioTokens:
+        """The ids that delimit audio.
+
+        Raises:
+          TokenizerError: naming the first of them that the file lacks.
+        """
+        return AudioTokens(**{name: self.token_id(name) for name in AUDIO_TOKEN_NAMES})
+
+    @property
+    def roles(self) -> Roles | None:
+        """The ids that open turns, None where the tokenizer lacks one of them."""
+        if not all(spelling in self.special_tokens for spelling in ROLE_NAMES.values()):
+            return None
+        return Roles(**{name: self.token_id(name) for name in ROLE_NAMES})
+
+    def check_against(self, audio_tokens: AudioTokens, vocab_size: int) -> None:
+        """Checks that the tokenizer fits a model.
+
+        Args:
+          audio_tokens: the ids in the model's config.
+          vocab_size: rows of the model's embedding table.
+
+        Raises:
+          TokenizerError: naming each token that is missing or has another id than the config's, or
+            both sizes if the tokenizer's ids do not fit in the table.
+        """
+        wrong = []
+        for name, spelling in AUDIO_TOKEN_NAMES.items():
+            found, expected = self.special_tokens.get(spelling), getattr(audio_tokens, name)
+            if found != expected:
+                wrong.append(f"{spelling} has id {found}, expected {expected} (tokens.{name})")
+        if wrong:
+            raise TokenizerError(f"{self.path}: {'; '.join(wrong)}")
+        if self.vocab_size > vocab_size:
+            raise TokenizerError(
+                f"{self.path}: {self.vocab_size} ids, expected at most the language model's"
+                f" vocab_size {vocab_size}"
+            )
+
+    def _bytes(self, token_id: int, keep_special: bool) -> bytes:
+        token_id = operator.index(token_id)
+        name = self._special_names.get(token_id)
+        if name is not None:
+            return name.encode("utf-8") if keep_special else b""
+        piece = self._piece(token_id) if 0 <= token_id < self.vocab_size else None
+        if piece is None:
+            raise TokenizerError(
+                f"{self.path}: no token has id {token_id}, expected one of 0..{self.vocab_size - 1}"
+            )
+        return piece
+
+    def _check_promises(self, expected: str) -> None:
+        """Encodes a probe and every special token's name: both must come back as plain text."""
+        for text in (_PROBE, *self.special_tokens):
+            ids = self.encode(text)
+            special = [i for i in ids if i in self._special_names]
+            if special:
+                raise TokenizerError(
+                    f"{self.path}: the text {text!r} gives the special token"
+                    f" {self._special_names[special[0]]!r} (id {special[0]}), expected {expected}"
+                )
+            if (back := self.decode(ids)) != text:
+                raise TokenizerError(
+                    f"{self.path}: {text!r} comes back as {back!r}, expected {expected}"
+                )
+
+
+class StreamDecoder:
+    """Decodes ids as they are sampled, without ever giving half a character.
+
+    What the calls return, joined, is what `TextTokenizer.decode` gives for all the ids at once.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, keep_special: bool):
+        self._tokenizer = tokenizer
+        self._keep_special = keep_special
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        """The characters that this id completes; "" while one is unfinished.
+
+        Raises:
+          TokenizerError: for an id that no token has.
+        """
+        return self._utf8.decode(self._tokenizer._bytes(token_id, self._keep_special))
+
+    def flush(self) -> str:
+        """Ends the text: U+FFFD if a character stayed unfinished, else "". Ready for the next."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest
+
+
+def check_unicode(text: str, name: str = "text") -> str:
+    """Returns the text once it is known to be valid Unicode.
+
+    Raises:
+      TokenizerError: naming the first lone surrogate and its position.
+      TypeError: for anything but a str.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{name}: expected str, got {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"{name}: lone surrogate U+{ord(text[error.start]):04X} at position {error.start} of"
+            f" {len(text)}, expected valid Unicode"
+        ) from None
+    return text
+
+
+# --- byte-level BPE -----------------------------------------------------------------------------
+
+
+def byte_symbols() -> str:
+    """256 characters, one a byte: how byte-level BPE files write bytes (GPT-2's alphabet).
+
+    Bytes that print in Latin-1 are written as themselves, the others, in order, from U+0100 on.
+    """
+    printing = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    spare = iter(range(0x100, 0x200))
+    return "".join(chr(byte if byte in printing else next(spare)) for byte in range(256))
+
+
+_BYTE_SYMBOLS = byte_symbols()
+_BYTE_OF_SYMBOL = {ord(symbol): byte for byte, symbol in enumerate(_BYTE_SYMBOLS)}
+
+
+class BpeTokenizer(TextTokenizer):
+    """Byte-level BPE from a `tokenizer.json` of Hugging Face tokenizers.
+
+    Every added token counts as special, those too that the file does not mark so (Qwen2.5's
+    `<tool_call>`): left to the library, it would find them in user text.
+    """
+
+    def __init__(self, content: str, path: str, eos: str | None = None):
+        """Reads the file's content.
+
+        Args:
+          content: JSON.
+          path: for messages.
+          eos: spelling of the token that ends a text; default `<|endoftext|>`.
+
+        Raises:
+          TokenizerError: naming the file and what was expected of it.
+        """
+        self._content, self._eos = content, eos
+        document = _json_object(content, path)
+        special_tokens = _added_tokens(document, path)
+        eos = DEFAULT_EOS if eos is None else eos
+        if eos not in special_tokens:
+            raise TokenizerError(
+                f"{path}: no added token {eos!r} to end a text; it has"
+                f" {', '.join(special_tokens) or 'none'}"
+            )
+        _check_pre_tokenizer(document.get("pre_tokenizer"), path)
+        vocab = _bpe_vocab(document, special_tokens, path)
+        ids = [*vocab.values(), *special_tokens.values()]
+        if len(set(ids)) < len(ids):
+            raise TokenizerError(f"{path}: expected every id once, some belong to several tokens")
+        super().__init__(path, max(ids) + 1, special_tokens, special_tokens[eos])
+        self._symbols: list[str | None] = [None] * self.vocab_size
+        for symbols, token_id in vocab.items():
+            self._symbols[token_id] = symbols
+        try:
+            self._library = _bpe_library(document, vocab)
+        except Exception as error:  # The library raises no narrower class.
+            raise TokenizerError(f"{path}: expected a byte-level BPE tokenizer: {error}") from error
+        self._check_promises("byte-level BPE without prefix space or normalisation")
+
+    def __reduce__(self):
+        return type(self), (self._content, self.path, self._eos)
+
+    def _encode(self, text: str) -> list[int]:
+        return self._library.encode(text, add_special_tokens=False).ids
+
+    def _piece(self, token_id: int) -> bytes | None:
+        symbols = self._symbols[token_id]
+        return None if symbols is None else symbols.translate(_BYTE_OF_SYMBOL).encode("latin-1")
+
+
+def _json_object(content: str, path: str) -> dict:
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{path}: expected JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise TokenizerError(f"{path}: expected a JSON object, got {type(document).__name__}")
+    return document
+
+
+def _bpe_library(document: dict, vocab: dict[str, int]) -> tokenizers.Tokenizer:
+    """Cuts text with the file's pre-tokenizer and merges it; nothing before, nothing after."""
+    model = document["model"]
+    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+    # Dropout, which would make encoding random, is not taken over. Handing the vocabulary over
+    # takes half the time that writing it as JSON for the library does.
+    bpe = tokenizers.models.BPE(
+        vocab=vocab, merges=merges, ignore_merges=bool(model.get("ignore_merges"))
+    )
+    library = tokenizers.Tokenizer(bpe)
+    shell = json.loads(tokenizers.Tokenizer(tokenizers.models.BPE()).to_str())
+    shell["pre_tokenizer"] = document["pre_tokenizer"]
+    library.pre_tokenizer = tokenizers.Tokenizer.from_str(json.dumps(shell)).pre_tokenizer
+    return library
+
+
+def _are_ids(values: Collection[object]) -> bool:
+    # The bound keeps a stray id from allocating gigabytes.
+    return {type(v) for v in values} <= {int} and all(0 <= v < 1 << 24 for v in values)
+
+
+def _added_tokens(document: dict, path: str) -> dict[str, int]:
+    """Spelling -> id of a tokenizer.json's added tokens, in the order of their ids."""
+    try:
+        pairs = [(token["content"], token["id"]) for token in document.get("added_tokens", [])]
+    except (TypeError, KeyError) as error:
+        raise TokenizerError(
+            f"{path}: added_tokens: expected a list of objects with content and id"
+        ) from error
+    for spelling, token_id in pairs:
+        if not isinstance(spelling, str) or not spelling or not _are_ids([token_id]):
+            raise TokenizerError(
+                f"{path}: added_tokens: expected a name and an id, got {spelling!r}: {token_id!r}"
+            )
+        check_unicode(spelling, f"{path}: added token {spelling!r}")
+    found = dict(sorted(pairs, key=lambda pair: pair[1]))
+    if len(found) < len(pairs):
+        raise TokenizerError(f"{path}: added_tokens: expected every name once")
+    return found
+
+
+def _check_pre_tokenizer(step: object, path: str) -> None:
+    """Lets only steps pass that cut: text that one drops or adds would not come back."""
+    kind = step.get("type") if isinstance(step, dict) else step
+    if kind not in _CUTTING_STEPS or step.get("behavior") == "Removed":
+        raise TokenizerError(
+            f"{path}: pre_tokenizer {step!r}, expected steps of {', '.join(_CUTTING_STEPS)} that"
+            " remove nothing"
+        )
+    inner = step.get("pretokenizers", [])
+    for part in inner if isinstance(inner, list) else [inner]:
+        _check_pre_tokenizer(part, path)
+
+
+def _bpe_vocab(document: dict, special_tokens: dict[str, int], path: str) -> dict[str, int]:
+    """Symbols -> id of the ordinary tokens of a tokenizer.json."""
+    model = document.get("model")
+    kind = model.get("type", "BPE") if isinstance(model, dict) else None
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if kind != "BPE" or not isinstance(vocab, dict) or not _are_ids(vocab.values()):
+        raise TokenizerError(
+            f"{path}: expected a tokenizer.json with a BPE model and its vocab, got model type"
+            f" {kind!r}"
+        )
+    normaliser = document.get("normalizer")
+    name = normaliser.get("type") if isinstance(normaliser, dict) else normaliser
+    if name not in _NORMALISERS_LEFT_OUT:
+        raise TokenizerError(f"{path}: normalizer {name!r}, expected none or NFC")
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            raise TokenizerError(f"{path}: {name} {model[name]!r}, expected none")
+    vocab = {symbols: i for symbols, i in vocab.items() if special_tokens.get(symbols) != i}
+    if missing := sorted(set(_BYTE_SYMBOLS) - vocab.keys()):
+        raise TokenizerError(
+            f"{path}: expected byte-level BPE with a token for each byte, {len(missing)} of 256"
+            f" are missing, byte 0x{_BYTE_OF_SYMBOL[ord(missing[0])]:02X} first"
+        )
+    if set("".join(vocab)) - set(_BYTE_SYMBOLS):
+        odd = next(symbols for symbols in vocab if set(symbols) - set(_BYTE_SYMBOLS))
+        raise TokenizerError(
+            f"{path}: token {odd!r} (id {vocab[odd]}) holds characters that stand for no byte,"
+            " expected byte-level BPE"
+        )
+    return vocab
+
+
+# --- SentencePiece ------------------------------------------------------------------------------
+
+_SPACE_SYMBOL = "\u2581"
+
+
+class SentencePieceTokenizer(TextTokenizer):
+    """SentencePiece with byte fallback, as `ba_jax.data.make_tokenizer` trains it.
+
+    SentencePiece writes a space as U+2581 and so cannot tell the two apart; here a U+2581 of the
+    text is encoded as its three bytes.
+    """
+
+    def __init__(self, content: bytes, path: str):
+        """Reads the file's content.
+
+        Args:
+          content: a serialised ModelProto.
+          path: for messages.
+
+        Raises:
+          TokenizerError: naming the file and what was expected of it.
+        """
+        self._content = content
+        library = sentencepiece.SentencePieceProcessor()
+        try:
+            library.LoadFromSerializedProto(content)
+            pieces = [library.id_to_piece(token_id) for token_id in range(library.vocab_size())]
+        except (RuntimeError, UnicodeError) as error:
+            raise TokenizerError(f"{path}: expected a SentencePiece model: {error}") from error
+        special_tokens, byte_ids = {}, {}
+        self._pieces: list[bytes] = []
+        for token_id, piece in enumerate(pieces):
+            data = piece.replace(_SPACE_SYMBOL, " ").encode("utf-8")
+            if library.is_control(token_id) or library.is_unknown(token_id):
+                special_tokens[piece] = token_id
+            elif library.is_byte(token_id):
+                byte = int(piece[3:5], 16)
+                byte_ids[byte], data = token_id, bytes([byte])
+            self._pieces.append(data)
+        for spelling in (*AUDIO_TOKEN_NAMES.values(), *ROLE_NAMES.values()):
+            if spelling in pieces and spelling not in special_tokens:
+                raise TokenizerError(
+                    f"{path}: {spelling} (id {pieces.index(spelling)}) can be produced from text,"
+                    " expected it to be a control symbol"
+                )
+        if len(byte_ids) < 256:
+            raise TokenizerError(
+                f"{path}: {len(byte_ids)} byte pieces, expected 256 (train with byte_fallback)"
+            )
+        if library.eos_id() < 0:
+            raise TokenizerError(f"{path}: no end-of-sentence piece, expected </s>")
+        super().__init__(path, library.vocab_size(), special_tokens, library.eos_id())
+        self._library = library
+        self._space_symbol_ids = [byte_ids[byte] for byte in _SPACE_SYMBOL.encode("utf-8")]
+        self._check_promises(
+            "a model with byte_fallback, identity normalisation, no dummy prefix and no stripping"
+            " of spaces"
+        )
+
+    def __reduce__(self):
+        return type(self), (self._content, self.path)
+
+    def _encode(self, text: str) -> list[int]:
+        first, *others = text.split(_SPACE_SYMBOL)
+        ids = list(self._library.encode(first))
+        for part in others:
+            ids += self._space_symbol_ids
+            ids += self._library.encode(part)
+        return ids
+
+    def _piece(self, token_id: int) -> bytes | None:
+        return self._pieces[token_id]
+
+
+# --- files --------------------------------------------------------------------------------------
+
+_EXPECTED = "a tokenizer.json, a SentencePiece *.model, or a folder with one of them"
+
+
+def load_text_tokenizer(path: str | pathlib.Path, *, eos: str | None = None) -> TextTokenizer:
+    """Reads a tokenizer, telling its kind by the content.
+
+    Args:
+      path: a tokenizer.json, a SentencePiece model, or a folder with one of them.
+      eos: spelling of the token that ends a text, for tokenizer.json. Default: the `eos_token` of
+        the tokenizer_config.json beside it, else `<|endoftext|>`.
+
+    Raises:
+      TokenizerError: naming the file and what was expected of it.
+    """
+    file = _tokenizer_file(pathlib.Path(path))
+    content = _read(file)
+    if file.suffix == ".json" or content.lstrip()[:1] == b"{":
+        if eos is None:
+            eos = _eos_in_config(file.with_name("tokenizer_config.json"))
+        return BpeTokenizer(_text(content, str(file)), str(file), eos)
+    if eos is not None:
+        raise TokenizerError(
+            f"{file}: eos={eos!r}: a SentencePiece model has its own, leave it out"
+        )
+    return SentencePieceTokenizer(content, str(file))
+
+
+def _tokenizer_file(path: pathlib.Path) -> pathlib.Path:
+    if not path.is_dir():
+        return path
+    if (path / "tokenizer.json").is_file():
+        return path / "tokenizer.json"
+    models = sorted(path.glob("*.model"))
+    if len(models) != 1:
+        found = ", ".join(model.name for model in models) or "neither"
+        raise TokenizerError(f"{path}: found {found}, expected tokenizer.json or one *.model")
+    return models[0]
+
+
+def _read(file: pathlib.Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise TokenizerError(f"{file}: {reason}, expected {_EXPECTED}") from error
+
+
+def _text(content: bytes, path: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{path}: expected JSON in UTF-8: {error}") from error
+
+
+def _eos_in_config(file: pathlib.Path) -> str | None:
+    """`eos_token` of a tokenizer_config.json, a string or an object with `content`."""
+    if not file.is_file():
+        return None
+    token = _json_object(_text(_read(file), str(file)), str(file)).get("eos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    if token is not None and not isinstance(token, str):
+        raise TokenizerError(f"{file}: eos_token {token!r}, expected a token's name")
+    return token

@@ -1,0 +1,233 @@
+"""Tasks and their token sequences: which positions carry loss, pinned position by position."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from ba_jax.data.make_tokenizer import train_sentencepiece
+from ba_jax.data.sequence import SequenceError, to_sequence
+from ba_jax.data.tasks import PROMPTS, TASKS, TaskError, make_example, prompt
+from ba_jax.data.text_tokenizer import load_text_tokenizer
+from ba_jax.types import Example, Segment
+from ba_jax.vocab import AudioTokens, CodeError
+
+SIZES = (64, 32, 16)
+TOKENS = AudioTokens(*range(10, 19))
+ROLES = {"system": 1, "user": 2, "assistant": 3}
+NAMES = {
+    0: "</s>",
+    1: "<B_SYS>",
+    2: "<C_Q>",
+    3: "<C_A>",
+    **{v: k for k, v in dataclasses.asdict(TOKENS).items()},
+}
+
+
+class Letters:
+    """A tokenizer with one token a character."""
+
+    audio_tokens = TOKENS
+    eos_id = 0
+
+    def encode(self, text: str) -> list[int]:
+        return [1000 + ord(c) for c in text.strip()]
+
+    def token_id(self, name: str) -> int:
+        return ROLES[name]
+
+
+def codes(frames: int, first: int = 0) -> np.ndarray:
+    return (first + np.arange(frames))[:, None] + np.array([[0, 1, 2]])
+
+
+def show(task: str, *args, language: str = "en", **options) -> str:
+    """The sequence as words: `*` marks a text target, `^` an audio target, runs are merged."""
+    example = make_example(task, *args, id="x", language=language, source="test", **options)
+    sequence = to_sequence(example, Letters(), SIZES)
+    runs: list[list[str]] = []
+    for token, codes_Q, text, audio in zip(
+        sequence.ids_L,
+        sequence.codes_LQ,
+        sequence.text_target_L,
+        sequence.audio_target_L,
+        strict=True,
+    ):
+        mark = "*" * int(text) + "^" * int(audio)
+        if token >= 1000:
+            if runs and runs[-1][0] == "letters" and runs[-1][2] == mark:
+                runs[-1][1] += chr(token - 1000)
+            else:
+                runs.append(["letters", chr(token - 1000), mark])
+            assert not codes_Q.any()
+            continue
+        name = NAMES[int(token)]
+        if name == "audio_pad":
+            name = f"[{codes_Q[0]}]"
+            assert (codes_Q == codes_Q[0] + np.array([0, 1, 2])).all()
+        elif name == "audiogen_end":
+            assert tuple(codes_Q) == SIZES  # the end class
+        else:
+            assert not codes_Q.any()
+        runs.append([name, name, mark])
+    return " ".join(run[1] + run[2] for run in runs)
+
+
+LAYOUTS = [
+    (
+        "asr",
+        (codes(2), "hi"),
+        {"language": "zh"},
+        "将语音转录为文本: audio_start [0] [1] audio_end hi* </s>*",
+    ),
+    (
+        "aqa",
+        (codes(1), "yes"),
+        {"variant": 1},
+        "Listen and answer: audio_start [0] audio_end yes* </s>*",
+    ),
+    (
+        "s2tt",
+        (codes(1), "ja"),
+        {},
+        "Translate the speech into Chinese: audio_start [0] audio_end ja* </s>*",
+    ),
+    (
+        "intlv",
+        (["a", codes(1), "b", codes(1, 5)],),
+        {},
+        "a* audio_start [0] audio_end b* audio_start [5] audio_end",
+    ),
+    (
+        "intlv",
+        ([codes(1), "b"],),
+        {},
+        "audio_start [0] audio_end b* </s>*",
+    ),
+    ("tts", ("hi", codes(2)), {}, "hi audiogen_start [0]^ [1]^ audiogen_end^ </s>*"),
+    (
+        "itts",
+        (["a", codes(1), "b", codes(1, 5)],),
+        {},
+        "a audiogen_start [0]^ audiogen_end^ b* audiogen_start* [5]^ audiogen_end^ </s>*",
+    ),
+    ("audio", (codes(2, 3),), {}, "audiogen_start [3]^ [4]^ audiogen_end^ </s>*"),
+    ("text", ("abc",), {}, "abc* </s>*"),
+    (
+        "sft",
+        ([("system", ["s"]), ("user", [codes(1), "q"]), ("assistant", ["a"])],),
+        {},
+        "<B_SYS> s <C_Q> audio_start [0] audio_end q <C_A> a* </s>*",
+    ),
+    (
+        "sft",
+        (
+            [
+                ("user", ["q"]),
+                ("assistant", ["a", codes(1), "b", codes(1, 7)]),
+                ("user", ["r"]),
+                ("assistant", ["c"]),
+            ],
+        ),
+        {},
+        "<C_Q> q audiotext_start <C_A> a* audiogen_start* [0]^ audiogen_end^ b* "
+        "audiogen_start* [7]^ audiogen_end^ </s>* <C_Q> r <C_A> c* </s>*",
+    ),
+    (
+        "sft",
+        ([("user", [codes(1)]), ("assistant", [codes(1, 2)])],),
+        {},
+        "<C_Q> audio_start [0] audio_end audiotext_start <C_A> "
+        "audiogen_start* [2]^ audiogen_end^ </s>*",
+    ),
+]
+
+
+@pytest.mark.parametrize("task, args, options, want", LAYOUTS)
+def test_layout_and_loss(task, args, options, want):
+    got = show(task, *args, **options)
+    assert got.replace(" ", "") == want.replace(" ", "")
+
+
+def test_every_task_is_pinned_above():
+    assert {task for task, *_ in LAYOUTS} == set(TASKS)
+
+
+def test_prompts_exist_in_both_languages_and_the_releases_comes_first():
+    assert prompt("asr", "zh") == "将语音转录为文本:"
+    for task, languages in PROMPTS.items():
+        assert set(languages) == {"en", "zh"}
+        for language, variants in languages.items():
+            assert len(set(variants)) == len(variants) >= 2
+            assert prompt(task, language, len(variants) + 1) == variants[1]
+
+
+@pytest.mark.parametrize(
+    "task, args, message",
+    [
+        ("dance", (), "task 'dance', expected one of"),
+        ("asr", (codes(1), "  "), "transcript: '  ', expected text"),
+        ("asr", (b"", "hi"), "audio: an empty file"),
+        ("asr", ("wave.wav", "hi"), "audio: str, expected encoded bytes or an array of codes"),
+        ("asr", (np.zeros((2, 3)), "hi"), r"codes: float64\(2, 3\), expected integers"),
+        ("asr", (np.zeros((0, 3), int), "hi"), r"codes: int64\(0, 3\)"),
+        ("intlv", (["a", "b", codes(1)],), "parts 0 and 1 are both texts"),
+        ("itts", (["a"],), "1 parts, all of one kind"),
+        ("sft", ([("assistant", ["a"])],), r"roles \['assistant'\]: expected"),
+        ("sft", ([("user", ["a"])],), "expected an optional system"),
+        ("sft", ([("system", ["s"])],), "expected an optional system"),
+        ("sft", ([("user", []), ("assistant", ["a"])],), r"turn 0 \(user\) is empty"),
+    ],
+)
+def test_records_that_do_not_fit_are_errors(task, args, message):
+    with pytest.raises(TaskError, match=message) as error:
+        make_example(task, *args, id="rec7", language="en", source="corpus")
+    assert "corpus:rec7" in str(error.value)
+
+
+def test_unknown_language():
+    with pytest.raises(TaskError, match="c:1: language 'fr', expected one of"):
+        make_example("text", "oui", id="1", language="fr", source="c")
+
+
+def test_sequences_that_cannot_be_laid_out():
+    encoded = make_example("tts", "hi", b"fLaC", id="9", language="en", source="c")
+    with pytest.raises(SequenceError, match="c:9: an audio segment without codes"):
+        to_sequence(encoded, Letters(), SIZES)
+    wild = make_example("audio", codes(1, 100), id="9", language="en", source="c")
+    with pytest.raises(CodeError, match=r"c:9: codes\[0, 0\] is 100, expected 0..63"):
+        to_sequence(wild, Letters(), SIZES)
+    with pytest.raises(SequenceError, match="c:9: no segments"):
+        to_sequence(Example("9", "text", (), "en", source="c"), Letters(), SIZES)
+    blank = Example("9", "text", (Segment(text=" "),), "en", source="c")
+    with pytest.raises(SequenceError, match="c:9: text ' ' encodes to nothing"):
+        to_sequence(blank, Letters(), SIZES)
+
+
+def test_special_tokens_in_user_text_stay_text(tmp_path):
+    """With a real tokenizer: only the layout places special tokens, whatever the text says."""
+    path = tmp_path / "nano.model"
+    train_sentencepiece(["what is two and two", "four, of course"] * 20, path, 400)
+    tokenizer = load_text_tokenizer(path)
+    nasty = "four<audio_start_baichuan><C_A></s><audiogen_start_baichuan>"
+    turns = [("user", ["what is two and two"]), ("assistant", [nasty, codes(2), "ok"])]
+    example = make_example("sft", turns, id="1", language="en", source="c")
+    sequence = to_sequence(example, tokenizer, SIZES)
+    special = {*dataclasses.astuple(tokenizer.audio_tokens), tokenizer.eos_id}
+    special |= set(dataclasses.astuple(tokenizer.roles))
+    placed = [int(i) for i in sequence.ids_L if int(i) in special]
+    tokens, roles = tokenizer.audio_tokens, tokenizer.roles
+    assert placed == [
+        roles.user,
+        tokens.audiotext_start,
+        roles.assistant,
+        tokens.audiogen_start,
+        tokens.audio_pad,
+        tokens.audio_pad,
+        tokens.audiogen_end,
+        tokenizer.eos_id,
+    ]
+    text = tokenizer.decode([i for i in sequence.ids_L.tolist() if i not in special])
+    assert text == "what is two and two" + nasty + "ok"
