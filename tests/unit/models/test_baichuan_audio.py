@@ -17,6 +17,7 @@ from ba_jax.models.baichuan_audio import (
     variable_shapes,
 )
 from ba_jax.models.config import from_mapping
+from ba_jax.models.llm import init_cache
 from configs.models import get_config
 
 
@@ -113,6 +114,41 @@ def test_full_size_counts():
     assert vocoder == 20_821_295
     shapes = variable_shapes(config)
     assert math.prod(shapes["params"]["llm"]["layers"]["gate"]["kernel"].shape) == 28 * 3584 * 18944
+
+
+def test_the_released_size_lowers_for_tpu_and_gpu():
+    """A decoding step, a frame and 30 s of audio at full size, in bfloat16: traced and lowered for
+    both platforms, nothing allocated."""
+    config = from_mapping(BaichuanAudioConfig, get_config("7b"))
+    shapes, model = variable_shapes(config), BaichuanAudio(config, dtype=jnp.bfloat16)
+    cache = jax.eval_shape(lambda: init_cache(config.llm, 4, 2048, jnp.bfloat16))
+
+    def array(*shape: int, dtype=jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    def choose(q, logits):
+        return jnp.argmax(logits, axis=-1)
+
+    def lowered(method, *args, **static):
+        def call(variables, *args):
+            return model.apply(variables, *args, method=method, **static)
+
+        traced = jax.jit(call).trace(shapes, *args)
+        for platform in ("tpu", "cuda"):
+            traced.lower(lowering_platforms=(platform,))
+        return traced.out_info
+
+    codes, _ = lowered("encode", array(2, 3000, 128, dtype=jnp.float32), array(2))
+    assert codes.shape == (2, 375, 8) and codes.dtype == jnp.int32
+    decoded = lowered("decode", codes, array(2))
+    assert decoded.hidden_BTD.shape == (2, 1499, 1280)
+    assert decoded.refined_mel_BTM.shape == (2, 1873, 80)
+    hidden, cache = lowered("hidden", array(4, 1), array(4, 1, 8), None, None, cache)
+    assert cache.k_EBPKD.shape == (28, 4, 2048, 4, 128) and hidden.dtype == jnp.bfloat16
+    assert lowered("generate_frame", array(4, 3584, dtype=jnp.bfloat16), choose=choose).shape == (
+        4,
+        8,
+    )
 
 
 def test_counts_agree_with_the_variables(config, variables):
