@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ import numpy as np
 from ba_jax.convert import engine, export, hf_config, tables
 from ba_jax.convert.engine import TensorInfo
 from ba_jax.convert.safetensors_io import DTYPES, INDEX_FILE, make_header, write_file
+from ba_jax.models import layers
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
 from ba_jax.models.config import from_mapping
 from configs.models import get_config
@@ -58,6 +60,9 @@ def generate(folder: Path, values: dict, dtype: np.dtype, shard_bytes: int) -> i
 
     def pieces(name: str):
         info = infos[name]
+        if name.endswith("positional_embedding"):  # import refuses any other in bfloat16
+            yield layers.sinusoids(*info.shape).astype(info.dtype)
+            return
         values, left = block.astype(info.dtype), info.nbytes // info.dtype.itemsize
         values = np.roll(values, int(rng.integers(len(values))))
         while left:
@@ -97,7 +102,7 @@ def measure(arguments: list[str]) -> tuple[int, float]:
     return peak, time.monotonic() - started
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder on a disk with room")
     parser.add_argument("--size", default="7b", help="of configs/models.py")
@@ -105,7 +110,7 @@ def main() -> int:
     parser.add_argument("--dtype", choices=("BF16", "F16", "F32"), default="BF16")
     parser.add_argument("--limit-gb", type=float, default=3.0)
     parser.add_argument("--keep", action="store_true", help="do not delete what was written")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     source, checkpoint, again = (args.work / n for n in ("source", "checkpoint", "exported"))
     for folder in (source, checkpoint, again):
         if folder.exists():

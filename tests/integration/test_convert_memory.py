@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+from benchmarks import convert_memory
+
 # A stacked variable like the full model's feed-forward weights, transposed on its way: 256 MiB, one
 # slice 32 MiB, all limits a thirty-second of the usual ones; the source makes its rows up.
 SCRIPT = """
@@ -58,3 +60,11 @@ def test_memory_is_bounded_by_chunks_not_by_arrays(tmp_path):
     # Pieces at hand (rows read, rows transposed), 4 MiB on their way to disk, TensorStore's own.
     assert peak["written"] - peak["before"] < total / 4, peak
     assert peak["read"] - peak["before"] < total / 4, peak
+
+
+def test_the_benchmark_runs_at_a_small_size(tmp_path, capsys):
+    """bfloat16, like the release: import and export of a generated checkpoint give it back."""
+    assert convert_memory.main(["--work", str(tmp_path), "--size", "tiny", "--layers", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "exported files are the generated ones" in out
+    assert not list(tmp_path.iterdir())
