@@ -27,7 +27,6 @@ import numpy as np
 from ba_jax.convert import engine, export, hf_config, tables
 from ba_jax.convert.engine import TensorInfo
 from ba_jax.convert.safetensors_io import DTYPES, INDEX_FILE, make_header, write_file
-from ba_jax.models import layers
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
 from ba_jax.models.config import from_mapping
 from configs.models import get_config
@@ -60,9 +59,6 @@ def generate(folder: Path, values: dict, dtype: np.dtype, shard_bytes: int) -> i
 
     def pieces(name: str):
         info = infos[name]
-        if name.endswith("positional_embedding"):  # import refuses any other in bfloat16
-            yield layers.sinusoids(*info.shape).astype(info.dtype)
-            return
         values, left = block.astype(info.dtype), info.nbytes // info.dtype.itemsize
         values = np.roll(values, int(rng.integers(len(values))))
         while left:

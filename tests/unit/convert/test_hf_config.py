@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import jax
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -14,8 +13,6 @@ from ba_jax.convert import engine, hf_config, tables
 from ba_jax.convert.engine import ConversionError
 from ba_jax.convert.export import export_checkpoint
 from ba_jax.convert.importer import import_checkpoint
-from ba_jax.convert.safetensors_io import SafetensorsFolder, write_file
-from ba_jax.models import layers
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
 from ba_jax.models.config import from_mapping
 from configs.models import SIZES, get_config
@@ -118,23 +115,3 @@ def test_separate_q_k_v_in_a_model_folder():
     assert not any("W_pack" in name for name in names)
     placed = engine.expand(tables.rows_for(config), variable_shapes(config))
     assert placed["model.layers.1.self_attn.v_proj.weight"][0].source_shape == (64, 128)
-
-
-def test_a_bfloat16_position_table_that_is_not_whispers_is_refused(tmp_path):
-    """The model would compute with sinusoids instead of what the file says."""
-    for path in TINY.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    folder = SafetensorsFolder(tmp_path)
-    name = "audio_tokenizer.audio_model.positional_embedding"
-    file = next(f for f in folder.files.values() if name in f.tensors)
-    arrays = {n: file.read(n) for n in file.tensors}
-    assert arrays[name].dtype == ml_dtypes.bfloat16
-    rounded = layers.sinusoids(*arrays[name].shape).astype(ml_dtypes.bfloat16)
-    assert np.abs(arrays[name].astype(np.float32) - rounded.astype(np.float32)).max() < 2**-7
-    arrays[name][700, 3] += 0.125
-    header, infos, path = file.header, file.tensors, file.path
-    path.unlink()
-    write_file(path, header, infos, lambda n: [arrays[n]])
-    with pytest.raises(ConversionError, match=rf"{name} is off by 0\.12\d* from Whisper's"):
-        import_checkpoint(tmp_path, tmp_path / "out", progress=False)
-    assert not (tmp_path / "out").exists()

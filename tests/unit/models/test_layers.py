@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +60,31 @@ def test_sinusoids_are_whispers():
     from transformers.models.whisper.modeling_whisper import sinusoids
 
     np.testing.assert_allclose(layers.sinusoids(1500, 64), sinusoids(1500, 64).numpy(), atol=2e-4)
+
+
+class Table(nn.Module):
+    """A module with a position table."""
+
+    def setup(self):
+        self.table = layers.position_table(self, 50, 16)
+
+    def __call__(self):
+        return self.table
+
+
+def test_a_rounded_position_table_is_used_unrounded_and_any_other_as_it_is():
+    exact = layers.sinusoids(50, 16)
+    other = np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32)
+
+    def used(table) -> np.ndarray:
+        buffers = {"buffers": {"positional_embedding": jnp.asarray(table)}}
+        return np.asarray(jax.jit(Table().apply)(buffers))
+
+    rounded = jnp.asarray(exact, jnp.bfloat16)
+    assert np.abs(np.asarray(rounded, np.float32) - exact).max() > 1e-3
+    np.testing.assert_array_equal(used(rounded), exact)
+    for table in (jnp.asarray(other, jnp.bfloat16), other, exact.astype(np.float16)):
+        np.testing.assert_array_equal(used(table), np.asarray(table, np.float32))
 
 
 def test_too_many_frames_for_the_position_table_is_an_error():
