@@ -342,6 +342,21 @@ class Reader:
     def shape(self, path: str) -> tuple[int, ...]:
         return tuple(self._array(path).shape)
 
+    def check_shapes(self, expected: Mapping[str, Any]) -> None:
+        """Raises `CheckpointError` unless every path of `expected` is stored with its `.shape`."""
+        problems = []
+        for path, leaf in expected.items():
+            if path not in self.arrays:
+                problems.append(f"missing {path} {tuple(leaf.shape)}")
+            elif self.shape(path) != tuple(leaf.shape):
+                problems.append(
+                    f"misshapen {path}: expected {tuple(leaf.shape)}, got {self.shape(path)}"
+                )
+        if problems:
+            raise CheckpointError(
+                f"{self.directory}: not the expected variables:\n  " + "\n  ".join(problems)
+            )
+
     def dtype(self, path: str) -> np.dtype:
         return np.dtype(self._array(path).dtype.numpy_dtype)
 
@@ -406,18 +421,7 @@ def load_variables(
             raise CheckpointError(f"{reader.directory}: holds no component {sorted(absent)}")
     wanted = _select(stored if shapes is None else flatten(shapes), components)
     if shapes is not None:
-        problems = []
-        for path, leaf in wanted.items():
-            if path not in stored:
-                problems.append(f"missing {path} {tuple(leaf.shape)}")
-            elif stored[path][0] != tuple(leaf.shape):
-                problems.append(
-                    f"misshapen {path}: expected {tuple(leaf.shape)}, got {stored[path][0]}"
-                )
-        if problems:
-            raise CheckpointError(
-                f"{reader.directory}: not the expected variables:\n  " + "\n  ".join(problems)
-            )
+        reader.check_shapes(wanted)
     reader.check_chunks(wanted)
     if isinstance(sharding, Mapping):
         shardings = flatten(sharding)

@@ -116,8 +116,8 @@ def export_checkpoint(
       progress: show a progress bar on a terminal.
 
     Raises:
-      ConversionError: a folder that is not a checkpoint, or does not fit its config or `base`.
-      CheckpointError: its weights are incomplete, or `out` cannot be written.
+      ConversionError: a folder that is not a checkpoint, or does not fit `base`.
+      CheckpointError: its weights are incomplete or not its config's, or `out` cannot be written.
     """
     folder, out = Path(folder), Path(out)
     for path in (folder, base):
@@ -166,15 +166,7 @@ def _stored_bytes(reader: checkpoint.Reader) -> int:
 def _tensors(rows, config: BaichuanAudioConfig, reader: checkpoint.Reader, dtype) -> _Tensors:
     """Checks that the checkpoint holds the config's variables."""
     shapes = variable_shapes(config)
-    problems = []
-    for path, leaf in checkpoint.flatten(shapes).items():
-        if path not in reader.arrays:
-            problems.append(f"missing variable {path} {tuple(leaf.shape)}")
-        elif reader.shape(path) != tuple(leaf.shape):
-            problems.append(
-                f"misshapen variable {path}: expected {tuple(leaf.shape)}, got {reader.shape(path)}"
-            )
-    engine.report_problems(str(reader.directory), problems)
+    reader.check_shapes(checkpoint.flatten(shapes))
     return _Tensors(engine.expand(rows, shapes), reader, dtype, None)
 
 

@@ -49,7 +49,7 @@ class FlowPrenet(nn.Module):
         """(mu_BTM, lengths_B) of a padded batch; `extent_B` matters unless length_ratio is 1."""
         c = self.config
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        layers.position_table(self, c.max_positions, c.width)  # the reference never adds them
+        layers.stored_positions(self, c.max_positions, c.width)  # the reference never adds them
         x = layers.zero_past(x_BTD, lengths_B).astype(self.dtype)
         if c.length_ratio != 1.0:
             extent_B = lengths_B if extent_B is None else extent_B

@@ -52,18 +52,24 @@ def sinusoids(length: int, width: int, max_timescale: float = 10000.0) -> np.nda
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
+def stored_positions(module: nn.Module, length: int, width: int) -> jax.Array:
+    """The position table (length, width) that a module's checkpoint stores, in `buffers`."""
+    return module.variable(
+        "buffers", "positional_embedding", lambda: jnp.asarray(sinusoids(length, width))
+    ).value
+
+
 def position_table(module: nn.Module, length: int, width: int) -> jax.Array:
-    """The position table (length, width) of a module, a variable of its collection `buffers`.
+    """The position table (length, width) that a module computes with.
 
     Checkpoints store the table, rounded to their dtype. bfloat16 leaves it three digits, and the
     reference computes with the unrounded one: so do we, where the stored table is bfloat16 and no
     further from the sinusoids than rounding explains. Any other table is used as it is stored.
     """
-    exact = jnp.asarray(sinusoids(length, width))
-    stored = module.variable("buffers", "positional_embedding", lambda: exact).value
+    stored = stored_positions(module, length, width)
     if stored.dtype != jnp.bfloat16:
         return stored
-    stored = stored.astype(jnp.float32)
+    stored, exact = stored.astype(jnp.float32), jnp.asarray(sinusoids(length, width))
     # Half a unit in the last place below 1 is 2^-9; the rest is float32 at large positions.
     return jnp.where(jnp.max(jnp.abs(stored - exact)) <= 2.0**-8, exact, stored)
 

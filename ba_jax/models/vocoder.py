@@ -108,11 +108,6 @@ class VocoderConfig:
         return self.sample_rate // self.frame_samples
 
     @property
-    def frame_spectra(self) -> int:
-        """Short-time spectra of a mel frame; a waveform of T mel frames has one more in all."""
-        return math.prod(self.upsample_rates)
-
-    @property
     def source_strides(self) -> tuple[int, ...]:
         """Stride from the source's spectra to each stage's resolution."""
         return tuple(math.prod(self.upsample_rates[i + 1 :]) for i in range(self.stages))

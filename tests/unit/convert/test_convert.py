@@ -477,3 +477,18 @@ def test_command_line_runs_as_a_module(voice, tmp_path):
     )
     assert done.returncode == 0 and "| vocoder | 328 |" in done.stdout, done.stderr
     assert jax.tree.leaves(checkpoint.load_variables(tmp_path / "out"))
+
+
+def test_a_checkpoint_that_is_not_its_configs_is_not_exported(tmp_path, capsys):
+    assert run("--source", TINY, "--out", tmp_path / "in") == 0
+    config = tmp_path / "in" / "config.json"
+    values = json.loads(config.read_text())
+    values["intermediate_size"] += 8
+    config.write_text(json.dumps(values))
+    capsys.readouterr()
+    message = user_error(
+        capsys, "export", "--checkpoint", tmp_path / "in", "--out", tmp_path / "out"
+    )
+    assert "misshapen params/llm/layers/gate/kernel" in message
+    assert "expected (2, 128, 200), got (2, 128, 192)" in message
+    assert not (tmp_path / "out").exists()
