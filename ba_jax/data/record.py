@@ -1,0 +1,418 @@
+"""Records: what a dataset stores, and their files (ArrayRecord shards laid out as TFDS lays them).
+
+A record is an ordered list of parts; a part is text, speech, or speech with its text. A record does
+not say what is learnt from it: `ba_jax.data.tasks` makes examples of it, so that one recording
+serves recognition, synthesis and translation and is stored once.
+
+    kind         parts
+    speech       one: an utterance, with what is known of it (transcript, translation, timings)
+    interleaved  two or more that continue each other, each with text and speech
+    dialogue     turns with roles; a turn is text, speech, or both
+    text         one or more paragraphs without speech
+
+TensorFlow is not needed, neither to write nor to read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+KINDS = ("speech", "interleaved", "dialogue", "text")
+ROLES = ("", "system", "user", "assistant")
+LANGUAGES = ("en", "zh")
+EMBEDDED = "embedded"
+"""In place of a folder: the corpus that comes with the package."""
+
+
+class RecordError(ValueError):
+    """A record or a dataset that cannot be written, read or understood."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Word:
+    """A word of a part's text (in Mandarin a character) and when it is said, in seconds."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One utterance, turn or paragraph.
+
+    Attributes:
+      text: what is written or said; "" if unknown.
+      audio: an encoded audio file (Ogg Opus, FLAC); b"" if there is none.
+      codes_NQ: its audio codes, int, if they are known.
+      seconds: length of the audio; 0 without audio.
+      translation: of the text, into the other language; "" if unknown.
+      role: in a dialogue "system", "user" or "assistant", else "".
+      speaker: who speaks; "" if nobody or unknown.
+      words: when each word is said; () if unknown.
+      loss: False: never a target, whatever the task says.
+    """
+
+    text: str = ""
+    audio: bytes = b""
+    codes_NQ: np.ndarray | None = None
+    seconds: float = 0.0
+    translation: str = ""
+    role: str = ""
+    speaker: str = ""
+    words: tuple[Word, ...] = ()
+    loss: bool = True
+
+    @property
+    def is_spoken(self) -> bool:
+        """There is speech, encoded or as codes."""
+        return bool(self.audio) or self.codes_NQ is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a dataset stores.
+
+    Attributes:
+      id: unique in its dataset.
+      kind: one of KINDS.
+      language: of the speech or text, ISO 639-1, one of LANGUAGES.
+      parts: in order.
+      source: the corpus it comes from, "librispeech".
+    """
+
+    id: str
+    kind: str
+    language: str
+    parts: tuple[Part, ...]
+    source: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """Of speech in it."""
+        return sum(part.seconds for part in self.parts)
+
+
+def check_record(record: Record) -> Record:
+    """Returns the record if it is well formed.
+
+    Raises:
+      RecordError: naming the record, the value and what was expected.
+    """
+
+    def fail(what: str) -> None:
+        raise RecordError(f"{record.source}:{record.id}: {what}")
+
+    if not record.id:
+        fail("an empty id")
+    if record.kind not in KINDS:
+        fail(f"kind {record.kind!r}, expected one of {KINDS}")
+    if record.language not in LANGUAGES:
+        fail(f"language {record.language!r}, expected one of {LANGUAGES}")
+    count = len(record.parts)
+    low = 2 if record.kind in ("interleaved", "dialogue") else 1
+    if count < low or (record.kind == "speech" and count != 1):
+        fail(f"{count} parts, expected {'1' if record.kind == 'speech' else f'at least {low}'}")
+    for number, part in enumerate(record.parts):
+        name = f"part {number}"
+        for field in ("text", "translation", "speaker"):
+            value = getattr(part, field)
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError:
+                fail(f"{name}: {field} {value!r} holds half of a surrogate pair, expected Unicode")
+        if part.role not in ROLES or bool(part.role) != (record.kind == "dialogue"):
+            fail(f"{name}: role {part.role!r} in a record of kind {record.kind!r}")
+        if not part.is_spoken and not part.text.strip():
+            fail(f"{name}: neither text nor speech")
+        if part.is_spoken != (part.seconds > 0) or not np.isfinite(part.seconds):
+            fail(f"{name}: {part.seconds} seconds, expected more than 0 with speech, else 0")
+        if record.kind == "speech" and not part.is_spoken:
+            fail(f"{name}: no speech")
+        if record.kind == "interleaved" and not (part.is_spoken and part.text.strip()):
+            fail(f"{name}: expected both text and speech")
+        if record.kind == "text" and part.is_spoken:
+            fail(f"{name}: speech in a record of kind 'text'")
+        codes = part.codes_NQ
+        if codes is not None:
+            if codes.ndim != 2 or not codes.size or codes.dtype.kind not in "iu":
+                fail(f"{name}: codes {codes.dtype}{codes.shape}, expected integers (N >= 1, Q)")
+            if codes.min() < 0 or codes.max() > np.iinfo(np.uint16).max:
+                fail(f"{name}: codes from {codes.min()} to {codes.max()}, expected 0 to 65535")
+    return record
+
+
+# --- one record as bytes ------------------------------------------------------------------------
+
+
+@functools.cache
+def features():
+    """The TFDS features of a record."""
+    import tensorflow_datasets as tfds
+
+    blob = tfds.features.Tensor(shape=(), dtype=np.object_)
+    text = tfds.features.Text()
+    part = {
+        "text": text,
+        "audio": blob,
+        "codes": blob,
+        "codebooks": np.int32,
+        "seconds": np.float32,
+        "translation": text,
+        "role": text,
+        "speaker": text,
+        "loss": np.int32,
+    }
+    word = {"part": np.int32, "text": text, "start": np.float32, "end": np.float32}
+    return tfds.features.FeaturesDict(
+        {
+            "id": text,
+            "kind": text,
+            "language": text,
+            "source": text,
+            "parts": tfds.features.Sequence(part),
+            "words": tfds.features.Sequence(word),
+        }
+    )
+
+
+@functools.cache
+def _serializer():
+    from tensorflow_datasets.core import example_serializer
+
+    return example_serializer.ExampleSerializer(features().get_serialized_info())
+
+
+def to_bytes(record: Record) -> bytes:
+    """Serialises a record, after `check_record`."""
+    check_record(record)
+    parts, words = [], []
+    for number, part in enumerate(record.parts):
+        codes = part.codes_NQ
+        parts.append(
+            {
+                "text": part.text,
+                "audio": part.audio,
+                # Codes need 14 bits at most (8192 and its end class).
+                "codes": b"" if codes is None else codes.astype("<u2").tobytes(),
+                "codebooks": 0 if codes is None else codes.shape[1],
+                "seconds": part.seconds,
+                "translation": part.translation,
+                "role": part.role,
+                "speaker": part.speaker,
+                "loss": int(part.loss),
+            }
+        )
+        for word in part.words:
+            words.append(
+                {"part": number, "text": word.text, "start": word.start, "end": word.end}
+            )
+    example = {
+        "id": record.id,
+        "kind": record.kind,
+        "language": record.language,
+        "source": record.source,
+        "parts": parts,
+        "words": words,
+    }
+    return _serializer().serialize_example(features().encode_example(example))
+
+
+def from_fields(fields: Mapping) -> Record:
+    """A record from what TFDS reads."""
+    parts_of = fields["parts"]
+    words: dict[int, list[Word]] = {}
+    rows = fields["words"]
+    for number, text, start, end in zip(
+        rows["part"], rows["text"], rows["start"], rows["end"], strict=True
+    ):
+        words.setdefault(int(number), []).append(Word(text.decode(), float(start), float(end)))
+    parts = []
+    for number, audio in enumerate(parts_of["audio"]):
+        codebooks = int(parts_of["codebooks"][number])
+        codes = None
+        if codebooks:
+            flat = np.frombuffer(parts_of["codes"][number], "<u2")
+            codes = flat.reshape(-1, codebooks).astype(np.int32)
+        parts.append(
+            Part(
+                text=parts_of["text"][number].decode(),
+                audio=audio,
+                codes_NQ=codes,
+                seconds=float(parts_of["seconds"][number]),
+                translation=parts_of["translation"][number].decode(),
+                role=parts_of["role"][number].decode(),
+                speaker=parts_of["speaker"][number].decode(),
+                words=tuple(words.get(number, ())),
+                loss=bool(parts_of["loss"][number]),
+            )
+        )
+    return Record(
+        id=fields["id"].decode(),
+        kind=fields["kind"].decode(),
+        language=fields["language"].decode(),
+        parts=tuple(parts),
+        source=fields["source"].decode(),
+    )
+
+
+def from_bytes(data: bytes) -> Record:
+    """The inverse of `to_bytes`.
+
+    Raises:
+      RecordError: bytes that are no record.
+    """
+    try:
+        return from_fields(features().deserialize_example_np(data))
+    except Exception as error:  # protobuf's and TFDS's own kinds
+        raise RecordError(f"{len(data)} bytes that are no record: {error!r}") from None
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """What `write_shard` wrote: records and serialised bytes."""
+
+    records: int
+    size: int
+
+
+def shard_name(name: str, split: str, number: int, count: int) -> str:
+    """TFDS's name of a shard: `name-train.array_record-00000-of-00004`."""
+    return f"{name}-{split}.array_record-{number:05d}-of-{count:05d}"
+
+
+def write_shard(path: str | os.PathLike, records: Iterable[Record]) -> Shard:
+    """Writes one ArrayRecord file; it appears under its name only when it is complete."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    path = pathlib.Path(path)
+    part = path.with_name(path.name + ".incomplete")
+    # One record a chunk: random access reads no neighbours.
+    writer = ArrayRecordWriter(str(part), "group_size:1")
+    count = size = 0
+    try:
+        for record in records:
+            data = to_bytes(record)
+            writer.write(data)
+            count, size = count + 1, size + len(data)
+    finally:
+        writer.close()
+    part.replace(path)
+    return Shard(count, size)
+
+
+def write_metadata(
+    directory: str | os.PathLike,
+    name: str,
+    splits: Mapping[str, Sequence[Shard]],
+    *,
+    description: str = "",
+    licence: str = "",
+) -> None:
+    """Makes a folder of shards a TFDS dataset, `tfds.builder_from_directory(directory)`.
+
+    Args:
+      directory: where the shards lie, named by `shard_name`.
+      name: of the dataset.
+      splits: split -> its shards, in order.
+      description, licence: stored with the dataset.
+    """
+    import tensorflow_datasets as tfds
+
+    directory = pathlib.Path(directory)
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=directory,
+        dataset_name=name,
+        filetype_suffix="array_record",
+        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+    )
+    infos = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[shard.records for shard in shards],
+            num_bytes=sum(shard.size for shard in shards),
+            filename_template=template.replace(split=split),
+        )
+        for split, shards in splits.items()
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=directory,
+        features=features(),
+        split_infos=infos,
+        version="1.0.0",
+        filename_template=template,
+        check_data=False,
+        description=description,
+        license=licence or None,
+    )
+
+
+def dataset_directory(dataset: str | os.PathLike) -> pathlib.Path:
+    """The folder of a dataset; EMBEDDED is the corpus in the package."""
+    if os.fspath(dataset) == EMBEDDED:
+        return pathlib.Path(__file__).parent / "corpus" / EMBEDDED
+    return pathlib.Path(dataset)
+
+
+class RecordSource(Sequence[Record]):
+    """Random access to one split of a dataset; can be pickled and opened again in a worker.
+
+    Raises:
+      RecordError: no dataset there, no such split, and on reading a record that is damaged.
+    """
+
+    def __init__(self, dataset: str | os.PathLike, split: str):
+        self.directory = dataset_directory(dataset)
+        self.split = split
+        self._source = None
+        self._length = len(self._open())
+
+    def _open(self):
+        if self._source is None:
+            import tensorflow_datasets as tfds
+
+            if not (self.directory / "dataset_info.json").is_file():
+                raise RecordError(f"{self.directory}: no dataset_info.json, expected a dataset")
+            builder = tfds.builder_from_directory(self.directory)
+            if self.split not in builder.info.splits:
+                raise RecordError(
+                    f"{self.directory}: no split {self.split!r}, expected one of "
+                    f"{sorted(builder.info.splits)}"
+                )
+            stored = builder.info.features
+            if sorted(stored) != sorted(features()):
+                raise RecordError(
+                    f"{self.directory}: fields {sorted(stored)}, expected {sorted(features())}"
+                )
+            self._source = builder.as_data_source(self.split)
+        return self._source
+
+    def __getstate__(self):
+        return self.__dict__ | {"_source": None}
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < self._length:
+            raise IndexError(f"record {index} of {self._length} in {self.directory}")
+        try:
+            return from_fields(self._open()[index])
+        except RecordError:
+            raise
+        except Exception as error:  # ArrayRecord's, protobuf's and TFDS's own kinds
+            raise RecordError(
+                f"{self.directory}: split {self.split!r}, record {index} is damaged: {error!r}"
+            ) from None
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[i] for i in range(self._length))

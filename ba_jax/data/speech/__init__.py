@@ -1,0 +1,1 @@
+"""Speech tools for making data: recogniser, aligner, synthesiser, voice activity, speakers."""
