@@ -25,6 +25,8 @@ class Segment:
       audio: an encoded audio file (FLAC, Ogg Opus) of an audio segment, if it is still to be
         tokenised.
       codes_NQ: codes of an audio segment, int, if they are known.
+      seconds, frames: of an audio segment without codes, its length and how many frames of codes it
+        will have once it is tokenised.
       loss: the model learns to produce this segment.
       spoken: an audio segment that the model speaks (`<audiogen_start>`) rather than hears
         (`<audio_start>`).
@@ -35,6 +37,8 @@ class Segment:
     text: str | None = None
     audio: bytes | None = None
     codes_NQ: np.ndarray | None = None
+    seconds: float = 0.0
+    frames: int = 0
     loss: bool = False
     spoken: bool = False
     role: str = ""

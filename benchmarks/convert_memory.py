@@ -24,11 +24,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ba_jax.config import from_mapping
 from ba_jax.convert import engine, export, hf_config, tables
 from ba_jax.convert.engine import TensorInfo
 from ba_jax.convert.safetensors_io import DTYPES, INDEX_FILE, make_header, write_file
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
-from ba_jax.models.config import from_mapping
 from configs.models import get_config
 
 VISION = TensorInfo((16, 1 << 20), DTYPES["BF16"])

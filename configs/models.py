@@ -169,8 +169,8 @@ SIZES = {"nano": _nano, "tiny": _tiny, "1b5": _1b5, "7b": _7b}
 
 def main() -> None:
     """Prints parameter counts by component."""
+    from ba_jax.config import from_mapping
     from ba_jax.models.baichuan_audio import BaichuanAudioConfig, parameter_counts
-    from ba_jax.models.config import from_mapping
 
     for size in SIZES:
         counts = parameter_counts(from_mapping(BaichuanAudioConfig, get_config(size)))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ba_jax.config import to_mapping
 from ba_jax.convert.engine import ConversionError
 from ba_jax.convert.safetensors_io import read_json
 from ba_jax.models.audio_decoder import AudioDecoderConfig
@@ -15,7 +16,6 @@ from ba_jax.models.audio_embed import AudioEmbedConfig
 from ba_jax.models.audio_encoder import AudioEncoderConfig
 from ba_jax.models.audio_head import AudioHeadConfig
 from ba_jax.models.baichuan_audio import COMPONENTS, BaichuanAudioConfig
-from ba_jax.models.config import to_mapping
 from ba_jax.models.flow_matching import FlowMatchingConfig
 from ba_jax.models.flow_prenet import FlowPrenetConfig
 from ba_jax.models.flow_unet import FlowUNetConfig

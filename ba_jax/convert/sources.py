@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ba_jax.config import ConfigError, from_mapping
 from ba_jax.convert import ctranslate2, hf_config, tables
 from ba_jax.convert.engine import ConversionError, TensorSource
 from ba_jax.convert.rows import Row
@@ -15,7 +16,6 @@ from ba_jax.convert.tables import audio_encoder
 from ba_jax.convert.tables import vocoder as vocoder_table
 from ba_jax.convert.torch_pickle import VocoderSource, open_vocoder
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-from ba_jax.models.config import ConfigError, from_mapping
 from ba_jax.models.vocoder import VocoderConfig
 
 CONFIG_FILE = "config.json"

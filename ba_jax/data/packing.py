@@ -47,7 +47,7 @@ class Packing:
     Attributes:
       rows: for each row the indices of its sequences, in order.
       left_over: indices that found no room in the rows there are, in order.
-      too_long: indices of sequences longer than a row, in order.
+      too_long: indices of sequences that no row can hold, in order.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -55,40 +55,65 @@ class Packing:
     too_long: tuple[int, ...]
 
 
-def pack(lengths: Ordered[int], row_length: int, rows: int) -> Packing:
+def pack(
+    lengths: Ordered[int],
+    row_length: int,
+    rows: int | None = None,
+    *,
+    loads_NK: np.ndarray | None = None,
+    capacity_K: Ordered[int] = (),
+) -> Packing:
     """Assigns sequences to rows: longest first, each to the fullest row that has room (best fit).
 
     A pure function of its arguments; equal lengths keep their order. Within a row, sequences stand
     in the order given.
 
+    Args:
+      lengths: positions that each sequence takes.
+      row_length: positions of a row.
+      rows: how many rows; None: as many as are needed.
+      loads_NK, capacity_K: other things that a sequence takes and a row has K kinds of; integers.
+
     Raises:
       ValueError: a row_length, a number of rows or a length below 1.
     """
-    if row_length < 1 or rows < 1:
+    if row_length < 1 or (rows is not None and rows < 1):
         raise ValueError(f"row_length = {row_length}, rows = {rows}: expected at least 1 of each")
     for i, length in enumerate(lengths):
         if length < 1:
             raise ValueError(f"lengths[{i}] = {length}: expected at least 1")
-    too_long = tuple(i for i, n in enumerate(lengths) if n > row_length)
-    order = sorted((i for i, n in enumerate(lengths) if n <= row_length), key=lambda i: -lengths[i])
-    room = np.full(rows, row_length)
-    placed: list[list[int]] = [[] for _ in range(rows)]
+    needs = np.asarray(lengths, np.int64).reshape(-1, 1)
+    if loads_NK is not None:
+        needs = np.concatenate([needs, np.asarray(loads_NK, np.int64)], axis=1)
+    capacity = np.asarray([row_length, *capacity_K], np.int64)
+    fits = (needs <= capacity).all(axis=1)
+    # A row more than can be used, so that there is always an empty one to open.
+    room = np.tile(capacity, (len(needs) + 1 if rows is None else rows, 1))
+    used = 0
+    placed: list[list[int]] = [[] for _ in room]
     left_over = []
-    for i in order:
-        spare = np.where(room >= lengths[i], room, row_length + 1)
+    for i in sorted(np.flatnonzero(fits), key=lambda i: -lengths[i]):
+        open_rows = min(used + 1, len(room))
+        has_room = (room[:open_rows] >= needs[i]).all(axis=1)
+        spare = np.where(has_room, room[:open_rows, 0], row_length + 1)
         row = int(spare.argmin())
         if spare[row] > row_length:
-            left_over.append(i)
+            left_over.append(int(i))
             continue
-        room[row] -= lengths[i]
-        placed[row].append(i)
+        room[row] -= needs[i]
+        placed[row].append(int(i))
+        used = max(used, row + 1)
+    if rows is None:
+        placed = placed[:used]
+    too_long = tuple(int(i) for i in np.flatnonzero(~fits))
     return Packing(tuple(tuple(sorted(r)) for r in placed), tuple(sorted(left_over)), too_long)
 
 
-def to_rows(sequences: Ordered[Sequence], packing: Packing, row_length: int) -> PackedRows:
-    """Lays packed sequences out as arrays."""
+def to_rows(
+    sequences: Ordered[Sequence], packing: Packing, row_length: int, codebooks: int
+) -> PackedRows:
+    """Lays packed sequences out as arrays; `codebooks` is Q."""
     shape = (len(packing.rows), row_length)
-    codebooks = sequences[0].codes_LQ.shape[1]
     packed = PackedRows(
         ids_BL=np.zeros(shape, np.int32),
         codes_BLQ=np.zeros((*shape, codebooks), np.int32),

@@ -210,9 +210,7 @@ def to_bytes(record: Record) -> bytes:
             }
         )
         for word in part.words:
-            words.append(
-                {"part": number, "text": word.text, "start": word.start, "end": word.end}
-            )
+            words.append({"part": number, "text": word.text, "start": word.start, "end": word.end})
     example = {
         "id": record.id,
         "kind": record.kind,

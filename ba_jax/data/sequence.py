@@ -40,70 +40,111 @@ class SequenceError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
+class AudioSpan:
+    """Positions that wait for the codes of audio that is still a waveform.
+
+    Attributes:
+      segment: index of the segment in the example.
+      start: its first frame's position.
+      frames: how many there are.
+    """
+
+    segment: int
+    start: int
+    frames: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Sequence:
     """One example as tokens.
 
     Attributes:
       ids_L: int32.
-      codes_LQ: int32; codes at `audio_pad`, the end class at an `<audiogen_end>`, 0 elsewhere.
+      codes_LQ: int32; codes at `audio_pad`, the end class at an `<audiogen_end>`, 0 elsewhere and
+        in `spans`.
       text_target_L: the text head learns to predict this token.
       audio_target_L: the audio head learns to predict these codes; at an end of audio codebook 0
         alone.
+      spans: where codes are still missing, in order.
     """
 
     ids_L: np.ndarray
     codes_LQ: np.ndarray
     text_target_L: np.ndarray
     audio_target_L: np.ndarray
+    spans: tuple[AudioSpan, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids_L)
 
 
 class _Builder:
+    """Collects runs of positions."""
+
     def __init__(self, label: str, tokenizer: Tokenizer, codebook_sizes: Ordered[int]):
         self.label, self.tokenizer, self.sizes = label, tokenizer, tuple(codebook_sizes)
-        self.ids: list[int] = []
-        self.codes: list[np.ndarray] = []
+        self.length = 0
+        self.ids: list[np.ndarray] = []
         self.text: list[bool] = []
         self.audio: list[bool] = []
+        self.codes: list[tuple[int, np.ndarray]] = []
+        self.spans: list[AudioSpan] = []
 
-    def token(self, token: int, text: bool = False, audio: bool = False, codes=None) -> None:
-        self.ids.append(token)
-        self.codes.append(np.zeros(len(self.sizes), np.int32) if codes is None else codes)
+    def run(self, ids, text: bool = False, audio: bool = False) -> None:
+        self.ids.append(np.asarray(ids, np.int32))
         self.text.append(text)
         self.audio.append(audio)
+        self.length += len(ids)
 
     def begin_turn(self, segment: Segment) -> None:
         tokens = self.tokenizer.audio_tokens
         if segment.wants_speech:
-            self.token(tokens.audiotext_start)
-        self.token(self.tokenizer.token_id(segment.role))
+            self.run([tokens.audiotext_start])
+        self.run([self.tokenizer.token_id(segment.role)])
 
     def words(self, segment: Segment) -> None:
         ids = self.tokenizer.encode(segment.text)
         if not ids:
             raise SequenceError(f"{self.label}: text {segment.text!r} encodes to nothing")
-        for token in ids:
-            self.token(token, text=segment.loss)
+        self.run(ids, text=segment.loss)
 
-    def frames(self, segment: Segment, announced: bool) -> None:
+    def frames(self, number: int, segment: Segment, announced: bool) -> None:
         """`announced`: the model itself has to begin speaking here."""
         tokens = self.tokenizer.audio_tokens
-        if segment.codes_NQ is None:
-            raise SequenceError(f"{self.label}: an audio segment without codes: tokenise it first")
-        codes_NQ = check_codes(segment.codes_NQ, self.sizes, name=f"{self.label}: codes")
         if segment.spoken:
-            self.token(tokens.audiogen_start, text=announced and segment.loss)
+            self.run([tokens.audiogen_start], text=announced and segment.loss)
         else:
-            self.token(tokens.audio_start)
-        for codes_Q in codes_NQ:
-            self.token(tokens.audio_pad, audio=segment.loss, codes=codes_Q)
+            self.run([tokens.audio_start])
+        if segment.codes_NQ is not None:
+            codes_NQ = check_codes(segment.codes_NQ, self.sizes, name=f"{self.label}: codes")
+            self.codes.append((self.length, codes_NQ))
+            frames = len(codes_NQ)
+        elif segment.frames > 0:
+            frames = segment.frames
+            self.spans.append(AudioSpan(number, self.length, frames))
+        else:
+            raise SequenceError(
+                f"{self.label}: an audio segment with neither codes nor a number of frames"
+            )
+        self.run(np.full(frames, tokens.audio_pad), audio=segment.loss)
         if segment.spoken:
-            end = np.asarray(self.sizes, np.int32)
-            self.token(tokens.audiogen_end, audio=segment.loss, codes=end)
+            self.codes.append((self.length, np.asarray([self.sizes], np.int32)))
+            self.run([tokens.audiogen_end], audio=segment.loss)
         else:
-            self.token(tokens.audio_end)
+            self.run([tokens.audio_end])
+
+    def done(self) -> Sequence:
+        lengths = [len(ids) for ids in self.ids]
+        codes_LQ = np.zeros((self.length, len(self.sizes)), np.int32)
+        for start, codes_NQ in self.codes:
+            codes_LQ[start : start + len(codes_NQ)] = codes_NQ
+        return Sequence(
+            np.concatenate(self.ids),
+            codes_LQ,
+            np.repeat(np.asarray(self.text, bool), lengths),
+            np.repeat(np.asarray(self.audio, bool), lengths),
+            tuple(self.spans),
+        )
 
 
 def to_sequence(example: Example, tokenizer: Tokenizer, codebook_sizes: Ordered[int]) -> Sequence:
@@ -116,8 +157,8 @@ def to_sequence(example: Example, tokenizer: Tokenizer, codebook_sizes: Ordered[
     loss.
 
     Raises:
-      SequenceError: no segments, an audio segment that has no codes yet, or a text that encodes to
-        nothing.
+      SequenceError: no segments, an audio segment with neither codes nor a number of frames, or a
+        text that encodes to nothing.
       CodeError: a code outside its codebook.
     """
     label = f"{example.source}:{example.id}"
@@ -125,23 +166,18 @@ def to_sequence(example: Example, tokenizer: Tokenizer, codebook_sizes: Ordered[
         raise SequenceError(f"{label}: no segments")
     build = _Builder(label, tokenizer, codebook_sizes)
     before: Segment | None = None
-    for segment in example.segments:
+    for number, segment in enumerate(example.segments):
         if segment.role:
             if before is not None and before.loss:
-                build.token(tokenizer.eos_id, text=True)
+                build.run([tokenizer.eos_id], text=True)
             build.begin_turn(segment)
         if segment.is_audio:
             own_turn = segment.role == "assistant"
             wrote = before is not None and before.loss and not before.is_audio
-            build.frames(segment, announced=own_turn or (wrote and not segment.role))
+            build.frames(number, segment, announced=own_turn or (wrote and not segment.role))
         else:
             build.words(segment)
         before = segment
     if before.loss:
-        build.token(tokenizer.eos_id, text=True)
-    return Sequence(
-        np.asarray(build.ids, np.int32),
-        np.stack(build.codes).astype(np.int32),
-        np.asarray(build.text, bool),
-        np.asarray(build.audio, bool),
-    )
+        build.run([tokenizer.eos_id], text=True)
+    return build.done()

@@ -16,10 +16,12 @@ A task decides segments, prompts and loss; `ba_jax.data.sequence` turns segments
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from ba_jax.data.record import LANGUAGES
 from ba_jax.types import Example, Segment
 
 # The first prompt of each list is the release's where it published one.
@@ -37,7 +39,6 @@ PROMPTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "en": ("Translate the speech into Chinese:", "Write in Chinese what is said:"),
     },
 }
-LANGUAGES = ("en", "zh")
 
 
 class TaskError(ValueError):
@@ -58,12 +59,29 @@ def prompt(task: str, language: str, variant: int = 0) -> str:
     return variants[variant % len(variants)]
 
 
-def speech(value: bytes | np.ndarray, **flags) -> Segment:
-    """An audio segment from an encoded file or from codes (N, Q).
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """An encoded audio file, its length, and how many frames of codes it will have."""
+
+    audio: bytes
+    seconds: float
+    frames: int
+
+
+Speech = Recording | bytes | np.ndarray
+"""A recording, an encoded file of unknown length, or codes (N, Q)."""
+
+
+def speech(value: Speech, **flags) -> Segment:
+    """An audio segment.
 
     Raises:
-      TaskError: neither, or empty.
+      TaskError: no speech, or empty.
     """
+    if isinstance(value, Recording):
+        if not value.audio or value.frames < 1:
+            raise TaskError(f"audio: {len(value.audio)} bytes, {value.frames} frames of codes")
+        return Segment(audio=value.audio, seconds=value.seconds, frames=value.frames, **flags)
     if isinstance(value, bytes):
         if not value:
             raise TaskError("audio: an empty file")
@@ -115,7 +133,7 @@ def s2tt(audio, translation: str, *, language: str, variant: int = 0) -> tuple[S
     )
 
 
-def intlv(parts: Sequence[str | bytes | np.ndarray]) -> tuple[Segment, ...]:
+def intlv(parts: Sequence[str | Speech]) -> tuple[Segment, ...]:
     """Text and speech that continue each other; the speech is heard, only text carries loss."""
     return tuple(
         words(part, loss=True) if isinstance(part, str) else speech(part)
@@ -128,7 +146,7 @@ def tts(text: str, audio) -> tuple[Segment, ...]:
     return words(text), speech(audio, loss=True, spoken=True)
 
 
-def itts(parts: Sequence[str | bytes | np.ndarray]) -> tuple[Segment, ...]:
+def itts(parts: Sequence[str | Speech]) -> tuple[Segment, ...]:
     """Text and its speech in turns; loss on everything but the first text."""
     segments = []
     for part in _interleaved(parts):
@@ -149,7 +167,7 @@ def text_only(text: str) -> tuple[Segment, ...]:
     return (words(text, loss=True),)
 
 
-def sft(turns: Sequence[tuple[str, Sequence[str | bytes | np.ndarray]]]) -> tuple[Segment, ...]:
+def sft(turns: Sequence[tuple[str, Sequence[str | Speech]]]) -> tuple[Segment, ...]:
     """A dialogue; the assistant's turns carry loss.
 
     Args:

@@ -9,9 +9,9 @@ import jax
 import pytest
 
 from ba_jax import checkpoint
+from ba_jax.config import from_mapping, to_mapping
 from ba_jax.convert import engine, hf_config, tables
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
-from ba_jax.models.config import from_mapping, to_mapping
 from configs.models import get_config
 
 REFERENCE = Path(__file__).resolve().parent.parent / "data" / "reference"

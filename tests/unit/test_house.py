@@ -20,6 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 # A module's layer is that of its longest prefix here; imports go to the same layer or a lower one.
 LAYERS = {
     "ba_jax": 0,
+    "ba_jax.config": 0,
     "ba_jax.vocab": 0,
     "ba_jax.types": 0,
     "ba_jax.audio": 0,
@@ -44,7 +45,13 @@ LAYERS = {
 }
 ENTRY_LAYER = 5
 # data feeds workers that fork or spawn: it stands on these alone.
-DATA_MAY_IMPORT = ("ba_jax.vocab", "ba_jax.types", "ba_jax.audio", "ba_jax.data")
+DATA_MAY_IMPORT = (
+    "ba_jax.config",
+    "ba_jax.vocab",
+    "ba_jax.types",
+    "ba_jax.audio",
+    "ba_jax.data",
+)
 JAX_FAMILY = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 MAX_LINES = 600
 LONG_FILES: frozenset[str] = frozenset()

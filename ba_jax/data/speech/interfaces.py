@@ -73,9 +73,7 @@ class Recogniser(Protocol):
 class Aligner(Protocol):
     """Finds when the words of a known text are said."""
 
-    def align(
-        self, wave_S: np.ndarray, rate: int, text: str, language: str
-    ) -> tuple[Word, ...]:
+    def align(self, wave_S: np.ndarray, rate: int, text: str, language: str) -> tuple[Word, ...]:
         """Words (in Mandarin characters) of the text in order, with times."""
         ...
 

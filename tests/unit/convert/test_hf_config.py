@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from ba_jax import checkpoint
+from ba_jax.config import from_mapping
 from ba_jax.convert import engine, hf_config, tables
 from ba_jax.convert.engine import ConversionError
 from ba_jax.convert.export import export_checkpoint
 from ba_jax.convert.importer import import_checkpoint
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
-from ba_jax.models.config import from_mapping
 from configs.models import SIZES, get_config
 
 DATA = Path(__file__).parents[2] / "data"

@@ -40,7 +40,7 @@ def test_every_sequence_is_somewhere_exactly_once(lengths, row_length, rows):
 def test_rows_hold_the_sequences_unchanged(lengths):
     sequences = [sequence_of(n, i) for i, n in enumerate(lengths)]
     packing = pack(lengths, 16, 4)
-    rows = to_rows(sequences, packing, 16)
+    rows = to_rows(sequences, packing, 16, codebooks=3)
     for row, indices in enumerate(packing.rows):
         counts = collections.Counter(rows.segments_BL[row].tolist())
         for segment, index in enumerate(indices, 1):

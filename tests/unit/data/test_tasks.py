@@ -194,7 +194,9 @@ def test_unknown_language():
 
 def test_sequences_that_cannot_be_laid_out():
     encoded = make_example("tts", "hi", b"fLaC", id="9", language="en", source="c")
-    with pytest.raises(SequenceError, match="c:9: an audio segment without codes"):
+    with pytest.raises(
+        SequenceError, match="c:9: an audio segment with neither codes nor a number"
+    ):
         to_sequence(encoded, Letters(), SIZES)
     wild = make_example("audio", codes(1, 100), id="9", language="en", source="c")
     with pytest.raises(CodeError, match=r"c:9: codes\[0, 0\] is 100, expected 0..63"):

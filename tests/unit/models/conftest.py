@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ba_jax.config import from_mapping
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig, variable_shapes
-from ba_jax.models.config import from_mapping
 from configs.models import get_config
 
 

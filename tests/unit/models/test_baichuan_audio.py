@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ba_jax.config import from_mapping
 from ba_jax.models import flow_matching
 from ba_jax.models.baichuan_audio import (
     BaichuanAudio,
@@ -16,7 +17,6 @@ from ba_jax.models.baichuan_audio import (
     parameter_counts,
     variable_shapes,
 )
-from ba_jax.models.config import from_mapping
 from ba_jax.models.llm import init_cache
 from configs.models import get_config
 

@@ -1,4 +1,4 @@
-"""Model configs from nested mappings and back, strictly: unknown or missing keys are errors."""
+"""Frozen dataclasses from nested mappings and back: unknown or missing keys are errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A model config with an unknown, missing or ill-typed key."""
+    """A config with an unknown, missing or ill-typed key."""
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], path: str = "model") -> T:

@@ -8,8 +8,8 @@ import json
 import ml_collections
 import pytest
 
+from ba_jax.config import ConfigError, from_mapping, to_mapping
 from ba_jax.models.baichuan_audio import COMPONENTS, BaichuanAudioConfig
-from ba_jax.models.config import ConfigError, from_mapping, to_mapping
 from configs.models import SIZES, get_config
 
 

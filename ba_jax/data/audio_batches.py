@@ -1,0 +1,307 @@
+"""Batches of audio alone: for the audio tokenizer, the flow-matching decoder and the vocoder.
+
+A batch holds clips of one bucket, so there are as many shapes as buckets. Recordings are cut into
+clips of at most the longest bucket; or, with `crop`, each recording gives one random window. As
+with packed rows, the batch of a step is a pure function of the data, settings, seed and step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ba_jax.audio import lengths
+from ba_jax.audio.io import AudioError
+from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL, log_mel, whisper_log_mel
+from ba_jax.audio.resample import resample
+from ba_jax.data import features
+from ba_jax.data.augment import Augmentation
+from ba_jax.data.examples import NotForTask, stable_hash
+from ba_jax.data.features import Bucket
+from ba_jax.data.index import count
+from ba_jax.data.mixture import Draws, Interleaved, Selection
+from ba_jax.data.packed import ON_ERROR, AudioFormat
+from ba_jax.data.record import Record, RecordError, RecordSource
+
+FEATURES = ("wave", "whisper_mel", "hifigan_mel", "flow_mel")
+WAVE_RATE = 24000
+"""Hz of `AudioBatch.wave_BS`, the vocoder's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioSettings:
+    """Batches of audio.
+
+    Attributes:
+      mixture: what is mixed, by hours; every task must be "audio", which takes all speech of any
+        kind of record.
+      buckets: clip lengths; `count` clips of that length in the global batch.
+      crop: take one random window of a bucket's length from each recording, instead of all of it in
+        pieces. Needs a single bucket; shorter recordings are padded.
+      features: which of FEATURES to compute.
+      augmentation: of the wave that `whisper_mel` is computed from, and of that mel; speed changes
+        all features.
+      seed, on_error, index_cache, index_workers: as in `PackedSettings`.
+    """
+
+    mixture: tuple[Selection, ...]
+    buckets: tuple[Bucket, ...]
+    crop: bool = False
+    features: tuple[str, ...] = FEATURES
+    augmentation: Augmentation = Augmentation()
+    seed: int = 0
+    on_error: str = "fail"
+    index_cache: str = ""
+    index_workers: int = 0
+
+    def __post_init__(self):
+        if self.on_error not in ON_ERROR:
+            raise ValueError(f"on_error = {self.on_error!r}, expected one of {ON_ERROR}")
+        unknown = sorted(set(self.features) - set(FEATURES))
+        if unknown or not self.features:
+            raise ValueError(f"features = {self.features}, expected some of {FEATURES}")
+        if not self.buckets or (self.crop and len(self.buckets) != 1):
+            raise ValueError(f"{len(self.buckets)} buckets, expected 1 with crop, else 1 or more")
+        for selection in self.mixture:
+            if selection.task != "audio":
+                raise ValueError(f"{selection.name}: task {selection.task!r}, expected 'audio'")
+        if not self.mixture:
+            raise ValueError("an empty mixture")
+
+
+class AudioBatch(NamedTuple):
+    """One host's clips of a global batch; features that were not asked for are None.
+
+    Attributes:
+      samples_B: int32, at WAVE_RATE; 0 for a damaged recording that was skipped.
+      wave_BS: float32, at WAVE_RATE.
+      whisper_mel_BTM, whisper_lengths_B: the audio encoder's input.
+      hifigan_mel_BTM, hifigan_lengths_B: the audio decoder's target.
+      flow_mel_BTM, flow_lengths_B: the flow-matching decoder's target.
+      skipped_B: int32, 1 for a damaged recording.
+    """
+
+    samples_B: np.ndarray
+    wave_BS: np.ndarray | None
+    whisper_mel_BTM: np.ndarray | None
+    whisper_lengths_B: np.ndarray | None
+    hifigan_mel_BTM: np.ndarray | None
+    hifigan_lengths_B: np.ndarray | None
+    flow_mel_BTM: np.ndarray | None
+    flow_lengths_B: np.ndarray | None
+    skipped_B: np.ndarray
+
+
+def _speed(augmentation: Augmentation, record: Record) -> float:
+    return augmentation.speed_factor(np.random.default_rng(stable_hash(record.id)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measure:
+    """(part, first 16 kHz sample, samples, bucket) of every clip of a record."""
+
+    languages: tuple[str, ...]
+    buckets: tuple[Bucket, ...]
+    crop: bool
+    augmentation: Augmentation
+
+    def __call__(self, record: Record) -> list[tuple[int, ...]]:
+        if self.languages and record.language not in self.languages:
+            raise NotForTask("another language")
+        rows = []
+        for number, part in enumerate(record.parts):
+            if not part.audio or not part.loss:
+                continue
+            samples = features.total_samples(part.seconds, _speed(self.augmentation, record))
+            if self.crop:
+                if features.code_frames(samples):
+                    rows.append((number, 0, samples, 0))
+                continue
+            start = 0
+            for length in features.chunk_samples(samples, self.buckets[-1].seconds):
+                rows.append((number, start, length, features.bucket_of(length, self.buckets)))
+                start += length
+        if not rows:
+            raise NotForTask("no audio")
+        return rows
+
+
+class AudioBatches:
+    """Builds batches; can be pickled, and opened again in a worker.
+
+    Args:
+      settings: what to build.
+      audio: what the model says about audio.
+      progress: called with the number of records counted since the last call.
+
+    Raises:
+      RecordError: a dataset that is not there, damaged, or without speech.
+    """
+
+    def __init__(
+        self,
+        settings: AudioSettings,
+        audio: AudioFormat,
+        progress: Callable[[int], None] | None = None,
+    ):
+        self.settings, self.audio = settings, audio
+        self.buckets = features.check_buckets(settings.buckets)
+        self._sources = [RecordSource(s.dataset, s.split) for s in settings.mixture]
+        self._counts = []
+        for selection, source in zip(settings.mixture, self._sources, strict=True):
+            measure = _Measure(
+                selection.languages, self.buckets, settings.crop, settings.augmentation
+            )
+            counted = count(
+                source,
+                measure,
+                4,
+                key=dataclasses.asdict(measure),
+                on_error=settings.on_error,
+                workers=settings.index_workers,
+                cache=settings.index_cache,
+                progress=progress,
+            )
+            if not len(counted.rows_NK):
+                raise RecordError(f"{selection.name}: no speech; left out: {counted.left_out}")
+            self._counts.append(counted)
+        self._plan()
+
+    def _plan(self) -> None:
+        """Which clips each bucket has of each member, and how often each is drawn."""
+        settings = self.settings
+        hours = [counted.rows_NK[:, 2].sum() for counted in self._counts]
+        # A clip's chance to be drawn: in proportion to its member's weight by hours.
+        rates = [s.weight / h for s, h in zip(settings.mixture, hours, strict=True)]
+        self._streams, used, steps = [], [], []
+        for number, bucket in enumerate(self.buckets):
+            clips = [np.flatnonzero(c.rows_NK[:, 3] == number) for c in self._counts]
+            members = [which for which, found in enumerate(clips) if len(found)]
+            if not members:
+                continue
+            weights = [rates[which] * len(clips[which]) for which in members]
+            draws = Draws([len(clips[w]) for w in members], weights, settings.seed + number)
+            self._streams.append((bucket, members, [clips[w] for w in members], draws))
+            used.append(bucket)
+            steps.append(sum(weights) / bucket.count)
+        self._steps = Interleaved([share / sum(steps) for share in steps])
+
+    def bucket(self, step: int) -> Bucket:
+        """The bucket of a step's batch."""
+        return self._streams[self._steps[step][0]][0]
+
+    def global_rows(self, step: int) -> int:
+        """Clips of the global batch at a step."""
+        return self.bucket(step).count
+
+    def build(self, step: int, rows: Sequence[int] | None = None) -> AudioBatch:
+        """Clips (default: all) of the global batch at a step.
+
+        Raises:
+          RecordError: a damaged record, if the settings say "fail".
+        """
+        stream, number = self._steps[step]
+        bucket, members, clips, draws = self._streams[stream]
+        rows = range(bucket.count) if rows is None else rows
+        batch = self._empty(bucket, len(rows))
+        for place, row in enumerate(rows):
+            draw = number * bucket.count + row
+            which, item = draws[draw]
+            member = members[which]
+            rng = np.random.default_rng([self.settings.seed, stream, draw])
+            try:
+                wave_S = self._wave(member, int(clips[which][item]), bucket, rng)
+                self._fill(batch, place, wave_S, rng)
+            except (RecordError, AudioError) as error:
+                if self.settings.on_error == "fail":
+                    name = self.settings.mixture[member].name
+                    raise RecordError(f"{name}: {error}") from None
+                self._clear(batch, place)
+        return batch
+
+    def _wave(self, member: int, clip: int, bucket: Bucket, rng) -> np.ndarray:
+        """A clip's wave at WAVE_RATE."""
+        counted = self._counts[member]
+        record = self._sources[member][int(counted.records_N[clip])]
+        number, start, samples, _ = counted.rows_NK[clip]
+        part = record.parts[number]
+        speed = _speed(self.settings.augmentation, record)
+        wave_S = features.decode(part.audio, part.seconds, WAVE_RATE, speed)
+        first, size = _at_wave_rate(start), _at_wave_rate(samples)
+        if self.settings.crop:
+            window = _at_wave_rate(bucket.samples)
+            first = int(rng.integers(max(0, len(wave_S) - window) + 1))
+            size = window
+        return wave_S[first : first + size]
+
+    def _shapes(self, bucket: Bucket) -> dict[str, tuple[int, ...]]:
+        samples = _at_wave_rate(bucket.samples)
+        return {
+            "wave": (samples,),
+            "whisper_mel": (bucket.mel_frames, self.audio.mel_bins),
+            "hifigan_mel": (bucket.samples // HIFIGAN_MEL.hop, HIFIGAN_MEL.n_mels),
+            "flow_mel": (samples // FLOW_MEL.hop, FLOW_MEL.n_mels),
+        }
+
+    def _empty(self, bucket: Bucket, rows: int) -> AudioBatch:
+        arrays: dict[str, np.ndarray | None] = {}
+        for name, shape in self._shapes(bucket).items():
+            wanted = name in self.settings.features
+            suffix = "_BS" if name == "wave" else "_BTM"
+            arrays[name + suffix] = np.zeros((rows, *shape), np.float32) if wanted else None
+            if name != "wave":
+                length = name.removesuffix("_mel") + "_lengths_B"
+                arrays[length] = np.zeros(rows, np.int32) if wanted else None
+        zeros = {name: np.zeros(rows, np.int32) for name in ("samples_B", "skipped_B")}
+        return AudioBatch(**arrays, **zeros)
+
+    def _fill(self, batch: AudioBatch, place: int, wave_S: np.ndarray, rng) -> None:
+        augmentation = self.settings.augmentation
+        wave16_S = resample(wave_S, WAVE_RATE, lengths.SAMPLE_RATE)
+        if batch.wave_BS is not None:
+            batch.wave_BS[place, : len(wave_S)] = wave_S
+        if batch.whisper_mel_BTM is not None:
+            heard_S = augmentation.wave(wave16_S, rng)
+            mel_TM = whisper_log_mel(heard_S, features.mel_geometry(self.audio.mel_bins))
+            mel_TM = augmentation.mel(mel_TM, rng)
+            batch.whisper_mel_BTM[place, : len(mel_TM)] = mel_TM
+            batch.whisper_lengths_B[place] = len(mel_TM)
+        for mel_BTM, lengths_B, wave, geometry in (
+            (batch.hifigan_mel_BTM, batch.hifigan_lengths_B, wave16_S, HIFIGAN_MEL),
+            (batch.flow_mel_BTM, batch.flow_lengths_B, wave_S, FLOW_MEL),
+        ):
+            if mel_BTM is not None:
+                mel_TM = log_mel(wave, geometry)
+                mel_BTM[place, : len(mel_TM)] = mel_TM
+                lengths_B[place] = len(mel_TM)
+        batch.samples_B[place] = len(wave_S)
+
+    def _clear(self, batch: AudioBatch, place: int) -> None:
+        for array in batch:
+            if array is not None:
+                array[place] = 0
+        batch.skipped_B[place] = 1
+
+    def report(self) -> dict[str, dict]:
+        """What each member holds, and how full each bucket's clips are."""
+        found = {}
+        for selection, counted in zip(self.settings.mixture, self._counts, strict=True):
+            found[selection.name] = {
+                "clips": len(counted.rows_NK),
+                "hours": float(counted.rows_NK[:, 2].sum() / lengths.SAMPLE_RATE / 3600),
+                "left_out": counted.left_out,
+            }
+        for number, bucket in enumerate(self.buckets):
+            sizes = [c.rows_NK[c.rows_NK[:, 3] == number, 2] for c in self._counts]
+            clips = sum(map(len, sizes))
+            seconds = sum(s.sum() for s in sizes) / lengths.SAMPLE_RATE
+            share = min(1.0, seconds / (clips * bucket.seconds)) if clips else 0.0
+            found[f"bucket {bucket.seconds:g} s"] = {"clips": clips, "real_share": float(share)}
+        return found
+
+
+def _at_wave_rate(samples: int) -> int:
+    return int(samples) * WAVE_RATE // lengths.SAMPLE_RATE

@@ -1,0 +1,80 @@
+"""Augmentation of speech: speed, noise (Gaussian, to a signal-to-noise ratio) and SpecAugment.
+
+All of it is off by default, and all of it is a pure function of the generator that is passed in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What is done to speech.
+
+    Attributes:
+      speeds: factors to choose from, once and for all a recording: its number of frames of codes
+        must not change between epochs. Pitch rises with speed (Ko et al. 2015).
+      noise_probability: of adding white noise to a chunk.
+      noise_snr_db: (lowest, highest) signal-to-noise ratio, drawn uniformly.
+      time_masks, max_time_mask: SpecAugment (Park et al. 2019): how many, and the longest in mel
+        frames; a mask never covers more than a fifth of the chunk.
+      mel_masks, max_mel_mask: the same over mel bins.
+    """
+
+    speeds: tuple[float, ...] = (1.0,)
+    noise_probability: float = 0.0
+    noise_snr_db: tuple[float, float] = (10.0, 40.0)
+    time_masks: int = 0
+    max_time_mask: int = 40
+    mel_masks: int = 0
+    max_mel_mask: int = 20
+
+    def __post_init__(self):
+        if not self.speeds or not all(0.5 <= speed <= 2.0 for speed in self.speeds):
+            raise ValueError(f"speeds {self.speeds}, expected one or more from 0.5 to 2")
+        if not 0 <= self.noise_probability <= 1:
+            raise ValueError(f"noise_probability {self.noise_probability}, expected 0 to 1")
+        low, high = self.noise_snr_db
+        if not -20 <= low <= high <= 100:
+            raise ValueError(
+                f"noise_snr_db {self.noise_snr_db}, expected -20 <= low <= high <= 100"
+            )
+        counts = (self.time_masks, self.max_time_mask, self.mel_masks, self.max_mel_mask)
+        if min(counts) < 0:
+            raise ValueError(f"masks {counts}, expected at least 0 of each")
+
+    def speed_factor(self, rng: np.random.Generator) -> float:
+        """One of the speeds."""
+        return (
+            self.speeds[int(rng.integers(len(self.speeds)))]
+            if len(self.speeds) > 1
+            else (self.speeds[0])
+        )
+
+    def wave(self, wave_S: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Adds noise, perhaps; a silent wave stays as it is."""
+        if not self.noise_probability or rng.random() >= self.noise_probability:
+            return wave_S
+        power = float(np.mean(np.square(wave_S, dtype=np.float64)))
+        snr_db = rng.uniform(*self.noise_snr_db)
+        noise_S = rng.standard_normal(len(wave_S), np.float32)
+        return wave_S + noise_S * np.float32(np.sqrt(power) * 10 ** (-snr_db / 20))
+
+    def mel(self, mel_TM: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Masks stretches of time and bands of bins with the mel's mean."""
+        if not self.time_masks and not self.mel_masks:
+            return mel_TM
+        masked_TM, mean = mel_TM.copy(), mel_TM.mean()
+        frames, bins = mel_TM.shape
+        for _ in range(self.time_masks):
+            width = int(rng.integers(min(self.max_time_mask, frames // 5) + 1))
+            start = int(rng.integers(frames - width + 1))
+            masked_TM[start : start + width] = mean
+        for _ in range(self.mel_masks):
+            width = int(rng.integers(min(self.max_mel_mask, bins) + 1))
+            start = int(rng.integers(bins - width + 1))
+            masked_TM[:, start : start + width] = mean
+        return masked_TM

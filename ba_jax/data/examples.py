@@ -1,0 +1,193 @@
+"""From a record to an example of a task.
+
+task        kinds of records
+asr         speech with its text
+s2tt        speech with its translation
+tts, audio  speech (with its text)
+aqa         dialogue whose first question is spoken and whose answer is written
+intlv, itts interleaved
+sft         dialogue
+text        any with text
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+
+from ba_jax.data import tasks
+from ba_jax.data.record import Part, Record
+from ba_jax.types import Example, Segment
+
+ANSWERS = ("written", "spoken")
+
+
+class NotForTask(ValueError):  # noqa: N818 (a record that another task may use)
+    """A record that a task cannot use; the text is a reason to count by."""
+
+
+def stable_hash(text: str) -> int:
+    """32 bits of a string, the same in every process."""
+    return zlib.crc32(text.encode("utf-8"))
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleMaker:
+    """Makes examples of one task.
+
+    Attributes:
+      task: one of `tasks.TASKS`.
+      frames: how many frames of codes a part's recording gives; None: codes are stored, and a part
+        without them is not used.
+      questions, answers: of `sft`, "spoken" or "written" turns of the user and the assistant;
+        spoken answers are text, then speech.
+    """
+
+    task: str
+    frames: Callable[[Part, Record], int] | None = None
+    questions: str = "spoken"
+    answers: str = "written"
+
+    def __post_init__(self):
+        if self.task not in tasks.TASKS:
+            raise ValueError(f"task {self.task!r}, expected one of {sorted(tasks.TASKS)}")
+        for name in ("questions", "answers"):
+            if getattr(self, name) not in ANSWERS:
+                raise ValueError(f"{name} = {getattr(self, name)!r}, expected one of {ANSWERS}")
+
+    def __call__(self, record: Record) -> Example:
+        """The example; its prompt's wording depends on the record's id alone.
+
+        Raises:
+          NotForTask: the record lacks what the task needs.
+        """
+        values, owners = getattr(self, f"_{self.task}")(record)
+        options = {}
+        if self.task in tasks.PROMPTS:
+            options["variant"] = stable_hash(record.id)
+        example = tasks.make_example(
+            self.task,
+            *values,
+            id=record.id,
+            language=record.language,
+            speaker=owners[0].speaker,
+            source=record.source,
+            **options,
+        )
+        if all(owner.loss for owner in owners):
+            return example
+        if self.task not in ("intlv", "itts", "sft"):
+            raise NotForTask("a part without loss")
+        # These three make one segment of each value, in order.
+        segments = tuple(
+            segment if owner.loss else dataclasses.replace(segment, loss=False)
+            for segment, owner in zip(example.segments, owners, strict=True)
+        )
+        if not any(segment.loss for segment in segments):
+            raise NotForTask("a part without loss")
+        return dataclasses.replace(example, segments=segments)
+
+    # Each of these gives a task's arguments and the parts that they come from.
+
+    def _asr(self, record: Record):
+        part = _only(record, "speech")
+        return (self._heard(part, record), _text(part)), [part]
+
+    def _s2tt(self, record: Record):
+        part = _only(record, "speech")
+        if not part.translation.strip():
+            raise NotForTask("no translation")
+        return (self._heard(part, record), part.translation), [part]
+
+    def _tts(self, record: Record):
+        part = _only(record, "speech")
+        return (_text(part), self._heard(part, record)), [part]
+
+    def _audio(self, record: Record):
+        part = _only(record, "speech")
+        return (self._heard(part, record),), [part]
+
+    def _text(self, record: Record):
+        texts = [part.text for part in record.parts if part.text.strip()]
+        if not texts:
+            raise NotForTask("no text")
+        return ("\n".join(texts),), list(record.parts)
+
+    def _aqa(self, record: Record):
+        _check_kind(record, "dialogue")
+        turns = [part for part in record.parts if part.role != "system"]
+        if len(turns) < 2 or (turns[0].role, turns[1].role) != ("user", "assistant"):
+            raise NotForTask("no question and answer")
+        return (self._heard(turns[0], record), _text(turns[1])), turns[:2]
+
+    def _intlv(self, record: Record):
+        _check_kind(record, "interleaved")
+        # Half of the records begin with speech, half with text.
+        first = stable_hash(record.id) % 2
+        parts = [
+            _text(part) if (number + first) % 2 else self._heard(part, record)
+            for number, part in enumerate(record.parts)
+        ]
+        return (parts,), list(record.parts)
+
+    def _itts(self, record: Record):
+        _check_kind(record, "interleaved")
+        parts, owners = [], []
+        for part in record.parts:
+            parts += [_text(part), self._heard(part, record)]
+            owners += [part, part]
+        return (parts,), owners
+
+    def _sft(self, record: Record):
+        _check_kind(record, "dialogue")
+        turns: list[tuple[str, list]] = []
+        owners = []
+        for part in record.parts:
+            if part.role == "assistant":
+                values = [_text(part)]
+                if self.answers == "spoken":
+                    values.append(self._heard(part, record))
+            elif part.role == "user" and self.questions == "spoken":
+                values = [self._heard(part, record)]
+            else:
+                values = [_text(part)]
+            if turns and turns[-1][0] == part.role:
+                turns[-1][1].extend(values)
+            else:
+                turns.append((part.role, values))
+            owners += [part] * len(values)
+        return (turns,), owners
+
+    def _heard(self, part: Part, record: Record) -> tasks.Speech:
+        if self.frames is None:
+            if part.codes_NQ is None:
+                raise NotForTask("no codes")
+            return part.codes_NQ
+        if not part.audio:
+            raise NotForTask("no audio")
+        frames = self.frames(part, record)
+        if frames < 1:
+            raise NotForTask("audio too short for a frame of codes")
+        return tasks.Recording(part.audio, part.seconds, frames)
+
+
+def _check_kind(record: Record, kind: str) -> None:
+    if record.kind != kind:
+        raise NotForTask(f"a record of kind {record.kind}")
+
+
+def _only(record: Record, kind: str) -> Part:
+    _check_kind(record, kind)
+    return record.parts[0]
+
+
+def _text(part: Part) -> str:
+    if not part.text.strip():
+        raise NotForTask("no text")
+    return part.text
+
+
+def audio_segments(example: Example) -> list[Segment]:
+    """The audio segments of an example, in order."""
+    return [segment for segment in example.segments if segment.is_audio]

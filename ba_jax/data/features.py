@@ -1,0 +1,131 @@
+"""Audio of fixed shapes: recordings cut into chunks of at most 30 s, chunks put into buckets.
+
+How many frames of codes a recording gives follows from its length alone (`chunk_samples`), so that
+examples can be laid out and packed without decoding anything; decoding then yields exactly that
+many samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from ba_jax.audio import lengths
+from ba_jax.audio.io import AudioError, read_audio
+from ba_jax.audio.mel import MelGeometry, whisper_log_mel
+from ba_jax.data.augment import Augmentation
+
+_TOLERANCE = 0.1  # seconds that a decoded file may differ from its stated length; codecs pad
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """Chunks of up to `seconds` seconds; `count` of them a row (in audio batches: a batch)."""
+
+    seconds: float
+    count: int
+
+    def __post_init__(self):
+        if not 0.1 <= self.seconds <= lengths.MAX_SECONDS or self.count < 1:
+            raise ValueError(f"{self}: expected 0.1 to {lengths.MAX_SECONDS} seconds, count >= 1")
+
+    @property
+    def samples(self) -> int:
+        """At 16 kHz."""
+        return int(self.seconds * lengths.SAMPLE_RATE)
+
+    @property
+    def mel_frames(self) -> int:
+        """Frames of Whisper's mel."""
+        return lengths.mel_length(self.samples)
+
+
+def check_buckets(buckets: Sequence[Bucket]) -> tuple[Bucket, ...]:
+    """Returns the buckets, shortest first.
+
+    Raises:
+      ValueError: two of one length.
+    """
+    ordered = tuple(sorted(buckets, key=lambda bucket: bucket.seconds))
+    if len({bucket.seconds for bucket in ordered}) != len(ordered):
+        raise ValueError(f"buckets {ordered}: two of one length")
+    return ordered
+
+
+def code_frames(samples: int) -> int:
+    """Frames of codes of one chunk of 16 kHz samples; 0 for what is too short."""
+    if samples < lengths.N_FFT:
+        return 0
+    return lengths.bridge_length(lengths.encoder_length(lengths.mel_length(samples)))
+
+
+def total_samples(seconds: float, speed: float = 1.0) -> int:
+    """16 kHz samples of a recording, played `speed` times as fast."""
+    return round(seconds * lengths.SAMPLE_RATE / speed)
+
+
+def chunk_samples(samples: int, max_seconds: float) -> tuple[int, ...]:
+    """Cuts a recording into chunks of at most `max_seconds`; the same cut as `split_waveform`'s.
+
+    A last chunk too short for a frame of codes (under 60 ms) is left out.
+    """
+    longest = int(max_seconds * lengths.SAMPLE_RATE)
+    whole, rest = divmod(samples, longest)
+    return (longest,) * whole + ((rest,) if code_frames(rest) else ())
+
+
+def bucket_of(samples: int, buckets: Sequence[Bucket]) -> int:
+    """The shortest bucket that holds a chunk; the buckets are in order and the last one does."""
+    return next(i for i, bucket in enumerate(buckets) if samples <= bucket.samples)
+
+
+def decode(audio: bytes, seconds: float, rate: int, speed: float = 1.0) -> np.ndarray:
+    """A recording as a mono wave (S,) at `rate`, S = round(seconds * rate / speed) exactly.
+
+    Played faster, its pitch rises (speed perturbation).
+
+    Raises:
+      AudioError: a damaged file, or one whose length is not the stated one.
+    """
+    wave_S, stored = read_audio(io.BytesIO(audio), sample_rate=None, mono=True)
+    if abs(len(wave_S) / stored - seconds) > _TOLERANCE:
+        raise AudioError(f"audio of {len(wave_S) / stored:.3f} s, expected {seconds:.3f} s")
+    # Reading a recording as if its rate were higher plays it faster.
+    wave_S = _resample(wave_S, round(stored * speed), rate)
+    samples = round(seconds * rate / speed)
+    return np.pad(wave_S[:samples], (0, max(0, samples - len(wave_S))))
+
+
+def _resample(wave_S: np.ndarray, source: int, target: int) -> np.ndarray:
+    from ba_jax.audio.resample import resample
+
+    return wave_S if source == target else resample(wave_S, source, target)
+
+
+def chunk_mels(
+    wave_S: np.ndarray,
+    chunks: Sequence[int],
+    geometry: MelGeometry,
+    augmentation: Augmentation | None = None,
+    rng: np.random.Generator | None = None,
+) -> list[np.ndarray]:
+    """Whisper's log-mel (T, M) of consecutive chunks of a 16 kHz wave."""
+    mels, start = [], 0
+    for samples in chunks:
+        piece = wave_S[start : start + samples]
+        if augmentation is not None:
+            piece = augmentation.wave(piece, rng)
+        mel_TM = whisper_log_mel(piece, geometry)
+        mels.append(mel_TM if augmentation is None else augmentation.mel(mel_TM, rng))
+        start += samples
+    return mels
+
+
+@functools.lru_cache(maxsize=8)
+def mel_geometry(bins: int) -> MelGeometry:
+    """Whisper's mel with another number of bins."""
+    return MelGeometry(lengths.SAMPLE_RATE, lengths.N_FFT, lengths.HOP, n_mels=bins)

@@ -1,0 +1,436 @@
+"""Batches for the language model: packed rows of tokens, with the audio that they still need.
+
+The global batch of a step is a pure function of the data, the settings, the seed and the step. Rows
+are packed once, when the data is opened: a row is the unit that is shuffled, mixed and given to
+hosts, which is why any step can be built at once and by any number of hosts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ba_jax.audio import lengths
+from ba_jax.audio.io import AudioError
+from ba_jax.data import features
+from ba_jax.data.augment import Augmentation
+from ba_jax.data.examples import audio_segments, stable_hash
+from ba_jax.data.features import Bucket
+from ba_jax.data.index import count
+from ba_jax.data.mixture import Draws, Selection
+from ba_jax.data.packing import PackedRows, Packing, pack, to_rows
+from ba_jax.data.record import Part, Record, RecordError, RecordSource
+from ba_jax.data.sequence import to_sequence
+from ba_jax.data.text_tokenizer import load_text_tokenizer
+
+_WINDOW = 1024  # examples packed together
+_FULL = 0.97  # rows below this share are packed again with the next window
+UNITS = ("tokens", "hours")
+AUDIO = ("features", "codes")
+ON_ERROR = ("fail", "skip")
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioFormat:
+    """What the model says about audio, from its config.
+
+    Attributes:
+      codebook_sizes: of the quantiser.
+      mel_bins: of the audio encoder.
+    """
+
+    codebook_sizes: tuple[int, ...]
+    mel_bins: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedSettings:
+    """Packed batches.
+
+    Attributes:
+      mixture: what is mixed.
+      tokenizer: file or folder of the text tokenizer.
+      row_length: positions of a row, L.
+      rows: of the global batch, B.
+      unit: weights of the mixture are shares of "tokens" or of "hours" of speech.
+      audio: "features": the tokenizer runs in the training step, on mels; "codes": they are stored.
+      buckets: of the mels; `count` chunks a row. Ignored with codes.
+      augmentation: of the audio; none by default.
+      seed: of the order, and of augmentation.
+      on_error: what to do with a damaged record: "fail", or "skip" it and count it.
+      index_cache: folder to keep lengths in, "" to count them at each start.
+      index_workers: processes that count.
+    """
+
+    mixture: tuple[Selection, ...]
+    tokenizer: str
+    row_length: int
+    rows: int
+    unit: str = "tokens"
+    audio: str = "features"
+    buckets: tuple[Bucket, ...] = ()
+    augmentation: Augmentation = Augmentation()
+    seed: int = 0
+    on_error: str = "fail"
+    index_cache: str = ""
+    index_workers: int = 0
+
+    def __post_init__(self):
+        for name, allowed in (("unit", UNITS), ("audio", AUDIO), ("on_error", ON_ERROR)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} = {getattr(self, name)!r}, expected one of {allowed}")
+        if not self.mixture or self.row_length < 1 or self.rows < 1:
+            raise ValueError(
+                f"{len(self.mixture)} members, row_length {self.row_length}, rows {self.rows}: "
+                "expected at least 1 of each"
+            )
+        if self.audio == "features" and not self.buckets:
+            raise ValueError("audio = 'features' needs buckets")
+
+
+class AudioChunks(NamedTuple):
+    """Chunks of one bucket; C of them a row, in no particular order. Empty places have 0 frames.
+
+    Attributes:
+      mel_BCTM: float32, Whisper's mel; 0 past a chunk's frames.
+      mel_lengths_BC: int32 frames of it.
+      starts_BC: int32, the position in the row of the chunk's first frame of codes.
+      frames_BC: int32, how many frames of codes it has.
+    """
+
+    mel_BCTM: np.ndarray
+    mel_lengths_BC: np.ndarray
+    starts_BC: np.ndarray
+    frames_BC: np.ndarray
+
+
+class PackedBatch(NamedTuple):
+    """One host's rows of a global batch.
+
+    Attributes:
+      rows: tokens; codes are 0 where the audio is in `audio`.
+      audio: by bucket, shortest first; () if codes are stored.
+      skipped_B: int32, damaged examples of the row, which are padding now.
+    """
+
+    rows: PackedRows
+    audio: tuple[AudioChunks, ...]
+    skipped_B: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measure:
+    """Positions, 10 ms of speech, and chunks that need the i-th bucket or a longer one."""
+
+    layout: _Layout
+
+    def __call__(self, record: Record) -> list[tuple[int, ...]]:
+        example, sequence = self.layout(record)
+        chunks = [
+            n for part in audio_segments(example) for n in self.layout.chunks(part.seconds, record)
+        ]
+        buckets = self.layout.buckets
+        needed = [features.bucket_of(samples, buckets) for samples in chunks] if buckets else []
+        loads = [sum(n >= i for n in needed) for i in range(len(buckets))]
+        return [(len(sequence), round(100 * record.seconds), *loads)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """From a record to its example and sequence, without decoding audio."""
+
+    selection: Selection
+    tokenizer: object
+    codebook_sizes: tuple[int, ...]
+    buckets: tuple[Bucket, ...]
+    augmentation: Augmentation
+
+    @functools.cached_property
+    def _maker(self):
+        return self.selection.maker(self.frames if self.buckets else None)
+
+    def speed(self, record: Record) -> float:
+        """Depends on the record alone: the number of frames must not change between epochs."""
+        return self.augmentation.speed_factor(np.random.default_rng(stable_hash(record.id)))
+
+    def chunks(self, seconds: float, record: Record) -> tuple[int, ...]:
+        if not self.buckets:
+            return ()
+        samples = features.total_samples(seconds, self.speed(record))
+        return features.chunk_samples(samples, self.buckets[-1].seconds)
+
+    def frames(self, part: Part, record: Record) -> int:
+        return sum(features.code_frames(n) for n in self.chunks(part.seconds, record))
+
+    def __call__(self, record: Record):
+        from ba_jax.data.examples import NotForTask
+
+        if self.selection.languages and record.language not in self.selection.languages:
+            raise NotForTask("another language")
+        example = self._maker(record)
+        return example, to_sequence(example, self.tokenizer, self.codebook_sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One member of the mixture, packed.
+
+    Attributes:
+      records_N: record numbers, row by row.
+      starts_R: where each row begins in them, and the end; one more than there are rows.
+      tokens, hours: in all its rows.
+      left_out: reason -> records that no example was made of.
+    """
+
+    records_N: np.ndarray
+    starts_R: np.ndarray
+    tokens: int
+    hours: float
+    left_out: dict[str, int]
+
+    @property
+    def rows(self) -> int:
+        """How many rows it fills."""
+        return len(self.starts_R) - 1
+
+    def row(self, number: int) -> np.ndarray:
+        """Record numbers of a row."""
+        return self.records_N[self.starts_R[number] : self.starts_R[number + 1]]
+
+
+class PackedBatches:
+    """Builds batches; can be pickled, and opened again in a worker.
+
+    Args:
+      settings: what to build.
+      audio: what the model says about audio.
+      progress: called with the number of records counted since the last call.
+
+    Raises:
+      RecordError: a dataset that is not there, damaged, or has nothing for its task.
+      TokenizerError: no tokenizer there.
+    """
+
+    def __init__(
+        self,
+        settings: PackedSettings,
+        audio: AudioFormat,
+        progress: Callable[[int], None] | None = None,
+    ):
+        self.settings, self.audio = settings, audio
+        self.tokenizer = load_text_tokenizer(settings.tokenizer)
+        with_mels = settings.audio == "features"
+        self.buckets = features.check_buckets(settings.buckets) if with_mels else ()
+        # Chunks that fit a bucket fit all longer ones too.
+        counts = [bucket.count for bucket in self.buckets]
+        self._capacity_K = [sum(counts[i:]) for i in range(len(counts))]
+        self._layouts = [
+            _Layout(
+                selection,
+                self.tokenizer,
+                audio.codebook_sizes,
+                self.buckets,
+                settings.augmentation,
+            )
+            for selection in settings.mixture
+        ]
+        self._sources = [RecordSource(s.dataset, s.split) for s in settings.mixture]
+        self.members = [
+            self._pack_member(layout, source, progress)
+            for layout, source in zip(self._layouts, self._sources, strict=True)
+        ]
+        self._draws = Draws(
+            [member.rows for member in self.members], self._row_weights(), settings.seed
+        )
+
+    def _pack_member(self, layout: _Layout, source: RecordSource, progress) -> Member:
+        settings = self.settings
+        key = {
+            "selection": dataclasses.asdict(layout.selection) | {"weight": 1},
+            "tokenizer": hashlib.sha256(repr(layout.tokenizer.__reduce__()).encode()).hexdigest(),
+            "codebook_sizes": layout.codebook_sizes,
+            "buckets": [bucket.seconds for bucket in self.buckets],
+            "augmentation": dataclasses.asdict(settings.augmentation),
+        }
+        counted = count(
+            source,
+            _Measure(layout),
+            2 + len(self.buckets),
+            key=key,
+            on_error=settings.on_error,
+            workers=settings.index_workers,
+            cache=settings.index_cache,
+            progress=progress,
+        )
+        rows, too_long = self._group(counted.rows_NK[:, 0], counted.rows_NK[:, 2:])
+        left_out = dict(counted.left_out)
+        if len(too_long):
+            left_out["longer than a row"] = len(too_long)
+        name = layout.selection.name
+        if not rows:
+            raise RecordError(f"{name}: nothing to learn from; left out: {left_out}")
+        if left_out:
+            logging.info("%s: left out %s", name, left_out)
+        packed = np.concatenate(rows)
+        return Member(
+            counted.records_N[packed],
+            np.cumsum([0, *map(len, rows)]),
+            int(counted.rows_NK[packed, 0].sum()),
+            float(counted.rows_NK[packed, 1].sum() / 360_000),
+            left_out,
+        )
+
+    def _group(self, lengths_N: np.ndarray, loads_NK: np.ndarray):
+        """Rows as arrays of positions in the count, and what no row can hold."""
+        order = np.random.default_rng(0).permutation(len(lengths_N))
+        rows, too_long = [], []
+        waiting = np.zeros(0, np.int64)
+        for start in range(0, len(order), _WINDOW):
+            window = np.concatenate([waiting, order[start : start + _WINDOW]])
+            packing = pack(
+                lengths_N[window].tolist(),
+                self.settings.row_length,
+                loads_NK=loads_NK[window],
+                capacity_K=self._capacity_K,
+            )
+            too_long.extend(window[list(packing.too_long)])
+            groups = [window[list(row)] for row in packing.rows]
+            is_last = start + _WINDOW >= len(order)
+            full = _FULL * self.settings.row_length
+            keep = [is_last or lengths_N[group].sum() >= full for group in groups]
+            # Where nothing gets full (buckets run out before positions), waiting would not help.
+            if not any(keep):
+                keep = [True] * len(groups)
+            rows.extend(group for group, kept in zip(groups, keep, strict=True) if kept)
+            again = [group for group, kept in zip(groups, keep, strict=True) if not kept]
+            waiting = np.concatenate([np.zeros(0, np.int64), *again])
+        return rows, too_long
+
+    def _row_weights(self) -> list[float]:
+        """How often a member's rows are drawn, so that tokens or hours have the weights asked."""
+        weights = []
+        for selection, member in zip(self.settings.mixture, self.members, strict=True):
+            amount = member.tokens if self.settings.unit == "tokens" else member.hours
+            if not amount:
+                raise RecordError(f"{selection.name}: no speech, so it has no share of hours")
+            weights.append(selection.weight * member.rows / amount)
+        return [weight / sum(weights) for weight in weights]
+
+    @property
+    def global_rows(self) -> int:
+        """Rows of the global batch."""
+        return self.settings.rows
+
+    def build(self, step: int, rows: Sequence[int] | None = None) -> PackedBatch:
+        """Rows (default: all) of the global batch at a step.
+
+        Raises:
+          RecordError, AudioError: a damaged record, if the settings say "fail".
+        """
+        rows = range(self.global_rows) if rows is None else rows
+        built = [self._row(step * self.global_rows + row) for row in rows]
+        return PackedBatch(
+            PackedRows(*map(np.concatenate, zip(*(row.rows for row in built), strict=True))),
+            tuple(
+                AudioChunks(
+                    *map(np.concatenate, zip(*(row.audio[i] for row in built), strict=True))
+                )
+                for i in range(len(self.buckets))
+            ),
+            np.concatenate([row.skipped_B for row in built]),
+        )
+
+    def _row(self, draw: int) -> PackedBatch:
+        """A batch of one row."""
+        which, number = self._draws[draw]
+        layout, source = self._layouts[which], self._sources[which]
+        rng = np.random.default_rng([self.settings.seed, draw])
+        sequences, mels, skipped = [], [], 0
+        for index in self.members[which].row(number):
+            try:
+                record = source[int(index)]
+                example, sequence = layout(record)
+                found = self._mels(example, sequence, layout, record, rng)
+            except (RecordError, AudioError) as error:
+                if self.settings.on_error == "fail":
+                    raise RecordError(f"{layout.selection.name}, record {index}: {error}") from None
+                skipped += 1
+                continue
+            sequences.append(sequence)
+            mels.append(found)
+        if sum(map(len, sequences)) > self.settings.row_length:
+            raise RecordError(f"{source.directory}: it has changed since its records were counted")
+        packing = Packing((tuple(range(len(sequences))),), (), ())
+        rows = to_rows(
+            sequences, packing, self.settings.row_length, codebooks=len(self.audio.codebook_sizes)
+        )
+        starts = np.cumsum([0, *map(len, sequences)])
+        chunks = [
+            (start + at, frames, mel_TM)
+            for start, found in zip(starts[:-1], mels, strict=True)
+            for at, frames, mel_TM in found
+        ]
+        return PackedBatch(rows, self._into_buckets(chunks), np.asarray([skipped], np.int32))
+
+    def _mels(self, example, sequence, layout: _Layout, record: Record, rng):
+        """(position, frames of codes, mel) of each chunk of an example."""
+        found = []
+        for span in sequence.spans:
+            segment = example.segments[span.segment]
+            speed = layout.speed(record)
+            wave_S = features.decode(segment.audio, segment.seconds, lengths.SAMPLE_RATE, speed)
+            chunks = layout.chunks(segment.seconds, record)
+            geometry = features.mel_geometry(self.audio.mel_bins)
+            at = span.start
+            mels = features.chunk_mels(wave_S, chunks, geometry, self.settings.augmentation, rng)
+            for samples, mel_TM in zip(chunks, mels, strict=True):
+                frames = features.code_frames(samples)
+                found.append((at, frames, mel_TM))
+                at += frames
+        return found
+
+    def _into_buckets(self, chunks) -> tuple[AudioChunks, ...]:
+        arrays = []
+        for bucket in self.buckets:
+            shape = (1, bucket.count, bucket.mel_frames, self.audio.mel_bins)
+            zeros = (np.zeros((1, bucket.count), np.int32) for _ in range(3))
+            arrays.append(AudioChunks(np.zeros(shape, np.float32), *zeros))
+        used = [0] * len(arrays)
+        # The longest choose first: what they leave, shorter ones can use.
+        for at, frames, mel_TM in sorted(chunks, key=lambda chunk: -len(chunk[2])):
+            which = next(
+                i
+                for i, bucket in enumerate(self.buckets)
+                if len(mel_TM) <= bucket.mel_frames and used[i] < bucket.count
+            )
+            place = (0, used[which])
+            used[which] += 1
+            arrays[which].mel_BCTM[place][: len(mel_TM)] = mel_TM
+            arrays[which].mel_lengths_BC[place] = len(mel_TM)
+            arrays[which].starts_BC[place] = at
+            arrays[which].frames_BC[place] = frames
+        return tuple(arrays)
+
+    def report(self) -> dict[str, dict]:
+        """What each member holds and how full its rows are."""
+        found = {}
+        for selection, member, weight in zip(
+            self.settings.mixture, self.members, self._draws.weights, strict=True
+        ):
+            positions = member.rows * self.settings.row_length
+            found[selection.name] = {
+                "examples": len(member.records_N),
+                "rows": member.rows,
+                "tokens": member.tokens,
+                "hours": member.hours,
+                "real_share": member.tokens / positions,
+                "share_of_rows": weight,
+                "left_out": member.left_out,
+            }
+        return found

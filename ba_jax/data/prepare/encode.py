@@ -1,0 +1,58 @@
+"""Speech as it is stored in records: mono, 24 kHz at most, Ogg Opus or FLAC."""
+
+from __future__ import annotations
+
+import io
+import os
+
+import numpy as np
+
+from ba_jax.audio import write_audio
+from ba_jax.audio.io import check_wave, read_audio
+from ba_jax.audio.resample import resample
+
+CODINGS = ("opus", "flac")
+STORED_RATE = 24000
+"""Hz, the vocoder's; recordings of a higher rate are brought down to it, lower ones stay."""
+_OPUS_RATES = (8000, 12000, 16000, 24000)
+
+
+def encode_speech(wave_S: np.ndarray, rate: int, coding: str = "opus") -> tuple[bytes, float]:
+    """Encodes a mono wave.
+
+    Args:
+      wave_S: floating, full scale +-1.
+      rate: Hz.
+      coding: "opus" (some 35 kbit/s) or "flac" (16 bits, lossless).
+
+    Returns:
+      (an audio file's bytes, its length in seconds).
+
+    Raises:
+      AudioError: not a wave, or a rate that makes no sense.
+      ValueError: an unknown coding.
+    """
+    if coding not in CODINGS:
+        raise ValueError(f"coding {coding!r}, expected one of {CODINGS}")
+    wave_S = check_wave(wave_S)
+    stored = min(rate, STORED_RATE)
+    if coding == "opus" and stored not in _OPUS_RATES:
+        stored = next(r for r in _OPUS_RATES if r > stored)
+    if stored != rate:
+        wave_S = resample(wave_S, rate, stored)
+    file = io.BytesIO()
+    write_audio(file, wave_S, stored, coding)
+    return file.getvalue(), len(wave_S) / stored
+
+
+def encode_file(
+    path: str | os.PathLike, coding: str = "opus", max_seconds: float = 600.0
+) -> tuple[bytes, float]:
+    """Reads an audio file of any supported format and encodes it for a record.
+
+    Raises:
+      AudioError: as `ba_jax.audio.read_audio`.
+      ValueError: an unknown coding.
+    """
+    wave_S, rate = read_audio(path, mono=True, max_seconds=max_seconds)
+    return encode_speech(wave_S, rate, coding)
