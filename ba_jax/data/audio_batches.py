@@ -20,10 +20,9 @@ from ba_jax.audio.resample import resample
 from ba_jax.data import features
 from ba_jax.data.augment import Augmentation
 from ba_jax.data.examples import NotForTask, stable_hash
-from ba_jax.data.features import Bucket
+from ba_jax.data.features import ON_ERROR, Bucket, ModelFormat
 from ba_jax.data.index import count
 from ba_jax.data.mixture import Draws, Interleaved, Selection
-from ba_jax.data.packed import ON_ERROR, AudioFormat
 from ba_jax.data.record import Record, RecordError, RecordSource
 
 FEATURES = ("wave", "whisper_mel", "hifigan_mel", "flow_mel")
@@ -134,7 +133,7 @@ class AudioBatches:
 
     Args:
       settings: what to build.
-      audio: what the model says about audio.
+      model: what the model says about its inputs.
       progress: called with the number of records counted since the last call.
 
     Raises:
@@ -144,10 +143,10 @@ class AudioBatches:
     def __init__(
         self,
         settings: AudioSettings,
-        audio: AudioFormat,
+        model: ModelFormat,
         progress: Callable[[int], None] | None = None,
     ):
-        self.settings, self.audio = settings, audio
+        self.settings, self.model = settings, model
         self.buckets = features.check_buckets(settings.buckets)
         self._sources = [RecordSource(s.dataset, s.split) for s in settings.mixture]
         self._counts = []
@@ -241,7 +240,7 @@ class AudioBatches:
         samples = _at_wave_rate(bucket.samples)
         return {
             "wave": (samples,),
-            "whisper_mel": (bucket.mel_frames, self.audio.mel_bins),
+            "whisper_mel": (bucket.mel_frames, self.model.mel_bins),
             "hifigan_mel": (bucket.samples // HIFIGAN_MEL.hop, HIFIGAN_MEL.n_mels),
             "flow_mel": (samples // FLOW_MEL.hop, FLOW_MEL.n_mels),
         }
@@ -265,7 +264,7 @@ class AudioBatches:
             batch.wave_BS[place, : len(wave_S)] = wave_S
         if batch.whisper_mel_BTM is not None:
             heard_S = augmentation.wave(wave16_S, rng)
-            mel_TM = whisper_log_mel(heard_S, features.mel_geometry(self.audio.mel_bins))
+            mel_TM = whisper_log_mel(heard_S, features.mel_geometry(self.model.mel_bins))
             mel_TM = augmentation.mel(mel_TM, rng)
             batch.whisper_mel_BTM[place, : len(mel_TM)] = mel_TM
             batch.whisper_lengths_B[place] = len(mel_TM)

@@ -10,16 +10,59 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ba_jax.audio import lengths
 from ba_jax.audio.io import AudioError, read_audio
 from ba_jax.audio.mel import MelGeometry, whisper_log_mel
+from ba_jax.config import ConfigError, from_mapping
 from ba_jax.data.augment import Augmentation
+from ba_jax.vocab import AudioTokens
 
 _TOLERANCE = 0.1  # seconds that a decoded file may differ from its stated length; codecs pad
+
+
+ON_ERROR = ("fail", "skip")
+"""What to do with a damaged record: stop, or leave it out and count it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFormat:
+    """What the model says about its inputs.
+
+    Attributes:
+      codebook_sizes: of the quantiser.
+      mel_bins: of the audio encoder.
+      vocab_size: rows of the text embedding.
+      tokens: ids of the tokens that delimit audio.
+    """
+
+    codebook_sizes: tuple[int, ...]
+    mel_bins: int
+    vocab_size: int
+    tokens: AudioTokens
+
+    @classmethod
+    def of(cls, model: Mapping) -> ModelFormat:
+        """From a model's config, see `configs/models.py`.
+
+        Raises:
+          ConfigError: a config without a quantiser, an encoder, a language model or tokens.
+        """
+        try:
+            return from_mapping(
+                cls,
+                {
+                    "codebook_sizes": model["vq_bridge"]["codebook_sizes"],
+                    "mel_bins": model["audio_encoder"]["mel_bins"],
+                    "vocab_size": model["llm"]["vocab_size"],
+                    "tokens": model["tokens"],
+                },
+            )
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"model: {error}, expected a whole model's config") from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which item is drawn when: a weighted mixture of datasets, as a pure function of the draw's number.
+"""Which item is drawn when: a weighted mixture, as a pure function of the draw's number.
 
 Grain's MapDatasets do the work: each member is shuffled anew every epoch, the members are
 interleaved evenly by weight. Any draw is found at once, so there is no state to save or to wind on.

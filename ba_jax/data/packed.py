@@ -21,11 +21,11 @@ from ba_jax.audio.io import AudioError
 from ba_jax.data import features
 from ba_jax.data.augment import Augmentation
 from ba_jax.data.examples import audio_segments, stable_hash
-from ba_jax.data.features import Bucket
+from ba_jax.data.features import ON_ERROR, Bucket, ModelFormat
 from ba_jax.data.index import count
 from ba_jax.data.mixture import Draws, Selection
 from ba_jax.data.packing import PackedRows, Packing, pack, to_rows
-from ba_jax.data.record import Part, Record, RecordError, RecordSource
+from ba_jax.data.record import Part, Record, RecordError, RecordSource, dataset_directory
 from ba_jax.data.sequence import to_sequence
 from ba_jax.data.text_tokenizer import load_text_tokenizer
 
@@ -33,20 +33,6 @@ _WINDOW = 1024  # examples packed together
 _FULL = 0.97  # rows below this share are packed again with the next window
 UNITS = ("tokens", "hours")
 AUDIO = ("features", "codes")
-ON_ERROR = ("fail", "skip")
-
-
-@dataclasses.dataclass(frozen=True)
-class AudioFormat:
-    """What the model says about audio, from its config.
-
-    Attributes:
-      codebook_sizes: of the quantiser.
-      mel_bins: of the audio encoder.
-    """
-
-    codebook_sizes: tuple[int, ...]
-    mel_bins: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +41,7 @@ class PackedSettings:
 
     Attributes:
       mixture: what is mixed.
-      tokenizer: file or folder of the text tokenizer.
+      tokenizer: file or folder of the text tokenizer; "embedded": the one trained on that corpus.
       row_length: positions of a row, L.
       rows: of the global batch, B.
       unit: weights of the mixture are shares of "tokens" or of "hours" of speech.
@@ -209,22 +195,23 @@ class PackedBatches:
 
     Args:
       settings: what to build.
-      audio: what the model says about audio.
+      model: what the model says about its inputs.
       progress: called with the number of records counted since the last call.
 
     Raises:
       RecordError: a dataset that is not there, damaged, or has nothing for its task.
-      TokenizerError: no tokenizer there.
+      TokenizerError: no tokenizer there, or not the one that the model was made for.
     """
 
     def __init__(
         self,
         settings: PackedSettings,
-        audio: AudioFormat,
+        model: ModelFormat,
         progress: Callable[[int], None] | None = None,
     ):
-        self.settings, self.audio = settings, audio
-        self.tokenizer = load_text_tokenizer(settings.tokenizer)
+        self.settings, self.model = settings, model
+        self.tokenizer = load_text_tokenizer(dataset_directory(settings.tokenizer))
+        self.tokenizer.check_against(model.tokens, model.vocab_size)
         with_mels = settings.audio == "features"
         self.buckets = features.check_buckets(settings.buckets) if with_mels else ()
         # Chunks that fit a bucket fit all longer ones too.
@@ -234,7 +221,7 @@ class PackedBatches:
             _Layout(
                 selection,
                 self.tokenizer,
-                audio.codebook_sizes,
+                model.codebook_sizes,
                 self.buckets,
                 settings.augmentation,
             )
@@ -368,7 +355,7 @@ class PackedBatches:
             raise RecordError(f"{source.directory}: it has changed since its records were counted")
         packing = Packing((tuple(range(len(sequences))),), (), ())
         rows = to_rows(
-            sequences, packing, self.settings.row_length, codebooks=len(self.audio.codebook_sizes)
+            sequences, packing, self.settings.row_length, codebooks=len(self.model.codebook_sizes)
         )
         starts = np.cumsum([0, *map(len, sequences)])
         chunks = [
@@ -386,7 +373,7 @@ class PackedBatches:
             speed = layout.speed(record)
             wave_S = features.decode(segment.audio, segment.seconds, lengths.SAMPLE_RATE, speed)
             chunks = layout.chunks(segment.seconds, record)
-            geometry = features.mel_geometry(self.audio.mel_bins)
+            geometry = features.mel_geometry(self.model.mel_bins)
             at = span.start
             mels = features.chunk_mels(wave_S, chunks, geometry, self.settings.augmentation, rng)
             for samples, mel_TM in zip(chunks, mels, strict=True):
@@ -398,7 +385,7 @@ class PackedBatches:
     def _into_buckets(self, chunks) -> tuple[AudioChunks, ...]:
         arrays = []
         for bucket in self.buckets:
-            shape = (1, bucket.count, bucket.mel_frames, self.audio.mel_bins)
+            shape = (1, bucket.count, bucket.mel_frames, self.model.mel_bins)
             zeros = (np.zeros((1, bucket.count), np.int32) for _ in range(3))
             arrays.append(AudioChunks(np.zeros(shape, np.float32), *zeros))
         used = [0] * len(arrays)
