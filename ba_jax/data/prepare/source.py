@@ -33,10 +33,10 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Rejection:
-    """An item that becomes no record.
+    """An item, or a piece of one, that becomes no record.
 
     Attributes:
-      where: as in `Item`.
+      where: as in `Item`; of a piece "talk.mp3 (12.5 to 20.0 s)".
       reason: a few words, the same for all of a kind, to count by: "empty transcript".
       detail: the value and what was expected.
       seconds: of speech lost, if known.
@@ -72,8 +72,11 @@ class Source(Protocol):
         """Lists the items, in an order that does not change between runs."""
         ...
 
-    def records(self, item: Item) -> Iterable[Record]:
+    def records(self, item: Item) -> Iterable[Record | Rejection]:
         """Makes an item's records: none, one or more.
+
+        A Rejection among them stands for a piece of the item that is lost while the rest is kept
+        (a stretch of a long recording); it is counted like an item's, its `where` says which.
 
         Raises:
           Rejected: it becomes no record.
