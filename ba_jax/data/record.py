@@ -219,7 +219,9 @@ def to_bytes(record: Record) -> bytes:
         "parts": parts,
         "words": words,
     }
-    return _serializer().serialize_example(features().encode_example(example))
+    message = _serializer().get_tf_example(features().encode_example(example))
+    # Plain serialisation orders a message's map differently in each process.
+    return message.SerializeToString(deterministic=True)
 
 
 def from_fields(fields: Mapping) -> Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import zlib
 
 import numpy as np
 
@@ -15,6 +16,7 @@ CODINGS = ("opus", "flac")
 STORED_RATE = 24000
 """Hz, the vocoder's; recordings of a higher rate are brought down to it, lower ones stay."""
 _OPUS_RATES = (8000, 12000, 16000, 24000)
+_REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def encode_speech(wave_S: np.ndarray, rate: int, coding: str = "opus") -> tuple[bytes, float]:
@@ -26,7 +28,7 @@ def encode_speech(wave_S: np.ndarray, rate: int, coding: str = "opus") -> tuple[
       coding: "opus" (some 35 kbit/s) or "flac" (16 bits, lossless).
 
     Returns:
-      (an audio file's bytes, its length in seconds).
+      (an audio file's bytes, the same in every run; its length in seconds).
 
     Raises:
       AudioError: not a wave, or a rate that makes no sense.
@@ -42,7 +44,8 @@ def encode_speech(wave_S: np.ndarray, rate: int, coding: str = "opus") -> tuple[
         wave_S = resample(wave_S, rate, stored)
     file = io.BytesIO()
     write_audio(file, wave_S, stored, coding)
-    return file.getvalue(), len(wave_S) / stored
+    data = file.getvalue()
+    return _with_fixed_serial(data) if coding == "opus" else data, len(wave_S) / stored
 
 
 def encode_file(
@@ -56,3 +59,24 @@ def encode_file(
     """
     wave_S, rate = read_audio(path, mono=True, max_seconds=max_seconds)
     return encode_speech(wave_S, rate, coding)
+
+
+def _with_fixed_serial(ogg: bytes) -> bytes:
+    """Gives an Ogg stream the serial number 1; libsndfile draws one from the clock."""
+    data = bytearray(ogg)
+    start = 0
+    while start < len(data):
+        segments = data[start + 26]
+        table = start + 27
+        end = table + segments + sum(data[table : table + segments])
+        data[start + 14 : start + 18] = (1).to_bytes(4, "little")
+        data[start + 22 : start + 26] = bytes(4)
+        data[start + 22 : start + 26] = _ogg_checksum(data[start:end]).to_bytes(4, "little")
+        start = end
+    return bytes(data)
+
+
+def _ogg_checksum(page: bytes) -> int:
+    """CRC-32 as Ogg takes it: zlib's polynomial with bits in the other order, from 0."""
+    crc = zlib.crc32(page.translate(_REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{crc:032b}"[::-1], 2)
