@@ -1,0 +1,118 @@
+"""The best places to cut a sequence of units, and how to fill records with parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+_OUTSIDE = 1e3  # cost of a unit of length outside the bounds, in targets: a last resort only
+
+
+def best_cuts(
+    lengths_U: Sequence[float],
+    costs_U: Sequence[float],
+    *,
+    target: float,
+    low: float,
+    high: float,
+) -> list[int]:
+    """Groups consecutive units so that the groups' lengths are even and the cuts are good ones.
+
+    Minimises, by dynamic programming, the sum over groups of ((length - target) / target)^2 plus
+    the costs of the cuts made. A group shorter than `low` or longer than `high` is made only where
+    the allowed cuts leave nothing else: the caller decides what to do with it.
+
+    Args:
+      lengths_U: length of each unit, > 0 or 0.
+      costs_U: of a cut behind each unit, the last one's is not looked at; math.inf: no cut there.
+      target, low, high: lengths of a group.
+
+    Returns:
+      The end of each group: indices of units, increasing, the last one len(lengths_U).
+
+    Raises:
+      ValueError: lengths and costs that do not match, or bounds out of order.
+    """
+    count = len(lengths_U)
+    if len(costs_U) != count:
+        raise ValueError(f"{count} lengths and {len(costs_U)} costs, expected as many")
+    if not 0 <= low <= target <= high or target <= 0:
+        raise ValueError(f"low {low}, target {target}, high {high}: expected them in this order")
+    if not count:
+        return []
+    ends_V = np.concatenate([[0.0], np.cumsum(np.asarray(lengths_U, np.float64))])
+    # best_V[i]: least cost of grouping the first i units; only places where a cut may be.
+    best_V = np.full(count + 1, math.inf)
+    best_V[0] = 0.0
+    previous_V = np.zeros(count + 1, np.int64)
+    for end in range(1, count + 1):
+        cost = 0.0 if end == count else costs_U[end - 1]
+        if math.isinf(cost):
+            continue
+        # Groups far over the bound are looked at only if there are no others.
+        first = int(np.searchsorted(ends_V[:end], ends_V[end] - 2 * high))
+        if np.isinf(best_V[first:end]).all():
+            first = 0
+        length_V = ends_V[end] - ends_V[first:end]
+        outside_V = np.maximum(low - length_V, 0) + np.maximum(length_V - high, 0)
+        total_V = best_V[first:end] + ((length_V - target) / target) ** 2
+        total_V += _OUTSIDE * outside_V / target
+        start = first + int(np.argmin(total_V))
+        best_V[end], previous_V[end] = total_V[start - first] + cost, start
+    found, end = [], count
+    while end:
+        found.append(end)
+        end = int(previous_V[end])
+    return found[::-1]
+
+
+def fill_records(
+    seconds_P: Sequence[float], is_kept_P: Sequence[bool], *, limit: float, least: int = 2
+) -> list[tuple[int, int]]:
+    """Puts parts that continue each other into as few records as there must be.
+
+    A part that is not kept ends a record: what remains must be continuous. A run of parts that is
+    too long for one record is divided evenly, so that no record is left with a crumb.
+
+    Args:
+      seconds_P: length of each part.
+      is_kept_P: whether it is used.
+      limit: seconds, more than any record has.
+      least: parts of a record; shorter runs are left out, and so are parts as long as the limit.
+
+    Returns:
+      (first part, end) of each record, in order.
+    """
+    found, start = [], 0
+    kept_P = [k and s < limit for k, s in zip(is_kept_P, seconds_P, strict=True)]
+    for end in range(len(kept_P) + 1):
+        if end < len(kept_P) and kept_P[end]:
+            continue
+        if end - start >= least:
+            found += _divide(seconds_P, start, end, limit, least)
+        start = end + 1
+    return found
+
+
+def _divide(seconds_P, start: int, end: int, limit: float, least: int) -> list[tuple[int, int]]:
+    """Divides one run into the smallest number of even records that all keep the limit."""
+    total = sum(seconds_P[start:end])
+    count = int(total // limit) + 1
+    while True:
+        groups, first, done = [], start, 0.0
+        for number in range(count):
+            goal, last, length = total * (number + 1) / count, first, 0.0
+            while last < end and length + seconds_P[last] < limit:
+                is_last = number == count - 1
+                # A part goes to the record that holds most of it.
+                if not is_last and last > first and done + length + seconds_P[last] / 2 > goal:
+                    break
+                length += seconds_P[last]
+                last += 1
+            groups.append((first, last))
+            first, done = last, done + length
+        if first == end or count > end - start:
+            return [(a, b) for a, b in groups if b - a >= least]
+        count += 1

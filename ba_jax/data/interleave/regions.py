@@ -1,0 +1,186 @@
+"""Stretches of speech by one voice out of a long recording.
+
+Spans are (start, end) in seconds, in order and apart from each other, as a voice activity detector
+gives them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from ba_jax.data.interleave.cuts import best_cuts
+
+Span = tuple[float, float]
+
+
+def merge_spans(spans: Sequence[Span], gap: float) -> list[Span]:
+    """Joins spans that less than `gap` seconds lie between."""
+    found: list[Span] = []
+    for start, end in spans:
+        if found and start - found[-1][1] < gap:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return found
+
+
+def divide_span(span: Span, length: float) -> list[Span]:
+    """Divides a span into equal pieces, each at least `length` long (or the span itself)."""
+    start, end = span
+    count = max(1, int((end - start) / length))
+    marks = np.linspace(start, end, count + 1)
+    return [(float(a), float(b)) for a, b in zip(marks, marks[1:], strict=False)]
+
+
+def find_split(spans: Sequence[Span], end: float, gap: float) -> float | None:
+    """Where to end a window of a recording so that nothing said is cut.
+
+    Args:
+      spans: of speech in the window.
+      end: of the window.
+      gap: a silence of this length ends a turn.
+
+    Returns:
+      The middle of the last silence of that length in the second half of the window, else of the
+      longest one there; None if there is none.
+    """
+    marks = [*spans, (end, end)]
+    silences = [
+        (b[0] - a[1], (a[1] + b[0]) / 2)
+        for a, b in zip(marks, marks[1:], strict=False)
+        if (a[1] + b[0]) / 2 >= end / 2 and b[0] > a[1]
+    ]
+    if not spans:
+        return end
+    if not silences:
+        return None
+    long = [middle for length, middle in silences if length >= gap]
+    return long[-1] if long else max(silences)[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Voices:
+    """How alike voices are; cosines of two embeddings.
+
+    Attributes:
+      same: least, for a span to continue the voice before it.
+      mixed: least, between any two pieces of a span that one voice speaks.
+      piece: seconds of a piece.
+    """
+
+    same: float = 0.7
+    mixed: float = 0.55
+    piece: float = 1.6
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """Spans that one voice speaks, one after the other.
+
+    Attributes:
+      spans: of speech.
+      voice_D: unit vector, the mean of its pieces.
+    """
+
+    spans: tuple[Span, ...]
+    voice_D: np.ndarray
+
+
+def find_turns(
+    spans: Sequence[Span], pieces_SPD: Sequence[np.ndarray], voices: Voices, gap: float
+) -> tuple[list[Turn], list[Span]]:
+    """Follows the voice from span to span.
+
+    Args:
+      spans: of speech.
+      pieces_SPD: unit vectors of each span's pieces, (P, D).
+      voices: thresholds.
+      gap: a longer silence ends a turn.
+
+    Returns:
+      (turns, spans with more than one voice in them).
+    """
+    turns: list[Turn] = []
+    mixed: list[Span] = []
+    members: list[Span] = []
+    total_D: np.ndarray | None = None
+
+    def end_turn() -> None:
+        nonlocal total_D
+        if members:
+            turns.append(Turn(tuple(members), _unit(total_D)))
+        members.clear()
+        total_D = None
+
+    for span, pieces_PD in zip(spans, pieces_SPD, strict=True):
+        if is_mixed(pieces_PD, voices.mixed):
+            end_turn()
+            mixed.append(span)
+            continue
+        # Long spans weigh more: their pieces are more.
+        sum_D = pieces_PD.sum(axis=0)
+        if members:
+            is_near = span[0] - members[-1][1] <= gap
+            if not is_near or float(_unit(sum_D) @ _unit(total_D)) < voices.same:
+                end_turn()
+        members.append(span)
+        total_D = sum_D if total_D is None else total_D + sum_D
+    end_turn()
+    return turns, mixed
+
+
+def is_mixed(pieces_PD: np.ndarray, least: float) -> bool:
+    """Whether a span's pieces are of different voices.
+
+    One piece is compared with the mean of those before and of those after it, so that a single odd
+    piece does not condemn a long span but a change of voice does.
+    """
+    for cut in range(1, len(pieces_PD)):
+        before_D = _unit(pieces_PD[:cut].sum(axis=0))
+        after_D = _unit(pieces_PD[cut:].sum(axis=0))
+        if float(before_D @ after_D) < least:
+            return True
+    return False
+
+
+def _unit(vector_D: np.ndarray) -> np.ndarray:
+    return vector_D / max(float(np.linalg.norm(vector_D)), 1e-9)
+
+
+class VoiceBook:
+    """Numbers the voices of a recording in the order in which they are first heard."""
+
+    def __init__(self, same: float):
+        self._same = same
+        self._totals_VD: list[np.ndarray] = []
+
+    def number(self, voice_D: np.ndarray) -> int:
+        """The number of a voice: that of the most alike one known, or a new one."""
+        cosines = [float(_unit(total_D) @ voice_D) for total_D in self._totals_VD]
+        if cosines and max(cosines) >= self._same:
+            best = int(np.argmax(cosines))
+            self._totals_VD[best] = self._totals_VD[best] + voice_D
+            return best
+        self._totals_VD.append(voice_D.copy())
+        return len(self._totals_VD) - 1
+
+
+def pack_utterances(spans: Sequence[Span], target: float, longest: float) -> list[list[Span]]:
+    """Groups the spans of a turn into utterances for a recogniser, parted at the longer silences.
+
+    Args:
+      spans: of one turn.
+      target, longest: seconds, silences inside included. A span that is itself longer makes an
+        utterance that is.
+    """
+    if not spans:
+        return []
+    starts = [start for start, _ in spans]
+    lengths = np.diff([*starts, spans[-1][1]])
+    silences = [b[0] - a[1] for a, b in zip(spans, spans[1:], strict=False)]
+    costs = [0.5 * (1 - min(silence, 1.0)) for silence in silences] + [0.0]
+    ends = best_cuts(lengths, costs, target=target, low=0.0, high=longest)
+    return [list(spans[a:b]) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
