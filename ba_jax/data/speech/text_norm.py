@@ -1,0 +1,424 @@
+"""Written text to spoken text, word by word, and back to what may be compared.
+
+`spoken_words` cuts a text into what `Word` holds (English words with their punctuation, Mandarin
+characters) and says each in letters: "25%" is "twenty five percent", "百分之二十五". The pieces
+keep the spelling of the text and join back to it (`join_words`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable
+
+from ba_jax.data.record import LANGUAGES
+
+PAUSES = frozenset(",.!?;:…—")
+"""Punctuation that is heard, in its ASCII form; the rest is not said."""
+
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20, 0xA0: 0x20}
+_PUNCTUATION = str.maketrans("、。《》「」『』【】〈〉–―～", ",.“”“”“”“”“”——,")
+_QUOTES = "\"'“”‘’()[]{}*_`|<>\\·•«»"
+_UNITS = {"$": ("dollar", "dollars"), "£": ("pound", "pounds"), "€": ("euro", "euros")}
+_CENTS = {"$": ("cent", "cents"), "£": ("penny", "pence"), "€": ("cent", "cents")}
+_SCALES = ("hundred", "thousand", "million", "billion", "trillion")
+_SYMBOLS = {
+    "%": "percent",
+    "&": "and",
+    "+": "plus",
+    "@": "at",
+    "=": "equals",
+    "°": "degrees",
+    "℃": "degrees Celsius",
+    "°C": "degrees Celsius",
+    "°F": "degrees Fahrenheit",
+    "×": "times",
+    "÷": "divided by",
+    "#": "number",
+    "<": "less than",
+    ">": "greater than",
+}
+_ABBREVIATIONS = {
+    "mr.": "mister",
+    "mrs.": "missus",
+    "ms.": "miz",
+    "dr.": "doctor",
+    "prof.": "professor",
+    "st.": "saint",
+    "jr.": "junior",
+    "sr.": "senior",
+    "vs.": "versus",
+    "etc.": "et cetera",
+    "e.g.": "for example",
+    "i.e.": "that is",
+    "no.": "no",
+    "a.m.": "A M",
+    "p.m.": "P M",
+    "u.s.": "U S",
+    "u.k.": "U K",
+}
+_MAX_DIGITS = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class SpokenWord:
+    """A word of a text (in Mandarin a character or a number).
+
+    Attributes:
+      text: as it is written, with the punctuation after it.
+      spoken: what is said: letters, apostrophes and single spaces; "" only if the text says
+        nothing at all.
+      opening, closing: heard punctuation before and after it, of PAUSES and quotation marks.
+    """
+
+    text: str
+    spoken: str
+    opening: str = ""
+    closing: str = ""
+
+
+def to_half_width(text: str) -> str:
+    """Full-width letters, digits and ASCII signs, and spaces of all kinds, as ASCII."""
+    return text.translate(_FULL_WIDTH)
+
+
+def is_han(character: str) -> bool:
+    """A Chinese character."""
+    code = ord(character)
+    return 0x4E00 <= code <= 0x9FFF or 0x3400 <= code <= 0x4DBF or code == 0x3007
+
+
+def join_words(words: Iterable[str], language: str) -> str:
+    """The text that words come from: English with a space between, Mandarin without."""
+    return (" " if language == "en" else "").join(words)
+
+
+def spoken_words(text: str, language: str) -> list[SpokenWord]:
+    """The words of a text and what is said for each.
+
+    Runs of spaces count as one; characters that nobody says (quotes, emoji) stay in `text` only.
+
+    Raises:
+      ValueError: a language that is none of LANGUAGES.
+    """
+    if language not in LANGUAGES:
+        raise ValueError(f"language {language!r}, expected one of {LANGUAGES}")
+    pieces = _english(text) if language == "en" else _mandarin(text)
+    return _attach(pieces, language)
+
+
+def normalise(text: str, language: str) -> str:
+    """A text as it is said, with its heard punctuation: "It's 5%." -> "It's five percent."."""
+    words = spoken_words(text, language)
+    return join_words((w.opening + w.spoken + w.closing for w in words if w.spoken), language)
+
+
+def _attach(pieces: list[SpokenWord], language: str) -> list[SpokenWord]:
+    """Joins pieces that say nothing to the word before, or at the start to the word after."""
+    words: list[SpokenWord] = []
+    for piece in pieces:
+        if words and (not piece.spoken or not words[-1].spoken):
+            last = words.pop()
+            inner = piece.opening + piece.closing
+            words.append(
+                SpokenWord(
+                    join_words((last.text, piece.text), language),
+                    last.spoken + piece.spoken,
+                    last.opening if last.spoken else last.opening + last.closing + piece.opening,
+                    last.closing + inner if last.spoken else piece.closing,
+                )
+            )
+        else:
+            words.append(piece)
+    return words
+
+
+def _heard(marks: str) -> str:
+    """The marks that are heard or that quote; two of the same are one."""
+    marks = to_half_width(marks).translate(_PUNCTUATION)
+    marks = re.sub(r"-{2,}", "—", re.sub(r"\.{2,}|…+", "…", marks))
+    return re.sub(r"(.)\1+", r"\1", "".join(c for c in marks if c in PAUSES or c in '“”()"'))
+
+
+# --- English --------------------------------------------------------------------------------------
+
+_ENGLISH_TOKEN = re.compile(
+    r"(?P<opening>[^\w$£€#%&+@=°℃×÷-]*(?:-(?!\d))*[^\w$£€#%&+@=°℃×÷-]*)"
+    r"(?P<core>.*?)"
+    r"(?P<closing>[^\w$£€#%&+@=°℃×÷]*)",
+    re.DOTALL,
+)
+
+
+def _english(text: str) -> list[SpokenWord]:
+    tokens = text.split()
+    pieces, unit = [], ""
+    for token in tokens:
+        plain = to_half_width(token)
+        match = _ENGLISH_TOKEN.fullmatch(plain)
+        opening, core, closing = match["opening"], match["core"], match["closing"]
+        # A scale word takes the unit of the amount before it: "$5 million".
+        if unit and core.lower() not in _SCALES:
+            last = pieces.pop()
+            pieces.append(dataclasses.replace(last, spoken=f"{last.spoken} {unit}"))
+            unit = ""
+        abbreviation = (core + closing[:1]).lower()
+        if core and abbreviation in _ABBREVIATIONS and not (core == "no" or core == "No"):
+            spoken, closing = _ABBREVIATIONS[abbreviation], closing[1:]
+        elif re.fullmatch(r"[$£€]\d[\d,]*(\.\d+)?", core) and not re.search(r"\.\d\d$", core):
+            spoken = _say_number(core[1:])
+            unit = _UNITS[core[0]][spoken != "one"]
+        else:
+            spoken = _say_english(core)
+        if unit and (closing or core.lower() in _SCALES):
+            spoken, unit = f"{spoken} {unit}", ""
+        pieces.append(SpokenWord(token, spoken, _heard(opening), _heard(closing)))
+    if unit:
+        last = pieces.pop()
+        pieces.append(dataclasses.replace(last, spoken=f"{last.spoken} {unit}"))
+    return pieces
+
+
+def _say_english(core: str) -> str:
+    """Letters and digits of one token, without punctuation around it."""
+    core = core.replace("’", "'").replace("‘", "'")
+    said = []
+    pattern = (
+        r"(?P<money>[$£€]\d[\d,]*\.\d\d(?!\d))"
+        r"|(?P<time>\d{1,2}:\d\d(?!\d))"
+        r"|(?P<range>\d+[-–]\d+)(?![-–\d])"
+        r"|(?P<decade>(?:1[1-9]|20)\d0'?s)"
+        r"|(?P<ordinal>\d+(?:st|nd|rd|th)(?![a-z]))"
+        r"|(?P<number>-?\d+(?:,\d{3})*(?:\.\d+)?)"
+        r"|(?P<symbol>°[CF]|[%&+@=°℃×÷#<>$£€])"
+        r"|(?P<word>[^\W\d_]+(?:'[^\W\d_]+)*'?)"
+    )
+    for match in re.finditer(pattern, core):
+        kind, part = match.lastgroup, match[0]
+        if kind == "money":
+            said.append(_say_money(part))
+        elif kind == "time":
+            said.append(_say_time(part))
+        elif kind == "range":
+            first, second = re.split("[-–]", part)
+            said.append(f"{_say_number(first)} to {_say_number(second)}")
+        elif kind == "decade":
+            said.append(_say_decade(part))
+        elif kind == "ordinal":
+            said.append(_words_of(int(part[:-2]), "ordinal"))
+        elif kind == "number":
+            is_joined = match.start() and core[match.start() - 1].isalnum()
+            said.append(_say_number(part.lstrip("-") if is_joined else part))
+        elif kind == "symbol":
+            said.append(_SYMBOLS.get(part) or _UNITS[part][1])
+        else:
+            # "3D", "100km": a letter after digits is read by its name.
+            said.append(part)
+    return " ".join(said)
+
+
+def _words_of(number, to: str = "cardinal") -> str:
+    import num2words
+
+    said = num2words.num2words(number, to=to).replace("-", " ").replace(",", "")
+    return said.replace(" and ", " ") if to == "cardinal" else said
+
+
+def _say_number(digits: str) -> str:
+    """A cardinal, a year or, if it starts with 0 or is very long, its digits."""
+    sign, plain = ("minus ", digits[1:]) if digits.startswith("-") else ("", digits)
+    has_commas = "," in plain
+    whole, _, fraction = plain.replace(",", "").partition(".")
+    if len(whole) > _MAX_DIGITS or (len(whole) > 1 and whole[0] == "0"):
+        said = " ".join(_words_of(int(d)) for d in whole)
+    elif len(whole) == 4 and not has_commas and not fraction and 1100 <= int(whole) < 2100:
+        said = _words_of(int(whole), "year").replace("oh-", "oh ").replace(" and ", " ")
+    else:
+        said = _words_of(int(whole))
+    if fraction:
+        said += " point " + " ".join(_words_of(int(d)) for d in fraction)
+    return sign + said
+
+
+def _say_money(part: str) -> str:
+    units, cents = (int(x) for x in part[1:].replace(",", "").split("."))
+    said = []
+    if units or not cents:
+        said.append(f"{_words_of(units)} {_UNITS[part[0]][units != 1]}")
+    if cents:
+        said.append(f"{_words_of(cents)} {_CENTS[part[0]][cents != 1]}")
+    return " and ".join(said)
+
+
+def _say_time(part: str) -> str:
+    hours, minutes = (int(x) for x in part.split(":"))
+    if minutes == 0:
+        return f"{_words_of(hours)} o'clock" if 0 < hours <= 12 else f"{_words_of(hours)} hundred"
+    return f"{_words_of(hours)} {'oh ' if minutes < 10 else ''}{_words_of(minutes)}"
+
+
+def _say_decade(part: str) -> str:
+    year = _words_of(int(part[:4]), "year")
+    return year[:-1] + "ies" if year.endswith("y") else year + "s"
+
+
+# --- Mandarin -------------------------------------------------------------------------------------
+
+_MANDARIN = re.compile(
+    r"(?P<date>\d{4}[-/.]\d{1,2}[-/.]\d{1,2}(?!\d))"
+    r"|(?P<year>\d{2,4}(?=年))"
+    r"|(?P<time>\d{1,2}[:：][0-5]\d(?!\d))"
+    r"|(?P<fraction>\d+/\d+(?![/\d]))"
+    r"|(?P<percent>-?\d+(?:\.\d+)?%)"
+    r"|(?P<money>[$¥￥€£]\d+(?:,\d{3})*(?:\.\d+)?)"
+    r"|(?P<range>\d+(?:\.\d+)?[-~—–]\d+(?:\.\d+)?(?![-~—–\d]))"
+    r"|(?P<number>(?<![A-Za-z0-9])-?\d+(?:,\d{3})*(?:\.\d+)?|\d+)"
+    r"|(?P<symbol>°C|℃|[%&+@=×÷])"
+    r"|(?P<latin>[A-Za-zÀ-ÿ]+(?:['’][A-Za-z]+)*)"
+    r"|(?P<space>\s+)"
+    r"|(?P<other>.)",
+    re.DOTALL,
+)
+_MANDARIN_UNITS = {"$": "美元", "¥": "元", "￥": "元", "€": "欧元", "£": "英镑"}
+_MANDARIN_SYMBOLS = {
+    "°C": "摄氏度",
+    "℃": "摄氏度",
+    "%": "百分之",
+    "&": "和",
+    "+": "加",
+    "@": "艾特",
+    "=": "等于",
+    "×": "乘",
+    "÷": "除以",
+}
+_DIGITS = "零一二三四五六七八九"
+# Before these 2 is said liǎng.
+_MEASURES = frozenset(
+    "个只本条位次天件张块杯瓶种家间辆双把棵片句首岁年倍篇封颗座台名层周组批斤米元"
+)
+
+
+def _mandarin(text: str) -> list[SpokenWord]:
+    # As long as the text, so that places are the same. The full-width comma stays: it never
+    # groups digits.
+    plain = text.translate({code: c for code, c in _FULL_WIDTH.items() if code != ord("，")})
+    pieces = []
+    for match in _MANDARIN.finditer(plain):
+        kind, part = match.lastgroup, match[0]
+        written = text[match.start() : match.end()]
+        if kind == "space":
+            pieces.append(SpokenWord(" ", ""))
+        elif kind == "other":
+            if is_han(part):
+                pieces.append(SpokenWord(written, part))
+            else:
+                pieces.append(SpokenWord(written, "", closing=_heard(part)))
+        elif kind == "latin":
+            pieces.append(SpokenWord(written, part))
+        else:
+            after = plain[match.end() : match.end() + 1]
+            pieces.append(SpokenWord(written, _say_mandarin(kind, part, after)))
+    return pieces
+
+
+def _say_mandarin(kind: str, part: str, after: str) -> str:
+    if kind == "date":
+        year, month, day = re.split("[-/.]", part)
+        return f"{_digits(year)}年{_number(month)}月{_number(day)}日"
+    if kind == "year":
+        return _digits(part)
+    if kind == "time":
+        hours, minutes = re.split("[:：]", part)
+        hours = "两" if int(hours) == 2 else _number(str(int(hours)))
+        if minutes == "00":
+            return f"{hours}点"
+        return f"{hours}点{'零' if minutes[0] == '0' else ''}{_number(str(int(minutes)))}分"
+    if kind == "fraction":
+        over, under = part.split("/")
+        return f"{_number(under)}分之{_number(over)}"
+    if kind == "percent":
+        sign = "负" if part[0] == "-" else ""
+        return f"{sign}百分之{_number(part.strip('-%'))}"
+    if kind == "money":
+        number = _number(part[1:].replace(",", ""))
+        return ("两" if number == "二" else number) + _MANDARIN_UNITS[part[0]]
+    if kind == "range":
+        first, second = re.split("[-~—–]", part)
+        return f"{_number(first)}到{_number(second)}"
+    if kind == "symbol":
+        return _MANDARIN_SYMBOLS[part]
+    if part == "2" and after in _MEASURES and after:
+        return "两"
+    sign, plain = ("负", part[1:]) if part[0] == "-" else ("", part)
+    return sign + _number(plain.replace(",", ""))
+
+
+def _digits(digits: str) -> str:
+    return "".join(_DIGITS[int(d)] for d in digits)
+
+
+def _number(digits: str) -> str:
+    whole, _, fraction = digits.partition(".")
+    if len(whole) > _MAX_DIGITS or (len(whole) > 1 and whole[0] == "0"):
+        said = _digits(whole)
+    else:
+        said = _cardinal(int(whole))
+    return f"{said}点{_digits(fraction)}" if fraction else said
+
+
+def _cardinal(number: int) -> str:
+    import cn2an
+
+    return cn2an.an2cn(str(number), "low")
+
+
+# --- scoring --------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _simplifier():
+    import opencc
+
+    return opencc.OpenCC("t2s")
+
+
+def to_simplified(text: str) -> str:
+    """Traditional characters as simplified ones."""
+    return _simplifier().convert(text)
+
+
+@functools.cache
+def _english_normaliser():
+    from whisper_normalizer.english import EnglishTextNormalizer
+
+    return EnglishTextNormalizer()
+
+
+def for_scoring(text: str, language: str) -> str:
+    """What error rates compare.
+
+    English through Whisper's normaliser (lower case, no punctuation, numbers in digits, American
+    spelling); Mandarin simplified, numbers in characters, Latin letters small, no punctuation and
+    no spaces.
+    """
+    if language == "en":
+        return _english_normaliser()(text)
+    said = normalise(to_simplified(text), language).lower()
+    return "".join(c for c in said if c.isalnum())
+
+
+def error_rate(reference: str, hypothesis: str, language: str) -> float:
+    """Word error rate, in Mandarin character error rate; over 1 if much was inserted.
+
+    Raises:
+      ValueError: a reference without words, or a language that is none of LANGUAGES.
+    """
+    import jiwer
+
+    if language not in LANGUAGES:
+        raise ValueError(f"language {language!r}, expected one of {LANGUAGES}")
+    want, got = for_scoring(reference, language), for_scoring(hypothesis, language)
+    if not want.strip():
+        raise ValueError(f"reference {reference!r} has no words, expected at least one")
+    return float((jiwer.wer if language == "en" else jiwer.cer)(want, got))
