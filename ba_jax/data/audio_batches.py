@@ -8,6 +8,8 @@ with packed rows, the batch of a step is a pure function of the data, settings, 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,18 +18,23 @@ import numpy as np
 from ba_jax.audio import lengths
 from ba_jax.audio.io import AudioError
 from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL, log_mel, whisper_log_mel
-from ba_jax.audio.resample import resample
 from ba_jax.data import features
 from ba_jax.data.augment import Augmentation
-from ba_jax.data.examples import NotForTask, stable_hash
+from ba_jax.data.examples import NotForTask
 from ba_jax.data.features import ON_ERROR, Bucket, ModelFormat
-from ba_jax.data.index import count
-from ba_jax.data.mixture import Draws, Interleaved, Selection
+from ba_jax.data.index import Count, count
+from ba_jax.data.mixture import Draws, Interleaved, Selection, check_mixture, check_rows
 from ba_jax.data.record import Record, RecordError, RecordSource
 
-FEATURES = ("wave", "whisper_mel", "hifigan_mel", "flow_mel")
 WAVE_RATE = 24000
 """Hz of `AudioBatch.wave_BS`, the vocoder's."""
+FEATURES = {
+    "wave": WAVE_RATE,
+    "whisper_mel": lengths.SAMPLE_RATE,
+    "hifigan_mel": HIFIGAN_MEL.sample_rate,
+    "flow_mel": FLOW_MEL.sample_rate,
+}
+"""Feature -> rate of the wave that it is computed from, Hz."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +46,8 @@ class AudioSettings:
         kind of record.
       buckets: clip lengths; `count` clips of that length in the global batch.
       crop: take one random window of a bucket's length from each recording, instead of all of it in
-        pieces. Needs a single bucket; shorter recordings are padded.
+        pieces. Needs a single bucket; shorter recordings are padded, and count with the length they
+        have.
       features: which of FEATURES to compute.
       augmentation: of the wave that `whisper_mel` is computed from, and of that mel; speed changes
         all features.
@@ -49,7 +57,7 @@ class AudioSettings:
     mixture: tuple[Selection, ...]
     buckets: tuple[Bucket, ...]
     crop: bool = False
-    features: tuple[str, ...] = FEATURES
+    features: tuple[str, ...] = tuple(FEATURES)
     augmentation: Augmentation = Augmentation()
     seed: int = 0
     on_error: str = "fail"
@@ -61,14 +69,15 @@ class AudioSettings:
             raise ValueError(f"on_error = {self.on_error!r}, expected one of {ON_ERROR}")
         unknown = sorted(set(self.features) - set(FEATURES))
         if unknown or not self.features:
-            raise ValueError(f"features = {self.features}, expected some of {FEATURES}")
+            raise ValueError(f"features = {self.features}, expected some of {tuple(FEATURES)}")
         if not self.buckets or (self.crop and len(self.buckets) != 1):
             raise ValueError(f"{len(self.buckets)} buckets, expected 1 with crop, else 1 or more")
         for selection in self.mixture:
             if selection.task != "audio":
                 raise ValueError(f"{selection.name}: task {selection.task!r}, expected 'audio'")
-        if not self.mixture:
-            raise ValueError("an empty mixture")
+        check_mixture(self.mixture)
+        if self.seed < 0:
+            raise ValueError(f"seed {self.seed}, expected at least 0")
 
 
 class AudioBatch(NamedTuple):
@@ -94,10 +103,6 @@ class AudioBatch(NamedTuple):
     skipped_B: np.ndarray
 
 
-def _speed(augmentation: Augmentation, record: Record) -> float:
-    return augmentation.speed_factor(np.random.default_rng(stable_hash(record.id)))
-
-
 @dataclasses.dataclass(frozen=True)
 class _Measure:
     """(part, first 16 kHz sample, samples, bucket) of every clip of a record."""
@@ -110,11 +115,12 @@ class _Measure:
     def __call__(self, record: Record) -> list[tuple[int, ...]]:
         if self.languages and record.language not in self.languages:
             raise NotForTask("another language")
+        speed = features.speed_of(record, self.augmentation)
         rows = []
         for number, part in enumerate(record.parts):
             if not part.audio or not part.loss:
                 continue
-            samples = features.total_samples(part.seconds, _speed(self.augmentation, record))
+            samples = features.total_samples(part.seconds, speed)
             if self.crop:
                 if features.code_frames(samples):
                     rows.append((number, 0, samples, 0))
@@ -148,7 +154,8 @@ class AudioBatches:
     ):
         self.settings, self.model = settings, model
         self.buckets = features.check_buckets(settings.buckets)
-        self._sources = [RecordSource(s.dataset, s.split) for s in settings.mixture]
+        opened = functools.cache(RecordSource)  # members often share a dataset
+        self._sources = [opened(s.dataset, s.split) for s in settings.mixture]
         self._counts = []
         for selection, source in zip(settings.mixture, self._sources, strict=True):
             measure = _Measure(
@@ -172,10 +179,10 @@ class AudioBatches:
     def _plan(self) -> None:
         """Which clips each bucket has of each member, and how often each is drawn."""
         settings = self.settings
-        hours = [counted.rows_NK[:, 2].sum() for counted in self._counts]
+        hours = [self._drawn(counted).sum() for counted in self._counts]
         # A clip's chance to be drawn: in proportion to its member's weight by hours.
         rates = [s.weight / h for s, h in zip(settings.mixture, hours, strict=True)]
-        self._streams, used, steps = [], [], []
+        self._streams, steps = [], []
         for number, bucket in enumerate(self.buckets):
             clips = [np.flatnonzero(c.rows_NK[:, 3] == number) for c in self._counts]
             members = [which for which, found in enumerate(clips) if len(found)]
@@ -184,9 +191,13 @@ class AudioBatches:
             weights = [rates[which] * len(clips[which]) for which in members]
             draws = Draws([len(clips[w]) for w in members], weights, settings.seed + number)
             self._streams.append((bucket, members, [clips[w] for w in members], draws))
-            used.append(bucket)
             steps.append(sum(weights) / bucket.count)
-        self._steps = Interleaved([share / sum(steps) for share in steps])
+        self._steps = Interleaved(steps)
+
+    def _drawn(self, counted: Count) -> np.ndarray:
+        """16 kHz samples that each clip gives when it is drawn."""
+        longest = self.buckets[-1].samples
+        return np.minimum(counted.rows_NK[:, 2], longest)
 
     def bucket(self, step: int) -> Bucket:
         """The bucket of a step's batch."""
@@ -201,43 +212,54 @@ class AudioBatches:
 
         Raises:
           RecordError: a damaged record, if the settings say "fail".
+          IndexError: a step below 0, or a row that the batch does not have.
         """
+        rows = check_rows(step, rows, self.global_rows(step))
         stream, number = self._steps[step]
         bucket, members, clips, draws = self._streams[stream]
-        rows = range(bucket.count) if rows is None else rows
         batch = self._empty(bucket, len(rows))
         for place, row in enumerate(rows):
             draw = number * bucket.count + row
             which, item = draws[draw]
-            member = members[which]
+            member, clip = members[which], clips[which][item]
+            index = int(self._counts[member].records_N[clip])
             rng = np.random.default_rng([self.settings.seed, stream, draw])
             try:
-                wave_S = self._wave(member, int(clips[which][item]), bucket, rng)
-                self._fill(batch, place, wave_S, rng)
+                record = self._sources[member][index]
+                row = self._counts[member].rows_NK[clip].tolist()
+                samples, waves = self._waves(record, row, rng)
+                self._fill(batch, place, samples, waves, rng)
             except (RecordError, AudioError) as error:
+                where = f"{self.settings.mixture[member].name}, record {index}: {error}"
                 if self.settings.on_error == "fail":
-                    name = self.settings.mixture[member].name
-                    raise RecordError(f"{name}: {error}") from None
+                    raise RecordError(where) from None
+                logging.warning("skipped: %s", where)
                 self._clear(batch, place)
         return batch
 
-    def _wave(self, member: int, clip: int, bucket: Bucket, rng) -> np.ndarray:
-        """A clip's wave at WAVE_RATE."""
-        counted = self._counts[member]
-        record = self._sources[member][int(counted.records_N[clip])]
-        number, start, samples, _ = counted.rows_NK[clip]
+    def _waves(self, record: Record, clip: Sequence[int], rng) -> tuple[int, dict[int, np.ndarray]]:
+        """A clip's 16 kHz samples, and its wave at each rate that is needed."""
+        number, first, samples, _ = clip
+        if number >= len(record.parts):
+            raise RecordError(f"part {number} of {len(record.parts)}: changed since it was counted")
         part = record.parts[number]
-        speed = _speed(self.settings.augmentation, record)
-        wave_S = features.decode(part.audio, part.seconds, WAVE_RATE, speed)
-        first, size = _at_wave_rate(start), _at_wave_rate(samples)
+        speed = features.speed_of(record, self.settings.augmentation)
+        rates = sorted({FEATURES[name] for name in self.settings.features})
+        waves = features.decode(part.audio, part.seconds, rates, speed)
         if self.settings.crop:
-            window = _at_wave_rate(bucket.samples)
-            first = int(rng.integers(max(0, len(wave_S) - window) + 1))
-            size = window
-        return wave_S[first : first + size]
+            window = self.buckets[0].samples
+            first = int(rng.integers(max(0, samples - window) + 1))
+            samples = min(samples, window)
+        pieces = {}
+        for wave_S, rate in zip(waves, rates, strict=True):
+            start, size = _samples_at(rate, first), _samples_at(rate, samples)
+            piece_S = wave_S[start : start + size]
+            # Lengths are rounded at each rate for itself: a sample may be missing at the end.
+            pieces[rate] = np.pad(piece_S, (0, size - len(piece_S)))
+        return samples, pieces
 
     def _shapes(self, bucket: Bucket) -> dict[str, tuple[int, ...]]:
-        samples = _at_wave_rate(bucket.samples)
+        samples = _samples_at(WAVE_RATE, bucket.samples)
         return {
             "wave": (samples,),
             "whisper_mel": (bucket.mel_frames, self.model.mel_bins),
@@ -257,26 +279,28 @@ class AudioBatches:
         zeros = {name: np.zeros(rows, np.int32) for name in ("samples_B", "skipped_B")}
         return AudioBatch(**arrays, **zeros)
 
-    def _fill(self, batch: AudioBatch, place: int, wave_S: np.ndarray, rng) -> None:
+    def _fill(
+        self, batch: AudioBatch, place: int, samples: int, waves: dict[int, np.ndarray], rng
+    ) -> None:
         augmentation = self.settings.augmentation
-        wave16_S = resample(wave_S, WAVE_RATE, lengths.SAMPLE_RATE)
         if batch.wave_BS is not None:
+            wave_S = waves[WAVE_RATE]
             batch.wave_BS[place, : len(wave_S)] = wave_S
         if batch.whisper_mel_BTM is not None:
-            heard_S = augmentation.wave(wave16_S, rng)
+            heard_S = augmentation.wave(waves[lengths.SAMPLE_RATE], rng)
             mel_TM = whisper_log_mel(heard_S, features.mel_geometry(self.model.mel_bins))
             mel_TM = augmentation.mel(mel_TM, rng)
             batch.whisper_mel_BTM[place, : len(mel_TM)] = mel_TM
             batch.whisper_lengths_B[place] = len(mel_TM)
-        for mel_BTM, lengths_B, wave, geometry in (
-            (batch.hifigan_mel_BTM, batch.hifigan_lengths_B, wave16_S, HIFIGAN_MEL),
-            (batch.flow_mel_BTM, batch.flow_lengths_B, wave_S, FLOW_MEL),
+        for mel_BTM, lengths_B, geometry in (
+            (batch.hifigan_mel_BTM, batch.hifigan_lengths_B, HIFIGAN_MEL),
+            (batch.flow_mel_BTM, batch.flow_lengths_B, FLOW_MEL),
         ):
             if mel_BTM is not None:
-                mel_TM = log_mel(wave, geometry)
+                mel_TM = log_mel(waves[geometry.sample_rate], geometry)
                 mel_BTM[place, : len(mel_TM)] = mel_TM
                 lengths_B[place] = len(mel_TM)
-        batch.samples_B[place] = len(wave_S)
+        batch.samples_B[place] = _samples_at(WAVE_RATE, samples)
 
     def _clear(self, batch: AudioBatch, place: int) -> None:
         for array in batch:
@@ -294,13 +318,14 @@ class AudioBatches:
                 "left_out": counted.left_out,
             }
         for number, bucket in enumerate(self.buckets):
-            sizes = [c.rows_NK[c.rows_NK[:, 3] == number, 2] for c in self._counts]
+            sizes = [self._drawn(c)[c.rows_NK[:, 3] == number] for c in self._counts]
             clips = sum(map(len, sizes))
-            seconds = sum(s.sum() for s in sizes) / lengths.SAMPLE_RATE
-            share = min(1.0, seconds / (clips * bucket.seconds)) if clips else 0.0
+            samples = sum(s.sum() for s in sizes)
+            share = samples / (clips * bucket.samples) if clips else 0.0
             found[f"bucket {bucket.seconds:g} s"] = {"clips": clips, "real_share": float(share)}
         return found
 
 
-def _at_wave_rate(samples: int) -> int:
-    return int(samples) * WAVE_RATE // lengths.SAMPLE_RATE
+def _samples_at(rate: int, samples: int) -> int:
+    """Samples at a rate, of so many at 16 kHz."""
+    return samples * rate // lengths.SAMPLE_RATE

@@ -48,11 +48,9 @@ class Augmentation:
 
     def speed_factor(self, rng: np.random.Generator) -> float:
         """One of the speeds."""
-        return (
-            self.speeds[int(rng.integers(len(self.speeds)))]
-            if len(self.speeds) > 1
-            else (self.speeds[0])
-        )
+        if len(self.speeds) == 1:
+            return self.speeds[0]
+        return self.speeds[int(rng.integers(len(self.speeds)))]
 
     def wave(self, wave_S: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Adds noise, perhaps; a silent wave stays as it is."""

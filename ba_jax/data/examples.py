@@ -157,6 +157,11 @@ class ExampleMaker:
             else:
                 turns.append((part.role, values))
             owners += [part] * len(values)
+        roles = [role for role, _ in turns if role != "system"]
+        if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+            raise NotForTask("turns that are not user, assistant, user, assistant, ...")
+        if any(role == "system" for role, _ in turns[1:]):
+            raise NotForTask("a system turn that is not the first")
         return (turns,), owners
 
     def _heard(self, part: Part, record: Record) -> tasks.Speech:

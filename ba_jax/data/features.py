@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,12 +16,17 @@ import numpy as np
 from ba_jax.audio import lengths
 from ba_jax.audio.io import AudioError, read_audio
 from ba_jax.audio.mel import MelGeometry, whisper_log_mel
+from ba_jax.audio.resample import resample
 from ba_jax.config import ConfigError, from_mapping
 from ba_jax.data.augment import Augmentation
+from ba_jax.data.examples import stable_hash
+from ba_jax.data.record import Record
 from ba_jax.vocab import AudioTokens
 
 _TOLERANCE = 0.1  # seconds that a decoded file may differ from its stated length; codecs pad
 
+FRAME_SECONDS = 0.08
+"""Of a frame of codes."""
 
 ON_ERROR = ("fail", "skip")
 """What to do with a damaged record: stop, or leave it out and count it."""
@@ -106,9 +110,14 @@ def code_frames(samples: int) -> int:
     return lengths.bridge_length(lengths.encoder_length(lengths.mel_length(samples)))
 
 
-def total_samples(seconds: float, speed: float = 1.0) -> int:
-    """16 kHz samples of a recording, played `speed` times as fast."""
-    return round(seconds * lengths.SAMPLE_RATE / speed)
+def speed_of(record: Record, augmentation: Augmentation) -> float:
+    """A record's speed, the same whenever it is drawn: its number of frames must not change."""
+    return augmentation.speed_factor(np.random.default_rng(stable_hash(record.id)))
+
+
+def total_samples(seconds: float, speed: float = 1.0, rate: int = lengths.SAMPLE_RATE) -> int:
+    """Samples of a recording at `rate`, played `speed` times as fast."""
+    return round(seconds * rate / speed)
 
 
 def chunk_samples(samples: int, max_seconds: float) -> tuple[int, ...]:
@@ -126,27 +135,28 @@ def bucket_of(samples: int, buckets: Sequence[Bucket]) -> int:
     return next(i for i, bucket in enumerate(buckets) if samples <= bucket.samples)
 
 
-def decode(audio: bytes, seconds: float, rate: int, speed: float = 1.0) -> np.ndarray:
-    """A recording as a mono wave (S,) at `rate`, S = round(seconds * rate / speed) exactly.
+def decode(
+    audio: bytes, seconds: float, rates: Sequence[int], speed: float = 1.0
+) -> list[np.ndarray]:
+    """A recording as mono waves (S,), one at each of `rates`, S = round(seconds * rate / speed).
 
     Played faster, its pitch rises (speed perturbation).
 
     Raises:
       AudioError: a damaged file, or one whose length is not the stated one.
     """
-    wave_S, stored = read_audio(io.BytesIO(audio), sample_rate=None, mono=True)
-    if abs(len(wave_S) / stored - seconds) > _TOLERANCE:
+    # The bound keeps a file that states little from being decoded whole.
+    wave_S, stored = read_audio(audio, max_seconds=seconds + _TOLERANCE)
+    if len(wave_S) / stored < seconds - _TOLERANCE:
         raise AudioError(f"audio of {len(wave_S) / stored:.3f} s, expected {seconds:.3f} s")
     # Reading a recording as if its rate were higher plays it faster.
-    wave_S = _resample(wave_S, round(stored * speed), rate)
-    samples = round(seconds * rate / speed)
-    return np.pad(wave_S[:samples], (0, max(0, samples - len(wave_S))))
-
-
-def _resample(wave_S: np.ndarray, source: int, target: int) -> np.ndarray:
-    from ba_jax.audio.resample import resample
-
-    return wave_S if source == target else resample(wave_S, source, target)
+    source = round(stored * speed)
+    waves = []
+    for rate in rates:
+        at_rate_S = wave_S if source == rate else resample(wave_S, source, rate)
+        samples = total_samples(seconds, speed, rate)
+        waves.append(np.pad(at_rate_S[:samples], (0, max(0, samples - len(at_rate_S)))))
+    return waves
 
 
 def chunk_mels(

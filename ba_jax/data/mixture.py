@@ -1,19 +1,20 @@
 """Which item is drawn when: a weighted mixture, as a pure function of the draw's number.
 
-Grain's MapDatasets do the work: each member is shuffled anew every epoch, the members are
-interleaved evenly by weight. Any draw is found at once, so there is no state to save or to wind on.
+Each member is shuffled anew every epoch (by Grain), the members are interleaved evenly by weight.
+Any draw is found at once, so there is no state to save or to wind on.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Sequence
 
 from ba_jax.data.examples import ExampleMaker
 from ba_jax.data.record import LANGUAGES
 
-_MANY = 1 << 60
+_PARTS = 1 << 32  # a whole, divided by weights: shares are exact to 2e-10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,91 +41,122 @@ class Selection:
     def __post_init__(self):
         self.maker()  # checks what it is given
         if not 0 < self.weight < float("inf"):
-            raise ValueError(f"{self.name}: weight {self.weight}, expected more than 0")
+            raise ValueError(f"{self.name}: weight {self.weight}, expected a number above 0")
         unknown = set(self.languages) - set(LANGUAGES)
         if unknown:
             raise ValueError(f"{self.name}: languages {sorted(unknown)}, expected of {LANGUAGES}")
 
     @property
     def name(self) -> str:
-        """For messages: "embedded/train/asr"."""
-        return f"{self.dataset}/{self.split}/{self.task}"
+        """For messages and reports: "embedded/train/asr", ".../sft/spoken-written/zh"."""
+        more = [f"{self.questions}-{self.answers}"] if self.task == "sft" else []
+        more += ["+".join(self.languages)] if self.languages else []
+        return "/".join([self.dataset, self.split, self.task, *more])
 
     def maker(self, frames=None) -> ExampleMaker:
         """Makes this member's examples; `frames` as in `ExampleMaker`."""
         return ExampleMaker(self.task, frames, self.questions, self.answers)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Members:
-    """Numbers (which, 0), (which, 1), ... for Grain to shuffle and mix."""
+def check_mixture(mixture: Sequence[Selection]) -> None:
+    """Checks that there are members, and none twice.
 
-    which: int
-    size: int
+    Raises:
+      ValueError: naming the member.
+    """
+    names = [selection.name for selection in mixture]
+    if not names:
+        raise ValueError("an empty mixture, expected at least 1 member")
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name}: {names.count(name)} members of this name, expected 1")
 
-    def __len__(self) -> int:
-        return self.size
 
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        return self.which, int(index)
+def check_rows(step: int, rows: Sequence[int] | None, count: int) -> Sequence[int]:
+    """Returns the rows asked for, all `count` if None.
+
+    Raises:
+      IndexError: a step below 0, or a row that the batch does not have.
+    """
+    if step < 0:
+        raise IndexError(f"step {step}, expected 0 or more")
+    rows = range(count) if rows is None else rows
+    for row in rows:
+        if not 0 <= row < count:
+            raise IndexError(f"row {row} of step {step}, expected 0 to {count - 1}")
+    return rows
+
+
+class Interleaved:
+    """Which of several streams each place takes, and how many that stream was given before.
+
+    `interleaved[place]` is (stream, number); by weight, evenly, without randomness: of the first n
+    places a stream has its share of n, give or take less than two.
+
+    Args:
+      weights: of the streams, relative to each other.
+
+    Raises:
+      ValueError: no weights, or one that is not a number above 0.
+    """
+
+    def __init__(self, weights: Sequence[float]):
+        if not weights or not all(0 < weight < float("inf") for weight in weights):
+            raise ValueError(f"weights {list(weights)}, expected one or more numbers above 0")
+        total = sum(weights)
+        self._parts = [max(1, round(_PARTS * (weight / total))) for weight in weights]
+
+    def __getitem__(self, place: int) -> tuple[int, int]:
+        place = operator.index(place)
+        if place < 0:
+            raise IndexError(f"place {place}, expected 0 or more")
+        whole = sum(self._parts)
+        last = len(self._parts) - 1
+        # The first stream takes its part of the places, the next one its part of those left, ...
+        for stream, part in enumerate(self._parts[:last]):
+            left = place * (whole - part) // whole
+            if (place + 1) * (whole - part) // whole == left:
+                return stream, place - left
+            place, whole = left, whole - part
+        return last, place
 
 
 class Draws:
     """The order in which the items of several members are drawn, without end.
 
     `draws[j]` is (member, item). Over an epoch of a member each of its items is drawn once; any run
-    of draws holds the members in proportion to their weights, as nearly as whole numbers can.
+    of draws holds the members in proportion to their weights, see `Interleaved`.
 
     Args:
       sizes: items of each member, at least 1.
       weights: how often a member is drawn, relative to the others.
       seed: of the order.
+
+    Raises:
+      ValueError: no members, an empty one, or a weight that is not a number above 0.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int):
-        if not sizes or min(sizes) < 1 or min(weights) <= 0:
-            raise ValueError(
-                f"sizes {sizes}, weights {weights}: expected items and weights above 0"
-            )
+        if len(sizes) != len(weights) or not sizes or min(sizes) < 1:
+            raise ValueError(f"sizes {list(sizes)}: expected {len(weights)} of at least 1")
         self.sizes, self.weights, self.seed = tuple(sizes), tuple(weights), seed
+        self._mixed = Interleaved(weights)
 
     @functools.cached_property
-    def _mixed(self):
+    def _members(self):
         import grain
 
         members = []
         for which, size in enumerate(self.sizes):
-            source = grain.MapDataset.source(_Members(which, size))
-            # Not `seed + which`: neighbouring seeds must not share a member's order.
-            source = source.seed((self.seed * 1_000_003 + which * 7_919) % (1 << 31))
-            members.append(source.shuffle().repeat())
-        return grain.MapDataset.mix(members, weights=self.weights)
+            # Not `seed + which`: neighbouring seeds must not share a member's order; and Grain
+            # shuffles epoch e of seed s as epoch 0 of seed s + e.
+            seed = (self.seed * 1_000_003 + which * 50_331_653) % (1 << 31)
+            members.append(grain.MapDataset.range(int(size)).seed(seed).shuffle().repeat())
+        return members
 
     def __getitem__(self, draw: int) -> tuple[int, int]:
-        return self._mixed[draw]
+        which, number = self._mixed[draw]
+        return which, int(self._members[which][number])
 
     def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name != "_mixed"}
-
-
-class Interleaved:
-    """Which of several streams a step takes, and how many it took of that stream before.
-
-    `interleaved[step]` is (stream, number); by weight, evenly, without randomness.
-    """
-
-    def __init__(self, weights: Sequence[float]):
-        self.weights = tuple(weights)
-
-    @functools.cached_property
-    def _mixed(self):
-        import grain
-
-        streams = [grain.MapDataset.source(_Members(i, _MANY)) for i in range(len(self.weights))]
-        return grain.MapDataset.mix(streams, weights=self.weights)
-
-    def __getitem__(self, step: int) -> tuple[int, int]:
-        return self._mixed[step]
-
-    def __getstate__(self):
-        return {"weights": self.weights}
+        return {name: value for name, value in self.__dict__.items() if name != "_members"}

@@ -18,19 +18,21 @@ import numpy as np
 
 from ba_jax.audio import lengths
 from ba_jax.audio.io import AudioError
-from ba_jax.data import features
+from ba_jax.data import features, tasks
 from ba_jax.data.augment import Augmentation
-from ba_jax.data.examples import audio_segments, stable_hash
+from ba_jax.data.examples import NotForTask, audio_segments
 from ba_jax.data.features import ON_ERROR, Bucket, ModelFormat
 from ba_jax.data.index import count
-from ba_jax.data.mixture import Draws, Selection
+from ba_jax.data.mixture import Draws, Selection, check_mixture, check_rows
 from ba_jax.data.packing import PackedRows, Packing, pack, to_rows
 from ba_jax.data.record import Part, Record, RecordError, RecordSource, dataset_directory
-from ba_jax.data.sequence import to_sequence
-from ba_jax.data.text_tokenizer import load_text_tokenizer
+from ba_jax.data.sequence import SequenceError, to_sequence
+from ba_jax.data.text_tokenizer import TokenizerError, load_text_tokenizer
+from ba_jax.vocab import CodeError
 
-_WINDOW = 1024  # examples packed together
+_WINDOW = 1024  # examples packed together, beside as many at most that wait from before
 _FULL = 0.97  # rows below this share are packed again with the next window
+_TOO_LONG = "too long for a row"
 UNITS = ("tokens", "hours")
 AUDIO = ("features", "codes")
 
@@ -71,10 +73,11 @@ class PackedSettings:
         for name, allowed in (("unit", UNITS), ("audio", AUDIO), ("on_error", ON_ERROR)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} = {getattr(self, name)!r}, expected one of {allowed}")
-        if not self.mixture or self.row_length < 1 or self.rows < 1:
+        check_mixture(self.mixture)
+        if self.row_length < 1 or self.rows < 1 or self.seed < 0:
             raise ValueError(
-                f"{len(self.mixture)} members, row_length {self.row_length}, rows {self.rows}: "
-                "expected at least 1 of each"
+                f"row_length {self.row_length}, rows {self.rows}, seed {self.seed}: "
+                "expected at least 1, 1 and 0"
             )
         if self.audio == "features" and not self.buckets:
             raise ValueError("audio = 'features' needs buckets")
@@ -111,24 +114,7 @@ class PackedBatch(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Measure:
-    """Positions, 10 ms of speech, and chunks that need the i-th bucket or a longer one."""
-
-    layout: _Layout
-
-    def __call__(self, record: Record) -> list[tuple[int, ...]]:
-        example, sequence = self.layout(record)
-        chunks = [
-            n for part in audio_segments(example) for n in self.layout.chunks(part.seconds, record)
-        ]
-        buckets = self.layout.buckets
-        needed = [features.bucket_of(samples, buckets) for samples in chunks] if buckets else []
-        loads = [sum(n >= i for n in needed) for i in range(len(buckets))]
-        return [(len(sequence), round(100 * record.seconds), *loads)]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Layout:
+class Layout:
     """From a record to its example and sequence, without decoding audio."""
 
     selection: Selection
@@ -141,26 +127,68 @@ class _Layout:
     def _maker(self):
         return self.selection.maker(self.frames if self.buckets else None)
 
-    def speed(self, record: Record) -> float:
-        """Depends on the record alone: the number of frames must not change between epochs."""
-        return self.augmentation.speed_factor(np.random.default_rng(stable_hash(record.id)))
-
     def chunks(self, seconds: float, record: Record) -> tuple[int, ...]:
-        if not self.buckets:
-            return ()
-        samples = features.total_samples(seconds, self.speed(record))
+        """Samples of the chunks that a recording is cut into."""
+        speed = features.speed_of(record, self.augmentation)
+        samples = features.total_samples(seconds, speed)
         return features.chunk_samples(samples, self.buckets[-1].seconds)
 
     def frames(self, part: Part, record: Record) -> int:
+        """Frames of codes of a part's recording."""
         return sum(features.code_frames(n) for n in self.chunks(part.seconds, record))
 
     def __call__(self, record: Record):
-        from ba_jax.data.examples import NotForTask
+        """(example, sequence).
 
+        Raises:
+          NotForTask: a reason to leave the record out.
+          RecordError: codes, turns or texts that make no example.
+        """
         if self.selection.languages and record.language not in self.selection.languages:
             raise NotForTask("another language")
-        example = self._maker(record)
-        return example, to_sequence(example, self.tokenizer, self.codebook_sizes)
+        try:
+            example = self._maker(record)
+            return example, to_sequence(example, self.tokenizer, self.codebook_sizes)
+        except (tasks.TaskError, SequenceError, CodeError, TokenizerError) as error:
+            raise RecordError(str(error)) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measure:
+    """Positions, 10 ms of speech, and chunks that need the i-th bucket or a longer one."""
+
+    layout: Layout
+
+    def __call__(self, record: Record) -> list[tuple[int, ...]]:
+        example, sequence = self.layout(record)
+        audio, buckets = audio_segments(example), self.layout.buckets
+        if not buckets:
+            frames = sum(len(segment.codes_NQ) for segment in audio)
+            return [(len(sequence), round(100 * frames * features.FRAME_SECONDS))]
+        needed = [
+            features.bucket_of(samples, buckets)
+            for segment in audio
+            for samples in self.layout.chunks(segment.seconds, record)
+        ]
+        loads = [sum(n >= i for n in needed) for i in range(len(buckets))]
+        seconds = sum(segment.seconds for segment in audio)
+        return [(len(sequence), round(100 * seconds), *loads)]
+
+
+def open_layouts(settings: PackedSettings, model: ModelFormat) -> list[Layout]:
+    """The layout of each member of a mixture.
+
+    Raises:
+      TokenizerError: no tokenizer there, or not the one that the model was made for.
+    """
+    tokenizer = load_text_tokenizer(dataset_directory(settings.tokenizer))
+    tokenizer.check_against(model.tokens, model.vocab_size)
+    with_mels = settings.audio == "features"
+    buckets = features.check_buckets(settings.buckets) if with_mels else ()
+    return [
+        Layout(selection, tokenizer, model.codebook_sizes, buckets, settings.augmentation)
+        for selection in settings.mixture
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,12 +197,14 @@ class Member:
 
     Attributes:
       records_N: record numbers, row by row.
+      lengths_N: the positions that each takes.
       starts_R: where each row begins in them, and the end; one more than there are rows.
       tokens, hours: in all its rows.
       left_out: reason -> records that no example was made of.
     """
 
     records_N: np.ndarray
+    lengths_N: np.ndarray
     starts_R: np.ndarray
     tokens: int
     hours: float
@@ -185,9 +215,10 @@ class Member:
         """How many rows it fills."""
         return len(self.starts_R) - 1
 
-    def row(self, number: int) -> np.ndarray:
-        """Record numbers of a row."""
-        return self.records_N[self.starts_R[number] : self.starts_R[number + 1]]
+    def row(self, number: int) -> list[tuple[int, int]]:
+        """(record number, positions) of a row's examples, in order."""
+        here = slice(self.starts_R[number], self.starts_R[number + 1])
+        return list(zip(self.records_N[here].tolist(), self.lengths_N[here].tolist(), strict=True))
 
 
 class PackedBatches:
@@ -210,24 +241,13 @@ class PackedBatches:
         progress: Callable[[int], None] | None = None,
     ):
         self.settings, self.model = settings, model
-        self.tokenizer = load_text_tokenizer(dataset_directory(settings.tokenizer))
-        self.tokenizer.check_against(model.tokens, model.vocab_size)
-        with_mels = settings.audio == "features"
-        self.buckets = features.check_buckets(settings.buckets) if with_mels else ()
+        self._layouts = open_layouts(settings, model)
+        self.buckets = self._layouts[0].buckets
         # Chunks that fit a bucket fit all longer ones too.
         counts = [bucket.count for bucket in self.buckets]
         self._capacity_K = [sum(counts[i:]) for i in range(len(counts))]
-        self._layouts = [
-            _Layout(
-                selection,
-                self.tokenizer,
-                model.codebook_sizes,
-                self.buckets,
-                settings.augmentation,
-            )
-            for selection in settings.mixture
-        ]
-        self._sources = [RecordSource(s.dataset, s.split) for s in settings.mixture]
+        opened = functools.cache(RecordSource)  # members often share a dataset
+        self._sources = [opened(s.dataset, s.split) for s in settings.mixture]
         self.members = [
             self._pack_member(layout, source, progress)
             for layout, source in zip(self._layouts, self._sources, strict=True)
@@ -236,10 +256,12 @@ class PackedBatches:
             [member.rows for member in self.members], self._row_weights(), settings.seed
         )
 
-    def _pack_member(self, layout: _Layout, source: RecordSource, progress) -> Member:
+    def _pack_member(self, layout: Layout, source: RecordSource, progress) -> Member:
         settings = self.settings
+        prompts = tasks.PROMPTS.get(layout.selection.task, {})
         key = {
             "selection": dataclasses.asdict(layout.selection) | {"weight": 1},
+            "prompts": {language: list(texts) for language, texts in prompts.items()},
             "tokenizer": hashlib.sha256(repr(layout.tokenizer.__reduce__()).encode()).hexdigest(),
             "codebook_sizes": layout.codebook_sizes,
             "buckets": [bucket.seconds for bucket in self.buckets],
@@ -258,7 +280,7 @@ class PackedBatches:
         rows, too_long = self._group(counted.rows_NK[:, 0], counted.rows_NK[:, 2:])
         left_out = dict(counted.left_out)
         if len(too_long):
-            left_out["longer than a row"] = len(too_long)
+            left_out[_TOO_LONG] = len(too_long)
         name = layout.selection.name
         if not rows:
             raise RecordError(f"{name}: nothing to learn from; left out: {left_out}")
@@ -267,6 +289,7 @@ class PackedBatches:
         packed = np.concatenate(rows)
         return Member(
             counted.records_N[packed],
+            counted.rows_NK[packed, 0],
             np.cumsum([0, *map(len, rows)]),
             int(counted.rows_NK[packed, 0].sum()),
             float(counted.rows_NK[packed, 1].sum() / 360_000),
@@ -276,6 +299,8 @@ class PackedBatches:
     def _group(self, lengths_N: np.ndarray, loads_NK: np.ndarray):
         """Rows as arrays of positions in the count, and what no row can hold."""
         order = np.random.default_rng(0).permutation(len(lengths_N))
+        needs_NK = np.column_stack([lengths_N, loads_NK])
+        capacity_K = np.asarray([self.settings.row_length, *self._capacity_K])
         rows, too_long = [], []
         waiting = np.zeros(0, np.int64)
         for start in range(0, len(order), _WINDOW):
@@ -288,14 +313,16 @@ class PackedBatches:
             )
             too_long.extend(window[list(packing.too_long)])
             groups = [window[list(row)] for row in packing.rows]
+            # A row whose chunks have run out is as full as one without positions left.
+            fills = [float((needs_NK[group].sum(0) / capacity_K).max()) for group in groups]
             is_last = start + _WINDOW >= len(order)
-            full = _FULL * self.settings.row_length
-            keep = [is_last or lengths_N[group].sum() >= full for group in groups]
-            # Where nothing gets full (buckets run out before positions), waiting would not help.
-            if not any(keep):
-                keep = [True] * len(groups)
-            rows.extend(group for group, kept in zip(groups, keep, strict=True) if kept)
-            again = [group for group, kept in zip(groups, keep, strict=True) if not kept]
+            again, places = [], 0 if is_last else _WINDOW
+            for at in np.argsort(fills, kind="stable"):
+                if fills[at] < _FULL and len(groups[at]) <= places:
+                    again.append(groups[at])
+                    places -= len(groups[at])
+                else:
+                    rows.append(groups[at])
             waiting = np.concatenate([np.zeros(0, np.int64), *again])
         return rows, too_long
 
@@ -309,86 +336,93 @@ class PackedBatches:
             weights.append(selection.weight * member.rows / amount)
         return [weight / sum(weights) for weight in weights]
 
-    @property
-    def global_rows(self) -> int:
-        """Rows of the global batch."""
+    def global_rows(self, step: int) -> int:
+        """Rows of the global batch, the same at every step."""
         return self.settings.rows
 
     def build(self, step: int, rows: Sequence[int] | None = None) -> PackedBatch:
         """Rows (default: all) of the global batch at a step.
 
         Raises:
-          RecordError, AudioError: a damaged record, if the settings say "fail".
+          RecordError: a damaged record, if the settings say "fail"; a dataset that has changed
+            since its records were counted.
+          IndexError: a step below 0, or a row that the batch does not have.
         """
-        rows = range(self.global_rows) if rows is None else rows
-        built = [self._row(step * self.global_rows + row) for row in rows]
-        return PackedBatch(
-            PackedRows(*map(np.concatenate, zip(*(row.rows for row in built), strict=True))),
-            tuple(
-                AudioChunks(
-                    *map(np.concatenate, zip(*(row.audio[i] for row in built), strict=True))
-                )
-                for i in range(len(self.buckets))
-            ),
-            np.concatenate([row.skipped_B for row in built]),
-        )
+        rows = check_rows(step, rows, self.settings.rows)
+        sequences, packed = [], []
+        skipped_B = np.zeros(len(rows), np.int32)
+        audio = self._empty_audio(len(rows))
+        for place, row in enumerate(rows):
+            found, chunks, skipped_B[place] = self._row(step * self.settings.rows + row)
+            packed.append(tuple(range(len(sequences), len(sequences) + len(found))))
+            sequences += found
+            self._into_buckets(audio, place, chunks)
+        codebooks = len(self.model.codebook_sizes)
+        packing = Packing(tuple(packed), (), ())
+        laid = to_rows(sequences, packing, self.settings.row_length, codebooks)
+        return PackedBatch(laid, audio, skipped_B)
 
-    def _row(self, draw: int) -> PackedBatch:
-        """A batch of one row."""
+    def _row(self, draw: int):
+        """A row's sequences, its chunks as (position, frames of codes, mel), how many it skips."""
         which, number = self._draws[draw]
         layout, source = self._layouts[which], self._sources[which]
         rng = np.random.default_rng([self.settings.seed, draw])
-        sequences, mels, skipped = [], [], 0
-        for index in self.members[which].row(number):
+        sequences, chunks = [], []
+        start = skipped = 0
+        for index, length in self.members[which].row(number):
+            name = f"{layout.selection.name}, record {index}"
             try:
-                record = source[int(index)]
+                record = source[index]
                 example, sequence = layout(record)
                 found = self._mels(example, sequence, layout, record, rng)
             except (RecordError, AudioError) as error:
                 if self.settings.on_error == "fail":
-                    raise RecordError(f"{layout.selection.name}, record {index}: {error}") from None
+                    raise RecordError(f"{name}: {error}") from None
+                logging.warning("skipped: %s: %s", name, error)
                 skipped += 1
                 continue
+            except NotForTask as reason:
+                raise RecordError(f"{name}: has changed since it was counted: {reason}") from None
+            if len(sequence) != length:
+                raise RecordError(
+                    f"{name}: has changed since it was counted: {len(sequence)} positions, "
+                    f"expected {length}"
+                )
             sequences.append(sequence)
-            mels.append(found)
-        if sum(map(len, sequences)) > self.settings.row_length:
-            raise RecordError(f"{source.directory}: it has changed since its records were counted")
-        packing = Packing((tuple(range(len(sequences))),), (), ())
-        rows = to_rows(
-            sequences, packing, self.settings.row_length, codebooks=len(self.model.codebook_sizes)
-        )
-        starts = np.cumsum([0, *map(len, sequences)])
-        chunks = [
-            (start + at, frames, mel_TM)
-            for start, found in zip(starts[:-1], mels, strict=True)
-            for at, frames, mel_TM in found
-        ]
-        return PackedBatch(rows, self._into_buckets(chunks), np.asarray([skipped], np.int32))
+            chunks += [(start + at, frames, mel_TM) for at, frames, mel_TM in found]
+            start += length
+        return sequences, chunks, skipped
 
-    def _mels(self, example, sequence, layout: _Layout, record: Record, rng):
+    def _mels(self, example, sequence, layout: Layout, record: Record, rng):
         """(position, frames of codes, mel) of each chunk of an example."""
+        augmentation = self.settings.augmentation
+        speed = features.speed_of(record, augmentation)
+        geometry = features.mel_geometry(self.model.mel_bins)
         found = []
         for span in sequence.spans:
             segment = example.segments[span.segment]
-            speed = layout.speed(record)
-            wave_S = features.decode(segment.audio, segment.seconds, lengths.SAMPLE_RATE, speed)
             chunks = layout.chunks(segment.seconds, record)
-            geometry = features.mel_geometry(self.model.mel_bins)
+            (wave_S,) = features.decode(
+                segment.audio, segment.seconds, [lengths.SAMPLE_RATE], speed
+            )
+            mels = features.chunk_mels(wave_S, chunks, geometry, augmentation, rng)
             at = span.start
-            mels = features.chunk_mels(wave_S, chunks, geometry, self.settings.augmentation, rng)
             for samples, mel_TM in zip(chunks, mels, strict=True):
                 frames = features.code_frames(samples)
                 found.append((at, frames, mel_TM))
                 at += frames
         return found
 
-    def _into_buckets(self, chunks) -> tuple[AudioChunks, ...]:
-        arrays = []
+    def _empty_audio(self, rows: int) -> tuple[AudioChunks, ...]:
+        found = []
         for bucket in self.buckets:
-            shape = (1, bucket.count, bucket.mel_frames, self.model.mel_bins)
-            zeros = (np.zeros((1, bucket.count), np.int32) for _ in range(3))
-            arrays.append(AudioChunks(np.zeros(shape, np.float32), *zeros))
-        used = [0] * len(arrays)
+            shape = (rows, bucket.count, bucket.mel_frames, self.model.mel_bins)
+            zeros = (np.zeros((rows, bucket.count), np.int32) for _ in range(3))
+            found.append(AudioChunks(np.zeros(shape, np.float32), *zeros))
+        return tuple(found)
+
+    def _into_buckets(self, audio: tuple[AudioChunks, ...], row: int, chunks) -> None:
+        used = [0] * len(audio)
         # The longest choose first: what they leave, shorter ones can use.
         for at, frames, mel_TM in sorted(chunks, key=lambda chunk: -len(chunk[2])):
             which = next(
@@ -396,13 +430,12 @@ class PackedBatches:
                 for i, bucket in enumerate(self.buckets)
                 if len(mel_TM) <= bucket.mel_frames and used[i] < bucket.count
             )
-            place = (0, used[which])
+            place = (row, used[which])
             used[which] += 1
-            arrays[which].mel_BCTM[place][: len(mel_TM)] = mel_TM
-            arrays[which].mel_lengths_BC[place] = len(mel_TM)
-            arrays[which].starts_BC[place] = at
-            arrays[which].frames_BC[place] = frames
-        return tuple(arrays)
+            audio[which].mel_BCTM[place][: len(mel_TM)] = mel_TM
+            audio[which].mel_lengths_BC[place] = len(mel_TM)
+            audio[which].starts_BC[place] = at
+            audio[which].frames_BC[place] = frames
 
     def report(self) -> dict[str, dict]:
         """What each member holds and how full its rows are."""

@@ -1,0 +1,102 @@
+"""A dataset of a few records of every kind, in both languages, with noise and tones for speech."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from ba_jax.audio.io import write_audio
+from ba_jax.data.features import ModelFormat
+from ba_jax.data.make_tokenizer import train_sentencepiece
+from ba_jax.data.record import Part, Record, shard_name, write_metadata, write_shard
+from ba_jax.vocab import AudioTokens
+
+CODEBOOK_SIZES = (512, 256, 128, 64, 64, 64, 64, 64)
+FORMAT = ModelFormat(CODEBOOK_SIZES, 128, 4096, AudioTokens(*range(3, 12)))
+"""The nano model's, see `configs/models.py`."""
+
+TEXTS = {
+    "en": ("what is two and three", "two and three is five", "the sky is blue", "come in, please"),
+    "zh": ("二加三等于几", "二加三等于五", "天空是蓝色的", "请进"),
+}
+SECONDS = (0.5, 1.0, 2.25, 0.9, 3.1, 1.6)
+
+
+def speech(seconds: float, seed: int = 0, format: str = "opus", rate: int = 24000) -> bytes:
+    """An encoded file of a tone in noise."""
+    rng = np.random.default_rng(seed)
+    time_S = np.arange(round(seconds * rate)) / rate
+    wave_S = 0.3 * np.sin(2 * np.pi * (120 + 20 * (seed % 20)) * time_S)
+    wave_S += 0.05 * rng.standard_normal(len(time_S))
+    stream = io.BytesIO()
+    write_audio(stream, wave_S.astype(np.float32), rate, format)
+    return stream.getvalue()
+
+
+def codes(seconds: float, seed: int = 0) -> np.ndarray:
+    """Codes of as many frames as speech of that length has."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, CODEBOOK_SIZES, (max(1, int(seconds * 12.5)), len(CODEBOOK_SIZES)))
+
+
+def spoken(text: str, seconds: float, seed: int, with_codes: bool = True, **fields) -> Part:
+    """A part with its text, audio and, perhaps, codes."""
+    codes_NQ = codes(seconds, seed) if with_codes else None
+    return Part(text, speech(seconds, seed), codes_NQ, seconds, **fields)
+
+
+def records(repeat: int = 2) -> list[Record]:
+    """`repeat` times 7 records a language."""
+    found = []
+    for language, texts in TEXTS.items():
+        other = TEXTS["zh" if language == "en" else "en"]
+
+        def add(kind: str, *parts: Part, language: str = language) -> None:
+            found.append(Record(f"{language}{len(found)}", kind, language, parts, "small"))
+
+        for i in range(repeat):
+            for j in range(3):
+                seconds = SECONDS[(i * 3 + j) % len(SECONDS)]
+                part = spoken(texts[j], seconds, i * 3 + j, translation=other[j], speaker=f"s{j}")
+                add("speech", part)
+            add("interleaved", *(spoken(texts[j], SECONDS[j], 50 + j) for j in range(3)))
+            question = spoken(texts[0], 1.2, 60 + i, role="user")
+            answer = spoken(texts[1], 1.5, 70 + i, role="assistant")
+            add("dialogue", Part("be brief", role="system"), question, answer)
+            add(
+                "dialogue",
+                question,
+                answer,
+                spoken(texts[3], 0.7, 80 + i, role="user"),
+                dataclasses.replace(answer, text=texts[2]),
+            )
+            add("text", Part(texts[0]), Part(texts[1]))
+    return found
+
+
+def write_dataset(
+    directory: pathlib.Path, written: Sequence[Record], shards: int = 1, name: str = "small"
+) -> pathlib.Path:
+    """Writes a dataset's "train" split; returns its folder."""
+    directory.mkdir(parents=True, exist_ok=True)
+    size = -(-len(written) // shards)
+    made = [
+        write_shard(
+            directory / shard_name(name, "train", number, shards),
+            written[number * size : (number + 1) * size],
+        )
+        for number in range(shards)
+    ]
+    write_metadata(directory, name, {"train": made})
+    return directory
+
+
+def write_tokenizer(path: pathlib.Path) -> pathlib.Path:
+    """Trains a SentencePiece tokenizer on the texts; its special tokens have the ids of FORMAT."""
+    texts = [*TEXTS["en"], *TEXTS["zh"], "be brief"]
+    train_sentencepiece([text for text in texts for _ in range(5)], path, 400)
+    return path
