@@ -66,7 +66,8 @@ class ModelFormat:
                 },
             )
         except (KeyError, TypeError) as error:
-            raise ConfigError(f"model: {error}, expected a whole model's config") from None
+            lacking = str(error).strip("'\"")
+            raise ConfigError(f"model: {lacking}, expected a whole model's config") from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,7 +91,7 @@ class Interleaved:
     """Which of several streams each place takes, and how many that stream was given before.
 
     `interleaved[place]` is (stream, number); by weight, evenly, without randomness: of the first n
-    places a stream has its share of n, give or take less than two.
+    places a stream has its share of n, give or take less than there are streams.
 
     Args:
       weights: of the streams, relative to each other.

@@ -154,7 +154,7 @@ def to_sequence(example: Example, tokenizer: Tokenizer, codebook_sizes: Ordered[
     <audiogen_end>`. The model learns to begin speaking (`<audiogen_start>`) where it wrote the text
     before, or begins its own turn; not where it was given the text. Each assistant turn, and the
     end of any other example whose last segment has loss, is followed by the end-of-text token, with
-    loss.
+    loss if what it ends has loss.
 
     Raises:
       SequenceError: no segments, an audio segment with neither codes nor a number of frames, or a
@@ -166,11 +166,13 @@ def to_sequence(example: Example, tokenizer: Tokenizer, codebook_sizes: Ordered[
         raise SequenceError(f"{label}: no segments")
     build = _Builder(label, tokenizer, codebook_sizes)
     before: Segment | None = None
+    turn = ""
     for number, segment in enumerate(example.segments):
         if segment.role:
-            if before is not None and before.loss:
-                build.run([tokenizer.eos_id], text=True)
+            if turn == "assistant":
+                build.run([tokenizer.eos_id], text=before.loss)
             build.begin_turn(segment)
+            turn = segment.role
         if segment.is_audio:
             own_turn = segment.role == "assistant"
             wrote = before is not None and before.loss and not before.is_audio
@@ -178,6 +180,6 @@ def to_sequence(example: Example, tokenizer: Tokenizer, codebook_sizes: Ordered[
         else:
             build.words(segment)
         before = segment
-    if before.loss:
-        build.run([tokenizer.eos_id], text=True)
+    if before.loss or turn == "assistant":
+        build.run([tokenizer.eos_id], text=before.loss)
     return build.done()

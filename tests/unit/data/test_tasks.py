@@ -12,31 +12,8 @@ from ba_jax.data.sequence import SequenceError, to_sequence
 from ba_jax.data.tasks import PROMPTS, TASKS, TaskError, make_example, prompt
 from ba_jax.data.text_tokenizer import load_text_tokenizer
 from ba_jax.types import Example, Segment
-from ba_jax.vocab import AudioTokens, CodeError
-
-SIZES = (64, 32, 16)
-TOKENS = AudioTokens(*range(10, 19))
-ROLES = {"system": 1, "user": 2, "assistant": 3}
-NAMES = {
-    0: "</s>",
-    1: "<B_SYS>",
-    2: "<C_Q>",
-    3: "<C_A>",
-    **{v: k for k, v in dataclasses.asdict(TOKENS).items()},
-}
-
-
-class Letters:
-    """A tokenizer with one token a character."""
-
-    audio_tokens = TOKENS
-    eos_id = 0
-
-    def encode(self, text: str) -> list[int]:
-        return [1000 + ord(c) for c in text.strip()]
-
-    def token_id(self, name: str) -> int:
-        return ROLES[name]
+from ba_jax.vocab import CodeError
+from tests.unit.data.letters import SIZES, Letters, describe
 
 
 def codes(frames: int, first: int = 0) -> np.ndarray:
@@ -44,35 +21,9 @@ def codes(frames: int, first: int = 0) -> np.ndarray:
 
 
 def show(task: str, *args, language: str = "en", **options) -> str:
-    """The sequence as words: `*` marks a text target, `^` an audio target, runs are merged."""
+    """The sequence of a task's example, see `describe`."""
     example = make_example(task, *args, id="x", language=language, source="test", **options)
-    sequence = to_sequence(example, Letters(), SIZES)
-    runs: list[list[str]] = []
-    for token, codes_Q, text, audio in zip(
-        sequence.ids_L,
-        sequence.codes_LQ,
-        sequence.text_target_L,
-        sequence.audio_target_L,
-        strict=True,
-    ):
-        mark = "*" * int(text) + "^" * int(audio)
-        if token >= 1000:
-            if runs and runs[-1][0] == "letters" and runs[-1][2] == mark:
-                runs[-1][1] += chr(token - 1000)
-            else:
-                runs.append(["letters", chr(token - 1000), mark])
-            assert not codes_Q.any()
-            continue
-        name = NAMES[int(token)]
-        if name == "audio_pad":
-            name = f"[{codes_Q[0]}]"
-            assert (codes_Q == codes_Q[0] + np.array([0, 1, 2])).all()
-        elif name == "audiogen_end":
-            assert tuple(codes_Q) == SIZES  # the end class
-        else:
-            assert not codes_Q.any()
-        runs.append([name, name, mark])
-    return " ".join(run[1] + run[2] for run in runs)
+    return describe(to_sequence(example, Letters(), SIZES))
 
 
 LAYOUTS = [

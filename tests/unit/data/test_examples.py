@@ -1,0 +1,231 @@
+"""Records as examples of all nine tasks, down to the loss masks; what does not fit is a reason."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from ba_jax.data.examples import ExampleMaker, NotForTask, audio_segments, stable_hash
+from ba_jax.data.record import Part, Record
+from ba_jax.data.sequence import to_sequence
+from ba_jax.data.tasks import PROMPTS, TASKS
+from tests.unit.data import small_corpus
+from tests.unit.data.letters import SIZES, Letters, describe
+
+
+def codes(frames: int, first: int = 0) -> np.ndarray:
+    return (first + np.arange(frames))[:, None] + np.array([[0, 1, 2]])
+
+
+def part(text: str, frames: int = 1, first: int = 0, **fields) -> Part:
+    return Part(text, b"ogg", codes(frames, first), 0.08 * frames, **fields)
+
+
+SPEECH = Record("r", "speech", "en", (part("hi", 2, 0, translation="你好", speaker="ann"),), "s")
+CHINESE = Record("r", "speech", "zh", (part("你好", 2, 0, translation="hi"),), "s")
+STORY = (part("a"), part("b", 1, 5), part("c", 1, 9))
+TEXT_FIRST = Record("t0", "interleaved", "en", STORY, "s")
+SPEECH_FIRST = Record("t4", "interleaved", "en", STORY, "s")
+QUESTION = Record(
+    "q",
+    "dialogue",
+    "zh",
+    (
+        Part("s", role="system"),
+        part("q", 1, 1, role="user"),
+        part("a", 1, 3, role="assistant", speaker="bot"),
+        part("r", 1, 5, role="user"),
+        part("c", 1, 7, role="assistant"),
+    ),
+    "s",
+)
+PARAGRAPHS = Record("p", "text", "zh", (Part("天"), Part("地")), "s")
+
+
+def prompt_of(task: str, record: Record) -> str:
+    variants = PROMPTS[task][record.language]
+    return variants[stable_hash(record.id) % len(variants)]
+
+
+# Paper, Table 4, and SFT: what is given, what is learnt (* text, ^ audio).
+LAYOUTS = [
+    ("asr", {}, SPEECH, "{prompt} audio_start [0] [1] audio_end hi* </s>*"),
+    ("asr", {}, CHINESE, "{prompt} audio_start [0] [1] audio_end 你好* </s>*"),
+    ("s2tt", {}, SPEECH, "{prompt} audio_start [0] [1] audio_end 你好* </s>*"),
+    ("s2tt", {}, CHINESE, "{prompt} audio_start [0] [1] audio_end hi* </s>*"),
+    ("aqa", {}, QUESTION, "{prompt} audio_start [1] audio_end a* </s>*"),
+    ("intlv", {}, TEXT_FIRST, "a* audio_start [5] audio_end c* </s>*"),
+    ("intlv", {}, SPEECH_FIRST, "audio_start [0] audio_end b* audio_start [9] audio_end"),
+    ("tts", {}, SPEECH, "hi audiogen_start [0]^ [1]^ audiogen_end^ </s>*"),
+    ("tts", {}, CHINESE, "你好 audiogen_start [0]^ [1]^ audiogen_end^ </s>*"),
+    (
+        "itts",
+        {},
+        TEXT_FIRST,
+        "a audiogen_start [0]^ audiogen_end^ b* audiogen_start* [5]^ audiogen_end^ c* "
+        "audiogen_start* [9]^ audiogen_end^ </s>*",
+    ),
+    ("audio", {}, SPEECH, "audiogen_start [0]^ [1]^ audiogen_end^ </s>*"),
+    ("text", {}, PARAGRAPHS, "天\n地* </s>*"),
+    ("text", {}, SPEECH, "hi* </s>*"),
+    (
+        "sft",
+        {},
+        QUESTION,
+        "<B_SYS> s <C_Q> audio_start [1] audio_end <C_A> a* </s>* "
+        "<C_Q> audio_start [5] audio_end <C_A> c* </s>*",
+    ),
+    (
+        "sft",
+        {"answers": "spoken"},
+        QUESTION,
+        "<B_SYS> s <C_Q> audio_start [1] audio_end audiotext_start <C_A> a* audiogen_start* [3]^ "
+        "audiogen_end^ </s>* <C_Q> audio_start [5] audio_end audiotext_start <C_A> c* "
+        "audiogen_start* [7]^ audiogen_end^ </s>*",
+    ),
+    (
+        "sft",
+        {"questions": "written"},
+        QUESTION,
+        "<B_SYS> s <C_Q> q <C_A> a* </s>* <C_Q> r <C_A> c* </s>*",
+    ),
+    (
+        "sft",
+        {"questions": "written", "answers": "spoken"},
+        dataclasses.replace(QUESTION, parts=QUESTION.parts[1:3]),
+        "<C_Q> q audiotext_start <C_A> a* audiogen_start* [3]^ audiogen_end^ </s>*",
+    ),
+]
+
+
+@pytest.mark.parametrize("task, options, record, want", LAYOUTS)
+def test_layout_and_loss(task, options, record, want):
+    example = ExampleMaker(task, **options)(record)
+    if "{prompt}" in want:
+        want = want.replace("{prompt}", prompt_of(task, record))
+    got = describe(to_sequence(example, Letters(), SIZES))
+    assert got.replace(" ", "") == want.replace(" ", "")
+    assert (example.id, example.task, example.language) == (record.id, task, record.language)
+    # With recordings in place of codes: the same, but that the codes are not known yet.
+    waiting = ExampleMaker(task, lambda part, record: len(part.codes_NQ), **options)(record)
+    want = describe(to_sequence(example, Letters(), SIZES))
+    got = describe(to_sequence(waiting, Letters(), SIZES))
+    if audio_segments(example):
+        assert all(s.audio == b"ogg" and s.seconds > 0 for s in audio_segments(waiting))
+        assert "[?]" in got
+    assert [c if c[:1] != "[" else "[?]" + c.partition("]")[2] for c in want.split(" ")] == (
+        got.split(" ")
+    )
+
+
+def test_every_task_is_pinned_above_and_prompts_in_both_languages():
+    assert {task for task, *_ in LAYOUTS} == set(TASKS)
+    for task in ("asr", "s2tt"):
+        assert {record.language for name, _, record, _ in LAYOUTS if name == task} == {"en", "zh"}
+
+
+@pytest.mark.parametrize("task", sorted(PROMPTS))
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_all_wordings_of_a_prompt_are_used_and_a_record_keeps_its_own(task, language):
+    record = dataclasses.replace(QUESTION if task == "aqa" else SPEECH, language=language)
+    found = {}
+    for i in range(40):
+        example = ExampleMaker(task)(dataclasses.replace(record, id=f"r{i}"))
+        again = ExampleMaker(task)(dataclasses.replace(record, id=f"r{i}", source="other"))
+        assert example.segments[0].text == again.segments[0].text
+        found[example.segments[0].text] = example
+    assert set(found) == set(PROMPTS[task][language])
+
+
+def test_the_releases_prompts_are_there():
+    assert "将语音转录为文本:" in PROMPTS["asr"]["zh"]
+
+
+def test_interleaved_records_begin_with_either():
+    makers = [ExampleMaker("intlv")(dataclasses.replace(TEXT_FIRST, id=f"{i}")) for i in range(200)]
+    begins = sum(example.segments[0].is_audio for example in makers)
+    assert 70 < begins < 130
+
+
+def test_speaker_and_source_are_kept():
+    example = ExampleMaker("asr")(SPEECH)
+    assert (example.speaker, example.source) == ("ann", "s")
+
+
+def without(record: Record, number: int, **fields) -> Record:
+    parts = list(record.parts)
+    parts[number] = dataclasses.replace(parts[number], **fields)
+    return dataclasses.replace(record, parts=tuple(parts))
+
+
+@pytest.mark.parametrize(
+    "task, options, record, reason",
+    [
+        ("asr", {}, QUESTION, "a record of kind dialogue"),
+        ("asr", {}, without(SPEECH, 0, text=" "), "no text"),
+        ("asr", {}, without(SPEECH, 0, codes_NQ=None), "no codes"),
+        ("s2tt", {}, without(SPEECH, 0, translation=""), "no translation"),
+        ("tts", {}, without(SPEECH, 0, text=""), "no text"),
+        ("audio", {}, without(SPEECH, 0, loss=False), "a part without loss"),
+        ("aqa", {}, SPEECH, "a record of kind speech"),
+        ("aqa", {}, without(QUESTION, 1, codes_NQ=None), "no codes"),
+        ("aqa", {}, without(QUESTION, 1, role="assistant"), "no question and answer"),
+        ("intlv", {}, SPEECH, "a record of kind speech"),
+        ("itts", {}, without(TEXT_FIRST, 1, codes_NQ=None), "no codes"),
+        ("text", {}, without(SPEECH, 0, text=""), "no text"),
+        ("sft", {}, TEXT_FIRST, "a record of kind interleaved"),
+        ("sft", {"answers": "spoken"}, without(QUESTION, 2, codes_NQ=None), "no codes"),
+        ("sft", {}, without(QUESTION, 4, role="user"), "turns that are not user, assistant"),
+        ("sft", {}, without(QUESTION, 1, role="assistant"), "turns that are not user"),
+        ("sft", {}, without(QUESTION, 1, role="system"), "turns that are not user"),
+        ("sft", {}, without(without(QUESTION, 0, loss=False), 2, loss=False), None),
+        (
+            "sft",
+            {},
+            without(without(QUESTION, 4, loss=False), 2, loss=False),
+            "a part without loss",
+        ),
+    ],
+)
+def test_what_a_task_cannot_use_is_a_reason(task, options, record, reason):
+    if reason is None:
+        assert ExampleMaker(task, **options)(record)
+        return
+    with pytest.raises(NotForTask, match=reason):
+        ExampleMaker(task, **options)(record)
+
+
+def test_a_late_system_turn_is_a_reason():
+    parts = (*QUESTION.parts[1:3], Part("s", role="system"), *QUESTION.parts[3:])
+    with pytest.raises(NotForTask, match="a system turn that is not the first"):
+        ExampleMaker("sft")(dataclasses.replace(QUESTION, parts=parts))
+
+
+def test_parts_without_loss_are_given_but_not_learnt():
+    record = without(QUESTION, 2, loss=False)
+    got = describe(to_sequence(ExampleMaker("sft")(record), Letters(), SIZES))
+    assert "<C_A> a </s> <C_Q>" in got and got.endswith("<C_A> c* </s>*")
+    record = without(TEXT_FIRST, 1, loss=False)
+    got = describe(to_sequence(ExampleMaker("itts")(record), Letters(), SIZES))
+    assert "b audiogen_start [5] audiogen_end c*" in got
+
+
+def test_recordings_too_short_for_a_frame_are_a_reason():
+    with pytest.raises(NotForTask, match="audio too short for a frame of codes"):
+        ExampleMaker("asr", lambda part, record: 0)(SPEECH)
+    with pytest.raises(NotForTask, match="no audio"):
+        ExampleMaker("asr", lambda part, record: 3)(without(SPEECH, 0, audio=b""))
+
+
+def test_the_small_corpus_serves_every_task():
+    records = small_corpus.records(1)
+    for task in TASKS:
+        served = set()
+        for record in records:
+            try:
+                served.add(ExampleMaker(task)(record).language)
+            except NotForTask:
+                continue
+        assert served == {"en", "zh"}

@@ -1,0 +1,151 @@
+"""The order of draws: shares, epochs, seeds, and any place at once."""
+
+from __future__ import annotations
+
+import collections
+import pickle
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ba_jax.data.mixture import Draws, Interleaved, Selection, check_mixture, check_rows
+
+WEIGHTS = st.lists(st.floats(0.001, 1000), min_size=1, max_size=8)
+
+
+@given(WEIGHTS)
+def test_every_stream_is_taken_in_order_and_as_often_as_its_weight_says(weights):
+    interleaved = Interleaved(weights)
+    taken = [0] * len(weights)
+    for place in range(400):
+        stream, number = interleaved[place]
+        assert number == taken[stream]
+        taken[stream] += 1
+        for count, weight in zip(taken, weights, strict=True):
+            assert abs(count - (place + 1) * weight / sum(weights)) < len(weights)
+
+
+@given(WEIGHTS, st.integers(0, 10**13))
+def test_far_places_continue_the_count(weights, place):
+    interleaved = Interleaved(weights)
+    reached = {}
+    for at in range(place, place + 50):
+        stream, number = interleaved[at]
+        assert number == reached.get(stream, number)
+        reached[stream] = number + 1
+
+
+def test_weights_that_differ_by_half_a_percent_differ_in_the_draws():
+    """Grain's own mix would round both to the same share."""
+    taken = collections.Counter(Interleaved([1.0, 1.005])[i][0] for i in range(20_050))
+    assert taken == {0: 10_000, 1: 10_050}
+
+
+@pytest.mark.parametrize("weights", [[], [1, 0], [-1], [float("nan")], [float("inf"), 1]])
+def test_weights_that_make_no_sense(weights):
+    with pytest.raises(ValueError, match="expected one or more numbers above 0"):
+        Interleaved(weights)
+
+
+def test_over_an_epoch_each_item_is_drawn_once():
+    sizes, weights = [40, 7, 100], [0.2, 0.1, 0.7]
+    draws = Draws(sizes, weights, seed=3)
+    items = collections.defaultdict(list)
+    for draw in range(2000):
+        which, item = draws[draw]
+        items[which].append(item)
+    for which, size in enumerate(sizes):
+        epochs = [items[which][i : i + size] for i in range(0, len(items[which]), size)][:-1]
+        assert len(epochs) > 5
+        for epoch in epochs:
+            assert sorted(epoch) == list(range(size))
+        assert len({tuple(epoch) for epoch in epochs}) == len(epochs)  # shuffled anew
+
+
+def test_the_order_depends_on_the_seed_and_on_nothing_else():
+    def first(seed: int, base: int = 0) -> list:
+        draws = Draws([500, 500], [1, 2], seed)
+        return [draws[base + i] for i in range(60)]
+
+    assert first(0) == first(0)
+    orders = [tuple(first(seed)) for seed in range(6)]
+    assert len(set(orders)) == 6
+    # No seed's order is a neighbour's in another epoch (Grain counts epochs up from the seed).
+    assert not {tuple(first(1, 1500 * e)) for e in range(6)} & set(orders[:1] + orders[2:])
+
+
+def test_members_of_one_size_are_shuffled_differently():
+    draws = Draws([50, 50], [1, 1], seed=0)
+    orders = collections.defaultdict(list)
+    for draw in range(100):
+        which, item = draws[draw]
+        orders[which].append(item)
+    assert orders[0] != orders[1]
+
+
+def test_any_draw_is_found_at_once_and_survives_pickling():
+    draws = Draws([1000, 30], [3, 1], seed=5)
+    draws[0]
+    copy = pickle.loads(pickle.dumps(draws))
+    begin = time.perf_counter()
+    far = [draws[10**12 + i] for i in range(20)]
+    assert time.perf_counter() - begin < 0.5
+    assert far == [copy[10**12 + i] for i in range(20)]
+    assert len(pickle.dumps(draws)) < 1000
+
+
+@pytest.mark.parametrize("sizes, weights", [([], []), ([0], [1]), ([1, 2], [1])])
+def test_members_without_items(sizes, weights):
+    with pytest.raises(ValueError, match="expected"):
+        Draws(sizes, weights, 0)
+
+
+def test_places_below_zero_are_errors():
+    with pytest.raises(IndexError, match="place -1, expected 0 or more"):
+        Draws([3], [1], 0)[-1]
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"weight": 0.0}, "d/train/asr: weight 0.0, expected a number above 0"),
+        ({"weight": float("nan")}, "weight nan"),
+        ({"languages": ("en", "fr")}, r"languages \['fr'\], expected of"),
+        ({"task": "dance"}, "task 'dance', expected one of"),
+        ({"task": "sft", "answers": "sung"}, "answers = 'sung'"),
+    ],
+)
+def test_members_that_make_no_sense(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Selection(**{"dataset": "d", "task": "asr"} | fields)
+
+
+def test_names_tell_members_apart():
+    members = (
+        Selection("d", "asr"),
+        Selection("d", "asr", languages=("zh",)),
+        Selection("d", "sft"),
+        Selection("d", "sft", answers="spoken"),
+    )
+    check_mixture(members)
+    assert [m.name for m in members] == [
+        "d/train/asr",
+        "d/train/asr/zh",
+        "d/train/sft/spoken-written",
+        "d/train/sft/spoken-spoken",
+    ]
+    with pytest.raises(ValueError, match="d/train/asr: 2 members of this name"):
+        check_mixture((*members, Selection("d", "asr", weight=3.0)))
+    with pytest.raises(ValueError, match="an empty mixture"):
+        check_mixture(())
+
+
+def test_rows_that_a_batch_does_not_have():
+    assert list(check_rows(5, None, 3)) == [0, 1, 2]
+    assert list(check_rows(5, [2, 0], 3)) == [2, 0]
+    with pytest.raises(IndexError, match="row 3 of step 5, expected 0 to 2"):
+        check_rows(5, [3], 3)
+    with pytest.raises(IndexError, match="step -1, expected 0 or more"):
+        check_rows(-1, None, 3)
