@@ -37,6 +37,7 @@ LAYERS = {
     "ba_jax.steps": 4,
     "ba_jax.convert.main": 5,
     "ba_jax.convert.__main__": 5,
+    "ba_jax.data.prepare.__main__": 5,
     "ba_jax.serving": 5,
     "ba_jax.train": 5,
     "ba_jax.evaluate": 5,

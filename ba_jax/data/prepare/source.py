@@ -22,13 +22,15 @@ class Item:
       id: unique in the dataset; a record's id is this, or begins with it.
       split: the dataset's split that it goes to, "train".
       where: the file, with the line if it has one, for messages: "train.tsv:12".
-      payload: what `Source.records` needs.
+      payload: what `Source.records` needs; its repr tells all of it, and no memory addresses.
+      seconds: of speech, if known without opening audio files.
     """
 
     id: str
     split: str
     where: str
     payload: Any = None
+    seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

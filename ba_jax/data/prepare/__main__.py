@@ -1,0 +1,106 @@
+"""Makes a dataset of records.
+
+    python -m ba_jax.data.prepare --config=configs/prepare.py:librispeech \
+        --config.source.folder=/data/LibriSpeech --out=/data/records/librispeech
+
+Run again, it goes on where it was; once it is complete, it prints its report. `--dry-run` lists
+what there is and writes nothing. Exit codes: 0 a dataset is there, 1 the run failed or too much was
+rejected, 2 a wrong command line or config, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+FAILED, USER_ERROR, INTERRUPTED = 1, 2, 128 + 2
+_CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "prepare.py"
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    f"{_CONFIGS}:embedded",
+    "configs/prepare.py:KIND, what to prepare; single values as --config.source.folder=...",
+)
+_OUT = flags.DEFINE_string("out", None, "folder of the dataset to make")
+_WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "processes; 0: work in this one", 0)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "list and check the items, write nothing")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "discard what an earlier run left in --out")
+_SIZE = flags.DEFINE_string("size", None, "short for --config.source.size")
+_RUNNER = flags.DEFINE_enum(
+    "runner", "local", ["local", "beam"], "processes here, or a Beam pipeline"
+)
+_BEAM_OPTIONS = flags.DEFINE_string(
+    "beam_options", "--runner=DirectRunner", "the pipeline's, as on Beam's own command lines"
+)
+_QUIET = flags.DEFINE_bool("quiet", False, "no progress bar")
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Flags as absl has them, but with hyphens allowed in their names."""
+    for number, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name in ("--dry-run", "--beam-options"):
+            argv[number] = name[:2] + name[2:].replace("-", "_") + equals + value
+    return app.parse_flags_with_usage(argv)
+
+
+def _main(argv: list[str]) -> int:
+    from ba_jax.config import ConfigError
+    from ba_jax.data.prepare import runner
+    from ba_jax.data.prepare.listing import SourceError
+    from ba_jax.data.prepare.report import REPORT_MD
+    from ba_jax.data.prepare.shards import ShardError
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    if argv[1:]:
+        print(f"error: arguments {argv[1:]}, expected only flags", file=sys.stderr)
+        return USER_ERROR
+    values = _CONFIG.value.to_dict()
+    if _SIZE.value is not None:
+        if "size" not in values["source"]:
+            kind = values["kind"]
+            print(f"error: --size: a source of kind {kind!r} has no size", file=sys.stderr)
+            return USER_ERROR
+        values["source"]["size"] = _SIZE.value
+    try:
+        config = runner.config_from(values)
+        if _DRY_RUN.value:
+            print(runner.dry_run(config))
+            return 0
+        if not _OUT.value:
+            print("error: --out: expected the folder of the dataset to make", file=sys.stderr)
+            return USER_ERROR
+        make_all = None
+        if _RUNNER.value == "beam":
+            from ba_jax.data.prepare.beam import BeamRunner
+
+            make_all = BeamRunner(_BEAM_OPTIONS.value)
+        report = runner.prepare(
+            config,
+            _OUT.value,
+            workers=_WORKERS.value,
+            overwrite=_OVERWRITE.value,
+            make_all=make_all,
+            show_progress=not _QUIET.value,
+        )
+    except (ConfigError, SourceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except (runner.PrepareError, ShardError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("interrupted: run again to go on", file=sys.stderr)
+        return INTERRUPTED
+    print((Path(_OUT.value) / REPORT_MD).read_text(encoding="utf-8"))
+    print(f"{report['records']} records, {report['hours']:.2f} h in {_OUT.value}")
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(_main, flags_parser=_parse)
