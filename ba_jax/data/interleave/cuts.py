@@ -24,6 +24,8 @@ def best_cuts(
     the costs of the cuts made. A group shorter than `low` or longer than `high` is made only where
     the allowed cuts leave nothing else: the caller decides what to do with it.
 
+    Takes time in the square of the number of units: 0.1 s for 3000.
+
     Args:
       lengths_U: length of each unit, > 0 or 0.
       costs_U: of a cut behind each unit, the last one's is not looked at; math.inf: no cut there.
@@ -51,16 +53,11 @@ def best_cuts(
         cost = 0.0 if end == count else costs_U[end - 1]
         if math.isinf(cost):
             continue
-        # Groups far over the bound are looked at only if there are no others.
-        first = int(np.searchsorted(ends_V[:end], ends_V[end] - 2 * high))
-        if np.isinf(best_V[first:end]).all():
-            first = 0
-        length_V = ends_V[end] - ends_V[first:end]
+        length_V = ends_V[end] - ends_V[:end]
         outside_V = np.maximum(low - length_V, 0) + np.maximum(length_V - high, 0)
-        total_V = best_V[first:end] + ((length_V - target) / target) ** 2
-        total_V += _OUTSIDE * outside_V / target
-        start = first + int(np.argmin(total_V))
-        best_V[end], previous_V[end] = total_V[start - first] + cost, start
+        total_V = best_V[:end] + ((length_V - target) / target) ** 2 + _OUTSIDE * outside_V / target
+        start = int(np.argmin(total_V))
+        best_V[end], previous_V[end] = total_V[start] + cost, start
     found, end = [], count
     while end:
         found.append(end)

@@ -67,7 +67,7 @@ class Voices:
 
     Attributes:
       same: least, for a span to continue the voice before it.
-      mixed: least, between any two pieces of a span that one voice speaks.
+      mixed: least, between what is before and what is behind any place in one voice's span.
       piece: seconds of a piece.
     """
 
@@ -135,8 +135,8 @@ def find_turns(
 def is_mixed(pieces_PD: np.ndarray, least: float) -> bool:
     """Whether a span's pieces are of different voices.
 
-    One piece is compared with the mean of those before and of those after it, so that a single odd
-    piece does not condemn a long span but a change of voice does.
+    At every place between two pieces the mean of those before is compared with the mean of those
+    behind: a change of voice shows at its own place, a single odd piece in a long span hardly.
     """
     for cut in range(1, len(pieces_PD)):
         before_D = _unit(pieces_PD[:cut].sum(axis=0))

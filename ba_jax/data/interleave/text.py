@@ -1,4 +1,4 @@
-"""Text for synthesis: normalisation, and the natural places to cut it.
+"""Text for synthesis: tidying it, and the natural places to cut it.
 
 A cut lies behind the end of a sentence or a clause, with the quotes and brackets that close there
 and the white space that follows; never inside a number ("3.14", "10:30", "1,000"), an abbreviation
@@ -52,7 +52,22 @@ _UNSPEAKABLE = (
 )
 
 
-def normalise(text: str, language: str) -> str:
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Seconds of a part: wanted, least and most."""
+
+    target: float = 5.0
+    low: float = 1.5
+    high: float = 15.0
+
+    def __post_init__(self):
+        if not 0 <= self.low <= self.target <= self.high or self.target <= 0:
+            raise ValueError(
+                f"low {self.low}, target {self.target}, high {self.high}: expected them in order"
+            )
+
+
+def tidy(text: str, language: str) -> str:
     """Text as it is stored and spoken: NFC, single spaces, the language's own punctuation.
 
     Paragraphs stay apart, by one line break. What cannot be seen (control and format characters)
@@ -72,7 +87,9 @@ def normalise(text: str, language: str) -> str:
             kept.append(c)
     text = "".join(kept)
     if language == "zh":
-        text = re.sub(rf"(?<=[{_HAN}，。？！；：、”）])[ ]+(?=[{_HAN}“（])", "", text)
+        text = re.sub(
+            rf"(?<=[{_HAN}，。？！；：、”）])[ ]+(?=[{_HAN}，。？！；：、“”（）])", "", text
+        )
         text = re.sub(rf"(?<=[{_HAN}”）])[,?!;:]", lambda m: m.group().translate(_FULL_WIDTH), text)
         text = re.sub(rf"(?<=[{_HAN}”）])\.(?!\w|\.)", "。", text)
         text = re.sub(r"(?<=[，。？！；：、])[ ]+", "", text)
@@ -117,9 +134,10 @@ def find_breaks(text: str, language: str, longest: float = math.inf) -> dict[int
             continue
         end = i + 1
         # "?!", "......", closing quotes and brackets belong to what they follow.
-        while end < len(text) and (text[end] in _SENTENCE_ENDS + _CLAUSE_ENDS + "\n" or (
-            text[end] in _CLOSERS and not _opens(text, end)
-        )):
+        while end < len(text) and (
+            text[end] in _SENTENCE_ENDS + _CLAUSE_ENDS + "\n"
+            or (text[end] in _CLOSERS and not _opens(text, end))
+        ):
             strength = max(strength, _strength(text, end))
             end += 1
         while end < len(text) and text[end].isspace():
@@ -219,39 +237,26 @@ def estimate_seconds(text: str, language: str) -> float:
     return han / HAN_A_SECOND + (letters + words) / LETTERS_A_SECOND + digits * each_digit
 
 
-def segment(text: str, language: str, *, target: float, low: float, high: float) -> list[str]:
+def segment(text: str, language: str, lengths: Lengths) -> list[str]:
     """Cuts a text into parts of even length at natural places.
 
     Args:
-      text: normalised, see `normalise`.
+      text: normalised, see `tidy`.
       language: ISO 639-1.
-      target, low, high: estimated seconds of a part. Text without a natural place to cut gives a
-        part longer than `high`, and a lone short sentence one shorter than `low`.
+      lengths: estimated seconds of a part; at most half of the whole is aimed at, so that there
+        are two. Text without a natural place to cut gives a part longer than the most, and a lone
+        short sentence one shorter than the least.
 
     Returns:
       Parts that join to the text, white space included.
     """
     if not text:
         return []
-    breaks = find_breaks(text, language, high)
+    breaks = find_breaks(text, language, lengths.high)
     ends = [*breaks, len(text)]
     pieces = [text[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
     seconds = [estimate_seconds(piece, language) for piece in pieces]
     costs = [*(COSTS[strength] for strength in breaks.values()), 0.0]
-    cuts = best_cuts(seconds, costs, target=target, low=low, high=high)
+    target = max(lengths.low, min(lengths.target, sum(seconds) / 2))
+    cuts = best_cuts(seconds, costs, target=target, low=lengths.low, high=lengths.high)
     return ["".join(pieces[a:b]) for a, b in zip([0, *cuts[:-1]], cuts, strict=True)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Lengths:
-    """Seconds of a part: wanted, least and most."""
-
-    target: float = 5.0
-    low: float = 1.5
-    high: float = 15.0
-
-    def __post_init__(self):
-        if not 0 <= self.low <= self.target <= self.high or self.target <= 0:
-            raise ValueError(
-                f"low {self.low}, target {self.target}, high {self.high}: expected them in order"
-            )

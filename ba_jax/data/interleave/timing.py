@@ -49,12 +49,13 @@ def locate(text: str, words: Sequence[Word]) -> tuple[Word, ...]:
         letters = [c.casefold() for c in word.text if c.isalnum()]
         if not letters:
             continue
-        first = None
+        first, before = None, at
         for letter in letters:
             while at < len(text) and not text[at].isalnum():
                 at += 1
             if at == len(text) or text[at].casefold() != letter:
-                raise TimingError(f"word {word.text!r}: expected it at {text[at : at + 20]!r}")
+                place = text[before : before + 20].strip()
+                raise TimingError(f"word {word.text!r}: expected it at {place!r}")
             first = at if first is None else first
             at += 1
         if not (math.isfinite(word.start) and math.isfinite(word.end) and word.start <= word.end):
@@ -63,7 +64,7 @@ def locate(text: str, words: Sequence[Word]) -> tuple[Word, ...]:
             raise TimingError(f"word {word.text!r} at {word.start} s: before the word before it")
         spans.append((first, at, word))
     if any(c.isalnum() for c in text[at:]):
-        raise TimingError(f"no word for {text[at : at + 20]!r}")
+        raise TimingError(f"no word for {text[at : at + 20].strip()!r}")
     if not spans:
         raise TimingError(f"{text!r}: no words")
     bounds = [0]
@@ -153,19 +154,27 @@ class Stretch:
 
     @property
     def text(self) -> str:
-        """What is said, outer white space left out."""
-        return "".join(word.text for word in self.words).strip()
+        """What is said, without white space behind it."""
+        return "".join(word.text for word in self.words).rstrip()
 
     @property
     def seconds(self) -> float:
         """Its length."""
         return self.end - self.start
 
-    def words_from_start(self) -> tuple[Word, ...]:
-        """The words, with times counted from the part's own start."""
+    def words_for_record(self, language: str) -> tuple[Word, ...]:
+        """The words as records store them: times from the part's start, joining to `text`.
+
+        English words have no white space (`speech.text_norm.join_words` puts it back).
+        """
+        last = len(self.words) - 1
         return tuple(
-            Word(w.text, max(0.0, w.start - self.start), min(self.seconds, w.end - self.start))
-            for w in self.words
+            Word(
+                w.text.strip() if language == "en" or i == last else w.text,
+                min(max(0.0, w.start - self.start), self.seconds),
+                min(max(0.0, w.end - self.start), self.seconds),
+            )
+            for i, w in enumerate(self.words)
         )
 
 
@@ -189,7 +198,8 @@ def cut_into_parts(
       pauses: (start, end) in seconds, in order, see `find_pauses`.
       language: ISO 639-1.
       start, end: seconds, where the speech is cut out of the recording.
-      lengths: of parts; where there is no pause they can be longer.
+      lengths: of parts; at most half of the whole is aimed at, so that there are two; where there
+        is no pause they can be longer.
 
     Returns:
       Parts that follow each other without a gap, from `start` to `end`.
@@ -223,7 +233,7 @@ def cut_into_parts(
     ends = best_cuts(
         np.maximum(np.diff(marks), 0),
         [*(costs[i] for i in allowed), 0.0],
-        target=lengths.target,
+        target=max(lengths.low, min(lengths.target, (end - start) / 2)),
         low=lengths.low,
         high=lengths.high,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Mapping
 
@@ -27,13 +28,17 @@ def unit_interval(seed: int, id: str, what: str) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def voices_of(voices: Mapping[str, str], language: str, split: str) -> list[str]:
+def voices_of(
+    voices: Mapping[str, str], language: str, split: str, *, blends: bool = False
+) -> list[str]:
     """The voices of a language that may speak in a split, sorted.
 
     Args:
       voices: a synthesiser's, voice -> its language.
       language: ISO 639-1.
       split: TRAIN: all but the held-out ones; else only those.
+      blends: the averages of any two as well, "af_sky+af_bella"; of one accent and sex, which are
+        the first two letters of a voice of Kokoro's.
 
     Raises:
       ValueError: there is none.
@@ -47,18 +52,27 @@ def voices_of(voices: Mapping[str, str], language: str, split: str) -> list[str]
         raise ValueError(
             f"no voice for language {language!r} in split {split!r} among {sorted(voices)}"
         )
+    if blends:
+        pairs = itertools.combinations(found, 2)
+        found = sorted([*found, *(f"{a}+{b}" for a, b in pairs if a[:2] == b[:2])])
     return found
 
 
 def choose_voice(
-    voices: Mapping[str, str], language: str, split: str, *, seed: int, id: str
+    voices: Mapping[str, str],
+    language: str,
+    split: str,
+    *,
+    seed: int,
+    id: str,
+    blends: bool = False,
 ) -> str:
     """The voice of a record.
 
     Raises:
       ValueError: as `voices_of`.
     """
-    found = voices_of(voices, language, split)
+    found = voices_of(voices, language, split, blends=blends)
     return found[int(unit_interval(seed, id, "voice") * len(found))]
 
 

@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +33,22 @@ import numpy as np
 from ba_jax.audio import AudioError, resample
 from ba_jax.data.interleave import regions, timing
 from ba_jax.data.interleave.agreement import disagreement
-from ba_jax.data.interleave.cuts import fill_records
+from ba_jax.data.interleave.cuts import best_cuts, fill_records
 from ba_jax.data.interleave.filters import Limits, find_fault
 from ba_jax.data.interleave.text import Lengths
+from ba_jax.data.prepare.clips import reason_of, sorted_files
 from ba_jax.data.prepare.encode import encode_speech
+from ba_jax.data.prepare.listing import SourceError, check_unicode, inside, read_lines
 from ba_jax.data.prepare.long_audio import LongAudio
 from ba_jax.data.prepare.source import Item, Rejected, Rejection
 from ba_jax.data.record import LANGUAGES, Part, Record, Word
 from ba_jax.data.speech import tools
-from ba_jax.data.speech.interfaces import Heard, SpeechToolError
+from ba_jax.data.speech.interfaces import SpeechToolError
 
 HALVES = "halves"
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
 
+_ROW_KEYS = ("audio", "id", "language", "split")
 _RATE = 16000  # Hz, what the tools work at: resampled once for all of them
 _BLOCK = 30.0  # seconds read at a time
 _SHORT_SILENCE = 0.3  # seconds; between words, not between utterances
@@ -139,7 +143,58 @@ class Crawl:
 
     def items(self) -> Iterator[Item | Rejection]:
         """One item a recording."""
-        raise NotImplementedError
+        path = Path(self.path)
+        if path.is_dir():
+            listed = self._list_folder(path)
+        elif self.path and path.is_file():
+            listed = self._list_rows(path)
+        else:
+            raise SourceError(f"path = {self.path!r}: no such folder or JSONL file")
+        yield from listed
+
+    def _list_folder(self, folder: Path) -> Iterator[Item]:
+        for path in sorted_files([folder], "*"):
+            if path.suffix.lower() in SUFFIXES and path.is_file():
+                name = path.relative_to(folder)
+                # With the suffix: a.wav and a.mp3 may lie side by side.
+                id = name.as_posix().replace("/", "-")
+                yield Item(id, self.split, str(path), (str(path), self.language))
+
+    def _list_rows(self, path: Path) -> Iterator[Item | Rejection]:
+        for line in read_lines(path):
+            if isinstance(line, Rejection):
+                yield line
+                continue
+            where, text = line
+            if not text.strip():
+                continue
+            try:
+                yield self._row(where, text, path.parent)
+            except Rejected as rejected:
+                yield Rejection(where, rejected.reason, rejected.detail)
+
+    def _row(self, where: str, text: str, root: Path) -> Item:
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise Rejected("malformed JSON", f"{error}: {text[:80]!r}") from None
+        if not isinstance(row, dict) or not all(isinstance(v, str) for v in row.values()):
+            raise Rejected("malformed JSON", f"expected an object of strings: {text[:80]!r}")
+        if unknown := sorted(set(row) - set(_ROW_KEYS)):
+            detail = f"{unknown}, expected some of {_ROW_KEYS}"
+            raise Rejected("unknown key", ascii(detail)[1:-1])
+        for key, value in row.items():
+            check_unicode(value, key)
+        audio = inside(root, row.get("audio", ""))
+        language, split = row.get("language", self.language), row.get("split", self.split)
+        if language not in ("", *LANGUAGES):
+            raise Rejected("unknown language", f"{language!r}, expected one of {LANGUAGES}")
+        if not split.isidentifier() or not split.isascii():
+            raise Rejected("bad value", f"split {split!r}, expected letters, digits and _")
+        id = row.get("id", row["audio"].replace("/", "-"))
+        if not id:
+            raise Rejected("bad value", "id '', expected some text")
+        return Item(id, split, where, (audio, language))
 
     def records(self, item: Item) -> Iterator[Record | Rejection]:
         """The records of a recording, and what of it is lost."""
@@ -148,14 +203,15 @@ class Crawl:
         book = regions.VoiceBook(self.voices.same)
         try:
             with LongAudio(path) as audio:
-                for offset, wave_S, spans in self._windows(audio):
+                for offset, wave_S, tool_S, spans in self._windows(audio):
                     total += len(wave_S) / audio.rate
-                    window = _Window(self, item, language, offset, wave_S, audio.rate, book)
+                    window = _Window(self, item, language, offset, wave_S, audio.rate, tool_S, book)
                     for found in window.run(spans):
                         used += found.seconds
                         yield found
         except AudioError as error:
-            raise Rejected("unreadable audio", str(error), 0.0) from None
+            # What was made of it before it broke is kept; the length of the rest is not known.
+            yield Rejection(item.where, reason_of(error), str(error))
         if total - used > 1e-3:
             yield Rejection(item.where, "not speech", seconds=total - used)
 
@@ -163,7 +219,7 @@ class Crawl:
         """Nothing beside the shards."""
 
     def _windows(self, audio: LongAudio):
-        """Yields (seconds before it, wave, spans of speech) of windows that end in silence."""
+        """Yields windows that end in silence: seconds before it, wave, at 16 kHz, its speech."""
         offset, kept_S = 0.0, np.zeros(0, np.float32)
         blocks = audio.blocks(_BLOCK)
         is_last = False
@@ -187,18 +243,21 @@ class Crawl:
             cut = len(wave_S) if end is None else round(end * audio.rate)
             kept_S = wave_S[cut:]
             seconds = cut / audio.rate
-            yield offset, wave_S[:cut], [(a, min(b, seconds)) for a, b in spans if a < seconds]
+            spans = [(a, min(b, seconds)) for a, b in spans if a < seconds]
+            yield offset, wave_S[:cut], tool_S[: round(seconds * _RATE)], spans
             offset += seconds
 
 
 class _Window:
     """One window of a recording; times count from its start."""
 
-    def __init__(self, crawl: Crawl, item: Item, language: str, offset, wave_S, rate: int, book):
+    def __init__(
+        self, crawl: Crawl, item: Item, language: str, offset, wave_S, rate: int, tool_S, book
+    ):
         self.crawl, self.item, self.book = crawl, item, book
         self.languages = (language,) if language else LANGUAGES
         self.offset, self.wave_S, self.rate = offset, wave_S, rate
-        self.tool_S = wave_S if rate == _RATE else resample(wave_S, rate, _RATE)
+        self.tool_S = tool_S
         self.seconds = len(wave_S) / rate
 
     def run(self, spans: list[regions.Span]) -> Iterator[Record | Rejection]:
@@ -335,11 +394,11 @@ class _Window:
                 id=f"{self.item.id}-{round(at * 100):08d}",
                 kind="interleaved",
                 language=language,
-                parts=tuple(self._part(part, speaker) for part in parts[first:last]),
+                parts=tuple(self._part(part, speaker, language) for part in parts[first:last]),
                 source=crawl.name,
             )
 
-    def _part(self, part: timing.Stretch, speaker: str) -> Part:
+    def _part(self, part: timing.Stretch, speaker: str, language: str) -> Part:
         a, b = round(part.start * self.rate), round(part.end * self.rate)
         audio, seconds = encode_speech(self.wave_S[max(0, a) : b], self.rate, self.crawl.coding)
         return Part(
@@ -347,5 +406,5 @@ class _Window:
             audio=audio,
             seconds=seconds,
             speaker=speaker,
-            words=part.words_from_start(),
+            words=part.words_for_record(language),
         )
