@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,10 @@ def make_shard(
                 progress()
 
     path = job.path(directory, source.name)
-    written = write_shard(path, records())
+    # A name of its own: a cluster may run a slow shard twice at a time.
+    part = directory / WORK / f"{path.name}.{secrets.token_hex(6)}"
+    written = write_shard(part, records())
+    part.replace(path)
     side = {
         "fingerprint": fingerprint,
         "file_bytes": path.stat().st_size,
@@ -212,7 +216,7 @@ def _records_of(item: Item, source: Source, rejected: list[Rejection]) -> list[R
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a file that appears under its name only when it is complete."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(6)}.incomplete")
     text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
     # Half a surrogate pair, of a file's name, becomes JSON's escape for it.
     part.write_text(text, encoding="utf-8", errors="backslashreplace")
