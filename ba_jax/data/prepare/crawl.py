@@ -37,7 +37,7 @@ from ba_jax.data.interleave.cuts import best_cuts, fill_records
 from ba_jax.data.interleave.filters import Limits, find_fault
 from ba_jax.data.interleave.text import Lengths
 from ba_jax.data.prepare.clips import reason_of, sorted_files
-from ba_jax.data.prepare.encode import encode_speech
+from ba_jax.data.prepare.encode import CODINGS, encode_speech
 from ba_jax.data.prepare.listing import SourceError, check_unicode, inside, read_lines
 from ba_jax.data.prepare.long_audio import LongAudio
 from ba_jax.data.prepare.source import Item, Rejected, Rejection
@@ -114,6 +114,12 @@ class Crawl:
             raise ValueError(f"language {self.language!r}, expected '' or one of {LANGUAGES}")
         if self.window < 2 * _UTTERANCE:
             raise ValueError(f"window {self.window} s, expected at least {2 * _UTTERANCE}")
+        if not 2 * self.parts.high < self.max_seconds <= 300:
+            raise ValueError(
+                f"max_seconds {self.max_seconds}, expected over twice the longest part, up to 300"
+            )
+        if self.coding not in CODINGS:
+            raise ValueError(f"coding {self.coding!r}, expected one of {CODINGS}")
 
     def __getstate__(self) -> dict[str, Any]:
         # The tools that a worker made stay in it.
