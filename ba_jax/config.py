@@ -61,7 +61,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         (inner,) = [a for a in args if a is not type(None)]
         return _convert(inner, value, path)
     if dataclasses.is_dataclass(hint):
-        return from_mapping(hint, value, path)
+        return value if isinstance(value, hint) else from_mapping(hint, value, path)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{path} = {value!r}: expected a sequence")

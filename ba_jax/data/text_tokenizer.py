@@ -71,6 +71,7 @@ class TextTokenizer(abc.ABC):
       vocab_size: highest id + 1, special tokens included. A language model may have more rows;
         sampling must not pick them.
       special_tokens: spelling -> id, the tokens that no text can produce.
+      special_names: id -> spelling.
       eos_id: id of the token that ends a text.
     """
 
@@ -79,7 +80,7 @@ class TextTokenizer(abc.ABC):
         self.vocab_size = vocab_size
         self.special_tokens = dict(special_tokens)
         self.eos_id = eos_id
-        self._special_names = {token_id: name for name, token_id in special_tokens.items()}
+        self.special_names = {token_id: name for name, token_id in special_tokens.items()}
 
     @abc.abstractmethod
     def _encode(self, text: str) -> list[int]:
@@ -177,7 +178,7 @@ class TextTokenizer(abc.ABC):
 
     def _bytes(self, token_id: int, keep_special: bool) -> bytes:
         token_id = operator.index(token_id)
-        name = self._special_names.get(token_id)
+        name = self.special_names.get(token_id)
         if name is not None:
             return name.encode("utf-8") if keep_special else b""
         piece = self._piece(token_id) if 0 <= token_id < self.vocab_size else None
@@ -191,11 +192,11 @@ class TextTokenizer(abc.ABC):
         """Encodes a probe and every special token's name: both must come back as plain text."""
         for text in (_PROBE, *self.special_tokens):
             ids = self.encode(text)
-            special = [i for i in ids if i in self._special_names]
+            special = [i for i in ids if i in self.special_names]
             if special:
                 raise TokenizerError(
                     f"{self.path}: the text {text!r} gives the special token"
-                    f" {self._special_names[special[0]]!r} (id {special[0]}), expected {expected}"
+                    f" {self.special_names[special[0]]!r} (id {special[0]}), expected {expected}"
                 )
             if (back := self.decode(ids)) != text:
                 raise TokenizerError(

@@ -35,6 +35,8 @@ LAYERS = {
     "ba_jax.data": 3,
     "ba_jax.evals": 4,
     "ba_jax.steps": 4,
+    "ba_jax.data.hash": 5,
+    "ba_jax.data.show": 5,
     "ba_jax.convert.main": 5,
     "ba_jax.convert.__main__": 5,
     "ba_jax.data.prepare.__main__": 5,
@@ -57,7 +59,11 @@ JAX_FAMILY = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 MAX_LINES = 600
 LONG_FILES: frozenset[str] = frozenset()
 # The arguments that a config is instantiated with; one that is not named here takes none.
-CONFIG_ARGUMENTS = {"models": ("nano", "tiny", "1b5", "7b")}
+CONFIG_ARGUMENTS = {
+    "models": ("nano", "tiny", "1b5", "7b"),
+    "mixtures": ("lm_nano", "lm", "audio_nano", "audio"),
+    "lm_stage2": ("nano", "1b5", "7b"),
+}
 
 Violations = list[str]
 

@@ -1,0 +1,67 @@
+"""Opens the batches that a config's `data` section describes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ba_jax.config import ConfigError, from_mapping
+from ba_jax.data.audio_batches import AudioBatches, AudioSettings
+from ba_jax.data.features import ModelFormat
+from ba_jax.data.mixture import Selection
+from ba_jax.data.packed import PackedBatches, PackedSettings
+
+KINDS = {"packed": (PackedSettings, PackedBatches), "audio": (AudioSettings, AudioBatches)}
+"""`data.kind` -> settings and batches: rows of tokens for the LLM, or clips of audio alone."""
+
+
+def batch_settings(data: Mapping[str, Any]) -> PackedSettings | AudioSettings:
+    """Settings from a config's `data`, see `configs/mixtures.py`.
+
+    `data.mixture` maps a name to a member, so that one can be changed by
+    `--config.data.mixture.asr.weight=2`; a member of weight 0 is left out. Names do not matter
+    beyond their order, which is alphabetical whatever order the config has.
+
+    Raises:
+      ConfigError: an unknown, missing or ill-typed key, or a value that makes no sense.
+    """
+    values = dict(data.items())
+    kind = values.pop("kind", None)
+    if kind not in KINDS:
+        raise ConfigError(f"data.kind = {kind!r}: expected one of {sorted(KINDS)}")
+    members = values.get("mixture")
+    if not hasattr(members, "items"):
+        raise ConfigError(f"data.mixture = {members!r}: expected a mapping of members")
+    try:
+        values["mixture"] = [
+            from_mapping(Selection, member, f"data.mixture.{name}")
+            for name, member in sorted(members.items())
+            if member.get("weight", 1) != 0
+        ]
+        return from_mapping(KINDS[kind][0], values, "data")
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"data: {error}") from error
+
+
+def open_batches(
+    data: Mapping[str, Any],
+    model: Mapping[str, Any],
+    progress: Callable[[int], None] | None = None,
+) -> PackedBatches | AudioBatches:
+    """Counts the data of a config, packs it, and is ready to build any step's batch.
+
+    Args:
+      data: a config's `data`.
+      model: a config's `model`, see `configs/models.py`.
+      progress: called with the number of records counted since the last call.
+
+    Raises:
+      ConfigError: as `batch_settings`.
+      RecordError: a dataset that is not there, damaged, or has nothing for its task.
+      TokenizerError: no tokenizer there, or not the one that the model was made for.
+    """
+    settings = batch_settings(data)
+    _, batches = next(pair for pair in KINDS.values() if isinstance(settings, pair[0]))
+    return batches(settings, ModelFormat.of(model), progress)

@@ -1,0 +1,255 @@
+"""Feeds a training loop: a host's share of the batches from a step on, built ahead by workers.
+
+A batch is a pure function of its step (`PackedBatches`, `AudioBatches`), so the position is the
+step alone: to resume, open a loader at that step, with any number of hosts and workers. Grain runs
+the workers. What fails in one arrives here as an error that names the step, within seconds,
+whatever was raised and however the worker ended.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+_STEPS = 1 << 60  # a source without end
+_POLL_SECONDS = 1.0
+_CLOSE_SECONDS = 2.0
+
+
+class BatchError(RuntimeError):
+    """A batch that could not be built: the step, the host, what was raised and where."""
+
+
+class Batches(Protocol):
+    """What a loader takes: see `PackedBatches` and `AudioBatches`."""
+
+    def global_rows(self, step: int) -> int:
+        """Rows of the global batch at a step."""
+        ...
+
+    def build(self, step: int, rows: Sequence[int] | None = None) -> Any:
+        """Rows (default: all) of the global batch at a step."""
+        ...
+
+    def report(self) -> dict[str, dict]:
+        """What is in it."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LoaderSettings:
+    """How batches are built ahead.
+
+    Attributes:
+      workers: processes of this host; 0: a thread of the training process.
+      prefetch: batches that each of them builds ahead.
+    """
+
+    workers: int = 0
+    prefetch: int = 2
+
+    def __post_init__(self):
+        if self.workers < 0 or self.prefetch < 1:
+            raise ValueError(f"{self}: expected workers >= 0 and prefetch >= 1")
+
+
+def host_rows(global_rows: int, host: int, hosts: int) -> range:
+    """A host's rows of the global batch: an equal share, in one piece, in the hosts' order.
+
+    Raises:
+      ValueError: rows that do not divide among the hosts, or a host that does not exist.
+    """
+    if hosts < 1 or not 0 <= host < hosts:
+        raise ValueError(f"host {host} of {hosts}, expected 0 to {max(hosts, 1) - 1}")
+    if global_rows % hosts:
+        raise ValueError(f"{global_rows} rows on {hosts} hosts: expected a multiple of the hosts")
+    share = global_rows // hosts
+    return range(host * share, (host + 1) * share)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+    """Travels in a batch's place: Grain would wait forever for an error that does not pickle."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Steps:
+    """A Grain source: step -> (step, this host's rows of its batch)."""
+
+    batches: Batches
+    host: int
+    hosts: int
+
+    def __len__(self) -> int:
+        return _STEPS
+
+    def __getitem__(self, step: int):
+        try:
+            rows = host_rows(self.batches.global_rows(step), self.host, self.hosts)
+            return step, self.batches.build(step, rows)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit too: Grain takes exit code 0 for no failure
+            where = "".join(traceback.format_exception(error))
+            kind = type(error).__name__
+            return step, _Failure(f"step {step}, host {self.host}: {kind}: {error}\n{where}")
+
+
+class Loader(Iterator[tuple[int, Any]]):
+    """Iterates over (step, batch); batches hold this host's rows.
+
+    Close it, or use it in a `with`, to end its workers at once. Workers are spawned: a script that
+    uses them needs its `if __name__ == "__main__":`.
+
+    Args:
+      batches: what to load.
+      settings: how.
+      start, stop: first step, and the one after the last (None: no end).
+      host, hosts: which share of the rows.
+
+    Raises:
+      ValueError: steps, or a host, that make no sense, or rows that do not divide.
+      BatchError: from `next`, for a batch that cannot be built or a worker that died.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        settings: LoaderSettings = LoaderSettings(),
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        host: int = 0,
+        hosts: int = 1,
+    ):
+        if start < 0 or (stop is not None and stop < start):
+            raise ValueError(f"steps {start} to {stop}: expected 0 <= start <= stop")
+        host_rows(batches.global_rows(start), host, hosts)
+        self.settings = settings
+        self.step = start
+        """The next step: all that a checkpoint needs of the data."""
+        self._source = _Steps(batches, host, hosts)
+        self._stop = _STEPS if stop is None else stop
+        self._iterator = None
+        self._closed = False
+
+    def _open(self):
+        import grain
+
+        self._others = set(multiprocessing.active_children())
+        self._workers: set[multiprocessing.process.BaseProcess] = set()
+        steps = grain.MapDataset.source(self._source)[self.step : self._stop]
+        if self.settings.workers:
+            _mark_flags_as_parsed()
+            options = grain.MultiprocessingOptions(
+                num_workers=min(self.settings.workers, self._stop - self.step),
+                per_worker_buffer_size=self.settings.prefetch,
+            )
+            # The workers are the parallelism: no threads in them.
+            one_by_one = steps.to_iter_dataset(grain.ReadOptions(num_threads=0))
+            iterator = iter(one_by_one.mp_prefetch(options, _end_with_parent))
+        else:
+            ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=self.settings.prefetch)
+            iterator = iter(steps.to_iter_dataset(ahead))
+        iterator.start_prefetch()
+        return iterator
+
+    def __next__(self) -> tuple[int, Any]:
+        if self._closed or self.step >= self._stop:
+            self.close()
+            raise StopIteration
+        if self._iterator is None:
+            self._iterator = self._open()
+        try:
+            step, batch = self._wait(_in_thread(next, self._iterator))
+        except Exception as error:
+            expected = self.step
+            self.close()
+            if isinstance(error, BatchError):
+                raise
+            raise BatchError(f"step {expected}: {error}") from error
+        if isinstance(batch, _Failure):
+            self.close()
+            raise BatchError(batch.text)
+        self.step = step + 1
+        return step, batch
+
+    def _find_workers(self) -> None:
+        """Grain starts them one after the other, in threads, and does not name them."""
+        if len(self._workers) < self.settings.workers:
+            self._workers |= set(multiprocessing.active_children()) - self._others
+
+    def _wait(self, found: concurrent.futures.Future):
+        dead_before = False
+        while True:
+            self._find_workers()
+            try:
+                return found.result(timeout=_POLL_SECONDS)
+            except concurrent.futures.TimeoutError:
+                # Dead for a whole poll, and still no batch: what it had built has been used up.
+                dead = [worker for worker in self._workers if not worker.is_alive()]
+                if dead and dead_before:
+                    codes = sorted({worker.exitcode for worker in dead})
+                    raise BatchError(
+                        f"step {self.step}: a worker died (exit code {codes}), expected a batch;"
+                        " -9 often means that memory ran out"
+                    ) from None
+                dead_before = bool(dead)
+
+    def close(self) -> None:
+        """Ends the workers; the loader gives nothing more."""
+        self._closed = True
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            # Grain's own end waits without end for a worker that left with exit code 0.
+            concurrent.futures.wait([_in_thread(iterator.close)], timeout=_CLOSE_SECONDS)
+            for worker in self._workers:
+                worker.join(timeout=_CLOSE_SECONDS)
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _in_thread(function, *args) -> concurrent.futures.Future:
+    """Runs in a thread that can be abandoned: the interpreter does not wait for it at its end."""
+    future: concurrent.futures.Future = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:  # goes to whoever waits, StopIteration too
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="ba_jax-loader", daemon=True).start()
+    return future
+
+
+def _end_with_parent(*_) -> None:
+    """Runs in each worker: a training process that is killed must leave none behind."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="ba_jax-parent-watch", daemon=True).start()
+
+
+def _mark_flags_as_parsed() -> None:
+    """Grain's workers read absl's flags, which only `app.run` parses."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

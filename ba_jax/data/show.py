@@ -1,0 +1,227 @@
+"""Shows what a model is given: one example as tokens, codes, loss mask and text; or what is mixed.
+
+    python -m ba_jax.data.show --config=configs/lm_stage2.py:nano --member=asr --index=3
+    python -m ba_jax.data.show --config=configs/lm_stage2.py:nano --summary
+
+A line is a run of text tokens, one special token, or a run of audio frames. Its last column says
+what the model learns to produce there: `text` (the LM head predicts these tokens), `audio` (the
+audio head predicts these codes), `end` (codebook 0 predicts the end of audio), or nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Iterator
+
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from ba_jax.data.batches import batch_settings, open_batches
+from ba_jax.data.examples import NotForTask
+from ba_jax.data.features import ModelFormat
+from ba_jax.data.packed import PackedBatches, open_layouts
+from ba_jax.data.record import RecordError, RecordSource
+from ba_jax.data.sequence import Sequence, Tokenizer
+from ba_jax.types import Example
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A config with `data` and `model`.")
+_MEMBER = flags.DEFINE_string("member", None, "Name in data.mixture; default: the first.")
+_INDEX = flags.DEFINE_integer("index", 0, "Which of the member's examples.", lower_bound=0)
+_FRAMES = flags.DEFINE_integer("frames", 3, "Audio frames to print of each end of a run.", 1)
+_SUMMARY = flags.DEFINE_bool("summary", False, "What each member holds, and how full its rows are.")
+_COLOR = flags.DEFINE_enum("color", "auto", ["auto", "always", "never"], "Colour the output.")
+
+_GREEN, _MAGENTA, _YELLOW, _GREY, _BOLD = "32", "35", "33", "90", "1"
+_TEXT_WIDTH = 48
+
+
+def _runs(sequence: Sequence, tokenizer: Tokenizer) -> Iterator[tuple[str, int, int]]:
+    """(kind, start, end) of runs of one kind and one loss: "text", "special" or "frames"."""
+    names = tokenizer.special_names
+    pad = tokenizer.audio_tokens.audio_pad
+
+    def key(i: int):
+        token = int(sequence.ids_L[i])
+        kind = "frames" if token == pad else "special" if token in names else "text"
+        return kind, bool(sequence.text_target_L[i]), bool(sequence.audio_target_L[i])
+
+    start = 0
+    for i in range(1, len(sequence) + 1):
+        if i == len(sequence) or key(i) != key(start) or key(start)[0] == "special":
+            yield key(start)[0], start, i
+            start = i
+
+
+def _loss(sequence: Sequence, kind: str, at: int) -> str:
+    heads = "text" if sequence.text_target_L[at] else ""
+    if sequence.audio_target_L[at]:
+        heads += " audio" if kind == "frames" else " end"
+    return heads.strip()
+
+
+def _width(text: str) -> int:
+    """Columns on a terminal: Han characters take two."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def render(
+    example: Example,
+    sequence: Sequence,
+    tokenizer: Tokenizer,
+    *,
+    color: bool = False,
+    frames: int = 3,
+) -> str:
+    """One example as lines: positions, ids, token or text, codes, loss.
+
+    Args:
+      example, sequence: of `ba_jax.data.sequence.to_sequence`.
+      tokenizer: that the sequence was made with.
+      color: green where the LM head learns, magenta where the audio head does, yellow special
+        tokens, grey what is only read.
+      frames: how many audio frames to print of each end of a longer run.
+    """
+
+    def paint(text: str, code: str) -> str:
+        return f"\033[{code}m{text}\033[0m" if color else text
+
+    title = f"{example.source}:{example.id}  task {example.task}  language {example.language}"
+    if example.speaker:
+        title += f"  speaker {example.speaker}"
+    learnt = int(sequence.text_target_L.sum()), int(sequence.audio_target_L.sum())
+    lines = [
+        paint(title, _BOLD),
+        f"{len(sequence)} positions; {learnt[0]} with text loss, {learnt[1]} with audio loss",
+        f"{'position':>11}  {'':{_TEXT_WIDTH}}  {'codes':<{6 * sequence.codes_LQ.shape[1]}}loss",
+    ]
+    waiting = np.zeros(len(sequence), bool)
+    for span in sequence.spans:
+        waiting[span.start : span.start + span.frames] = True
+
+    def line(start: int, end: int, text: str, codes: str, kind: str) -> None:
+        where = f"{start}" if end - start == 1 else f"{start}-{end - 1}"
+        loss = _loss(sequence, kind, start)
+        tint = _MAGENTA if sequence.audio_target_L[start] else _GREEN if loss else _GREY
+        shown = paint(text, _YELLOW if kind == "special" else tint)
+        shown += " " * max(0, _TEXT_WIDTH - _width(text))
+        codes = f"{codes:<{6 * sequence.codes_LQ.shape[1]}}"
+        lines.append(f"{where:>11}  {shown}  {paint(codes, tint)}{paint(loss, tint)}".rstrip())
+
+    def codes_at(at: int) -> str:
+        return "".join(f"{code:>5} " for code in sequence.codes_LQ[at])
+
+    for kind, start, end in _runs(sequence, tokenizer):
+        if kind == "text":
+            ids = sequence.ids_L[start:end]
+            line(start, end, repr(tokenizer.decode(ids))[1:-1], f"{len(ids)} tokens", kind)
+        elif kind == "special":
+            name = tokenizer.special_names[int(sequence.ids_L[start])]
+            codes = codes_at(start) if sequence.audio_target_L[start] else ""
+            line(start, end, name, codes, kind)
+        elif waiting[start]:
+            line(start, end, f"{end - start} frames", "not tokenised yet", kind)
+        else:
+            head = range(start, min(start + frames, end))
+            tail = range(max(head.stop, end - frames), end)
+            for at in head:
+                line(at, at + 1, "frame", codes_at(at), kind)
+            if tail.start > head.stop:
+                line(head.stop, tail.start, f"{tail.start - head.stop} more frames", "...", kind)
+            for at in tail:
+                line(at, at + 1, "frame", codes_at(at), kind)
+    return "\n".join(lines)
+
+
+def _member(data) -> str:
+    members = sorted(name for name, m in data["mixture"].items() if m.get("weight", 1) != 0)
+    name = _MEMBER.value or members[0]
+    if name not in members:
+        raise ValueError(f"member {name!r}, expected one of {members}")
+    return name
+
+
+def find_example(config, member: str, index: int):
+    """The index-th example of a member of the mixture, in the order of its dataset.
+
+    Args:
+      config: with `data` (kind "packed") and `model`.
+      member: a name in `data.mixture`.
+      index: counts the records that the member's task can use.
+
+    Returns:
+      (example, sequence, tokenizer).
+
+    Raises:
+      ValueError: there are fewer examples, or the batches are not of this kind.
+    """
+    only = dict(config["data"]) | {"mixture": {member: config["data"]["mixture"][member]}}
+    settings = batch_settings(only)
+    if only["kind"] != "packed":
+        raise ValueError(f"data.kind {only['kind']!r}: only packed batches hold tokens")
+    selection = settings.mixture[0]
+    (layout,) = open_layouts(settings, ModelFormat.of(config["model"]))
+    seen = 0
+    for record in RecordSource(selection.dataset, selection.split):
+        try:
+            example, sequence = layout(record)
+        except NotForTask:
+            continue
+        if seen == index:
+            return example, sequence, layout.tokenizer
+        seen += 1
+    raise ValueError(f"index {index}: {selection.name} has {seen} examples")
+
+
+def summary(batches: PackedBatches) -> str:
+    """A table of what each member of a mixture holds."""
+    rows = [("member", "examples", "rows", "tokens", "hours", "real positions", "share of rows")]
+    for name, found in batches.report().items():
+        rows.append(
+            (
+                name,
+                f"{found['examples']:,}",
+                f"{found['rows']:,}",
+                f"{found['tokens']:,}",
+                f"{found['hours']:.2f}",
+                f"{100 * found['real_share']:.1f} %",
+                f"{100 * found['share_of_rows']:.1f} %",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    for name, found in batches.report().items():
+        for reason, records in found["left_out"].items():
+            lines.append(f"{name}: left out {records:,} records: {reason}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    """Prints an example or the summary."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    config = _CONFIG.value.to_dict()
+    try:
+        if _SUMMARY.value:
+            batches = open_batches(config["data"], config["model"])
+            if not isinstance(batches, PackedBatches):
+                raise ValueError(f"data.kind {config['data']['kind']!r}: expected 'packed'")
+            print(summary(batches))
+            return
+        found = find_example(config, _member(config["data"]), _INDEX.value)
+    except (ValueError, RecordError) as error:
+        sys.exit(f"ba_jax.data.show: {error}")
+    color = sys.stdout.isatty() if _COLOR.value == "auto" else _COLOR.value == "always"
+    print(render(*found, color=color, frames=_FRAMES.value))
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)

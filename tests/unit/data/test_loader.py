@@ -1,0 +1,213 @@
+"""The loader: order, shares, resumption, and what happens when a worker fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from ba_jax.data.loader import BatchError, Loader, LoaderSettings, host_rows
+
+SECONDS = 10.0  # within which a failure has to show
+
+
+class Batch(NamedTuple):
+    values_B: np.ndarray
+    nested: tuple[np.ndarray, ...]
+
+
+class Unpicklable(Exception):
+    """Has an argument too many to be rebuilt, and a member that no pickle takes."""
+
+    def __init__(self, one, two):
+        super().__init__(one)
+        self.member = lambda: two
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting:
+    """Rows hold 100 * step + row; fails in a given way at a given step."""
+
+    rows: int = 4
+    bad_step: int = -1
+    failure: str = ""
+
+    def global_rows(self, step: int) -> int:
+        return self.rows
+
+    def build(self, step, rows=None):
+        if step == self.bad_step:
+            if self.failure == "raise":
+                raise ValueError("no such thing")
+            if self.failure == "unpicklable":
+                raise Unpicklable("cannot travel", 2)
+            if self.failure == "sysexit":
+                sys.exit(0)
+            if self.failure == "exit":
+                os._exit(0)
+            if self.failure == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+        values_B = np.array([100 * step + row for row in rows])
+        return Batch(values_B, (values_B[:, None] * np.ones(3, np.float32),))
+
+    def report(self):
+        return {}
+
+
+def values(loader: Loader) -> list[tuple[int, list[int]]]:
+    with loader:
+        return [(step, batch.values_B.tolist()) for step, batch in loader]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_steps_come_in_order_whatever_builds_them(workers):
+    found = values(Loader(Counting(), LoaderSettings(workers), start=5, stop=12))
+    assert found == [(s, [100 * s + r for r in range(4)]) for s in range(5, 12)]
+
+
+def test_hosts_share_the_rows_in_order():
+    parts = [values(Loader(Counting(6), start=2, stop=4, host=h, hosts=3)) for h in range(3)]
+    for step in range(2):
+        rows = [value for part in parts for value in part[step][1]]
+        assert rows == [100 * (step + 2) + r for r in range(6)]
+
+
+def test_resuming_at_the_step_it_stopped_at():
+    loader = Loader(Counting(), LoaderSettings(workers=2), start=0)
+    before = [next(loader)[0] for _ in range(3)]
+    resumed = Loader(Counting(), LoaderSettings(workers=0), start=loader.step)
+    loader.close()
+    with resumed:
+        assert before + [next(resumed)[0] for _ in range(2)] == [0, 1, 2, 3, 4]
+
+
+def test_a_far_step_is_as_near_as_the_first():
+    start = time.monotonic()
+    with Loader(Counting(), start=10**6) as loader:
+        assert next(loader)[0] == 10**6
+    assert time.monotonic() - start < SECONDS
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        ("raise", "step 7, host 0: ValueError: no such thing\n(.|\n)*in build"),
+        ("unpicklable", "step 7, host 0: Unpicklable: cannot travel"),
+        ("sysexit", "step 7, host 0: SystemExit: 0"),
+        ("exit", r"a worker died \(exit code \[0\]\)"),
+        ("kill", "exit code -9"),
+    ],
+)
+def test_a_failing_worker_is_an_error_within_seconds(failure, message):
+    loader = Loader(Counting(bad_step=7, failure=failure), LoaderSettings(workers=2), start=5)
+    with loader, pytest.raises(BatchError, match=message):
+        assert next(loader)[0] == 5
+        assert next(loader)[0] == 6
+        start = time.monotonic()
+        try:
+            next(loader)
+        finally:
+            assert time.monotonic() - start < SECONDS
+    assert_no_workers()
+
+
+def test_without_workers_a_failure_names_the_step_too():
+    with Loader(Counting(bad_step=1, failure="raise")) as loader:
+        next(loader)
+        with pytest.raises(BatchError, match="step 1, host 0: ValueError: no such thing"):
+            next(loader)
+
+
+def test_a_worker_killed_from_outside_is_an_error_within_seconds():
+    with Loader(Counting(), LoaderSettings(workers=2)) as loader:
+        next(loader)
+        victim = multiprocessing.active_children()[0]
+        threading.Timer(0.2, lambda: os.kill(victim.pid, signal.SIGKILL)).start()
+        start = time.monotonic()
+        with pytest.raises(BatchError, match="exit code"):
+            while time.monotonic() - start < 30:
+                next(loader)
+                time.sleep(0.05)
+        assert time.monotonic() - start < SECONDS
+    assert_no_workers()
+
+
+def assert_no_workers():
+    end = time.monotonic() + SECONDS
+    while multiprocessing.active_children() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert multiprocessing.active_children() == []
+
+
+def test_closing_ends_the_workers_and_the_iteration():
+    loader = Loader(Counting(), LoaderSettings(workers=2))
+    next(loader)
+    loader.close()
+    assert_no_workers()
+    with pytest.raises(StopIteration):
+        next(loader)
+    loader.close()
+
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from test_loader import Counting
+from ba_jax.data.loader import Loader, LoaderSettings
+import multiprocessing
+if __name__ == "__main__":
+    loader = Loader(Counting(), LoaderSettings(workers=2))
+    next(loader)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    time.sleep(60)
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_training_process_leaves_no_workers(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT.format(tests=os.path.dirname(__file__)))
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    process = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 2 and all(alive(pid) for pid in pids)
+    process.kill()
+    process.wait()
+    end = time.monotonic() + SECONDS
+    while any(alive(pid) for pid in pids) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_rows_that_do_not_divide():
+    with pytest.raises(ValueError, match="4 rows on 3 hosts"):
+        Loader(Counting(4), hosts=3)
+    with pytest.raises(ValueError, match="host 2 of 2, expected 0 to 1"):
+        host_rows(4, 2, 2)
+    with pytest.raises(ValueError, match="expected 0 <= start <= stop"):
+        Loader(Counting(), start=3, stop=2)
+    with pytest.raises(ValueError, match="workers >= 0 and prefetch >= 1"):
+        LoaderSettings(workers=-1)
+
+
+def test_no_steps_at_all():
+    assert values(Loader(Counting(), LoaderSettings(workers=2), start=3, stop=3)) == []
