@@ -3,9 +3,10 @@
     python -m ba_jax.data.show --config=configs/lm_stage2.py:nano --member=asr --index=3
     python -m ba_jax.data.show --config=configs/lm_stage2.py:nano --summary
 
-A line is a run of text tokens, one special token, or a run of audio frames. Its last column says
-what the model learns to produce there: `text` (the LM head predicts these tokens), `audio` (the
-audio head predicts these codes), `end` (codebook 0 predicts the end of audio), or nothing.
+A line is a run of text tokens with their ids, one special token, or audio frames with their codes.
+Its last column says what the model learns to produce there: `text` (the LM head predicts these
+tokens), `audio` (the audio head predicts these codes), `end` (codebook 0 predicts the end of
+audio), or nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from ba_jax.data.examples import NotForTask
 from ba_jax.data.features import ModelFormat
 from ba_jax.data.packed import PackedBatches, open_layouts
 from ba_jax.data.record import RecordError, RecordSource
-from ba_jax.data.sequence import Sequence, Tokenizer
+from ba_jax.data.sequence import Sequence
+from ba_jax.data.text_tokenizer import TextTokenizer
 from ba_jax.types import Example
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config with `data` and `model`.")
@@ -37,7 +39,7 @@ _GREEN, _MAGENTA, _YELLOW, _GREY, _BOLD = "32", "35", "33", "90", "1"
 _TEXT_WIDTH = 48
 
 
-def _runs(sequence: Sequence, tokenizer: Tokenizer) -> Iterator[tuple[str, int, int]]:
+def _runs(sequence: Sequence, tokenizer: TextTokenizer) -> Iterator[tuple[str, int, int]]:
     """(kind, start, end) of runs of one kind and one loss: "text", "special" or "frames"."""
     names = tokenizer.special_names
     pad = tokenizer.audio_tokens.audio_pad
@@ -69,7 +71,7 @@ def _width(text: str) -> int:
 def render(
     example: Example,
     sequence: Sequence,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     *,
     color: bool = False,
     frames: int = 3,
@@ -87,6 +89,8 @@ def render(
     def paint(text: str, code: str) -> str:
         return f"\033[{code}m{text}\033[0m" if color else text
 
+    columns = sequence.codes_LQ.shape[1]
+    wide = max(4, len(str(max(sequence.ids_L.max(), sequence.codes_LQ.max()))))
     title = f"{example.source}:{example.id}  task {example.task}  language {example.language}"
     if example.speaker:
         title += f"  speaker {example.speaker}"
@@ -94,44 +98,58 @@ def render(
     lines = [
         paint(title, _BOLD),
         f"{len(sequence)} positions; {learnt[0]} with text loss, {learnt[1]} with audio loss",
-        f"{'position':>11}  {'':{_TEXT_WIDTH}}  {'codes':<{6 * sequence.codes_LQ.shape[1]}}loss",
+        f"{'position':>11}  {'':{_TEXT_WIDTH}}  {'ids, codes':<{(wide + 1) * columns}}  loss",
     ]
     waiting = np.zeros(len(sequence), bool)
     for span in sequence.spans:
         waiting[span.start : span.start + span.frames] = True
 
-    def line(start: int, end: int, text: str, codes: str, kind: str) -> None:
+    def line(start: int, end: int, text: str, numbers, kind: str) -> None:
         where = f"{start}" if end - start == 1 else f"{start}-{end - 1}"
         loss = _loss(sequence, kind, start)
         tint = _MAGENTA if sequence.audio_target_L[start] else _GREEN if loss else _GREY
         shown = paint(text, _YELLOW if kind == "special" else tint)
         shown += " " * max(0, _TEXT_WIDTH - _width(text))
-        codes = f"{codes:<{6 * sequence.codes_LQ.shape[1]}}"
-        lines.append(f"{where:>11}  {shown}  {paint(codes, tint)}{paint(loss, tint)}".rstrip())
-
-    def codes_at(at: int) -> str:
-        return "".join(f"{code:>5} " for code in sequence.codes_LQ[at])
+        if not isinstance(numbers, str):
+            numbers = "".join(f"{number:>{wide}} " for number in numbers)
+        numbers = f"{numbers:<{(wide + 1) * columns}}"
+        lines.append(f"{where:>11}  {shown}  {paint(numbers, tint)}  {paint(loss, tint)}".rstrip())
 
     for kind, start, end in _runs(sequence, tokenizer):
         if kind == "text":
-            ids = sequence.ids_L[start:end]
-            line(start, end, repr(tokenizer.decode(ids))[1:-1], f"{len(ids)} tokens", kind)
+            for first, last, text in _pieces(sequence.ids_L, start, end, tokenizer, columns):
+                line(first, last, repr(text)[1:-1], sequence.ids_L[first:last], kind)
         elif kind == "special":
-            name = tokenizer.special_names[int(sequence.ids_L[start])]
-            codes = codes_at(start) if sequence.audio_target_L[start] else ""
-            line(start, end, name, codes, kind)
+            token = int(sequence.ids_L[start])
+            codes = sequence.codes_LQ[start] if sequence.audio_target_L[start] else [token]
+            line(start, end, tokenizer.special_names[token], codes, kind)
         elif waiting[start]:
             line(start, end, f"{end - start} frames", "not tokenised yet", kind)
         else:
             head = range(start, min(start + frames, end))
             tail = range(max(head.stop, end - frames), end)
             for at in head:
-                line(at, at + 1, "frame", codes_at(at), kind)
+                line(at, at + 1, "frame", sequence.codes_LQ[at], kind)
             if tail.start > head.stop:
                 line(head.stop, tail.start, f"{tail.start - head.stop} more frames", "...", kind)
             for at in tail:
-                line(at, at + 1, "frame", codes_at(at), kind)
+                line(at, at + 1, "frame", sequence.codes_LQ[at], kind)
     return "\n".join(lines)
+
+
+def _pieces(
+    ids_L: np.ndarray, start: int, end: int, tokenizer: TextTokenizer, count: int
+) -> Iterator[tuple[int, int, str]]:
+    """(start, end, text) of pieces of some `count` tokens, cut between whole characters."""
+    stream, text, first = tokenizer.stream(), "", start
+    for at in range(start, end):
+        new = stream.push(ids_L[at])
+        text += new
+        if at + 1 == end:
+            yield first, end, text + stream.flush()
+        elif new and at + 1 - first >= count:
+            yield first, at + 1, text
+            text, first = "", at + 1
 
 
 def _member(data) -> str:

@@ -1,0 +1,122 @@
+"""The global batch is the same for any number of hosts and workers, with real processes."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ba_jax.data.batches import open_batches
+from ba_jax.data.hash import batch_hash, global_hashes, parse_steps, row_digests
+from ba_jax.data.loader import BatchError, Loader, LoaderSettings
+from configs import lm_stage2, mixtures, models
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def config():
+    found = lm_stage2.get_config("nano").to_dict()
+    found["data"]["rows"] = 4
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(config):
+    """step -> hash, built here without a loader."""
+    batches = open_batches(config["data"], config["model"])
+    return {s: batch_hash(row_digests(batches.build(s))) for s in (*range(100, 103), 10**6)}
+
+
+@pytest.mark.parametrize(("hosts", "workers"), [(1, 4), (2, 0), (2, 2), (4, 0)])
+@pytest.mark.slow
+def test_hosts_and_workers_change_nothing(config, expected, hosts, workers):
+    found = dict(global_hashes(config, range(100, 103), hosts, workers))
+    assert found == {step: expected[step] for step in range(100, 103)}
+    assert len(set(found.values())) == 3
+
+
+def test_resuming_anywhere_gives_the_same_batches(config, expected):
+    batches = open_batches(config["data"], config["model"])
+    with Loader(batches, start=98) as loader:
+        for _ in range(3):
+            next(loader)
+        position = loader.step
+    assert position == 101
+    with Loader(batches, LoaderSettings(workers=1), start=position) as loader:
+        step, batch = next(loader)
+    assert (step, batch_hash(row_digests(batch))) == (101, expected[101])
+
+
+def test_step_a_million_comes_within_a_second(config, expected):
+    batches = open_batches(config["data"], config["model"])
+    batches.build(0)  # opens the files
+    start = time.process_time()
+    found = batch_hash(row_digests(batches.build(10**6)))
+    assert time.process_time() - start < 1
+    assert found == expected[10**6]
+
+
+def test_seed_and_mixture_change_the_batch(config, expected):
+    for key, value in (("seed", 1), ("rows", 5), ("row_length", 480)):
+        other = open_batches(config["data"] | {key: value}, config["model"])
+        assert batch_hash(row_digests(other.build(100))) != expected[100]
+
+
+def test_audio_batches_too():
+    data = mixtures.get_config("audio_nano").to_dict()
+    config = {"data": data, "model": models.get_config("nano").to_dict()}
+    one = dict(global_hashes(config, range(3), hosts=1))
+    assert one == dict(global_hashes(config, range(3), hosts=2)) and len(set(one.values())) == 3
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "ba_jax.data.hash", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_command_line(config, expected):
+    done = run(
+        "--config=configs/lm_stage2.py:nano",
+        "--config.data.rows=4",
+        "--steps=100:102",
+        "--hosts=2",
+        "--workers=1",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"100 {expected[100]}\n101 {expected[101]}\n"
+    assert re.fullmatch(r"[0-9a-f]{64}", expected[100])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps=5:5"], "steps '5:5': expected first:last with first < last"),
+        (["--config.data.rows=3", "--hosts=2"], "3 rows on 2 hosts: expected a multiple"),
+        (["--config.data.mixture.asr.dataset=/no/such"], "/no/such: no dataset_info.json"),
+        (["--config.data.row_lenght=3"], "row_lenght"),
+    ],
+)
+def test_errors_name_what_is_wrong(arguments, message):
+    done = run("--config=configs/lm_stage2.py:nano", *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr and done.stdout == ""
+
+
+def test_a_host_that_dies_is_an_error(config):
+    broken = config | {"data": config["data"] | {"tokenizer": "/no/such"}}
+    start = time.monotonic()
+    with pytest.raises(BatchError, match="host 0: TokenizerError: /no/such"):
+        list(global_hashes(broken, range(2), hosts=2))
+    assert time.monotonic() - start < 30
+
+
+def test_steps():
+    assert parse_steps("100:105") == range(100, 105)
+    for text in ("5", "5:", "a:b", "5:4", "-1:3"):
+        with pytest.raises(ValueError, match="expected first:last"):
+            parse_steps(text)
