@@ -218,24 +218,28 @@ class AudioBatches:
         stream, number = self._steps[step]
         bucket, members, clips, draws = self._streams[stream]
         batch = self._empty(bucket, len(rows))
-        for place, row in enumerate(rows):
-            draw = number * bucket.count + row
-            which, item = draws[draw]
-            member, clip = members[which], clips[which][item]
-            index = int(self._counts[member].records_N[clip])
-            rng = np.random.default_rng([self.settings.seed, stream, draw])
-            try:
-                record = self._sources[member][index]
-                row = self._counts[member].rows_NK[clip].tolist()
-                samples, waves = self._waves(record, row, rng)
-                self._fill(batch, place, samples, waves, rng)
-            except (RecordError, AudioError) as error:
-                where = f"{self.settings.mixture[member].name}, record {index}: {error}"
-                if self.settings.on_error == "fail":
-                    raise RecordError(where) from None
-                logging.warning("skipped: %s", where)
-                self._clear(batch, place)
+        with features.one_blas_thread():
+            for place, row in enumerate(rows):
+                draw = number * bucket.count + row
+                which, item = draws[draw]
+                rng = np.random.default_rng([self.settings.seed, stream, draw])
+                self._add(batch, place, members[which], int(clips[which][item]), rng)
         return batch
+
+    def _add(self, batch: AudioBatch, place: int, member: int, clip: int, rng) -> None:
+        """Fills a place of a batch, or clears it if the recording is damaged and to be skipped."""
+        counted = self._counts[member]
+        index = int(counted.records_N[clip])
+        try:
+            record = self._sources[member][index]
+            samples, waves = self._waves(record, counted.rows_NK[clip].tolist(), rng)
+            self._fill(batch, place, samples, waves, rng)
+        except (RecordError, AudioError) as error:
+            where = f"{self.settings.mixture[member].name}, record {index}: {error}"
+            if self.settings.on_error == "fail":
+                raise RecordError(where) from None
+            logging.warning("skipped: %s", where)
+            self._clear(batch, place)
 
     def _waves(self, record: Record, clip: Sequence[int], rng) -> tuple[int, dict[int, np.ndarray]]:
         """A clip's 16 kHz samples, and its wave at each rate that is needed."""

@@ -179,6 +179,23 @@ def chunk_mels(
     return mels
 
 
+@functools.cache
+def _blas():
+    import threadpoolctl
+
+    return threadpoolctl.ThreadpoolController().select(user_api="blas")
+
+
+def one_blas_thread():
+    """A context in which NumPy's products use one thread.
+
+    A batch must not depend on the machine's cores: with another number of threads, sums are rounded
+    differently (9e-6 in a mel). And batches are built by several workers beside a training step: on
+    two busy cores, waiting for other threads made resampling 70 times as slow.
+    """
+    return _blas().limit(limits=1)
+
+
 @functools.lru_cache(maxsize=8)
 def mel_geometry(bins: int) -> MelGeometry:
     """Whisper's mel with another number of bins."""

@@ -1,20 +1,22 @@
 """Which item is drawn when: a weighted mixture, as a pure function of the draw's number.
 
-Each member is shuffled anew every epoch (by Grain), the members are interleaved evenly by weight.
-Any draw is found at once, so there is no state to save or to wind on.
+Each member is shuffled anew every epoch, the members are interleaved evenly by weight. Any draw is
+found at once, so there is no state to save or to wind on.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import operator
 from collections.abc import Sequence
+
+import numpy as np
 
 from ba_jax.data.examples import ExampleMaker
 from ba_jax.data.record import LANGUAGES
 
 _PARTS = 1 << 32  # a whole, divided by weights: shares are exact to 2e-10
+_KEPT_EPOCHS = 2  # of each member's order: batches built ahead may be in the next one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Draws:
     Args:
       sizes: items of each member, at least 1.
       weights: how often a member is drawn, relative to the others.
-      seed: of the order.
+      seed: of the order, 0 or more.
 
     Raises:
       ValueError: no members, an empty one, or a weight that is not a number above 0.
@@ -141,22 +143,21 @@ class Draws:
             raise ValueError(f"sizes {list(sizes)}: expected {len(weights)} of at least 1")
         self.sizes, self.weights, self.seed = tuple(sizes), tuple(weights), seed
         self._mixed = Interleaved(weights)
-
-    @functools.cached_property
-    def _members(self):
-        import grain
-
-        members = []
-        for which, size in enumerate(self.sizes):
-            # Not `seed + which`: neighbouring seeds must not share a member's order; and Grain
-            # shuffles epoch e of seed s as epoch 0 of seed s + e.
-            seed = (self.seed * 1_000_003 + which * 50_331_653) % (1 << 31)
-            members.append(grain.MapDataset.range(int(size)).seed(seed).shuffle().repeat())
-        return members
+        self._epochs: list[dict[int, np.ndarray]] = [{} for _ in sizes]
 
     def __getitem__(self, draw: int) -> tuple[int, int]:
         which, number = self._mixed[draw]
-        return which, int(self._members[which][number])
+        epoch, place = divmod(number, self.sizes[which])
+        kept = self._epochs[which]
+        order = kept.get(epoch)
+        if order is None:
+            # Every (seed, member, epoch) has a generator of its own.
+            rng = np.random.default_rng([self.seed, which, epoch])
+            order = rng.permutation(self.sizes[which]).astype(np.int32)
+            while len(kept) >= _KEPT_EPOCHS:
+                kept.pop(next(iter(kept)), None)
+            kept[epoch] = order
+        return which, int(order[place])
 
     def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name != "_members"}
+        return self.__dict__ | {"_epochs": [{} for _ in self.sizes]}

@@ -24,14 +24,12 @@ from ba_jax.data.examples import NotForTask, audio_segments
 from ba_jax.data.features import ON_ERROR, Bucket, ModelFormat
 from ba_jax.data.index import count
 from ba_jax.data.mixture import Draws, Selection, check_mixture, check_rows
-from ba_jax.data.packing import PackedRows, Packing, pack, to_rows
+from ba_jax.data.packing import PackedRows, Packing, pack_many, to_rows
 from ba_jax.data.record import Part, Record, RecordError, RecordSource, dataset_directory
 from ba_jax.data.sequence import SequenceError, to_sequence
 from ba_jax.data.text_tokenizer import TokenizerError, load_text_tokenizer
 from ba_jax.vocab import CodeError
 
-_WINDOW = 1024  # examples packed together, beside as many at most that wait from before
-_FULL = 0.97  # rows below this share are packed again with the next window
 _TOO_LONG = "too long for a row"
 UNITS = ("tokens", "hours")
 AUDIO = ("features", "codes")
@@ -277,7 +275,12 @@ class PackedBatches:
             cache=settings.index_cache,
             progress=progress,
         )
-        rows, too_long = self._group(counted.rows_NK[:, 0], counted.rows_NK[:, 2:])
+        rows, too_long = pack_many(
+            counted.rows_NK[:, 0],
+            settings.row_length,
+            loads_NK=counted.rows_NK[:, 2:],
+            capacity_K=self._capacity_K,
+        )
         left_out = dict(counted.left_out)
         if len(too_long):
             left_out[_TOO_LONG] = len(too_long)
@@ -295,36 +298,6 @@ class PackedBatches:
             float(counted.rows_NK[packed, 1].sum() / 360_000),
             left_out,
         )
-
-    def _group(self, lengths_N: np.ndarray, loads_NK: np.ndarray):
-        """Rows as arrays of positions in the count, and what no row can hold."""
-        order = np.random.default_rng(0).permutation(len(lengths_N))
-        needs_NK = np.column_stack([lengths_N, loads_NK])
-        capacity_K = np.asarray([self.settings.row_length, *self._capacity_K])
-        rows, too_long = [], []
-        waiting = np.zeros(0, np.int64)
-        for start in range(0, len(order), _WINDOW):
-            window = np.concatenate([waiting, order[start : start + _WINDOW]])
-            packing = pack(
-                lengths_N[window].tolist(),
-                self.settings.row_length,
-                loads_NK=loads_NK[window],
-                capacity_K=self._capacity_K,
-            )
-            too_long.extend(window[list(packing.too_long)])
-            groups = [window[list(row)] for row in packing.rows]
-            # A row whose chunks have run out is as full as one without positions left.
-            fills = [float((needs_NK[group].sum(0) / capacity_K).max()) for group in groups]
-            is_last = start + _WINDOW >= len(order)
-            again, places = [], 0 if is_last else _WINDOW
-            for at in np.argsort(fills, kind="stable"):
-                if fills[at] < _FULL and len(groups[at]) <= places:
-                    again.append(groups[at])
-                    places -= len(groups[at])
-                else:
-                    rows.append(groups[at])
-            waiting = np.concatenate([np.zeros(0, np.int64), *again])
-        return rows, too_long
 
     def _row_weights(self) -> list[float]:
         """How often a member's rows are drawn, so that tokens or hours have the weights asked."""
@@ -352,11 +325,12 @@ class PackedBatches:
         sequences, packed = [], []
         skipped_B = np.zeros(len(rows), np.int32)
         audio = self._empty_audio(len(rows))
-        for place, row in enumerate(rows):
-            found, chunks, skipped_B[place] = self._row(step * self.settings.rows + row)
-            packed.append(tuple(range(len(sequences), len(sequences) + len(found))))
-            sequences += found
-            self._into_buckets(audio, place, chunks)
+        with features.one_blas_thread():
+            for place, row in enumerate(rows):
+                found, chunks, skipped_B[place] = self._row(step * self.settings.rows + row)
+                packed.append(tuple(range(len(sequences), len(sequences) + len(found))))
+                sequences += found
+                self._into_buckets(audio, place, chunks)
         codebooks = len(self.model.codebook_sizes)
         packing = Packing(tuple(packed), (), ())
         laid = to_rows(sequences, packing, self.settings.row_length, codebooks)

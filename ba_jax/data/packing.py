@@ -14,6 +14,9 @@ import numpy as np
 
 from ba_jax.data.sequence import Sequence
 
+_WINDOW = 1024  # sequences packed together, beside as many at most that wait from before
+_FULL = 0.97  # rows below this share are packed again with the next window
+
 
 class PackedRows(NamedTuple):
     """Rows of fixed length, ready for the model; all arrays (rows, L) but the codes.
@@ -79,10 +82,10 @@ def pack(
     """
     if row_length < 1 or (rows is not None and rows < 1):
         raise ValueError(f"row_length = {row_length}, rows = {rows}: expected at least 1 of each")
-    for i, length in enumerate(lengths):
-        if length < 1:
-            raise ValueError(f"lengths[{i}] = {length}: expected at least 1")
     needs = np.asarray(lengths, np.int64).reshape(-1, 1)
+    if len(needs) and needs.min() < 1:
+        i = int(np.argmax(needs[:, 0] < 1))
+        raise ValueError(f"lengths[{i}] = {lengths[i]}: expected at least 1")
     if loads_NK is not None:
         needs = np.concatenate([needs, np.asarray(loads_NK, np.int64)], axis=1)
     capacity = np.asarray([row_length, *capacity_K], np.int64)
@@ -107,6 +110,49 @@ def pack(
         placed = placed[:used]
     too_long = tuple(int(i) for i in np.flatnonzero(~fits))
     return Packing(tuple(tuple(sorted(r)) for r in placed), tuple(sorted(left_over)), too_long)
+
+
+def pack_many(
+    lengths_N: np.ndarray,
+    row_length: int,
+    *,
+    loads_NK: np.ndarray,
+    capacity_K: Ordered[int] = (),
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Assigns any number of sequences to as many rows as they need, in time linear in the number.
+
+    A pure function of its arguments. Sequences are shuffled once, so that neighbours in a dataset
+    do not share a row, and packed in windows.
+
+    Args:
+      lengths_N, row_length, loads_NK, capacity_K: as in `pack`; loads_NK may have no columns.
+
+    Returns:
+      For each row the indices of its sequences, and the indices of those that no row can hold.
+    """
+    order = np.random.default_rng(0).permutation(len(lengths_N))
+    needs_NK = np.column_stack([lengths_N, loads_NK])
+    whole_K = np.asarray([row_length, *capacity_K])
+    rows, too_long = [], [np.zeros(0, np.int64)]
+    waiting = np.zeros(0, np.int64)
+    for start in range(0, len(order), _WINDOW):
+        window = np.concatenate([waiting, order[start : start + _WINDOW]])
+        packing = pack(
+            lengths_N[window], row_length, loads_NK=loads_NK[window], capacity_K=capacity_K
+        )
+        too_long.append(window[list(packing.too_long)])
+        groups = [window[list(row)] for row in packing.rows]
+        # A row whose loads have reached their capacity is as full as one without positions left.
+        fills = [float((needs_NK[group].sum(0) / whole_K).max()) for group in groups]
+        again, places = [], 0 if start + _WINDOW >= len(order) else _WINDOW
+        for at in np.argsort(fills, kind="stable"):
+            if fills[at] < _FULL and len(groups[at]) <= places:
+                again.append(groups[at])
+                places -= len(groups[at])
+            else:
+                rows.append(groups[at])
+        waiting = np.concatenate([np.zeros(0, np.int64), *again])
+    return rows, np.sort(np.concatenate(too_long))
 
 
 def to_rows(

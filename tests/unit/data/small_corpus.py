@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import io
+import os
 import pathlib
+import pickle
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,6 +32,7 @@ TEXTS = {
 SECONDS = (0.5, 1.0, 2.25, 0.9, 3.1, 1.6)
 
 
+@functools.cache
 def speech(seconds: float, seed: int = 0, format: str = "opus", rate: int = 24000) -> bytes:
     """An encoded file of a tone in noise."""
     rng = np.random.default_rng(seed)
@@ -49,7 +56,8 @@ def spoken(text: str, seconds: float, seed: int, with_codes: bool = True, **fiel
     return Part(text, speech(seconds, seed), codes_NQ, seconds, **fields)
 
 
-def records(repeat: int = 2) -> list[Record]:
+@functools.cache
+def records(repeat: int = 2) -> tuple[Record, ...]:
     """`repeat` times 7 records a language."""
     found = []
     for language, texts in TEXTS.items():
@@ -75,7 +83,7 @@ def records(repeat: int = 2) -> list[Record]:
                 dataclasses.replace(answer, text=texts[2]),
             )
             add("text", Part(texts[0]), Part(texts[1]))
-    return found
+    return tuple(found)
 
 
 def write_dataset(
@@ -100,3 +108,59 @@ def write_tokenizer(path: pathlib.Path) -> pathlib.Path:
     texts = [*TEXTS["en"], *TEXTS["zh"], "be brief"]
     train_sentencepiece([text for text in texts for _ in range(5)], path, 400)
     return path
+
+
+def arrays(batch) -> list[np.ndarray]:
+    """All arrays of a batch, in order."""
+    if isinstance(batch, np.ndarray):
+        return [batch]
+    return [array for part in batch if part is not None for array in arrays(part)]
+
+
+def digest(batch) -> str:
+    """A hash of types, shapes and values."""
+    found = hashlib.sha256()
+    for array in arrays(batch):
+        found.update(f"{array.dtype}{array.shape}".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def join(batches: Sequence):
+    """Batches put together along their rows."""
+    first = batches[0]
+    if isinstance(first, np.ndarray):
+        return np.concatenate(batches)
+    parts = [None if part[0] is None else join(part) for part in zip(*batches, strict=True)]
+    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+
+
+def damage_shard(file: pathlib.Path) -> None:
+    """Flips bits in the first third of a file: of a record or two, not of its table of contents."""
+    content = bytearray(file.read_bytes())
+    first = len(content) // 3
+    for at in range(first, first + 200):
+        content[at] ^= 0x55
+    file.write_bytes(content)
+
+
+def digest_in_a_new_process(opened, step: int) -> str:
+    """The digest of a step's batch, opened and built by a Python with another hash seed.
+
+    `opened` is `(class of batches, settings)`.
+    """
+    code = (
+        "import pickle, sys\n"
+        "from tests.unit.data import small_corpus\n"
+        "kind, settings = pickle.load(sys.stdin.buffer)\n"
+        f"batch = kind(settings, small_corpus.FORMAT).build({step})\n"
+        "print(small_corpus.digest(batch))"
+    )
+    root = pathlib.Path(__file__).resolve().parents[3]
+    environment = os.environ | {"PYTHONPATH": str(root), "PYTHONHASHSEED": "12345"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, input=pickle.dumps(opened), env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode().strip()

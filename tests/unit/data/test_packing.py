@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import collections
+import time
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ba_jax.data.packing import pack, to_rows
+from ba_jax.data import packing as packing_module
+from ba_jax.data.packing import pack, pack_many, to_rows
 from ba_jax.data.sequence import Sequence
 
 
@@ -75,6 +77,87 @@ def test_over_95_percent_of_positions_are_real_at_4096():
     packing = pack(lengths, 4096, rows)
     real = sum(lengths[i] for row in packing.rows for i in row)
     assert real / (rows * 4096) > 0.95
+
+
+def speech_lengths(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds of utterances (log-normal, median 6 s) and positions with text and prompt."""
+    rng = np.random.default_rng(0)
+    seconds = np.clip(rng.lognormal(np.log(6), 0.7, count), 0.5, 30)
+    return seconds, (seconds * 12.5).astype(int) + (seconds * 4).astype(int) + 12
+
+
+def no_loads(lengths_N: np.ndarray) -> np.ndarray:
+    return np.zeros((len(lengths_N), 0), int)
+
+
+@pytest.mark.parametrize("row_length, least", [(512, 0.98), (1024, 0.98), (4096, 0.99)])
+def test_padding_of_a_whole_dataset(row_length, least):
+    _, lengths_N = speech_lengths(6000)
+    lengths_N = np.minimum(lengths_N, row_length)
+    rows, too_long = pack_many(lengths_N, row_length, loads_NK=no_loads(lengths_N))
+    assert not len(too_long)
+    assert lengths_N.sum() / (len(rows) * row_length) > least
+
+
+def test_padding_of_a_whole_dataset_with_chunks_in_buckets():
+    """Rows of 4096 with 40 chunks of up to 6 s, 16 of up to 15 s, 6 of up to 30 s."""
+    seconds, lengths_N = speech_lengths(6000)
+    loads_NK = np.stack([seconds > 0, seconds > 6, seconds > 15], axis=1).astype(int)
+    capacity = np.array([62, 22, 6])
+    rows, too_long = pack_many(lengths_N, 4096, loads_NK=loads_NK, capacity_K=capacity)
+    assert not len(too_long)
+    assert all((loads_NK[row].sum(0) <= capacity).all() for row in rows)
+    assert lengths_N.sum() / (len(rows) * 4096) > 0.95
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(0, 4)), max_size=80),
+    st.integers(1, 32),
+    st.integers(1, 3),
+    st.integers(1, 16),
+)
+def test_nothing_is_lost_in_windows(items, row_length, capacity, window):
+    lengths_N = np.asarray([n for n, _ in items], np.int64)
+    loads_NK = np.asarray([k for _, k in items], np.int64).reshape(-1, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing_module, "_WINDOW", window)
+        rows, too_long = pack_many(lengths_N, row_length, loads_NK=loads_NK, capacity_K=[capacity])
+    assert sorted([*too_long, *(i for row in rows for i in row)]) == list(range(len(items)))
+    assert [i for i, (n, k) in enumerate(items) if n > row_length or k > capacity] == list(too_long)
+    for row in rows:
+        assert len(row)
+        assert lengths_N[row].sum() <= row_length and loads_NK[row].sum() <= capacity
+
+
+@pytest.mark.parametrize(
+    "kind", ["speech", "half of a row and more", "all of a row, or more than half"]
+)
+def test_windows_stay_short_whatever_the_lengths(kind, monkeypatch):
+    """Rows that never fill must not be packed again and again with ever more others."""
+    rng = np.random.default_rng(0)
+    lengths_N = {
+        "speech": speech_lengths(20_000)[1],
+        "half of a row and more": rng.integers(2100, 3000, 20_000),
+        "all of a row, or more than half": np.where(rng.random(20_000) < 0.5, 4096, 2500),
+    }[kind]
+    sizes = []
+
+    def spy(lengths, *args, **options):
+        sizes.append(len(lengths))
+        return pack(lengths, *args, **options)
+
+    monkeypatch.setattr(packing_module, "pack", spy)
+    begin = time.perf_counter()
+    rows, _ = pack_many(lengths_N, 4096, loads_NK=no_loads(lengths_N))
+    assert time.perf_counter() - begin < 5  # 0.1 to 0.4 s on one core
+    assert max(sizes) <= 2 * 1024
+    assert sorted(np.concatenate(rows)) == list(range(20_000))
+
+
+def test_neighbours_in_a_dataset_do_not_share_rows():
+    lengths_N = np.full(4000, 100)
+    rows, _ = pack_many(lengths_N, 1000, loads_NK=no_loads(lengths_N))
+    assert np.mean([np.abs(np.diff(row)).min() == 1 for row in rows]) < 0.1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,326 @@
+"""Batches of audio alone: a pure function of the step, clips that are the recordings, damage."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import io
+import pickle
+import time
+
+import numpy as np
+import pytest
+
+from ba_jax.audio.io import write_audio
+from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL, log_mel, whisper_log_mel
+from ba_jax.data import features
+from ba_jax.data.audio_batches import FEATURES, WAVE_RATE, AudioBatches, AudioSettings
+from ba_jax.data.augment import Augmentation
+from ba_jax.data.features import Bucket
+from ba_jax.data.mixture import Selection
+from ba_jax.data.record import Part, Record, RecordError
+from tests.unit.data import small_corpus
+from tests.unit.data.small_corpus import FORMAT, arrays, digest, join
+
+AUGMENTATION = Augmentation((0.9, 1.0, 1.1), 0.5, (5.0, 20.0), time_masks=1, mel_masks=1)
+
+
+def settings(dataset, *buckets: Bucket, **fields) -> AudioSettings:
+    """Clips of up to 1 and 2 s of one dataset."""
+    fields = {"mixture": (Selection(str(dataset), "audio"),)} | fields
+    return AudioSettings(buckets=buckets or (Bucket(2.0, 4), Bucket(1.0, 6)), **fields)
+
+
+@pytest.fixture(scope="module", params=["pieces", "crop"])
+def opened(request, small_dataset) -> AudioBatches:
+    """Batches of pieces, and of random windows, augmented in every way."""
+    buckets = (Bucket(0.8, 4),) if request.param == "crop" else ()
+    made = settings(small_dataset, *buckets, crop=bool(buckets), augmentation=AUGMENTATION, seed=3)
+    return AudioBatches(made, FORMAT)
+
+
+@pytest.fixture(scope="module")
+def steps(opened) -> list[int]:
+    """A step of each bucket."""
+    found = {opened.bucket(step): step for step in range(20)}
+    assert set(found) == set(opened.buckets)
+    return sorted(found.values())
+
+
+# --- the batch is a function of the step ----------------------------------------------------------
+
+
+def test_hosts_rows_put_together_are_the_global_batch(opened, steps):
+    for step in steps:
+        rows = range(opened.global_rows(step))
+        whole = digest(opened.build(step))
+        assert digest(join([opened.build(step, [row]) for row in rows])) == whole
+        halves = [opened.build(step, rows[:2]), opened.build(step, rows[2:])]
+        assert digest(join(halves)) == whole
+        assert all(len(array) == 0 for array in arrays(opened.build(step, [])))
+        with pytest.raises(IndexError, match="row 9 of step"):
+            opened.build(step, [9])
+
+
+def test_far_steps_come_at_once_and_again_after_pickling(opened):
+    opened.build(0)
+    copy = pickle.loads(pickle.dumps(opened))
+    for step in (10**6, 10**9):
+        begin = time.process_time()
+        found = digest(opened.build(step))
+        assert time.process_time() - begin < 0.9
+        assert digest(copy.build(step)) == found
+
+
+def test_a_new_process_builds_the_same(opened):
+    found = small_corpus.digest_in_a_new_process((AudioBatches, opened.settings), 7)
+    assert found == digest(opened.build(7))
+
+
+def test_a_bucket_has_one_shape(opened):
+    shapes = collections.defaultdict(set)
+    for step in (*range(10), 10**6):
+        batch = opened.build(step)
+        bucket = opened.bucket(step)
+        shapes[bucket].add(tuple((array.shape, array.dtype) for array in arrays(batch)))
+        assert len(batch.samples_B) == opened.global_rows(step) == bucket.count
+        assert batch.wave_BS.shape[1] == bucket.seconds * WAVE_RATE
+    assert all(len(found) == 1 for found in shapes.values())
+
+
+# --- what is in it -------------------------------------------------------------------------------
+
+
+def ramp(seconds: float, number: int) -> np.ndarray:
+    """A wave that tells where it was cut: a sweep, at a level of its own."""
+    time_S = np.arange(round(seconds * WAVE_RATE)) / WAVE_RATE
+    return (0.1 * (number + 1) * np.sin(200 * np.pi * (time_S + time_S**2))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def sweeps(tmp_path_factory):
+    """(dataset, waves): five recordings without loss of quality."""
+    waves = [ramp(seconds, i) for i, seconds in enumerate((0.5, 2.0, 2.03, 4.4, 7.25))]
+    records = []
+    for i, wave_S in enumerate(waves):
+        file = io.BytesIO()
+        write_audio(file, wave_S, WAVE_RATE, "flac")
+        part = Part(f"{i}", file.getvalue(), seconds=len(wave_S) / WAVE_RATE)
+        records.append(Record(f"r{i}", "speech", "en", (part,), "x"))
+    return small_corpus.write_dataset(tmp_path_factory.mktemp("sweeps") / "s", records), waves
+
+
+def test_over_an_epoch_the_clips_are_the_recordings_in_pieces(sweeps):
+    dataset, waves = sweeps
+    batches = AudioBatches(settings(dataset, Bucket(2.0, 1), Bucket(1.0, 1)), FORMAT)
+    pieces = []
+    for wave_S in waves:
+        cut = [wave_S[i : i + 2 * WAVE_RATE] for i in range(0, len(wave_S), 2 * WAVE_RATE)]
+        pieces += [piece_S for piece_S in cut if len(piece_S) >= 0.06 * WAVE_RATE]
+    assert len(pieces) == 1 + 1 + 1 + 3 + 4  # the 30 ms after two seconds are left out
+    assert sum(found["clips"] for name, found in batches.report().items() if "bucket" in name) == 10
+    found = [batches.build(step) for step in range(10)]
+    for batch in found:
+        wave_S = batch.wave_BS[0, : batch.samples_B[0]]
+        match = [
+            i
+            for i, piece_S in enumerate(pieces)
+            if len(piece_S) == len(wave_S) and np.allclose(piece_S, wave_S, atol=1e-3)
+        ]
+        assert len(match) == 1
+        pieces.pop(match[0])
+        assert not batch.wave_BS[0, batch.samples_B[0] :].any()
+    assert pieces == []
+
+
+def test_features_are_of_the_clip(sweeps):
+    dataset, _ = sweeps
+    batches = AudioBatches(settings(dataset, Bucket(2.0, 3), Bucket(1.0, 3)), FORMAT)
+    for step in range(4):
+        batch = batches.build(step)
+        for row in range(3):
+            wave_S = batch.wave_BS[row, : batch.samples_B[row]]
+            flow_TM = log_mel(wave_S, FLOW_MEL)
+            assert batch.flow_lengths_B[row] == len(flow_TM)
+            np.testing.assert_array_equal(batch.flow_mel_BTM[row, : len(flow_TM)], flow_TM)
+            assert not batch.flow_mel_BTM[row, len(flow_TM) :].any()
+            samples16 = batch.samples_B[row] * 2 // 3
+            assert batch.whisper_lengths_B[row] == samples16 // 160 + 1
+            assert batch.hifigan_lengths_B[row] == samples16 // 256
+            for mel_BTM, lengths_B in (
+                (batch.whisper_mel_BTM, batch.whisper_lengths_B),
+                (batch.hifigan_mel_BTM, batch.hifigan_lengths_B),
+            ):
+                assert mel_BTM[row, : lengths_B[row]].any(axis=-1).all()
+                assert not mel_BTM[row, lengths_B[row] :].any()
+
+
+def test_features_at_16_khz_come_from_the_recording_itself(tmp_path):
+    """Not through 24 kHz and back, if it is stored at 16 kHz."""
+    file = small_corpus.speech(0.9, 2, "flac", 16_000)
+    record = Record("a", "speech", "en", (Part("x", file, seconds=0.9),), "x")
+    dataset = small_corpus.write_dataset(tmp_path / "one", [record])
+    batch = AudioBatches(settings(dataset, Bucket(1.0, 1)), FORMAT).build(0)
+    (wave_S,) = features.decode(file, 0.9, [16_000])
+    for mel_BTM, lengths_B, want_TM in (
+        (batch.whisper_mel_BTM, batch.whisper_lengths_B, whisper_log_mel(wave_S)),
+        (batch.hifigan_mel_BTM, batch.hifigan_lengths_B, log_mel(wave_S, HIFIGAN_MEL)),
+    ):
+        np.testing.assert_array_equal(mel_BTM[0, : lengths_B[0]], want_TM)
+
+
+@pytest.mark.parametrize(
+    "wanted", [("wave",), ("whisper_mel", "hifigan_mel"), ("flow_mel", "wave")]
+)
+def test_features_that_are_not_asked_for_are_none_and_the_others_the_same(wanted, small_dataset):
+    every = AudioBatches(settings(small_dataset), FORMAT)
+    some = AudioBatches(settings(small_dataset, features=wanted), FORMAT)
+    for step in range(2):
+        all_of_it, batch = every.build(step)._asdict(), some.build(step)._asdict()
+        for name, array in batch.items():
+            feature = name.replace("_lengths_B", "_mel").removesuffix("_BTM").removesuffix("_BS")
+            if feature in FEATURES and feature not in wanted:
+                assert array is None
+            else:
+                np.testing.assert_array_equal(array, all_of_it[name])
+
+
+def test_windows_are_taken_all_over_the_recordings(sweeps):
+    dataset, waves = sweeps
+    made = settings(dataset, Bucket(1.0, 5), crop=True, features=("wave",))
+    batches = AudioBatches(made, FORMAT)
+    starts = collections.defaultdict(list)
+    for step in range(40):
+        batch = batches.build(step)
+        for row in range(5):
+            wave_S = batch.wave_BS[row, : batch.samples_B[row]]
+            number = round(float(np.abs(wave_S).max()) * 10) - 1
+            whole_S = waves[number]
+            assert len(wave_S) == min(len(whole_S), WAVE_RATE)
+            windows = np.lib.stride_tricks.sliding_window_view(whole_S, len(wave_S))
+            distance = np.abs(windows[:, :200:20] - wave_S[:200:20]).max(axis=1)
+            start = int(distance.argmin())
+            np.testing.assert_allclose(windows[start], wave_S, atol=2e-3)
+            starts[number].append(start / max(1, len(whole_S) - len(wave_S)))
+    # Each recording gives one window an epoch.
+    assert {number: len(found) for number, found in starts.items()} == dict.fromkeys(range(5), 40)
+    for number in (1, 2, 3, 4):
+        assert min(starts[number]) < 0.15 and max(starts[number]) > 0.85
+        assert len(set(starts[number])) > 30
+
+
+def test_augmentation_is_of_what_the_encoder_hears_alone(small_dataset):
+    """The targets stay clean; with speed they change along."""
+    clean = AudioBatches(settings(small_dataset), FORMAT).build(1)
+    noise = dataclasses.replace(AUGMENTATION, speeds=(1.0,), noise_probability=1.0)
+    noisy = AudioBatches(settings(small_dataset, augmentation=noise), FORMAT).build(1)
+    for name, array in noisy._asdict().items():
+        equal = np.array_equal(array, getattr(clean, name))
+        assert equal == (name != "whisper_mel_BTM"), name
+    fast = dataclasses.replace(Augmentation(), speeds=(1.25,))
+    report = AudioBatches(settings(small_dataset, augmentation=fast), FORMAT).report()
+    hours = AudioBatches(settings(small_dataset), FORMAT).report()
+    name = f"{small_dataset}/train/audio"
+    assert report[name]["hours"] == pytest.approx(hours[name]["hours"] / 1.25, rel=0.02)
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_shares_of_the_mixture_are_by_hours(crop, tmp_path):
+    """One part of many short recordings and three of a few long ones, within 3 %."""
+    mixture, weights = [], {"short": 1.0, "long": 3.0}
+    for i, (name, seconds) in enumerate({"short": (0.5,) * 9, "long": (3.0, 4.9, 2.6)}.items()):
+        records = []
+        for j, length in enumerate(seconds):
+            part = Part("x", small_corpus.speech(length, j, "flac", 16_000), seconds=length)
+            records.append(Record(f"{i}{j}", "speech", ("en", "zh")[i], (part,), "x"))
+        dataset = small_corpus.write_dataset(tmp_path / name, records)
+        mixture.append(Selection(str(dataset), "audio", weights[name]))
+    buckets = (Bucket(1.0, 4),) if crop else (Bucket(0.7, 4), Bucket(1.5, 2))
+    made = settings("", *buckets, mixture=tuple(mixture), crop=crop, features=("wave",))
+    batches = AudioBatches(made, FORMAT)
+    seconds = collections.Counter()
+    for step in range(160):
+        for samples in batches.build(step).samples_B / WAVE_RATE:
+            seconds["short" if samples == 0.5 else "long"] += samples
+    assert seconds["short"] / seconds.total() == pytest.approx(0.25, abs=0.03)
+
+
+def test_report(sweeps):
+    dataset, waves = sweeps
+    report = AudioBatches(settings(dataset, Bucket(2.0, 1), Bucket(1.0, 1)), FORMAT).report()
+    hours = (sum(map(len, waves)) / WAVE_RATE - 0.03) / 3600
+    assert report[f"{dataset}/train/audio"] == {
+        "clips": 10,
+        "hours": pytest.approx(hours),
+        "left_out": {},
+    }
+    assert report["bucket 1 s"] == {"clips": 2, "real_share": pytest.approx((0.5 + 0.4) / 2)}
+    crop = AudioBatches(settings(dataset, Bucket(1.0, 1), crop=True), FORMAT).report()
+    assert crop["bucket 1 s"] == {"clips": 5, "real_share": pytest.approx(0.9)}
+
+
+# --- what cannot be used -------------------------------------------------------------------------
+
+
+GOOD = small_corpus.speech(1.0)
+
+
+@pytest.mark.parametrize(
+    "audio, seconds, message",
+    [
+        (GOOD[: len(GOOD) // 2], 1.0, "cut short"),
+        (GOOD, 1.9, "audio of 1.000 s, expected 1.900 s"),
+        (b"nothing", 1.0, "<7 bytes>"),
+    ],
+)
+def test_damaged_audio_is_named_or_skipped_and_counted(audio, seconds, message, tmp_path):
+    records = [
+        Record(f"r{i}", "speech", "en", (Part("x", GOOD, seconds=1.0),), "x") for i in range(5)
+    ]
+    records[2] = dataclasses.replace(records[2], parts=(Part("x", audio, seconds=seconds),))
+    made = settings(small_corpus.write_dataset(tmp_path / "bad", records), Bucket(2.0, 5))
+    with pytest.raises(RecordError, match=f"bad/train/audio, record 2: .*{message}"):
+        AudioBatches(made, FORMAT).build(0)
+    batch = AudioBatches(dataclasses.replace(made, on_error="skip"), FORMAT).build(0)
+    assert batch.skipped_B.sum() == 1
+    (place,) = np.flatnonzero(batch.skipped_B)
+    assert not any(array[place].any() for array in arrays(batch)[:-1])
+    assert (np.delete(batch.samples_B, place) == WAVE_RATE).all()
+
+
+def test_what_has_no_audio_is_left_out_and_counted(small_dataset, tmp_path):
+    records = [
+        Record("a", "speech", "en", (Part("x", GOOD, seconds=1.0),), "x"),
+        Record("b", "speech", "en", (Part("x", GOOD, seconds=0.05),), "x"),
+        Record("c", "speech", "en", (Part("x", GOOD, seconds=1.0, loss=False),), "x"),
+        Record("d", "text", "en", (Part("x"),), "x"),
+        Record("e", "speech", "zh", (Part("x", GOOD, seconds=1.0),), "x"),
+    ]
+    dataset = small_corpus.write_dataset(tmp_path / "few", records)
+    mixture = (Selection(str(dataset), "audio", languages=("en",)),)
+    batches = AudioBatches(settings("", mixture=mixture), FORMAT)
+    report = batches.report()["/".join([str(dataset), "train/audio/en"])]
+    assert report["clips"] == 1
+    assert report["left_out"] == {"another language": 1, "no audio": 3}
+    dataset = small_corpus.write_dataset(tmp_path / "none", records[1:4])
+    with pytest.raises(
+        RecordError, match=r"none/train/audio: no speech; left out: {'no audio': 3}"
+    ):
+        AudioBatches(settings(dataset), FORMAT)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"on_error": "hide"}, "on_error = 'hide', expected one of"),
+        ({"features": ()}, r"features = \(\), expected some of"),
+        ({"features": ("f0",)}, "features = "),
+        ({"crop": True}, "2 buckets, expected 1 with crop"),
+        ({"mixture": ()}, "an empty mixture"),
+        ({"mixture": (Selection("d", "asr"),)}, "d/train/asr: task 'asr', expected 'audio'"),
+        ({"seed": -1}, "seed -1, expected at least 0"),
+    ],
+)
+def test_settings_that_make_no_sense(fields, message):
+    with pytest.raises(ValueError, match=message):
+        settings("d", **fields)
