@@ -394,8 +394,9 @@ def _describe_death(jobs, directory: Path, dead: list[int], codes: Mapping[int, 
     for job in jobs:
         claim = job.claim_path(directory)
         if claim.is_file():
-            pid, _, item = claim.read_text(encoding="utf-8").partition(" ")
-            if int(pid) in dead or not dead:
+            line, _, _ = claim.read_text(encoding="utf-8", errors="replace").partition("\n")
+            pid, _, item = line.partition(" ")
+            if pid and (int(pid) in dead or not dead):
                 code = codes.get(int(pid))
                 lines.append(f"process {pid} (exit code {code}) at item {item} of {job.describe()}")
     at = "; ".join(lines) or "before it began a shard"

@@ -15,7 +15,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ba_jax.audio import AudioError
 from ba_jax.data.prepare.source import Item, Rejected, Rejection, Source
@@ -127,12 +127,14 @@ def make_shard(
     counts: collections.Counter = collections.Counter()
     seconds: collections.defaultdict = collections.defaultdict(float)
     speakers: dict[str, list] = {}
-    claim = job.claim_path(directory)
+    path = job.path(directory, source.name)
     directory.joinpath(WORK).mkdir(parents=True, exist_ok=True)
 
-    def records() -> Iterator[Record]:
+    def records(claim: BinaryIO) -> Iterator[Record]:
         for item in job.items:
-            claim.write_text(f"{os.getpid()} {item.id} ({item.where})", encoding="utf-8")
+            line = f"{os.getpid()} {item.id} ({item.where})\n"
+            # Only the first line counts: the rest may be of a longer one before.
+            os.pwrite(claim.fileno(), line.encode("utf-8", "backslashreplace"), 0)
             for record in _records_of(item, source, rejected):
                 key = f"{record.language} {record.kind}"
                 counts[key] += 1
@@ -155,10 +157,10 @@ def make_shard(
             if progress is not None:
                 progress()
 
-    path = job.path(directory, source.name)
     # A name of its own: a cluster may run a slow shard twice at a time.
     part = directory / WORK / f"{path.name}.{secrets.token_hex(6)}"
-    written = write_shard(part, records())
+    with open(job.claim_path(directory), "wb") as claim:
+        written = write_shard(part, records(claim))
     part.replace(path)
     side = {
         "fingerprint": fingerprint,
@@ -171,7 +173,7 @@ def make_shard(
         "warnings": warnings,
     }
     write_json(job.side_path(directory), side)
-    claim.unlink(missing_ok=True)
+    job.claim_path(directory).unlink(missing_ok=True)
     return side
 
 

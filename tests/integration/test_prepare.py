@@ -1,0 +1,257 @@
+"""`python -m ba_jax.data.prepare` as it is run: processes, signals, a Beam pipeline."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ba_jax.data.prepare import runner
+from ba_jax.data.prepare.beam import BeamRunner
+from ba_jax.data.prepare.listing import SourceError
+from ba_jax.data.record import RecordSource
+from tests.unit.data.prepare.corpora import config, contents, manifest, put, tone
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CLIPS, PER_SHARD = 48, 4
+FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> pathlib.Path:
+    """A manifest of clips, some of them bad, of two splits."""
+    folder = tmp_path_factory.mktemp("corpus")
+    lines = []
+    for n in range(CLIPS):
+        put(folder / f"{n}.flac", tone(2.0, 150 + 10 * n, 44100), rate=44100)
+        split = "dev" if n % 12 == 11 else "train"
+        line = {"id": f"u{n}", "audio": f"{n}.flac", "text": f"Clip {n}.", "split": split}
+        lines.append(line | {"speaker": f"s{n % 3}"})
+    (folder / "7.flac").write_bytes((folder / "7.flac").read_bytes()[:900])
+    lines += [lines[0], "{bad", {"text": "written <C_Q>"}]
+    manifest(folder, *lines)
+    return folder
+
+
+def command(corpus: pathlib.Path, out: pathlib.Path | None, *extra: str) -> list[str]:
+    words = [
+        sys.executable,
+        "-m",
+        "ba_jax.data.prepare",
+        "--config=configs/prepare.py:manifest",
+        f"--config.source.path={corpus / 'm.jsonl'}",
+        f"--config.items_per_shard={PER_SHARD}",
+        *extra,
+    ]
+    return words if out is None else [*words, f"--out={out}"]
+
+
+def start(words: list[str]) -> subprocess.Popen:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+
+def run(words: list[str], code: int = 0) -> tuple[str, str]:
+    process = start(words)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, tmp_path_factory) -> pathlib.Path:
+    """The dataset as one process makes it."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    runner.prepare(config("manifest", PER_SHARD, path=corpus / "m.jsonl"), out, workers=0)
+    return out
+
+
+def same(out: pathlib.Path, other: pathlib.Path) -> None:
+    """The same files with the same bytes, but for prepare.json, which holds the whole config."""
+    left, right = contents(out), contents(other)
+    assert sorted(left) == sorted(right)
+    assert [name for name in left if left[name] != right[name] and name != "prepare.json"] == []
+
+
+def wait_for(condition, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def claims(out: pathlib.Path) -> list[tuple[int, str]]:
+    """(process, item) of every shard that is being made."""
+    found = []
+    for path in (out / ".prepare").glob("*.claim"):
+        try:
+            pid, _, item = path.read_text("utf-8").partition("\n")[0].partition(" ")
+        except OSError:
+            continue  # just finished
+        if pid:
+            found.append((int(pid), item))
+    return found
+
+
+def done(out: pathlib.Path) -> list[pathlib.Path]:
+    return sorted((out / ".prepare").glob("*.json"))
+
+
+# --- processes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", (1, 2))
+def test_the_number_of_workers_changes_nothing(corpus, undisturbed, tmp_path, workers):
+    out, err = run(command(corpus, tmp_path / "out", f"--workers={workers}"))
+    same(tmp_path / "out", undisturbed)
+    assert "# manifest: 48 records" in out and "48 records, 0.03 h in" in out
+    assert "manifest: 100%" in err, "no progress bar"
+    reasons = json.loads((tmp_path / "out" / "report.json").read_text())["reasons"]
+    assert {reason: row["records"] for reason, row in reasons.items()} == {
+        "duplicate id": 1,
+        "malformed JSON": 1,
+        "truncated audio": 1,
+    }
+    for line in (1, 8, CLIPS + 1, CLIPS + 2, CLIPS + 3):
+        assert (f"{corpus / 'm.jsonl'}:{line}" in out) == (line != 2)
+
+
+def test_killed_with_minus_nine_it_goes_on(corpus, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    process = start(command(corpus, out, "--workers=2", "--quiet"))
+    wait_for(lambda: len(done(out)) >= 3 and claims(out))
+    workers = {pid for pid, _ in claims(out)}
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    kept = {path.name: path.stat().st_mtime_ns for path in done(out)}
+    assert 3 <= len(kept) < CLIPS // PER_SHARD
+    assert not (out / "dataset_info.json").exists()
+    # Its workers end with it: none writes beside the next run.
+    wait_for(lambda: not any(is_alive(pid) for pid in workers), 5.0)
+    shards = {p: p.stat().st_mtime_ns for p in out.glob("*.array_record*")}
+    run(command(corpus, out, "--workers=2", "--quiet"))
+    same(out, undisturbed)
+    redone = [p for p, when in shards.items() if p.stat().st_mtime_ns != when]
+    assert len(redone) <= len(shards) - len(kept), "shards that were complete were made again"
+
+
+def test_a_worker_that_dies_is_reported_and_the_run_goes_on_later(corpus, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    process = start(command(corpus, out, "--workers=2", "--quiet"))
+    wait_for(lambda: len(done(out)) >= 1 and claims(out))
+    pid, _ = claims(out)[0]
+    os.kill(pid, signal.SIGKILL)
+    since = time.monotonic()
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - since < 10
+    assert process.returncode == FAILED
+    assert "a worker process died" in err and f"process {pid} (exit code -9) at item u" in err
+    assert "of split 'train', items u" in err or "of split 'dev', items u" in err
+    assert "run again to go on" in err
+    run(command(corpus, out, "--workers=2", "--quiet"))
+    same(out, undisturbed)
+
+
+def test_interrupted_it_goes_on(corpus, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    process = start(command(corpus, out, "--workers=2", "--quiet"))
+    wait_for(lambda: claims(out))
+    workers = {pid for pid, _ in claims(out)}
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == INTERRUPTED
+    assert err.strip().endswith("interrupted: run again to go on")
+    assert "Traceback" not in err
+    assert not any(is_alive(pid) for pid in workers)
+    run(command(corpus, out, "--workers=1", "--quiet"))
+    same(out, undisturbed)
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+
+def test_dry_run_writes_nothing(corpus, tmp_path):
+    before = contents(corpus)
+    out, _ = run(command(corpus, tmp_path / "out", "--dry-run"))
+    assert "49 items listed, nothing written" in out
+    assert f"{corpus / 'm.jsonl'}:{CLIPS + 2}: malformed JSON" in out
+    assert list(tmp_path.iterdir()) == [] and contents(corpus) == before
+
+
+def test_wrong_command_lines(corpus, tmp_path):
+    cases = [
+        (["--size=large"], USER_ERROR, "a source of kind 'manifest' has no size"),
+        (["--runner=beam", "--beam-options=--nonsense=1"], USER_ERROR, "--beam_options: none of"),
+        (["--config.max_rejected=0.01"], FAILED, "expected at most max_rejected = 1.0%"),
+    ]
+    for number, (extra, code, words) in enumerate(cases):
+        out, err = run(command(corpus, tmp_path / str(number), "--quiet", *extra), code)
+        assert words in err and "Traceback" not in err
+    _, err = run(command(corpus, None), USER_ERROR)
+    assert "--out: expected the folder" in err
+
+
+def test_all_that_was_rejected_fails_the_run(tmp_path):
+    manifest(tmp_path, "{", '{"id": "a", "audio": "gone.wav", "text": "x"}')
+    _, err = run(command(tmp_path, tmp_path / "out", "--quiet"), FAILED)
+    assert "no record was written: 2 rejected, see report.md" in err
+
+
+# --- Beam ---------------------------------------------------------------------------------------
+
+
+def test_beam_gives_the_same_bytes(corpus, undisturbed, tmp_path):
+    out, _ = run(command(corpus, tmp_path / "out", "--runner=beam"))
+    same(tmp_path / "out", undisturbed)
+    assert "48 records, 0.03 h in" in out
+    assert len(RecordSource(tmp_path / "out", "dev")) == 4
+
+
+def test_beam_over_processes_goes_on_from_a_local_run(corpus, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    plan = runner.make_plan(config("manifest", PER_SHARD, path=corpus / "m.jsonl"))
+
+    def some(plan, jobs, directory):
+        runner._make_locally(plan, jobs[:5], directory, 0, False)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.prepare(plan.config, out, make_all=some)
+    assert len(done(out)) == 5
+    seen = []
+    options = "--runner=DirectRunner --direct_num_workers=2 --direct_running_mode=multi_threading"
+
+    def rest(plan, jobs, directory):
+        seen.extend(jobs)
+        BeamRunner(options)(plan, jobs, directory)
+
+    runner.prepare(plan.config, out, make_all=rest)
+    assert len(seen) == len(plan.jobs) - 5
+    same(out, undisturbed)
+
+
+def test_beam_tells_what_failed(corpus, tmp_path, monkeypatch):
+    from ba_jax.data.prepare import beam, shards
+
+    def failing(job, source, directory, fingerprint):
+        raise shards.ShardError("item 'u1': lost")
+
+    monkeypatch.setattr(beam, "make_shard", failing)
+    run_config = config("manifest", 100, path=corpus / "m.jsonl")
+    with pytest.raises(runner.PrepareError, match="the pipeline failed.*split 'dev'.*u1.: lost"):
+        runner.prepare(run_config, tmp_path / "out", make_all=BeamRunner())
+    with pytest.raises(SourceError, match="none of"):
+        runner.prepare(run_config, tmp_path / "out", make_all=BeamRunner("--nonsense=1"))
