@@ -63,6 +63,21 @@ CONFIG_ARGUMENTS = {
     "models": ("nano", "tiny", "1b5", "7b"),
     "mixtures": ("lm_nano", "lm", "audio_nano", "audio"),
     "lm_stage2": ("nano", "1b5", "7b"),
+    "prepare": (
+        "embedded",
+        "manifest",
+        "librispeech",
+        "libritts",
+        "ljspeech",
+        "aishell",
+        "wenetspeech",
+        "fleurs",
+        "common_voice",
+        "covost2",
+        "text",
+        "crawl",
+        "synthetic",
+    ),
 }
 
 Violations = list[str]

@@ -119,8 +119,6 @@ class Manifest(ClipSource):
             detail = f"language {language!r}, expected one of {LANGUAGES}"
             raise Rejected("unknown language", detail)
         split = fields.get("split", self.split)
-        if not split.isidentifier() or not split.isascii():
-            raise Rejected("bad value", f"split {split!r}, expected letters, digits and _")
         if parts is None:
             if "role" in fields:
                 raise Rejected("unknown key", "role outside of segments")

@@ -20,6 +20,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import threading
@@ -39,6 +40,7 @@ from ba_jax.data.record import Shard, write_metadata
 VERSION = 1  # of what is written for a listing; part of the fingerprint
 STATE = "prepare.json"
 _INFO = "dataset_info.json"
+_NAME = re.compile("[A-Za-z][A-Za-z0-9_]*")
 _POLL = 0.2  # seconds between two looks at the progress
 
 
@@ -76,7 +78,10 @@ class PrepareConfig:
           ConfigError: an unknown or ill-typed field.
         """
         with _sensible("config.source"):
-            return from_mapping(source_class(self.kind), self.source, "config.source")
+            source = from_mapping(source_class(self.kind), self.source, "config.source")
+            if not _NAME.fullmatch(source.name):
+                raise ValueError(f"name = {source.name!r}, expected letters, digits and _")
+            return source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +121,9 @@ def make_plan(config: PrepareConfig) -> Plan:
         elif listed.id in first:
             detail = f"{listed.id!r} is also at {first[listed.id]}"
             rejected.append(Rejection(listed.where, "duplicate id", detail, listed.seconds))
+        elif not _NAME.fullmatch(listed.split):
+            detail = f"split {listed.split!r}, expected letters, digits and _"
+            rejected.append(Rejection(listed.where, "bad value", detail, listed.seconds))
         else:
             first[listed.id] = listed.where
             items.append(listed)

@@ -15,6 +15,7 @@ from ba_jax.data.prepare import runner, shards, sources
 from ba_jax.data.prepare.listing import SourceError
 from ba_jax.data.prepare.source import Item, Rejected, Rejection
 from ba_jax.data.record import Part, Record, RecordSource
+from configs import prepare as prepare_config
 from tests.unit.data.prepare.corpora import config, contents, made, manifest, put, rejected
 
 
@@ -239,6 +240,28 @@ def test_config_keys_are_checked(tmp_path):
     with pytest.raises(SourceError, match="min_seconds = 2.0, max_seconds = 1.0"):
         audio = {"min_seconds": 2.0, "max_seconds": 1.0}
         runner.make_plan(config("manifest", audio=audio))
+
+
+def test_names_that_make_no_file_names_are_refused(tmp_path):
+    with pytest.raises(SourceError, match="name = '../x', expected letters"):
+        runner.make_plan(config("manifest", name="../x"))
+    path = manifest(tmp_path, {"text": "t", "split": "../x"})
+    (rejection,) = runner.make_plan(config("manifest", path=path)).rejected
+    assert rejection.detail == "split '../x', expected letters, digits and _"
+
+
+@pytest.mark.parametrize("kind", sorted(sources.SOURCES))
+def test_every_kind_has_a_config(kind):
+    values = prepare_config.get_config(kind).to_dict()
+    fields = {field.name for field in dataclasses.fields(sources.source_class(kind))}
+    assert set(values["source"]) == fields
+    assert f"\n  {kind} " in prepare_config.__doc__
+    run = runner.config_from(values)
+    if kind in ("crawl", "synthetic"):  # whose name has to be given
+        with pytest.raises(SourceError, match="name = ''"):
+            run.make_source()
+        run.source["name"] = "mine"
+    assert run.make_source().description is not None
 
 
 # --- rejections ---------------------------------------------------------------------------------
