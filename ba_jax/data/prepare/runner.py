@@ -176,18 +176,20 @@ def prepare(
     """
     directory = Path(directory)
     plan = make_plan(config)
-    if not _open(plan, directory, overwrite):
-        return read_report(directory)
+    if directory.exists() and not directory.is_dir():
+        raise PrepareError(f"{directory}: is a file, expected a folder or nothing")
+    directory.mkdir(parents=True, exist_ok=True)
     with _alone(directory):
+        if not _open(plan, directory, overwrite):
+            return read_report(directory)
         name = plan.source.name
         missing = [job for job in plan.jobs if not is_done(job, directory, name, plan.fingerprint)]
         for job in missing:
             job.claim_path(directory).unlink(missing_ok=True)
-        if make_all is not None:
-            if missing:
-                make_all(plan, missing, directory)
-        else:
+        if make_all is None:
             _make_locally(plan, missing, directory, workers, show_progress)
+        elif missing:
+            make_all(plan, missing, directory)
         return _finish(plan, directory)
 
 
@@ -205,7 +207,7 @@ def _open(plan: Plan, directory: Path, overwrite: bool) -> bool:
             stored = json.loads(state.read_text(encoding="utf-8"))
         except ValueError as error:
             raise PrepareError(f"{state}: no JSON ({error}), expected a run's state") from None
-    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    elif any(directory.iterdir()):
         raise PrepareError(
             f"{directory}: holds something, but no {STATE}: not made by prepare, choose another "
             "--out"
@@ -222,21 +224,34 @@ def _open(plan: Plan, directory: Path, overwrite: bool) -> bool:
         stored = {}
         _clear(directory)
     if stored.get("complete"):
+        _check_complete(plan, directory)
         return False
     (directory / WORK).mkdir(parents=True, exist_ok=True)
     write_json(state, _state(plan, complete=False))
     return True
 
 
+def _check_complete(plan: Plan, directory: Path) -> None:
+    splits = read_report(directory)["splits"]
+    for job in plan.jobs:
+        path = job.path(directory, plan.source.name)
+        if splits[job.split]["records"] and not path.is_file():
+            raise PrepareError(
+                f"{path}: is gone from a dataset that was complete; --overwrite makes it anew"
+            )
+
+
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     """Keeps a second run out of the folder; the lock goes with the process that holds it."""
-    with open(directory / WORK / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise PrepareError(f"{directory}: another run is at work there ({error})") from None
+    lock = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    except BlockingIOError:
+        raise PrepareError(f"{directory}: another run is at work there") from None
+    finally:
+        os.close(lock)
 
 
 def _state(plan: Plan, complete: bool) -> dict[str, Any]:

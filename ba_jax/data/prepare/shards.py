@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ba_jax.audio import AudioError
+from ba_jax.data.features import one_blas_thread
 from ba_jax.data.prepare.source import Item, Rejected, Rejection, Source
 from ba_jax.data.record import Record, RecordError, check_record, shard_name, write_shard
 
@@ -159,7 +160,8 @@ def make_shard(
 
     # A name of its own: a cluster may run a slow shard twice at a time.
     part = directory / WORK / f"{path.name}.{secrets.token_hex(6)}"
-    with open(job.claim_path(directory), "wb") as claim:
+    # The number of threads shows in the last bit of resampled waves.
+    with open(job.claim_path(directory), "wb") as claim, one_blas_thread():
         written = write_shard(part, records(claim))
     part.replace(path)
     side = {

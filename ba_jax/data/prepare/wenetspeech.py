@@ -92,8 +92,11 @@ def _items_of(audio: Any, where: str, root: Path, splits: dict[str, str]):
             place = f"{where}.segments[{number}]"
             rejected.append(Rejection(place, error.reason, error.detail, error.seconds))
             continue
-        # Only a recording that something is wanted of has to be there.
-        path = path or inside(root, name)
+        # Only a recording that something is wanted of has to be there. The folder audio/ may be a
+        # link to where there is room for it.
+        if not path:
+            inner = name.removeprefix("audio/")
+            path = inside(root / "audio", inner) if inner != name else inside(root, name)
         clip = Clip(
             text=text, path=path, start=float(begin), end=float(end), stated_seconds=float(duration)
         )

@@ -160,6 +160,7 @@ def test_nothing_of_a_killed_run_is_left(tmp_path):
     runner.prepare(run, tmp_path / "whole", workers=0)
     out = tmp_path / "out"
     plan = runner.make_plan(run)
+    out.mkdir()
     assert runner._open(plan, out, overwrite=False)
     shards.make_shard(plan.jobs[0], plan.source, out, plan.fingerprint)
     plan.jobs[1].claim_path(out).write_text("1 n0 (list:0)")
@@ -222,6 +223,19 @@ def test_two_runs_at_once_are_refused(tmp_path):
 
     report = runner.prepare(config("numbers"), tmp_path / "out", make_all=second)
     assert report["records"] == 10
+
+
+def test_a_dataset_with_a_shard_gone_is_not_complete(tmp_path):
+    out = tmp_path / "out"
+    runner.prepare(config("numbers"), out, workers=0)
+    (out / "numbers-train.array_record-00001-of-00003").unlink()
+    with pytest.raises(runner.PrepareError, match="00001-of-00003: is gone.*--overwrite"):
+        runner.prepare(config("numbers"), out, workers=0)
+    runner.prepare(config("numbers"), out, workers=0, overwrite=True)
+    assert len(texts(out)) == 8
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(runner.PrepareError, match="is a file, expected a folder"):
+        runner.prepare(config("numbers"), tmp_path / "file", workers=0)
 
 
 def test_config_keys_are_checked(tmp_path):
