@@ -18,14 +18,13 @@ from ba_jax.data.record import Word
 from ba_jax.data.speech import assets, english, mandarin
 from ba_jax.data.speech.interfaces import SpeechToolError, Spoken
 from ba_jax.data.speech.text_norm import SpokenWord, spoken_words
+from ba_jax.data.speech.waves import SoundEdges
 
 RATE = 24000
 _UNIT = 600  # samples in one unit of duration
 # The model's sounds come this much before its durations say: the median over words inside
 # sentences is 64 ms against pocketsphinx and 55 ms against the onset of energy after pauses.
 _LEAD = 0.06
-_FRAME = 120  # samples, 5 ms
-_SILENT_DB = -40.0  # relative to the loudest frame
 _MAX_PHONEMES = 510
 _STYLE_WIDTH = 256
 _DURATIONS = "/encoder/Clip_output_0"
@@ -245,7 +244,7 @@ class Kokoro:
 
     def _trimmed(self, wave_S, ends, pieces, spans) -> Spoken:
         """The wave without most of the silence around it, and the words' times in it."""
-        is_silent_F = _silent_frames(wave_S)
+        sound = SoundEdges(wave_S, RATE)
         times: list[list[float]] = []
         shared = 0.0  # half of the space between two words that run on belongs to each
         after_pause = True
@@ -257,9 +256,9 @@ class Kokoro:
             end = ends[stop] - _LEAD + shared
             # Pauses are heard in part as the words beside them: those end with their sound.
             if after_pause:
-                begin = _first_sound(is_silent_F, begin, end)
+                begin = sound.start(begin, end)
             if before_pause:
-                end = _last_sound(is_silent_F, begin, end)
+                end = sound.end(begin, end)
             times.append([max(0.0, begin), max(0.0, end)])
             after_pause = before_pause
         low = max(0, round((times[0][0] - self._silence) * RATE))
@@ -269,23 +268,3 @@ class Kokoro:
             for (word, *_), (begin, end) in zip(pieces, times, strict=True)
         )
         return Spoken(np.clip(wave_S[low:high], -1.0, 1.0), RATE, words)
-
-
-def _silent_frames(wave_S: np.ndarray) -> np.ndarray:
-    """bool (F,): which frames are far below the loudest."""
-    frames_FS = wave_S[: len(wave_S) // _FRAME * _FRAME].reshape(-1, _FRAME)
-    power_F = np.mean(np.square(frames_FS), axis=1)
-    return power_F < power_F.max(initial=0.0) * 10 ** (_SILENT_DB / 10)
-
-
-def _first_sound(is_silent_F: np.ndarray, begin: float, end: float) -> float:
-    """When the sound of a word that is said from `begin` to `end` starts; `begin` if never."""
-    low, high = round(begin * RATE / _FRAME), round(end * RATE / _FRAME)
-    sounding = np.flatnonzero(~is_silent_F[low:high])
-    return (low + sounding[0]) * _FRAME / RATE if len(sounding) and sounding[0] else begin
-
-
-def _last_sound(is_silent_F: np.ndarray, begin: float, end: float) -> float:
-    low, high = round(begin * RATE / _FRAME), round(end * RATE / _FRAME)
-    sounding = np.flatnonzero(~is_silent_F[low:high])
-    return min(end, (low + sounding[-1] + 1) * _FRAME / RATE) if len(sounding) else end
