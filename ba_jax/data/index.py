@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ba_jax.data.examples import NotForTask
 from ba_jax.data.record import Record, RecordError, RecordSource, check_record
 
 VERSION = 2  # of what counting means; part of the stored files' names
@@ -112,8 +113,6 @@ class _Counter:
 
     def __call__(self, run: range):
         """(records_N, rows_NK, left out, how many records) of a run of records."""
-        from ba_jax.data.examples import NotForTask
-
         records, rows = [], []
         left_out: collections.Counter[str] = collections.Counter()
         for number in run:

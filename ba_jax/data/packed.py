@@ -46,7 +46,8 @@ class PackedSettings:
       rows: of the global batch, B.
       unit: weights of the mixture are shares of "tokens" or of "hours" of speech.
       audio: "features": the tokenizer runs in the training step, on mels; "codes": they are stored.
-      buckets: of the mels; `count` chunks a row. Ignored with codes.
+      buckets: of the mels; `count` chunks a row. Recordings are cut into chunks of the longest one
+        (30 s is what the encoder takes). Ignored with codes.
       augmentation: of the audio; none by default.
       seed: of the order, and of augmentation.
       on_error: what to do with a damaged record: "fail", or "skip" it and count it.
@@ -291,8 +292,9 @@ class PackedBatches:
             logging.info("%s: left out %s", name, left_out)
         packed = np.concatenate(rows)
         return Member(
-            counted.records_N[packed],
-            counted.rows_NK[packed, 0],
+            # Half the size: every worker gets a copy.
+            counted.records_N[packed].astype(np.int32),
+            counted.rows_NK[packed, 0].astype(np.int32),
             np.cumsum([0, *map(len, rows)]),
             int(counted.rows_NK[packed, 0].sum()),
             float(counted.rows_NK[packed, 1].sum() / 360_000),

@@ -147,7 +147,8 @@ def damage_shard(file: pathlib.Path) -> None:
 def digest_in_a_new_process(opened, step: int) -> str:
     """The digest of a step's batch, opened and built by a Python with another hash seed.
 
-    `opened` is `(class of batches, settings)`.
+    And with another number of BLAS threads, as on a machine with another number of cores. `opened`
+    is `(class of batches, settings)`.
     """
     code = (
         "import pickle, sys\n"
@@ -158,6 +159,7 @@ def digest_in_a_new_process(opened, step: int) -> str:
     )
     root = pathlib.Path(__file__).resolve().parents[3]
     environment = os.environ | {"PYTHONPATH": str(root), "PYTHONHASHSEED": "12345"}
+    environment["OPENBLAS_NUM_THREADS"] = "1"
     command = [sys.executable, "-c", code]
     done = subprocess.run(
         command, input=pickle.dumps(opened), env=environment, capture_output=True, check=False
