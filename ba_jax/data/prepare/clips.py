@@ -6,22 +6,20 @@ A source lists `Recipe`s; reading, checking and encoding the files is done here,
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
-from ba_jax.audio import AudioError, containers, read_audio
+from ba_jax.audio import AudioError, read_audio
 from ba_jax.data.prepare.encode import CODINGS, encode_speech
+from ba_jax.data.prepare.long_audio import LongAudio
 from ba_jax.data.prepare.source import Item, Rejected, Rejection
 from ba_jax.data.record import Part, Record, Word
 
 LENGTH_SLACK = (0.05, 0.25)
 """How far a file's length may be from the one stated: a share of it, plus seconds."""
-_MAX_FILE_SECONDS = 48 * 3600.0  # of a recording that is cut into clips
-_MAX_FILE_BYTES = 1 << 32
+_MAX_FILE_SECONDS = 48 * 3600.0  # that a table is believed
 # Words of an AudioError -> the reason that its file is counted under.
 _REASONS = (
     ("is empty", "empty file"),
@@ -242,64 +240,28 @@ def _check_stated(clip: Clip, seconds: float, rate: int) -> None:
 
 
 def _read_stretch(clip: Clip, config: AudioConfig) -> tuple[np.ndarray, int]:
-    """A stretch of a file that may be hours long: the rest is not decoded."""
+    """A stretch of a file that may be hours long: what comes before it is not decoded."""
     path, start = clip.path, clip.start or 0.0
     if start < 0 or (clip.end is not None and clip.end <= start):
         raise Rejected("bad times", f"{path}: from {start} s to {clip.end} s")
-    try:
-        with open(path, "rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            if not size:
-                raise AudioError(f"{path}: is empty (0 bytes), expected an audio file")
-            if size > _MAX_FILE_BYTES:
-                raise AudioError(f"{path}: {size} bytes, expected at most {_MAX_FILE_BYTES} bytes")
-            kind = containers.find_kind(stream)
-            if kind is None:
-                raise AudioError(f"{path}: starts with no audio header")
-            if problem := containers.find_truncation(stream, kind, size, _MAX_FILE_SECONDS):
-                raise AudioError(f"{path}: cut short: {problem}, expected a whole file")
-            stream.seek(0)
-            with soundfile.SoundFile(stream) as file:
-                wave_SC, rate = _decode_stretch(file, clip, start, config)
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be opened ({error})") from None
-    except soundfile.SoundFileError as error:
-        raise AudioError(f"{path}: cannot be decoded ({error})") from None
-    # Whatever is not a sane number fails the comparison.
-    if not (np.abs(wave_SC) <= 2.0**31).all():
-        raise AudioError(f"{path}: a sample is no finite number")
-    return wave_SC.mean(axis=1), rate
-
-
-def _decode_stretch(file: soundfile.SoundFile, clip: Clip, start: float, config: AudioConfig):
-    path, rate, frames = clip.path, file.samplerate, file.frames
-    if not 4000 <= rate <= 192_000:
-        raise AudioError(f"{path}: sample rate of the header is {rate} Hz")
-    if not 1 <= file.channels <= 2:
-        raise AudioError(f"{path}: has {file.channels} channels, expected 1 or 2")
-    _check_stated(clip, frames / rate, rate)
-    end = frames / rate if clip.end is None else clip.end
-    # Corpora round times: an end a little behind the file's is the file's.
-    if start >= frames / rate or end > frames / rate + LENGTH_SLACK[1]:
-        raise Rejected(
-            "bad times", f"{path}: from {start} s to {end} s, expected within {frames / rate:.2f} s"
-        )
-    seconds = end - start
-    if seconds > config.max_seconds:
-        raise Rejected(
-            "too long", f"{path}: {seconds:.2f} s, expected at most {config.max_seconds} s", seconds
-        )
-    first = round(start * rate)
-    count = min(round(end * rate), frames) - first
-    if count * 4 * file.channels > config.max_bytes:
-        raise Rejected("too large", f"{path}: {count * 4} bytes of samples", seconds)
-    file.seek(first)
-    wave_SC = file.read(count, dtype="float32", always_2d=True)
-    if len(wave_SC) < count:
-        raise AudioError(f"{path}: cut short: {len(wave_SC)} samples decoded, expected {count}")
-    if not count:
-        raise AudioError(f"{path}: holds 0 samples from {start} s")
-    return wave_SC, rate
+    with LongAudio(path) as audio:
+        rate, length = audio.rate, audio.frames / audio.rate
+        _check_stated(clip, length, rate)
+        end = length if clip.end is None else clip.end
+        # Corpora round times: an end a little behind the file's is the file's.
+        if start >= length or end > length + LENGTH_SLACK[1]:
+            detail = f"{path}: from {start} s to {end} s, expected within {length:.2f} s"
+            raise Rejected("bad times", detail)
+        seconds = end - start
+        if seconds > config.max_seconds:
+            detail = f"{path}: {seconds:.2f} s, expected at most {config.max_seconds} s"
+            raise Rejected("too long", detail, seconds)
+        first = round(start * rate)
+        count = max(1, min(round(end * rate), audio.frames) - first)
+        if count * 4 > config.max_bytes:
+            detail = f"{path}: {count * 4} bytes of samples, expected at most {config.max_bytes}"
+            raise Rejected("too large", detail, seconds)
+        return audio.stretch(first, count), rate
 
 
 def stated_float(value: str, scale: float = 1.0) -> float:
