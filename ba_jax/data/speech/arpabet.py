@@ -1,6 +1,6 @@
 """Kokoro's phonemes as the phones of pocketsphinx's American English acoustic model.
 
-Mandarin sounds are given the nearest phones: alignment needs no more than to tell one from the next.
+Mandarin sounds are given the nearest phones: alignment only has to tell one from the next.
 """
 
 from __future__ import annotations

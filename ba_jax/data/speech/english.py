@@ -185,13 +185,17 @@ def pronounce(words: Sequence[str], pauses: Sequence[bool], british: bool = Fals
         if pauses[i]:
             next_vowel = None
         previous = words[i - 1].lower() if i and not pauses[i - 1] else ""
-        found[i] = _pronounce_word(words[i], _tag(previous), next_vowel, british)
+        beside = [*words[max(0, i - 1) : i], *words[i + 1 : i + 2]]
+        is_shout = any(len(word) > 1 and word.isupper() for word in beside)
+        found[i] = _pronounce_word(words[i], _tag(previous), next_vowel, british, is_shout)
         first = next((p for p in found[i] if p not in "ˈˌ"), "")
         next_vowel = first in VOWELS
     return found
 
 
-def _pronounce_word(written: str, tag: str, next_vowel: bool | None, british: bool) -> str:
+def _pronounce_word(
+    written: str, tag: str, next_vowel: bool | None, british: bool, in_shout: bool = False
+) -> str:
     word = written.replace("’", "'").replace("‘", "'")
     lower = word.lower()
     is_shout = len(word) > 1 and word.isupper()
@@ -202,10 +206,13 @@ def _pronounce_word(written: str, tag: str, next_vowel: bool | None, british: bo
     phonemes = None
     entry = _lexicon(british).get(word) if is_shout else _find(word, british)
     # In capitals without being a word so written: a name by its letters, else emphasis.
-    if is_shout and entry is None and len(word) > 3:
+    if is_shout and entry is None and (len(word) > 3 or in_shout):
         entry = _find(word, british)
-    if is_shout and entry is None and word.isalpha() and word.isascii():
-        return _spell(word, british)
+    # The lexicon's mark for "US", "IT": letters where it is a noun, in capitals on its own.
+    is_letters = isinstance(entry, Mapping) and "NOUN" in entry and entry["NOUN"] is None
+    if is_shout and (entry is None or (is_letters and not in_shout)):
+        if word.isalpha() and word.isascii():
+            return _spell(word, british)
     if entry is not None:
         phonemes = _choose(entry, tag, next_vowel is None)
     elif len(word) == 1 and word.isascii() and word.isalpha():
@@ -213,14 +220,23 @@ def _pronounce_word(written: str, tag: str, next_vowel: bool | None, british: bo
     if not phonemes:
         phonemes = _inflected(lower, tag, british)
     if not phonemes:
-        plain = unicodedata.normalize("NFKD", word).encode("ascii", "ignore").decode()
-        if plain != word and plain:
-            return _pronounce_word(plain, tag, next_vowel, british)
-        raise SpeechToolError(
-            f"the English word {written!r} is in no lexicon, so how it is said is not known: "
-            "expected a word of misaki's lexicons or a regular form of one"
-        )
+        simpler = _simpler(word)
+        if not simpler:
+            raise SpeechToolError(
+                f"the English word {written!r} is in no lexicon, so how it is said is not known: "
+                "expected a word of misaki's lexicons or a regular form of one"
+            )
+        return "".join(_pronounce_word(part, tag, next_vowel, british) for part in simpler)
     if word[0].isupper() and word != "I":
         phonemes = _stress(phonemes, _PRIMARY if is_shout else _SECONDARY)
     # The released Kokoro's symbols for the tap and the glottal stop.
     return phonemes.replace("ɾ", "T").replace("ʔ", "t")
+
+
+def _simpler(word: str) -> list[str]:
+    """A word without accents, or the parts of "WiFi"; [] if it is as simple as can be."""
+    plain = unicodedata.normalize("NFKD", word).encode("ascii", "ignore").decode()
+    if plain != word:
+        return [plain] if plain else []
+    parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z']+|[A-Z]", word)
+    return parts if len(parts) > 1 else []

@@ -80,6 +80,17 @@ class Resemblyzer:
 
     def embed_windows(self, mel_BTM: np.ndarray) -> np.ndarray:
         """Unit vectors (B, 256) of windows of mel frames."""
+        # Threads of the BLAS would wait for each other at each of the 160 small steps.
+        with self._threads.limit(limits=1, user_api="blas"):
+            return self._embed_windows(mel_BTM)
+
+    @functools.cached_property
+    def _threads(self):
+        import threadpoolctl
+
+        return threadpoolctl.ThreadpoolController()
+
+    def _embed_windows(self, mel_BTM: np.ndarray) -> np.ndarray:
         w = self._weights
         x_TBD = np.ascontiguousarray(np.moveaxis(mel_BTM, 1, 0), np.float32)
         for layer in range(_LAYERS):

@@ -317,23 +317,25 @@ def _mandarin(text: str) -> list[SpokenWord]:
         elif kind == "latin":
             pieces.append(SpokenWord(written, part))
         else:
-            after = plain[match.end() : match.end() + 1]
-            pieces.append(SpokenWord(written, _say_mandarin(kind, part, after)))
+            # "2个", but not "第2个".
+            is_count = plain[match.start() - 1 : match.start()] != "第"
+            is_count = is_count and plain[match.end() : match.end() + 1] in _MEASURES
+            pieces.append(SpokenWord(written, _say_mandarin(kind, part, is_count)))
     return pieces
 
 
-def _say_mandarin(kind: str, part: str, after: str) -> str:
+def _say_mandarin(kind: str, part: str, is_count: bool) -> str:
     if kind == "date":
         year, month, day = re.split("[-/.]", part)
-        return f"{_digits(year)}年{_number(month)}月{_number(day)}日"
+        return f"{_digits(year)}年{_cardinal(int(month))}月{_cardinal(int(day))}日"
     if kind == "year":
         return _digits(part)
     if kind == "time":
         hours, minutes = re.split("[:：]", part)
-        hours = "两" if int(hours) == 2 else _number(str(int(hours)))
+        hours = "两" if int(hours) == 2 else _cardinal(int(hours))
         if minutes == "00":
             return f"{hours}点"
-        return f"{hours}点{'零' if minutes[0] == '0' else ''}{_number(str(int(minutes)))}分"
+        return f"{hours}点{'零' if minutes[0] == '0' else ''}{_cardinal(int(minutes))}分"
     if kind == "fraction":
         over, under = part.split("/")
         return f"{_number(under)}分之{_number(over)}"
@@ -348,7 +350,7 @@ def _say_mandarin(kind: str, part: str, after: str) -> str:
         return f"{_number(first)}到{_number(second)}"
     if kind == "symbol":
         return _MANDARIN_SYMBOLS[part]
-    if part == "2" and after in _MEASURES and after:
+    if part == "2" and is_count:
         return "两"
     sign, plain = ("负", part[1:]) if part[0] == "-" else ("", part)
     return sign + _number(plain.replace(",", ""))
@@ -419,6 +421,6 @@ def error_rate(reference: str, hypothesis: str, language: str) -> float:
     if language not in LANGUAGES:
         raise ValueError(f"language {language!r}, expected one of {LANGUAGES}")
     want, got = for_scoring(reference, language), for_scoring(hypothesis, language)
-    if not want.strip():
+    if not any(character.isalnum() for character in want):
         raise ValueError(f"reference {reference!r} has no words, expected at least one")
     return float((jiwer.wer if language == "en" else jiwer.cer)(want, got))

@@ -109,7 +109,8 @@ def _resolve(value: Any, read: Callable[[str], bytes], sizes: dict[str, int] | N
             return value
         numbers = np.frombuffer(read(value.key), value.dtype)
         steps = [step * value.dtype.itemsize for step in value.strides]
-        last = value.offset + sum((n - 1) * s for n, s in zip(value.shape, value.strides))
+        reach = zip(value.shape, value.strides, strict=True)
+        last = value.offset + sum((length - 1) * step for length, step in reach)
         if 0 not in value.shape and last >= len(numbers):
             raise pickle.UnpicklingError(f"{len(numbers)} numbers, expected {last + 1}")
         view = np.lib.stride_tricks.as_strided(numbers[value.offset :], value.shape, steps)

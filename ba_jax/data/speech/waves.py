@@ -11,16 +11,19 @@ RATE = 16000
 """Hz that all tools listen at."""
 
 
-def to_16k(wave_S: np.ndarray, rate: int, *, min_samples: int = 1) -> np.ndarray:
+def to_16k(wave_S: np.ndarray, rate: int, *, min_seconds: float = 0.0) -> np.ndarray:
     """A wave as float32 (S,) at 16 kHz.
 
     Raises:
-      SpeechToolError: not a mono floating wave, fewer samples, NaN or Inf, or no rate.
+      SpeechToolError: not a mono floating wave, empty or too short, NaN or Inf, or no rate.
     """
     try:
-        return resample(check_wave(wave_S, min_samples=min_samples), rate, RATE)
+        wave_S = resample(check_wave(wave_S), rate, RATE)
     except (AudioError, ValueError) as error:
         raise SpeechToolError(str(error)) from error
+    if len(wave_S) < min_seconds * RATE:
+        raise SpeechToolError(f"{len(wave_S) / RATE:.3f} s, expected at least {min_seconds} s")
+    return wave_S
 
 
 _FRAMES_A_SECOND = 200
