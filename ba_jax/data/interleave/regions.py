@@ -71,8 +71,8 @@ class Voices:
       piece: seconds of a piece.
     """
 
-    same: float = 0.7
-    mixed: float = 0.55
+    same: float = 0.75
+    mixed: float = 0.62
     piece: float = 1.6
 
 
@@ -91,45 +91,56 @@ class Turn:
 
 def find_turns(
     spans: Sequence[Span], pieces_SPD: Sequence[np.ndarray], voices: Voices, gap: float
-) -> tuple[list[Turn], list[Span]]:
+) -> tuple[list[Turn], list[Span], list[Span]]:
     """Follows the voice from span to span.
+
+    A span too short to tell its voice is taken as the turn's if the voice goes on behind it.
 
     Args:
       spans: of speech.
-      pieces_SPD: unit vectors of each span's pieces, (P, D).
+      pieces_SPD: unit vectors of each span's pieces, (P, D); (0, D) for a span too short for one.
       voices: thresholds.
       gap: a longer silence ends a turn.
 
     Returns:
-      (turns, spans with more than one voice in them).
+      (turns, spans with more than one voice in them, short spans between voices).
     """
     turns: list[Turn] = []
     mixed: list[Span] = []
+    short: list[Span] = []
     members: list[Span] = []
+    waiting: list[Span] = []  # short ones behind the members
     total_D: np.ndarray | None = None
 
     def end_turn() -> None:
         nonlocal total_D
         if members:
             turns.append(Turn(tuple(members), _unit(total_D)))
+        short.extend(waiting)
         members.clear()
+        waiting.clear()
         total_D = None
 
     for span, pieces_PD in zip(spans, pieces_SPD, strict=True):
+        before = [*members, *waiting]
+        if before and span[0] - before[-1][1] > gap:
+            end_turn()
+        if not len(pieces_PD):
+            waiting.append(span)
+            continue
         if is_mixed(pieces_PD, voices.mixed):
             end_turn()
             mixed.append(span)
             continue
         # Long spans weigh more: their pieces are more.
         sum_D = pieces_PD.sum(axis=0)
-        if members:
-            is_near = span[0] - members[-1][1] <= gap
-            if not is_near or float(_unit(sum_D) @ _unit(total_D)) < voices.same:
-                end_turn()
-        members.append(span)
+        if total_D is None or float(_unit(sum_D) @ _unit(total_D)) < voices.same:
+            end_turn()
+        members += [*waiting, span]
+        waiting.clear()
         total_D = sum_D if total_D is None else total_D + sum_D
     end_turn()
-    return turns, mixed
+    return turns, mixed, short
 
 
 def is_mixed(pieces_PD: np.ndarray, least: float) -> bool:

@@ -9,8 +9,8 @@
      begins. Turns are what one voice says.
   4. A turn's spans are packed into utterances of at most 28 s and recognised. An utterance is
      dropped for low confidence, no speech, a speech rate nobody has, loops, or the wrong language.
-  5. Agreement: the utterance is recognised again, in two halves, or by a second recogniser;
-     if the two transcripts differ too much it is dropped.
+  5. Agreement: the utterance is recognised again (in two halves, slower, or by a second
+     recogniser); if the two transcripts differ too much it is dropped.
   6. The transcript is aligned; accepted utterances that follow each other are cut into parts, in
      pauses, at punctuation where there is some. Parts of a turn that follow each other without a
      loss make records of at least two parts and less than `max_seconds`.
@@ -21,6 +21,7 @@ and of its rejections together, silence and music ("not speech") included.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -45,13 +46,18 @@ from ba_jax.data.record import LANGUAGES, Part, Record, Word
 from ba_jax.data.speech import tools
 from ba_jax.data.speech.interfaces import SpeechToolError
 
-HALVES = "halves"
+AGREEMENTS = ("halves", "speed", "second", "")
+"""What an utterance is recognised again as: two halves, 10 % slower, by the second recogniser; or
+not at all."""
+_TOOLS = ("vad", "speaker_encoder", "recogniser", "second_recogniser", "aligner")
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
 
 _ROW_KEYS = ("audio", "id", "language", "split")
 _RATE = 16000  # Hz, what the tools work at: resampled once for all of them
+_SLOWER = 14400  # Hz: 16 kHz sound taken for this is 10 % slower and lower
 _BLOCK = 30.0  # seconds read at a time
 _SHORT_SILENCE = 0.3  # seconds; between words, not between utterances
+_SHORTEST = 0.6  # seconds of speech that a voice can be told from
 _MARGIN = 0.15  # seconds kept before and behind speech
 _UTTERANCE = 28.0  # seconds; a recogniser takes 30
 _TARGET = 12.0  # seconds of an utterance: Whisper pads short ones, and long ones lose their end
@@ -80,8 +86,11 @@ class Crawl:
         utterance, the one that is recognised with more confidence.
       split: of recordings that do not say.
       coding: "opus" or "flac".
-      vad, speaker_encoder, recogniser, aligner: names, see `ba_jax.data.speech.tools`.
-      agreement: "halves", the name of a second recogniser, or "" for none.
+      vad, speaker_encoder, recogniser, second_recogniser, aligner: names, see
+        `ba_jax.data.speech.tools`.
+      options: one of these -> arguments of the tool's class,
+        {"second_recogniser": {"model": "/models/whisper-large-v3"}}.
+      agreement: of what two transcripts must agree; one of AGREEMENTS.
       window: seconds held in memory at a time.
       gap: seconds; a longer silence ends a turn.
       max_seconds: of a record.
@@ -98,8 +107,10 @@ class Crawl:
     vad: str = "silero"
     speaker_encoder: str = "resemblyzer"
     recogniser: str = "whisper"
-    agreement: str = HALVES
-    aligner: str = "whisper"
+    second_recogniser: str = "whisper"
+    aligner: str = "pocketsphinx"
+    options: dict = dataclasses.field(default_factory=dict)
+    agreement: str = "halves"
     window: float = 600.0
     gap: float = 1.5
     max_seconds: float = 300.0
@@ -118,6 +129,10 @@ class Crawl:
             raise ValueError(
                 f"max_seconds {self.max_seconds}, expected over twice the longest part, up to 300"
             )
+        if self.agreement not in AGREEMENTS:
+            raise ValueError(f"agreement {self.agreement!r}, expected one of {AGREEMENTS}")
+        if unknown := sorted(set(self.options) - set(_TOOLS)):
+            raise ValueError(f"options {unknown}, expected some of {_TOOLS}")
         if self.coding not in CODINGS:
             raise ValueError(f"coding {self.coding!r}, expected one of {CODINGS}")
 
@@ -129,23 +144,25 @@ class Crawl:
 
     @functools.cached_property
     def _vad(self):
-        return tools.make_vad(self.vad)
+        return tools.make_vad(self.vad, **self.options.get("vad", {}))
 
     @functools.cached_property
     def _encoder(self):
-        return tools.make_speaker_encoder(self.speaker_encoder)
+        options = self.options.get("speaker_encoder", {})
+        return tools.make_speaker_encoder(self.speaker_encoder, **options)
 
     @functools.cached_property
     def _recogniser(self):
-        return tools.make_recogniser(self.recogniser)
+        return tools.make_recogniser(self.recogniser, **self.options.get("recogniser", {}))
 
     @functools.cached_property
     def _second(self):
-        return tools.make_recogniser(self.agreement)
+        options = self.options.get("second_recogniser", {})
+        return tools.make_recogniser(self.second_recogniser, **options)
 
     @functools.cached_property
     def _aligner(self):
-        return tools.make_aligner(self.aligner)
+        return tools.make_aligner(self.aligner, **self.options.get("aligner", {}))
 
     def items(self) -> Iterator[Item | Rejection]:
         """One item a recording."""
@@ -280,9 +297,10 @@ class _Window:
             for (start, end), before, after in zip(spans, ends, starts[1:], strict=False)
         }
         pieces = [self._embed(span) for span in spans]
-        turns, mixed = regions.find_turns(spans, pieces, self.crawl.voices, self.crawl.gap)
-        for span in mixed:
-            yield self._lost(*self.edges[span], "mixed voices")
+        turns, mixed, short = regions.find_turns(spans, pieces, self.crawl.voices, self.crawl.gap)
+        for lost, reason in ((mixed, "mixed voices"), (short, "too short to tell the voice")):
+            for span in lost:
+                yield self._lost(*self.edges[span], reason)
         for turn in turns:
             yield from self._turn(turn)
 
@@ -300,9 +318,14 @@ class _Window:
         return [(marks[a], marks[b]) for a, b in zip([0, *cuts[:-1]], cuts, strict=True)]
 
     def _embed(self, span: regions.Span) -> np.ndarray:
-        """Unit vectors (P, D) of a span's pieces."""
+        """Unit vectors (P, D) of a span's pieces; (0, 1) if it is too short for one."""
         pieces = regions.divide_span(span, self.crawl.voices.piece)
-        return np.stack([self.crawl._encoder.embed(self._tool(a, b), _RATE) for a, b in pieces])
+        found = []
+        for start, end in pieces:
+            if end - start >= _SHORTEST:
+                with contextlib.suppress(SpeechToolError):  # less speech in it than it seemed
+                    found.append(self.crawl._encoder.embed(self._tool(start, end), _RATE))
+        return np.stack(found) if found else np.zeros((0, 1), np.float32)
 
     def _tool(self, start: float, end: float) -> np.ndarray:
         return self.tool_S[max(0, round(start * _RATE)) : round(end * _RATE)]
@@ -361,8 +384,10 @@ class _Window:
     def _recognise_again(self, wave_S: np.ndarray, language: str) -> str:
         """A second opinion of what is said."""
         crawl = self.crawl
-        if crawl.agreement != HALVES:
+        if crawl.agreement == "second":
             return crawl._second.recognise(wave_S, _RATE, language).text
+        if crawl.agreement == "speed":
+            return crawl._recogniser.recognise(wave_S, _SLOWER, language).text
         # Cut at the quietest tenth of a second of the middle third.
         level_T, hop = timing.loudness(wave_S, _RATE, window=0.1)
         third = len(level_T) // 3

@@ -43,6 +43,7 @@ from ba_jax.data.speech import tools
 from ba_jax.data.speech.interfaces import SpeechToolError
 from ba_jax.data.speech.text_norm import error_rate
 
+_TOOLS = ("synthesiser", "recogniser")
 _LONGEST = 28.0  # seconds of a part: what a recogniser takes at once
 _SCRIPT = 0.5  # least share of letters in the language's script
 _MAX_CHARACTERS = 50_000  # of a paragraph: an hour of English
@@ -63,6 +64,7 @@ class Synthetic:
       coding: "opus" or "flac".
       synthesiser, recogniser: names, see `ba_jax.data.speech.tools`; without a recogniser ("")
         nothing is checked.
+      options: one of these two -> arguments of the tool's class.
       blends: speak with averages of two voices too, which sound like others (Kokoro).
       slowest, fastest: bounds of the speed, 1 is the voice's own.
       seed: of voices and speeds.
@@ -81,6 +83,7 @@ class Synthetic:
     coding: str = "opus"
     synthesiser: str = "kokoro"
     recogniser: str = "whisper"
+    options: dict = dataclasses.field(default_factory=dict)
     blends: bool = True
     slowest: float = 0.9
     fastest: float = 1.15
@@ -94,6 +97,8 @@ class Synthetic:
     def __post_init__(self):
         if self.language not in LANGUAGES:
             raise ValueError(f"language {self.language!r}, expected one of {LANGUAGES}")
+        if unknown := sorted(set(self.options) - set(_TOOLS)):
+            raise ValueError(f"options {unknown}, expected some of {_TOOLS}")
         if self.coding not in CODINGS:
             raise ValueError(f"coding {self.coding!r}, expected one of {CODINGS}")
         if not 0 < self.slowest <= self.fastest:
@@ -109,11 +114,11 @@ class Synthetic:
 
     @functools.cached_property
     def _synthesiser(self):
-        return tools.make_synthesiser(self.synthesiser)
+        return tools.make_synthesiser(self.synthesiser, **self.options.get("synthesiser", {}))
 
     @functools.cached_property
     def _recogniser(self):
-        return tools.make_recogniser(self.recogniser)
+        return tools.make_recogniser(self.recogniser, **self.options.get("recogniser", {}))
 
     def items(self) -> Iterator[Item | Rejection]:
         """Items of parts that continue each other, one record's worth or a little less."""

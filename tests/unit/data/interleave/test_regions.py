@@ -67,25 +67,34 @@ def test_windows_end_in_silence():
 
 def test_a_turn_is_one_voice():
     spans = [(0, 3), (3.5, 6), (6.5, 9), (20, 24)]
-    turns, mixed = find_turns(spans, [of(ANN), of(ANN), of(BOB), of(BOB)], Voices(), gap=1.5)
+    turns, mixed, short = find_turns(spans, [of(ANN), of(ANN), of(BOB), of(BOB)], Voices(), gap=1.5)
     assert [turn.spans for turn in turns] == [((0, 3), (3.5, 6)), ((6.5, 9),), ((20, 24),)]
-    assert mixed == []
+    assert mixed == short == []
     assert np.allclose(turns[0].voice_D, ANN) and np.allclose(turns[2].voice_D, BOB)
 
 
 def test_a_voice_that_wavers_is_still_one():
     wavering = [voice((1.0, ANN), (0.5, other)) for other in (BOB, EVE, BOB, EVE)]
     spans = [(i * 3.0, i * 3.0 + 2.8) for i in range(4)]
-    turns, mixed = find_turns(spans, [of(v) for v in wavering], Voices(), gap=1.5)
+    turns, mixed, short = find_turns(spans, [of(v) for v in wavering], Voices(), gap=1.5)
     assert len(turns) == 1 and not mixed
 
 
 def test_a_span_of_two_voices_is_dropped_and_ends_the_turn():
     spans = [(0, 3), (3.5, 8), (8.5, 11)]
     both = np.concatenate([of(ANN, 3), of(BOB, 2)])
-    turns, mixed = find_turns(spans, [of(ANN), both, of(ANN)], Voices(), gap=1.5)
+    turns, mixed, short = find_turns(spans, [of(ANN), both, of(ANN)], Voices(), gap=1.5)
     assert mixed == [(3.5, 8)]
     assert [turn.spans for turn in turns] == [((0, 3),), ((8.5, 11),)]
+
+
+def test_a_short_span_goes_with_the_voice_on_both_sides():
+    none = np.zeros((0, 1), np.float32)
+    spans = [(0, 3), (3.4, 3.7), (4, 7), (7.4, 7.7), (8, 11), (11.3, 11.6), (20, 20.3), (21, 23)]
+    pieces = [of(ANN), none, of(ANN), none, of(BOB), none, none, of(BOB)]
+    turns, mixed, short = find_turns(spans, pieces, Voices(), gap=1.5)
+    assert [turn.spans for turn in turns] == [tuple(spans[:3]), (spans[4],), (spans[7],)]
+    assert mixed == [] and short == [(7.4, 7.7), (11.3, 11.6), (20, 20.3)]
 
 
 def test_voices_are_numbered_as_they_come():

@@ -25,8 +25,8 @@ PARTS = Lengths(target=2.0, low=0.5, high=8.0)
 def voices(monkeypatch):
     """Fake tools, by the names that the configs below use."""
     made = {"synthesiser": tone_speech.Synthesiser(), "recogniser": tone_speech.Recogniser()}
-    monkeypatch.setattr(tools, "make_synthesiser", lambda name: made["synthesiser"])
-    monkeypatch.setattr(tools, "make_recogniser", lambda name: made["recogniser"])
+    monkeypatch.setattr(tools, "make_synthesiser", lambda name, **_: made["synthesiser"])
+    monkeypatch.setattr(tools, "make_recogniser", lambda name, **_: made["recogniser"])
     return made
 
 
