@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -29,7 +30,7 @@ def corpus(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("corpus")
     lines = []
     for n in range(CLIPS):
-        put(folder / f"{n}.flac", tone(2.0, 150 + 10 * n, 44100), rate=44100)
+        put(folder / f"{n}.flac", tone(1.0, 150 + 10 * n, 44100), rate=44100)
         split = "dev" if n % 12 == 11 else "train"
         line = {"id": f"u{n}", "audio": f"{n}.flac", "text": f"Clip {n}.", "split": split}
         lines.append(line | {"speaker": f"s{n % 3}"})
@@ -54,7 +55,11 @@ def command(corpus: pathlib.Path, out: pathlib.Path | None, *extra: str) -> list
 
 def start(words: list[str]) -> subprocess.Popen:
     pipe = subprocess.PIPE
-    return subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+    # A shell's background jobs ignore SIGINT, and so do these, unless told otherwise.
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(
+        words, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, preexec_fn=heeding
+    )
 
 
 def run(words: list[str], code: int = 0) -> tuple[str, str]:
@@ -117,7 +122,7 @@ def done(out: pathlib.Path) -> list[pathlib.Path]:
 def test_the_number_of_workers_changes_nothing(corpus, undisturbed, tmp_path, workers):
     out, err = run(command(corpus, tmp_path / "out", f"--workers={workers}"))
     same(tmp_path / "out", undisturbed)
-    assert "# manifest: 48 records" in out and "48 records, 0.03 h in" in out
+    assert "# manifest: 48 records" in out and "48 records, 0.01 h in" in out
     assert "manifest: 100%" in err, "no progress bar"
     reasons = json.loads((tmp_path / "out" / "report.json").read_text())["reasons"]
     assert {reason: row["records"] for reason, row in reasons.items()} == {
@@ -202,6 +207,8 @@ def test_wrong_command_lines(corpus, tmp_path):
         assert words in err and "Traceback" not in err
     _, err = run(command(corpus, None), USER_ERROR)
     assert "--out: expected the folder" in err
+    _, err = run([*command(corpus, None)[:3], "--size=giant", "--dry-run"], USER_ERROR)
+    assert "size = 'giant', expected one of ('embedded', 'large')" in err
 
 
 def test_all_that_was_rejected_fails_the_run(tmp_path):
@@ -216,7 +223,7 @@ def test_all_that_was_rejected_fails_the_run(tmp_path):
 def test_beam_gives_the_same_bytes(corpus, undisturbed, tmp_path):
     out, _ = run(command(corpus, tmp_path / "out", "--runner=beam"))
     same(tmp_path / "out", undisturbed)
-    assert "48 records, 0.03 h in" in out
+    assert "48 records, 0.01 h in" in out
     assert len(RecordSource(tmp_path / "out", "dev")) == 4
 
 

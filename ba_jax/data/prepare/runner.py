@@ -171,8 +171,9 @@ def prepare(
 
     Raises:
       SourceError, ConfigError: the source cannot be listed.
-      PrepareError: the folder holds something else, a worker died, the source failed, nothing was
-        left to write, or too much was rejected.
+      PrepareError: the folder holds something else, a worker died, nothing was left to write, or
+        too much was rejected.
+      PrepareError, ShardError: the source failed, in a worker or in this process.
     """
     directory = Path(directory)
     plan = make_plan(config)
@@ -212,17 +213,14 @@ def _open(plan: Plan, directory: Path, overwrite: bool) -> bool:
             f"{directory}: holds something, but no {STATE}: not made by prepare, choose another "
             "--out"
         )
+    if overwrite:
+        stored = {}
+        _clear(directory)
     if stored and stored.get("fingerprint") != plan.fingerprint:
-        if not overwrite:
-            raise PrepareError(
-                f"{directory}: was made with another config, or the corpus has changed since"
-                f"{_difference(stored, plan)}; --overwrite replaces it, or choose another --out"
-            )
-        stored = {}
-        _clear(directory)
-    elif overwrite:
-        stored = {}
-        _clear(directory)
+        raise PrepareError(
+            f"{directory}: was made with another config, or the corpus has changed since"
+            f"{_difference(stored, plan)}; --overwrite replaces it, or choose another --out"
+        )
     if stored.get("complete"):
         _check_complete(plan, directory)
         return False
@@ -232,6 +230,8 @@ def _open(plan: Plan, directory: Path, overwrite: bool) -> bool:
 
 
 def _check_complete(plan: Plan, directory: Path) -> None:
+    # A run that was killed at its very end left this.
+    shutil.rmtree(directory / WORK, ignore_errors=True)
     splits = read_report(directory)["splits"]
     for job in plan.jobs:
         path = job.path(directory, plan.source.name)

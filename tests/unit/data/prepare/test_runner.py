@@ -115,6 +115,9 @@ def test_a_run_that_is_complete_is_not_redone(tmp_path):
     run = config("numbers", log=log)
     first = runner.prepare(run, tmp_path / "out", workers=0)
     before = contents(tmp_path / "out")
+    # As if it was killed at its very end.
+    (tmp_path / "out" / ".prepare").mkdir()
+    (tmp_path / "out" / ".prepare" / "train-00000.json").write_text("{}")
     assert runner.prepare(run, tmp_path / "out", workers=0) == first
     assert contents(tmp_path / "out") == before
     assert log.read_text().split() == [f"n{n}" for n in (4, 9, 0, 1, 2, 3, 5, 6, 7, 8)]
