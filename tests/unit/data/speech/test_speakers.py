@@ -47,6 +47,7 @@ def encoder(request, tmp_path):
 def test_equals_torch(encoder):
     model, path = encoder
     mel_BTM = np.random.default_rng(0).uniform(0, 2, (3, 160, 40)).astype(np.float32)
+    torch.set_num_threads(1)  # more would wait for each other
     with torch.no_grad():
         want = model(torch.from_numpy(mel_BTM)).numpy()
     np.testing.assert_allclose(Resemblyzer(path).embed_windows(mel_BTM), want, atol=2e-6)
@@ -105,6 +106,7 @@ def test_damaged_and_foreign_weights_are_refused(encoder, tmp_path):
         torch_file.load(tmp_path / "gone.pt")
 
 
+@pytest.mark.slow
 def test_mel_equals_librosas():
     import librosa
 
