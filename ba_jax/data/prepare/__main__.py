@@ -1,4 +1,4 @@
-"""Makes a dataset of records.
+r"""Makes a dataset of records.
 
     python -m ba_jax.data.prepare --config=configs/prepare.py:librispeech \
         --config.source.folder=/data/LibriSpeech --out=/data/records/librispeech
@@ -12,41 +12,51 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
 from absl import app, flags
-from ml_collections import config_flags
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 128 + 2
 _CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "prepare.py"
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    f"{_CONFIGS}:embedded",
-    "configs/prepare.py:KIND, what to prepare; single values as --config.source.folder=...",
-)
-_OUT = flags.DEFINE_string("out", None, "folder of the dataset to make")
-_WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "processes; 0: work in this one", 0)
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "list and check the items, write nothing")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "discard what an earlier run left in --out")
-_SIZE = flags.DEFINE_string("size", None, "short for --config.source.size")
-_RUNNER = flags.DEFINE_enum(
-    "runner", "local", ["local", "beam"], "processes here, or a Beam pipeline"
-)
-_BEAM_OPTIONS = flags.DEFINE_string(
-    "beam_options", "--runner=DirectRunner", "the pipeline's, as on Beam's own command lines"
-)
-_QUIET = flags.DEFINE_bool("quiet", False, "no progress bar")
+
+def _define_flags() -> None:
+    """Called when the module is run, not imported: flags are the whole process's."""
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file(
+        "config",
+        f"{_CONFIGS}:embedded",
+        "configs/prepare.py:KIND, what to prepare; single values as --config.source.folder=...",
+    )
+    flags.DEFINE_string("out", None, "folder of the dataset to make")
+    flags.DEFINE_integer("workers", os.cpu_count(), "processes; 0: work in this one", 0)
+    flags.DEFINE_bool("dry_run", False, "list and check the items, write nothing")
+    flags.DEFINE_bool("overwrite", False, "discard what an earlier run left in --out")
+    flags.DEFINE_string("size", None, "short for --config.source.size")
+    runners = ["local", "beam"]
+    flags.DEFINE_enum("runner", "local", runners, "processes here, or a Beam pipeline")
+    flags.DEFINE_string(
+        "beam_options", "--runner=DirectRunner", "the pipeline's, as on Beam's own command lines"
+    )
+    flags.DEFINE_bool("quiet", False, "no progress bar")
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Flags as absl has them, but with hyphens allowed in their names."""
+    """Flags as absl has them, but with hyphens allowed in two names."""
     for number, word in enumerate(argv):
         name, equals, value = word.partition("=")
         if name in ("--dry-run", "--beam-options"):
             argv[number] = name[:2] + name[2:].replace("-", "_") + equals + value
-    return app.parse_flags_with_usage(argv)
+    try:
+        _define_flags()
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:  # ml_collections, of a key that is not there
+        key = re.findall(r"\w+", str(error))[0]
+        print(f"error: --config: no key {key!r}, see {_CONFIGS}", file=sys.stderr)
+        sys.exit(USER_ERROR)
 
 
 def _main(argv: list[str]) -> int:
@@ -56,37 +66,38 @@ def _main(argv: list[str]) -> int:
     from ba_jax.data.prepare.report import REPORT_MD
     from ba_jax.data.prepare.shards import ShardError
 
+    args = flags.FLAGS
     logging.getLogger("absl").setLevel(logging.ERROR)
     if argv[1:]:
         print(f"error: arguments {argv[1:]}, expected only flags", file=sys.stderr)
         return USER_ERROR
-    values = _CONFIG.value.to_dict()
-    if _SIZE.value is not None:
+    values = args.config.to_dict()
+    if args.size is not None:
         if "size" not in values["source"]:
             kind = values["kind"]
             print(f"error: --size: a source of kind {kind!r} has no size", file=sys.stderr)
             return USER_ERROR
-        values["source"]["size"] = _SIZE.value
+        values["source"]["size"] = args.size
     try:
         config = runner.config_from(values)
-        if _DRY_RUN.value:
+        if args.dry_run:
             print(runner.dry_run(config))
             return 0
-        if not _OUT.value:
+        if not args.out:
             print("error: --out: expected the folder of the dataset to make", file=sys.stderr)
             return USER_ERROR
         make_all = None
-        if _RUNNER.value == "beam":
+        if args.runner == "beam":
             from ba_jax.data.prepare.beam import BeamRunner
 
-            make_all = BeamRunner(_BEAM_OPTIONS.value)
+            make_all = BeamRunner(args.beam_options)
         report = runner.prepare(
             config,
-            _OUT.value,
-            workers=_WORKERS.value,
-            overwrite=_OVERWRITE.value,
+            args.out,
+            workers=args.workers,
+            overwrite=args.overwrite,
             make_all=make_all,
-            show_progress=not _QUIET.value,
+            show_progress=not args.quiet,
         )
     except (ConfigError, SourceError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -97,8 +108,8 @@ def _main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted: run again to go on", file=sys.stderr)
         return INTERRUPTED
-    print((Path(_OUT.value) / REPORT_MD).read_text(encoding="utf-8"))
-    print(f"{report['records']} records, {report['hours']:.2f} h in {_OUT.value}")
+    print((Path(args.out) / REPORT_MD).read_text(encoding="utf-8"))
+    print(f"{report['records']} records, {report['hours']:.2f} h in {args.out}")
     return 0
 
 

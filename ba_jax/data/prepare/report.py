@@ -128,8 +128,13 @@ def to_markdown(
     return "\n".join(lines)
 
 
-def rejection_lines(total, reasons, rejections: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Counts of rejected items by reason, and the first of each with their files and lines."""
+def rejection_lines(
+    total, reasons, rejections: Sequence[Mapping[str, Any]], full: str = f", see {REJECTED}"
+) -> list[str]:
+    """Counts of rejected items by reason, and the first of each with their files and lines.
+
+    `full` says where the rest of them is.
+    """
     if not rejections:
         return ["Nothing was rejected.", ""]
     lines = [f"{total['records']} rejected ({total['hours']:.3f} h known):", ""]
@@ -142,7 +147,7 @@ def rejection_lines(total, reasons, rejections: Sequence[Mapping[str, Any]]) -> 
         own = by_reason[reason]
         lines += [f"- {row['where']}: {reason}: {row['detail']}" for row in own[:_SHOWN]]
         if len(own) > _SHOWN:
-            lines.append(f"- and {len(own) - _SHOWN} more of {reason!r}, see {REJECTED}")
+            lines.append(f"- and {len(own) - _SHOWN} more of {reason!r}{full}")
     return [*lines, ""]
 
 

@@ -484,7 +484,7 @@ def dry_run(config: PrepareConfig) -> str:
     rows = [vars(rejection) for rejection in plan.rejected]
     total = {"records": len(rows), "hours": sum(row["seconds"] for row in rows) / 3600}
     reasons = reports.count_reasons(plan.rejected)
-    lines += ["", *reports.rejection_lines(total, reasons, rows)]
+    lines += ["", *reports.rejection_lines(total, reasons, rows, full="")]
     text = "\n".join(lines)
     if not plan.items:
         raise PrepareError(f"{text}\nnothing to make records of")
