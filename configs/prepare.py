@@ -14,8 +14,8 @@
   common_voice   source.folder: cv-corpus-.../en, with train.tsv and clips/
   covost2        source.folder: Common Voice 4 of the language spoken, with covost_v2....tsv
   text           source.path: a text file, or a folder of .txt files
-  crawl          source.path, source.name: long recordings, cut into interleaved speech and text
-  synthetic      source.path, source.name: text, spoken by synthetic voices
+  crawl          source.path: long recordings, cut into interleaved speech and text
+  synthetic      source.path: text, spoken by synthetic voices
 
 `source` has the fields of the kind's class (`ba_jax.data.prepare.sources.SOURCES`), with its
 defaults, and `source.audio` what clips are taken and how they are stored. Beside it,
@@ -34,10 +34,10 @@ from ml_collections import ConfigDict
 CHANGES: dict[str, dict[str, Any]] = {
     # An item is a long recording with its segments, some hundreds of records, ...
     "wenetspeech": {"items_per_shard": 4},
-    # ... ten minutes of one, ...
-    "crawl": {"items_per_shard": 6},
-    # ... up to five minutes of speech to be made, ...
-    "synthetic": {"items_per_shard": 8},
+    # ... a long recording of which every silence and every lost piece is counted, ...
+    "crawl": {"items_per_shard": 1, "max_rejected": 1.0},
+    # ... some three minutes of speech to be made, of which single sentences are lost, ...
+    "synthetic": {"items_per_shard": 8, "max_rejected": 1.0},
     # ... or a paragraph.
     "text": {"items_per_shard": 10_000},
 }

@@ -26,7 +26,7 @@ class Limits:
       disagreement: largest difference between two transcripts, see `agreement`.
     """
 
-    confidence: float = 0.75
+    confidence: float = 0.6
     no_speech: float = 0.6
     slowest: float = 0.5
     fastest_en: float = 5.5

@@ -36,7 +36,7 @@ from ba_jax.data.interleave import regions, timing
 from ba_jax.data.interleave.agreement import disagreement
 from ba_jax.data.interleave.cuts import best_cuts, fill_records
 from ba_jax.data.interleave.filters import Limits, find_fault
-from ba_jax.data.interleave.text import Lengths
+from ba_jax.data.interleave.text import Lengths, tidy
 from ba_jax.data.prepare.clips import reason_of, sorted_files
 from ba_jax.data.prepare.encode import CODINGS, encode_speech
 from ba_jax.data.prepare.listing import SourceError, check_unicode, inside, read_lines
@@ -58,9 +58,10 @@ _SLOWER = 14400  # Hz: 16 kHz sound taken for this is 10 % slower and lower
 _BLOCK = 30.0  # seconds read at a time
 _SHORT_SILENCE = 0.3  # seconds; between words, not between utterances
 _SHORTEST = 0.6  # seconds of speech that a voice can be told from
-_MARGIN = 0.15  # seconds kept before and behind speech
-_UTTERANCE = 28.0  # seconds; a recogniser takes 30
-_TARGET = 12.0  # seconds of an utterance: Whisper pads short ones, and long ones lose their end
+_MARGIN = 0.3  # seconds kept before and behind speech, of the silence there: VAD comes late
+_UTTERANCE = 28.0  # seconds of speech; with its margins a recogniser takes 30
+_RECOGNISED = 30.0
+_TARGET = 20.0  # seconds of an utterance: with more of a sentence around it a word is heard better
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +100,8 @@ class Crawl:
       description, licence: stored with the dataset.
     """
 
-    name: str
-    path: str
+    name: str = "crawl"
+    path: str = ""
     language: str = ""
     split: str = "train"
     coding: str = "opus"
@@ -353,7 +354,7 @@ class _Window:
         """Recognises, checks and aligns."""
         crawl = self.crawl
         start, end = self.edges[spans[0]][0], self.edges[spans[-1]][1]
-        if end - start > _UTTERANCE + 2 * _MARGIN:
+        if end - start > _RECOGNISED:
             return self._lost(start, end, "no pause", f"{end - start:.1f} s without one")
         wave_S = self._tool(start, end)
         spoken = sum(b - a for a, b in spans)
@@ -373,7 +374,8 @@ class _Window:
             if difference > crawl.limits.disagreement:
                 detail = f"{difference:.2f} between {heard.text[:60]!r} and {second[:60]!r}"
                 return self._lost(start, end, "no agreement", detail)
-        text = " ".join(heard.text.split())
+        # Recognisers mix half-width commas into Mandarin.
+        text = " ".join(tidy(heard.text, language).split())
         try:
             words = timing.locate(text, crawl._aligner.align(wave_S, _RATE, text, language))
         except (timing.TimingError, SpeechToolError) as error:

@@ -74,8 +74,8 @@ class Synthetic:
       description, licence: stored with the dataset.
     """
 
-    name: str
-    path: str
+    name: str = "synthetic"
+    path: str = ""
     language: str = "en"
     split: str = "train"
     read_split: str = "train"
@@ -131,10 +131,10 @@ class Synthetic:
     def _documents(self) -> Iterator[Item | Rejection]:
         """Texts to cut; an item's payload is (language, text), a line a paragraph."""
         path = Path(self.path)
-        if path.suffix == ".jsonl":
-            yield from self._from_manifest()
-        elif (path / "dataset_info.json").is_file():
+        if self.path and (path / "dataset_info.json").is_file():
             yield from self._from_records()
+        elif path.suffix == ".jsonl":
+            yield from self._from_manifest()
         else:
             yield from self._from_files()
 
