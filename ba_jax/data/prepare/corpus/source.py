@@ -169,8 +169,7 @@ def _speak(
             try:
                 said[number] = studio.say(text, one.language, voice, speed)
             except SpeechToolError as error:
-                # Tools that are missing fail on any text: those are for the caller.
-                studio.say({"en": "Hello.", "zh": "你好。"}[one.language], one.language, voice, 1.0)
+                studio.check(one.language, voice)
                 raise Rejected("cannot be said", str(error)) from None
             error = mistaken(text, said[number].heard, one.language)
             if error > one.limit:

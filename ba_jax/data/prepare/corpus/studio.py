@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 from ba_jax.data.prepare.encode import encode_speech
@@ -17,6 +18,8 @@ from ba_jax.data.speech.interfaces import Recogniser, SpeechToolError, Synthesis
 from ba_jax.data.speech.text_norm import error_rate, for_scoring, normalise
 
 _VERSION = 1  # of kept utterances: to be raised when the same call gives other speech
+
+_MINUS = re.compile(r"(?<=\d)\s*[-–−]\s*(?=\d)")  # else it is heard as a range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +48,22 @@ def mistaken(text: str, heard: str, language: str) -> float:
     if not for_scoring(heard, language).strip():
         return 1.0
     if language == "en":
-        return min(error_rate(text, form, language) for form in (heard, _spelled(heard)))
+        forms = (heard, _spelled(heard, "equals"), _spelled(heard, "is"))
+        return min(error_rate(text, form, language) for form in forms)
     import jiwer
     import pypinyin
 
+    heard = _MINUS.sub("减", heard)
     want, got = (
         " ".join(pypinyin.lazy_pinyin(for_scoring(form, language))) for form in (text, heard)
     )
     return min(error_rate(text, heard, language), float(jiwer.wer(want, got)))
 
 
-def _spelled(heard: str) -> str:
-    """Signs in words; a minus needs spaces, as in "9 - 4"."""
-    return normalise(heard.replace(" - ", " minus ").replace(" = ", " equals "), "en")
+def _spelled(heard: str, equals: str) -> str:
+    """Signs in words: "6-4=2" -> "six minus four equals two"."""
+    heard = _MINUS.sub(" minus ", heard)
+    return normalise(heard.replace("=", f" {equals} ").replace("+", " plus "), "en")
 
 
 class Studio:
@@ -117,6 +123,15 @@ class Studio:
         utterance = Utterance(audio, seconds, spoken.words, heard.text)
         _save(path, utterance, key)
         return utterance
+
+    def check(self, language: str, voice: str) -> None:
+        """Speaks and hears a text that can be said, to tell one that cannot from a missing tool.
+
+        Raises:
+          SpeechToolError: a tool that is missing, an unknown voice.
+        """
+        spoken = self.synthesiser.speak({"en": "Hello.", "zh": "你好。"}[language], voice)
+        self.recogniser.recognise(spoken.wave_S, spoken.rate, language)
 
 
 def _save(path: Path, utterance: Utterance, key: str) -> None:
