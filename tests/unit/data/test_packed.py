@@ -204,6 +204,21 @@ def test_mels_are_of_the_recordings_that_the_rows_wait_for(tmp_path, small_token
     assert seen == set(seconds)
 
 
+def test_noise_is_another_whenever_a_row_is_drawn(tmp_path, small_tokenizer):
+    """One row of data, drawn again and again: the same tokens, other noise; by the seed too."""
+    record = Record("a", "speech", "en", (small_corpus.spoken("the sky", 1.0, 1),), "x")
+    dataset = small_corpus.write_dataset(tmp_path / "one", [record])
+    noise = Augmentation(noise_probability=1.0, noise_snr_db=(10.0, 10.0))
+    made = settings(dataset, small_tokenizer, "asr", rows=2, augmentation=noise)
+    mels = []
+    for seed in (0, 1):
+        batches = PackedBatches(dataclasses.replace(made, seed=seed), FORMAT)
+        for batch in (batches.build(0), batches.build(1)):
+            assert (batch.rows.ids_BL == batches.build(0).rows.ids_BL[:1]).all()
+            mels += [digest(mel) for mel in batch.audio[0].mel_BCTM]
+    assert len(set(mels)) == len(mels) == 8
+
+
 def test_every_record_is_in_one_row_or_left_out(opened, small_dataset):
     total = len(small_corpus.records())
     for member, selection in zip(opened.members, opened.settings.mixture, strict=True):
