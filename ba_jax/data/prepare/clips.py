@@ -19,6 +19,7 @@ from ba_jax.data.record import Part, Record, Word
 
 LENGTH_SLACK = (0.05, 0.25)
 """How far a file's length may be from the one stated: a share of it, plus seconds."""
+_CODE_RATE = 12.5  # frames of codes a second
 _MAX_FILE_SECONDS = 48 * 3600.0  # that a table is believed
 # Words of an AudioError -> the reason that its file is counted under.
 _REASONS = (
@@ -160,7 +161,7 @@ def make_part(clip: Clip, config: AudioConfig) -> Part:
         audio, seconds = encode_speech(wave_S, rate, config.coding)
     if clip.codes_path:
         codes_NQ = read_codes(clip.codes_path)
-        seconds = seconds or clip.codes_seconds or len(codes_NQ) / 12.5
+        seconds = seconds or clip.codes_seconds or len(codes_NQ) / _CODE_RATE
     for word in clip.words:
         if not 0 <= word.start <= word.end <= seconds + LENGTH_SLACK[1]:
             raise Rejected("bad word timings", f"{word}, expected within {seconds:.2f} s")
