@@ -273,12 +273,7 @@ def test_every_kind_has_a_config(kind):
     fields = {field.name for field in dataclasses.fields(sources.source_class(kind))}
     assert set(values["source"]) == fields
     assert f"\n  {kind} " in prepare_config.__doc__
-    run = runner.config_from(values)
-    if kind in ("crawl", "synthetic"):  # whose name has to be given
-        with pytest.raises(SourceError, match="name = ''"):
-            run.make_source()
-        run.source["name"] = "mine"
-    assert run.make_source().description is not None
+    assert runner.config_from(values).make_source().name
 
 
 # --- rejections ---------------------------------------------------------------------------------
