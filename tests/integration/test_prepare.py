@@ -221,11 +221,12 @@ def test_all_that_was_rejected_fails_the_run(tmp_path):
 
 
 def test_beam_gives_the_same_bytes(corpus, undisturbed, tmp_path):
-    out, _ = run(
+    out, err = run(
         command(corpus, tmp_path / "out", "--runner=beam", "--beam-options=--runner=DirectRunner")
     )
     same(tmp_path / "out", undisturbed)
     assert "48 records, 0.01 h in" in out
+    assert "prism" not in err.lower(), "Beam looked for a runner to download"
     assert len(RecordSource(tmp_path / "out", "dev")) == 4
 
 

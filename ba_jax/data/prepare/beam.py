@@ -6,6 +6,9 @@ The machine that starts the pipeline lists the source and finishes the dataset; 
 each with the same code as a local process, and so the same bytes. All of them see the corpus and
 the dataset's folder under the same paths: a network file system, or a bucket mounted as one.
 Packages: the extra `beam`.
+
+DirectRunner stands for its Python engine, FnApiRunner: Beam's own DirectRunner would first try to
+download a runner written in Go.
 """
 
 from __future__ import annotations
@@ -15,10 +18,13 @@ import functools
 import shlex
 from pathlib import Path
 
+from ba_jax.data.features import one_blas_thread
 from ba_jax.data.prepare.listing import SourceError
 from ba_jax.data.prepare.runner import Plan, PrepareError
 from ba_jax.data.prepare.shards import Job, ShardError, make_shard
 from ba_jax.data.prepare.source import Source
+
+_HERE = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +46,7 @@ class BeamRunner:
         """
         try:
             import apache_beam as beam
-            from apache_beam.options.pipeline_options import PipelineOptions
+            from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
         except ImportError as error:
             raise SourceError(f"--runner=beam: {error}; install ba_jax[beam]") from None
         words = shlex.split(self.options)
@@ -48,6 +54,9 @@ class BeamRunner:
         known = options.get_all_options(drop_default=True)
         if not known and words:
             raise SourceError(f"--beam_options: none of {words} is an option that Beam knows")
+        standard = options.view_as(StandardOptions)
+        if (standard.runner or "DirectRunner") == "DirectRunner":
+            standard.runner = _HERE
         work = functools.partial(
             _make, source=plan.source, directory=str(directory), fingerprint=plan.fingerprint
         )
@@ -68,7 +77,14 @@ class BeamRunner:
 
 def _make(job: Job, source: Source, directory: str, fingerprint: str) -> int:
     """Makes a shard; a runner that retries one makes it again from the start."""
+    _limit_blas()
     try:
         return make_shard(job, source, Path(directory), fingerprint)["records"]
     except ShardError as error:
         raise ShardError(f"{job.describe()}: {error}") from error
+
+
+@functools.cache
+def _limit_blas():
+    """One BLAS thread for good: shards made by threads would undo each other's limits."""
+    return one_blas_thread()
