@@ -308,7 +308,7 @@ def test_over_95_percent_of_positions_are_real_at_4096(tmp_path, small_tokenizer
     batches = PackedBatches(made, FORMAT)
     (report,) = batches.report().values()
     assert report["examples"] == 5000 and report["left_out"] == {}
-    assert report["real_share"] > 0.95  # 0.998
+    assert report["real_share"] > 0.95  # 0.997
     steps = range(20)
     assert np.mean([batches.build(step).rows.real_share for step in steps]) > 0.95
 
