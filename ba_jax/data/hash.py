@@ -24,11 +24,6 @@ from ml_collections import config_flags
 from ba_jax.data.batches import open_batches
 from ba_jax.data.loader import BatchError, Loader, LoaderSettings
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A config with `data` and `model`.")
-_STEPS = flags.DEFINE_string("steps", "0:10", "First step, and the one after the last: 100:105.")
-_HOSTS = flags.DEFINE_integer("hosts", 1, "Processes that share the rows.", lower_bound=1)
-_WORKERS = flags.DEFINE_integer("workers", 0, "Worker processes of each host.", lower_bound=0)
-
 
 def _arrays(value: Any, name: str = "") -> Iterator[tuple[str, np.ndarray]]:
     """Every array of a batch, with its name."""
@@ -133,19 +128,29 @@ def parse_steps(text: str) -> range:
     raise ValueError(f"steps {text!r}: expected first:last with first < last, such as 100:105")
 
 
+def define_flags() -> None:
+    """The command line's."""
+    config_flags.DEFINE_config_file("config", None, "A config with `data` and `model`.")
+    flags.DEFINE_string("steps", "0:10", "First step, and the one after the last: 100:105.")
+    flags.DEFINE_integer("hosts", 1, "Processes that share the rows.", lower_bound=1)
+    flags.DEFINE_integer("workers", 0, "Worker processes of each host.", lower_bound=0)
+    flags.mark_flag_as_required("config")
+
+
 def main(argv: list[str]) -> None:
     """Prints the lines."""
+    values = flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     try:
-        steps = parse_steps(_STEPS.value)
-        config = _CONFIG.value.to_dict()
-        for step, digest in global_hashes(config, steps, _HOSTS.value, _WORKERS.value):
+        steps = parse_steps(values.steps)
+        config = values.config.to_dict()
+        for step, digest in global_hashes(config, steps, values.hosts, values.workers):
             print(step, digest, flush=True)
     except (ValueError, RuntimeError) as error:
         sys.exit(f"ba_jax.data.hash: {error}")
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
+    define_flags()
     app.run(main)

@@ -28,13 +28,6 @@ from ba_jax.data.sequence import Sequence
 from ba_jax.data.text_tokenizer import TextTokenizer
 from ba_jax.types import Example
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A config with `data` and `model`.")
-_MEMBER = flags.DEFINE_string("member", None, "Name in data.mixture; default: the first.")
-_INDEX = flags.DEFINE_integer("index", 0, "Which of the member's examples.", lower_bound=0)
-_FRAMES = flags.DEFINE_integer("frames", 3, "Audio frames to print of each end of a run.", 1)
-_SUMMARY = flags.DEFINE_bool("summary", False, "What each member holds, and how full its rows are.")
-_COLOR = flags.DEFINE_enum("color", "auto", ["auto", "always", "never"], "Colour the output.")
-
 _GREEN, _MAGENTA, _YELLOW, _GREY, _BOLD = "32", "35", "33", "90", "1"
 _TEXT_WIDTH = 48
 
@@ -152,9 +145,9 @@ def _pieces(
             text, first = "", at + 1
 
 
-def _member(data) -> str:
+def _member(data, name: str | None) -> str:
     members = sorted(name for name, m in data["mixture"].items() if m.get("weight", 1) != 0)
-    name = _MEMBER.value or members[0]
+    name = name or members[0]
     if name not in members:
         raise ValueError(f"member {name!r}, expected one of {members}")
     return name
@@ -221,25 +214,37 @@ def summary(batches: PackedBatches) -> str:
     return "\n".join(lines)
 
 
+def define_flags() -> None:
+    """The command line's."""
+    config_flags.DEFINE_config_file("config", None, "A config with `data` and `model`.")
+    flags.DEFINE_string("member", None, "Name in data.mixture; default: the first.")
+    flags.DEFINE_integer("index", 0, "Which of the member's examples.", lower_bound=0)
+    flags.DEFINE_integer("frames", 3, "Audio frames to print of each end of a run.", 1)
+    flags.DEFINE_bool("summary", False, "What each member holds, and how full its rows are.")
+    flags.DEFINE_enum("color", "auto", ["auto", "always", "never"], "Colour the output.")
+    flags.mark_flag_as_required("config")
+
+
 def main(argv: list[str]) -> None:
     """Prints an example or the summary."""
+    values = flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    config = _CONFIG.value.to_dict()
+    config = values.config.to_dict()
     try:
-        if _SUMMARY.value:
+        if values.summary:
             batches = open_batches(config["data"], config["model"])
             if not isinstance(batches, PackedBatches):
                 raise ValueError(f"data.kind {config['data']['kind']!r}: expected 'packed'")
             print(summary(batches))
             return
-        found = find_example(config, _member(config["data"]), _INDEX.value)
+        found = find_example(config, _member(config["data"], values.member), values.index)
     except (ValueError, RecordError) as error:
         sys.exit(f"ba_jax.data.show: {error}")
-    color = sys.stdout.isatty() if _COLOR.value == "auto" else _COLOR.value == "always"
-    print(render(*found, color=color, frames=_FRAMES.value))
+    color = sys.stdout.isatty() if values.color == "auto" else values.color == "always"
+    print(render(*found, color=color, frames=values.frames))
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
+    define_flags()
     app.run(main)
