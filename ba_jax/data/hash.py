@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags
-from ml_collections import config_flags
 
 from ba_jax.data.batches import open_batches
 from ba_jax.data.loader import BatchError, Loader, LoaderSettings
@@ -130,6 +129,8 @@ def parse_steps(text: str) -> range:
 
 def define_flags() -> None:
     """The command line's."""
+    from ml_collections import config_flags
+
     config_flags.DEFINE_config_file("config", None, "A config with `data` and `model`.")
     flags.DEFINE_string("steps", "0:10", "First step, and the one after the last: 100:105.")
     flags.DEFINE_integer("hosts", 1, "Processes that share the rows.", lower_bound=1)

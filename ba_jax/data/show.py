@@ -17,7 +17,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from absl import app, flags
-from ml_collections import config_flags
 
 from ba_jax.data.batches import batch_settings, open_batches
 from ba_jax.data.examples import NotForTask
@@ -216,6 +215,8 @@ def summary(batches: PackedBatches) -> str:
 
 def define_flags() -> None:
     """The command line's."""
+    from ml_collections import config_flags
+
     config_flags.DEFINE_config_file("config", None, "A config with `data` and `model`.")
     flags.DEFINE_string("member", None, "Name in data.mixture; default: the first.")
     flags.DEFINE_integer("index", 0, "Which of the member's examples.", lower_bound=0)
