@@ -1,4 +1,4 @@
-"""Kokoro's phonemes as the phones of pocketsphinx's American English acoustic model.
+"""Kokoro's phonemes as the phones of pocketsphinx's American English acoustic model, and back.
 
 Mandarin sounds are given the nearest phones: alignment only has to tell one from the next.
 """
@@ -118,3 +118,91 @@ def phones(phonemes: str, language: str) -> str:
     if rest := pattern.sub("", plain):
         raise SpeechToolError(f"phonemes {rest!r} of {phonemes!r} are none of {language!r}")
     return " ".join(table[match] for match in pattern.findall(plain))
+
+
+# --- back -----------------------------------------------------------------------------------------
+
+_AMERICAN_OF = {
+    "AA": "ɑ",
+    "AE": "æ",
+    "AH": "ʌ",
+    "AO": "ɔ",
+    "AW": "W",
+    "AY": "I",
+    "EH": "ɛ",
+    "ER": "ɜɹ",
+    "EY": "A",
+    "IH": "ɪ",
+    "IY": "i",
+    "OW": "O",
+    "OY": "Y",
+    "UH": "ʊ",
+    "UW": "u",
+    "B": "b",
+    "CH": "ʧ",
+    "D": "d",
+    "DH": "ð",
+    "F": "f",
+    "G": "ɡ",
+    "HH": "h",
+    "JH": "ʤ",
+    "K": "k",
+    "L": "l",
+    "M": "m",
+    "N": "n",
+    "NG": "ŋ",
+    "P": "p",
+    "R": "ɹ",
+    "S": "s",
+    "SH": "ʃ",
+    "T": "t",
+    "TH": "θ",
+    "V": "v",
+    "W": "w",
+    "Y": "j",
+    "Z": "z",
+    "ZH": "ʒ",
+}
+_BRITISH_OF = _AMERICAN_OF | {
+    "AA": "ɒ",
+    "AE": "a",
+    "AO": "ɔː",
+    "ER": "ɜː",
+    "IY": "iː",
+    "OW": "Q",
+    "UW": "uː",
+}
+_BRITISH_BEFORE_R = {"AA": "ɑː", "EH": "ɛː", "IH": "ɪə", "IY": "ɪə", "UH": "ʊə", "UW": "ʊə"}
+_STRESS = {"0": "", "1": "ˈ", "2": "ˌ"}
+
+
+def phonemes(phones: str, british: bool) -> str:
+    """Kokoro's phonemes of phones with stress, as CMUdict has them: "HH AH0 L OW1" -> "həlˈO".
+
+    In a British voice no r is said but before vowels.
+    """
+    parts = phones.split()
+    table = _BRITISH_OF if british else _AMERICAN_OF
+    said = ""
+    for number, part in enumerate(parts):
+        phone, stress = part.rstrip("012"), part[-1] if part[-1].isdigit() else ""
+        after = parts[number + 1] if number + 1 < len(parts) else ""
+        vowel_after = after[-1:].isdigit()
+        if british and phone == "R" and not vowel_after:
+            continue
+        sound = table[phone]
+        if british and after == "R" and not "".join(parts[number + 2 : number + 3])[-1:].isdigit():
+            sound = _BRITISH_BEFORE_R.get(phone, sound)
+        if stress == "0":
+            sound = {"AH": "ə", "ER": "ə" if british and not vowel_after else "əɹ"}.get(
+                phone, sound
+            )
+            sound = "i" if phone == "IY" else sound
+        elif british and phone == "ER" and vowel_after:
+            sound = "ɜːɹ"
+        # Between vowels, the second unstressed, an American t is a tap.
+        if phone == "T" and not british and after.endswith("0") and number:
+            before = parts[number - 1]
+            sound = "ɾ" if before[-1].isdigit() or before == "R" else sound
+        said += _STRESS.get(stress, "") + sound
+    return said

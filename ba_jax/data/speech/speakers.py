@@ -26,7 +26,11 @@ _MIN_SECONDS = 0.4
 
 
 class Resemblyzer:
-    """The speaker encoder; two utterances of one voice have a cosine over some 0.75.
+    """The speaker encoder: the cosine of two utterances is over 0.76 if one speaker says both.
+
+    Over three utterances of some 3 s of each of Kokoro's 36 English and Mandarin voices: 0.87 on
+    average within a voice, 0.55 between two; equal error rate 1.7 % at 0.757, and 3.9 % at 0.774
+    among voices of one sex and accent. 0.07 CPU-seconds for a second of speech.
 
     Args:
       model: Resemblyzer's pretrained.pt; by default the cached asset.

@@ -42,14 +42,21 @@ _SYMBOLS = {
 _ABBREVIATIONS = {
     "mr.": "mister",
     "mrs.": "missus",
-    "ms.": "miz",
+    "ms.": "Ms",
+    "lt.": "lieutenant",
+    "capt.": "captain",
+    "gen.": "general",
+    "sgt.": "sergeant",
+    "col.": "colonel",
+    "gov.": "governor",
+    "mt.": "mount",
     "dr.": "doctor",
     "prof.": "professor",
     "st.": "saint",
     "jr.": "junior",
     "sr.": "senior",
     "vs.": "versus",
-    "etc.": "et cetera",
+    "etc.": "etc",
     "e.g.": "for example",
     "i.e.": "that is",
     "no.": "no",
@@ -58,6 +65,17 @@ _ABBREVIATIONS = {
     "u.s.": "U S",
     "u.k.": "U K",
 }
+_MEASURES_EN = {
+    "km": "kilometers",
+    "cm": "centimeters",
+    "mm": "millimeters",
+    "kg": "kilograms",
+    "mg": "milligrams",
+    "ml": "milliliters",
+    "mph": "miles per hour",
+    "km/h": "kilometers per hour",
+}
+"""After a number."""
 _MAX_DIGITS = 12
 
 
@@ -163,9 +181,16 @@ def _english(text: str) -> list[SpokenWord]:
             last = pieces.pop()
             pieces.append(dataclasses.replace(last, spoken=f"{last.spoken} {unit}"))
             unit = ""
+        after_number = bool(pieces) and pieces[-1].text[-1].isdigit()
+        if measure := re.fullmatch(r"(-?[\d,.]*\d)([a-z/]+)", core):
+            after_number, number, name = True, measure[1], measure[2]
+        else:
+            number, name = "", core
         abbreviation = (core + closing[:1]).lower()
         if core and abbreviation in _ABBREVIATIONS and not (core == "no" or core == "No"):
             spoken, closing = _ABBREVIATIONS[abbreviation], closing[1:]
+        elif after_number and name in _MEASURES_EN:
+            spoken = f"{_say_english(number)} {_measure(number or pieces[-1].spoken, name)}".strip()
         elif re.fullmatch(r"[$£€]\d[\d,]*(\.\d+)?", core) and not re.search(r"\.\d\d$", core):
             spoken = _say_number(core[1:])
             unit = _UNITS[core[0]][spoken != "one"]
@@ -178,6 +203,11 @@ def _english(text: str) -> list[SpokenWord]:
         last = pieces.pop()
         pieces.append(dataclasses.replace(last, spoken=f"{last.spoken} {unit}"))
     return pieces
+
+
+def _measure(number: str, name: str) -> str:
+    said = _MEASURES_EN[name]
+    return re.sub(r"s\b", "", said, count=1) if number in ("1", "one") else said
 
 
 def _say_english(core: str) -> str:

@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 
+from ba_jax.data.speech import english
 from ba_jax.data.speech.interfaces import SpeechToolError
 from ba_jax.data.speech.kokoro import _LEAD, RATE, Kokoro, _with_output
 from ba_jax.data.speech.text_norm import join_words
@@ -47,7 +48,8 @@ class FakeSession:
 
 
 @pytest.fixture
-def kokoro(tmp_path) -> Kokoro:
+def kokoro(tmp_path, monkeypatch) -> Kokoro:
+    monkeypatch.setattr(english, "_cmudict", dict)  # none is fetched
     (tmp_path / "vocab.json").write_text(
         json.dumps({"vocab": {symbol: i + 1 for i, symbol in enumerate(SYMBOLS)}})
     )

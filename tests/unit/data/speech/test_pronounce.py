@@ -8,6 +8,13 @@ from ba_jax.data.speech import arpabet, english, mandarin
 from ba_jax.data.speech.interfaces import SpeechToolError
 
 
+@pytest.fixture(autouse=True)
+def cmudict(monkeypatch):
+    """A CMU dictionary of two words, so that none is fetched."""
+    words = {"barack": "B AA1 R AH0 K", "carter": "K AA1 R T ER0"}
+    monkeypatch.setattr(english, "_cmudict", lambda: words)
+
+
 def say(text: str, british: bool = False) -> list[str]:
     words = text.split()
     return english.pronounce(words, [False] * (len(words) - 1) + [True], british)
@@ -50,6 +57,25 @@ def test_capitals():
 def test_an_unknown_word_is_refused_by_name():
     with pytest.raises(SpeechToolError, match="'Xqzzvbk'"):
         say("my Xqzzvbk")
+
+
+def test_names_are_looked_up_in_the_cmu_dictionary():
+    assert say("Barack Barack's") == ["bˈɑɹək", "bˈɑɹəks"]
+    assert say("Barack", british=True) == ["bˈɒɹək"]
+
+
+def test_compounds_are_said_as_two_words_if_there_is_one_way():
+    assert say("webpage")[0] == say("web")[0] + say("page")[0].replace("ˈ", "ˌ")
+    with pytest.raises(SpeechToolError, match="'qqpage'"):
+        say("qqpage")
+
+
+def test_phones_of_the_cmu_dictionary_become_phonemes():
+    assert arpabet.phonemes("HH AH0 L OW1", False) == "həlˈO"
+    assert arpabet.phonemes("HH AH0 L OW1", True) == "həlˈQ"
+    assert arpabet.phonemes("W AO1 T ER0", False) == "wˈɔɾəɹ"
+    assert arpabet.phonemes("K AA1 R T ER0", True) == "kˈɑːtə"
+    assert arpabet.phonemes("HH ER1 IY0 NG", True) == "hˈɜːɹiŋ"
 
 
 def test_mandarin_characters_are_read_as_part_of_their_word():

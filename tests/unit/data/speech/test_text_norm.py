@@ -20,6 +20,7 @@ ENGLISH = [
     ("Room 007 at -5 °C", "Room zero zero seven at minus five degrees Celsius"),
     ("10-20 well-known 3D films", "ten to twenty well known three D films"),
     ("at 7:05 or 9:00", "at seven oh five or nine o'clock"),
+    ("5 km, 1kg at 60 km/h", "five kilometers, one kilogram at sixty kilometers per hour"),
     ("Ｆｕｌｌ　ｗｉｄｔｈ　１２！", "Full width twelve!"),
     ("No. 5 \U0001f600 is alive", "No. five is alive"),
 ]
