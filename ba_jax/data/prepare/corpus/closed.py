@@ -171,7 +171,7 @@ _LEGS = (
     ("a spider", "蜘蛛", 8),
 )
 _FOOD = (
-    ("a cow", "奶牛", "grass", "草"),
+    ("a cow", "奶牛", "grass", "青草"),
     ("a cat", "小猫", "fish", "鱼"),
     ("a panda", "熊猫", "bamboo", "竹子"),
     ("a monkey", "猴子", "bananas", "香蕉"),

@@ -4,8 +4,15 @@
 
     facts, HSK sentences, chatterbot dialogues -> scripts -> Kokoro's voices -> Whisper's check
 
-`size="large"` is the same recipe with every sentence by many voices. Test and validation are the
-same sentences at both sizes.
+`size="large"` is the same recipe with every closed sentence by 20 voices and every open one by 4.
+Test and validation are the same sentences at both sizes.
+
+    size      items   speech            as Opus   CPU-hours to make
+    embedded  2,344   43 min (made)     14 MB     0.6
+    large     55,520  36 h (estimated)  0.65 GB   30
+
+The estimate is that of `--dry_run`; of 60 items of "large" made at random, 5 % were not understood
+and the others took 127.1 s where 127.0 s had been estimated, and 0.84 CPU-seconds a second.
 """
 
 from __future__ import annotations
@@ -125,8 +132,8 @@ def training_texts(scripts: list[Script]) -> list[str]:
 
 
 def estimate_seconds(text: str, language: str) -> float:
-    """How long a text will be in speech, about."""
-    return 0.4 + 0.22 * len(text) if language == "zh" else 0.3 + 0.062 * len(text)
+    """How long a text will be in speech: the line that fits the embedded corpus best."""
+    return 0.22 + 0.163 * len(text) if language == "zh" else 0.41 + 0.048 * len(text)
 
 
 def perform(one: Script, studio: Studio) -> Record:
