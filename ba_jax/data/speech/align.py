@@ -4,7 +4,7 @@ Median and 90th percentile of the distance to Kokoro's exact times, over 52 utte
 voices (526 words), starts and ends of words, in ms:
 
                          English          Mandarin
-    PocketSphinxAligner  15, 15 (55, 60)  20, 18 (65, 54)
+    PocketSphinxAligner  13, 11 (37, 38)  15, 15 (45, 45)
     WhisperAligner       40, 50 (80, 125) 28, 30 (70, 73)
 """
 
@@ -41,7 +41,7 @@ class PocketSphinxAligner:
     """Aligns by pocketsphinx's American English phones, in frames of 10 ms.
 
     Each word is given the phones of Kokoro's pronunciation, so that a Mandarin character has some
-    too; English words of pocketsphinx's dictionary may be said in any of its ways. Takes 0.03 to
+    too; English words of pocketsphinx's dictionary may be said in any of its ways. Takes 0.02 to
     0.05 CPU-seconds for a second of speech, of any length.
 
     Raises:

@@ -48,7 +48,10 @@ def _with_output(model: bytes, name: str) -> bytes:
 
 
 class Kokoro:
-    """The synthesiser Kokoro-82M. Deterministic; 0.64 CPU-seconds for a second of speech.
+    """The synthesiser Kokoro-82M. Deterministic; 0.37 CPU-seconds for a second of speech.
+
+    Whisper-base hears 52 sentences in eight voices with a word error rate of 0.8 % in English and a
+    character error rate of 2.4 % in Mandarin.
 
     A voice is one of `voices`, or several of one language and accent joined by "+"
     ("zf_xiaoxiao+zm_yunjian"), whose average sounds like another speaker. zf_xiaoni is hard to
