@@ -13,6 +13,8 @@ import dataclasses
 import multiprocessing
 import multiprocessing.connection
 import os
+import pathlib
+import tempfile
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
@@ -83,16 +85,23 @@ class _Failure:
 
 @dataclasses.dataclass(frozen=True)
 class _Steps:
-    """A Grain source: step -> (step, this host's rows of its batch)."""
+    """A Grain source without end: step -> (step, this host's rows of its batch).
+
+    From `stop` on there is nothing to build. (If the source ended there, Grain would end each
+    worker once it was done, and a worker that ended early could not be told from one that died.)
+    """
 
     batches: Batches
     host: int
     hosts: int
+    stop: int
 
     def __len__(self) -> int:
         return _STEPS
 
     def __getitem__(self, step: int):
+        if step >= self.stop:
+            return step, None
         try:
             rows = host_rows(self.batches.global_rows(step), self.host, self.hosts)
             return step, self.batches.build(step, rows)
@@ -137,26 +146,26 @@ class Loader(Iterator[tuple[int, Any]]):
         self.settings = settings
         self.step = start
         """The next step: all that a checkpoint needs of the data."""
-        self._source = _Steps(batches, host, hosts)
         self._stop = _STEPS if stop is None else stop
+        self._source = _Steps(batches, host, hosts, self._stop)
         self._iterator = None
+        self._pids: tempfile.TemporaryDirectory | None = None
         self._closed = False
 
     def _open(self):
         import grain
 
-        self._others = set(multiprocessing.active_children())
-        self._workers: set[multiprocessing.process.BaseProcess] = set()
-        steps = grain.MapDataset.source(self._source)[self.step : self._stop]
+        steps = grain.MapDataset.source(self._source)[self.step :]
         if self.settings.workers:
             _mark_flags_as_parsed()
+            self._pids = tempfile.TemporaryDirectory(prefix="ba_jax-loader-")
             options = grain.MultiprocessingOptions(
                 num_workers=min(self.settings.workers, self._stop - self.step),
                 per_worker_buffer_size=self.settings.prefetch,
             )
             # The workers are the parallelism: no threads in them.
             one_by_one = steps.to_iter_dataset(grain.ReadOptions(num_threads=0))
-            iterator = iter(one_by_one.mp_prefetch(options, _end_with_parent))
+            iterator = iter(one_by_one.mp_prefetch(options, _Worker(self._pids.name)))
         else:
             ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=self.settings.prefetch)
             iterator = iter(steps.to_iter_dataset(ahead))
@@ -183,25 +192,24 @@ class Loader(Iterator[tuple[int, Any]]):
         self.step = step + 1
         return step, batch
 
-    def _find_workers(self) -> None:
-        """Grain starts them one after the other, in threads, and does not name them."""
-        if len(self._workers) < self.settings.workers:
-            self._workers |= set(multiprocessing.active_children()) - self._others
+    def _dead_workers(self) -> list[int]:
+        """Process ids of workers that have ended."""
+        if self._pids is None:
+            return []
+        multiprocessing.active_children()  # reaps
+        return sorted(int(pid) for pid in os.listdir(self._pids.name) if not _is_alive(int(pid)))
 
     def _wait(self, found: concurrent.futures.Future):
         dead_before = False
         while True:
-            self._find_workers()
             try:
                 return found.result(timeout=_POLL_SECONDS)
             except concurrent.futures.TimeoutError:
                 # Dead for a whole poll, and still no batch: what it had built has been used up.
-                dead = [worker for worker in self._workers if not worker.is_alive()]
+                dead = self._dead_workers()
                 if dead and dead_before:
-                    codes = sorted({worker.exitcode for worker in dead})
                     raise BatchError(
-                        f"step {self.step}: a worker died (exit code {codes}), expected a batch;"
-                        " -9 often means that memory ran out"
+                        f"step {self.step}: a worker died (process {dead}), expected a batch"
                     ) from None
                 dead_before = bool(dead)
 
@@ -212,8 +220,9 @@ class Loader(Iterator[tuple[int, Any]]):
         if iterator is not None:
             # Grain's own end waits without end for a worker that left with exit code 0.
             concurrent.futures.wait([_in_thread(iterator.close)], timeout=_CLOSE_SECONDS)
-            for worker in self._workers:
-                worker.join(timeout=_CLOSE_SECONDS)
+        if self._pids is not None:
+            self._pids.cleanup()
+            self._pids = None
 
     def __enter__(self) -> Loader:
         return self
@@ -236,15 +245,31 @@ def _in_thread(function, *args) -> concurrent.futures.Future:
     return future
 
 
-def _end_with_parent(*_) -> None:
-    """Runs in each worker: a training process that is killed must leave none behind."""
-    parent = multiprocessing.parent_process()
+@dataclasses.dataclass(frozen=True)
+class _Worker:
+    """Runs at the start of each worker: leaves its process id in a folder, for the loader to watch.
 
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
+    Grain takes a worker that ends with exit code 0 for one that works. And it leaves workers behind
+    when the training process is killed: these here end with it.
+    """
+
+    folder: str
+
+    def __call__(self, *_) -> None:
+        pathlib.Path(self.folder, str(os.getpid())).touch()
+        threading.Thread(target=self._watch, name="ba_jax-parent-watch", daemon=True).start()
+
+    def _watch(self) -> None:
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
         os._exit(1)
 
-    threading.Thread(target=watch, name="ba_jax-parent-watch", daemon=True).start()
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _mark_flags_as_parsed() -> None:

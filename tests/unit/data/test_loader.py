@@ -46,6 +46,8 @@ class Counting:
 
     def build(self, step, rows=None):
         if step == self.bad_step:
+            if self.failure == "slow":
+                time.sleep(4)
             if self.failure == "raise":
                 raise ValueError("no such thing")
             if self.failure == "unpicklable":
@@ -103,7 +105,7 @@ def test_a_far_step_is_as_near_as_the_first():
         ("raise", "step 7, host 0: ValueError: no such thing\n(.|\n)*in build"),
         ("unpicklable", "step 7, host 0: Unpicklable: cannot travel"),
         ("sysexit", "step 7, host 0: SystemExit: 0"),
-        ("exit", r"a worker died \(exit code \[0\]\)"),
+        ("exit", r"a worker died \(process \[\d+"),
         ("kill", "exit code -9"),
     ],
 )
@@ -118,6 +120,12 @@ def test_a_failing_worker_is_an_error_within_seconds(failure, message):
         finally:
             assert time.monotonic() - start < SECONDS
     assert_no_workers()
+
+
+def test_a_slow_last_batch_is_no_failure():
+    slow = Counting(bad_step=7, failure="slow")
+    found = values(Loader(slow, LoaderSettings(workers=2), start=5, stop=8))
+    assert [step for step, _ in found] == [5, 6, 7]
 
 
 def test_without_workers_a_failure_names_the_step_too():
