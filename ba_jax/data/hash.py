@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from ba_jax.data.batches import open_batches
 from ba_jax.data.loader import BatchError, Loader, LoaderSettings
@@ -55,6 +55,7 @@ def batch_hash(digests: list[bytes]) -> str:
 
 def _serve(connection, config: Mapping, steps: range, host: int, hosts: int, workers: int) -> None:
     """One host: sends (step, digests) of its rows, then nothing; or the text of an error."""
+    logging.set_verbosity(logging.WARNING)
     try:
         batches = open_batches(config["data"], config["model"])
         settings = LoaderSettings(workers=workers)

@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Iterator
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from ba_jax.data.batches import batch_settings, open_batches
 from ba_jax.data.examples import NotForTask
@@ -231,6 +231,7 @@ def main(argv: list[str]) -> None:
     values = flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
     config = values.config.to_dict()
     try:
         if values.summary:
