@@ -219,7 +219,8 @@ class Loader(Iterator[tuple[int, Any]]):
         iterator, self._iterator = self._iterator, None
         if iterator is not None:
             # Grain's own end waits without end for a worker that left with exit code 0.
-            concurrent.futures.wait([_in_thread(iterator.close)], timeout=_CLOSE_SECONDS)
+            patience = _CLOSE_SECONDS if self._dead_workers() else _CLOSE_SECONDS * 10
+            concurrent.futures.wait([_in_thread(iterator.close)], timeout=patience)
         if self._pids is not None:
             self._pids.cleanup()
             self._pids = None

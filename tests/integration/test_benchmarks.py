@@ -1,4 +1,4 @@
-"""`python -m benchmarks.components` end to end at its smallest size."""
+"""`python -m benchmarks.components` and `benchmarks.data` end to end at their smallest."""
 
 import json
 import os
@@ -27,6 +27,30 @@ def test_every_component_is_compared_and_agrees(tmp_path, capsys):
         # Codes and tokens are equal, floats agree to rounding.
         assert row["difference"] < 1e-4, row["component"]
     assert numbers["environment"]["threads"] == int(threads)
+
+
+@pytest.mark.slow
+def test_loading_is_compared(tmp_path):
+    out = tmp_path / "numbers.json"
+    options = ["--recordings", "16", "--codes", "40", "--seconds", "0", "--json", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.data", *options],
+        cwd=components.pathlib.Path(components.__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["files"], row["against"]) for row in rows] == [
+        ("as stored", "torchaudio"),
+        ("as stored", "HF datasets"),
+        ("FLAC", "torchaudio"),
+        ("FLAC", "HF datasets"),
+        ("codes", "npy files"),
+    ]
+    for row in rows:
+        assert row["ratio"] > 0 and row["ours_tokens_per_second"] > 0
+        assert f"{row['ours_audio_seconds_per_second']:,.0f}" in done.stdout
 
 
 def test_cases_that_disagree_in_shape_are_refused():
