@@ -65,6 +65,19 @@ def find_split(spans: Sequence[Span], end: float, gap: float) -> float | None:
 class Voices:
     """How alike voices are; cosines of two embeddings.
 
+    The defaults are for Resemblyzer, measured on ten voices of Kokoro's (six English, four
+    Mandarin). One piece against three sentences of a voice: 5th percentile of the same voice, 95th
+    of the others, and the shares of both on the wrong side of `same`:
+
+        0.8 s   0.70   0.67   30 %    0 %
+        1.2 s   0.77   0.70    3 %    1 %
+        1.6 s   0.80   0.71    1 %    2 %
+        3.2 s   0.88   0.76    0 %    6 %  (alike ones: zm_yunjian and zm_yunyang)
+
+    Both sides of a place in one voice's sentence, in pieces of 1.6 s: 0.63 or more at all of 52.
+    Sentences of two voices are over 0.60 in 36 % of pairs and over 0.65 in 23 %: voices that are
+    much alike can be mixed without being found out.
+
     Attributes:
       same: least, for a span to continue the voice before it.
       mixed: least, between what is before and what is behind any place in one voice's span.
@@ -94,7 +107,8 @@ def find_turns(
 ) -> tuple[list[Turn], list[Span], list[Span]]:
     """Follows the voice from span to span.
 
-    A span too short to tell its voice is taken as the turn's if the voice goes on behind it.
+    A span too short to tell its voice, or one of a single piece that is neither clearly the same
+    voice nor clearly another, is taken as the turn's if its voice goes on behind it.
 
     Args:
       spans: of speech.
@@ -134,7 +148,11 @@ def find_turns(
             continue
         # Long spans weigh more: their pieces are more.
         sum_D = pieces_PD.sum(axis=0)
-        if total_D is None or float(_unit(sum_D) @ _unit(total_D)) < voices.same:
+        likeness = -1.0 if total_D is None else float(_unit(sum_D) @ _unit(total_D))
+        if voices.mixed <= likeness < voices.same and len(pieces_PD) == 1:
+            waiting.append(span)
+            continue
+        if likeness < voices.same:
             end_turn()
         members += [*waiting, span]
         waiting.clear()

@@ -97,6 +97,22 @@ def test_a_short_span_goes_with_the_voice_on_both_sides():
     assert mixed == [] and short == [(7.4, 7.7), (11.3, 11.6), (20, 20.3)]
 
 
+def test_a_single_piece_that_is_not_clear_goes_with_the_voice_on_both_sides():
+    unclear = of(voice((1.0, ANN), (1.1, EVE)), 1)  # 0.67 to ANN
+    spans = [(0, 3), (3.4, 4.4), (5, 8), (8.4, 9.4), (10, 13)]
+    pieces = [of(ANN), unclear, of(ANN), unclear, of(BOB)]
+    turns, mixed, short = find_turns(spans, pieces, Voices(), gap=1.5)
+    assert [turn.spans for turn in turns] == [tuple(spans[:3]), (spans[4],)]
+    assert mixed == [] and short == [(8.4, 9.4)]
+    # Two pieces are enough to tell, and so is one that is clearly another voice.
+    turns, _, short = find_turns(
+        spans[:3], [of(ANN), np.repeat(unclear, 2, 0), of(ANN)], Voices(), 1.5
+    )
+    assert len(turns) == 3 and short == []
+    turns, _, short = find_turns(spans[:3], [of(ANN), of(BOB, 1), of(ANN)], Voices(), 1.5)
+    assert len(turns) == 3 and short == []
+
+
 def test_voices_are_numbered_as_they_come():
     book = VoiceBook(same=0.7)
     near_ann = voice((1.0, ANN), (0.3, EVE))

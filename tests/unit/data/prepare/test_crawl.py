@@ -48,7 +48,7 @@ def make(path, **changes) -> Crawl:
     return Crawl(
         name="tones",
         path=str(path),
-        **{"language": "en", "parts": PARTS, "options": SECOND, **changes},
+        **{"agreement": "halves", "language": "en", "parts": PARTS, "options": SECOND, **changes},
     )
 
 
@@ -127,7 +127,7 @@ def test_what_two_voices_say_in_one_breath_is_lost_and_counted(tmp_path, ears):
 
 
 def test_an_utterance_of_low_confidence_parts_the_record(tmp_path, ears):
-    said = [tone_speech.sentences(6, seed=seed) for seed in range(3)]
+    said = [tone_speech.sentences(count, seed=count) for count in (12, 6, 13)]
     levels = (0.3, 0.1, 0.3)
     pieces = [say(s, "ann", level) for s, level in zip(said, levels, strict=True)]
     seconds = write(tmp_path / "a.wav", silence(1.0), *pieces)
@@ -210,7 +210,8 @@ def test_speech_without_a_pause_is_lost(tmp_path, ears):
     word_S = np.concatenate([tone("time", "ann"), silence(0.05), tone("way", "ann"), silence(0.05)])
     write(tmp_path / "a.wav", silence(1.0), np.tile(word_S, 60), silence(1.0))
     records, rejected = run(make(tmp_path))
-    assert records == [] and lost(rejected)["no pause"] == pytest.approx(36, abs=0.5)
+    # With its margins.
+    assert records == [] and lost(rejected)["no pause"] == pytest.approx(36.5, abs=0.2)
 
 
 def test_silence_has_no_speech(tmp_path, ears):
