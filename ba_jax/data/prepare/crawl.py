@@ -24,12 +24,12 @@ lone part; and those of a file that cannot be read.
     python -m ba_jax.data.prepare --config=configs/prepare.py:crawl \
         --config.source.path=/data/talks --config.source.language=en --out=/data/records/talks
 
-How the thresholds were found (those of voices: `interleave.regions.Voices`). 164 utterances of 3 to
+How the thresholds were found (those of voices: `interleave.regions.Voices`). 202 utterances of 2 to
 13 s, by ten voices of Kokoro's, clean and in white noise from 20 to -5 dB, heard by Whisper-base:
 
                                     agreement by "speed"  by "halves"  confidence < 0.6
-    error over 0.3 (17), dropped    17                    17           8
-    error up to 0.1 (135), dropped  1                     3            0
+    error over 0.3 (30), dropped    30                    30           16
+    error up to 0.1 (154), dropped  1                     3            0
 
 so 0.2 of disagreement and 0.6 of confidence; clean speech has a confidence of 0.91 to 0.97, a
 person's Mandarin sentence (tests/data/speech) 0.72. "speed" is the default: halves of a short
