@@ -135,7 +135,7 @@ class Synthetic:
             yield from self._cut(document)
 
     def _documents(self) -> Iterator[Item | Rejection]:
-        """Texts to cut; an item's payload is (language, text), a line a paragraph."""
+        """Texts to cut; an item's payload is (language, ((where, lines of paragraphs), ...))."""
         path = Path(self.path)
         if self.path and (path / "dataset_info.json").is_file():
             yield from self._from_records()
@@ -153,7 +153,7 @@ class Synthetic:
             if recipe.kind != "text":
                 yield _not_text(listed.where, recipe.kind)
                 continue
-            payload = (recipe.language, recipe.clips[0].text)
+            payload = (recipe.language, ((listed.where, recipe.clips[0].text),))
             yield dataclasses.replace(listed, payload=payload)
 
     def _from_records(self) -> Iterator[Item | Rejection]:
@@ -163,7 +163,7 @@ class Synthetic:
                 yield _not_text(where, record.kind)
                 continue
             text = "\n".join(part.text for part in record.parts)
-            yield Item(record.id, self.split, where, (record.language, text))
+            yield Item(record.id, self.split, where, (record.language, ((where, text),)))
 
     def _from_files(self) -> Iterator[Item | Rejection]:
         """Paragraphs that follow each other in one file, together."""
@@ -177,8 +177,8 @@ class Synthetic:
         run: list[Item] = []
 
         def join_run() -> Item:
-            text = "\n".join(item.payload for item in run)
-            return dataclasses.replace(run[0], payload=(self.language, text))
+            paragraphs = tuple((item.where, item.payload) for item in run)
+            return dataclasses.replace(run[0], payload=(self.language, paragraphs))
 
         for listed in listing.items():
             is_lost = isinstance(listed, Rejection)
@@ -200,11 +200,13 @@ class Synthetic:
             yield join_run()
 
     def _cut(self, document: Item) -> Iterator[Item | Rejection]:
-        """A document's items; its payload is (language, text)."""
-        language, text = document.payload
-        number, run = 0, []
-        for paragraph in [*tidy(text, language).split("\n"), None]:
+        """A document's items; its payload is as of `_documents`."""
+        language, pieces = document.payload
+        paragraphs = [(w, line) for w, text in pieces for line in tidy(text, language).split("\n")]
+        number, run, first = 0, [], document.where
+        for where, paragraph in [*paragraphs, (document.where, None)]:
             problem = "" if paragraph is None else _find_problem(paragraph, language)
+            first = first if run else where
             if paragraph is not None and not problem:
                 run.append(paragraph)
                 # Cutting takes time in the square of the length.
@@ -214,19 +216,19 @@ class Synthetic:
                 for texts in self._divide("\n".join(run), language):
                     if isinstance(texts, str):
                         detail = f"{texts[:80]!r}, expected two parts or more"
-                        yield Rejection(document.where, "a lone part", detail)
+                        yield Rejection(first, "a lone part", detail)
                         continue
                     yield Item(
                         f"{document.id}-{number:04d}",
                         document.split,
-                        document.where,
+                        first,
                         (language, *texts),
                         sum(estimate_seconds(part, language) for part in texts),
                     )
                     number += 1
                 run = []
             if problem:
-                yield Rejection(document.where, problem, ascii(paragraph[:80])[1:-1])
+                yield Rejection(where, problem, repr(paragraph[:80]))
 
     def _divide(self, text: str, language: str) -> Iterator[tuple[str, ...] | str]:
         """The parts of each item, or a part that is alone."""

@@ -125,6 +125,9 @@ def test_paragraphs_that_cannot_be_said_are_counted_and_part_the_text(tmp_path, 
     (tmp_path / "a.txt").write_text("\n\n".join(lines), encoding="utf-8")
     records, rejected = run(make(tmp_path / "a.txt"))
     assert [r.reason for r in rejected] == ["a web or e-mail address", "other language"]
+    assert [r.where for r in rejected] == [f"{tmp_path}/a.txt:3", f"{tmp_path}/a.txt:7"]
+    items = [item for item in make(tmp_path / "a.txt").items() if isinstance(item, Item)]
+    assert [item.where[-2:] for item in items] == [":1", ":5", ":9"]
     texts = [" ".join(p.text for p in record.parts) for record in records]
     assert texts[:2] == [one, two] and texts[2].startswith(three)
 
