@@ -141,6 +141,6 @@ class Stage:
         raise NotImplementedError
 
     def pictures(self, variables: Variables, arrays: Mapping[str, jax.Array]) -> dict[str, Any]:
-        """"mel/NAME" -> mel (T, M), "audio/NAME" -> (wave (S,), rate), of the first items of a
+        """ "mel/NAME" -> mel (T, M), "audio/NAME" -> (wave (S,), rate), of the first items of a
         batch of the fixed set; on the host, {} if there is nothing to see."""
         return {}
