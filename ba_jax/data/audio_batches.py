@@ -23,7 +23,14 @@ from ba_jax.data.augment import Augmentation
 from ba_jax.data.examples import NotForTask
 from ba_jax.data.features import ON_ERROR, Bucket, ModelFormat
 from ba_jax.data.index import Count, count
-from ba_jax.data.mixture import Draws, Interleaved, Selection, check_mixture, check_rows
+from ba_jax.data.mixture import (
+    Draws,
+    Interleaved,
+    Selection,
+    check_mixture,
+    check_rows,
+    example_name,
+)
 from ba_jax.data.record import Record, RecordError, RecordSource
 
 WAVE_RATE = 24000
@@ -75,6 +82,11 @@ class AudioSettings:
         for selection in self.mixture:
             if selection.task != "audio":
                 raise ValueError(f"{selection.name}: task {selection.task!r}, expected 'audio'")
+            if selection.turn:
+                raise ValueError(
+                    f"{selection.name}: turn {selection.turn!r}, expected '': batches of audio "
+                    "take all speech of a record"
+                )
         check_mixture(self.mixture)
         if self.seed < 0:
             raise ValueError(f"seed {self.seed}, expected at least 0")
@@ -225,6 +237,26 @@ class AudioBatches:
                 rng = np.random.default_rng([self.settings.seed, stream, draw])
                 self._add(batch, place, members[which], int(clips[which][item]), rng)
         return batch
+
+    def ids(self, step: int, rows: Sequence[int] | None = None) -> list[list[str]]:
+        """Of each clip, its "dataset/split/audio:record id" as a list of one; decodes no audio.
+
+        A record that cannot be read has its number in place of its id.
+
+        Raises:
+          IndexError: a step below 0, or a row that the batch does not have.
+        """
+        rows = check_rows(step, rows, self.global_rows(step))
+        stream, number = self._steps[step]
+        bucket, members, clips, draws = self._streams[stream]
+        found = []
+        for row in rows:
+            which, item = draws[number * bucket.count + row]
+            member = members[which]
+            index = int(self._counts[member].records_N[clips[which][item]])
+            name = self.settings.mixture[member].name
+            found.append([example_name(name, self._sources[member], index)])
+        return found
 
     def _add(self, batch: AudioBatch, place: int, member: int, clip: int, rng) -> None:
         """Fills a place of a batch, or clears it if the recording is damaged and to be skipped."""

@@ -4,6 +4,7 @@ task        kinds of records
 asr         speech with its text
 s2tt        speech with its translation
 tts, audio  speech (with its text)
+            (these four: or one spoken turn or part of another kind, see `ExampleMaker.turn`)
 aqa         dialogue whose first question is spoken and whose answer is written
 intlv, itts interleaved
 sft         dialogue
@@ -21,6 +22,9 @@ from ba_jax.data.record import Part, Record
 from ba_jax.types import Example, Segment
 
 ANSWERS = ("written", "spoken")
+TURNS = ("", "user", "assistant", "any")
+ONE_PART_TASKS = ("asr", "s2tt", "tts", "audio")
+"""Tasks that are made of one part of a record."""
 
 
 class NotForTask(ValueError):  # noqa: N818 (a record that another task may use)
@@ -42,12 +46,16 @@ class ExampleMaker:
         without them is not used.
       questions, answers: of `sft`, "spoken" or "written" turns of the user and the assistant;
         spoken answers are text, then speech.
+      turn: what the tasks of one part use: "" speech records; "user", "assistant" dialogues, the
+        first turn of that role that has what the task needs; "any" speech records and, of
+        dialogues and interleaved records, the first part that has it.
     """
 
     task: str
     frames: Callable[[Part, Record], int] | None = None
     questions: str = "spoken"
     answers: str = "written"
+    turn: str = ""
 
     def __post_init__(self):
         if self.task not in tasks.TASKS:
@@ -55,6 +63,12 @@ class ExampleMaker:
         for name in ("questions", "answers"):
             if getattr(self, name) not in ANSWERS:
                 raise ValueError(f"{name} = {getattr(self, name)!r}, expected one of {ANSWERS}")
+        if self.turn not in TURNS:
+            raise ValueError(f"turn = {self.turn!r}, expected one of {TURNS}")
+        if self.turn and self.task not in ONE_PART_TASKS:
+            raise ValueError(
+                f"task {self.task!r} with turn = {self.turn!r}: only {ONE_PART_TASKS} choose a turn"
+            )
 
     def __call__(self, record: Record) -> Example:
         """The example; its prompt's wording depends on the record's id alone.
@@ -91,22 +105,39 @@ class ExampleMaker:
     # Each of these gives a task's arguments and the parts that they come from.
 
     def _asr(self, record: Record):
-        part = _only(record, "speech")
-        return (self._heard(part, record), _text(part)), [part]
+        return self._first(record, lambda part: (self._heard(part, record), _text(part)))
 
     def _s2tt(self, record: Record):
-        part = _only(record, "speech")
-        if not part.translation.strip():
-            raise NotForTask("no translation")
-        return (self._heard(part, record), part.translation), [part]
+        return self._first(record, lambda part: (self._heard(part, record), _translation(part)))
 
     def _tts(self, record: Record):
-        part = _only(record, "speech")
-        return (_text(part), self._heard(part, record)), [part]
+        return self._first(record, lambda part: (_text(part), self._heard(part, record)))
 
     def _audio(self, record: Record):
-        part = _only(record, "speech")
-        return (self._heard(part, record),), [part]
+        return self._first(record, lambda part: (self._heard(part, record),))
+
+    def _first(self, record: Record, values: Callable[[Part], tuple]):
+        """Values of the first part that has them; else the first part's reason."""
+        reason = NotForTask(f"no {self.turn} turn")
+        for number, part in enumerate(self._candidates(record)):
+            try:
+                found = values(part)
+                if not part.loss:
+                    raise NotForTask("a part without loss")
+                return found, [part]
+            except NotForTask as error:
+                reason = error if number == 0 else reason
+        raise reason
+
+    def _candidates(self, record: Record) -> tuple[Part, ...]:
+        """The parts that a task of one part may use."""
+        if self.turn == "any" and record.kind != "text":
+            return record.parts
+        if self.turn in ("user", "assistant"):
+            _check_kind(record, "dialogue")
+            return tuple(part for part in record.parts if part.role == self.turn)
+        _check_kind(record, "speech")
+        return record.parts
 
     def _text(self, record: Record):
         texts = [part.text for part in record.parts if part.text.strip()]
@@ -182,15 +213,16 @@ def _check_kind(record: Record, kind: str) -> None:
         raise NotForTask(f"a record of kind {record.kind}")
 
 
-def _only(record: Record, kind: str) -> Part:
-    _check_kind(record, kind)
-    return record.parts[0]
-
-
 def _text(part: Part) -> str:
     if not part.text.strip():
         raise NotForTask("no text")
     return part.text
+
+
+def _translation(part: Part) -> str:
+    if not part.translation.strip():
+        raise NotForTask("no translation")
+    return part.translation
 
 
 def audio_segments(example: Example) -> list[Segment]:

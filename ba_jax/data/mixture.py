@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ba_jax.data.examples import ExampleMaker
-from ba_jax.data.record import LANGUAGES
+from ba_jax.data.record import LANGUAGES, RecordError, RecordSource
 
 _PARTS = 1 << 32  # a whole, divided by weights: shares are exact to 2e-10
 _KEPT_EPOCHS = 2  # of each member's order: batches built ahead may be in the next one
@@ -29,7 +29,7 @@ class Selection:
       weight: its share of the mixture, relative to the others'.
       split: of the dataset.
       languages: records in other languages are left out; () takes all.
-      questions, answers: see `ExampleMaker`.
+      questions, answers, turn: see `ExampleMaker`.
     """
 
     dataset: str
@@ -39,6 +39,7 @@ class Selection:
     languages: tuple[str, ...] = ()
     questions: str = "spoken"
     answers: str = "written"
+    turn: str = ""
 
     def __post_init__(self):
         self.maker()  # checks what it is given
@@ -50,14 +51,15 @@ class Selection:
 
     @property
     def name(self) -> str:
-        """For messages and reports: "embedded/train/asr", ".../sft/spoken-written/zh"."""
+        """For messages and reports: "embedded/train/asr/user", ".../sft/spoken-written/zh"."""
         more = [f"{self.questions}-{self.answers}"] if self.task == "sft" else []
+        more += [self.turn] if self.turn else []
         more += ["+".join(self.languages)] if self.languages else []
         return "/".join([self.dataset, self.split, self.task, *more])
 
     def maker(self, frames=None) -> ExampleMaker:
         """Makes this member's examples; `frames` as in `ExampleMaker`."""
-        return ExampleMaker(self.task, frames, self.questions, self.answers)
+        return ExampleMaker(self.task, frames, self.questions, self.answers, self.turn)
 
 
 def check_mixture(mixture: Sequence[Selection]) -> None:
@@ -87,6 +89,14 @@ def check_rows(step: int, rows: Sequence[int] | None, count: int) -> Sequence[in
         if not 0 <= row < count:
             raise IndexError(f"row {row} of step {step}, expected 0 to {count - 1}")
     return rows
+
+
+def example_name(member: str, source: RecordSource, index: int) -> str:
+    """ "member:record id", for messages; "member:record 7" of one that cannot be read."""
+    try:
+        return f"{member}:{source[index].id}"
+    except RecordError:
+        return f"{member}:record {index}"
 
 
 class Interleaved:

@@ -18,12 +18,13 @@ import numpy as np
 
 from ba_jax.audio import lengths
 from ba_jax.audio.io import AudioError
+from ba_jax.audio.mel import HIFIGAN_MEL, log_mel
 from ba_jax.data import features, tasks
 from ba_jax.data.augment import Augmentation
 from ba_jax.data.examples import NotForTask, audio_segments
 from ba_jax.data.features import ON_ERROR, Bucket, ModelFormat
 from ba_jax.data.index import count
-from ba_jax.data.mixture import Draws, Selection, check_mixture, check_rows
+from ba_jax.data.mixture import Draws, Selection, check_mixture, check_rows, example_name
 from ba_jax.data.packing import PackedRows, Packing, pack_many, to_rows
 from ba_jax.data.record import Part, Record, RecordError, RecordSource, dataset_directory
 from ba_jax.data.sequence import SequenceError, to_sequence
@@ -33,6 +34,7 @@ from ba_jax.vocab import CodeError
 _TOO_LONG = "too long for a row"
 UNITS = ("tokens", "hours")
 AUDIO = ("features", "codes")
+TARGETS = ("hifigan_mel",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,8 @@ class PackedSettings:
       audio: "features": the tokenizer runs in the training step, on mels; "codes": they are stored.
       buckets: of the mels; `count` chunks a row. Recordings are cut into chunks of the longest one
         (30 s is what the encoder takes). Ignored with codes.
+      targets: "hifigan_mel": chunks come with the mel that the audio decoder learns, of the clean
+        chunk; speed alone changes it along. Only with audio = "features".
       augmentation: of the audio; none by default.
       seed: of the order, and of augmentation.
       on_error: what to do with a damaged record: "fail", or "skip" it and count it.
@@ -62,6 +66,7 @@ class PackedSettings:
     unit: str = "tokens"
     audio: str = "features"
     buckets: tuple[Bucket, ...] = ()
+    targets: tuple[str, ...] = ()
     augmentation: Augmentation = Augmentation()
     seed: int = 0
     on_error: str = "fail"
@@ -80,6 +85,13 @@ class PackedSettings:
             )
         if self.audio == "features" and not self.buckets:
             raise ValueError("audio = 'features' needs buckets")
+        unknown = sorted(set(self.targets) - set(TARGETS))
+        if unknown or len(set(self.targets)) != len(self.targets):
+            raise ValueError(f"targets = {self.targets}, expected some of {TARGETS}")
+        if self.targets and self.audio != "features":
+            raise ValueError(
+                f"targets = {self.targets} with audio = {self.audio!r}: no audio there"
+            )
 
 
 class AudioChunks(NamedTuple):
@@ -90,12 +102,25 @@ class AudioChunks(NamedTuple):
       mel_lengths_BC: int32 frames of it.
       starts_BC: int32, the position in the row of the chunk's first frame of codes.
       frames_BC: int32, how many frames of codes it has.
+      hifigan_mel_BCTM: float32, the audio decoder's target, HIFIGAN_MEL; None if not asked for.
+      hifigan_lengths_BC: int32 frames of it: a chunk's samples // HIFIGAN_MEL.hop.
     """
 
     mel_BCTM: np.ndarray
     mel_lengths_BC: np.ndarray
     starts_BC: np.ndarray
     frames_BC: np.ndarray
+    hifigan_mel_BCTM: np.ndarray | None = None
+    hifigan_lengths_BC: np.ndarray | None = None
+
+
+class _Chunk(NamedTuple):
+    """A chunk of an example: where its codes go, how many, its mel, and its target or None."""
+
+    start: int
+    frames: int
+    mel_TM: np.ndarray
+    hifigan_TM: np.ndarray | None
 
 
 class PackedBatch(NamedTuple):
@@ -339,7 +364,7 @@ class PackedBatches:
         return PackedBatch(laid, audio, skipped_B)
 
     def _row(self, draw: int):
-        """A row's sequences, its chunks as (position, frames of codes, mel), how many it skips."""
+        """A row's sequences, its chunks, how many examples it skips."""
         which, number = self._draws[draw]
         layout, source = self._layouts[which], self._sources[which]
         rng = np.random.default_rng([self.settings.seed, draw])
@@ -350,7 +375,7 @@ class PackedBatches:
             try:
                 record = source[index]
                 example, sequence = layout(record)
-                found = self._mels(example, sequence, layout, record, rng)
+                found = self._chunks(example, sequence, layout, record, rng)
             except (RecordError, AudioError) as error:
                 if self.settings.on_error == "fail":
                     raise RecordError(f"{name}: {error}") from None
@@ -365,12 +390,12 @@ class PackedBatches:
                     f"expected {length}"
                 )
             sequences.append(sequence)
-            chunks += [(start + at, frames, mel_TM) for at, frames, mel_TM in found]
+            chunks += [chunk._replace(start=start + chunk.start) for chunk in found]
             start += length
         return sequences, chunks, skipped
 
-    def _mels(self, example, sequence, layout: Layout, record: Record, rng):
-        """(position, frames of codes, mel) of each chunk of an example."""
+    def _chunks(self, example, sequence, layout: Layout, record: Record, rng) -> list[_Chunk]:
+        """The chunks of an example, with positions in it."""
         augmentation = self.settings.augmentation
         speed = features.speed_of(record, augmentation)
         geometry = features.mel_geometry(self.model.mel_bins)
@@ -382,11 +407,14 @@ class PackedBatches:
                 segment.audio, segment.seconds, [lengths.SAMPLE_RATE], speed
             )
             mels = features.chunk_mels(wave_S, chunks, geometry, augmentation, rng)
-            at = span.start
+            at, first = span.start, 0
             for samples, mel_TM in zip(chunks, mels, strict=True):
                 frames = features.code_frames(samples)
-                found.append((at, frames, mel_TM))
-                at += frames
+                hifigan_TM = None
+                if "hifigan_mel" in self.settings.targets:
+                    hifigan_TM = log_mel(wave_S[first : first + samples], HIFIGAN_MEL)
+                found.append(_Chunk(at, frames, mel_TM, hifigan_TM))
+                at, first = at + frames, first + samples
         return found
 
     def _empty_audio(self, rows: int) -> tuple[AudioChunks, ...]:
@@ -394,13 +422,23 @@ class PackedBatches:
         for bucket in self.buckets:
             shape = (rows, bucket.count, bucket.mel_frames, self.model.mel_bins)
             zeros = (np.zeros((rows, bucket.count), np.int32) for _ in range(3))
-            found.append(AudioChunks(np.zeros(shape, np.float32), *zeros))
+            chunks = AudioChunks(np.zeros(shape, np.float32), *zeros)
+            if "hifigan_mel" in self.settings.targets:
+                shape = (*shape[:2], bucket.samples // HIFIGAN_MEL.hop, HIFIGAN_MEL.n_mels)
+                chunks = chunks._replace(
+                    hifigan_mel_BCTM=np.zeros(shape, np.float32),
+                    hifigan_lengths_BC=np.zeros(shape[:2], np.int32),
+                )
+            found.append(chunks)
         return tuple(found)
 
-    def _into_buckets(self, audio: tuple[AudioChunks, ...], row: int, chunks) -> None:
+    def _into_buckets(
+        self, audio: tuple[AudioChunks, ...], row: int, chunks: Sequence[_Chunk]
+    ) -> None:
         used = [0] * len(audio)
         # The longest choose first: what they leave, shorter ones can use.
-        for at, frames, mel_TM in sorted(chunks, key=lambda chunk: -len(chunk[2])):
+        for chunk in sorted(chunks, key=lambda chunk: -len(chunk.mel_TM)):
+            mel_TM, hifigan_TM = chunk.mel_TM, chunk.hifigan_TM
             which = next(
                 i
                 for i, bucket in enumerate(self.buckets)
@@ -410,8 +448,27 @@ class PackedBatches:
             used[which] += 1
             audio[which].mel_BCTM[place][: len(mel_TM)] = mel_TM
             audio[which].mel_lengths_BC[place] = len(mel_TM)
-            audio[which].starts_BC[place] = at
-            audio[which].frames_BC[place] = frames
+            audio[which].starts_BC[place] = chunk.start
+            audio[which].frames_BC[place] = chunk.frames
+            if hifigan_TM is not None:
+                audio[which].hifigan_mel_BCTM[place][: len(hifigan_TM)] = hifigan_TM
+                audio[which].hifigan_lengths_BC[place] = len(hifigan_TM)
+
+    def ids(self, step: int, rows: Sequence[int] | None = None) -> list[list[str]]:
+        """Of each row, the examples' "dataset/split/task:record id"; no audio is decoded.
+
+        A record that cannot be read has its number in place of its id.
+
+        Raises:
+          IndexError: a step below 0, or a row that the batch does not have.
+        """
+        found = []
+        for row in check_rows(step, rows, self.settings.rows):
+            which, number = self._draws[step * self.settings.rows + row]
+            name, source = self._layouts[which].selection.name, self._sources[which]
+            indices = [index for index, _ in self.members[which].row(number)]
+            found.append([example_name(name, source, index) for index in indices])
+        return found
 
     def report(self) -> dict[str, dict]:
         """What each member holds and how full its rows are."""

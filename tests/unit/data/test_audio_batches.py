@@ -185,6 +185,23 @@ def test_features_that_are_not_asked_for_are_none_and_the_others_the_same(wanted
                 np.testing.assert_array_equal(array, all_of_it[name])
 
 
+def test_ids_name_the_recordings_of_the_clips(sweeps, monkeypatch):
+    dataset, waves = sweeps
+    batches = AudioBatches(settings(dataset, Bucket(2.0, 3), Bucket(1.0, 2)), FORMAT)
+    built = [batches.build(step) for step in range(6)]
+    monkeypatch.setattr(features, "decode", None)  # no audio is decoded
+    for step, batch in enumerate(built):
+        ids = batches.ids(step)
+        assert len(ids) == batches.global_rows(step)
+        assert batches.ids(step, [1]) == [ids[1]]
+        for row, names in enumerate(ids):
+            # The level of a recording tells which one it is.
+            number = round(float(np.abs(batch.wave_BS[row]).max()) * 10) - 1
+            assert names == [f"{dataset}/train/audio:r{number}"]
+    with pytest.raises(IndexError, match="row 9 of step"):
+        batches.ids(0, [9])
+
+
 def test_windows_are_taken_all_over_the_recordings(sweeps):
     dataset, waves = sweeps
     made = settings(dataset, Bucket(1.0, 5), crop=True, features=("wave",))
@@ -318,6 +335,7 @@ def test_what_has_no_audio_is_left_out_and_counted(small_dataset, tmp_path):
         ({"crop": True}, "2 buckets, expected 1 with crop"),
         ({"mixture": ()}, "an empty mixture"),
         ({"mixture": (Selection("d", "asr"),)}, "d/train/asr: task 'asr', expected 'audio'"),
+        ({"mixture": (Selection("d", "audio", turn="user"),)}, "turn 'user', expected ''"),
         ({"seed": -1}, "seed -1, expected at least 0"),
     ],
 )

@@ -197,6 +197,56 @@ def test_what_a_task_cannot_use_is_a_reason(task, options, record, reason):
         ExampleMaker(task, **options)(record)
 
 
+TURNS = [
+    ("asr", "user", QUESTION, "[1] audio_end q* </s>*"),
+    ("asr", "assistant", QUESTION, "[3] audio_end a* </s>*"),
+    ("asr", "any", QUESTION, "[1] audio_end q* </s>*"),
+    ("asr", "any", SPEECH, "[0] [1] audio_end hi* </s>*"),
+    ("asr", "any", TEXT_FIRST, "[0] audio_end a* </s>*"),
+    # The first turn of the role, or the first part, that has what the task needs.
+    ("asr", "user", without(QUESTION, 1, codes_NQ=None), "[5] audio_end r* </s>*"),
+    ("asr", "assistant", without(QUESTION, 2, text=""), "[7] audio_end c* </s>*"),
+    ("asr", "any", without(QUESTION, 1, loss=False), "[3] audio_end a* </s>*"),
+    ("s2tt", "any", without(QUESTION, 3, translation="T"), "[5] audio_end T* </s>*"),
+    ("s2tt", "assistant", without(QUESTION, 4, translation="T"), "[7] audio_end T* </s>*"),
+    ("tts", "assistant", QUESTION, "a audiogen_start [3]^ audiogen_end^ </s>*"),
+    ("audio", "user", without(QUESTION, 1, text=""), "audiogen_start [1]^ audiogen_end^ </s>*"),
+]
+
+
+@pytest.mark.parametrize("task, turn, record, want", TURNS)
+def test_one_part_of_a_longer_record(task, turn, record, want):
+    example = ExampleMaker(task, turn=turn)(record)
+    got = describe(to_sequence(example, Letters(), SIZES))
+    if task in PROMPTS:
+        assert got.startswith(prompt_of(task, record))
+        got = got.partition("audio_start ")[2]
+    assert got == want
+    assert example.id == record.id
+
+
+def test_the_speaker_is_of_the_turn():
+    assert ExampleMaker("tts", turn="assistant")(QUESTION).speaker == "bot"
+    assert ExampleMaker("tts", turn="user")(QUESTION).speaker == ""
+
+
+@pytest.mark.parametrize(
+    "task, turn, record, reason",
+    [
+        ("asr", "user", SPEECH, "a record of kind speech"),
+        ("asr", "assistant", TEXT_FIRST, "a record of kind interleaved"),
+        ("asr", "any", PARAGRAPHS, "a record of kind text"),
+        ("s2tt", "any", QUESTION, "no codes"),  # the first part's, a written system turn
+        ("s2tt", "user", QUESTION, "no translation"),
+        ("tts", "user", without(without(QUESTION, 1, loss=False), 3, text=""), "without loss"),
+        ("asr", "user", dataclasses.replace(QUESTION, parts=QUESTION.parts[::2]), "no user turn"),
+    ],
+)
+def test_records_without_such_a_turn_are_a_reason(task, turn, record, reason):
+    with pytest.raises(NotForTask, match=reason):
+        ExampleMaker(task, turn=turn)(record)
+
+
 def test_a_late_system_turn_is_a_reason():
     parts = (*QUESTION.parts[1:3], Part("s", role="system"), *QUESTION.parts[3:])
     with pytest.raises(NotForTask, match="a system turn that is not the first"):

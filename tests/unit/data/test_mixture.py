@@ -142,6 +142,8 @@ def test_places_below_zero_are_errors():
         ({"languages": ("en", "fr")}, r"languages \['fr'\], expected of"),
         ({"task": "dance"}, "task 'dance', expected one of"),
         ({"task": "sft", "answers": "sung"}, "answers = 'sung'"),
+        ({"turn": "system"}, "turn = 'system', expected one of"),
+        ({"task": "sft", "turn": "user"}, "task 'sft' with turn = 'user': only"),
     ],
 )
 def test_members_that_make_no_sense(fields, message):
@@ -155,6 +157,7 @@ def test_names_tell_members_apart():
         Selection("d", "asr", languages=("zh",)),
         Selection("d", "sft"),
         Selection("d", "sft", answers="spoken"),
+        Selection("d", "asr", turn="user", languages=("zh",)),
     )
     check_mixture(members)
     assert [m.name for m in members] == [
@@ -162,6 +165,7 @@ def test_names_tell_members_apart():
         "d/train/asr/zh",
         "d/train/sft/spoken-written",
         "d/train/sft/spoken-spoken",
+        "d/train/asr/user/zh",
     ]
     with pytest.raises(ValueError, match="d/train/asr: 2 members of this name"):
         check_mixture((*members, Selection("d", "asr", weight=3.0)))

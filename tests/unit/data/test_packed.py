@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ba_jax.audio import lengths
-from ba_jax.audio.mel import whisper_log_mel
+from ba_jax.audio.mel import HIFIGAN_MEL, log_mel, whisper_log_mel
 from ba_jax.data import features, index
 from ba_jax.data.augment import Augmentation
 from ba_jax.data.features import Bucket
@@ -36,13 +36,15 @@ def settings(dataset, tokenizer, *tasks: str, **fields) -> PackedSettings:
     return PackedSettings(tokenizer=str(tokenizer), **fields)
 
 
-@pytest.fixture(scope="module", params=["features", "codes"])
+@pytest.fixture(scope="module", params=["features", "targets", "codes"])
 def opened(request, small_dataset, small_tokenizer) -> PackedBatches:
     """Batches of all tasks, of each kind; the mels augmented in every way."""
-    augmentation = AUGMENTATION if request.param == "features" else Augmentation()
-    made = settings(
-        small_dataset, small_tokenizer, audio=request.param, augmentation=augmentation, seed=7
-    )
+    fields = {
+        "features": {"augmentation": AUGMENTATION},
+        "targets": {"augmentation": AUGMENTATION, "targets": ("hifigan_mel",)},
+        "codes": {"audio": "codes"},
+    }
+    made = settings(small_dataset, small_tokenizer, seed=7, **fields[request.param])
     return PackedBatches(made, FORMAT)
 
 
@@ -202,6 +204,83 @@ def test_mels_are_of_the_recordings_that_the_rows_wait_for(tmp_path, small_token
             seen.add(word)
         assert not by_start
     assert seen == set(seconds)
+
+
+@pytest.mark.parametrize("speed", [1.0, 1.25])
+def test_targets_are_of_the_clean_chunks(speed, tmp_path, small_tokenizer):
+    """Each place holds the mel and the target of one chunk, told by its start in the row."""
+    seconds = {"what": 0.7, "sky": 8.06}
+    records = [
+        Record(word, "speech", "en", (Part(word, small_corpus.speech(s, i), seconds=s),), "x")
+        for i, (word, s) in enumerate(seconds.items())
+    ]
+    dataset = small_corpus.write_dataset(tmp_path / "two", records)
+    noise = Augmentation((speed,), noise_probability=1.0, time_masks=1)
+    fields = {"rows": 1, "row_length": 160, "augmentation": noise}
+    made = settings(dataset, small_tokenizer, "tts", targets=("hifigan_mel",), **fields)
+    batches, tokenizer = PackedBatches(made, FORMAT), load_text_tokenizer(small_tokenizer)
+    batch = batches.build(0)
+    # The same batch, but for the targets.
+    plain = PackedBatches(settings(dataset, small_tokenizer, "tts", **fields), FORMAT).build(0)
+    assert digest(plain.rows) == digest(batch.rows)
+    for audio, without in zip(batch.audio, plain.audio, strict=True):
+        assert without[4:] == (None, None) and digest(audio[:4]) == digest(without[:4])
+    found = {}
+    for bucket, audio in zip(batches.buckets, batch.audio, strict=True):
+        frames = bucket.samples // 256
+        assert audio.hifigan_mel_BCTM.shape == (1, bucket.count, frames, 80)
+        assert audio.hifigan_mel_BCTM.dtype == np.float32
+        for place in range(bucket.count):
+            count = audio.hifigan_lengths_BC[0, place]
+            assert (count > 0) == (audio.frames_BC[0, place] > 0)
+            assert not audio.hifigan_mel_BCTM[0, place, count:].any()
+            if count:
+                mel_TM = audio.hifigan_mel_BCTM[0, place, :count]
+                found[int(audio.starts_BC[0, place])] = mel_TM
+    ids_L, segments_L = batch.rows.ids_BL[0], batch.rows.segments_BL[0]
+    for segment in (1, 2):
+        word = tokenizer.decode(ids_L[segments_L == segment])
+        record = records[list(seconds).index(word)]
+        with features.one_blas_thread():
+            (wave_S,) = features.decode(record.parts[0].audio, seconds[word], [16_000], speed)
+            at = int(np.argmax((segments_L == segment) & (ids_L == FORMAT.tokens.audio_pad)))
+            for samples in features.chunk_samples(len(wave_S), 4.0):
+                piece_S, wave_S = wave_S[:samples], wave_S[samples:]
+                np.testing.assert_array_equal(found.pop(at), log_mel(piece_S, HIFIGAN_MEL))
+                at += features.code_frames(samples)
+    assert not found
+
+
+def test_ids_name_the_examples_of_the_rows(opened, small_dataset, monkeypatch):
+    monkeypatch.setattr(features, "decode", None)  # no audio is decoded
+    records = {record.id: record for record in small_corpus.records()}
+    seen = set()
+    for step in (*range(8), 10**9):
+        ids = opened.ids(step)
+        assert opened.ids(step, [2, 0]) == [ids[2], ids[0]]
+        assert len(ids) == 4 and all(ids)
+        for names in ids:
+            (member,) = {name.rpartition(":")[0] for name in names}
+            seen.add(member)
+            assert {name.rpartition(":")[2] for name in names} <= set(records)
+    assert len(seen) > 3 and seen <= {member.name for member in opened.settings.mixture}
+    with pytest.raises(IndexError, match="row 4 of step 3, expected 0 to 3"):
+        opened.ids(3, [4])
+
+
+def test_ids_are_in_the_order_of_the_segments(small_dataset, small_tokenizer):
+    made = settings(small_dataset, small_tokenizer, "text", rows=2, row_length=64)
+    batches, tokenizer = PackedBatches(made, FORMAT), load_text_tokenizer(small_tokenizer)
+    texts = {r.id: "\n".join(part.text for part in r.parts) for r in small_corpus.records()}
+    for step in range(4):
+        rows, ids = batches.build(step).rows, batches.ids(step)
+        for row, names in enumerate(ids):
+            found = [
+                tokenizer.decode(rows.ids_BL[row][rows.segments_BL[row] == segment])
+                for segment in range(1, rows.segments_BL[row].max() + 1)
+            ]
+            prefix = f"{small_dataset}/train/text:"
+            assert found == [texts[name.removeprefix(prefix)] for name in names]
 
 
 def test_noise_is_another_whenever_a_row_is_drawn(tmp_path, small_tokenizer):
@@ -416,6 +495,9 @@ def test_damage_inside_a_shard(tmp_path, small_tokenizer):
             copy.build(step)
     copy = pickle.loads(pickle.dumps(before))
     assert sum(int(copy.build(step).skipped_B.sum()) for step in steps) == lost
+    names = [name.rpartition(":")[2] for step in steps for name in copy.ids(step)[0]]
+    assert sum(name.startswith("record ") for name in names) == lost
+    assert sum(name.startswith("r") and name[1:].isdigit() for name in names) == 9 - lost
 
 
 def test_a_dataset_that_changes_after_counting_is_an_error(tmp_path, small_tokenizer):
@@ -468,6 +550,8 @@ def test_another_models_tokenizer(small_dataset, small_tokenizer):
         ({"row_length": 0}, "row_length 0"),
         ({"seed": -1}, "seed -1"),
         ({"buckets": ()}, "needs buckets"),
+        ({"targets": ("flow_mel",)}, r"targets = \('flow_mel',\), expected some of"),
+        ({"targets": ("hifigan_mel",), "audio": "codes"}, "audio = 'codes': no audio there"),
         ({"mixture": ()}, "an empty mixture"),
     ],
 )
