@@ -1,0 +1,128 @@
+"""How fast a run is: amounts a second, step time, and model FLOP utilisation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+# bf16 FLOP/s of a chip (dense, the makers' figures), and its TensorCores. Where two cores are not
+# fused into one device (TPU7x), a JAX device is one of them and has half the peak.
+TPU_PEAKS = {
+    "TPU v4": (275e12, 2),
+    "TPU v5 lite": (197e12, 1),
+    "TPU v5e": (197e12, 1),
+    "TPU v5": (459e12, 2),
+    "TPU v5p": (459e12, 2),
+    "TPU v6 lite": (918e12, 1),
+    "TPU v6e": (918e12, 1),
+    "TPU7x": (2307e12, 2),
+}
+# Exact names: the PCIe and NVL cards, and slices of a card, are slower.
+GPU_PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
+
+
+def peak_flops(device) -> float | None:
+    """bf16 FLOP/s of a JAX device, or None for one that is not in the tables (a CPU).
+
+    A TPU device's `num_cores` says how many of its chip's cores it is; without it, all of them.
+    """
+    kind = device.device_kind
+    if kind in TPU_PEAKS:
+        peak, cores = TPU_PEAKS[kind]
+        return peak * (getattr(device, "num_cores", None) or cores) / cores
+    return GPU_PEAKS.get(kind)
+
+
+class Throughput:
+    """Amounts and FLOPs of steps over the time they took.
+
+        throughput.start()
+        for ...:
+            ...                               # a step
+            throughput.step(amounts, flops)
+            if time_to_log:
+                jax.block_until_ready(...)    # JAX runs ahead: without it the window is too short
+                writers.write(step, metrics, throughput.report())
+                throughput.start()            # leaves out what happened since the last step
+
+    A step lasts from the last `start` or `step` to its own `step`. The first `skip` steps of the
+    run (compilation) count for nothing.
+
+    Args:
+      devices: of all processes; for the MFU.
+      peak: FLOP/s of one of them, see `peak_flops`; None: no MFU is reported.
+      processes: how many feed as much as this one: amounts and FLOPs are those of this process's
+        rows and are multiplied by it.
+      skip: steps to leave out, >= 0.
+      clock: seconds, monotonic.
+
+    Raises:
+      ValueError: devices, processes < 1, skip < 0, or a peak that is not positive.
+    """
+
+    def __init__(
+        self,
+        devices: int = 1,
+        peak: float | None = None,
+        *,
+        processes: int = 1,
+        skip: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        if devices < 1 or processes < 1 or skip < 0:
+            raise ValueError(
+                f"throughput: devices {devices}, processes {processes}, skip {skip}: expected"
+                " >= 1, >= 1, >= 0"
+            )
+        if peak is not None and not peak > 0:
+            raise ValueError(f"throughput: peak {peak}: expected a positive number of FLOP/s")
+        self._devices, self._peak, self._processes = devices, peak, processes
+        self._skip, self._clock = skip, clock
+        self._mark: float | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._steps, self._seconds, self._flops = 0, 0.0, 0.0
+        self._amounts: dict[str, float] = {}
+
+    def start(self) -> None:
+        """A step begins now: what happened since the last one is left out."""
+        self._mark = self._clock()
+
+    def step(self, amounts: Mapping[str, float], flops: float = 0.0) -> None:
+        """A step ends now; `amounts` as `Stage.amounts`, `flops` as `Stage.flops`.
+
+        Raises:
+          RuntimeError: `start` was never called.
+        """
+        if self._mark is None:
+            raise RuntimeError("throughput: step() before start()")
+        now = self._clock()
+        seconds, self._mark = now - self._mark, now
+        if self._skip:
+            self._skip -= 1
+            return
+        self._steps += 1
+        self._seconds += seconds
+        self._flops += flops
+        for name, amount in amounts.items():
+            self._amounts[name] = self._amounts.get(name, 0.0) + amount
+
+    def report(self) -> dict[str, float]:
+        """Rates since the last report: `throughput/<amount>_per_second`, `/step_seconds`, `/mfu`.
+
+        Empty if no step that counts ended since. Begins a new window.
+        """
+        steps, seconds, flops, amounts = self._steps, self._seconds, self._flops, self._amounts
+        self._clear()
+        if not steps or seconds <= 0:
+            return {}
+        rates = {
+            f"throughput/{name}_per_second": self._processes * amount / seconds
+            for name, amount in amounts.items()
+        }
+        rates["throughput/step_seconds"] = seconds / steps
+        if self._peak is not None and flops:
+            available = seconds * self._devices * self._peak
+            rates["throughput/mfu"] = self._processes * flops / available
+        return rates

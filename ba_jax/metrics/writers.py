@@ -1,0 +1,363 @@
+"""Where a run's figures go: CSV, TensorBoard event files, pictures and audio, the console.
+
+workdir/metrics.csv     what the computation gives: the same in two equal runs, byte for byte
+workdir/timings.csv     what the clock gives
+workdir/tensorboard/    both, pictures and audio
+workdir/pictures/<step>/<name>.png, .wav
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from ba_jax.audio import io as audio_io
+from ba_jax.metrics import pictures
+
+CSV_HEADER = "step,name,value\n"
+
+
+def _naming(error: OSError, path: Path) -> OSError:
+    """The same error (a full disk, say) with the file's name, which `write` leaves out."""
+    return OSError(error.errno, error.strerror, str(path))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file whole, or leaves it as it was."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _naming(error, path) from error
+
+
+def _check_name(name: str) -> None:
+    parts = name.split("/")
+    if not name or any(c in name for c in ',"\\\r\n\0') or {"", ".", ".."} & set(parts):
+        raise ValueError(
+            f"metric name {name!r}: expected words joined by '/', without commas, quotes,"
+            " backslashes or line ends"
+        )
+
+
+def _check_step(step: int) -> int:
+    if isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 0:
+        raise ValueError(f"step {step!r}: expected an integer >= 0")
+    return int(step)
+
+
+def _to_float(name: str, value: Any) -> float:
+    array = np.asarray(value)
+    if array.shape != () or array.dtype.kind in "cOSU":
+        raise ValueError(f"metric {name} is {array.dtype}{array.shape}: expected one real number")
+    return float(array)
+
+
+class CSVFile:
+    """Lines `step,name,value`; values as `repr` gives them, so that no digit is lost.
+
+    What was written after `resume_step` is taken out when the file is opened: a run that was killed
+    after it had logged further than its last checkpoint has one value of each step. None takes out
+    everything.
+
+    Raises:
+      ValueError: a file that holds something else. A last line without its end is no such thing:
+        the run was killed while writing it, and it is taken out.
+    """
+
+    def __init__(self, path: Path, resume_step: int | None):
+        self._path = path
+        self._last: dict[str, tuple[int, float]] = {}
+        kept = [CSV_HEADER]
+        if resume_step is not None and path.exists():
+            for line, step, name, value in self._read():
+                if step <= resume_step:
+                    kept.append(line)
+                    self._last[name] = step, value
+        _replace(path, "".join(kept).encode())
+
+    def _read(self) -> Iterable[tuple[str, int, str, float]]:
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()
+        for number, line in enumerate(lines, 1):
+            if number == 1 and line == CSV_HEADER:
+                continue
+            try:
+                step, name, value = line.rstrip("\n").split(",")
+                yield line, int(step), name, float(value)
+            except ValueError as error:
+                raise ValueError(
+                    f"{self._path}, line {number}: {line!r}, expected {CSV_HEADER.strip()}"
+                ) from error
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends and flushes. A value that is already there is not written twice.
+
+        Raises:
+          ValueError: another value of the same step and name is there, or a later step's.
+          OSError: naming the file.
+        """
+        lines = []
+        for name, value in values.items():
+            last, before = self._last.get(name, (-1, 0.0))
+            if step == last and repr(value) == repr(before):
+                continue
+            if step <= last:
+                raise ValueError(
+                    f"{self._path}: {name} = {value!r} of step {step}, but it holds {before!r} of"
+                    f" step {last}"
+                )
+            lines.append(f"{step},{name},{value!r}\n")
+        if not lines:
+            return
+        try:
+            with open(self._path, "a", encoding="utf-8") as stream:
+                stream.write("".join(lines))
+        except OSError as error:
+            raise _naming(error, self._path) from error
+        self._last.update({name: (step, value) for name, value in values.items()})
+
+
+class EventFile:
+    """A TensorBoard event file, written at once and by the caller's thread.
+
+    The record format and the messages are those of the package `tensorboard`, whose own writer
+    would need its thread's errors to be collected and tensorflow's file layer.
+
+    Args:
+      purge_step: TensorBoard drops what earlier files hold of this step and of later ones.
+    """
+
+    def __init__(self, path: Path, purge_step: int | None = None):
+        from tensorboard.compat.proto import event_pb2
+
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = open(path, "wb")
+        except OSError as error:
+            raise _naming(error, path) from error
+        self._write([event_pb2.Event(file_version="brain.Event:2")])
+        if purge_step is not None:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write([event_pb2.Event(step=purge_step, session_log=start)])
+
+    def _write(self, events: Iterable[Any]) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        records = RecordWriter(self._stream)
+        try:
+            for event in events:
+                event.wall_time = time.time()
+                records.write(event.SerializeToString())
+            records.flush()
+        except OSError as error:
+            raise _naming(error, self._path) from error
+
+    def _summarize(self, step: int, values: Iterable[Mapping[str, Any]]) -> None:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+
+        summary = summary_pb2.Summary(value=[summary_pb2.Summary.Value(**v) for v in values])
+        self._write([event_pb2.Event(step=step, summary=summary)])
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._summarize(step, [{"tag": k, "simple_value": v} for k, v in values.items()])
+
+    def image(self, step: int, name: str, png: bytes, height: int, width: int) -> None:
+        image = {"height": height, "width": width, "colorspace": 3, "encoded_image_string": png}
+        self._summarize(step, [{"tag": name, "image": image}])
+
+    def audio(self, step: int, name: str, wav: bytes, samples: int, rate: int) -> None:
+        """A mono WAV file."""
+        audio = {
+            "sample_rate": rate,
+            "num_channels": 1,
+            "length_frames": samples,
+            "encoded_audio_string": wav,
+            "content_type": "audio/wav",
+        }
+        self._summarize(step, [{"tag": name, "audio": audio}])
+
+    def close(self) -> None:
+        try:
+            self._stream.close()
+        except OSError as error:
+            raise _naming(error, self._path) from error
+
+
+class Writers:
+    """Files of one run; see the module's docstring.
+
+    Args:
+      workdir: made if it is not there.
+      resume_step: the step whose state was restored: what was logged of later steps is taken out,
+        what was logged up to it stays. None: the run begins, nothing stays. Write a step's metrics
+        before its checkpoint, or they are lost if the run is killed in between.
+      is_writer: False on all processes but one: then nothing is written, but checked all the same.
+
+    Raises:
+      ValueError: a step, name or value that is none, a value other than that already written.
+      OSError: a full disk and the like, naming the file.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        resume_step: int | None = None,
+        *,
+        is_writer: bool = True,
+    ):
+        resume_step = None if resume_step is None else _check_step(resume_step)
+        self._workdir = Path(workdir)
+        self._is_writer = is_writer
+        if not is_writer:
+            return
+        self._metrics = CSVFile(self._workdir / "metrics.csv", resume_step)
+        self._timings = CSVFile(self._workdir / "timings.csv", resume_step)
+        # TensorBoard reads a folder's files in the order of their names.
+        name = f"events.out.tfevents.{time.time_ns():020d}"
+        self._events = EventFile(
+            self._workdir / "tensorboard" / name, 0 if resume_step is None else resume_step + 1
+        )
+
+    def write(
+        self, step: int, metrics: Mapping[str, Any], timings: Mapping[str, Any] | None = None
+    ) -> None:
+        """Numbers of a step; `timings` are those that differ between equal runs."""
+        step = _check_step(step)
+        groups = []
+        for group in (metrics, timings or {}):
+            for name in group:
+                _check_name(name)
+            groups.append({name: _to_float(name, value) for name, value in group.items()})
+        if double := sorted(groups[0].keys() & groups[1].keys()):
+            raise ValueError(f"{double}: both among the metrics and the timings")
+        if not self._is_writer:
+            return
+        self._metrics.write(step, groups[0])
+        self._timings.write(step, groups[1])
+        self._events.scalars(step, groups[0] | groups[1])
+
+    def _file(self, step: int, name: str, suffix: str) -> Path:
+        return self._workdir / "pictures" / str(step) / (name + suffix)
+
+    def picture(self, step: int, name: str, mel_TM: np.ndarray) -> None:
+        """A mel, as `pictures.draw_mel` draws it."""
+        step = _check_step(step)
+        _check_name(name)
+        pixels = pictures.draw_mel(mel_TM)
+        if not self._is_writer:
+            return
+        png = pictures.encode_png(pixels)
+        _replace(self._file(step, name, ".png"), png)
+        self._events.image(step, name, png, *pixels.shape[:2])
+
+    def audio(self, step: int, name: str, wave_S: np.ndarray, rate: int) -> None:
+        """A mono waveform, full scale +-1 (what exceeds it is clipped), as 16-bit WAV.
+
+        Raises:
+          AudioError: a waveform that is empty, not floating, not (S,), or not finite.
+        """
+        step = _check_step(step)
+        _check_name(name)
+        wave = audio_io.check_wave(wave_S, name=name)
+        if not self._is_writer:
+            return
+        stream = io.BytesIO()
+        audio_io.write_audio(stream, wave, rate, "wav")
+        _replace(self._file(step, name, ".wav"), stream.getvalue())
+        self._events.audio(step, name, stream.getvalue(), len(wave), rate)
+
+    def close(self) -> None:
+        if self._is_writer:
+            self._events.close()
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+class ProgressBar:
+    """Step, figures and time to go: a bar on a terminal, else a line now and then.
+
+    Figures stay until they are given again. The time to go is that of the last 100 updates, so
+    that compilation does not count for long; nothing is said of it after one update alone.
+
+    Args:
+      total: steps of the run.
+      start: steps done already.
+      every: seconds between two lines where `stream` is no terminal; the last step has one too.
+      shown: is_writer of `Writers`: False keeps silent.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        start: int = 0,
+        *,
+        every: float = 10.0,
+        shown: bool = True,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        import tqdm
+
+        self._tqdm = tqdm.tqdm
+        self._stream = sys.stdout if stream is None else stream
+        self._total, self._step, self._shown = total, start, shown
+        self._every, self._clock = every, clock
+        self._next_line = clock()
+        self._times: collections.deque[tuple[int, float]] = collections.deque(maxlen=101)
+        self._figures: dict[str, str] = {}
+        is_terminal = bool(getattr(self._stream, "isatty", lambda: False)())
+        self._bar = None
+        if shown and is_terminal:
+            layout = "{n_fmt}/{total_fmt} |{bar}|{postfix}"
+            self._bar = tqdm.tqdm(
+                total=total, initial=start, file=self._stream, bar_format=layout, dynamic_ncols=True
+            )
+
+    def _to_go(self) -> str:
+        (first, then), (last, now) = self._times[0], self._times[-1]
+        if last <= first:
+            return "?"
+        seconds = (now - then) / (last - first) * (self._total - last)
+        return self._tqdm.format_interval(round(seconds))
+
+    def update(self, step: int, figures: Mapping[str, float] | None = None) -> None:
+        """`step` steps are done. `figures` are shown under their names: {"loss": ...}."""
+        now = self._clock()
+        self._times.append((step, now))
+        self._figures |= {name: _figure(float(v)) for name, v in (figures or {}).items()}
+        if not self._shown:
+            return
+        text = ", ".join(f"{name} {value}" for name, value in self._figures.items())
+        text = f"{text}, {self._to_go()} to go" if text else f"{self._to_go()} to go"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif now >= self._next_line or step >= self._total:
+            self._next_line = now + self._every
+            self.print(f"step {step}/{self._total}: {text}")
+
+    def print(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        if self._shown:
+            self._tqdm.write(text, file=self._stream)
+            self._stream.flush()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
