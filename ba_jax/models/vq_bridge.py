@@ -44,11 +44,13 @@ class Quantized(NamedTuple):
       z_BNE: sum of the chosen rows, float32, with straight-through gradients to the input.
       codes_BNQ: int32, 0 past the length.
       residuals_QBNE: what each codebook had to quantise (for EMA statistics), without gradient.
+      used_BQ: which codebooks an item used: all but in training and where asked for fewer.
     """
 
     z_BNE: jax.Array
     codes_BNQ: jax.Array
     residuals_QBNE: jax.Array
+    used_BQ: jax.Array
 
 
 def nearest_code(x_BNE: jax.Array, table_VE: jax.Array) -> jax.Array:
@@ -60,6 +62,38 @@ def nearest_code(x_BNE: jax.Array, table_VE: jax.Array) -> jax.Array:
     product = jnp.einsum("bne,ve->bnv", x_BNE, table_VE, precision=jax.lax.Precision.HIGHEST)
     half_norm_V = 0.5 * jnp.sum(table_VE**2, axis=-1)
     return jnp.argmin(half_norm_V[None, None] - product, axis=-1).astype(jnp.int32)
+
+
+def sample_code(
+    key: jax.Array, x_BNE: jax.Array, table_VE: jax.Array, temperature: float
+) -> jax.Array:
+    """Index (B, N) of a row drawn by the Gumbel trick, likelier the nearer it is.
+
+    The logits are -|x - row|^2 / (temperature |x|^2): in shares of the vector's own energy, so that
+    one temperature suits all codebooks, whose residuals shrink. 0 gives the nearest row.
+    """
+    if temperature == 0:
+        return nearest_code(x_BNE, table_VE)
+    product = jnp.einsum("bne,ve->bnv", x_BNE, table_VE, precision=jax.lax.Precision.HIGHEST)
+    half_norm_V = 0.5 * jnp.sum(table_VE**2, axis=-1)
+    energy_BN = jnp.maximum(jnp.sum(x_BNE**2, axis=-1), 1e-12)[:, :, None]
+    logits = 2 * (product - half_norm_V[None, None]) / energy_BN
+    noise = jax.random.gumbel(key, logits.shape, jnp.float32)
+    return jnp.argmax(logits + temperature * noise, axis=-1).astype(jnp.int32)
+
+
+def draw_used(key: jax.Array, items: int, codebooks: int, dropout: float) -> jax.Array:
+    """Which codebooks each item uses in training, (items, Q) booleans.
+
+    With probability `dropout` only the first k, k uniform in 1..Q - 1; otherwise all.
+    """
+    if dropout == 0 or codebooks == 1:
+        return jnp.ones((items, codebooks), bool)
+    drop_key, depth_key = jax.random.split(key)
+    drop_B = jax.random.bernoulli(drop_key, dropout, (items,))
+    depth_B = jax.random.randint(depth_key, (items,), 1, codebooks)
+    depth_B = jnp.where(drop_B, depth_B, codebooks)
+    return jnp.arange(codebooks)[None, :] < depth_B[:, None]
 
 
 class PooledDense(nn.Module):
@@ -132,21 +166,48 @@ class VQBridge(nn.Module):
         out_lengths_B = bridge_length(lengths_B, c.pooling)
         return layers.zero_past(z, out_lengths_B), out_lengths_B
 
-    def quantize(self, z_BNE: jax.Array, lengths_B: jax.Array) -> Quantized:
-        """Residual quantisation, one codebook after the other."""
+    def quantize(
+        self,
+        z_BNE: jax.Array,
+        lengths_B: jax.Array,
+        *,
+        used_BQ: jax.Array | None = None,
+        key: jax.Array | None = None,
+        temperature: float = 0.0,
+    ) -> Quantized:
+        """Residual quantisation, one codebook after the other.
+
+        Args:
+          z_BNE: of `features`.
+          lengths_B: its valid frames.
+          used_BQ: codebooks that each item uses, the first k of them; default all. The codes of
+            the others are 0, and their residuals are what the used ones left.
+          key: of the draws of `sample_code`; None for the nearest rows.
+          temperature: of `sample_code`; static.
+        """
         z = layers.zero_past(z_BNE, lengths_B).astype(jnp.float32)
         residual = jax.lax.stop_gradient(z)
         codes, residuals = [], []
-        for embed in self.embeds:
+        for q, embed in enumerate(self.embeds):
             residuals.append(residual)
             table = embed.value.astype(jnp.float32)
-            codes.append(nearest_code(residual, table))
-            residual = residual - table[codes[-1]]
+            if key is None:
+                codes.append(nearest_code(residual, table))
+            else:
+                codes.append(sample_code(jax.random.fold_in(key, q), residual, table, temperature))
+            left = residual - table[codes[-1]]
+            if used_BQ is not None:
+                used = used_BQ[:, q, None]
+                left = jnp.where(used[:, :, None], left, residual)
+                codes[-1] = jnp.where(used, codes[-1], 0)
+            residual = left
         valid = layers.length_mask(lengths_B, z.shape[1])[:, :, None]
         quantized = jnp.where(valid, jax.lax.stop_gradient(z) - residual, 0)
         z_BNE = z + jax.lax.stop_gradient(quantized - z)
         codes_BNQ = jnp.where(valid, jnp.stack(codes, axis=-1), 0)
-        return Quantized(z_BNE, codes_BNQ, jnp.stack(residuals))
+        if used_BQ is None:
+            used_BQ = jnp.ones((z.shape[0], len(codes)), bool)
+        return Quantized(z_BNE, codes_BNQ, jnp.stack(residuals), used_BQ)
 
     def dequantize(self, codes_BNQ: jax.Array, lengths_B: jax.Array) -> jax.Array:
         """Sum of the codes' rows, z_BNE in float32, last codebook first; 0 past the length."""
@@ -162,8 +223,8 @@ class VQBridge(nn.Module):
         """Quantised features to the audio decoder's input (B, N, D)."""
         return self.decoder_proj(z_BNE.astype(self.dtype))
 
-    def __call__(self, x_BTD: jax.Array, lengths_B: jax.Array):
-        """(decoder input BND, Quantized, bridge lengths_B) in one pass, as training needs them."""
+    def __call__(self, x_BTD: jax.Array, lengths_B: jax.Array, **training):
+        """(decoder input BND, Quantized, bridge lengths_B) in one pass; options of `quantize`."""
         z_BNE, out_lengths_B = self.features(x_BTD, lengths_B)
-        quantized = self.quantize(z_BNE, out_lengths_B)
+        quantized = self.quantize(z_BNE, out_lengths_B, **training)
         return self.project(quantized.z_BNE), quantized, out_lengths_B
