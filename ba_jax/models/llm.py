@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ba_jax.models import layers
+from ba_jax.models import layers, lora
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,7 @@ class LLMConfig:
       tied_embeddings: the output layer is the embedding (small Qwen2.5 models).
       qkv_packed: checkpoint files hold q, k and v in one matrix, as the release's do; here they
         are three parameters either way.
+      lora_rank, lora_alpha, lora_targets: of the low-rank adapters, see `lora`; rank 0 is none.
     """
 
     vocab_size: int
@@ -45,6 +46,9 @@ class LLMConfig:
     qkv_bias: bool = True
     tied_embeddings: bool = False
     qkv_packed: bool = True
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = lora.TARGETS
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
@@ -53,6 +57,12 @@ class LLMConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"llm: head_dim = {self.head_dim} is odd; RoPE rotates pairs")
+        targets = set(self.lora_targets) & set(lora.TARGETS)
+        if self.lora_rank < 0 or not targets or len(targets) != len(self.lora_targets):
+            raise ValueError(
+                f"llm: lora_rank = {self.lora_rank}, lora_targets = {self.lora_targets}: expected "
+                f"at least 0, and some of {lora.TARGETS}, each once"
+            )
 
 
 class KVCache(NamedTuple):
@@ -122,11 +132,14 @@ class LLMLayer(nn.Module):
         batch, length, _ = x_BLD.shape
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
-        def dense(name: str, features: int, use_bias: bool = False) -> nn.Dense:
-            return nn.Dense(features, use_bias=use_bias, name=name, **dtypes)
+        def dense(name: str, y: jax.Array, features: int, use_bias: bool = False) -> jax.Array:
+            product = nn.Dense(features, use_bias=use_bias, name=name, **dtypes)(y)
+            if c.lora_rank and name in c.lora_targets:
+                product = product + lora.adapt(self, c, name, y, features)
+            return product
 
         def project(name: str, y: jax.Array, heads: int) -> jax.Array:
-            y = dense(name, heads * c.head_dim, c.qkv_bias)(y)
+            y = dense(name, y, heads * c.head_dim, c.qkv_bias)
             return y.reshape(batch, length, heads, c.head_dim)
 
         y = layers.rms_norm("attention_norm", c.norm_epsilon, **dtypes)(x_BLD)
@@ -145,10 +158,10 @@ class LLMLayer(nn.Module):
                 k, v = k.astype(self.dtype), v.astype(self.dtype)
         (mask_B1LP,) = masks.values()
         y = layers.attention(q, k, v, mask_B1LP).reshape(batch, length, c.heads * c.head_dim)
-        x_BLD = x_BLD + dense("out", c.width)(y)
+        x_BLD = x_BLD + dense("out", y, c.width)
         y = layers.rms_norm("ffn_norm", c.norm_epsilon, **dtypes)(x_BLD)
-        y = jax.nn.silu(dense("gate", c.ffn_width)(y)) * dense("up", c.ffn_width)(y)
-        return (x_BLD + dense("down", c.width)(y), cache), None
+        y = jax.nn.silu(dense("gate", y, c.ffn_width)) * dense("up", y, c.ffn_width)
+        return (x_BLD + dense("down", y, c.width), cache), None
 
 
 class LLM(nn.Module):

@@ -1,0 +1,1 @@
+"""Training stages: what differs between them is here, the loop is `ba_jax.train`."""

@@ -1,0 +1,450 @@
+"""Language-model stages: text and audio codes predicted from packed rows (paper 3.3).
+
+One class for stage 1, stage 2, the single-stage ablation, SFT (3.3.2) and LoRA: they differ in
+their data and in the config's rules for what is trained. `TextLMStage` trains the language model
+alone, on text.
+
+Targets stand where the data marks them and are predicted from the position before: text by the
+language model's output layer at every position, codes by the audio head, which is large (1.46 B
+parameters in the release) and runs on the positions that predict a frame alone, gathered row by row
+to a fixed capacity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ba_jax.audio.lengths import bridge_length, encoder_length
+from ba_jax.losses.lm import CrossEntropy, chunked_cross_entropy, cross_entropy, sum_over_chunks
+from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
+from ba_jax.steps.base import Aux, Stage, StageError, Variables
+from ba_jax.vocab import check_codes, check_token_ids
+
+AUDIO = ("codes", "features")
+FRAME_SECONDS = 0.08
+"""Of a frame of codes."""
+
+Arrays = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class LMSettings:
+    """Settings of the language-model stages.
+
+    Attributes:
+      text_weight: of the text loss, a mean over text targets.
+      audio_weights: of each codebook's loss, a mean over its targets; () for 1 / Q each, so that a
+        frame weighs as much as a token of text.
+      z_loss: weight of the squared log-partition of every loss beside that loss (PaLM: 1e-4).
+      label_smoothing: of the text.
+      chunk: positions of a row whose logits are made at a time; 0 for all. See `losses.lm`.
+      audio: "codes": the batch holds them; "features": it holds mels, and the frozen encoder and
+        quantiser run inside the step, in float32.
+      audio_capacity: share of a row's positions that may be audio targets; the audio head's work is
+        in proportion to it. A row with more is an error.
+      code_dropout: probability that an input frame shows only its first codebooks, 1 to Q - 1 of
+        them. Targets, and what the audio head is fed, are untouched. Training only.
+      frame_dropout: probability that an input frame's embedding is 0. Training only.
+    """
+
+    text_weight: float = 1.0
+    audio_weights: tuple[float, ...] = ()
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+    chunk: int = 512
+    audio: str = "codes"
+    audio_capacity: float = 1.0
+    code_dropout: float = 0.0
+    frame_dropout: float = 0.0
+
+    def __post_init__(self):
+        if self.audio not in AUDIO:
+            raise ValueError(f"audio = {self.audio!r}, expected one of {AUDIO}")
+        if not 0 < self.audio_capacity <= 1:
+            raise ValueError(f"audio_capacity = {self.audio_capacity}, expected 0 < it <= 1")
+        for name in ("label_smoothing", "code_dropout", "frame_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}, expected 0 <= it < 1")
+        if min(self.text_weight, self.z_loss, self.chunk, *self.audio_weights) < 0:
+            raise ValueError(
+                f"text_weight {self.text_weight}, audio_weights {self.audio_weights}, z_loss "
+                f"{self.z_loss}, chunk {self.chunk}: expected at least 0"
+            )
+
+
+class LMStage(Stage):
+    """Text and audio losses; without an audio head in the model's config, text alone.
+
+    Metrics, all means over their targets: `text`, `text_accuracy`; `text_plain_rows` and
+    `text_audio_rows`, the text loss in rows without and with audio (0 if the batch has no such
+    row); `audio/q`, `audio_accuracy/0`; `z_loss` if it is on.
+    """
+
+    name = "lm"
+    settings_class = LMSettings
+
+    def __init__(self, config: BaichuanAudioConfig, settings: LMSettings, **options: Any):
+        self.with_audio = config.audio_head is not None
+        self.online = self.with_audio and settings.audio == "features"
+        super().__init__(config, settings, **options)
+        if not self.with_audio:
+            self.codebook_sizes = self.audio_weights = ()
+            return
+        self.codebook_sizes = self.config.audio_head.codebook_sizes
+        depth = len(self.codebook_sizes)
+        self.audio_weights = settings.audio_weights or (1 / depth,) * depth
+        if len(self.audio_weights) != depth:
+            raise StageError(
+                f"stage {self.name}: {len(self.audio_weights)} audio_weights, expected {depth}, "
+                "one a codebook"
+            )
+        # float32 whatever the rest computes in: the codes must be those of the other tools.
+        self.tokenizer = BaichuanAudio(self.config.only("audio_encoder", "vq_bridge"))
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The language model, what reads and writes codes, and what makes them in the step."""
+        tokenizer = ("audio_encoder", "vq_bridge") if self.online else ()
+        audio = ("audio_embed", "audio_head") if self.with_audio else ()
+        return (*tokenizer, "llm", *audio)
+
+    # On the host
+
+    def arrays(self, batch: Any) -> dict[str, Any]:
+        """A `PackedBatch` as arrays, once everything in it is in range and in place.
+
+        Raises:
+          StageError: no targets at all; a target that nothing predicts; more audio targets than
+            audio_capacity; audio for a model without audio; codes where mels are due or mels where
+            codes are; mels that do not fill the audio positions.
+          TokenIdError, CodeError: an id or a code out of range.
+        """
+        rows, tokens = batch.rows, self.config.tokens
+        real_BL = rows.segments_BL > 0
+        ids_BL = check_token_ids(
+            np.where(real_BL, rows.ids_BL, 0), self.config.llm.vocab_size, "ids"
+        )
+        frames_BL = real_BL & (ids_BL == tokens.audio_pad)
+        self._check_targets(batch, real_BL)
+        arrays = {
+            "ids_BL": ids_BL,
+            "positions_BL": rows.positions_BL,
+            "segments_BL": rows.segments_BL,
+            "text_target_BL": rows.text_target_BL,
+        }
+        if not self.with_audio:
+            targets = int(rows.audio_target_BL.sum())
+            if frames_BL.any() or targets:
+                raise StageError(
+                    f"stage {self.name}: the batch has {int(frames_BL.sum())} frames of audio and "
+                    f"{targets} audio targets, but this model has no audio head: expected text"
+                )
+            return arrays
+        arrays["codes_BLQ"] = self._checked_codes(rows, ids_BL, frames_BL)
+        arrays["audio_target_BL"] = rows.audio_target_BL
+        if self.online:
+            arrays["audio"] = _checked_chunks(batch.audio, frames_BL, self.config.vq_bridge.pooling)
+        elif any(chunks.frames_BC.any() for chunks in batch.audio):
+            raise StageError(
+                f"stage {self.name}: the batch holds mels, expected codes: set data.audio to "
+                "'codes', or stage.audio to 'features'"
+            )
+        return arrays
+
+    def _check_targets(self, batch: Any, real_BL: np.ndarray) -> None:
+        rows = batch.rows
+        target_BL = rows.text_target_BL | rows.audio_target_BL
+        if not target_BL.any():
+            raise StageError(
+                f"stage {self.name}: no loss positions: none of the {int(real_BL.sum())} tokens in "
+                f"{len(real_BL)} rows is a target of text or audio ({int(batch.skipped_B.sum())} "
+                "examples were skipped)"
+            )
+        before_BL = np.pad(rows.segments_BL, ((0, 0), (1, 0)))[:, :-1]
+        bad_BL = target_BL & (~real_BL | (before_BL != rows.segments_BL))
+        if bad_BL.any():
+            row, place = np.argwhere(bad_BL)[0]
+            raise StageError(
+                f"row {row}, position {place} is a target, but it is padding or its example's "
+                "first position: nothing predicts it"
+            )
+        most = self._capacity(real_BL.shape[1])
+        counts_B = rows.audio_target_BL.sum(axis=1)
+        if counts_B.max() > most:
+            row = int(counts_B.argmax())
+            raise StageError(
+                f"audio_capacity = {self.settings.audio_capacity:g} of {real_BL.shape[1]} "
+                f"positions is {most}: row {row} has {int(counts_B[row])} audio targets"
+            )
+
+    def _capacity(self, length: int) -> int:
+        """Audio targets that a row of `length` positions has room for."""
+        return math.ceil(self.settings.audio_capacity * length)
+
+    def _checked_codes(self, rows: Any, ids_BL: np.ndarray, frames_BL: np.ndarray) -> np.ndarray:
+        """Codes at the frames and the end class at the ends, 0 elsewhere."""
+        sizes, tokens = self.codebook_sizes, self.config.tokens
+        if rows.codes_BLQ.shape[-1] != len(sizes):
+            raise StageError(
+                f"the batch has {rows.codes_BLQ.shape[-1]} codebooks, expected {len(sizes)}"
+            )
+        ends_BL = rows.audio_target_BL & ~frames_BL
+        wrong_BL = ends_BL & (
+            (ids_BL != tokens.audiogen_end) | (rows.codes_BLQ[:, :, 0] != sizes[0])
+        )
+        if wrong_BL.any():
+            row, place = np.argwhere(wrong_BL)[0]
+            raise StageError(
+                f"row {row}, position {place} is an audio target with id {ids_BL[row, place]} and "
+                f"code {rows.codes_BLQ[row, place, 0]}: expected a frame (id {tokens.audio_pad}) "
+                f"or an end of audio (id {tokens.audiogen_end}, code {sizes[0]})"
+            )
+        codes_BLQ = check_codes(np.where(frames_BL[:, :, None], rows.codes_BLQ, 0), sizes)
+        return np.where(ends_BL[:, :, None], np.asarray(sizes, np.int32), codes_BLQ)
+
+    def amounts(self, arrays: Arrays) -> dict[str, float]:
+        """Real tokens, seconds of audio among them, and examples of a host's arrays."""
+        segments_BL = arrays["segments_BL"]
+        frames = int(np.sum(arrays["ids_BL"] == self.config.tokens.audio_pad))
+        return {
+            "tokens": float(np.sum(segments_BL > 0)),
+            "audio_seconds": FRAME_SECONDS * frames * self.with_audio,
+            "examples": float(np.sum(np.max(segments_BL, axis=1))),
+        }
+
+    # On the device
+
+    def totals(self, arrays: Arrays) -> dict[str, jax.Array]:
+        """Numbers of targets: "text", "text_plain_rows", "text_audio_rows", "audio/q"."""
+        masks = {"text": arrays["text_target_BL"]}
+        if self.with_audio:
+            spoken_B1 = self._has_audio(arrays)[:, None]
+            masks["text_plain_rows"] = arrays["text_target_BL"] & ~spoken_B1
+            masks["text_audio_rows"] = arrays["text_target_BL"] & spoken_B1
+            end_BL = arrays["ids_BL"] == self.config.tokens.audiogen_end
+            for q in range(len(self.codebook_sizes)):
+                target_BL = arrays["audio_target_BL"]
+                masks[f"audio/{q}"] = target_BL & ~end_BL if q else target_BL
+        return {
+            name: jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1) for name, mask in masks.items()
+        }
+
+    def loss(
+        self,
+        variables: Variables,
+        arrays: Arrays,
+        totals: Mapping[str, jax.Array],
+        key: jax.Array,
+        step: jax.Array,
+    ) -> tuple[jax.Array, Aux]:
+        """Weighted sum of the text loss and each codebook's; see `Stage.loss`."""
+        loss, metrics = self._run(variables, arrays, totals, key)
+        return loss, Aux(metrics)
+
+    def evaluate(
+        self,
+        variables: Variables,
+        arrays: Arrays,
+        totals: Mapping[str, jax.Array],
+        key: jax.Array,
+    ) -> dict[str, jax.Array]:
+        """The same losses without dropout; nothing is random."""
+        loss, metrics = self._run(variables, arrays, totals, None)
+        return {"loss": loss, **metrics}
+
+    def _run(self, variables, arrays, totals, key):
+        """(loss, metrics); `key` None is evaluation."""
+        settings = self.settings
+        codes_BLQ = self._codes(variables, arrays) if self.with_audio else None
+        hidden_BLD = self._hidden(variables, arrays, codes_BLQ, key)
+        label_smoothing = settings.label_smoothing if key is not None else 0.0
+        text = self._text(variables, arrays, hidden_BLD, label_smoothing)
+        terms = [(settings.text_weight, "text", text)]
+        metrics = {"text_accuracy": jnp.sum(text.correct_B) / totals["text"]}
+        if self.with_audio:
+            spoken_B = self._has_audio(arrays)
+            for name, row_B in (("text_plain_rows", ~spoken_B), ("text_audio_rows", spoken_B)):
+                metrics[name] = jnp.sum(jnp.where(row_B, text.loss_B, 0)) / totals[name]
+            audio = self._audio(variables, arrays, hidden_BLD, codes_BLQ)
+            terms += [
+                (weight, f"audio/{q}", sums)
+                for q, (weight, sums) in enumerate(zip(self.audio_weights, audio, strict=True))
+            ]
+            metrics["audio_accuracy/0"] = jnp.sum(audio[0].correct_B) / totals["audio/0"]
+        loss = z_loss = jnp.zeros((), jnp.float32)
+        for weight, name, sums in terms:
+            metrics[name] = jnp.sum(sums.loss_B) / totals[name]
+            loss += weight * metrics[name]
+            z_loss += weight * jnp.sum(sums.square_B) / totals[name]
+        if settings.z_loss:
+            metrics["z_loss"] = settings.z_loss * z_loss
+            loss += metrics["z_loss"]
+        return loss, metrics
+
+    def _has_audio(self, arrays: Arrays) -> jax.Array:
+        """(B,): rows with at least one frame, heard or spoken."""
+        return jnp.any(arrays["ids_BL"] == self.config.tokens.audio_pad, axis=1)
+
+    def _codes(self, variables: Variables, arrays: Arrays) -> jax.Array:
+        """codes_BLQ, those of the batch's mels put in their places."""
+        codes_BLQ = arrays["codes_BLQ"]
+        frozen = jax.lax.stop_gradient(variables)
+        for chunks in arrays.get("audio", ()):
+            mel_BCTM = chunks["mel_BCTM"]
+            places = mel_BCTM.shape[:2]
+            codes_XNQ, _ = self.tokenizer.apply(
+                frozen,
+                mel_BCTM.reshape(-1, *mel_BCTM.shape[2:]),
+                chunks["mel_lengths_BC"].reshape(-1),
+                method="encode",
+            )
+            codes_BCNQ = codes_XNQ.reshape(*places, *codes_XNQ.shape[1:])
+            codes_BLQ = jax.vmap(_put)(
+                codes_BLQ, codes_BCNQ, chunks["starts_BC"], chunks["frames_BC"]
+            )
+        return codes_BLQ
+
+    def _hidden(self, variables, arrays: Arrays, codes_BLQ, key) -> jax.Array:
+        """Normed hidden states (B, L, D)."""
+        ids_BL, segments_BL = arrays["ids_BL"], arrays["segments_BL"]
+        settings = self.settings
+        kept_BL = None
+        if codes_BLQ is not None and key is not None:
+            if settings.code_dropout or settings.frame_dropout:
+                kept_BL = _kept_codebooks(settings, len(self.codebook_sizes), key, ids_BL.shape)
+
+        def run(model: BaichuanAudio) -> jax.Array:
+            real_BL = segments_BL > 0
+            if kept_BL is None:
+                x_BLD = model.embed(ids_BL, codes_BLQ, real_BL)
+            else:
+                x_BLD = _embed_some(model, ids_BL, codes_BLQ, kept_BL, real_BL)
+            return model.llm(x_BLD, arrays["positions_BL"], segments_BL)[0]
+
+        return self.model.apply(variables, method=run)
+
+    def _text(self, variables, arrays: Arrays, hidden_BLD, label_smoothing) -> CrossEntropy:
+        """Sums of the text loss by row."""
+
+        def logits(hidden_BLD: jax.Array) -> jax.Array:
+            return self.model.apply(variables, hidden_BLD, method="text_logits")
+
+        return chunked_cross_entropy(
+            logits,
+            hidden_BLD,
+            _next(arrays["ids_BL"]),
+            _next(arrays["text_target_BL"]),
+            chunk=self.settings.chunk,
+            label_smoothing=label_smoothing,
+        )
+
+    def _audio(self, variables, arrays: Arrays, hidden_BLD, codes_BLQ) -> tuple[CrossEntropy, ...]:
+        """Sums of each codebook's loss by row, the audio head run on the gathered frames alone."""
+        capacity = self._capacity(hidden_BLD.shape[1])
+        target_BL = _next(arrays["audio_target_BL"])
+        end_BL = _next(arrays["ids_BL"] == self.config.tokens.audiogen_end)
+
+        def pick(hidden_LD, codes_LQ, target_L, end_L):
+            # Within a row: a batch sharded over its rows needs no communication.
+            (at_N,) = jnp.nonzero(target_L, size=capacity, fill_value=0)
+            valid_N = jnp.arange(capacity) < jnp.sum(target_L)
+            codes_NQ = jnp.where(valid_N[:, None], codes_LQ[at_N], 0)
+            return hidden_LD[at_N], codes_NQ, valid_N, valid_N & ~end_L[at_N]
+
+        def piece(hidden_BND, codes_BNQ, first_BN, rest_BN) -> tuple[CrossEntropy, ...]:
+            rows = codes_BNQ.shape[:2]
+            logits = self.model.apply(
+                variables,
+                hidden_BND.reshape(-1, hidden_BND.shape[-1]),
+                codes_BNQ.reshape(-1, codes_BNQ.shape[-1]),
+                method="audio_logits",
+            )
+            return tuple(
+                cross_entropy(
+                    logits_XV.reshape(*rows, -1), codes_BNQ[:, :, q], rest_BN if q else first_BN
+                )
+                for q, logits_XV in enumerate(logits)
+            )
+
+        picked = jax.vmap(pick)(hidden_BLD, _next(codes_BLQ), target_BL, end_BL)
+        return sum_over_chunks(piece, self.settings.chunk, *picked)
+
+
+class TextLMStage(LMStage):
+    """The language model alone, on text: what the demo pretrains its nano model with."""
+
+    name = "text_lm"
+
+    def __init__(self, config: BaichuanAudioConfig, settings: LMSettings, **options: Any):
+        super().__init__(config.only("llm"), settings, **options)
+
+
+def _next(array_BL: jax.Array) -> jax.Array:
+    """Each position's successor, zeros after the last: what position i predicts, at i."""
+    last = jnp.zeros_like(array_BL[:, :1])
+    return jnp.concatenate([array_BL[:, 1:], last], axis=1)
+
+
+def _put(codes_LQ, codes_CNQ, starts_C, frames_C) -> jax.Array:
+    """A row's codes with each chunk's written from its start on."""
+    place_N = jnp.arange(codes_CNQ.shape[1])
+    at_CN = starts_C[:, None] + place_N[None]
+    at_CN = jnp.where(place_N[None] < frames_C[:, None], at_CN, len(codes_LQ))
+    return codes_LQ.at[at_CN].set(codes_CNQ, mode="drop")
+
+
+def _kept_codebooks(settings: LMSettings, depth: int, key, shape) -> jax.Array:
+    """How many codebooks of an input frame are shown, (B, L)."""
+    some, number, none = jax.random.split(key, 3)
+    kept_BL = jnp.full(shape, depth)
+    if settings.code_dropout and depth > 1:
+        fewer_BL = jax.random.randint(number, shape, 1, depth)
+        kept_BL = jnp.where(
+            jax.random.bernoulli(some, settings.code_dropout, shape), fewer_BL, kept_BL
+        )
+    return jnp.where(jax.random.bernoulli(none, settings.frame_dropout, shape), 0, kept_BL)
+
+
+def _embed_some(model: BaichuanAudio, ids_BL, codes_BLQ, kept_BL, real_BL) -> jax.Array:
+    """`BaichuanAudio.embed` with the first `kept_BL` codebooks of each frame."""
+    text_BLD = model.embed(ids_BL, None, real_BL)
+    is_audio_BL = real_BL & (ids_BL == model.config.tokens.audio_pad)
+    codes_BLQ = jnp.where(is_audio_BL[:, :, None], codes_BLQ, 0)
+    audio_BLD = sum(
+        jnp.where((q < kept_BL)[:, :, None], model.audio_embed.code(q, codes_BLQ[:, :, q]), 0)
+        for q in range(codes_BLQ.shape[-1])
+    )
+    return jnp.where(is_audio_BL[:, :, None], audio_BLD, text_BLD)
+
+
+def _checked_chunks(audio: tuple, frames_BL: np.ndarray, pooling: int) -> tuple[dict, ...]:
+    """The chunks as dicts, once they fill each audio position exactly once."""
+    filled_BL = np.zeros(frames_BL.shape, np.int32)
+    for chunks in audio:
+        due_BC = bridge_length(encoder_length(chunks.mel_lengths_BC), pooling)
+        wrong_BC = due_BC != chunks.frames_BC
+        if wrong_BC.any():
+            row, place = np.argwhere(wrong_BC)[0]
+            raise StageError(
+                f"row {row}, chunk {place}: {chunks.mel_lengths_BC[row, place]} mel frames give "
+                f"{due_BC[row, place]} frames of codes, the batch says "
+                f"{chunks.frames_BC[row, place]}"
+            )
+        for row, place in np.argwhere(chunks.frames_BC > 0):
+            start = chunks.starts_BC[row, place]
+            filled_BL[row, start : start + chunks.frames_BC[row, place]] += 1
+    wrong_BL = filled_BL != frames_BL
+    if wrong_BL.any():
+        row, place = np.argwhere(wrong_BL)[0]
+        raise StageError(
+            f"row {row}, position {place}: {filled_BL[row, place]} mels give its codes, expected "
+            f"{int(frames_BL[row, place])}: set stage.audio to 'codes' if the data stores them"
+        )
+    return tuple(chunks._asdict() for chunks in audio)
