@@ -1,0 +1,307 @@
+"""Flow stage: the flow-matching decoder learns mels from the frozen tokenizer's codes (paper 3.2).
+
+Audio is encoded to codes, and these are decoded to the audio decoder's 50 Hz features, by frozen
+components. The prenet turns the features into mu (prior loss: L1 against the mel), the U-Net learns
+the velocity of the flow from noise to the mel, given mu (CFM loss; mu is zeroed for a share of the
+items, so that sampling can be guided). The CFM loss reaches the prenet through mu, too.
+
+N frames of codes give 4 N - 1 frames of features, the mel has one every 480 samples: an item counts
+with the fewer of the two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ba_jax.audio.lengths import bridge_length, encoder_length
+from ba_jax.audio.mel import FLOW_MEL
+from ba_jax.data.audio_batches import AudioBatch
+from ba_jax.losses import flow as losses
+from ba_jax.models import flow_matching, layers
+from ba_jax.models.baichuan_audio import BaichuanAudio
+from ba_jax.steps.base import Aux, Stage, StageError, Variables
+
+_PICTURES = 2  # items
+_EVAL_SEED = 0  # of the noise of evaluations, the same in each
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowSettings:
+    """Settings of the stage; condition dropout and schedule are in the model's `flow_matching`.
+
+    Attributes:
+      prior, cfm: weights of the losses.
+      codebook_dropout: share of items that are decoded from their first 1 to Q codebooks alone, the
+        number drawn uniformly, so that codes cut short can be decoded.
+      eval_times: an evaluation takes the CFM loss at so many flow times: the schedule at the
+        middles of as many equal parts of [0, 1].
+      eval_steps: Euler steps of the mels sampled in evaluations.
+
+    Raises:
+      ValueError: a number out of range.
+    """
+
+    prior: float = 1.0
+    cfm: float = 1.0
+    codebook_dropout: float = 0.0
+    eval_times: int = 4
+    eval_steps: int = 4
+
+    def __post_init__(self):
+        if not 0 <= self.codebook_dropout <= 1:
+            raise ValueError(f"codebook_dropout = {self.codebook_dropout}, expected 0 to 1")
+        for name in ("prior", "cfm"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)}, expected at least 0")
+        for name in ("eval_times", "eval_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}, expected at least 1")
+
+
+def draw_codebooks(keys_B: jax.Array, share: float, codebooks: int) -> jax.Array:
+    """How many codebooks each item keeps, (B,): all, or with probability `share` 1 to all."""
+
+    def item(key: jax.Array) -> jax.Array:
+        drop_key, count_key = jax.random.split(key)
+        count = jax.random.randint(count_key, (), 1, codebooks + 1)
+        return jnp.where(jax.random.uniform(drop_key) < share, count, codebooks)
+
+    return jax.vmap(item)(keys_B)
+
+
+def tokenizer_features(
+    model: BaichuanAudio,
+    mel_BTM: jax.Array,
+    lengths_B: jax.Array,
+    codebooks_B: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Whisper mel to codes and back to 50 Hz features: hidden_BTD and its lengths_B.
+
+    With `codebooks_B` an item is decoded from its first so many codebooks alone. A method of the
+    assembly: `model.apply(variables, ..., method=tokenizer_features)`.
+    """
+    if codebooks_B is None:
+        codes_BNQ, lengths_B = model.encode(mel_BTM, lengths_B)
+        decoded = model.decode(codes_BNQ, lengths_B)
+        return decoded.hidden_BTD, decoded.hidden_lengths_B
+    x, lengths_B = model.audio_encoder(mel_BTM, lengths_B)
+    z, lengths_B = model.vq_bridge.features(x, lengths_B)
+    quantized = model.vq_bridge.quantize(z, lengths_B)
+    # The residual before codebook q is what the first q left over.
+    residuals = quantized.residuals_QBNE
+    first = jnp.concatenate([residuals[:1] - residuals[1:], quantized.z_BNE[None]])
+    z = jnp.take_along_axis(first, codebooks_B[None, :, None, None] - 1, axis=0)[0]
+    decoded = model.audio_decoder(model.vq_bridge.project(z), lengths_B)
+    return decoded.hidden_BTD, decoded.hidden_lengths_B
+
+
+class FlowStage(Stage):
+    """The flow stage; batches are `AudioBatch`es with `whisper_mel` and `flow_mel`.
+
+    Raises:
+      StageError: a model without one of the components, or whose mel is not `FLOW_MEL`'s.
+    """
+
+    name = "flow"
+    settings_class = FlowSettings
+    components = ("audio_encoder", "vq_bridge", "audio_decoder", "flow_prenet", "flow_unet")
+
+    def __init__(self, config, settings, **kwargs):
+        super().__init__(config, settings, **kwargs)
+        for name in ("flow_prenet", "flow_unet"):
+            bins = getattr(self.config, name).mel_bins
+            if bins != FLOW_MEL.n_mels:
+                raise StageError(f"{name}: mel_bins = {bins}, expected {FLOW_MEL.n_mels}")
+
+    def hidden_lengths(self, whisper_lengths_B: np.ndarray) -> np.ndarray:
+        """Frames of mu for frames of Whisper's mel, on the host."""
+        pooling, decoder = self.config.vq_bridge.pooling, self.config.audio_decoder
+        codes_B = bridge_length(encoder_length(whisper_lengths_B), pooling)
+        kernel, rate = decoder.kernel_size, decoder.upsample_rates[0]
+        hidden_B = (codes_B - 1) * rate + kernel - max(0, kernel - rate)
+        ratio = np.float32(self.config.flow_prenet.length_ratio)
+        hidden_B = np.floor(hidden_B.astype(np.float32) * ratio).astype(np.int32)
+        return np.where(codes_B > 0, hidden_B, 0).astype(np.int32)
+
+    def arrays(self, batch: AudioBatch) -> dict[str, np.ndarray]:
+        """whisper_mel_BTM with its lengths, mel_BTM (the target) with the frames that count.
+
+        Raises:
+          StageError: a batch without these features, or without a frame to learn from.
+        """
+        lacking = [
+            name for name in ("whisper_mel", "flow_mel") if getattr(batch, f"{name}_BTM") is None
+        ]
+        if lacking:
+            raise StageError(
+                f"stage {self.name}: batches without {lacking}; name them in the data's `features`"
+            )
+        whisper_lengths_B = np.asarray(batch.whisper_lengths_B, np.int32)
+        hidden_B = self.hidden_lengths(whisper_lengths_B)
+        lengths_B = np.minimum(hidden_B, batch.flow_lengths_B).astype(np.int32)
+        if not lengths_B.any():
+            raise StageError(
+                f"stage {self.name}: a batch of {len(lengths_B)} clips without a frame to learn"
+                f" from; {int(np.sum(batch.skipped_B))} of them were damaged and skipped"
+            )
+        return {
+            "whisper_mel_BTM": batch.whisper_mel_BTM,
+            "whisper_lengths_B": whisper_lengths_B,
+            "mel_BTM": batch.flow_mel_BTM,
+            "lengths_B": lengths_B,
+        }
+
+    def amounts(self, arrays: Mapping[str, Any]) -> dict[str, float]:
+        """Tokens are mel frames at 50 Hz."""
+        lengths_B = np.asarray(arrays["lengths_B"])
+        frames = float(lengths_B.sum())
+        return {
+            "tokens": frames,
+            "audio_seconds": frames / FLOW_MEL.frame_rate,
+            "examples": float((lengths_B > 0).sum()),
+        }
+
+    def totals(self, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return {"frames": jnp.maximum(jnp.sum(arrays["lengths_B"]), 1).astype(jnp.float32)}
+
+    def _condition(
+        self, variables: Variables, arrays: Mapping[str, jax.Array], codebooks_B=None
+    ) -> tuple[jax.Array, jax.Array]:
+        """(mu_BTM, mel_BTM) cut to the frames that both have."""
+        hidden, hidden_lengths_B = self.model.apply(
+            jax.lax.stop_gradient(variables),
+            arrays["whisper_mel_BTM"],
+            arrays["whisper_lengths_B"],
+            codebooks_B,
+            method=tokenizer_features,
+        )
+        hidden = jax.lax.stop_gradient(hidden)
+        mu, _ = self.model.apply(
+            variables,
+            hidden,
+            hidden_lengths_B,
+            method=lambda model, *args: model.flow_prenet(*args),
+        )
+        mel = layers.zero_past(arrays["mel_BTM"].astype(jnp.float32), arrays["lengths_B"])
+        frames = min(mu.shape[1], mel.shape[1])
+        return mu[:, :frames].astype(jnp.float32), mel[:, :frames]
+
+    def _velocity(self, variables: Variables, *args: jax.Array) -> jax.Array:
+        return self.model.apply(
+            variables, *args, method=lambda model, *args: model.flow_unet(*args)
+        )
+
+    def loss(
+        self,
+        variables: Variables,
+        arrays: Mapping[str, jax.Array],
+        totals: Mapping[str, jax.Array],
+        key: jax.Array,
+        step: jax.Array,
+    ) -> tuple[jax.Array, Aux]:
+        """Weighted prior and CFM losses; metrics "loss", "prior", "cfm"."""
+        settings, flow = self.settings, self.config.flow_matching
+        lengths_B = arrays["lengths_B"]
+        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(lengths_B)))
+        noise_keys, time_keys, drop_keys, code_keys = jax.vmap(
+            lambda key: jax.random.split(key, 4), out_axes=1
+        )(keys_B)
+        codebooks_B = None
+        if settings.codebook_dropout:
+            count = len(self.config.vq_bridge.codebook_sizes)
+            codebooks_B = draw_codebooks(code_keys, settings.codebook_dropout, count)
+        mu, mel = self._condition(variables, arrays, codebooks_B)
+        prior = jnp.sum(losses.l1_B(mu, mel, lengths_B)) / totals["frames"]
+
+        noise = flow_matching.draw_noise(noise_keys, mel.shape[1], mel.shape[2])
+        t_B = flow_matching.warp(jax.vmap(jax.random.uniform)(time_keys), flow.schedule)
+        point, target = flow_matching.training_pair(mel, noise, t_B, flow.sigma_min)
+        drop_B = losses.dropped_B(drop_keys, flow.condition_dropout)
+        mu = jnp.where(drop_B[:, None, None], 0, mu)
+        velocity = self._velocity(variables, point, mu, t_B, lengths_B)
+        cfm = jnp.sum(losses.cfm_B(velocity, target, lengths_B)) / totals["frames"]
+        loss = settings.prior * prior + settings.cfm * cfm
+        return loss, Aux({"loss": loss, "prior": prior, "cfm": cfm})
+
+    def evaluate(
+        self,
+        variables: Variables,
+        arrays: Mapping[str, jax.Array],
+        totals: Mapping[str, jax.Array],
+        key: jax.Array,
+    ) -> dict[str, jax.Array]:
+        """The losses with every condition, at fixed times and noise, and the error of samples.
+
+        The same for every key. Metrics "loss", "prior", "cfm", and "mel_mae": mean absolute error
+        of a mel sampled in `eval_steps` guided steps, natural-log units.
+        """
+        settings, flow = self.settings, self.config.flow_matching
+        lengths_B = arrays["lengths_B"]
+        mu, mel = self._condition(variables, arrays)
+        noise = self._eval_noise(mel)
+        prior = jnp.sum(losses.l1_B(mu, mel, lengths_B)) / totals["frames"]
+
+        def at_time(t: jax.Array) -> jax.Array:
+            t_B = jnp.full(lengths_B.shape, t)
+            point, target = flow_matching.training_pair(mel, noise, t_B, flow.sigma_min)
+            velocity = self._velocity(variables, point, mu, t_B, lengths_B)
+            return jnp.sum(losses.cfm_B(velocity, target, lengths_B)) / totals["frames"]
+
+        middles = (jnp.arange(settings.eval_times, dtype=jnp.float32) + 0.5) / settings.eval_times
+        cfm = jnp.mean(jax.lax.map(at_time, flow_matching.warp(middles, flow.schedule)))
+        sampled = self._sample(variables, mu, lengths_B, noise)
+        return {
+            "loss": settings.prior * prior + settings.cfm * cfm,
+            "prior": prior,
+            "cfm": cfm,
+            "mel_mae": jnp.sum(losses.l1_B(sampled, mel, lengths_B)) / totals["frames"],
+        }
+
+    def _eval_noise(self, mel_BTM: jax.Array) -> jax.Array:
+        batch, frames, bins = mel_BTM.shape
+        key = jax.random.key(_EVAL_SEED)
+        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+        return flow_matching.draw_noise(keys_B, frames, bins)
+
+    def _sample(self, variables: Variables, mu, lengths_B, noise) -> jax.Array:
+        flow = self.config.flow_matching
+        sampled = flow_matching.sample(
+            lambda *args: self._velocity(variables, *args),
+            mu,
+            lengths_B,
+            noise,
+            steps=self.settings.eval_steps,
+            guidance=flow.guidance,
+            schedule=flow.schedule,
+        )
+        return layers.zero_past(sampled, lengths_B)
+
+    @functools.cached_property
+    def _draw(self):
+        """(target, mu, sampled) mels of a batch's first items and their lengths, jitted."""
+
+        def mels(variables, arrays):
+            arrays = {name: array[:_PICTURES] for name, array in arrays.items()}
+            mu, mel = self._condition(variables, arrays)
+            lengths_B = arrays["lengths_B"]
+            sampled = self._sample(variables, mu, lengths_B, self._eval_noise(mel))
+            return {"target": mel, "mu": mu, "sampled": sampled}, lengths_B
+
+        return jax.jit(mels)
+
+    def pictures(self, variables: Variables, arrays: Mapping[str, jax.Array]) -> dict[str, Any]:
+        """ "mel/I/target", "mel/I/mu" and "mel/I/sampled" of the first 2 items."""
+        mels, lengths_B = jax.device_get(self._draw(variables, dict(arrays)))
+        return {
+            f"mel/{i}/{name}": mel_BTM[i, :frames]
+            for i, frames in enumerate(lengths_B.tolist())
+            if frames
+            for name, mel_BTM in mels.items()
+        }
