@@ -150,9 +150,10 @@ def test_discriminators_by_hand():
 # --- XLA's count --------------------------------------------------------------------------------
 # Of the lowered program, which is neither compiled nor run, so that widths can be large enough for
 # what is not counted here (norms, activations, softmax) to be little. XLA counts attention's masked
-# pairs, and no tap of a convolution that lies on padding. The tolerance is what was seen, 0.2 to 3 %,
-# and some more.
+# pairs, which are added to ours, and no tap of a convolution that lies on padding. Seen: XLA's is
+# larger by 0.4 % (LLM) to 3.3 % (U-Net), and smaller by 2.4 % for the discriminators.
 BATCH = 2
+TOLERANCE = 0.04
 
 
 def xla_flops(module, *args, **options) -> float:
@@ -179,7 +180,9 @@ def test_llm_as_xla_counts():
     )
     layers = xla_flops(LLM(config, scan=False), floats(BATCH, 64, 512))
     counted = flops.llm(config, BATCH * 64, BATCH * 64 * 64, 0)
-    assert layers == pytest.approx(counted, rel=0.05)
+    assert layers == pytest.approx(counted, rel=TOLERANCE)
+    scanned = xla_flops(LLM(config), floats(BATCH, 64, 512))
+    assert scanned < 0.6 * counted  # one of two layers: why this file exists
     logits = xla_flops(LLM(config), floats(BATCH, 64, 512), method="logits")
     assert logits == pytest.approx(flops.llm(config, 0, 0, BATCH * 64), rel=1e-3)
 
@@ -188,19 +191,19 @@ def test_audio_head_as_xla_counts():
     config = AudioHeadConfig(512, 2, (512, 256, 128, 64, 64, 64, 64, 64))
     seen = xla_flops(AudioHead(config), floats(96, 512), floats(96, 8, 512))
     counted = flops.audio_head(config, 96) + 2 * 96 * masked_pairs(8) * 4 * 512
-    assert seen == pytest.approx(counted, rel=0.05)
+    assert seen == pytest.approx(counted, rel=TOLERANCE)
 
 
 def test_audio_encoder_as_xla_counts():
     config = AudioEncoderConfig(mel_bins=80, width=512, layers=2, heads=4, ffn_width=2048)
     seen = xla_flops(AudioEncoder(config, scan=False), floats(BATCH, 200, 80), LENGTHS)
-    assert seen == pytest.approx(flops.audio_encoder(config, [200] * BATCH), rel=0.05)
+    assert seen == pytest.approx(flops.audio_encoder(config, [200] * BATCH), rel=TOLERANCE)
 
 
 def test_vq_bridge_as_xla_counts():
     config = VQBridgeConfig(256, 4, (512, 256, 128, 64, 64, 64, 64, 64))
     seen = xla_flops(VQBridge(config), floats(BATCH, 80, 256), LENGTHS)
-    assert seen == pytest.approx(flops.vq_bridge(config, BATCH * 20), rel=0.05)
+    assert seen == pytest.approx(flops.vq_bridge(config, BATCH * 20), rel=TOLERANCE)
 
 
 def test_audio_decoder_as_xla_counts():
@@ -209,7 +212,7 @@ def test_audio_decoder_as_xla_counts():
     )
     seen = xla_flops(AudioDecoder(config, scan=False), floats(BATCH, 32, 512), LENGTHS)
     counted = flops.audio_decoder(config, [32] * BATCH) + BATCH * 2 * masked_pairs(127) * 4 * 512
-    assert seen == pytest.approx(counted, rel=0.05)
+    assert seen == pytest.approx(counted, rel=TOLERANCE)
 
 
 def test_flow_prenet_as_xla_counts():
@@ -218,7 +221,7 @@ def test_flow_prenet_as_xla_counts():
     )
     seen = xla_flops(FlowPrenet(config, scan=False), floats(BATCH, 100, 256), LENGTHS)
     counted = flops.flow_prenet(config, [100] * BATCH) + BATCH * 2 * masked_pairs(100) * 4 * 512
-    assert seen == pytest.approx(counted, rel=0.05)
+    assert seen == pytest.approx(counted, rel=TOLERANCE)
 
 
 def test_flow_unet_as_xla_counts():
@@ -227,25 +230,25 @@ def test_flow_unet_as_xla_counts():
     )
     mel = floats(BATCH, 100, 80)
     seen = xla_flops(FlowUNet(config, scan=False), mel, mel, floats(BATCH), LENGTHS)
-    assert seen == pytest.approx(flops.flow_unet(config, [100] * BATCH), rel=0.05)
+    assert seen == pytest.approx(flops.flow_unet(config, [100] * BATCH), rel=TOLERANCE)
 
 
 def test_vocoder_as_xla_counts():
     config = VocoderConfig(base_channels=512, f0_channels=128)
     mel, module = floats(BATCH, 40, 80), Vocoder(config)
     f0 = xla_flops(module, mel, LENGTHS, method="f0")
-    assert f0 == pytest.approx(flops.vocoder_f0(config, [40] * BATCH), rel=0.05)
+    assert f0 == pytest.approx(flops.vocoder_f0(config, [40] * BATCH), rel=TOLERANCE)
     samples = 40 * 480
     generator = xla_flops(module, mel, floats(BATCH, samples, 1), LENGTHS, method="decode")
     counted = flops.vocoder_generator(config, [40] * BATCH)
     counted -= flops.dense(BATCH * samples, 9, 1)  # the source is made outside `decode`
-    assert generator == pytest.approx(counted, rel=0.05)
+    assert generator == pytest.approx(counted, rel=TOLERANCE)
 
 
 def test_discriminators_as_xla_counts():
     config = DiscriminatorConfig(periods=(2, 5), fft_sizes=(1024, 512))
     seen = xla_flops(Discriminators(config), floats(BATCH, 24000))
-    assert seen == pytest.approx(flops.discriminators(config, 24000, BATCH), rel=0.05)
+    assert seen == pytest.approx(flops.discriminators(config, 24000, BATCH), rel=TOLERANCE)
 
 
 # --- training, pairs, lengths -------------------------------------------------------------------
