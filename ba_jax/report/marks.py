@@ -1,0 +1,43 @@
+"""Which words of what was heard differ from what was said."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+# Chinese characters count one by one, everything else by words.
+_CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_TOKENS = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+|\s+")
+
+Pieces = list[tuple[str, bool]]  # (text, whether it differs), adjoining
+
+
+def _key(token: str) -> str:
+    """What is compared: letters and digits without case; "" for punctuation and space."""
+    return "".join(c for c in token.casefold() if c.isalnum())
+
+
+def differences(reference: str, hypothesis: str) -> tuple[Pieces, Pieces]:
+    """Both texts in pieces; what differs is what an edit from one to the other touches."""
+    tokens = [_TOKENS.findall(text) for text in (reference, hypothesis)]
+    places = [[i for i, token in enumerate(side) if _key(token)] for side in tokens]
+    keys = [[_key(side[i]) for i in place] for side, place in zip(tokens, places, strict=True)]
+    differ: tuple[set[int], set[int]] = (set(), set())
+    matcher = difflib.SequenceMatcher(None, *keys, autojunk=False)
+    for tag, a0, a1, b0, b1 in matcher.get_opcodes():
+        if tag != "equal":
+            differ[0].update(places[0][a0:a1])
+            differ[1].update(places[1][b0:b1])
+    return _pieces(tokens[0], differ[0]), _pieces(tokens[1], differ[1])
+
+
+def _pieces(tokens: list[str], differ: set[int]) -> Pieces:
+    pieces: Pieces = []
+    for i, token in enumerate(tokens):
+        # The space between two words that differ is marked with them.
+        marked = i in differ or (token.isspace() and i - 1 in differ and i + 1 in differ)
+        if pieces and pieces[-1][1] == marked:
+            pieces[-1] = (pieces[-1][0] + token, marked)
+        else:
+            pieces.append((token, marked))
+    return pieces

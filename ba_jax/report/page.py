@@ -1,0 +1,269 @@
+"""The page: what the template is given, and the files that lie beside it."""
+
+from __future__ import annotations
+
+import collections
+import importlib.metadata
+import math
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ba_jax.report import charts, curves, marks, targets
+from ba_jax.report.runs import Evaluation, Item, Runs, Stage
+
+FILES = "files"
+LISTENED = 8  # items of a suite that have players; the others' recordings are linked in the tables
+LONG = 12  # rows from which a table is closed at first
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_HERE = Path(__file__).resolve().parent
+
+
+class Files:
+    """Copies files into a folder under plain names, each once."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._links: dict[Path, str] = {}
+        self._names: set[str] = set()
+
+    def add(self, path: Path, name: str) -> str:
+        """Copies `path`; returns its link. `name`, made plain ASCII, is what it is called."""
+        if path not in self._links:
+            stem = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:80] or "file"
+            plain, count = stem, 1
+            while (plain + path.suffix).lower() in self._names:
+                count += 1
+                plain = f"{stem}-{count}"
+            self._names.add((plain + path.suffix).lower())
+            self._folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, self._folder / (plain + path.suffix))
+            self._links[path] = f"{self._folder.name}/{plain}{path.suffix}"
+        return self._links[path]
+
+
+def render(
+    runs: Runs,
+    summary: Mapping[str, Any],
+    origin: Mapping[str, str],
+    files: Files,
+    *,
+    written: str,
+    command: str,
+) -> str:
+    """The page's HTML; everything that comes from data is escaped.
+
+    Args:
+      runs: what to show.
+      summary, origin: of `targets.summarise`.
+      files: takes the pictures and recordings.
+      written: when, as text.
+      command: that made the report.
+    """
+    import jinja2
+    import markupsafe
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = charts.number
+    environment.filters["percent"] = targets.percent
+    # The SVG that `charts` builds is escaped by ElementTree; style and script are our own files.
+    environment.filters["svg"] = markupsafe.Markup
+    stages = [_stage(stage, files) for stage in runs.stages]
+    suites = [
+        suite for evaluation in runs.evaluations.values() for suite in _suites(evaluation, files)
+    ]
+    return environment.get_template("page.html").render(
+        style=markupsafe.Markup((_HERE / "style.css").read_text(encoding="utf-8")),
+        script=markupsafe.Markup((_HERE / "sort.js").read_text(encoding="utf-8")),
+        headline=targets.headline(summary, origin),
+        summary=summary,
+        origin=origin,
+        text_side=[
+            ("before stage 1", summary["t2t_before"], origin.get("t2t_before")),
+            ("after stage 2", summary["t2t_after"], origin.get("t2t_after")),
+            (
+                "after the single stage",
+                summary["t2t_after_single_stage"],
+                origin.get("t2t_after_single_stage"),
+            ),
+        ],
+        mel_errors=_mel_errors(summary["mel_mae_by_codebooks"]),
+        minutes=_bars(runs.minutes or {}),
+        total_minutes=summary[targets.MINUTES],
+        stages=stages,
+        suites=suites,
+        listened=LISTENED,
+        long=LONG,
+        evaluations=list(runs.evaluations),
+        figures=_figures(runs.evaluations),
+        commands=runs.commands,
+        command=command,
+        versions=versions(),
+        written=written,
+        runs_folder=str(runs.folder),
+    )
+
+
+def _bars(values: Mapping[Any, float | None]) -> list[tuple[Any, float | None, float]]:
+    """(name, value, width in percent of the largest)."""
+    known = [v for v in values.values() if v is not None and math.isfinite(v)]
+    most = max(known, default=0)
+    rows = []
+    for name, value in values.items():
+        width = 100 * value / most if value is not None and math.isfinite(value) and most else 0
+        rows.append((name, value, round(width, 1)))
+    return rows
+
+
+def _mel_errors(errors: Mapping[str, float | None] | None) -> list[tuple]:
+    """(codebooks, error, width in percent, share of the error with one codebook or None)."""
+    rows = []
+    one = (errors or {}).get("1")
+    for count, value, width in _bars(errors or {}):
+        rows.append((count, value, width, value / one if one and value is not None else None))
+    return rows
+
+
+def _stage(stage: Stage, files: Files) -> dict[str, Any]:
+    losses, rates = curves.stage_charts(stage.series or {})
+    books = curves.codebooks(stage.series or {})
+    bars = []
+    for place, quantity in enumerate(books.quantities if books else ()):
+        if quantity.endswith(("/use", "/perplexity")):
+            bars.append((quantity, _bars({k: values[place] for k, values in books.rows})))
+    return {
+        "name": stage.name,
+        "has_metrics": stage.series is not None,
+        "losses": losses,
+        "rates": rates,
+        "codebooks": books,
+        "codebook_bars": bars,
+        "finals": curves.final_rows(stage.series or {}),
+        "mels": _first_and_last(stage, (".png",), files),
+        "sounds": _first_and_last(stage, (".wav", ".flac", ".ogg", ".opus", ".mp3"), files),
+        "config": stage.config,
+    }
+
+
+def _first_and_last(stage: Stage, suffixes: Sequence[str], files: Files) -> dict[str, Any]:
+    """The files of the first and the last step that has any: {"steps": ..., "rows": ...}.
+
+    A row is (name, one link or None a step).
+    """
+    found = {
+        step: {
+            name: path
+            for name, kinds in names.items()
+            for suffix, path in kinds.items()
+            if suffix in suffixes
+        }
+        for step, names in stage.pictures.items()
+    }
+    steps = [step for step, names in found.items() if names]
+    steps = steps if len(steps) < 2 else [steps[0], steps[-1]]
+    rows = []
+    for name in sorted({name for step in steps for name in found[step]}):
+        links = []
+        for step in steps:
+            path = found[step].get(name)
+            links.append(files.add(path, f"{stage.name}-{step}-{name}") if path else None)
+        rows.append((name, links))
+    return {"steps": steps, "rows": rows}
+
+
+def _suites(evaluation: Evaluation, files: Files) -> list[dict[str, Any]]:
+    by_suite: dict[str, list[Item]] = collections.defaultdict(list)
+    for item in evaluation.items:
+        by_suite[item.suite].append(item)
+    made = []
+    for name, items in by_suite.items():
+        rows = [_item(evaluation.name, item, files) for item in items]
+        judged = [item for item in items if item.correct is not None]
+        counted = [i for i in items if i.errors is not None and i.units is not None]
+        units = sum(item.units for item in counted)
+        made.append(
+            {
+                "evaluation": evaluation.name,
+                "name": name,
+                "rows": rows,
+                "with_audio": [row for row in rows if row["audio"]],
+                "judged": len(judged),
+                "right": sum(item.correct is True for item in judged),
+                "errors": sum(item.errors for item in counted) if counted else None,
+                "units": units,
+                "rate": sum(item.errors for item in counted) / units if units else None,
+            }
+        )
+    return made
+
+
+def _item(evaluation: str, item: Item, files: Files) -> dict[str, Any]:
+    reference, hypothesis = item.reference, item.hypothesis
+    if item.wrong and reference is not None and hypothesis is not None:
+        pieces = marks.differences(reference, hypothesis)
+    else:
+        pieces = tuple([] if text is None else [(text, False)] for text in (reference, hypothesis))
+    audio = []
+    for sound in item.audio:
+        name = f"{evaluation}-{item.suite}-{item.id}-{sound.label}"
+        audio.append((sound.label, sound.path and files.add(sound.path, name), sound.name))
+    return {
+        "id": item.id,
+        "language": item.language,
+        "reference": pieces[0],
+        "hypothesis": pieces[1],
+        "correct": item.correct,
+        "errors": item.errors,
+        "units": item.units,
+        "wrong": item.wrong,
+        "audio": audio,
+    }
+
+
+def _figures(evaluations: Mapping[str, Evaluation]) -> list[tuple[str, list]]:
+    """(figure, of each evaluation: (whether it has the figure, its value))."""
+    names = dict.fromkeys(name for e in evaluations.values() for name in e.figures or {})
+    return [
+        (
+            name,
+            [
+                (name in (e.figures or {}), (e.figures or {}).get(name))
+                for e in evaluations.values()
+            ],
+        )
+        for name in names
+    ]
+
+
+def versions() -> list[tuple[str, str]]:
+    """Python, the packages and the commit that run here."""
+    found = [("python", platform.python_version())]
+    for package in _PACKAGES:
+        try:
+            found.append((package, importlib.metadata.version(package)))
+        except importlib.metadata.PackageNotFoundError:
+            found.append((package, "not installed"))
+    return found + [("commit", _commit()), ("machine", f"{platform.system()} {platform.machine()}")]
+
+
+def _commit() -> str:
+    """The commit of the tree that this module lies in."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(_HERE), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + (", with changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown: not a git checkout"

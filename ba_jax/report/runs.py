@@ -1,0 +1,333 @@
+"""Reads what the stages and the evaluations left behind; what is absent is None or empty.
+
+    RUNS/<stage>/metrics.csv, timings.csv       step,name,value
+    RUNS/<stage>/config.json                    the settings, shown as they are
+    RUNS/<stage>/pictures/<step>/<name>.png     and .wav; a name may hold slashes
+    RUNS/eval/<checkpoint>/figures.json         name -> number, null, or a dict of such
+    RUNS/eval/<checkpoint>/items.jsonl          one item of a suite a line
+    RUNS/minutes.json                           stage -> minutes
+    RUNS/commands.txt                           the commands that were run, one a line
+
+Anything malformed is a `ReportError` that names the file and, where there is one, the line.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+EVAL = "eval"
+# The order of the chain; stages that are not named here follow by name.
+STAGE_ORDER = ("text_lm", "tokenizer", "flow", "vocoder", "stage1", "stage2", "single", "sft")
+SOUNDS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+Points = tuple[tuple[int, float], ...]  # (step, value), by step; values may be NaN or infinite
+
+
+class ReportError(ValueError):
+    """An input that cannot be read as what it should be, or a folder that cannot be written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A training stage's folder.
+
+    Attributes:
+      name: of the folder.
+      series: metric -> its points, of both CSV files; None without metrics.csv.
+      pictures: step -> name without suffix -> suffix (".png", ".wav") -> file.
+      config: the text of config.json, or None.
+    """
+
+    name: str
+    series: Mapping[str, Points] | None
+    pictures: Mapping[int, Mapping[str, Mapping[str, Path]]]
+    config: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sound:
+    """A recording of an item; `path` is None where the file that is named does not exist."""
+
+    label: str
+    name: str
+    path: Path | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One item of a suite; None is what the evaluation did not say."""
+
+    suite: str
+    id: str
+    language: str | None = None
+    reference: str | None = None
+    hypothesis: str | None = None
+    correct: bool | None = None
+    errors: float | None = None
+    units: float | None = None
+    audio: tuple[Sound, ...] = ()
+
+    @property
+    def wrong(self) -> bool:
+        return self.correct is False or bool(self.errors)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The results of one checkpoint; `figures` is flat: a dict's entries become `name/key`."""
+
+    name: str
+    figures: Mapping[str, float | None] | None
+    items: tuple[Item, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """All that a report is made from."""
+
+    folder: Path
+    stages: tuple[Stage, ...]
+    evaluations: Mapping[str, Evaluation]
+    minutes: Mapping[str, float] | None
+    commands: tuple[str, ...] | None
+
+
+def read_runs(folder: Path) -> Runs:
+    """Reads a folder of runs.
+
+    Raises:
+      ReportError: for a folder that is absent or holds nothing to report, or a malformed file.
+    """
+    if not folder.is_dir():
+        raise ReportError(f"{folder}: no such folder; expected the runs of a main job")
+    minutes = _read_minutes(folder / "minutes.json")
+    stages = [_read_stage(path) for path in _folders(folder) if path.name != EVAL]
+    stages = [stage for stage in stages if stage.series is not None or stage.pictures]
+    evaluations = {path.name: _read_evaluation(path) for path in _folders(folder / EVAL)}
+    if not (stages or evaluations or minutes):
+        raise ReportError(
+            f"{folder}: nothing to report; expected <stage>/metrics.csv, <stage>/pictures/, "
+            "eval/<checkpoint>/figures.json or minutes.json"
+        )
+    return Runs(
+        folder=folder,
+        stages=tuple(sorted(stages, key=lambda stage: stage_rank(stage.name))),
+        evaluations=dict(sorted(evaluations.items(), key=lambda pair: stage_rank(pair[0]))),
+        minutes=minutes,
+        commands=_read_commands(folder / "commands.txt"),
+    )
+
+
+def stage_rank(name: str) -> tuple[int, str]:
+    """The sorting key of a stage's name: its place in the chain."""
+    plain = name.removeprefix("lm_")
+    return (STAGE_ORDER.index(plain) if plain in STAGE_ORDER else len(STAGE_ORDER), name)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ReportError(f"{path}: not UTF-8 at byte {error.start}") from error
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# --- stages -------------------------------------------------------------------------------------
+
+
+def _read_stage(folder: Path) -> Stage:
+    files = [folder / "metrics.csv", folder / "timings.csv"]
+    series: dict[str, Points] | None = None
+    if files[0].is_file():
+        series = {k: v for file in files if file.is_file() for k, v in read_metrics(file).items()}
+    config = folder / "config.json"
+    return Stage(
+        name=folder.name,
+        series=series,
+        pictures=_read_pictures(folder / "pictures"),
+        config=_text(config) if config.is_file() else None,
+    )
+
+
+def read_metrics(path: Path) -> dict[str, Points]:
+    """Metric -> points from `step,name,value`; of a step that was logged twice the later counts.
+
+    A run that was resumed logs the steps since its checkpoint again. A last line without its end
+    is one that a run was killed at, as in `metrics.writers`: it does not count.
+
+    Raises:
+      ReportError: naming the line that is malformed.
+    """
+    values: dict[str, dict[int, float]] = {}
+    lines = _text(path).split("\n")[:-1]
+    rows = csv.reader(lines, strict=True)
+    try:
+        for row in rows:
+            where = f"{path}:{rows.line_num}"
+            if rows.line_num == 1:
+                if row != ["step", "name", "value"]:
+                    raise ReportError(f"{where}: header {row!r}, expected step,name,value")
+                continue
+            if len(row) != 3:
+                raise ReportError(f"{where}: {len(row)} fields {row!r}, expected step,name,value")
+            try:
+                step, value = int(row[0]), float(row[2])
+            except ValueError as error:
+                raise ReportError(
+                    f"{where}: {row!r}: expected a whole step and a number"
+                ) from error
+            values.setdefault(row[1], {})[step] = value
+    except csv.Error as error:
+        raise ReportError(f"{path}:{rows.line_num}: {error}") from error
+    if not rows.line_num:
+        raise ReportError(f"{path}: no line, expected the header step,name,value")
+    return {name: tuple(sorted(points.items())) for name, points in values.items()}
+
+
+def _read_pictures(folder: Path) -> dict[int, dict[str, dict[str, Path]]]:
+    pictures: dict[int, dict[str, dict[str, Path]]] = {}
+    for step in _folders(folder):
+        if not step.name.isdecimal():
+            raise ReportError(f"{step}: expected a folder named by its step")
+        found = pictures.setdefault(int(step.name), {})
+        for path in sorted(step.rglob("*")):
+            if path.suffix not in (".png", *SOUNDS):
+                continue
+            if path.suffix == ".png":
+                with path.open("rb") as file:
+                    if file.read(len(_PNG)) != _PNG:
+                        raise ReportError(f"{path}: not a PNG file")
+            name = path.relative_to(step).with_suffix("").as_posix()
+            found.setdefault(name, {})[path.suffix] = path
+    return dict(sorted(pictures.items()))
+
+
+# --- evaluations --------------------------------------------------------------------------------
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise ReportError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+
+
+def _read_evaluation(folder: Path) -> Evaluation:
+    figures, items = folder / "figures.json", folder / "items.jsonl"
+    return Evaluation(
+        name=folder.name,
+        figures=read_figures(figures) if figures.is_file() else None,
+        items=tuple(read_items(items)) if items.is_file() else (),
+    )
+
+
+def read_figures(path: Path) -> dict[str, float | None]:
+    """Name -> number or None; the entries of a dict under `name` become `name/key`.
+
+    Raises:
+      ReportError: for anything but numbers, null and one level of dicts of them.
+    """
+    content = _read_json(path)
+    if not isinstance(content, dict):
+        raise ReportError(f"{path}: expected an object of figures, got {content!r:.80}")
+    figures: dict[str, float | None] = {}
+    for name, value in content.items():
+        nested = value if isinstance(value, dict) else {"": value}
+        for key, number in nested.items():
+            full = f"{name}/{key}" if key else name
+            if number is not None and not _number(number):
+                raise ReportError(f"{path}: {full} = {number!r:.80}: expected a number or null")
+            figures[full] = number
+    return figures
+
+
+def read_items(path: Path) -> list[Item]:
+    """The items of an `items.jsonl`, in order.
+
+    Raises:
+      ReportError: naming the line and the key.
+    """
+    items = []
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            content = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ReportError(f"{where}: not JSON: {error.msg}") from error
+        if not isinstance(content, dict):
+            raise ReportError(f"{where}: expected an object, got {content!r:.80}")
+        items.append(_item(content, where, path.parent))
+    return items
+
+
+def _item(content: Mapping[str, Any], where: str, folder: Path) -> Item:
+    values: dict[str, Any] = {}
+    for name in ("suite", "id", "language", "reference", "hypothesis"):
+        value = content.get(name)
+        if name == "id" and _number(value):
+            value = str(value)
+        if not isinstance(value, str) and (value is not None or name in ("suite", "id")):
+            raise ReportError(f"{where}: {name} = {value!r:.80}: expected a text")
+        values[name] = value
+    values["correct"] = content.get("correct")
+    if values["correct"] not in (True, False, None):
+        raise ReportError(f"{where}: correct = {values['correct']!r:.80}: expected true or false")
+    for name in ("errors", "units"):
+        values[name] = content.get(name)
+        if values[name] is not None and not (_number(values[name]) and values[name] >= 0):
+            raise ReportError(f"{where}: {name} = {values[name]!r:.80}: expected a count")
+    sounds = content.get("audio")
+    if sounds is not None and not isinstance(sounds, list):
+        raise ReportError(f"{where}: audio = {sounds!r:.80}: expected a list")
+    audio = tuple(_sound(sound, f"{where}: audio", folder) for sound in sounds or ())
+    return Item(**values, audio=audio)
+
+
+def _sound(entry: Any, where: str, folder: Path) -> Sound:
+    """{"label": ..., "path": ...} -> a Sound; the path stays inside the evaluation's folder."""
+    label, name = (entry.get("label"), entry.get("path")) if isinstance(entry, dict) else (0, 0)
+    if not isinstance(label, str) or not isinstance(name, str):
+        raise ReportError(f'{where}: {entry!r:.80}: expected {{"label": text, "path": text}}')
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ReportError(f"{where}: {name!r} lies outside {folder}")
+    if path.suffix.lower() not in SOUNDS:
+        raise ReportError(f"{where}: {name!r}: expected one of {', '.join(SOUNDS)}")
+    return Sound(label, name, path if path.is_file() else None)
+
+
+# --- the whole job ------------------------------------------------------------------------------
+
+
+def _read_minutes(path: Path) -> dict[str, float] | None:
+    if not path.is_file():
+        return None
+    content = _read_json(path)
+    if not isinstance(content, dict):
+        raise ReportError(f"{path}: expected an object of minutes, got {content!r:.80}")
+    for stage, value in content.items():
+        if not (_number(value) and 0 <= value < math.inf):
+            raise ReportError(f"{path}: {stage} = {value!r:.80}: expected minutes, 0 or more")
+    return content
+
+
+def _read_commands(path: Path) -> tuple[str, ...] | None:
+    if not path.is_file():
+        return None
+    return tuple(line.rstrip() for line in _text(path).splitlines() if line.strip())
