@@ -1,8 +1,8 @@
 """Masked cross-entropy of the text and of the audio codes (paper 3.3), as sums over positions.
 
-Sums, by row: what they are divided by is the whole batch's business, and a batch may come in
-parts. Logits are large (a position of the full model's: 152,064 float32), so they are made for a
-chunk of each row's positions at a time, and made again in the backward pass.
+Sums: what they are divided by is the whole batch's business, and a batch may come in parts. Logits
+are large (a position of the full model's: 152,064 float32), so they are made for a chunk of
+positions at a time, and made again in the backward pass.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ import jax.numpy as jnp
 
 
 class CrossEntropy(NamedTuple):
-    """Sums over the masked positions of each row, float32.
+    """Of each position, or (after `sums`) of each row; float32.
 
     Attributes:
-      loss_B: negative log-likelihood, in nats; label-smoothed if asked.
-      square_B: squared log-partition, what the z-loss (PaLM) holds down.
-      correct_B: positions whose target has the largest logit.
+      loss_BL: negative log-likelihood, in nats; label-smoothed if asked.
+      square_BL: squared log-partition, what the z-loss (PaLM) holds down.
+      correct_BL: 1 where the target has the largest logit.
     """
 
-    loss_B: jax.Array
-    square_B: jax.Array
-    correct_B: jax.Array
+    loss_BL: jax.Array
+    square_BL: jax.Array
+    correct_BL: jax.Array
+
+    def sums(self, mask_BL: jax.Array) -> CrossEntropy:
+        """Sums (B,) over the positions where the mask is true; others may hold anything finite."""
+        return CrossEntropy(*(jnp.sum(jnp.where(mask_BL, x, 0), axis=1) for x in self))
 
 
 def cross_entropy(
-    logits_BLV: jax.Array,
-    targets_BL: jax.Array,
-    mask_BL: jax.Array,
-    label_smoothing: float = 0.0,
+    logits_BLV: jax.Array, targets_BL: jax.Array, label_smoothing: float = 0.0
 ) -> CrossEntropy:
-    """Cross-entropy where the mask is true; targets elsewhere may be anything.
+    """Cross-entropy of each position.
 
     Args:
       logits_BLV: any float type; computed with in float32.
-      targets_BL: classes, in range where the mask is true.
-      mask_BL: which positions count.
+      targets_BL: classes; one out of range gives a finite value without meaning.
       label_smoothing: share of the target's probability that is spread evenly over all classes.
     """
     logits = logits_BLV.astype(jnp.float32)
@@ -51,26 +51,57 @@ def cross_entropy(
         mean_BL = jnp.mean(logits, axis=-1)
         target_BL = (1 - label_smoothing) * target_BL + label_smoothing * mean_BL
     correct_BL = jnp.argmax(logits, axis=-1) == targets_BL
-
-    def total(values_BL: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(mask_BL, values_BL, 0), axis=1, dtype=jnp.float32)
-
-    return CrossEntropy(total(partition_BL - target_BL), total(partition_BL**2), total(correct_BL))
+    return CrossEntropy(partition_BL - target_BL, partition_BL**2, correct_BL.astype(jnp.float32))
 
 
-def sum_over_chunks(function: Callable[..., Any], chunk: int, *arrays: jax.Array) -> Any:
-    """Sum of `function(*pieces)` over pieces of `chunk` positions of the arrays' second axis.
+def front(mask_BL: jax.Array, capacity: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """The masked positions of each row moved to its front.
 
-    Nothing of a piece but its sum is kept: the backward pass runs `function` again. The last piece
-    is filled up with zeros (false in masks). Rows stay whole, so a batch sharded over its rows
-    needs no communication.
+    Within a row: a batch sharded over its rows needs no communication.
 
     Args:
-      function: of arrays (B, chunk, ...) to a pytree of arrays; sums over positions.
-      chunk: positions at a time; 0, or no fewer than there are: all at once, nothing done again.
+      mask_BL: which positions.
+      capacity: how many a row has room for; masked positions past it are lost.
       arrays: (B, L, ...).
+
+    Returns:
+      (mask (B, capacity) of what is filled, then each array (B, capacity, ...); the rest of a row
+      repeats its position 0).
     """
-    length = arrays[0].shape[1]
+
+    def pick(mask_L: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+        (at_N,) = jnp.nonzero(mask_L, size=capacity, fill_value=0)
+        filled_N = jnp.arange(capacity) < jnp.sum(mask_L)
+        return filled_N, *(array[at_N] for array in arrays)
+
+    return jax.vmap(pick)(mask_BL, *arrays)
+
+
+def sum_over_chunks(
+    function: Callable[..., Any],
+    chunk: int,
+    mask_BL: jax.Array,
+    *arrays: jax.Array,
+    recompute: bool = True,
+    skip: bool = False,
+) -> Any:
+    """Sum of `function(mask, *pieces)` over pieces of `chunk` positions of each row.
+
+    The last piece is filled up with zeros, false in the mask. Rows stay whole, so a batch sharded
+    over its rows needs no communication.
+
+    Args:
+      function: of arrays (B, chunk, ...) to a pytree of float arrays, sums over masked positions.
+      chunk: positions at a time; 0, or no fewer than there are: all at once, and nothing of what
+        follows.
+      mask_BL: which positions count.
+      arrays: (B, L, ...).
+      recompute: keep nothing of a piece but its sum: the backward pass runs `function` again.
+      skip: leave out pieces without masked positions, at run time. All devices have to agree on
+        that: for batches on one device.
+    """
+    arrays = (mask_BL, *arrays)
+    length = mask_BL.shape[1]
     if chunk <= 0 or length <= chunk:
         return function(*arrays)
     pieces = -(-length // chunk)
@@ -80,36 +111,21 @@ def sum_over_chunks(function: Callable[..., Any], chunk: int, *arrays: jax.Array
         shape = (array.shape[0], pieces, chunk, *array.shape[2:])
         return jnp.moveaxis(jnp.pad(array, fill).reshape(shape), 1, 0)
 
-    again = jax.checkpoint(function, prevent_cse=False)
-
-    def add(total: Any, piece: tuple[jax.Array, ...]):
-        return jax.tree.map(jnp.add, total, again(*piece)), None
-
     xs = tuple(map(cut, arrays))
     shapes = jax.eval_shape(function, *(x[0] for x in xs))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return jax.lax.scan(add, zeros, xs)[0]
 
+    def zeros(*_: jax.Array) -> Any:
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-def chunked_cross_entropy(
-    logits: Callable[[jax.Array], jax.Array],
-    hidden_BLD: jax.Array,
-    targets_BL: jax.Array,
-    mask_BL: jax.Array,
-    *,
-    chunk: int = 0,
-    label_smoothing: float = 0.0,
-) -> CrossEntropy:
-    """`cross_entropy(logits(hidden_BLD), ...)`, without all logits at once.
+    def run(*piece: jax.Array) -> Any:
+        if skip:
+            return jax.lax.cond(jnp.any(piece[0]), function, zeros, *piece)
+        return function(*piece)
 
-    Args:
-      logits: of hidden states (B, L', D) to (B, L', V).
-      hidden_BLD, targets_BL, mask_BL: position i's hidden state predicts `targets_BL[:, i]`.
-      chunk: positions of each row at a time, see `sum_over_chunks`.
-      label_smoothing: as in `cross_entropy`.
-    """
+    if recompute:
+        run = jax.checkpoint(run, prevent_cse=False)
 
-    def piece(hidden_BLD: jax.Array, targets_BL: jax.Array, mask_BL: jax.Array) -> CrossEntropy:
-        return cross_entropy(logits(hidden_BLD), targets_BL, mask_BL, label_smoothing)
+    def add(total: Any, piece: tuple[jax.Array, ...]):
+        return jax.tree.map(jnp.add, total, run(*piece)), None
 
-    return sum_over_chunks(piece, chunk, hidden_BLD, targets_BL, mask_BL)
+    return jax.lax.scan(add, zeros(), xs)[0]

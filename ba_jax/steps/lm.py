@@ -5,16 +5,15 @@ their data and in the config's rules for what is trained. `TextLMStage` trains t
 alone, on text.
 
 Targets stand where the data marks them and are predicted from the position before: text by the
-language model's output layer at every position, codes by the audio head, which is large (1.46 B
-parameters in the release) and runs on the positions that predict a frame alone, gathered row by row
-to a fixed capacity.
+language model's output layer, codes by the audio head, which is large (1.46 B parameters in the
+release) and runs on the positions that predict a frame alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -22,12 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ba_jax.audio.lengths import bridge_length, encoder_length
-from ba_jax.losses.lm import CrossEntropy, chunked_cross_entropy, cross_entropy, sum_over_chunks
+from ba_jax.losses.lm import CrossEntropy, cross_entropy, front, sum_over_chunks
+from ba_jax.metrics import flops
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
 from ba_jax.steps.base import Aux, Stage, StageError, Variables
 from ba_jax.vocab import check_codes, check_token_ids
 
 AUDIO = ("codes", "features")
+GATHER = ("row", "batch")
 FRAME_SECONDS = 0.08
 """Of a frame of codes."""
 
@@ -44,11 +45,18 @@ class LMSettings:
         frame weighs as much as a token of text.
       z_loss: weight of the squared log-partition of every loss beside that loss (PaLM: 1e-4).
       label_smoothing: of the text.
-      chunk: positions of a row whose logits are made at a time; 0 for all. See `losses.lm`.
       audio: "codes": the batch holds them; "features": it holds mels, and the frozen encoder and
         quantiser run inside the step, in float32.
-      audio_capacity: share of a row's positions that may be audio targets; the audio head's work is
-        in proportion to it. A row with more is an error.
+      gather: what the audio head runs on. "row": each row's audio targets, to a fixed capacity, so
+        that rows on several devices do not meet; the output layer runs on all positions. "batch":
+        the targets of the whole (micro)batch side by side, those of the text too, in chunks that
+        are skipped where no target is left; for one device.
+      audio_capacity: with "row", the share of a row's positions that may be audio targets; the
+        audio head's work is in proportion to it. A row with more is an error.
+      chunk: positions whose logits are made at a time, of each row or of the batch as gathered; 0
+        for all. See `losses.lm`.
+      recompute: make them, and what is inside the audio head, again in the backward pass instead of
+        keeping them: less memory, more work.
       code_dropout: probability that an input frame shows only its first codebooks, 1 to Q - 1 of
         them. Targets, and what the audio head is fed, are untouched. Training only.
       frame_dropout: probability that an input frame's embedding is 0. Training only.
@@ -58,15 +66,23 @@ class LMSettings:
     audio_weights: tuple[float, ...] = ()
     z_loss: float = 0.0
     label_smoothing: float = 0.0
-    chunk: int = 512
     audio: str = "codes"
+    gather: str = "row"
     audio_capacity: float = 1.0
+    chunk: int = 512
+    recompute: bool = True
     code_dropout: float = 0.0
     frame_dropout: float = 0.0
 
     def __post_init__(self):
         if self.audio not in AUDIO:
             raise ValueError(f"audio = {self.audio!r}, expected one of {AUDIO}")
+        if self.gather not in GATHER:
+            raise ValueError(f"gather = {self.gather!r}, expected one of {GATHER}")
+        if self.gather == "batch" and self.audio_capacity != 1:
+            raise ValueError(
+                f"audio_capacity = {self.audio_capacity} with gather 'batch', expected 1"
+            )
         if not 0 < self.audio_capacity <= 1:
             raise ValueError(f"audio_capacity = {self.audio_capacity}, expected 0 < it <= 1")
         for name in ("label_smoothing", "code_dropout", "frame_dropout"):
@@ -85,10 +101,14 @@ class LMStage(Stage):
     Metrics, all means over their targets: `text`, `text_accuracy`; `text_plain_rows` and
     `text_audio_rows`, the text loss in rows without and with audio (0 if the batch has no such
     row); `audio/q`, `audio_accuracy/0`; `z_loss` if it is on.
+
+    Attributes:
+      trained: components whose matrices train, for `flops`; a loop that freezes some may set it.
     """
 
     name = "lm"
     settings_class = LMSettings
+    trained: Collection[str] = ("llm", "audio_head")
 
     def __init__(self, config: BaichuanAudioConfig, settings: LMSettings, **options: Any):
         self.with_audio = config.audio_head is not None
@@ -219,6 +239,29 @@ class LMStage(Stage):
             "examples": float(np.sum(np.max(segments_BL, axis=1))),
         }
 
+    def flops(self, arrays: Arrays) -> float:
+        """FLOPs of a step on a host's arrays, real positions and targets alone.
+
+        What is not in `trained` counts its backward pass through to the embeddings, but no products
+        for its weights.
+        """
+        segments_BL, counts = arrays["segments_BL"], {}
+        pairs = flops.packed_pairs(segments_BL)
+        counts["llm"] = flops.llm(
+            self.config.llm,
+            int(np.sum(segments_BL > 0)),
+            pairs,
+            int(arrays["text_target_BL"].sum()),
+        )
+        if self.with_audio:
+            targets = int(arrays["audio_target_BL"].sum())
+            counts["audio_head"] = flops.audio_head(self.config.audio_head, targets)
+        total = sum(flops.train(count, name in self.trained) for name, count in counts.items())
+        for chunks in arrays.get("audio", ()):
+            total += flops.audio_encoder(self.config.audio_encoder, chunks["mel_lengths_BC"])
+            total += flops.vq_bridge(self.config.vq_bridge, int(chunks["frames_BC"].sum()))
+        return float(total)
+
     # On the device
 
     def totals(self, arrays: Arrays) -> dict[str, jax.Array]:
@@ -265,24 +308,24 @@ class LMStage(Stage):
         codes_BLQ = self._codes(variables, arrays) if self.with_audio else None
         hidden_BLD = self._hidden(variables, arrays, codes_BLQ, key)
         label_smoothing = settings.label_smoothing if key is not None else 0.0
-        text = self._text(variables, arrays, hidden_BLD, label_smoothing)
+        text, plain = self._text(variables, arrays, hidden_BLD, label_smoothing)
         terms = [(settings.text_weight, "text", text)]
-        metrics = {"text_accuracy": jnp.sum(text.correct_B) / totals["text"]}
+        metrics = {"text_accuracy": jnp.sum(text.correct_BL) / totals["text"]}
         if self.with_audio:
-            spoken_B = self._has_audio(arrays)
-            for name, row_B in (("text_plain_rows", ~spoken_B), ("text_audio_rows", spoken_B)):
-                metrics[name] = jnp.sum(jnp.where(row_B, text.loss_B, 0)) / totals[name]
+            plain_loss, loss = jnp.sum(plain.loss_BL), jnp.sum(text.loss_BL)
+            metrics["text_plain_rows"] = plain_loss / totals["text_plain_rows"]
+            metrics["text_audio_rows"] = (loss - plain_loss) / totals["text_audio_rows"]
             audio = self._audio(variables, arrays, hidden_BLD, codes_BLQ)
             terms += [
                 (weight, f"audio/{q}", sums)
                 for q, (weight, sums) in enumerate(zip(self.audio_weights, audio, strict=True))
             ]
-            metrics["audio_accuracy/0"] = jnp.sum(audio[0].correct_B) / totals["audio/0"]
+            metrics["audio_accuracy/0"] = jnp.sum(audio[0].correct_BL) / totals["audio/0"]
         loss = z_loss = jnp.zeros((), jnp.float32)
         for weight, name, sums in terms:
-            metrics[name] = jnp.sum(sums.loss_B) / totals[name]
+            metrics[name] = jnp.sum(sums.loss_BL) / totals[name]
             loss += weight * metrics[name]
-            z_loss += weight * jnp.sum(sums.square_B) / totals[name]
+            z_loss += weight * jnp.sum(sums.square_BL) / totals[name]
         if settings.z_loss:
             metrics["z_loss"] = settings.z_loss * z_loss
             loss += metrics["z_loss"]
@@ -330,51 +373,61 @@ class LMStage(Stage):
 
         return self.model.apply(variables, method=run)
 
-    def _text(self, variables, arrays: Arrays, hidden_BLD, label_smoothing) -> CrossEntropy:
-        """Sums of the text loss by row."""
+    def _text(
+        self, variables, arrays: Arrays, hidden_BLD, label_smoothing: float
+    ) -> tuple[CrossEntropy, CrossEntropy]:
+        """Sums of the text loss over all targets, and over those in rows without audio."""
+        target_BL = _next(arrays["text_target_BL"])
+        plain_BL = jnp.broadcast_to(~self._has_audio(arrays)[:, None], target_BL.shape)
+        values = (hidden_BLD, _next(arrays["ids_BL"]), plain_BL)
+        if self.settings.gather == "batch":
+            target_BL, *values = _one_row(target_BL, *values)
+            target_BL, *values = front(target_BL, target_BL.shape[1], *values)
 
-        def logits(hidden_BLD: jax.Array) -> jax.Array:
-            return self.model.apply(variables, hidden_BLD, method="text_logits")
+        def piece(target_BL, hidden_BLD, ids_BL, plain_BL):
+            logits_BLV = self.model.apply(variables, hidden_BLD, method="text_logits")
+            values = cross_entropy(logits_BLV, ids_BL, label_smoothing)
+            return values.sums(target_BL), values.sums(target_BL & plain_BL)
 
-        return chunked_cross_entropy(
-            logits,
-            hidden_BLD,
-            _next(arrays["ids_BL"]),
-            _next(arrays["text_target_BL"]),
-            chunk=self.settings.chunk,
-            label_smoothing=label_smoothing,
-        )
+        return self._sum(piece, target_BL, *values)
 
     def _audio(self, variables, arrays: Arrays, hidden_BLD, codes_BLQ) -> tuple[CrossEntropy, ...]:
-        """Sums of each codebook's loss by row, the audio head run on the gathered frames alone."""
-        capacity = self._capacity(hidden_BLD.shape[1])
+        """Sums of each codebook's loss, the audio head run on the gathered frames alone."""
         target_BL = _next(arrays["audio_target_BL"])
         end_BL = _next(arrays["ids_BL"] == self.config.tokens.audiogen_end)
+        values = (hidden_BLD, _next(codes_BLQ), end_BL)
+        if self.settings.gather == "batch":
+            target_BL, *values = _one_row(target_BL, *values)
+        gathered = front(target_BL, self._capacity(target_BL.shape[1]), *values)
 
-        def pick(hidden_LD, codes_LQ, target_L, end_L):
-            # Within a row: a batch sharded over its rows needs no communication.
-            (at_N,) = jnp.nonzero(target_L, size=capacity, fill_value=0)
-            valid_N = jnp.arange(capacity) < jnp.sum(target_L)
-            codes_NQ = jnp.where(valid_N[:, None], codes_LQ[at_N], 0)
-            return hidden_LD[at_N], codes_NQ, valid_N, valid_N & ~end_L[at_N]
-
-        def piece(hidden_BND, codes_BNQ, first_BN, rest_BN) -> tuple[CrossEntropy, ...]:
-            rows = codes_BNQ.shape[:2]
+        def piece(target_BN, hidden_BND, codes_BNQ, end_BN) -> tuple[CrossEntropy, ...]:
+            codes_BNQ = jnp.where(target_BN[:, :, None], codes_BNQ, 0)
             logits = self.model.apply(
                 variables,
                 hidden_BND.reshape(-1, hidden_BND.shape[-1]),
                 codes_BNQ.reshape(-1, codes_BNQ.shape[-1]),
                 method="audio_logits",
             )
-            return tuple(
-                cross_entropy(
-                    logits_XV.reshape(*rows, -1), codes_BNQ[:, :, q], rest_BN if q else first_BN
-                )
+            values = [
+                cross_entropy(logits_XV.reshape(*target_BN.shape, -1), codes_BNQ[:, :, q])
                 for q, logits_XV in enumerate(logits)
-            )
+            ]
+            # At an end of audio the first codebook alone has something to predict.
+            first, *rest = values
+            return first.sums(target_BN), *(value.sums(target_BN & ~end_BN) for value in rest)
 
-        picked = jax.vmap(pick)(hidden_BLD, _next(codes_BLQ), target_BL, end_BL)
-        return sum_over_chunks(piece, self.settings.chunk, *picked)
+        return self._sum(piece, *gathered)
+
+    def _sum(self, piece, mask_BL, *arrays):
+        settings = self.settings
+        return sum_over_chunks(
+            piece,
+            settings.chunk,
+            mask_BL,
+            *arrays,
+            recompute=settings.recompute,
+            skip=settings.gather == "batch",
+        )
 
 
 class TextLMStage(LMStage):
@@ -390,6 +443,11 @@ def _next(array_BL: jax.Array) -> jax.Array:
     """Each position's successor, zeros after the last: what position i predicts, at i."""
     last = jnp.zeros_like(array_BL[:, :1])
     return jnp.concatenate([array_BL[:, 1:], last], axis=1)
+
+
+def _one_row(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """(B, L, ...) to (1, B L, ...)."""
+    return tuple(array.reshape(1, -1, *array.shape[2:]) for array in arrays)
 
 
 def _put(codes_LQ, codes_CNQ, starts_C, frames_C) -> jax.Array:

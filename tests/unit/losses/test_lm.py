@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ba_jax.losses.lm import chunked_cross_entropy, cross_entropy, sum_over_chunks
+from ba_jax.losses.lm import cross_entropy, front, sum_over_chunks
 
 B, L, D, V = 2, 13, 6, 17
 
@@ -39,51 +39,58 @@ def reference(logits: np.ndarray, targets, mask, smoothing: float) -> np.ndarray
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_it_is_numpys(problem, smoothing):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_it_is_numpys(problem, smoothing, dtype):
     hidden, matrix, targets, mask = problem
-    logits = hidden @ matrix
-    wild = np.where(mask, targets, 10**6)  # what is masked is not read
-    got = cross_entropy(jnp.asarray(logits), jnp.asarray(wild), jnp.asarray(mask), smoothing)
-    np.testing.assert_allclose(got, reference(logits, targets, mask, smoothing), rtol=1e-5)
-
-
-def test_it_counts_in_float32(problem):
-    hidden, matrix, targets, mask = problem
-    logits = jnp.asarray(hidden @ matrix, jnp.bfloat16)
-    got = cross_entropy(logits, jnp.asarray(targets), jnp.asarray(mask))
+    logits = jnp.asarray(hidden @ matrix, dtype)
+    wild = np.where(mask, targets, 10**6)  # what is masked does not matter
+    got = cross_entropy(logits, jnp.asarray(wild), smoothing).sums(jnp.asarray(mask))
     assert all(x.dtype == jnp.float32 for x in got)
-    want = reference(np.asarray(logits, np.float32), targets, mask, 0.0)
+    want = reference(np.asarray(logits, np.float32), targets, mask, smoothing)
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
-def test_nothing_masked_in_is_zero(problem):
-    hidden, matrix, targets, _ = problem
-    none = jnp.zeros((B, L), bool)
-    for chunk in (0, 4):
-        got = chunked_cross_entropy(
-            lambda h: h @ matrix, jnp.asarray(hidden), jnp.asarray(targets), none, chunk=chunk
-        )
-        assert not np.asarray(got).any()
-
-
-def scalar(problem, chunk: int):
-    """(function of hidden and matrix that uses all three sums, its arguments)."""
+def sums(problem, chunk: int, **options):
+    """(function of hidden and matrix to the sums by row, its arguments)."""
     hidden, matrix, targets, mask = map(jnp.asarray, problem)
 
+    def function(hidden, matrix):
+        def piece(mask, hidden, targets):
+            return cross_entropy(hidden @ matrix, targets, 0.1).sums(mask)
+
+        return sum_over_chunks(piece, chunk, mask, hidden, targets, **options)
+
+    return function, (hidden, matrix)
+
+
+def scalar(problem, chunk: int, **options):
+    """(function of hidden and matrix that uses several of the sums, its arguments)."""
+    function, arguments = sums(problem, chunk, **options)
+
     def total(hidden, matrix):
-        sums = chunked_cross_entropy(
-            lambda h: h @ matrix, hidden, targets, mask, chunk=chunk, label_smoothing=0.1
-        )
-        return jnp.sum(sums.loss_B / 7) + 0.01 * jnp.sum(sums.square_B / 7)
+        found = function(hidden, matrix)
+        return jnp.sum(found.loss_BL / 7) + 0.01 * jnp.sum(found.square_BL / 7)
 
-    return total, (hidden, matrix)
+    return total, arguments
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 12])
-def test_chunks_change_neither_value_nor_gradient(problem, chunk):
+@pytest.mark.parametrize("skip", [False, True])
+def test_nothing_masked_in_is_zero(problem, skip):
+    *rest, mask = problem
+    function, arguments = sums((*rest, np.zeros_like(mask)), 4, skip=skip)
+    assert not np.asarray(function(*arguments)).any()
+
+
+@pytest.mark.parametrize(
+    "chunk, recompute, skip",
+    [(1, True, False), (4, True, False), (4, False, False), (4, True, True), (12, False, True)],
+)
+def test_chunks_change_neither_value_nor_gradient(problem, chunk, recompute, skip):
+    *rest, mask = problem
+    problem = (*rest, mask & (np.arange(L)[None] % 12 < 4))  # a chunk without masked positions
     whole, arguments = scalar(problem, 0)
     want, want_grads = jax.jit(jax.value_and_grad(whole, (0, 1)))(*arguments)
-    chunked, _ = scalar(problem, chunk)
+    chunked, _ = scalar(problem, chunk, recompute=recompute, skip=skip)
     got, got_grads = jax.jit(jax.value_and_grad(chunked, (0, 1)))(*arguments)
     np.testing.assert_allclose(got, want, rtol=1e-6)
     for g, w in zip(got_grads, want_grads, strict=True):
@@ -118,15 +125,31 @@ def test_logits_of_all_positions_never_exist(problem):
     assert sizes(4) == B * 4 * V
 
 
-def test_a_sum_over_chunks_reads_each_position_once():
-    numbers = jnp.arange(2 * 10, dtype=jnp.float32).reshape(2, 10)
-    seen = []
+@pytest.mark.parametrize("skip", [False, True])
+def test_chunks_without_masked_positions_are_skipped(skip):
+    """At run time: the same compiled function."""
+    ran = []
 
-    def function(x, m):
-        seen.append(x.shape)
-        return {"sum": jnp.sum(jnp.where(m, x, 100), axis=1)}
+    def function(mask, x):
+        jax.debug.callback(lambda n: ran.append(int(n)), jnp.sum(mask))
+        return jnp.sum(jnp.where(mask, x, 0))
 
-    got = sum_over_chunks(function, 4, numbers, jnp.ones((2, 10), bool))["sum"]
-    # Filled up to 12 positions, false in the mask: 2 more a row.
-    np.testing.assert_allclose(got, np.asarray(numbers).sum(1) + 200)
-    assert set(seen) == {(2, 4)}
+    @jax.jit
+    def run(mask, x):
+        return sum_over_chunks(function, 4, mask, x, skip=skip, recompute=False)
+
+    numbers = jnp.arange(20, dtype=jnp.float32)[None]
+    for masked in ([1, 2, 13], [], [19]):
+        ran.clear()
+        mask = jnp.zeros((1, 20), bool).at[0, jnp.asarray(masked, jnp.int32)].set(True)
+        assert run(mask, numbers) == sum(masked)
+        jax.effects_barrier()
+        assert len(ran) == (len({i // 4 for i in masked}) if skip else 5)
+
+
+def test_front_gathers_within_rows():
+    mask = np.array([[0, 1, 0, 1, 1], [0, 0, 0, 0, 0]], bool)
+    values = np.arange(10).reshape(2, 5)
+    filled, got = front(jnp.asarray(mask), 4, jnp.asarray(values))
+    assert filled.tolist() == [[True, True, True, False], [False] * 4]
+    assert got[0, :3].tolist() == [1, 3, 4]
