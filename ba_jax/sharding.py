@@ -86,11 +86,10 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
     Raises:
       ShardingError: a path without a rule.
     """
-    for pattern, logical in RULES:
-        if re.fullmatch(pattern, path):
-            break
-    else:
+    matching = [logical for pattern, logical in RULES if re.fullmatch(pattern, path)]
+    if not matching:
         raise ShardingError(f"parameter {path} {shape}: no sharding rule covers it")
+    logical = matching[0]
     axes: list[str | None] = [None] * len(shape)
     for place, name in zip(range(len(shape) - len(logical), len(shape)), logical, strict=True):
         axis = LOGICAL_AXES[name]

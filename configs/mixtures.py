@@ -65,6 +65,47 @@ def _member(dataset: str, task: str, weight: float, **options) -> dict:
     return {"dataset": dataset, "task": task, "weight": weight, "split": "train", **options}
 
 
+def _text_nano() -> dict:
+    """The embedded corpus' text: sentences, and written questions with written answers."""
+    mixture = {
+        "text": _member("embedded", "text", 1.0),
+        "written": _member("embedded", "sft", 2.0, questions="written", answers="written"),
+    }
+    return _common("packed", mixture) | {
+        "tokenizer": "embedded",
+        "row_length": 128,
+        "rows": 16,
+        "unit": "tokens",
+        "audio": "codes",
+        "buckets": [],
+    }
+
+
+def _tokenizer_nano() -> dict:
+    """All speech of the embedded corpus that has text beside it, with the decoder's mels."""
+    mixture = {
+        "asr": _member("embedded", "asr", 3.0, turn="any"),
+        "aqa": _member("embedded", "aqa", 1.5),
+        "answers": _member("embedded", "asr", 1.0, turn="assistant"),
+        "s2tt": _member("embedded", "s2tt", 0.5),
+        "intlv": _member("embedded", "intlv", 0.3),
+    }
+    return _common("packed", mixture) | {
+        "tokenizer": "embedded",
+        "row_length": 256,
+        "rows": 4,
+        "unit": "tokens",
+        "audio": "features",
+        "targets": ("hifigan_mel",),
+        # Per row of 256 positions.
+        "buckets": [
+            {"seconds": 2.0, "count": 5},
+            {"seconds": 4.0, "count": 3},
+            {"seconds": 12.0, "count": 1},
+        ],
+    }
+
+
 def _lm_nano() -> dict:
     """All nine tasks from the embedded corpus, tokenised in the training step."""
     weights = {
@@ -150,6 +191,8 @@ def _audio_large() -> dict:
 
 
 MIXTURES = {
+    "text_nano": _text_nano,
+    "tokenizer_nano": _tokenizer_nano,
     "lm_nano": _lm_nano,
     "lm": _lm,
     "audio_nano": _audio_nano,

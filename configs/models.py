@@ -20,6 +20,17 @@ from ml_collections import ConfigDict
 
 from ba_jax.vocab import CODEBOOK_SIZES, AudioTokens
 
+COMPONENTS = (
+    "audio_encoder",
+    "vq_bridge",
+    "audio_decoder",
+    "flow_prenet",
+    "flow_unet",
+    "vocoder",
+    "llm",
+    "audio_embed",
+    "audio_head",
+)
 TOKENS = tuple(field.name for field in dataclasses.fields(AudioTokens))
 
 
@@ -49,16 +60,17 @@ def _model(
 ) -> dict:
     """Joins what must agree: widths between components and the codebooks."""
     width = encoder["width"]
+    decoder_width = decoder.get("width", width)
     return {
         "audio_encoder": {"mel_bins": 128, **encoder},
         "vq_bridge": {"width": width, "pooling": 4, "codebook_sizes": codebook_sizes},
         "audio_decoder": {
-            "width": width,
+            "width": decoder_width,
             "mel_bins": 80,
             "refine_channels": refine_channels,
             **decoder,
         },
-        "flow_prenet": {"in_width": width, "mel_bins": 80, **prenet},
+        "flow_prenet": {"in_width": decoder_width, "mel_bins": 80, **prenet},
         "flow_unet": {"mel_bins": 80, **unet},
         "vocoder": vocoder,
         "llm": llm,
@@ -141,16 +153,24 @@ def _tiny() -> dict:
 
 
 def _nano() -> dict:
+    return _nano_with({"width": 256, "layers": 4, "heads": 4, "ffn_width": 1024})
+
+
+def _nano_whisper() -> dict:
+    return _nano_with({"mel_bins": 80, "width": 512, "layers": 6, "heads": 8, "ffn_width": 2048})
+
+
+def _nano_with(encoder: dict) -> dict:
     return _model(
-        encoder={"width": 256, "layers": 4, "heads": 4, "ffn_width": 1024},
-        decoder={"layers": 2, "heads": 4, "ffn_width": 1024},
+        encoder=encoder,
+        decoder={"width": 256, "layers": 2, "heads": 4, "ffn_width": 1024},
         codebook_sizes=(512, 256, 128, 64, 64, 64, 64, 64),
         refine_channels=(64,) * 4,
         prenet={"width": 128, "layers": 2, "heads": 4, "ffn_width": 512},
         unet={"channels": 64, "blocks": 1, "mid_blocks": 2, "heads": 4, "head_dim": 32},
         vocoder={"base_channels": 64, "f0_channels": 64},
         llm={
-            "vocab_size": 4096,
+            "vocab_size": 2048,
             "width": 256,
             "layers": 4,
             "heads": 4,
@@ -164,7 +184,7 @@ def _nano() -> dict:
     )
 
 
-SIZES = {"nano": _nano, "tiny": _tiny, "1b5": _1b5, "7b": _7b}
+SIZES = {"nano": _nano, "nano_whisper": _nano_whisper, "tiny": _tiny, "1b5": _1b5, "7b": _7b}
 
 
 def main() -> None:

@@ -1,0 +1,124 @@
+"""A stage's config, checked; and the stage that it means.
+
+The keys are those of `RunConfig`; `configs/common.py` has them all with their defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from ba_jax import optim, sharding
+from ba_jax.config import ConfigError, from_mapping
+from ba_jax.data.loader import LoaderSettings
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+from ba_jax.run_state import KeepSettings
+from ba_jax.steps.base import Stage
+from ba_jax.steps.flow import FlowStage
+from ba_jax.steps.lm import LMStage, TextLMStage
+from ba_jax.steps.tokenizer import TokenizerStage
+
+STAGES: dict[str, type[Stage]] = {
+    cls.name: cls for cls in (TokenizerStage, FlowStage, LMStage, TextLMStage)
+}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """The loop.
+
+    Attributes:
+      steps: how many.
+      accumulate: microbatches of a step, one after another.
+      dtype: compute type, "float32" or "bfloat16"; parameters are float32.
+      remat: of the transformers, see `layers.REMAT_POLICIES`.
+      log_every: steps between lines of metrics.
+      evaluate_every: steps between evaluations; 0: none but at the end, if there is eval_data.
+      evaluate_batches: batches of `eval_data`, the same each time.
+      pictures: write pictures and audio of the first of them.
+      record_batches: write each batch's hash to batches.csv (see `ba_jax.data.hash`).
+      profile_step: write a trace from this step on; -1: only on SIGUSR1.
+      profile_steps: how many steps it takes.
+      peak_flops: of a device, for MFU where the device's kind is unknown; 0: no MFU there.
+      compilation_cache: folder of XLA's persistent cache; "" leaves it off.
+    """
+
+    steps: int
+    accumulate: int = 1
+    dtype: str = "float32"
+    remat: str = "none"
+    log_every: int = 10
+    evaluate_every: int = 0
+    evaluate_batches: int = 4
+    pictures: bool = True
+    record_batches: bool = False
+    profile_step: int = -1
+    profile_steps: int = 3
+    peak_flops: float = 0.0
+    compilation_cache: str = "~/.cache/ba_jax/jax"
+
+    def __post_init__(self):
+        if self.steps < 1 or self.accumulate < 1 or self.log_every < 1:
+            raise ValueError(
+                f"steps {self.steps}, accumulate {self.accumulate}, log_every {self.log_every}:"
+                " expected at least 1"
+            )
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype!r}, expected one of {tuple(DTYPES)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A stage's config, checked; see `configs/common.py`."""
+
+    seed: int
+    model: dict
+    stage: dict
+    data: dict
+    eval_data: dict
+    loader: LoaderSettings
+    init: dict
+    optimizer: optim.OptimizerSettings
+    mesh: sharding.MeshSettings
+    train: TrainSettings
+    checkpoint: KeepSettings
+
+
+def parse_config(config: Mapping[str, Any]) -> RunConfig:
+    """The config, with every key checked but those of the data.
+
+    Raises:
+      ConfigError: an unknown, missing or ill-typed key, or a value that makes no sense.
+    """
+    values = dict(config.items())
+    try:
+        return from_mapping(RunConfig, values, "config")
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"config: {error}") from error
+
+
+def make_stage(config: RunConfig) -> Stage:
+    """The stage of a config.
+
+    Raises:
+      ConfigError: an unknown stage, or settings that it does not have.
+    """
+    values = dict(config.stage.items())
+    name = values.pop("name", None)
+    if name not in STAGES:
+        raise ConfigError(f"stage.name = {name!r}, expected one of {sorted(STAGES)}")
+    cls = STAGES[name]
+    model = from_mapping(BaichuanAudioConfig, config.model, "model")
+    try:
+        settings = from_mapping(cls.settings_class, values, "stage")
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"stage: {error}") from error
+    return cls(model, settings, dtype=DTYPES[config.train.dtype], remat=config.train.remat)

@@ -1,0 +1,228 @@
+"""A training run's checkpoints: everything it needs to go on, and weights that others can read.
+
+WORKDIR/checkpoints/STEP holds two Orbax trees and a note:
+  weights/  the variables, laid out like a converted checkpoint's: other stages, `ba_jax.evaluate`,
+            `ba_jax.convert export` read them. With a running average it is the average.
+  train/    what only the run itself needs: optimiser state, parameters as trained (if `weights`
+            holds their average), the stage's extra state.
+  note/     step, stage, the data's position (the step: batches are a pure function of it), metrics.
+Random keys are a function of the step too. Writing goes on while training does; a folder gets its
+name when it is complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from ba_jax import checkpoint
+from ba_jax.checkpoint import CheckpointError
+
+FOLDER = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepSettings:
+    """Which checkpoints stay.
+
+    Attributes:
+      every: steps between two; 0: at the end alone.
+      last: how many of the latest stay.
+      best: how many of the best stay, by `metric` (lowest first); 0: none for being good.
+      metric: an evaluation's metric.
+    """
+
+    every: int = 0
+    last: int = 1
+    best: int = 0
+    metric: str = "eval/loss"
+
+    def __post_init__(self):
+        if self.every < 0 or self.last < 1 or self.best < 0:
+            raise ValueError(f"{self}: expected every >= 0, last >= 1, best >= 0")
+
+
+class Checkpoints:
+    """The checkpoints of a run; close it, or use it in a `with`.
+
+    Args:
+      workdir: of the run.
+      settings: which stay.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, settings: KeepSettings = KeepSettings()):
+        self.folder = Path(workdir).absolute() / FOLDER
+        self.settings = settings
+        policies = [LatestN(settings.last)]
+        if settings.best:
+            policies.append(
+                BestN(
+                    get_metric_fn=lambda metrics: metrics[settings.metric],
+                    reverse=True,
+                    n=settings.best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=AnyPreservationPolicy(policies),
+                best_fn=(lambda metrics: metrics[settings.metric]) if settings.best else None,
+                best_mode="min",
+                cleanup_tmp_directories=True,
+            ),
+            item_names=("weights", "train", "note"),
+        )
+
+    def latest(self) -> int | None:
+        """The last complete step, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(
+        self,
+        step: int,
+        weights: Mapping[str, Any],
+        train: Mapping[str, Any],
+        note: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Starts to write a checkpoint, after the one before is complete.
+
+        Raises:
+          CheckpointError: this one or the one before could not be written (a full disk); complete
+            ones are left alone.
+        """
+        if step in self._manager.all_steps():
+            return
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    weights=ocp.args.StandardSave(dict(weights)),
+                    train=ocp.args.StandardSave(dict(train)),
+                    note=ocp.args.JsonSave({**note, "step": step}),
+                ),
+                metrics=dict(metrics) if metrics else None,
+                force=True,
+            )
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            raise self._failed(step, error) from error
+
+    def wait(self) -> None:
+        """Until all is written.
+
+        Raises:
+          CheckpointError: it could not be.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(None, error) from error
+
+    def _failed(self, step: int | None, error: Exception) -> CheckpointError:
+        what = "the last checkpoint" if step is None else f"checkpoint {step}, or the one before,"
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        kept = complete_steps(self.folder)
+        return CheckpointError(
+            f"{self.folder}: {what} could not be written: {reason}. Complete ones: {kept or 'none'}"
+        )
+
+    def restore(
+        self, step: int, weights: Mapping[str, Any], train: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """(weights, train, note) of a step.
+
+        Args:
+          weights, train: trees of ShapeDtypeStructs with shardings.
+
+        Raises:
+          CheckpointError: a checkpoint of another model or stage, or one that is damaged.
+        """
+        folder = self.folder / str(step)
+        for item, tree in (("weights", weights), ("train", train)):
+            expected = checkpoint.flatten(ocp.tree.to_flat_dict(tree, sep="/"))
+            _check_names(folder / item, expected)
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    weights=ocp.args.StandardRestore(dict(weights)),
+                    train=ocp.args.StandardRestore(dict(train)),
+                    note=ocp.args.JsonRestore(),
+                ),
+            )
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(f"{folder}: cannot be restored: {reason}") from error
+        return restored["weights"], restored["train"], restored["note"]
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self.wait()
+        self._manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._manager.close()
+
+
+def _check_names(folder: Path, expected: Mapping[str, Any]) -> None:
+    """Raises `CheckpointError` unless the stored arrays are the expected ones, shape by shape."""
+    reader = checkpoint.Reader(folder)
+    reader.check_shapes(expected)
+    more = sorted(set(reader.arrays) - set(expected))
+    if more:
+        raise CheckpointError(
+            f"{folder}: holds {len(more)} arrays that this run has not, {more[:3]}, ...: it was "
+            "made with another config"
+        )
+
+
+def complete_steps(folder: str | os.PathLike) -> list[int]:
+    """Steps whose checkpoint is complete, in order."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return []
+    return sorted(int(f.name) for f in folder.iterdir() if f.name.isdecimal() and f.is_dir())
+
+
+def weights_folder(path: str | os.PathLike) -> Path:
+    """The folder of weights that a path means.
+
+    Args:
+      path: a run's WORKDIR (its latest checkpoint), one of its checkpoints, or a folder that
+        `ba_jax.convert` or Orbax wrote.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    path = Path(path).absolute()
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder, expected a checkpoint or a run's workdir")
+    if (path / FOLDER).is_dir():
+        steps = complete_steps(path / FOLDER)
+        if not steps:
+            raise CheckpointError(f"{path}: a run without a complete checkpoint")
+        path = path / FOLDER / str(steps[-1])
+    if (path / checkpoint.WEIGHTS_FOLDER / checkpoint.METADATA_FILE).is_file():
+        return path / checkpoint.WEIGHTS_FOLDER
+    if (path / checkpoint.METADATA_FILE).is_file():
+        return path
+    raise CheckpointError(f"{path}: neither a checkpoint nor a run's workdir")
+
+
+def abstract(tree: Any) -> Any:
+    """Shapes, types and shardings of a tree of arrays."""
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)

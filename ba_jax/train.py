@@ -1,0 +1,508 @@
+"""Trains one stage of the model.
+
+    python -m ba_jax.train --config=configs/tokenizer.py:nano --workdir=runs/tokenizer
+    python -m ba_jax.train --config=configs/lm_stage2.py:nano --workdir=runs/stage2 \
+        --config.init.llm=runs/stage1 --config.optimizer.learning_rate=1e-3
+
+The same command goes on where a run stopped: after a crash, a SIGTERM (which saves first and exits
+with 0), or with a larger `--config.train.steps`. WORKDIR holds checkpoints/, metrics.csv,
+TensorBoard's files, pictures/ of a fixed set of examples, and config.json. SIGUSR1 writes a trace
+of the next steps for TensorBoard's profiler into profile/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+
+from ba_jax import optim, sharding
+from ba_jax.checkpoint import CheckpointError, flatten, unflatten
+from ba_jax.data.batches import open_batches
+from ba_jax.data.hash import batch_hash, row_digests
+from ba_jax.data.loader import BatchError, Loader
+from ba_jax.metrics.throughput import Throughput, peak_flops
+from ba_jax.metrics.writers import ProgressBar, Writers
+from ba_jax.run_config import RunConfig, TrainSettings, make_stage, parse_config
+from ba_jax.run_state import Checkpoints
+from ba_jax.steps import start
+from ba_jax.steps.base import Stage
+from ba_jax.steps.update import TrainState, make_step, new_state
+
+
+class TrainError(RuntimeError):
+    """A run that stopped: what happened, at which step, and what it left."""
+
+
+class _Signals:
+    """SIGTERM asks to stop, SIGUSR1 for a trace; handlers are put back at the end."""
+
+    def __init__(self):
+        self.stop = self.trace = False
+
+    def __enter__(self) -> _Signals:
+        self._before = {
+            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1)
+        }
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _) -> None:
+        if number == signal.SIGTERM:
+            self.stop = True
+        else:
+            self.trace = True
+
+    def agreed_stop(self) -> bool:
+        """Some host was asked to stop; the same answer on all."""
+        if jax.process_count() == 1:
+            return self.stop
+        from jax.experimental import multihost_utils
+
+        return bool(multihost_utils.process_allgather(np.asarray(self.stop)).any())
+
+
+def _shardings(tree: Any, mesh) -> Any:
+    """Placement of variables: parameters by the rules, everything else whole on every device."""
+    flat = flatten(tree)
+    placed = {}
+    for name, leaf in flat.items():
+        if name.startswith("params/"):
+            placed[name] = sharding.parameter_sharding(
+                name.removeprefix("params/"), leaf.shape, mesh
+            )
+        else:
+            placed[name] = sharding.replicated(mesh)
+    return unflatten(placed)
+
+
+def _state_shardings(state: TrainState, mesh) -> TrainState:
+    """Placement of a state: optimiser state and averages lie where their parameters do."""
+
+    def place(path, leaf):
+        for key in reversed(path):
+            name = getattr(key, "key", None)
+            if name in state.trained or name in state.frozen:
+                return sharding.parameter_sharding(name, leaf.shape, mesh)
+        return sharding.replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _count_records(counted: int) -> None:
+    logging.log_every_n_seconds(logging.INFO, "counting records: %d more", 5, counted)
+
+
+class _Evaluation:
+    """Metrics and pictures of a fixed set of batches."""
+
+    def __init__(self, stage: Stage, batches, mesh, settings: TrainSettings, key: jax.Array):
+        self._stage, self._mesh, self._settings, self._key = stage, mesh, settings, key
+        self._batches = batches
+        self._evaluate = jax.jit(
+            lambda variables, arrays, key: stage.evaluate(
+                variables, arrays, stage.totals(arrays), key
+            )
+        )
+
+    def _arrays(self):
+        host, hosts = jax.process_index(), jax.process_count()
+        stop = self._settings.evaluate_batches
+        with Loader(self._batches, start=0, stop=stop, host=host, hosts=hosts) as loader:
+            for _, batch in loader:
+                yield self._stage.arrays(batch)
+
+    def run(self, state: TrainState) -> dict[str, float]:
+        """`eval/NAME` -> mean over the batches."""
+        variables = state.variables(averaged=True)
+        found: dict[str, list[float]] = {}
+        for number, arrays in enumerate(self._arrays()):
+            placed = sharding.to_devices(arrays, self._mesh)
+            metrics = self._evaluate(variables, placed, jax.random.fold_in(self._key, number))
+            for name, value in jax.device_get(metrics).items():
+                found.setdefault(f"eval/{name}", []).append(float(value))
+        return {name: float(np.mean(values)) for name, values in found.items()}
+
+    def show(self, state: TrainState, writers: Writers, step: int) -> None:
+        """Pictures and audio of the first batch."""
+        if not self._settings.pictures or jax.process_count() > 1:
+            return
+        arrays = next(self._arrays())
+        shown = self._stage.pictures(state.variables(averaged=True), arrays)
+        for name, value in shown.items():
+            kind, name = name.split("/", 1)
+            if kind == "mel":
+                writers.picture(step, name, np.asarray(value))
+            else:
+                wave, rate = value
+                writers.audio(step, name, np.asarray(wave), rate)
+
+
+class _Trace:
+    """A profiler trace of some steps."""
+
+    def __init__(self, folder: Path, settings: TrainSettings, signals: _Signals):
+        self._folder, self._settings, self._signals = folder, settings, signals
+        self._until: int | None = None
+
+    def before(self, step: int) -> None:
+        """Called before each step."""
+        if self._until is None and (step == self._settings.profile_step or self._signals.trace):
+            self._signals.trace = False
+            jax.profiler.start_trace(str(self._folder))
+            self._until = step + self._settings.profile_steps
+
+    def after(self, step: int, state: TrainState) -> None:
+        """Called after each step."""
+        if self._until is not None and step >= self._until:
+            jax.block_until_ready(state.step)
+            self.close()
+
+    def close(self) -> None:
+        """Ends the trace, if there is one."""
+        if self._until is not None:
+            jax.profiler.stop_trace()
+            self._until = None
+            logging.info("trace in %s", self._folder)
+
+
+def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
+    """Runs a stage to its last step, or from where `workdir` left off; returns the last state.
+
+    Raises:
+      ConfigError, OptimError, StageError, ShardingError, CheckpointError, RecordError: something
+        is wrong from the start; nothing was trained.
+      TrainError: the run stopped; the last good state is saved.
+    """
+    config = parse_config(config)
+    settings, workdir = config.train, Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+
+    # Mesh.
+    mesh = sharding.make_mesh(config.mesh)
+
+    # Model: the stage, and which of its parameters train.
+    stage = make_stage(config)
+    init_key, eval_key, seed_key = jax.random.split(jax.random.key(config.seed), 3)
+    shapes = jax.eval_shape(stage.init, init_key)
+    flat_shapes = {name: leaf.shape for name, leaf in flatten(shapes["params"]).items()}
+    rates = optim.rates(flat_shapes, config.optimizer.rules)
+    trained = {name: rate for name, rate in rates.items() if rate is not None}
+    found = start.sources(stage, dict(config.init.items()), rates)
+    _log_sizes(stage, flat_shapes, trained)
+
+    # Data: a batch is a function of the step, so that the position is the step alone.
+    batches = open_batches(config.data, config.model, _count_records)
+    eval_batches = None
+    if config.eval_data:
+        eval_batches = open_batches(config.eval_data, config.model, _count_records)
+
+    # State: its shapes and placement first, so that nothing is ever on one device whole.
+    optimizer = optim.make_optimizer(config.optimizer, trained, flat_shapes, settings.steps)
+
+    def begin(variables):
+        return new_state(stage, variables, rates, optimizer, config.optimizer)
+
+    state_shapes = jax.eval_shape(begin, shapes)
+    placement = _state_shardings(state_shapes, mesh)
+
+    signals = _Signals()
+    with Checkpoints(workdir, config.checkpoint) as checkpoints, signals:
+        # Restore, in this order:
+        # 1. the run's own latest checkpoint: everything, and the data go on at its step;
+        # 2. `config.init`: a checkpoint for each component, optimiser and data from the start;
+        # 3. at random.
+        latest = checkpoints.latest()
+        if latest is not None:
+            state = _restore(checkpoints, latest, state_shapes, placement)
+            logging.info("%s: goes on at step %d of %d", workdir, latest, settings.steps)
+        else:
+            variables = start.start_variables(
+                stage, shapes, found, _shardings(shapes, mesh), init_key
+            )
+            state = jax.jit(begin, out_shardings=placement, donate_argnums=0)(variables)
+            _write_config(workdir, config)
+        first = latest or 0
+
+        # Step.
+        step_function = jax.jit(
+            make_step(
+                stage,
+                optimizer,
+                config.optimizer,
+                optim.schedule(config.optimizer, settings.steps),
+                settings.accumulate,
+            ),
+            donate_argnums=0,
+            out_shardings=(placement, None),
+        )
+
+        # Evaluations.
+        evaluation = None
+        if eval_batches is not None:
+            evaluation = _Evaluation(stage, eval_batches, mesh, settings, eval_key)
+
+        # Loop.
+        writers = Writers(workdir, latest, is_writer=jax.process_index() == 0)
+        with contextlib.closing(writers):
+            loop = _Loop(config, stage, workdir, mesh, batches, checkpoints, writers, signals)
+            return loop.run(state, first, step_function, evaluation, seed_key)
+
+
+class _Loop:
+    """The loop's parts that do not change while it runs."""
+
+    def __init__(self, config, stage, workdir, mesh, batches, checkpoints, writers, signals):
+        self.config, self.settings, self.stage = config, config.train, stage
+        self.workdir, self.mesh, self.batches = workdir, mesh, batches
+        self.checkpoints, self.writers, self.signals = checkpoints, writers, signals
+        self.saved = self.evaluated = -1
+        self.throughput = Throughput(
+            jax.device_count(),
+            config.train.peak_flops or peak_flops(jax.devices()[0]),
+            processes=jax.process_count(),
+        )
+        self.metrics: dict[str, float] = {}
+        self.is_first = jax.process_index() == 0
+
+    def run(self, state, first, step_function, evaluation, seed_key) -> TrainState:
+        """From step `first` to the last."""
+        settings = self.settings
+        host, hosts = jax.process_index(), jax.process_count()
+        trace = _Trace(self.workdir / "profile", settings, self.signals)
+        hashes = _Hashes(self.workdir, first) if settings.record_batches else None
+        self.saved = first if first else -1
+        done, pending = first, None
+        bar = ProgressBar(settings.steps, first, shown=self.is_first)
+        loader = Loader(
+            self.batches,
+            self.config.loader,
+            start=first,
+            stop=settings.steps,
+            host=host,
+            hosts=hosts,
+        )
+        self.throughput.start()
+        with contextlib.closing(bar), loader:
+            try:
+                for step, batch in loader:
+                    trace.before(step)
+                    if hashes:
+                        hashes.add(step, batch)
+                    arrays = self.stage.arrays(batch)
+                    amounts = self.stage.amounts(arrays)
+                    flops = self.stage.flops(arrays)
+                    placed = sharding.to_devices(arrays, self.mesh)
+                    state, metrics = step_function(state, placed, seed_key)
+                    done = step + 1
+                    # While the device works on this step, the one before is looked at.
+                    if pending is not None:
+                        self._finish(pending, bar)
+                    pending = (done, metrics, amounts, flops)
+                    trace.after(done, state)
+                    if self._is_due(settings.evaluate_every, done) and evaluation:
+                        self._finish(pending, bar)
+                        pending = None
+                        self._evaluate(state, done, evaluation)
+                    if self._is_due(self.config.checkpoint.every, done):
+                        pending = self._finish(pending, bar) if pending else None
+                        self._save(state, done)
+                    if self.signals.agreed_stop() and done < settings.steps:
+                        pending = self._finish(pending, bar) if pending else None
+                        self._save(state, done)
+                        self.checkpoints.wait()
+                        logging.info("stopped at step %d; the same command goes on there", done)
+                        return state
+                if pending is not None:
+                    self._finish(pending, bar)
+                if evaluation and done > first and self.evaluated != done:
+                    self._evaluate(state, done, evaluation)
+            except (BatchError, ValueError) as error:
+                # What was learnt so far is worth more than what went wrong.
+                if done > first:
+                    self._save(state, done)
+                    self.checkpoints.wait()
+                raise TrainError(f"step {done}: {error}; saved at step {done}") from error
+            finally:
+                trace.close()
+                if hashes:
+                    hashes.close()
+        self._save(state, done)
+        self.checkpoints.wait()
+        return state
+
+    def _is_due(self, every: int, done: int) -> bool:
+        return bool(every) and done % every == 0 and done < self.settings.steps
+
+    def _finish(self, pending, bar) -> None:
+        """Checks a step's metrics, once it is done, and writes them."""
+        done, metrics, amounts, flops = pending
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not values.pop("finite"):
+            self._not_finite(done, values)
+        self.throughput.step(amounts, flops)
+        bar.update(done, {"loss": values["loss"]})
+        if done % self.settings.log_every == 0 or done in (1, self.settings.steps):
+            self.writers.write(done, values, self.throughput.report())
+
+    def _not_finite(self, done: int, values: Mapping[str, float]) -> None:
+        """Stops, and leaves the batch's ids; the state is that of the step before."""
+        bad = sorted(name for name, value in values.items() if not np.isfinite(value))
+        ids = self.batches.ids(done - 1)
+        path = self.workdir / f"not_finite-step{done}.json"
+        report = {"step": done, "metrics": {k: repr(v) for k, v in values.items()}, "rows": ids}
+        if self.is_first:
+            path.write_text(json.dumps(report, indent=1, ensure_ascii=False))
+        some = [name for row in ids for name in row][:4]
+        raise ValueError(
+            f"{', '.join(bad) or 'the gradients'} not finite; the batch holds {some}, ...: all "
+            f"its ids are in {path}. The step changed nothing"
+        )
+
+    def _evaluate(self, state: TrainState, done: int, evaluation: _Evaluation) -> None:
+        self.metrics = evaluation.run(state)
+        self.evaluated = done
+        self.writers.write(done, self.metrics)
+        evaluation.show(state, self.writers, done)
+        self.throughput.start()
+
+    def _save(self, state: TrainState, done: int) -> None:
+        if self.saved == done:
+            return
+        metrics = self.metrics if self.evaluated == done else None
+        weights, train = _split_state(state)
+        note = {"stage": self.stage.name, "seed": self.config.seed}
+        self.checkpoints.save(done, weights, train, note, metrics)
+        self.saved = done
+
+
+class _Hashes:
+    """batches.csv: the hash of this host's rows of every batch."""
+
+    def __init__(self, workdir: Path, first: int):
+        path = workdir / (
+            "batches.csv" if jax.process_count() == 1 else f"batches-{jax.process_index()}.csv"
+        )
+        kept = []
+        if path.exists():
+            lines = path.read_text().splitlines()[1:]
+            kept = [line for line in lines if int(line.split(",")[0]) < first]
+        self._file = path.open("w")
+        self._file.write("\n".join(["step,hash", *kept]) + "\n")
+
+    def add(self, step: int, batch: Any) -> None:
+        self._file.write(f"{step},{batch_hash(row_digests(batch))}\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _split_state(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(weights for everybody, the rest for the run)."""
+    train = {"step": state.step, "optimizer": state.optimizer, "extra": state.extra}
+    if state.average:
+        train["trained"] = state.trained
+        train["average"] = state.average
+    return state.variables(averaged=True), {k: v for k, v in train.items() if v or k == "step"}
+
+
+def _restore(checkpoints: Checkpoints, step: int, shapes: TrainState, placement) -> TrainState:
+    expected = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        placement,
+    )
+    weights, train = _split_state(expected)
+    weights, train, _ = checkpoints.restore(step, weights, train)
+    flat = flatten(weights["params"])
+    trained = train.get("trained", {name: flat[name] for name in shapes.trained})
+    return TrainState(
+        train["step"],
+        trained,
+        {name: flat[name] for name in shapes.frozen},
+        weights.get("codebook", {}),
+        weights.get("buffers", {}),
+        train.get("optimizer", shapes.optimizer),
+        train.get("average", {}),
+        train.get("extra", shapes.extra),
+    )
+
+
+def _log_sizes(stage: Stage, shapes: Mapping[str, tuple], trained: Mapping[str, float]) -> None:
+    count = {name: int(np.prod(shape)) for name, shape in shapes.items()}
+    for top in sorted({name.split("/")[0] for name in count}):
+        here = [name for name in count if name.split("/")[0] == top]
+        total = sum(count[name] for name in here)
+        training = sum(count[name] for name in here if name in trained)
+        logging.info("%s: %s %d parameters, %d train", stage.name, top, total, training)
+
+
+def _write_config(workdir: Path, config: RunConfig) -> None:
+    if jax.process_index() == 0:
+        from ba_jax.config import to_mapping
+
+        text = json.dumps(to_mapping(config), indent=1, ensure_ascii=False, default=str)
+        (workdir / "config.json").write_text(text + "\n")
+
+
+def use_compilation_cache(folder: str) -> None:
+    """Keeps what XLA compiles, so that a second start takes seconds."""
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _quieten() -> None:
+    """Orbax and TFDS tell at length what goes well."""
+
+    def keep(record) -> bool:
+        parts = Path(record.pathname).parts
+        return record.levelno >= 30 or not {"orbax", "tensorflow_datasets"} & set(parts)
+
+    logging.get_absl_handler().addFilter(keep)
+
+
+def define_flags() -> None:
+    """The command line's."""
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file("config", None, "A stage's config: configs/STAGE.py:SIZE.")
+    flags.DEFINE_string("workdir", None, "Where the run lives.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+    """Trains."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    config = flags.FLAGS.config.to_dict()
+    cache = dict(config.get("train", {})).get("compilation_cache", TrainSettings.compilation_cache)
+    use_compilation_cache(cache)
+    logging.set_verbosity(logging.INFO)
+    _quieten()
+    started = time.time()
+    try:
+        train(config, flags.FLAGS.workdir)
+    except (ValueError, TrainError, CheckpointError) as error:
+        logging.debug("", exc_info=True)
+        sys.exit(f"ba_jax.train: {error}")
+    logging.info("%s: done in %.1f min", flags.FLAGS.workdir, (time.time() - started) / 60)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,103 @@
+"""What all stages' configs have in common: every key of a run, with its default.
+
+  python -m ba_jax.train --config=configs/STAGE.py:SIZE --workdir=DIR [--config.a.b=c ...]
+
+seed         of parameters and of everything drawn in a step
+model        sizes, see configs/models.py
+stage        `name` and the settings of its class in ba_jax/steps
+data         what it is trained on, see configs/mixtures.py; eval_data: what it is evaluated on
+loader       worker processes of a host, and how many batches each builds ahead
+init         component -> the WORKDIR or checkpoint that it starts from; "random"; "" is random
+             where the stage trains it and an error where it does not
+optimizer    AdamW; `rules` say which parameters train (`ba_jax.optim.OptimizerSettings`)
+mesh         devices along data, fsdp, tensor; -1 takes what is left
+train        steps, microbatches, precision, how often to log and evaluate, profiling
+checkpoint   how often, and which stay; `metric` is what "best" means
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import models
+
+TOKENIZER = ("audio_encoder", "vq_bridge")
+"""Components that turn audio into codes."""
+
+
+def base(size: str, stage: str) -> ConfigDict:
+    """A run's config with nothing decided: a stage's file fills in what is its own."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "model": models.get_config(size),
+            "stage": {"name": stage},
+            "data": {},
+            "eval_data": {},
+            "loader": {"workers": 0, "prefetch": 2},
+            "init": dict.fromkeys(models.COMPONENTS, ""),
+            "optimizer": {
+                "rules": (),
+                "learning_rate": 1e-4,
+                "warmup": 0,
+                "schedule": "cosine",
+                "final": 0.1,
+                "b1": 0.9,
+                "b2": 0.98,
+                "epsilon": 1e-8,
+                "weight_decay": 0.0,
+                "clip": 1.0,
+                "clip_groups": (),
+                "average": 0.0,
+            },
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "train": {
+                "steps": 1,
+                "accumulate": 1,
+                "dtype": "float32",
+                "remat": "none",
+                "log_every": 10,
+                "evaluate_every": 0,
+                "evaluate_batches": 4,
+                "pictures": True,
+                "record_batches": False,
+                "profile_step": -1,
+                "profile_steps": 3,
+                "peak_flops": 0.0,
+                "compilation_cache": "~/.cache/ba_jax/jax",
+            },
+            "checkpoint": {"every": 0, "last": 1, "best": 0, "metric": "eval/loss"},
+        }
+    )
+
+
+def at_scale(config: ConfigDict, *, fsdp: int = -1, data: int = 1) -> ConfigDict:
+    """Sets what any run on a pod has: bfloat16, remat, FSDP over a slice, workers, checkpoints."""
+    config.loader = ConfigDict({"workers": 16, "prefetch": 2})
+    config.mesh = ConfigDict({"data": data, "fsdp": fsdp, "tensor": 1})
+    config.train.update({"dtype": "bfloat16", "remat": "full", "log_every": 20})
+    config.train.update({"evaluate_every": 1000, "evaluate_batches": 16})
+    config.checkpoint.update({"every": 500, "last": 3, "best": 1})
+    return config
+
+
+def choose(size: str, sizes: tuple[str, ...]) -> str:
+    """The size, if it is one.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if size not in sizes:
+        raise ValueError(f"size {size!r}: expected one of {sizes}")
+    return size
+
+
+def of_split(data: ConfigDict, split: str, **changes: Any) -> ConfigDict:
+    """The same data, of another split."""
+    found = data.copy_and_resolve_references()
+    for member in found.mixture.values():
+        member.split = split
+    found.update(changes)
+    return found

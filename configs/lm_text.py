@@ -1,0 +1,36 @@
+"""A small language model on text alone: the language ability that the speech stages have to keep.
+
+    python -m ba_jax.train --config=configs/lm_text.py:nano --workdir=runs/text
+
+Only nano needs it: at full size the language model is Qwen2.5's (`python -m ba_jax.convert`).
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import common, mixtures
+
+SIZES = ("nano", "nano_whisper")
+
+
+def get_config(size: str = "nano") -> ConfigDict:
+    """The stage's config.
+
+    Raises:
+      ValueError: for an unknown size.
+    """
+    config = common.base(common.choose(size, SIZES), "text_lm")
+    config.data = mixtures.get_config("text_nano")
+    config.eval_data = common.of_split(config.data, "validation")
+    config.stage.update({"chunk": 0})
+    config.optimizer.update(
+        {
+            "rules": ((".*", 1.0),),
+            "learning_rate": 2e-3,
+            "warmup": 30,
+            "weight_decay": 0.05,
+        }
+    )
+    config.train.update({"steps": 300, "evaluate_every": 100})
+    return config
