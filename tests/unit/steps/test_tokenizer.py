@@ -1,0 +1,409 @@
+"""The tokenizer stage: learns sound and words, gathers its codebooks' statistics, reads no padding."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ba_jax.audio import lengths
+from ba_jax.audio.mel import HIFIGAN_MEL, WHISPER_MEL_80, log_mel, whisper_log_mel
+from ba_jax.data.packed import AudioChunks, PackedBatch
+from ba_jax.data.packing import PackedRows
+from ba_jax.models.audio_decoder import AudioDecoder, AudioDecoderConfig
+from ba_jax.models.audio_encoder import AudioEncoderConfig
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+from ba_jax.models.llm import LLMConfig
+from ba_jax.models.vq_bridge import VQBridgeConfig
+from ba_jax.steps.base import StageError
+from ba_jax.steps.tokenizer import (
+    TokenizerSettings,
+    TokenizerStage,
+    decoded_frames,
+    replaced_share,
+)
+from ba_jax.vocab import AudioTokens
+
+CONFIG = BaichuanAudioConfig(
+    audio_encoder=AudioEncoderConfig(mel_bins=80, width=16, layers=1, heads=2, ffn_width=32),
+    vq_bridge=VQBridgeConfig(width=16, pooling=4, codebook_sizes=(16, 8, 8)),
+    audio_decoder=AudioDecoderConfig(
+        width=16, layers=1, heads=2, ffn_width=32, mel_bins=80, refine_channels=(8,)
+    ),
+    llm=LLMConfig(
+        vocab_size=40, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn_width=32
+    ),
+    tokens=AudioTokens(*range(3, 12)),
+)
+PAD = CONFIG.tokens.audio_pad
+SETTINGS = TokenizerSettings(
+    restart_after=5, restart_candidates=8, replace_steps=60, gumbel_temperature=0.01
+)
+LENGTH = 40
+SHORT, LONG = 0.5, 1.0  # seconds of the buckets
+TOTALS = ("mel", "second", "codes", "items", "text")
+
+
+def clip(seconds: float, pitch: float) -> np.ndarray:
+    """Harmonics of a gliding pitch under a syllable-like envelope, 16 kHz."""
+    t = np.arange(round(seconds * 16000)) / 16000
+    phase = 2 * np.pi * pitch * (t + 0.3 * t**2)
+    wave = sum(np.sin(k * phase) / k for k in range(1, 8))
+    return (0.2 * wave * (0.6 + 0.4 * np.sin(2 * np.pi * 5 * t))).astype(np.float32)
+
+
+def chunks_of(bucket: float, seconds: list[list[float]], starts, fill: float) -> AudioChunks:
+    """(rows, places) clips of so many seconds, 0 for an empty place; `fill` is past them."""
+    shape = np.shape(seconds)
+    samples = round(bucket * 16000)
+    made = AudioChunks(
+        mel_BCTM=np.full((*shape, samples // 160 + 1, 80), fill, np.float32),
+        mel_lengths_BC=np.zeros(shape, np.int32),
+        starts_BC=np.asarray(starts, np.int32),
+        frames_BC=np.zeros(shape, np.int32),
+        hifigan_mel_BCTM=np.full((*shape, samples // 256, 80), fill, np.float32),
+        hifigan_lengths_BC=np.zeros(shape, np.int32),
+    )
+    for place in np.argwhere(np.asarray(seconds) > 0):
+        place = tuple(place)
+        wave = clip(np.asarray(seconds)[place], 100 + 40 * sum(place) + 100 * bucket)
+        heard, wanted = whisper_log_mel(wave, WHISPER_MEL_80), log_mel(wave, HIFIGAN_MEL)
+        made.mel_BCTM[place][: len(heard)] = heard
+        made.hifigan_mel_BCTM[place][: len(wanted)] = wanted
+        made.mel_lengths_BC[place], made.hifigan_lengths_BC[place] = len(heard), len(wanted)
+        made.frames_BC[place] = lengths.bridge_length(lengths.encoder_length(len(heard)))
+    return made
+
+
+def batch_of(fill: float = 0.0, text_only: bool = False) -> PackedBatch:
+    """Two rows: audio and its transcript; text, then audio of two chunks and its transcript."""
+    rng = np.random.default_rng(0)
+    ids, segments = rng.integers(12, 40, (2, LENGTH)), np.zeros((2, LENGTH), np.int32)
+    target = np.zeros((2, LENGTH), bool)
+    segments[0, :20], segments[1, :10], segments[1, 10:38] = 1, 1, 2
+    target[0, 14:20] = target[1, 2:10] = target[1, 30:38] = True
+    none = text_only
+    audio = (
+        chunks_of(SHORT, [[0.5, 0], [0.45, 0]], [[2, 0], [24, 0]], fill),
+        chunks_of(LONG, [[0], [0.9]], [[0], [13]], fill),
+    )
+    if none:
+        audio = (
+            chunks_of(SHORT, np.zeros((2, 2)), np.zeros((2, 2)), fill),
+            chunks_of(LONG, np.zeros((2, 1)), np.zeros((2, 1)), fill),
+        )
+    for chunks in audio:
+        for row, place in np.argwhere(chunks.frames_BC > 0):
+            start = chunks.starts_BC[row, place]
+            ids[row, start : start + chunks.frames_BC[row, place]] = PAD
+    ids[segments == 0] = 0 if fill == 0 else 10**6
+    positions = np.where(segments > 0, np.arange(LENGTH)[None, :] - 10 * (segments == 2), 0)
+    rows = PackedRows(
+        ids_BL=ids.astype(np.int32),
+        codes_BLQ=np.zeros((2, LENGTH, 3), np.int32),
+        positions_BL=positions.astype(np.int32),
+        segments_BL=segments,
+        text_target_BL=target,
+        audio_target_BL=np.zeros_like(target),
+    )
+    return PackedBatch(rows, audio, np.zeros(2, np.int32))
+
+
+@pytest.fixture(scope="module")
+def stage() -> TokenizerStage:
+    return TokenizerStage(CONFIG, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def variables(stage):
+    return jax.jit(stage.init)(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def arrays(stage):
+    return stage.arrays(batch_of())
+
+
+def compiled(stage: TokenizerStage):
+    """(params, others, arrays, key, step) -> ((loss, aux), gradients), jitted."""
+
+    def function(params, others, arrays, key, step):
+        def loss(params):
+            totals = stage.totals(arrays)
+            return stage.loss({**others, "params": params}, arrays, totals, key, step)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    return jax.jit(function)
+
+
+@pytest.fixture(scope="module")
+def grads_of(stage, variables):
+    """(arrays, step) -> ((loss, aux), gradients of all parameters), with one key."""
+    function = compiled(stage)
+    others = {name: tree for name, tree in variables.items() if name != "params"}
+
+    def call(arrays, step=10**6, params=None):
+        params = variables["params"] if params is None else params
+        return function(params, others, arrays, jax.random.key(1), step)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def evaluated(stage):
+    def function(variables, arrays):
+        return stage.evaluate(variables, arrays, stage.totals(arrays), jax.random.key(0))
+
+    return jax.jit(function)
+
+
+# --- settings, schedules, amounts -----------------------------------------------------------------
+
+
+def test_the_share_of_replaced_items_grows_from_a_tenth_to_all():
+    settings = TokenizerSettings(replace_from=0.1, replace_steps=100)
+    shares = [float(replaced_share(step, settings)) for step in (0, 50, 100, 10**6)]
+    np.testing.assert_allclose(shares, [0.1, 0.55, 1, 1], rtol=1e-6)
+    at_once = dataclasses.replace(settings, replace_steps=0)
+    assert float(replaced_share(0, at_once)) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("decay", 1.0), ("quantizer_dropout", 1.5), ("restart_after", 0), ("weight_text", -1.0)],
+)
+def test_settings_out_of_range_are_refused(field, value):
+    with pytest.raises(ValueError, match=rf"{field} = {value}"):
+        TokenizerSettings(**{field: value})
+
+
+def test_a_stage_without_any_loss_is_refused():
+    with pytest.raises(ValueError, match="all of weight_mel, .* are 0"):
+        TokenizerSettings(weight_mel=0, weight_second_scale=0, weight_text=0)
+
+
+def test_decoded_frames_are_the_decoders():
+    decoder, codes = AudioDecoder(CONFIG.audio_decoder), np.array([0, 1, 5, 12], np.int32)
+    x = jnp.zeros((4, 12, 16))
+    shapes = jax.eval_shape(lambda: decoder.init(jax.random.key(0), x, codes))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    out = decoder.apply(zeros, x, codes)
+    np.testing.assert_array_equal(decoded_frames(CONFIG.audio_decoder, codes), out.mel_lengths_B)
+
+
+def test_amounts_and_totals(stage, arrays):
+    frames = [[51, 46], [91]]  # of Whisper's mel
+    assert stage.amounts(arrays) == {
+        "tokens": 58.0,
+        "audio_seconds": sum(sum(row) for row in frames) / 100,
+        "examples": 3.0,
+    }
+    totals = {name: float(value) for name, value in stage.totals(arrays).items()}
+    codes = np.array([6, 5, 11])  # 26, 23 and 46 frames of the encoder
+    mel = decoded_frames(CONFIG.audio_decoder, codes)
+    assert totals == {
+        "mel": mel.sum(),
+        "second": (mel // 2).sum(),
+        "codes": codes.sum(),
+        "items": 3,
+        "text": 22,
+    }
+
+
+def test_batches_without_what_the_stage_needs_are_refused(stage):
+    batch = batch_of()
+    with pytest.raises(StageError, match="without mels; set data.audio"):
+        stage.arrays(batch._replace(audio=()))
+    bare = tuple(chunks._replace(hifigan_mel_BCTM=None) for chunks in batch.audio)
+    with pytest.raises(StageError, match="add 'hifigan_mel' to data.targets"):
+        stage.arrays(batch._replace(audio=bare))
+    text = batch_of(text_only=True)
+    rows = text.rows._replace(text_target_BL=np.zeros((2, LENGTH), bool))
+    with pytest.raises(StageError, match="without audio and without text to learn"):
+        stage.arrays(text._replace(rows=rows))
+    with pytest.raises(StageError, match="the model's config has no .*llm"):
+        TokenizerStage(dataclasses.replace(CONFIG, llm=None), SETTINGS)
+
+
+# --- gradients ------------------------------------------------------------------------------------
+
+
+def size(tree) -> float:
+    return float(optax.global_norm(tree))
+
+
+def test_all_trained_parts_get_gradients_and_updates_count_all_frames(stage, grads_of, arrays):
+    (loss, aux), grads = grads_of(arrays)
+    assert np.isfinite(loss)
+    for name in ("audio_encoder", "vq_bridge", "audio_decoder", "text_projection"):
+        assert 0 < size(grads[name]) < np.inf, name
+    counts = aux.updates["statistics"].counts
+    assert float(counts[0].sum()) == float(stage.totals(arrays)["codes"])
+    assert float(aux.metrics["replaced"]) == 1
+    assert (np.asarray(aux.updates["candidates"].priority_K) > 0).sum() == 22
+    want = sum(float(value) for name, value in aux.metrics.items() if "_l" in name)
+    want += float(aux.metrics["commitment"] + aux.metrics["text"])
+    assert float(loss) == pytest.approx(want, rel=1e-5)
+
+
+def test_the_share_and_the_commitment_weight_follow_the_step(grads_of, arrays):
+    (loss, aux), _ = grads_of(arrays, step=0)
+    metrics = {name: float(value) for name, value in aux.metrics.items()}
+    assert metrics["replaced"] < 1  # 3 items at a share of 0.1
+    want = sum(value for name, value in metrics.items() if "_l" in name)
+    want += 0.1 * metrics["commitment"] + metrics["text"]
+    assert float(loss) == pytest.approx(want, rel=1e-5)
+
+
+def test_nothing_depends_on_padding(stage, grads_of, arrays):
+    want, dirty = grads_of(arrays, step=30), grads_of(stage.arrays(batch_of(np.nan)), step=30)
+    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(dirty), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_batch_of_text_alone_is_finite(stage, variables, grads_of, evaluated):
+    arrays = stage.arrays(batch_of(np.nan, text_only=True))
+    (loss, aux), grads = grads_of(arrays)
+    assert float(loss) == pytest.approx(float(aux.metrics["text"]), rel=1e-6)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((aux, grads)))
+    assert size({name: tree for name, tree in grads.items() if name != "llm"}) == 0
+    codebook, ages, _ = stage.after(
+        variables["codebook"],
+        stage.init_extra(variables),
+        aux.updates,
+        jax.random.key(0),
+        0,
+    )
+    for name, old in variables["codebook"]["vq_bridge"].items():
+        np.testing.assert_array_equal(codebook["vq_bridge"][name], old)
+    assert all(np.isfinite(value) for value in evaluated(variables, arrays).values())
+    assert stage.pictures(variables, arrays) == {}
+
+
+def test_text_alone_teaches_the_encoder_through_a_frozen_language_model(variables, arrays):
+    """Gradients of the trained parameters alone, as the loop takes them: the LLM is an input."""
+    settings = dataclasses.replace(
+        SETTINGS, weight_mel=0, weight_second_scale=0, weight_commitment=0
+    )
+    stage = TokenizerStage(CONFIG, settings)
+    frozen = {"llm": variables["params"]["llm"]}
+    trained = {name: tree for name, tree in variables["params"].items() if name != "llm"}
+
+    @jax.jit
+    def grads(trained, frozen):
+        def loss(trained):
+            merged = {**variables, "params": {**trained, **frozen}}
+            totals = stage.totals(arrays)
+            return stage.loss(merged, arrays, totals, jax.random.key(0), 10**6)[0]
+
+        return jax.grad(loss)(trained)
+
+    found = grads(trained, frozen)
+    assert set(found) == {"audio_encoder", "vq_bridge", "audio_decoder", "text_projection"}
+    assert size(found["audio_encoder"]) > 0 and size(found["text_projection"]) > 0
+    assert size(found["audio_decoder"]) == 0 and size(found["vq_bridge"]["decoder_proj"]) == 0
+
+
+def test_audio_stands_at_its_positions(stage, variables, arrays, evaluated):
+    """Another sound in a chunk changes the text loss of its own example, of no other."""
+    targets = np.zeros((2, LENGTH), bool)
+
+    def text(changed: bool, here: tuple[int, slice]) -> float:
+        target = targets.copy()
+        target[here] = True
+        audio = [dict(bucket) for bucket in arrays["audio"]]
+        if changed:
+            audio[1]["mel"] = audio[1]["mel"] + 3.0 * np.sin(np.arange(80, dtype=np.float32))
+        rows = {**arrays["rows"], "text_target": target}
+        return float(evaluated(variables, {"audio": tuple(audio), "rows": rows})["text"])
+
+    for here, moves in (
+        ((0, slice(14, 20)), False),
+        ((1, slice(2, 10)), False),
+        ((1, slice(13, 14)), False),  # predicted from the position before the first frame
+        ((1, slice(30, 38)), True),
+        ((1, slice(14, 15)), True),  # from the first frame
+    ):
+        assert (text(True, here) != text(False, here)) == moves, here
+
+
+def test_microbatches_merge_to_the_batch(stage, variables, arrays):
+    """Halves with the whole's totals: metrics add to the whole's, statistics too."""
+    stage = TokenizerStage(
+        CONFIG, dataclasses.replace(SETTINGS, quantizer_dropout=0, gumbel_temperature=0)
+    )
+    totals = stage.totals(arrays)
+    loss = jax.jit(lambda a: stage.loss(variables, a, totals, jax.random.key(0), 10**6)[1])
+    parts = [loss(jax.tree.map(lambda x: x[i : i + 1], arrays)) for i in range(2)]
+    whole = loss(arrays)
+    for name, value in whole.metrics.items():
+        got = parts[0].metrics[name] + parts[1].metrics[name]
+        np.testing.assert_allclose(got, value, rtol=2e-4, err_msg=name)
+    merged = stage.merge(parts[0].updates, parts[1].updates)
+    for a, b in zip(merged["statistics"].counts, whole.updates["statistics"].counts, strict=True):
+        np.testing.assert_array_equal(a, b)
+    priorities = np.asarray(merged["candidates"].priority_K)
+    assert (priorities > 0).sum() == 22 and (np.diff(priorities) <= 0).all()
+
+
+# --- learning and evaluation ----------------------------------------------------------------------
+
+
+def test_overfits_one_batch_and_evaluates(stage, variables, arrays, evaluated):
+    """120 steps of Adam with the schedules on: the loss and every part of it fall.
+
+    Measured: MEASURED.
+    """
+    optimiser = optax.masked(
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3)),
+        {name: name != "llm" for name in variables["params"]},
+    )
+    function = compiled(stage)
+
+    @jax.jit
+    def train(params, codebook, extra, state, step):
+        others = {**variables, "codebook": codebook}
+        key = jax.random.fold_in(jax.random.key(5), step)
+        (_, aux), grads = function(params, others, arrays, key, step)
+        grads = {**grads, "llm": jax.tree.map(jnp.zeros_like, grads["llm"])}
+        updates, state = optimiser.update(grads, state, params)
+        codebook, extra, use = stage.after(codebook, extra, aux.updates, key, step)
+        return optax.apply_updates(params, updates), codebook, extra, state, aux.metrics, use
+
+    before = jax.device_get(evaluated(variables, arrays))
+    state = optimiser.init(variables["params"])
+    params, codebook = variables["params"], variables["codebook"]
+    extra = stage.init_extra(variables)
+    for step in range(120):
+        params, codebook, extra, state, _, use = train(params, codebook, extra, state, step)
+    learnt = {**variables, "params": params, "codebook": codebook}
+    after = jax.device_get(evaluated(learnt, arrays))
+    print({name: (float(before[name]), float(after[name])) for name in after})
+    print({name: float(value) for name, value in use.items()})
+    assert after["loss"] < before["loss"] / 4
+    assert after["mel_mae"] < before["mel_mae"] / 2
+    assert after["text"] < before["text"] / 1.5
+    assert after["mel_mae"] < after["mel_mae/1"]
+    assert use["codebook/0/use"] > 0.5 and 0 < use["codebook/0/entropy"] <= 1
+    pictures = stage.pictures(learnt, arrays)
+    assert set(pictures) == {f"mel/{i}/{name}" for i in (0, 1) for name in ("target", "refined")}
+    assert pictures["mel/0/refined"].shape == pictures["mel/0/target"].shape == (28, 80)
+    error = np.abs(pictures["mel/0/refined"] - pictures["mel/0/target"]).mean()
+    assert error < before["mel_mae"] / 2
+
+
+def test_without_text_there_is_no_language_model():
+    stage = TokenizerStage(CONFIG, dataclasses.replace(SETTINGS, weight_text=0))
+    assert "llm" not in stage.components
+    shapes = jax.eval_shape(stage.init, jax.random.key(0))
+    assert set(shapes["params"]) == {"audio_encoder", "vq_bridge", "audio_decoder"}
+    arrays = stage.arrays(batch_of())
+    loss, aux = jax.eval_shape(
+        lambda v: stage.loss(v, arrays, stage.totals(arrays), jax.random.key(0), 0), shapes
+    )
+    assert loss.shape == () and "text" not in aux.metrics
