@@ -72,6 +72,23 @@ def number(value: float) -> str:
     return _minus(f"{value:.4g}")
 
 
+def aligned(values: Sequence[float | None]) -> list[str | None]:
+    """A column's numbers with the same decimals, four digits of the largest; None stays None."""
+    most = max((abs(v) for v in values if v is not None and math.isfinite(v)), default=0.0)
+    whole = all(v is None or not math.isfinite(v) or v == int(v) for v in values)
+    if most and not (1e-3 <= most < 1e6):
+        return [None if v is None else number(v) for v in values]
+    decimals = 0 if whole else max(3 - math.floor(math.log10(most)), 0)
+    shown: list[str | None] = []
+    for value in values:
+        if value is None:
+            shown.append(None)
+        else:
+            plain = math.isfinite(value)
+            shown.append(_minus(f"{value:.{decimals}f}") if plain else number(value))
+    return shown
+
+
 def _minus(text: str) -> str:
     return text.replace("-", "−") if text.startswith("-") else text
 
@@ -138,7 +155,7 @@ class _Axes:
         return [x for x in ticks(max(self.first, 0), self.last, 4) if x == int(x)]
 
     def y_ticks(self) -> list[float]:
-        return log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high, 4)
+        return log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high)
 
 
 def line_chart(lines: Sequence[Line], title: str, unit: str) -> str:

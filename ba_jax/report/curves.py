@@ -108,13 +108,15 @@ def _chart(title: str, name: str, lines: Sequence[Line]) -> Chart:
     return Chart(title, svg, tuple((line.label, line.style) for line in lines), note(lines))
 
 
-def _family_chart(family: str, members: Mapping[int, str], series: Mapping[str, Points]) -> Chart:
+def _family_chart(
+    title: str, family: str, members: Mapping[int, str], series: Mapping[str, Points]
+) -> Chart:
     most = max(len(members) - 1, 1)
     lines = [
         Line(str(index), series[name], f"shade{round(place * (_SHADES - 1) / most)}")
         for place, (index, name) in enumerate(members.items())
     ]
-    return _chart(family, family, lines)
+    return _chart(title, family, lines)
 
 
 def stage_charts(series: Mapping[str, Points]) -> tuple[list[Chart], list[Chart]]:
@@ -132,7 +134,7 @@ def stage_charts(series: Mapping[str, Points]) -> tuple[list[Chart], list[Chart]
                 lines.append(Line(label, series[full], label, dots))
         made.append((name, _chart(name, name, lines)))
     for family, members in families.items():
-        made.append((family, _family_chart(family, members, series)))
+        made.append((family, _family_chart(family, family, members, series)))
     made.sort(key=lambda pair: pair[0] != "loss")
     losses = [chart for name, chart in made if not _RATES.fullmatch(name.removeprefix("eval/"))]
     rates = [chart for name, chart in made if _RATES.fullmatch(name.removeprefix("eval/"))]
@@ -142,6 +144,8 @@ def stage_charts(series: Mapping[str, Points]) -> tuple[list[Chart], list[Chart]
 def codebooks(series: Mapping[str, Points]) -> Codebooks | None:
     """Charts and last values of `codebook/<k>/<quantity>`; None if there are none."""
     families = _families([name for name in series if "codebook/" in name])
+    # codebook/*/use -> use
+    families = {name.replace("codebook/*/", ""): members for name, members in families.items()}
     if not families:
         return None
     quantities = tuple(families)
@@ -155,7 +159,10 @@ def codebooks(series: Mapping[str, Points]) -> Codebooks | None:
             values.append(points[-1][1] if points else None)
         rows.append((index, tuple(values)))
     return Codebooks(
-        charts=tuple(_family_chart(f, members, series) for f, members in families.items()),
+        charts=tuple(
+            _family_chart(f"{quantity} of each codebook", f"codebook/*/{quantity}", members, series)
+            for quantity, members in families.items()
+        ),
         quantities=quantities,
         rows=tuple(rows),
     )

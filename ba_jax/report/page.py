@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 import importlib.metadata
 import math
 import platform
@@ -19,21 +20,36 @@ from ba_jax.report.runs import Evaluation, Item, Runs, Stage
 FILES = "files"
 LISTENED = 8  # items of a suite that have players; the others' recordings are linked in the tables
 LONG = 12  # rows from which a table is closed at first
+# What an item's hypothesis is, by suite, and its other texts.
+_CAME = {
+    "asr": "model wrote",
+    "qa_s2t": "model wrote",
+    "qa_t2t": "model wrote",
+    "qa_s2s": "judge heard",
+    "tts": "judge heard",
+    "reconstruction": "judge heard",
+}
+_MORE = {
+    "text": "model wrote",
+    "heard_on_reference": "judge heard of the reference",
+    "heard_without_flow": "judge heard without flow",
+}
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _HERE = Path(__file__).resolve().parent
 
 
 class Files:
-    """Copies files into a folder under plain names, each once."""
+    """Copies files into a folder under plain names; equal content once."""
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._links: dict[Path, str] = {}
+        self._links: dict[bytes, str] = {}
         self._names: set[str] = set()
 
     def add(self, path: Path, name: str) -> str:
         """Copies `path`; returns its link. `name`, made plain ASCII, is what it is called."""
-        if path not in self._links:
+        digest = hashlib.sha256(path.read_bytes()).digest()
+        if digest not in self._links:
             stem = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:80] or "file"
             plain, count = stem, 1
             while (plain + path.suffix).lower() in self._names:
@@ -42,8 +58,8 @@ class Files:
             self._names.add((plain + path.suffix).lower())
             self._folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, self._folder / (plain + path.suffix))
-            self._links[path] = f"{self._folder.name}/{plain}{path.suffix}"
-        return self._links[path]
+            self._links[digest] = f"{self._folder.name}/{plain}{path.suffix}"
+        return self._links[digest]
 
 
 def render(
@@ -98,7 +114,10 @@ def render(
             ),
         ],
         mel_errors=_mel_errors(summary["mel_mae_by_codebooks"]),
-        minutes=_bars(runs.minutes or {}),
+        minutes=[
+            (name, f"{runs.minutes[name]:.1f}", width)
+            for name, _, width in _bars(runs.minutes or {})
+        ],
         total_minutes=summary[targets.MINUTES],
         stages=stages,
         suites=suites,
@@ -106,6 +125,11 @@ def render(
         long=LONG,
         evaluations=list(runs.evaluations),
         figures=_figures(runs.evaluations),
+        notes=[
+            (f"{evaluation.name}: {name}", text)
+            for evaluation in runs.evaluations.values()
+            for name, text in evaluation.notes.items()
+        ],
         commands=runs.commands,
         command=command,
         versions=versions(),
@@ -114,14 +138,17 @@ def render(
     )
 
 
-def _bars(values: Mapping[Any, float | None]) -> list[tuple[Any, float | None, float]]:
-    """(name, value, width in percent of the largest)."""
-    known = [v for v in values.values() if v is not None and math.isfinite(v)]
-    most = max(known, default=0)
+def _bars(
+    values: Mapping[Any, float | None], full: float = 0.0
+) -> list[tuple[Any, str | None, float]]:
+    """(name, value as text, width in percent of the largest, or of `full` if that is larger)."""
+    most = max((v for v in values.values() if v is not None and math.isfinite(v)), default=full)
+    most = max(most, full)
     rows = []
-    for name, value in values.items():
+    shown = charts.aligned(list(values.values()))
+    for (name, value), text in zip(values.items(), shown, strict=True):
         width = 100 * value / most if value is not None and math.isfinite(value) and most else 0
-        rows.append((name, value, round(width, 1)))
+        rows.append((name, text, round(width, 1)))
     return rows
 
 
@@ -129,18 +156,22 @@ def _mel_errors(errors: Mapping[str, float | None] | None) -> list[tuple]:
     """(codebooks, error, width in percent, share of the error with one codebook or None)."""
     rows = []
     one = (errors or {}).get("1")
-    for count, value, width in _bars(errors or {}):
-        rows.append((count, value, width, value / one if one and value is not None else None))
+    for count, text, width in _bars(errors or {}):
+        value = errors[count]
+        rows.append((count, text, width, value / one if one and value is not None else None))
     return rows
 
 
 def _stage(stage: Stage, files: Files) -> dict[str, Any]:
     losses, rates = curves.stage_charts(stage.series or {})
     books = curves.codebooks(stage.series or {})
-    bars = []
+    bars, others = [], []
     for place, quantity in enumerate(books.quantities if books else ()):
-        if quantity.endswith(("/use", "/perplexity")):
-            bars.append((quantity, _bars({k: values[place] for k, values in books.rows})))
+        last = {index: values[place] for index, values in books.rows}
+        if quantity in ("use", "perplexity"):
+            bars.append((quantity, _bars(last, full=1.0)))
+        else:
+            others.append((quantity, charts.aligned(list(last.values()))))
     return {
         "name": stage.name,
         "has_metrics": stage.series is not None,
@@ -148,6 +179,7 @@ def _stage(stage: Stage, files: Files) -> dict[str, Any]:
         "rates": rates,
         "codebooks": books,
         "codebook_bars": bars,
+        "codebook_others": others,
         "finals": curves.final_rows(stage.series or {}),
         "mels": _first_and_last(stage, (".png",), files),
         "sounds": _first_and_last(stage, (".wav", ".flac", ".ogg", ".opus", ".mp3"), files),
@@ -197,6 +229,8 @@ def _suites(evaluation: Evaluation, files: Files) -> list[dict[str, Any]]:
                 "name": name,
                 "rows": rows,
                 "with_audio": [row for row in rows if row["audio"]],
+                "has_question": any("question" in item.more for item in items),
+                "came": _CAME.get(name, "hypothesis"),
                 "judged": len(judged),
                 "right": sum(item.correct is True for item in judged),
                 "errors": sum(item.errors for item in counted) if counted else None,
@@ -226,6 +260,8 @@ def _item(evaluation: str, item: Item, files: Files) -> dict[str, Any]:
         "errors": item.errors,
         "units": item.units,
         "wrong": item.wrong,
+        "question": item.more.get("question"),
+        "more": [(_MORE[key], text) for key, text in item.more.items() if key in _MORE],
         "audio": audio,
     }
 

@@ -3,7 +3,7 @@
     RUNS/<stage>/metrics.csv, timings.csv       step,name,value
     RUNS/<stage>/config.json                    the settings, shown as they are
     RUNS/<stage>/pictures/<step>/<name>.png     and .wav; a name may hold slashes
-    RUNS/eval/<checkpoint>/figures.json         name -> number, null, or a dict of such
+    RUNS/eval/<checkpoint>/figures.json         name -> number, null, text, or a dict of such
     RUNS/eval/<checkpoint>/items.jsonl          one item of a suite a line
     RUNS/minutes.json                           stage -> minutes
     RUNS/commands.txt                           the commands that were run, one a line
@@ -24,6 +24,7 @@ from typing import Any
 EVAL = "eval"
 # The order of the chain; stages that are not named here follow by name.
 STAGE_ORDER = ("text_lm", "tokenizer", "flow", "vocoder", "stage1", "stage2", "single", "sft")
+TEXTS = ("question", "text", "heard_on_reference", "heard_without_flow")
 SOUNDS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -62,7 +63,12 @@ class Sound:
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One item of a suite; None is what the evaluation did not say."""
+    """One item of a suite; None is what the evaluation did not say.
+
+    Attributes:
+      hypothesis: what came: what the model wrote, or what the judge heard of what it said.
+      more: other texts, by their key in items.jsonl: `TEXTS`.
+    """
 
     suite: str
     id: str
@@ -73,6 +79,7 @@ class Item:
     errors: float | None = None
     units: float | None = None
     audio: tuple[Sound, ...] = ()
+    more: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def wrong(self) -> bool:
@@ -81,10 +88,16 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The results of one checkpoint; `figures` is flat: a dict's entries become `name/key`."""
+    """The results of one checkpoint; a dict's entries become `name/key` in `figures`, `notes`.
+
+    Attributes:
+      figures: name -> number, or None for null; None without figures.json.
+      notes: name -> text that says how figures were made.
+    """
 
     name: str
     figures: Mapping[str, float | None] | None
+    notes: Mapping[str, str]
     items: tuple[Item, ...]
 
 
@@ -227,32 +240,38 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_evaluation(folder: Path) -> Evaluation:
-    figures, items = folder / "figures.json", folder / "items.jsonl"
+    file, items = folder / "figures.json", folder / "items.jsonl"
+    figures, notes = read_figures(file) if file.is_file() else (None, {})
     return Evaluation(
         name=folder.name,
-        figures=read_figures(figures) if figures.is_file() else None,
+        figures=figures,
+        notes=notes,
         items=tuple(read_items(items)) if items.is_file() else (),
     )
 
 
-def read_figures(path: Path) -> dict[str, float | None]:
-    """Name -> number or None; the entries of a dict under `name` become `name/key`.
+def read_figures(path: Path) -> tuple[dict[str, float | None], dict[str, str]]:
+    """(name -> number or None, name -> text); the entries of a dict under `name` are `name/key`.
 
     Raises:
-      ReportError: for anything but numbers, null and one level of dicts of them.
+      ReportError: for anything but numbers, null, texts and one level of dicts of them.
     """
     content = _read_json(path)
     if not isinstance(content, dict):
         raise ReportError(f"{path}: expected an object of figures, got {content!r:.80}")
     figures: dict[str, float | None] = {}
+    notes: dict[str, str] = {}
     for name, value in content.items():
         nested = value if isinstance(value, dict) else {"": value}
         for key, number in nested.items():
             full = f"{name}/{key}" if key else name
-            if number is not None and not _number(number):
-                raise ReportError(f"{path}: {full} = {number!r:.80}: expected a number or null")
-            figures[full] = number
-    return figures
+            if isinstance(number, str):
+                notes[full] = number
+            elif number is None or _number(number):
+                figures[full] = number
+            else:
+                raise ReportError(f"{path}: {full} = {number!r:.80}: expected a number or a text")
+    return figures, notes
 
 
 def read_items(path: Path) -> list[Item]:
@@ -292,18 +311,29 @@ def _item(content: Mapping[str, Any], where: str, folder: Path) -> Item:
         values[name] = content.get(name)
         if values[name] is not None and not (_number(values[name]) and values[name] >= 0):
             raise ReportError(f"{where}: {name} = {values[name]!r:.80}: expected a count")
-    sounds = content.get("audio")
-    if sounds is not None and not isinstance(sounds, list):
-        raise ReportError(f"{where}: audio = {sounds!r:.80}: expected a list")
-    audio = tuple(_sound(sound, f"{where}: audio", folder) for sound in sounds or ())
-    return Item(**values, audio=audio)
+    more = {name: content[name] for name in TEXTS if content.get(name) is not None}
+    for name, value in more.items():
+        if not isinstance(value, str):
+            raise ReportError(f"{where}: {name} = {value!r:.80}: expected a text")
+    return Item(**values, audio=_sounds(content.get("audio"), f"{where}: audio", folder), more=more)
 
 
-def _sound(entry: Any, where: str, folder: Path) -> Sound:
-    """{"label": ..., "path": ...} -> a Sound; the path stays inside the evaluation's folder."""
-    label, name = (entry.get("label"), entry.get("path")) if isinstance(entry, dict) else (0, 0)
+def _sounds(entry: Any, where: str, folder: Path) -> tuple[Sound, ...]:
+    """label -> path, or a list of {"label", "path"}; an empty path says that nothing came."""
+    pairs = list(entry.items()) if isinstance(entry, dict) else []
+    for one in entry if isinstance(entry, list) else ():
+        pairs.append((one.get("label"), one.get("path")) if isinstance(one, dict) else (None, one))
+    if not isinstance(entry, dict | list | None):
+        raise ReportError(f"{where} = {entry!r:.80}: expected label -> path")
+    return tuple(_sound(label, name, where, folder) for label, name in pairs)
+
+
+def _sound(label: Any, name: Any, where: str, folder: Path) -> Sound:
+    """A Sound; the path stays inside the evaluation's folder."""
     if not isinstance(label, str) or not isinstance(name, str):
-        raise ReportError(f'{where}: {entry!r:.80}: expected {{"label": text, "path": text}}')
+        raise ReportError(f"{where}: {label!r:.80} -> {name!r:.80}: expected label -> path")
+    if not name:
+        return Sound(label, name, None)
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ReportError(f"{where}: {name!r} lies outside {folder}")

@@ -22,7 +22,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
       };
       const rows = [...table.tBodies[0].rows].sort(compare);
       if (down) rows.reverse();
-      table.tBodies[0].append(...rows);
+      // What has no value comes last both ways.
+      const empty = rows.filter((row) => key(row) === "");
+      table.tBodies[0].append(...rows.filter((row) => key(row) !== ""), ...empty);
     });
   });
 }

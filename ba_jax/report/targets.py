@@ -19,7 +19,7 @@ SOURCES: Mapping[str, tuple[tuple[str, ...], str]] = {
     "qa_s2s": (("stage2",), "qa_s2s"),
     "tts_judge_wer": (("stage2",), "tts_judge_wer"),
     "judge_wer_on_reference": (("stage2",), "judge_wer_on_reference"),
-    "mel_mae_by_codebooks": (("tokenizer", "flow"), "mel_mae_by_codebooks"),
+    "mel_mae_by_codebooks": (("tokenizer", "flow", "stage2"), "mel_mae_by_codebooks"),
     "t2t_before": (("text_lm",), "qa_t2t"),
     "t2t_after": (("stage2",), "qa_t2t"),
     "t2t_after_single_stage": (("single",), "qa_t2t"),
@@ -240,14 +240,13 @@ def headline(summary: Summary, origin: Mapping[str, str]) -> list[Row]:
 
 def text_table(rows: Sequence[Row], summary: Summary) -> str:
     """The headline table as plain text, and the text side's figures next to each other."""
-    heads = ("target", "reached", "asked for", "")
+    heads = ("target", "reached", "asked for", "verdict")
     cells = [(row.label, row.reached or "-", row.asked, row.verdict) for row in rows]
     widths = [max(len(line[i]) for line in (heads, *cells)) for i in range(4)]
     lines = []
     for label, reached, asked, verdict in (heads, tuple("-" * width for width in widths), *cells):
-        lines.append(
-            f"{label:<{widths[0]}}  {reached:>{widths[1]}}  {asked:<{widths[2]}}  {verdict}".rstrip()
-        )
+        line = f"{label:<{widths[0]}}  {reached:>{widths[1]}}  {asked:<{widths[2]}}  {verdict}"
+        lines.append(line.rstrip())
     shown = {key: percent(summary[key]) for key in SOURCES if key.startswith("t2t_")}
     lines += [
         "",
