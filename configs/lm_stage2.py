@@ -1,12 +1,16 @@
-"""Stage 2 of the language model (paper section 3.3.1): its model, its data.
+"""Language model, stage 2 (paper 3.3.1): all but the text embedding and the output layer learn.
 
+    python -m ba_jax.train --config=configs/lm_stage2.py:nano_codes --workdir=runs/stage2 \
+        --config.init.llm=runs/stage1 --config.init.audio_embed=runs/stage1 \
+        --config.init.audio_head=runs/stage1
     python -m ba_jax.data.show --config=configs/lm_stage2.py:nano --member=aqa
     python -m ba_jax.data.hash --config=configs/lm_stage2.py:nano --steps=100:105 --hosts=2
 
-  arg     model  data
-  nano    nano   the embedded corpus, all tasks, mels (the tokenizer runs in the step)
-  1b5     1b5    the paper's mixture as codes, from ./datasets
-  7b      7b     the same
+  arg         model  data
+  nano        nano   the embedded corpus, all tasks, as mels: the tokenizer runs in the step
+  nano_codes  nano   the same as codes, in runs/codes (`python -m ba_jax.tokenize`)
+  1b5         1b5    the paper's mixture as codes, in datasets/
+  7b          7b     the same
 
 Everything is set here or by `--config.a.b=c`: `--config.data.mixture.asr.weight=2`,
 `--config.data.rows=16`, `--config.seed=1` (of the model; the data's is `config.data.seed`).
@@ -16,9 +20,11 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import mixtures, models
+from configs import common, mixtures
 
-SIZES = ("nano", "1b5", "7b")
+SIZES = ("nano", "nano_codes", "1b5", "7b")
+MIXTURES = {"nano": "lm_nano", "nano_codes": "lm_codes_nano", "1b5": "lm", "7b": "lm"}
+FROZEN = r"llm/(embedding|lm_head)"
 
 
 def get_config(size: str = "nano") -> ConfigDict:
@@ -27,13 +33,24 @@ def get_config(size: str = "nano") -> ConfigDict:
     Raises:
       ValueError: for an unknown size.
     """
-    if size not in SIZES:
-        raise ValueError(f"size {size!r}: expected one of {SIZES}")
-    return ConfigDict(
-        {
-            "seed": 0,
-            "model": models.get_config(size),
-            "data": mixtures.get_config("lm_nano" if size == "nano" else "lm"),
-            "loader": {"workers": 0 if size == "nano" else 16, "prefetch": 2},
-        }
-    )
+    common.choose(size, SIZES)
+    nano = size.startswith("nano")
+    config = common.base("nano" if nano else size, "lm")
+    config.data = mixtures.get_config(MIXTURES[size])
+    codes = config.data.audio == "codes"
+    config.stage.update({"audio": "codes" if codes else "features", "chunk": 0 if nano else 512})
+    rules = [(FROZEN, None), (".*", 1.0)]
+    if not codes:
+        rules.insert(0, (r"(audio_encoder|vq_bridge)/.*", None))
+    config.optimizer.update({"rules": tuple(rules), "weight_decay": 0.05})
+    if nano:
+        # Without one of a kind in it, a split has no batches of that kind.
+        config.eval_data = common.of_split(config.data, "validation", rows=4)
+        for name in ("intlv", "itts"):
+            del config.eval_data.mixture[name]
+        config.optimizer.update({"learning_rate": 1e-3, "warmup": 20})
+        config.train.update({"steps": 300, "evaluate_every": 100, "evaluate_batches": 2})
+        return config
+    config.optimizer.update({"learning_rate": 2e-5, "warmup": 1000, "b2": 0.95})
+    config.train.steps = 50_000
+    return common.at_scale(config)

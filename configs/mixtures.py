@@ -1,15 +1,15 @@
 """What each stage is trained on: the `data` sections of the stages' configs.
 
-    --config=configs/mixtures.py:NAME          lm_nano, lm, audio_nano, audio
+    --config=configs/mixtures.py:NAME          the names are at the end of this file
 
 `data.mixture` names the members; each is a dataset (a folder that `python -m ba_jax.data.prepare`
-made, or "embedded", the corpus in this tree) and a task. Weights are shares of `data.unit`. Change
+made, or "embedded", the corpus in this tree) and a task; `data.folder`, if it is set, is where all
+of them are. Weights are shares of `data.unit`. Change
 one with `--config.data.mixture.asr.weight=2`, leave one out with weight 0, look at it all with
 `python -m ba_jax.data.show --config=configs/lm_stage2.py:nano --summary`.
 
 The large mixtures read codes that the audio tokenizer has written into the datasets
-(`data.audio = "codes"`), under one folder: `--config.data.mixture.asr.dataset=DIR` for each, or
-links in ./datasets.
+(`data.audio = "codes"`, `python -m ba_jax.tokenize`), one a task, in `data.folder`.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ def _text_nano() -> dict:
 
 
 def _tokenizer_nano() -> dict:
-    """All speech of the embedded corpus that has text beside it, with the decoder's mels."""
+    """All speech of the embedded corpus with the text to it, and the audio decoder's mels."""
     mixture = {
         "asr": _member("embedded", "asr", 3.0, turn="any"),
-        "aqa": _member("embedded", "aqa", 1.5),
         "answers": _member("embedded", "asr", 1.0, turn="assistant"),
+        "aqa": _member("embedded", "aqa", 1.5),
         "s2tt": _member("embedded", "s2tt", 0.5),
         "intlv": _member("embedded", "intlv", 0.3),
     }
@@ -97,12 +97,31 @@ def _tokenizer_nano() -> dict:
         "unit": "tokens",
         "audio": "features",
         "targets": ("hifigan_mel",),
-        # Per row of 256 positions.
+        # Per row of 256 positions. Utterances last 1.7 s in the mean, 3.9 s at most; what is longer
+        # than the bucket is encoded in two pieces.
+        "buckets": [{"seconds": 2.6, "count": 5}],
+    }
+
+
+def _tokenizer() -> dict:
+    """The paper's tasks with text loss, as recordings with the audio decoder's mels."""
+    tasks = ("asr", "aqa", "s2tt", "intlv")
+    mixture = {task: _member(task, task, PAPER_KILOHOURS[task]) for task in tasks}
+    return _common("packed", mixture) | {
+        "folder": "datasets",
+        "tokenizer": "datasets/tokenizer",
+        "row_length": 2048,
+        "rows": 256,
+        "unit": "hours",
+        "audio": "features",
+        "targets": ("hifigan_mel",),
         "buckets": [
-            {"seconds": 2.0, "count": 5},
-            {"seconds": 4.0, "count": 3},
-            {"seconds": 12.0, "count": 1},
+            {"seconds": 5.0, "count": 16},
+            {"seconds": 15.0, "count": 6},
+            {"seconds": 30.0, "count": 2},
         ],
+        "index_cache": "datasets/index",
+        "index_workers": 16,
     }
 
 
@@ -137,16 +156,74 @@ def _lm_nano() -> dict:
     }
 
 
+def _lm_codes_nano() -> dict:
+    """As lm_nano from codes, which `python -m ba_jax.tokenize` wrote into a copy of the corpus."""
+    mixture = {
+        "asr": _member("embedded", "asr", 4.0, turn="any"),
+        "aqa": _member("embedded", "aqa", 3.0),
+        "s2tt": _member("embedded", "s2tt", 0.5),
+        "intlv": _member("embedded", "intlv", 0.3),
+        "tts": _member("embedded", "tts", 4.0, turn="any"),
+        "tts_answers": _member("embedded", "tts", 1.0, turn="assistant"),
+        "itts": _member("embedded", "itts", 0.3),
+        "audio": _member("embedded", "audio", 0.3),
+        "text": _member("embedded", "text", 1.0),
+        "written": _member("embedded", "sft", 1.5, questions="written", answers="written"),
+        "spoken": _member("embedded", "sft", 4.0, questions="spoken", answers="spoken"),
+    }
+    return _common("packed", mixture) | {
+        "folder": "runs/codes",
+        "tokenizer": "embedded",
+        "row_length": 256,
+        "rows": 8,
+        "unit": "tokens",
+        "audio": "codes",
+        "buckets": [],
+    }
+
+
+def _sft() -> dict:
+    """Instructions, spoken and written, answered in text and in speech (paper 3.3.2)."""
+    mixture = {
+        "spoken": _member("sft", "sft", 0.5, questions="spoken", answers="spoken"),
+        "heard": _member("sft", "sft", 0.3, questions="spoken", answers="written"),
+        "written": _member("sft", "sft", 0.2, questions="written", answers="written"),
+    }
+    return _common("packed", mixture) | {
+        "folder": "datasets",
+        "tokenizer": "datasets/tokenizer",
+        "row_length": 4096,
+        "rows": 64,
+        "unit": "tokens",
+        "audio": "codes",
+        "buckets": [],
+        "index_cache": "datasets/index",
+        "index_workers": 16,
+    }
+
+
+def _sft_nano() -> dict:
+    """The embedded corpus' dialogues, as codes."""
+    nano = _lm_codes_nano()
+    mixture = {
+        "spoken": nano["mixture"]["spoken"] | {"weight": 0.5},
+        "heard": _member("embedded", "sft", 0.3, questions="spoken", answers="written"),
+        "written": nano["mixture"]["written"] | {"weight": 0.2},
+    }
+    return nano | {"mixture": mixture}
+
+
 def _lm() -> dict:
     """The paper's mixture (Table 4) by hours of speech, and text, all as shares of positions."""
     frames = {task: hours * 3600 * 12.5 for task, hours in PAPER_KILOHOURS.items()}
     total = sum(frames.values())
     mixture = {
-        task: _member(f"datasets/{task}", task, (1 - TEXT_SHARE) * share / total)
+        task: _member(task, task, (1 - TEXT_SHARE) * share / total)
         for task, share in frames.items()
     }
-    mixture["text"] = _member("datasets/text", "text", TEXT_SHARE)
+    mixture["text"] = _member("text", "text", TEXT_SHARE)
     return _common("packed", mixture) | {
+        "folder": "datasets",
         "tokenizer": "datasets/tokenizer",
         "row_length": 4096,
         "rows": 256,
@@ -176,25 +253,61 @@ def _audio_nano() -> dict:
     )
 
 
+def _vocoder_nano() -> dict:
+    """Random windows of 0.64 s of the embedded corpus."""
+    return _audio(
+        "embedded",
+        [{"seconds": 0.64, "count": 8}],
+        crop=True,
+        features=("wave", "flow_mel"),
+    )
+
+
+def _vocoder() -> dict:
+    """Random windows of one second."""
+    return {"folder": "datasets"} | _audio(
+        "audio",
+        [{"seconds": 1.0, "count": 128}],
+        crop=True,
+        features=("wave", "flow_mel"),
+    )
+
+
+def _flow_nano() -> dict:
+    """All speech of the embedded corpus, in clips, with the flow decoder's mels."""
+    return _audio("embedded", [{"seconds": 2.6, "count": 12}], features=("whisper_mel", "flow_mel"))
+
+
 def _audio_large() -> dict:
     """Clips of up to 30 s."""
-    return _audio(
-        "datasets/audio",
-        [
-            {"seconds": 5.0, "count": 384},
-            {"seconds": 10.0, "count": 192},
-            {"seconds": 20.0, "count": 96},
-            {"seconds": 30.0, "count": 64},
-        ],
-        features=("whisper_mel", "hifigan_mel", "flow_mel"),
-    ) | {"index_cache": "datasets/index", "index_workers": 16}
+    return (
+        {"folder": "datasets"}
+        | _audio(
+            "audio",
+            [
+                {"seconds": 5.0, "count": 384},
+                {"seconds": 10.0, "count": 192},
+                {"seconds": 20.0, "count": 96},
+                {"seconds": 30.0, "count": 64},
+            ],
+            features=("whisper_mel", "hifigan_mel", "flow_mel"),
+        )
+        | {"index_cache": "datasets/index", "index_workers": 16}
+    )
 
 
 MIXTURES = {
     "text_nano": _text_nano,
     "tokenizer_nano": _tokenizer_nano,
+    "tokenizer": _tokenizer,
+    "flow_nano": _flow_nano,
+    "vocoder_nano": _vocoder_nano,
+    "vocoder": _vocoder,
     "lm_nano": _lm_nano,
+    "lm_codes_nano": _lm_codes_nano,
     "lm": _lm,
+    "sft_nano": _sft_nano,
+    "sft": _sft,
     "audio_nano": _audio_nano,
     "audio": _audio_large,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +22,8 @@ def batch_settings(data: Mapping[str, Any]) -> PackedSettings | AudioSettings:
 
     `data.mixture` maps a name to a member, so that one can be changed by
     `--config.data.mixture.asr.weight=2`; a member of weight 0 is left out. Names do not matter
-    beyond their order, which is alphabetical whatever order the config has.
+    beyond their order, which is alphabetical whatever order the config has. `data.folder`, if it is
+    given and not empty, is the folder that the members' datasets are in.
 
     Raises:
       ConfigError: an unknown, missing or ill-typed key, or a value that makes no sense.
@@ -29,12 +32,15 @@ def batch_settings(data: Mapping[str, Any]) -> PackedSettings | AudioSettings:
     kind = values.pop("kind", None)
     if kind not in KINDS:
         raise ConfigError(f"data.kind = {kind!r}: expected one of {sorted(KINDS)}")
+    folder = values.pop("folder", "")
+    if not isinstance(folder, str):
+        raise ConfigError(f"data.folder = {folder!r}: expected a path, or ''")
     members = values.get("mixture")
     if not hasattr(members, "items"):
         raise ConfigError(f"data.mixture = {members!r}: expected a mapping of members")
     try:
         values["mixture"] = [
-            from_mapping(Selection, member, f"data.mixture.{name}")
+            _in_folder(from_mapping(Selection, member, f"data.mixture.{name}"), folder)
             for name, member in sorted(members.items())
             if member.get("weight", 1) != 0
         ]
@@ -43,6 +49,12 @@ def batch_settings(data: Mapping[str, Any]) -> PackedSettings | AudioSettings:
         raise
     except ValueError as error:
         raise ConfigError(f"data: {error}") from error
+
+
+def _in_folder(selection: Selection, folder: str) -> Selection:
+    if not folder:
+        return selection
+    return dataclasses.replace(selection, dataset=os.path.join(folder, selection.dataset))
 
 
 def open_batches(

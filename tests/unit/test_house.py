@@ -29,6 +29,7 @@ LAYERS = {
     "ba_jax.sharding": 2,
     "ba_jax.optim": 2,
     "ba_jax.checkpoint": 2,
+    "ba_jax.run_state": 2,
     "ba_jax.metrics": 2,
     "ba_jax.convert": 2,
     "ba_jax.sampling": 3,
@@ -42,6 +43,9 @@ LAYERS = {
     "ba_jax.data.prepare.__main__": 5,
     "ba_jax.serving": 5,
     "ba_jax.train": 5,
+    "ba_jax.run_config": 5,
+    "ba_jax.tokenize": 5,
+    "ba_jax.report": 5,
     "ba_jax.evaluate": 5,
     "ba_jax.generate": 5,
     "ba_jax.plan": 5,
@@ -60,9 +64,31 @@ MAX_LINES = 600
 LONG_FILES: frozenset[str] = frozenset()
 # The arguments that a config is instantiated with; one that is not named here takes none.
 CONFIG_ARGUMENTS = {
-    "models": ("nano", "tiny", "1b5", "7b"),
-    "mixtures": ("lm_nano", "lm", "audio_nano", "audio"),
-    "lm_stage2": ("nano", "1b5", "7b"),
+    "models": ("nano", "nano_whisper", "tiny", "1b5", "7b"),
+    "mixtures": (
+        "text_nano",
+        "tokenizer_nano",
+        "tokenizer",
+        "flow_nano",
+        "vocoder_nano",
+        "vocoder",
+        "lm_nano",
+        "lm_codes_nano",
+        "lm",
+        "sft_nano",
+        "sft",
+        "audio_nano",
+        "audio",
+    ),
+    "lm_text": ("nano",),
+    "tokenizer": ("nano", "nano_whisper"),
+    "flow_matching": ("nano", "1b5", "7b"),
+    "vocoder": ("nano", "1b5", "7b"),
+    "lm_stage1": ("nano", "nano_codes", "1b5", "7b"),
+    "lm_stage2": ("nano", "nano_codes", "1b5", "7b"),
+    "lm_single": ("nano", "nano_codes", "1b5", "7b"),
+    "sft": ("nano", "nano_lora", "1b5", "7b", "7b_lora"),
+    "eval": ("nano", "1b5", "7b"),
     "prepare": (
         "embedded",
         "manifest",
@@ -426,7 +452,8 @@ def load_config(path: pathlib.Path):
 
 
 def config_cases() -> list[tuple[str, str | None]]:
-    stems = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__"}
+    # common.py holds what the others share.
+    stems = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__", "common"}
     stems |= set(CONFIG_ARGUMENTS)
     return [(stem, arg) for stem in sorted(stems) for arg in CONFIG_ARGUMENTS.get(stem, (None,))]
 

@@ -1,0 +1,81 @@
+"""Evaluation of a model on a dataset's held-out part.
+
+    python -m ba_jax.evaluate --config=configs/eval.py:nano --out=DIR \
+        --checkpoint=runs/tokenizer,runs/flow,runs/stage2 --suite=asr,qa_s2t,qa_s2s,tts
+
+  arg     model  data                                        waves by
+  nano    nano   the closed part of the embedded corpus      Griffin-Lim (no vocoder is trained)
+  1b5     1b5    the same                                    the vocoder
+  7b      7b     the same                                    the vocoder
+
+Change what is evaluated on with `--config.eval.dataset=DIR`, `--config.eval.split=validation`, how
+ids and codes are chosen with `--config.eval.generation.audio.temperature=0.3`. What is longer than
+`generation.lengths` and `generation.max_frames` allow fails and counts as wrong; more room costs
+time on every step.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import models
+
+SIZES = ("nano", "1b5", "7b")
+
+
+def get_config(size: str = "nano") -> ConfigDict:
+    """The evaluation's config.
+
+    Raises:
+      ValueError: for an unknown size.
+    """
+    if size not in SIZES:
+        raise ValueError(f"size {size!r}: expected one of {SIZES}")
+    nano = size == "nano"
+    return ConfigDict(
+        {
+            "model": models.get_config(size),
+            "eval": {
+                "dataset": "embedded",
+                "split": "test",
+                "sources": ("closed",),
+                "tokenizer": "embedded" if nano else "datasets/tokenizer",
+                "limit": 0,
+                "seed": 0,
+                "encode_rows": 16,
+                # Closed sentences last 3.25 s at most.
+                "encode_seconds": (3.5,) if nano else (5.0, 15.0, 30.0),
+                "generation": {
+                    "text": {
+                        "temperature": 0.0,
+                        "top_k": 0,
+                        "top_p": 1.0,
+                        "repetition_penalty": 1.0,
+                    },
+                    # The release's, without its penalty of 1.3: a vowel held for three frames
+                    # repeats codes, and small codebooks have no synonyms.
+                    "audio": {
+                        "temperature": 0.5,
+                        "top_k": 5,
+                        "top_p": 0.85,
+                        "repetition_penalty": 1.0,
+                    },
+                    "rows": 64 if nano else 16,
+                    "lengths": (64,) if nano else (128, 512),
+                    "max_text": 24 if nano else 256,
+                    "max_frames": 64 if nano else 376,
+                },
+                "synthesis": {
+                    "vocoder": "griffin_lim" if nano else "vocoder",
+                    "steps": 10,
+                    "guidance": 0.7,
+                    "iterations": 32,
+                    "rows": 16,
+                    "frames": (40, 64) if nano else (64, 128, 376),
+                },
+                "judge": {"processes": 2, "beam": 1},
+            },
+            # Of XLA's compiled programs; "" leaves it off.
+            "compilation_cache": "~/.cache/ba_jax/jax",
+        }
+    )

@@ -1,0 +1,35 @@
+"""The flow-matching decoder (paper 3.2) on the frozen tokenizer's codes.
+
+    python -m ba_jax.train --config=configs/flow_matching.py:nano --workdir=runs/flow \
+        --config.init.audio_encoder=runs/tokenizer --config.init.vq_bridge=runs/tokenizer \
+        --config.init.audio_decoder=runs/tokenizer
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import common, mixtures
+
+SIZES = ("nano", "1b5", "7b")
+
+
+def get_config(size: str = "nano") -> ConfigDict:
+    """The stage's config.
+
+    Raises:
+      ValueError: for an unknown size.
+    """
+    config = common.base(common.choose(size, SIZES), "flow")
+    nano = size == "nano"
+    config.data = mixtures.get_config("flow_nano" if nano else "audio")
+    config.optimizer.rules = ((r"(flow_prenet|flow_unet)/.*", 1.0), (".*", None))
+    if nano:
+        config.eval_data = common.of_split(config.data, "validation")
+        config.optimizer.update({"learning_rate": 1e-3, "warmup": 20})
+        config.train.update({"steps": 200, "evaluate_every": 100, "evaluate_batches": 1})
+        return config
+    config.data.features = ("whisper_mel", "flow_mel")
+    config.optimizer.update({"learning_rate": 1e-4, "warmup": 2000, "average": 0.999})
+    config.train.steps = 200_000
+    return common.at_scale(config)

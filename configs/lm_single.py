@@ -1,0 +1,26 @@
+"""The ablation of the two stages (paper, Table 5): everything learns from the first step on.
+
+    python -m ba_jax.train --config=configs/lm_single.py:nano_codes --workdir=runs/single \
+        --config.init.llm=runs/text
+
+See configs/lm_stage2.py for sizes and data; `steps` are those of both stages together.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import lm_stage1, lm_stage2
+
+
+def get_config(size: str = "nano") -> ConfigDict:
+    """The run's config.
+
+    Raises:
+      ValueError: for an unknown size.
+    """
+    config = lm_stage2.get_config(size)
+    rules = [rule for rule in config.optimizer.rules if rule[0] != lm_stage2.FROZEN]
+    config.optimizer.rules = tuple(rules)
+    config.train.steps += lm_stage1.get_config(size).train.steps
+    return config

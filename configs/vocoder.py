@@ -1,0 +1,39 @@
+"""The HiFT vocoder against its discriminators (paper 3.2; HiFTNet, arXiv 2309.09493).
+
+python -m ba_jax.train --config=configs/vocoder.py:nano --workdir=runs/vocoder
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import common, mixtures
+
+SIZES = ("nano", "1b5", "7b")
+
+
+def get_config(size: str = "nano") -> ConfigDict:
+    """The stage's config.
+
+    Raises:
+      ValueError: for an unknown size.
+    """
+    config = common.base(common.choose(size, SIZES), "vocoder")
+    nano = size == "nano"
+    config.data = mixtures.get_config("vocoder_nano" if nano else "vocoder")
+    config.optimizer.update(
+        {
+            "rules": ((".*", 1.0),),
+            "learning_rate": 2e-4,
+            "b1": 0.8,
+            "b2": 0.99,
+            "clip": 10.0,
+            "clip_groups": (r"discriminators/.*",),
+        }
+    )
+    if nano:
+        config.eval_data = common.of_split(config.data, "validation")
+        config.train.update({"steps": 400, "evaluate_every": 200, "evaluate_batches": 1})
+        return config
+    config.train.steps = 500_000
+    return common.at_scale(config)
