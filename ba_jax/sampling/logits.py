@@ -1,0 +1,113 @@
+"""From logits to a choice: pure functions on (B, V), every row on its own.
+
+A row's choice depends on its logits and its key alone, whatever else is in the batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How to choose; static, so that what is off costs nothing.
+
+    Attributes:
+      temperature: 0 takes the most likely (greedy), and leaves top_k and top_p out.
+      top_k: choose among this many; 0 among all.
+      top_p: choose among the fewest that hold this share of the probability.
+      repetition_penalty: what was chosen before becomes less likely; 1 is off.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self):
+        good = self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1
+        if not good or self.repetition_penalty <= 0:
+            raise ValueError(
+                f"{self}: expected temperature >= 0, top_k >= 0, 0 < top_p <= 1 and "
+                "repetition_penalty > 0"
+            )
+
+    @property
+    def penalises(self) -> bool:
+        """Needs to know what was chosen before."""
+        return self.repetition_penalty != 1.0
+
+
+GREEDY = Sampling()
+
+
+def penalise(logits_BV: jax.Array, seen_BV: jax.Array, penalty: float) -> jax.Array:
+    """Logits of what was seen divided by `penalty` if positive, else multiplied (CTRL, 2019)."""
+    less = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+    return jnp.where(seen_BV, less, logits_BV)
+
+
+def keep_allowed(logits_BV: jax.Array, allowed_BV: jax.Array) -> jax.Array:
+    """-inf where `allowed_BV` is false."""
+    return jnp.where(allowed_BV, logits_BV, -jnp.inf)
+
+
+def keep_top_k(logits_BV: jax.Array, k: int) -> jax.Array:
+    """-inf below the k-th largest logit; what equals it stays."""
+    if k < 1 or k >= logits_BV.shape[-1]:
+        return logits_BV
+    kth_B1 = jax.lax.top_k(logits_BV, k)[0][:, -1:]
+    return jnp.where(logits_BV < kth_B1, -jnp.inf, logits_BV)
+
+
+def keep_top_p(logits_BV: jax.Array, p: float) -> jax.Array:
+    """-inf outside the fewest classes that hold the share p; what equals the last one stays."""
+    if p >= 1:
+        return logits_BV
+    sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+    share_BV = jax.nn.softmax(sorted_BV, axis=-1)
+    before_BV = jnp.cumsum(share_BV, axis=-1) - share_BV
+    last_B1 = jnp.min(jnp.where(before_BV < p, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits_BV < last_B1, -jnp.inf, logits_BV)
+
+
+def draw(keys_B: jax.Array, logits_BV: jax.Array) -> jax.Array:
+    """A class of each row with its probability, int32 (B,)."""
+    classes = logits_BV.shape[-1:]
+    noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, classes, jnp.float32))(keys_B)
+    return jnp.argmax(logits_BV + noise_BV, axis=-1).astype(jnp.int32)
+
+
+def choose(
+    keys_B: jax.Array,
+    logits_BV: jax.Array,
+    sampling: Sampling,
+    *,
+    seen_BV: jax.Array | None = None,
+    allowed_BV: jax.Array | None = None,
+) -> jax.Array:
+    """A class of each row, int32 (B,): penalty, mask, temperature, top k, top p, draw.
+
+    Args:
+      keys_B: one random key a row; not used by greedy choice.
+      logits_BV: float32.
+      sampling: how.
+      seen_BV: what each row chose before; read if `sampling.penalises`.
+      allowed_BV: what may be chosen, at least one class a row; None: everything.
+
+    Raises:
+      ValueError: a penalty without `seen_BV`.
+    """
+    if sampling.penalises:
+        if seen_BV is None:
+            raise ValueError(f"{sampling}: expected seen_BV with a repetition penalty")
+        logits_BV = penalise(logits_BV, seen_BV, sampling.repetition_penalty)
+    if allowed_BV is not None:
+        logits_BV = keep_allowed(logits_BV, allowed_BV)
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    logits_BV = keep_top_k(logits_BV / sampling.temperature, sampling.top_k)
+    return draw(keys_B, keep_top_p(logits_BV, sampling.top_p))

@@ -1,0 +1,264 @@
+"""Codes to speech: audio decoder, flow matching, then the vocoder or Griffin-Lim.
+
+Also from the decoder's refined mel alone, without the flow, to hear what the flow adds.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ba_jax.audio.griffin_lim import griffin_lim
+from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL, MelGeometry
+from ba_jax.models import layers
+from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
+from ba_jax.models.flow_matching import draw_noise
+from ba_jax.sampling import batching
+
+VOCODERS = ("vocoder", "griffin_lim")
+
+
+@dataclasses.dataclass(frozen=True)
+class SynthesisSettings:
+    """How codes become a wave.
+
+    Attributes:
+      vocoder: "vocoder", the model's, or "griffin_lim".
+      steps, guidance: of the flow; None as the model's config says.
+      iterations: of Griffin-Lim.
+      rows: batch size.
+      frames: of codes, what segments are padded to; none is longer than the last.
+    """
+
+    vocoder: str = "vocoder"
+    steps: int | None = None
+    guidance: float | None = None
+    iterations: int = 32
+    rows: int = 16
+    frames: tuple[int, ...] = (32, 64, 128, 376)
+
+    def __post_init__(self):
+        if self.vocoder not in VOCODERS:
+            raise ValueError(f"vocoder {self.vocoder!r}, expected one of {VOCODERS}")
+        if self.rows < 1 or not self.frames or min(self.frames) < 1:
+            raise ValueError(f"rows {self.rows}, frames {self.frames}: expected at least 1")
+
+
+class Wave(NamedTuple):
+    """A mono wave, float32 in [-1, 1], and its rate in Hz."""
+
+    wave_S: np.ndarray
+    rate: int
+
+
+class Decoded(NamedTuple):
+    """The audio decoder's results for one segment.
+
+    Attributes:
+      hidden_TD: 50 Hz features, what the flow reads.
+      mel_TM: refined log-mel in HIFIGAN_MEL's geometry.
+    """
+
+    hidden_TD: np.ndarray
+    mel_TM: np.ndarray
+
+
+def keep_codebooks(variables: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Variables whose codebooks past the first `count` add nothing.
+
+    Shapes stay, so nothing is compiled again.
+
+    Raises:
+      ValueError: fewer than 1 or more than there are.
+    """
+    own = variables["codebook"]["vq_bridge"]
+    total = sum(name.startswith("embed_") and name[6:].isdigit() for name in own)
+    if not 1 <= count <= total:
+        raise ValueError(f"{count} codebooks, expected 1 to {total}")
+    dropped = {f"embed_{q}": jnp.zeros_like(own[f"embed_{q}"]) for q in range(count, total)}
+    bridge = {**own, **dropped}
+    return {**variables, "codebook": {**variables["codebook"], "vq_bridge": bridge}}
+
+
+class Synthesizer:
+    """Decodes for a model; each of its three parts compiles once a padded length.
+
+    Args:
+      config, variables: a model with vq_bridge and audio_decoder; with flow_prenet and flow_unet
+        for `flow_mels`, and vocoder where the settings want it.
+      settings: how.
+      run: `map`, or one that spreads over processes; for Griffin-Lim, which takes a core.
+      dtype: compute type.
+    """
+
+    def __init__(
+        self,
+        config: BaichuanAudioConfig,
+        variables: Mapping[str, Any],
+        settings: SynthesisSettings = SynthesisSettings(),
+        *,
+        run: Callable[[Callable, Iterable], Iterable] = map,
+        dtype: layers.Dtype = jnp.float32,
+    ):
+        self.config, self.settings = config, settings
+        self.traces: collections.Counter = collections.Counter()
+        self._dtype, self._run = dtype, run
+        self._variables = variables
+        self._decode = self._jit("decode", ("vq_bridge", "audio_decoder"), self._decode_batch)
+        self._flow = self._jit("flow", ("flow_prenet", "flow_unet"), self._flow_batch)
+        self._vocode = self._jit("vocode", ("vocoder",), self._vocode_batch)
+
+    def _jit(self, name: str, needed: tuple[str, ...], function: Callable) -> Callable:
+        """A part of the model, jitted; called with variables before the function's arguments."""
+        model = BaichuanAudio(self.config.only(*needed), dtype=self._dtype)
+
+        def traced(variables, *args):
+            self.traces[name] += 1
+            return function(model, variables, *args)
+
+        jitted = jax.jit(traced)
+
+        def call(variables, *args):
+            absent = [part for part in needed if getattr(self.config, part) is None]
+            if absent:
+                raise ValueError(f"model without {absent}: expected {needed}")
+            own = {
+                collection: {part: tree[part] for part in needed if part in tree}
+                for collection, tree in variables.items()
+            }
+            return jax.device_get(jitted(own, *args))
+
+        return call
+
+    @staticmethod
+    def _decode_batch(model, variables, codes_BNQ, lengths_B):
+        out = model.apply(variables, codes_BNQ, lengths_B, method="decode")
+        return out.hidden_BTD, out.hidden_lengths_B, out.refined_mel_BTM, out.mel_lengths_B
+
+    def _flow_batch(self, model, variables, hidden_BTD, lengths_B, seeds_B):
+        keys_B = jax.vmap(jax.random.key)(seeds_B)
+        noise_BTM = draw_noise(keys_B, hidden_BTD.shape[1], self.config.flow_unet.mel_bins)
+        return model.apply(
+            variables,
+            hidden_BTD,
+            lengths_B,
+            noise_BTM,
+            steps=self.settings.steps,
+            guidance=self.settings.guidance,
+            method="flow_decode",
+        )
+
+    @staticmethod
+    def _vocode_batch(model, variables, mel_BTM, lengths_B, seeds_B):
+        keys_B = jax.vmap(jax.random.key)(seeds_B)
+        return model.apply(
+            variables, mel_BTM, lengths_B, keys_B, method=lambda m, *args: m.vocoder(*args)[0]
+        )
+
+    # Segments of any lengths
+
+    def decode(self, codes: Sequence[np.ndarray], *, codebooks: int | None = None) -> list[Decoded]:
+        """Features and refined mels of segments of codes (N >= 1, Q).
+
+        Args:
+          codes: one array a segment.
+          codebooks: use the first so many alone; None: all.
+
+        Raises:
+          LengthError: an empty segment, or one longer than the longest padded length.
+        """
+        variables = self._variables
+        if codebooks is not None:
+            variables = keep_codebooks(variables, codebooks)
+        found: dict[int, Decoded] = {}
+        for bucket, some in self._batches(codes):
+            codes_BNQ, lengths_B = batching.pad(
+                [codes[i] for i in some], self.settings.rows, bucket
+            )
+            hidden, hidden_B, mel, mel_B = self._decode(
+                variables, codes_BNQ.astype(np.int32), lengths_B
+            )
+            for row, i in enumerate(some):
+                found[i] = Decoded(hidden[row, : hidden_B[row]], mel[row, : mel_B[row]])
+        return [found[i] for i in range(len(codes))]
+
+    def flow_mels(
+        self, codes: Sequence[np.ndarray], seeds: Sequence[int] | None = None
+    ) -> list[np.ndarray]:
+        """Log-mels (T, M) in FLOW_MEL's geometry; a segment's seed decides its noise.
+
+        Raises:
+          LengthError: as `decode`.
+          ValueError: a model without the flow.
+        """
+        seeds = [0] * len(codes) if seeds is None else seeds
+        decoded = self.decode(codes)
+        found: dict[int, np.ndarray] = {}
+        for bucket, some in self._batches(codes):
+            frames = 4 * bucket - 1
+            hidden_BTD, lengths_B = batching.pad(
+                [decoded[i].hidden_TD for i in some], self.settings.rows, frames
+            )
+            mel_BTM, mel_B = self._flow(
+                self._variables, hidden_BTD, lengths_B, self._seeds(seeds, some)
+            )
+            for row, i in enumerate(some):
+                found[i] = mel_BTM[row, : mel_B[row]]
+        return [found[i] for i in range(len(codes))]
+
+    def waves(self, codes: Sequence[np.ndarray], seeds: Sequence[int] | None = None) -> list[Wave]:
+        """Speech at 24 kHz of segments of codes.
+
+        Raises:
+          LengthError, ValueError: as `flow_mels`.
+        """
+        return self.waves_of_mels(self.flow_mels(codes, seeds), seeds)
+
+    def waves_of_mels(
+        self, mels: Sequence[np.ndarray], seeds: Sequence[int] | None = None
+    ) -> list[Wave]:
+        """Speech of FLOW_MEL log-mels."""
+        seeds = [0] * len(mels) if seeds is None else seeds
+        if self.settings.vocoder == "griffin_lim":
+            return self.invert(mels, FLOW_MEL)
+        found: dict[int, Wave] = {}
+        buckets = [4 * frames for frames in self.settings.frames]
+        sizes = [len(mel_TM) for mel_TM in mels]
+        for bucket, some in batching.batches(sizes, buckets, self.settings.rows, "mel"):
+            mel_BTM, lengths_B = batching.pad([mels[i] for i in some], self.settings.rows, bucket)
+            wave_BS = self._vocode(self._variables, mel_BTM, lengths_B, self._seeds(seeds, some))
+            for row, i in enumerate(some):
+                wave_S = wave_BS[row, : lengths_B[row] * FLOW_MEL.hop]
+                found[i] = Wave(wave_S, FLOW_MEL.sample_rate)
+        return [found[i] for i in range(len(mels))]
+
+    def waves_without_flow(self, codes: Sequence[np.ndarray]) -> list[Wave]:
+        """Speech at 16 kHz from the decoder's refined mels, by Griffin-Lim."""
+        return self.invert([decoded.mel_TM for decoded in self.decode(codes)], HIFIGAN_MEL)
+
+    def invert(self, mels: Sequence[np.ndarray], geometry: MelGeometry) -> list[Wave]:
+        """Speech of log-mels (T, M) by Griffin-Lim."""
+        one = functools.partial(griffin_lim, geometry=geometry, iterations=self.settings.iterations)
+        # Networks overshoot where speech never is: such peaks would be heard alone.
+        waves = self._run(one, [np.minimum(mel_TM, _LOUDEST) for mel_TM in mels])
+        return [Wave(wave_S, geometry.sample_rate) for wave_S in waves]
+
+    def _batches(self, codes: Sequence[np.ndarray]):
+        sizes = [len(segment) for segment in codes]
+        return batching.batches(sizes, self.settings.frames, self.settings.rows, "segment")
+
+    def _seeds(self, seeds: Sequence[int], some: Sequence[int]) -> np.ndarray:
+        seeds_B = np.zeros(self.settings.rows, np.uint32)
+        seeds_B[: len(some)] = [seeds[i] for i in some]
+        return seeds_B
+
+
+_LOUDEST = 3.1
+"""A sine of full scale reaches 3.04 in FLOW_MEL; the embedded corpus 2.52."""
