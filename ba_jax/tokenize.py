@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from ba_jax.audio.lengths import SAMPLE_RATE
 from ba_jax.checkpoint import CheckpointError, flatten, load_variables
 from ba_jax.config import ConfigError, from_mapping, to_mapping
 from ba_jax.data import features
@@ -45,6 +46,7 @@ from ba_jax.sharding import MeshSettings, batch_sharding, make_mesh, replicated
 
 COMPONENTS = ("audio_encoder", "vq_bridge")
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 128 + 2
+ITEMS_PER_SHARD = 256
 _IN_FLIGHT = 2  # batches that the device has been given and whose codes are not yet read
 
 
@@ -177,6 +179,7 @@ def tokenize(
             "chunk_seconds": chunk_seconds,
             "drop_audio": drop_audio,
         },
+        ITEMS_PER_SHARD,
     )
     met = []
 
@@ -239,7 +242,9 @@ def _make(
         features.one_blas_thread(),
         tqdm.tqdm(
             total=round(sum(item.seconds for job in jobs for item in job.items)),
-            unit="s of audio",
+            unit="s",
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total} s of audio "
+            "[{elapsed}<{remaining}]",
             desc=source.name,
             disable=not show_progress,
             dynamic_ncols=True,
@@ -260,7 +265,7 @@ def _make(
                         f"expected {frames} of {chunk.samples} samples"
                     )
                 codes[chunk.item, chunk.part, chunk.number] = codes_BNQ[place, :frames]
-                bar.update(chunk.samples / 16000)
+                bar.update(chunk.samples / SAMPLE_RATE)
 
         for job, built in build(jobs):
             if built is not None:

@@ -98,7 +98,10 @@ class Tokenized:
 
     @property
     def licence(self) -> str:
-        """The dataset's."""
+        """The dataset's: TFDS writes it to LICENSE, which may have been put there since."""
+        path = dataset_directory(self.dataset) / "LICENSE"
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
         return self.info.get("redistributionInfo", {}).get("license", "")
 
     def items(self) -> Iterator[Item | Rejection]:
