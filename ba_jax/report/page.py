@@ -121,7 +121,6 @@ def render(
         total_minutes=summary[targets.MINUTES],
         stages=stages,
         suites=suites,
-        listened=LISTENED,
         long=LONG,
         evaluations=list(runs.evaluations),
         figures=_figures(runs.evaluations),
@@ -220,6 +219,7 @@ def _suites(evaluation: Evaluation, files: Files) -> list[dict[str, Any]]:
     made = []
     for name, items in by_suite.items():
         rows = [_item(evaluation.name, item, files) for item in items]
+        with_audio = [row for row in rows if row["audio"]]
         judged = [item for item in items if item.correct is not None]
         counted = [i for i in items if i.errors is not None and i.units is not None]
         units = sum(item.units for item in counted)
@@ -228,7 +228,8 @@ def _suites(evaluation: Evaluation, files: Files) -> list[dict[str, Any]]:
                 "evaluation": evaluation.name,
                 "name": name,
                 "rows": rows,
-                "with_audio": [row for row in rows if row["audio"]],
+                "with_audio": with_audio,
+                "listened": _spread(with_audio, LISTENED),
                 "has_question": any("question" in item.more for item in items),
                 "came": _CAME.get(name, "hypothesis"),
                 "judged": len(judged),
@@ -239,6 +240,13 @@ def _suites(evaluation: Evaluation, files: Files) -> list[dict[str, Any]]:
             }
         )
     return made
+
+
+def _spread(rows: Sequence[Any], count: int) -> list[Any]:
+    """`count` rows from the first to the last, evenly apart: items lie together by language."""
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]
 
 
 def _item(evaluation: str, item: Item, files: Files) -> dict[str, Any]:

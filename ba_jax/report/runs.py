@@ -23,7 +23,17 @@ from typing import Any
 
 EVAL = "eval"
 # The order of the chain; stages that are not named here follow by name.
-STAGE_ORDER = ("text_lm", "tokenizer", "flow", "vocoder", "stage1", "stage2", "single", "sft")
+STAGE_ORDER = (
+    "text",
+    "text_lm",
+    "tokenizer",
+    "flow",
+    "vocoder",
+    "stage1",
+    "stage2",
+    "single",
+    "sft",
+)
 TEXTS = ("question", "text", "heard_on_reference", "heard_without_flow")
 SOUNDS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 _PNG = b"\x89PNG\r\n\x1a\n"

@@ -303,6 +303,23 @@ def test_minutes_alone_make_a_report(tmp_path):
     assert not (tmp_path / "report/files").exists()
 
 
+def test_recordings_to_listen_to_are_spread_and_all_are_linked(tmp_path):
+    folder = tmp_path / "runs/eval/stage2"
+    for number in range(20):
+        write(folder / f"audio/{number}.wav", b"RIFF%d" % number)
+    items = [item(n, True, audio={"generated": f"audio/{n}.wav"}) for n in range(20)]
+    write(folder / "items.jsonl", items)
+    out = tmp_path / "report"
+    write_report(tmp_path / "runs", out)
+    page = Page((out / "index.html").read_text(encoding="utf-8"))
+    played = [(out / n["src"]).read_bytes() for tag, n in page.tags if tag == "audio"]
+    assert played == [b"RIFF%d" % n for n in (0, 3, 5, 8, 11, 14, 16, 19)]
+    linked = [n["href"] for tag, n in page.tags if tag == "a" and n["href"].startswith("files/")]
+    assert [(out / link).read_bytes() for link in linked] == [b"RIFF%d" % n for n in range(20)]
+    # The table is long, so it is closed at first.
+    assert [named for tag, named in page.tags if tag == "details"] == [{}]
+
+
 def test_half_a_surrogate_pair_is_written(tmp_path):
     write(tmp_path / "runs/eval/stage2/items.jsonl", '{"suite": "asr", "id": "\\ud800"}\n')
     write_report(tmp_path / "runs", tmp_path / "report")
