@@ -24,7 +24,7 @@ import numpy as np
 from ba_jax.audio.lengths import HOP, SAMPLE_RATE, bridge_length, encoder_length
 from ba_jax.data.packed import PackedBatch
 from ba_jax.losses import codec as losses
-from ba_jax.losses.lm import chunked_cross_entropy
+from ba_jax.losses.lm import cross_entropy, sum_over_chunks
 from ba_jax.models import codebook as codebooks
 from ba_jax.models import layers
 from ba_jax.models.audio_decoder import AudioDecoderConfig, AudioDecoderOutput
@@ -34,6 +34,8 @@ from ba_jax.steps.base import Aux, Stage, StageError, Variables
 
 _PICTURES = 2  # items
 _PROJECTION = "text_projection"
+MEL_MEAN, MEL_DEVIATION = -5.0, 2.0
+"""Of HIFIGAN_MEL of speech, natural log."""
 _TEXT_POSITIONS = 256  # positions of each row whose logits are made at a time
 
 
@@ -162,8 +164,15 @@ class TokenizerStage(Stage):
         return nn.Dense(self.config.llm.width, kernel_init=init, dtype=self.model.dtype)
 
     def init(self, key: jax.Array) -> Variables:
+        """As in `Stage`; the decoder's mel begins with the mean and deviation of speech.
+
+        From 0 the norm that makes it would need thousands of steps for the mean alone.
+        """
         model_key, projection_key = jax.random.split(key)
         variables = super().init(model_key)
+        norm = variables["params"]["audio_decoder"]["upsample2"]["norm"]
+        norm["bias"] = jnp.full_like(norm["bias"], MEL_MEAN)
+        norm["scale"] = jnp.full_like(norm["scale"], MEL_DEVIATION)
         if self.config.llm:
             frame = jnp.zeros((1, 1, self.config.vq_bridge.code_width))
             projection = self._projection.init(projection_key, frame)["params"]
@@ -338,16 +347,21 @@ class TokenizerStage(Stage):
             x = jnp.where(is_audio[:, :, None], audio_BLD, model.llm.embed(ids))
             return model.llm(x, rows["positions"], rows["segments"])[0]
 
-        entropy = chunked_cross_entropy(
-            lambda x: self.model.apply(variables, x, method="text_logits"),
+        def sums(mask: jax.Array, hidden: jax.Array, ids: jax.Array):
+            logits = self.model.apply(variables, hidden, method="text_logits")
+            entropy = cross_entropy(logits, ids).sums(mask)
+            return entropy.loss_BL, entropy.correct_BL
+
+        loss_B, correct_B = sum_over_chunks(
+            sums,
+            _TEXT_POSITIONS,
+            rows["text_target"][:, 1:],
             self.model.apply(variables, method=hidden)[:, :-1],
             rows["ids"][:, 1:],
-            rows["text_target"][:, 1:],
-            chunk=_TEXT_POSITIONS,
         )
         return {
-            "text": jnp.sum(entropy.loss_B) / totals["text"],
-            "text_accuracy": jnp.sum(entropy.correct_B) / totals["text"],
+            "text": jnp.sum(loss_B) / totals["text"],
+            "text_accuracy": jnp.sum(correct_B) / totals["text"],
         }
 
     def _metrics(
@@ -393,12 +407,16 @@ class TokenizerStage(Stage):
             sum(value for name, value in sums.items() if name.startswith(prefix))
             for prefix in ("mel_", "second_")
         )
-        loss = settings.weight_mel * mel + settings.weight_second_scale * second
-        loss += settings.weight_commitment * ramp * sums["commitment"]
+        terms = [
+            (settings.weight_mel, mel),
+            (settings.weight_second_scale, second),
+            (settings.weight_commitment, ramp * sums["commitment"]),
+        ]
         if self.config.llm:
             metrics |= self._text(variables, arrays, totals, buckets)
-            loss += settings.weight_text * metrics["text"]
-        return {"loss": loss, **metrics}
+            terms.append((settings.weight_text, metrics["text"]))
+        # A term of weight 0 has no backward pass.
+        return {"loss": sum(weight * term for weight, term in terms if weight), **metrics}
 
     def loss(
         self,
