@@ -63,7 +63,12 @@ def _model(
     decoder_width = decoder.get("width", width)
     return {
         "audio_encoder": {"mel_bins": 128, **encoder},
-        "vq_bridge": {"width": width, "pooling": 4, "codebook_sizes": codebook_sizes},
+        "vq_bridge": {
+            "width": width,
+            "pooling": 4,
+            "codebook_sizes": codebook_sizes,
+            "decoder_width": decoder_width,
+        },
         "audio_decoder": {
             "width": decoder_width,
             "mel_bins": 80,

@@ -22,14 +22,16 @@ class VQBridgeConfig:
     """Sizes of the bridge.
 
     Attributes:
-      width: of the encoder's features and of the decoder's input.
+      width: of the encoder's features.
       pooling: encoder frames a code frame (4).
       codebook_sizes: codes a codebook, first to last.
+      decoder_width: of the decoder's input; None: as `width`.
     """
 
     width: int
     pooling: int
     codebook_sizes: tuple[int, ...]
+    decoder_width: int | None = None
 
     @property
     def code_width(self) -> int:
@@ -132,7 +134,7 @@ class VQBridge(nn.Module):
         self.up = PooledDense(wide, c.pooling, **dtypes)
         self.down = nn.Dense(wide, use_bias=False, **dtypes)
         self.norm = layers.layer_norm(None, **dtypes)
-        self.decoder_proj = nn.Dense(c.width, **dtypes)
+        self.decoder_proj = nn.Dense(c.decoder_width or c.width, **dtypes)
 
         def codebook(q: int, size: int) -> nn.module.Variable:
             def init() -> jax.Array:
