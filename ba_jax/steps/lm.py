@@ -505,4 +505,5 @@ def _checked_chunks(audio: tuple, frames_BL: np.ndarray, pooling: int) -> tuple[
             f"row {row}, position {place}: {filled_BL[row, place]} mels give its codes, expected "
             f"{int(frames_BL[row, place])}: set stage.audio to 'codes' if the data stores them"
         )
-    return tuple(chunks._asdict() for chunks in audio)
+    names = ("mel_BCTM", "mel_lengths_BC", "starts_BC", "frames_BC")
+    return tuple({name: getattr(chunks, name) for name in names} for chunks in audio)
