@@ -24,7 +24,6 @@ Features = Sequence[Sequence[jax.Array]]
 
 def real_rows(samples_B: jax.Array, samples: int, rows: int) -> jax.Array:
     """(B, rows) booleans: the row's middle lies before the item's end, of `samples` in all."""
-    # (row + 0.5) * samples / rows < samples_B, without rounding where that matters
     middle = (jnp.arange(rows, dtype=jnp.float32) + 0.5) / rows
     return middle[None, :] < (samples_B.astype(jnp.float32) / samples)[:, None]
 

@@ -24,6 +24,7 @@ from ba_jax.audio.mel import FLOW_MEL, MelGeometry, log_mel_batch
 from ba_jax.data.audio_batches import WAVE_RATE, AudioBatch
 from ba_jax.losses import gan
 from ba_jax.losses.flow import l1_B
+from ba_jax.metrics import flops
 from ba_jax.models.baichuan_audio import BaichuanAudio
 from ba_jax.models.discriminators import DiscriminatorConfig, Discriminators
 from ba_jax.models.layers import length_mask
@@ -237,6 +238,17 @@ class VocoderStage(Stage):
             "audio_seconds": frames / FLOW_MEL.frame_rate,
             "examples": float((lengths_B > 0).sum()),
         }
+
+    def flops(self, arrays: Mapping[str, Any]) -> float:
+        """Vocoder forward and backward; the discriminators on both waveforms of an item for their
+        own loss, and once more on the generated one, with gradients to it alone."""
+        lengths_B = np.asarray(arrays["lengths_B"])
+        total = flops.train(flops.vocoder(self.config.vocoder, lengths_B))
+        if self.settings.judged:
+            samples, items = arrays["wave_BS"].shape[1], int((lengths_B > 0).sum())
+            judged = flops.discriminators(self.settings.discriminators, samples, items)
+            total += flops.train(2 * judged) + flops.train(judged, trained=False)
+        return float(total)
 
     def totals(self, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         return {"frames": jnp.maximum(jnp.sum(arrays["lengths_B"]), 1).astype(jnp.float32)}
