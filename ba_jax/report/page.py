@@ -116,7 +116,9 @@ def render(
         mel_errors=_mel_errors(summary["mel_mae_by_codebooks"]),
         minutes=[
             (name, f"{runs.minutes[name]:.1f}", width)
-            for name, _, width in _bars(runs.minutes or {})
+            for name, _, width in _bars(
+                {k: v for k, v in (runs.minutes or {}).items() if k != targets.TOTAL}
+            )
         ],
         total_minutes=summary[targets.MINUTES],
         stages=stages,

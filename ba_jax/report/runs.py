@@ -5,7 +5,7 @@
     RUNS/<stage>/pictures/<step>/<name>.png     and .wav; a name may hold slashes
     RUNS/eval/<checkpoint>/figures.json         name -> number, null, text, or a dict of such
     RUNS/eval/<checkpoint>/items.jsonl          one item of a suite a line
-    RUNS/minutes.json                           stage -> minutes
+    RUNS/minutes.json                           stage -> minutes; "total" if some ran side by side
     RUNS/commands.txt                           the commands that were run, one a line
 
 Anything malformed is a `ReportError` that names the file and, where there is one, the line.
