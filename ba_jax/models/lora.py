@@ -24,35 +24,16 @@ TARGETS = ("query", "key", "value", "out", "gate", "up", "down")
 """Matrices of a layer that can be adapted, by their module's name."""
 
 
-def init_a(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """A's first values (..., in, rank): normal, of variance 1 / in."""
-    return jax.random.normal(key, shape, dtype) * shape[-2] ** -0.5
-
-
 def adapt(
     module: nn.Module, config: LLMConfig, name: str, x_XD: jax.Array, features: int
 ) -> jax.Array:
     """What the adapter `name` of a layer adds to its matrix's product with `x_XD`."""
-    rank, dtype = config.lora_rank, module.dtype
-    a = module.param(f"lora_{name}_a", init_a, (x_XD.shape[-1], rank), module.param_dtype)
-    shape = (rank, features)
-    b = module.param(f"lora_{name}_b", nn.initializers.zeros, shape, module.param_dtype)
+    rank, dtype, width = config.lora_rank, module.dtype, x_XD.shape[-1]
+    normal, zeros = nn.initializers.normal(width**-0.5), nn.initializers.zeros
+    a = module.param(f"lora_{name}_a", normal, (width, rank), module.param_dtype)
+    b = module.param(f"lora_{name}_b", zeros, (rank, features), module.param_dtype)
     y = (x_XD.astype(dtype) @ a.astype(dtype)) @ b.astype(dtype)
     return y * (config.lora_alpha / rank)
-
-
-def add_lora(
-    config: BaichuanAudioConfig, variables: dict[str, Any], key: jax.Array
-) -> dict[str, Any]:
-    """Variables of a model without adapters, with the fresh ones that `config.llm` asks for."""
-    layers = dict(variables["params"]["llm"]["layers"])
-    for name, subkey in zip(TARGETS, jax.random.split(key, len(TARGETS)), strict=True):
-        if config.llm.lora_rank and name in config.llm.lora_targets:
-            depth, width, features = layers[name]["kernel"].shape
-            dtype, rank = layers[name]["kernel"].dtype, config.llm.lora_rank
-            layers[f"lora_{name}_a"] = init_a(subkey, (depth, width, rank), dtype)
-            layers[f"lora_{name}_b"] = jnp.zeros((depth, rank, features), dtype)
-    return _with_layers(variables, layers)
 
 
 def merge_lora(

@@ -90,11 +90,21 @@ def stage() -> LMStage:
 
 
 @pytest.fixture(scope="module")
-def variables():
+def fresh():
+    """As training begins, the tokenizer's components too."""
+    return jax.jit(LMStage(CONFIG, LMSettings(audio="features")).init)(KEY)
+
+
+@pytest.fixture(scope="module")
+def variables(fresh):
     """Random values large enough that every prediction is far from uniform."""
-    values = jax.jit(LMStage(CONFIG, LMSettings(audio="features")).init)(KEY)
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), values)
+    return jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), fresh)
+
+
+def forward(stage: LMStage):
+    """(variables, arrays, key) to (loss, Aux)."""
+    return jax.jit(lambda v, a, key: stage.loss(v, a, stage.totals(a), key, 0))
 
 
 def jitted(stage: LMStage):
@@ -137,9 +147,10 @@ def reference(stage, variables):
         return np.log(np.exp(z).sum()) - z[target]
 
     def sums(sequences):
-        rows = packed(*((s,) for s in sequences)).rows
+        # As many rows whatever there is: one compilation.
+        rows = packed(*((s,) for s in sequences), *[()] * (8 - len(sequences))).rows
         text, audio = apply(variables, rows.ids_BL, rows.codes_BLQ, rows.segments_BL)
-        audio = [np.asarray(a).reshape(len(sequences), LENGTH - 1, -1) for a in audio]
+        audio = [np.asarray(a).reshape(8, LENGTH - 1, -1) for a in audio]
         terms = {name: 0.0 for name in ("text", *(f"audio/{q}" for q in range(Q)))}
         counts = dict.fromkeys(terms, 0)
         for row, sequence in enumerate(sequences):
@@ -206,11 +217,11 @@ def test_a_batch_gathered_as_a_whole_gives_the_same(stage, variables, done):
 def test_microbatches_add_up(stage, variables, run, done):
     """Over the whole batch's totals, as the loop does it."""
     arrays = stage.arrays(BATCH)
-    part = jax.jit(lambda v, a, t: stage.loss(v, a, t, KEY, 0))
     totals = stage.totals(arrays)
-    halves = [part(variables, jax.tree.map(lambda a: a[i::2], arrays), totals) for i in range(2)]
-    loss, aux = jax.tree.map(jnp.add, *halves)
-    assert_same((loss, aux), done[0], rtol=1e-5)
+    part = jax.jit(lambda v, a: stage.loss(v, a, totals, KEY, 0))
+    halves = [{name: a[i::2] for name, a in arrays.items()} for i in range(2)]
+    got = jax.tree.map(jnp.add, *(part(variables, half) for half in halves))
+    assert_same(got, done[0], rtol=1e-5)
 
 
 def only(batch: PackedBatch, kind: str, row: int, place: int) -> PackedBatch:
@@ -280,7 +291,7 @@ def test_the_audio_heads_work_is_in_proportion_to_its_capacity():
         stage = LMStage(CONFIG, LMSettings(chunk=0, audio_capacity=capacity))
         shapes = jax.eval_shape(stage.init, KEY)
         arrays = stage.arrays(BATCH)
-        return jitted(stage).lower(shapes, arrays, KEY).cost_analysis()["flops"]
+        return forward(stage).lower(shapes, arrays, KEY).cost_analysis()["flops"]
 
     whole, half, quarter = map(count, (1.0, 0.5, 0.25))
     assert whole - half == pytest.approx(2 * (half - quarter), rel=0.01)
@@ -290,36 +301,27 @@ def test_the_audio_heads_work_is_in_proportion_to_its_capacity():
         stage.arrays(BATCH)
 
 
-def test_one_batch_is_learned():
-    """Text and codes, from random values; dropout off in evaluation."""
-    settings = LMSettings(chunk=0, audio_weights=(1.0,) * Q, audio_capacity=0.25)
-    stage = LMStage(CONFIG, settings)
+def test_one_batch_is_learned(stage, fresh, run):
+    """Text and codes, from the first values."""
     arrays = stage.arrays(BATCH)
     optimizer = optax.adam(3e-2)
 
     @jax.jit
-    def train(key):
-        variables = stage.init(key)
-        totals = stage.totals(arrays)
+    def update(params, state, grads):
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(params, updates), state
 
-        def step(carry, _):
-            params, state = carry
-
-            def loss(params):
-                return stage.loss({**variables, "params": params}, arrays, totals, KEY, 0)
-
-            grads, aux = jax.grad(loss, has_aux=True)(params)
-            updates, state = optimizer.update(grads, state)
-            return (optax.apply_updates(params, updates), state), aux.metrics
-
-        params = variables["params"]
-        (params, _), metrics = jax.lax.scan(step, (params, optimizer.init(params)), length=150)
-        return metrics, stage.evaluate({**variables, "params": params}, arrays, totals, KEY)
-
-    metrics, last = train(KEY)
-    # ln(1200) and ln of each codebook's classes, to begin with.
-    np.testing.assert_allclose(metrics["text"][0], np.log(1200), rtol=0.02)
-    assert metrics["audio/0"][0] == pytest.approx(np.log(65), rel=0.2)
+    params = fresh["params"]
+    state = optimizer.init(params)
+    history = []
+    for _ in range(150):
+        (_, aux), grads = run({**fresh, "params": params}, arrays, KEY)
+        history.append(aux.metrics)
+        params, state = update(params, state, grads)
+    first, last = history[0], history[-1]
+    # ln(1200) and ln of the first codebook's classes, to begin with.
+    np.testing.assert_allclose(first["text"], np.log(1200), rtol=0.02)
+    np.testing.assert_allclose(first["audio/0"], np.log(65), rtol=0.2)
     assert last["text"] < 0.05 and last["text_accuracy"] == 1
     assert all(last[f"audio/{q}"] < 0.1 for q in range(Q)) and last["audio_accuracy/0"] == 1
 
@@ -336,8 +338,8 @@ def waiting():
     chunks = {(1, 0): (first, 4), (0, 1): (first + 4, 1), (0, 0): (second, 2)}
     audio = [
         AudioChunks(
-            np.zeros((2, 2, 8 * longest, 8), np.float32),
-            *(np.zeros((2, 2), np.int32) for _ in range(3)),
+            np.zeros((4, 2, 8 * longest, 8), np.float32),
+            *(np.zeros((4, 2), np.int32) for _ in range(3)),
         )
         for longest in (3, 4)
     ]
@@ -347,7 +349,7 @@ def waiting():
         audio[bucket].mel_BCTM[0, place, : 8 * frames] = mel_TM
         audio[bucket].mel_lengths_BC[0, place] = 8 * frames
         audio[bucket].starts_BC[0, place], audio[bucket].frames_BC[0, place] = start, frames
-    return packed((heard, spoken), (TEXT,), audio=tuple(audio)), chunks
+    return packed((heard, spoken), (TEXT,), (), (), audio=tuple(audio)), chunks
 
 
 def test_codes_made_in_the_step_are_the_encoders(stage, variables, run, waiting):
@@ -361,24 +363,18 @@ def test_codes_made_in_the_step_are_the_encoders(stage, variables, run, waiting)
         codes = encode(variables, padded, np.array([8 * frames], np.int32))
         codes_BLQ[0, start : start + frames] = codes[0, :frames]
     assert len(np.unique(codes_BLQ[0, :, 0])) > 3
-    want = run(
-        variables, stage.arrays(replaced(batch, codes_BLQ=codes_BLQ)._replace(audio=())), KEY
-    )
+    known = replaced(batch, codes_BLQ=codes_BLQ)._replace(audio=())
+    want, _ = run(variables, stage.arrays(known), KEY)
     online = LMStage(CONFIG, dataclasses.replace(stage.settings, audio="features"))
     assert online.components == ("audio_encoder", "vq_bridge", "llm", "audio_embed", "audio_head")
-    arrays = online.arrays(batch)
-    got, grads = jitted(online)(variables, arrays, KEY)
-    assert_same(got, want[0], rtol=1e-5)
-    for name in ("audio_encoder", "vq_bridge"):
-        assert not any(np.asarray(g).any() for g in jax.tree.leaves(grads.pop(name)))
-        want[1].pop(name, None)
-    assert_same(grads, want[1], rtol=1e-4, atol=1e-6)
+    got = forward(online)(variables, online.arrays(batch), KEY)
+    assert_same(got, want, rtol=1e-5)
 
 
 def test_mels_that_do_not_fill_the_audio_positions_are_refused(stage, waiting):
     batch, _ = waiting
     online = LMStage(CONFIG, LMSettings(audio="features"))
-    with pytest.raises(StageError, match="row 0, position 32: 0 mels .* expected 1: set stage"):
+    with pytest.raises(StageError, match="row 0, position 33: 0 mels .* expected 1: set stage"):
         online.arrays(batch._replace(audio=batch.audio[:1]))
     short = batch.audio[1]._replace(mel_lengths_BC=batch.audio[1].mel_lengths_BC // 2)
     with pytest.raises(StageError, match="row 0, chunk 0: 16 mel frames give 2 .* says 4"):
@@ -410,13 +406,13 @@ def test_the_first_stages_rules_leave_the_rest_without_gradient(stage, variables
 
 def test_text_alone(stage, variables, run, reference):
     """The language model without audio; and a batch without audio for the whole model."""
-    batch = packed((TEXT, TEXT), (TEXT,))
+    batch = packed((TEXT, TEXT), (TEXT,), (), ())
     terms, _ = reference([TEXT])
     alone = TextLMStage(CONFIG, LMSettings(chunk=0, text_weight=0.7, z_loss=1e-3))
     assert alone.components == ("llm",) and set(jax.eval_shape(alone.init, KEY)) == {"params"}
     arrays = alone.arrays(batch)
     assert set(arrays) == {"ids_BL", "positions_BL", "segments_BL", "text_target_BL"}
-    (loss, aux), _ = jitted(alone)({"params": {"llm": variables["params"]["llm"]}}, arrays, KEY)
+    loss, aux = forward(alone)({"params": {"llm": variables["params"]["llm"]}}, arrays, KEY)
     assert set(aux.metrics) == {"text", "text_accuracy", "z_loss"}
     np.testing.assert_allclose(aux.metrics["text"], terms["text"] / 10, rtol=1e-4)
     (whole, other), grads = run(variables, stage.arrays(batch), KEY)
@@ -453,8 +449,8 @@ def test_dropout_of_inputs(stage, variables, done):
     )
     other = LMStage(CONFIG, noisy)
     arrays = other.arrays(BATCH)
-    train = jitted(other)
-    first, again, another = (train(variables, arrays, jax.random.key(n))[0][0] for n in (1, 1, 2))
+    train = forward(other)
+    first, again, another = (train(variables, arrays, jax.random.key(n))[0] for n in (1, 1, 2))
     assert first == again != another
     evaluate = jax.jit(lambda v: other.evaluate(v, arrays, other.totals(arrays), KEY))
     (loss, aux), _ = done
