@@ -25,6 +25,7 @@ from ba_jax.audio.lengths import HOP, SAMPLE_RATE, bridge_length, encoder_length
 from ba_jax.data.packed import PackedBatch
 from ba_jax.losses import codec as losses
 from ba_jax.losses.lm import cross_entropy, sum_over_chunks
+from ba_jax.metrics import flops
 from ba_jax.models import codebook as codebooks
 from ba_jax.models import layers
 from ba_jax.models.audio_decoder import AudioDecoderConfig, AudioDecoderOutput
@@ -239,6 +240,30 @@ class TokenizerStage(Stage):
             "audio_seconds": frames * HOP / SAMPLE_RATE,
             "examples": float(segments_BL.max(axis=1).sum()) if segments_BL.size else 0.0,
         }
+
+    def flops(self, arrays: Mapping[str, Any]) -> float:
+        """Of the frames and tokens that are there; the frozen LLM passes gradients on alone."""
+        c, buckets = self.config, arrays["audio"]
+        mel, codes = (
+            np.concatenate([np.asarray(bucket[name]).reshape(-1) for bucket in buckets])
+            for name in ("mel_lengths", "codes")
+        )
+        frames = int(codes.sum())
+        total = flops.train(flops.audio_encoder(c.audio_encoder, mel))
+        total += flops.train(flops.vq_projections(c.vq_bridge, frames))
+        total += flops.vq_distances(c.vq_bridge, frames)
+        total += flops.train(flops.audio_decoder(c.audio_decoder, codes))
+        if c.llm:
+            segments_BL = np.asarray(arrays["rows"]["segments"])
+            forward = flops.llm(
+                c.llm,
+                int((segments_BL > 0).sum()),
+                flops.packed_pairs(segments_BL),
+                int(np.asarray(arrays["rows"]["text_target"]).sum()),
+            )
+            total += flops.train(forward, trained=False)
+            total += flops.train(flops.dense(frames, c.vq_bridge.code_width, c.llm.width))
+        return float(total)
 
     def totals(self, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """ "mel" and "second" frames, "codes" frames, "items" with audio, "text" targets."""

@@ -1,4 +1,4 @@
-"""The tokenizer stage: learns sound and words, gathers its codebooks' statistics, reads no padding."""
+"""The tokenizer stage: learns sound and words, counts for its codebooks, reads no padding."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ba_jax.audio import lengths
 from ba_jax.audio.mel import HIFIGAN_MEL, WHISPER_MEL_80, log_mel, whisper_log_mel
 from ba_jax.data.packed import AudioChunks, PackedBatch
 from ba_jax.data.packing import PackedRows
+from ba_jax.metrics import flops
 from ba_jax.models.audio_decoder import AudioDecoder, AudioDecoderConfig
 from ba_jax.models.audio_encoder import AudioEncoderConfig
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
@@ -30,22 +31,19 @@ from ba_jax.vocab import AudioTokens
 
 CONFIG = BaichuanAudioConfig(
     audio_encoder=AudioEncoderConfig(mel_bins=80, width=16, layers=1, heads=2, ffn_width=32),
-    vq_bridge=VQBridgeConfig(width=16, pooling=4, codebook_sizes=(16, 8, 8)),
+    vq_bridge=VQBridgeConfig(width=16, pooling=4, codebook_sizes=(4, 16, 8)),
     audio_decoder=AudioDecoderConfig(
         width=16, layers=1, heads=2, ffn_width=32, mel_bins=80, refine_channels=(8,)
     ),
-    llm=LLMConfig(
-        vocab_size=40, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn_width=32
-    ),
+    llm=LLMConfig(vocab_size=40, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn_width=32),
     tokens=AudioTokens(*range(3, 12)),
 )
 PAD = CONFIG.tokens.audio_pad
 SETTINGS = TokenizerSettings(
-    restart_after=5, restart_candidates=8, replace_steps=60, gumbel_temperature=0.01
+    restart_after=5, restart_candidates=16, replace_steps=60, gumbel_temperature=0.01
 )
 LENGTH = 40
 SHORT, LONG = 0.5, 1.0  # seconds of the buckets
-TOTALS = ("mel", "second", "codes", "items", "text")
 
 
 def clip(seconds: float, pitch: float) -> np.ndarray:
@@ -86,12 +84,11 @@ def batch_of(fill: float = 0.0, text_only: bool = False) -> PackedBatch:
     target = np.zeros((2, LENGTH), bool)
     segments[0, :20], segments[1, :10], segments[1, 10:38] = 1, 1, 2
     target[0, 14:20] = target[1, 2:10] = target[1, 30:38] = True
-    none = text_only
     audio = (
         chunks_of(SHORT, [[0.5, 0], [0.45, 0]], [[2, 0], [24, 0]], fill),
         chunks_of(LONG, [[0], [0.9]], [[0], [13]], fill),
     )
-    if none:
+    if text_only:
         audio = (
             chunks_of(SHORT, np.zeros((2, 2)), np.zeros((2, 2)), fill),
             chunks_of(LONG, np.zeros((2, 1)), np.zeros((2, 1)), fill),
@@ -120,7 +117,11 @@ def stage() -> TokenizerStage:
 
 @pytest.fixture(scope="module")
 def variables(stage):
-    return jax.jit(stage.init)(jax.random.key(0))
+    made = jax.jit(stage.init, compiler_options=QUICK)(jax.random.key(0))
+    # An untrained output layer is too small to say anything about words.
+    llm = made["params"]["llm"]
+    llm["lm_head"] = 20 * llm["lm_head"]
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -128,28 +129,41 @@ def arrays(stage):
     return stage.arrays(batch_of())
 
 
-def compiled(stage: TokenizerStage):
-    """(params, others, arrays, key, step) -> ((loss, aux), gradients), jitted."""
+# The graphs are large and their arrays minute: compiling is all the time that these tests take.
+QUICK = {"xla_backend_optimization_level": 0}
 
-    def function(params, others, arrays, key, step):
-        def loss(params):
-            totals = stage.totals(arrays)
+
+def compiled(stage: TokenizerStage):
+    """(trained, others, arrays, totals, key, step) -> ((loss, aux), gradients), jitted.
+
+    Gradients of the trained parameters alone, as the loop takes them: the LLM is an input.
+    """
+
+    def function(trained, others, arrays, totals, key, step):
+        def loss(trained):
+            params = {**others["params"], **trained}
             return stage.loss({**others, "params": params}, arrays, totals, key, step)
 
-        return jax.value_and_grad(loss, has_aux=True)(params)
+        return jax.value_and_grad(loss, has_aux=True)(trained)
 
-    return jax.jit(function)
+    return jax.jit(function, compiler_options=QUICK)
+
+
+def split(variables) -> tuple[dict, dict]:
+    """(trained parameters, all other variables)."""
+    params = dict(variables["params"])
+    frozen = {"llm": params.pop("llm")}
+    return params, {**variables, "params": frozen}
 
 
 @pytest.fixture(scope="module")
 def grads_of(stage, variables):
-    """(arrays, step) -> ((loss, aux), gradients of all parameters), with one key."""
+    """(arrays, step, ...) -> ((loss, aux), gradients)."""
     function = compiled(stage)
-    others = {name: tree for name, tree in variables.items() if name != "params"}
 
-    def call(arrays, step=10**6, params=None):
-        params = variables["params"] if params is None else params
-        return function(params, others, arrays, jax.random.key(1), step)
+    def call(arrays, step=10**6, totals=None, key=1, variables=variables):
+        totals = stage.totals(arrays) if totals is None else totals
+        return function(*split(variables), arrays, totals, jax.random.key(key), step)
 
     return call
 
@@ -159,7 +173,7 @@ def evaluated(stage):
     def function(variables, arrays):
         return stage.evaluate(variables, arrays, stage.totals(arrays), jax.random.key(0))
 
-    return jax.jit(function)
+    return jax.jit(function, compiler_options=QUICK)
 
 
 # --- settings, schedules, amounts -----------------------------------------------------------------
@@ -230,11 +244,23 @@ def test_batches_without_what_the_stage_needs_are_refused(stage):
         TokenizerStage(dataclasses.replace(CONFIG, llm=None), SETTINGS)
 
 
+def test_flops_count_what_is_really_there(stage, arrays):
+    """Forward and backward; of the language model no weights' gradients, distances once."""
+    c, codes, text = CONFIG, np.array([6, 5, 11]), 22
+    frames = np.array([51, 46, 91])
+    forward = flops.audio_encoder(c.audio_encoder, frames)
+    forward += flops.vq_projections(c.vq_bridge, 22) + flops.audio_decoder(c.audio_decoder, codes)
+    forward += 2 * 22 * 64 * 16  # the projection to the language model
+    pairs = sum(n * (n + 1) // 2 for n in (20, 10, 28))
+    want = 3 * forward + 2 * flops.llm(c.llm, 58, pairs, text) + 2 * 22 * 64 * (4 + 16 + 8)
+    assert stage.flops(arrays) == want
+
+
 # --- gradients ------------------------------------------------------------------------------------
 
 
 def size(tree) -> float:
-    return float(optax.global_norm(tree))
+    return float(optax.tree.norm(tree))
 
 
 def test_all_trained_parts_get_gradients_and_updates_count_all_frames(stage, grads_of, arrays):
@@ -271,7 +297,7 @@ def test_a_batch_of_text_alone_is_finite(stage, variables, grads_of, evaluated):
     (loss, aux), grads = grads_of(arrays)
     assert float(loss) == pytest.approx(float(aux.metrics["text"]), rel=1e-6)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((aux, grads)))
-    assert size({name: tree for name, tree in grads.items() if name != "llm"}) == 0
+    assert size(grads) == 0
     codebook, ages, _ = stage.after(
         variables["codebook"],
         stage.init_extra(variables),
@@ -286,24 +312,15 @@ def test_a_batch_of_text_alone_is_finite(stage, variables, grads_of, evaluated):
 
 
 def test_text_alone_teaches_the_encoder_through_a_frozen_language_model(variables, arrays):
-    """Gradients of the trained parameters alone, as the loop takes them: the LLM is an input."""
     settings = dataclasses.replace(
         SETTINGS, weight_mel=0, weight_second_scale=0, weight_commitment=0
     )
     stage = TokenizerStage(CONFIG, settings)
-    frozen = {"llm": variables["params"]["llm"]}
-    trained = {name: tree for name, tree in variables["params"].items() if name != "llm"}
-
-    @jax.jit
-    def grads(trained, frozen):
-        def loss(trained):
-            merged = {**variables, "params": {**trained, **frozen}}
-            totals = stage.totals(arrays)
-            return stage.loss(merged, arrays, totals, jax.random.key(0), 10**6)[0]
-
-        return jax.grad(loss)(trained)
-
-    found = grads(trained, frozen)
+    arrays = {**arrays, "audio": arrays["audio"][:1]}
+    totals = stage.totals(arrays)
+    function = compiled(stage)
+    (loss, aux), found = function(*split(variables), arrays, totals, jax.random.key(0), 10**6)
+    assert float(loss) == pytest.approx(float(aux.metrics["text"]), rel=1e-6)
     assert set(found) == {"audio_encoder", "vq_bridge", "audio_decoder", "text_projection"}
     assert size(found["audio_encoder"]) > 0 and size(found["text_projection"]) > 0
     assert size(found["audio_decoder"]) == 0 and size(found["vq_bridge"]["decoder_proj"]) == 0
@@ -332,62 +349,68 @@ def test_audio_stands_at_its_positions(stage, variables, arrays, evaluated):
         assert (text(True, here) != text(False, here)) == moves, here
 
 
-def test_microbatches_merge_to_the_batch(stage, variables, arrays):
-    """Halves with the whole's totals: metrics add to the whole's, statistics too."""
-    stage = TokenizerStage(
-        CONFIG, dataclasses.replace(SETTINGS, quantizer_dropout=0, gumbel_temperature=0)
-    )
+def test_microbatches_merge_to_the_batch(stage, grads_of, arrays):
+    """Each row alone (the other one empty) with the whole's totals: everything adds up."""
     totals = stage.totals(arrays)
-    loss = jax.jit(lambda a: stage.loss(variables, a, totals, jax.random.key(0), 10**6)[1])
-    parts = [loss(jax.tree.map(lambda x: x[i : i + 1], arrays)) for i in range(2)]
-    whole = loss(arrays)
-    for name, value in whole.metrics.items():
-        got = parts[0].metrics[name] + parts[1].metrics[name]
-        np.testing.assert_allclose(got, value, rtol=2e-4, err_msg=name)
-    merged = stage.merge(parts[0].updates, parts[1].updates)
-    for a, b in zip(merged["statistics"].counts, whole.updates["statistics"].counts, strict=True):
-        np.testing.assert_array_equal(a, b)
-    priorities = np.asarray(merged["candidates"].priority_K)
-    assert (priorities > 0).sum() == 22 and (np.diff(priorities) <= 0).all()
+
+    def without(row: int):
+        def empty(array):
+            array = array.copy()
+            array[row] = 0
+            return array
+
+        return jax.tree.map(empty, arrays)
+
+    parts = [grads_of(without(row), totals=totals) for row in (1, 0)]
+    whole = grads_of(arrays)
+    (loss, aux), grads = jax.tree.map(jnp.add, *parts)
+    np.testing.assert_allclose(loss, whole[0][0], rtol=1e-5)
+    for name, value in whole[0][1].metrics.items():
+        np.testing.assert_allclose(aux.metrics[name], value, rtol=1e-4, err_msg=name)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(whole[1]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+    merged = stage.merge(*(aux.updates for (_, aux), _ in parts))
+    for a, b in zip(
+        jax.tree.leaves(merged), jax.tree.leaves(whole[0][1].updates), strict=True
+    ):  # the candidates too: the same key gave the same frames the same priorities
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 # --- learning and evaluation ----------------------------------------------------------------------
 
 
-def test_overfits_one_batch_and_evaluates(stage, variables, arrays, evaluated):
+def test_overfits_one_batch_and_evaluates(stage, variables, arrays, grads_of, evaluated):
     """120 steps of Adam with the schedules on: the loss and every part of it fall.
 
-    Measured: MEASURED.
+    Measured, before and after: loss 134.3 and 24.8, mel_mae 4.39 and 1.11 (1.32 with the first
+    codebook alone), text 4.88 and 3.02 nats.
     """
-    optimiser = optax.masked(
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3)),
-        {name: name != "llm" for name in variables["params"]},
-    )
-    function = compiled(stage)
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(5e-3))
 
     @jax.jit
-    def train(params, codebook, extra, state, step):
-        others = {**variables, "codebook": codebook}
-        key = jax.random.fold_in(jax.random.key(5), step)
-        (_, aux), grads = function(params, others, arrays, key, step)
-        grads = {**grads, "llm": jax.tree.map(jnp.zeros_like, grads["llm"])}
-        updates, state = optimiser.update(grads, state, params)
-        codebook, extra, use = stage.after(codebook, extra, aux.updates, key, step)
-        return optax.apply_updates(params, updates), codebook, extra, state, aux.metrics, use
+    def apply(params, codebook, extra, state, grads, updates, step):
+        change, state = optimiser.update(grads, state, params)
+        codebook, extra, use = stage.after(codebook, extra, updates, jax.random.key(0), step)
+        return optax.apply_updates(params, change), codebook, extra, state, use
 
     before = jax.device_get(evaluated(variables, arrays))
-    state = optimiser.init(variables["params"])
-    params, codebook = variables["params"], variables["codebook"]
-    extra = stage.init_extra(variables)
+    params, others = split(variables)
+    codebook, extra = variables["codebook"], stage.init_extra(variables)
+    state, totals = optimiser.init(params), stage.totals(arrays)
     for step in range(120):
-        params, codebook, extra, state, _, use = train(params, codebook, extra, state, step)
+        now = {**variables, "params": {**params, **others["params"]}, "codebook": codebook}
+        (_, aux), grads = grads_of(arrays, step, totals, step, now)
+        params, codebook, extra, state, use = apply(
+            params, codebook, extra, state, grads, aux.updates, step
+        )
+    params = {**params, **others["params"]}
     learnt = {**variables, "params": params, "codebook": codebook}
     after = jax.device_get(evaluated(learnt, arrays))
     print({name: (float(before[name]), float(after[name])) for name in after})
     print({name: float(value) for name, value in use.items()})
     assert after["loss"] < before["loss"] / 4
-    assert after["mel_mae"] < before["mel_mae"] / 2
-    assert after["text"] < before["text"] / 1.5
+    assert after["mel_mae"] < before["mel_mae"] / 3
+    assert after["text"] < before["text"] / 1.3
     assert after["mel_mae"] < after["mel_mae/1"]
     assert use["codebook/0/use"] > 0.5 and 0 < use["codebook/0/entropy"] <= 1
     pictures = stage.pictures(learnt, arrays)
