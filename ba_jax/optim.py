@@ -2,13 +2,14 @@
 
 Parameters are named `component/.../leaf`. A stage's rules are one ordered list of (regular
 expression, rate): the first that matches a whole name decides; a number multiplies the learning
-rate, None freezes. A parameter that no rule covers is an error, and so is a rule that covers none.
+rate, None freezes. A parameter that no rule covers is an error, and so is a rule that decides none.
 Frozen parameters have neither gradients nor optimiser state.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -58,16 +59,18 @@ class OptimizerSettings:
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
             raise OptimError(f"schedule {self.schedule!r}, expected one of {SCHEDULES}")
-        if not self.learning_rate > 0 or self.warmup < 0 or self.clip < 0:
-            raise OptimError(
-                f"learning_rate {self.learning_rate}, warmup {self.warmup}, clip {self.clip}: "
-                "expected above 0, and at least 0"
-            )
+        if not 0 < self.learning_rate < math.inf:
+            raise OptimError(f"learning_rate = {self.learning_rate}: expected above 0")
+        for name in ("warmup", "clip", "weight_decay", "epsilon"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise OptimError(f"{name} = {getattr(self, name)}: expected at least 0")
         for name in ("final", "average", "b1", "b2"):
             if not 0 <= getattr(self, name) <= 1:
                 raise OptimError(f"{name} = {getattr(self, name)}: expected 0 to 1")
-        for pattern, _ in self.rules:
+        for pattern, rate in self.rules:
             _compiled(pattern)
+            if rate is not None and not 0 <= rate < math.inf:
+                raise OptimError(f"rule {pattern!r}: rate {rate}, expected at least 0, or None")
 
 
 def _compiled(pattern: str) -> re.Pattern:
@@ -83,20 +86,24 @@ def rates(
     """What multiplies the learning rate of each parameter; None: it is frozen.
 
     Raises:
-      OptimError: a parameter without a rule, a rule without a parameter, or nothing to train.
+      OptimError: a parameter without a rule, a rule that decides no parameter (none matches, or
+        earlier rules take them all), or nothing to train.
     """
     compiled = [(_compiled(pattern), rate) for pattern, rate in rules]
-    found, covered = {}, set()
+    found, deciding = {}, set()
     for name in names:
         number = next((i for i, (p, _) in enumerate(compiled) if p.fullmatch(name)), None)
         if number is None:
             expected = [p.pattern for p, _ in compiled]
             raise OptimError(f"parameter {name}: no rule covers it; the rules are {expected}")
-        covered.update(i for i, (p, _) in enumerate(compiled) if p.fullmatch(name))
+        deciding.add(number)
         found[name] = compiled[number][1]
-    idle = [p.pattern for i, (p, _) in enumerate(compiled) if i not in covered]
+    idle = [p.pattern for i, (p, _) in enumerate(compiled) if i not in deciding]
     if idle:
-        raise OptimError(f"rules {idle}: cover no parameter; there are {_some(found)}")
+        raise OptimError(
+            f"rules {idle}: decide no parameter that an earlier rule does not; there are "
+            f"{_some(found)}"
+        )
     if all(rate is None or rate == 0 for rate in found.values()):
         raise OptimError(f"the rules freeze all {len(found)} parameters: nothing to train")
     return found
@@ -110,7 +117,8 @@ def _some(names: Iterable[str]) -> list[str]:
 def schedule(settings: OptimizerSettings, steps: int) -> optax.Schedule:
     """Step to learning rate, over a run of `steps` steps."""
     peak, end = settings.learning_rate, settings.learning_rate * settings.final
-    rest = max(1, steps - settings.warmup)
+    # The last step's number is steps - 1.
+    rest = max(1, steps - settings.warmup - 1)
     if settings.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, rest, settings.final)
     elif settings.schedule == "linear":
@@ -168,23 +176,31 @@ def make_optimizer(
       trained: name -> what multiplies its learning rate.
       shapes: of the parameters.
       steps: of the run, for the schedule.
+
+    The state has the same tree whatever is on or off, so that a run may go on with another setting.
+
+    Raises:
+      OptimError: a group of `clip_groups` without a parameter.
     """
     patterns = [_compiled(pattern) for pattern in settings.clip_groups]
     groups = {
         name: next((i for i, p in enumerate(patterns) if p.fullmatch(name)), -1) for name in trained
     }
+    empty = [p.pattern for i, p in enumerate(patterns) if i not in groups.values()]
+    if empty:
+        raise OptimError(f"clip_groups {empty}: hold no parameter that trains")
     decayed = {name: is_decayed(name, tuple(shapes[name])) for name in trained}
 
     def scale(updates, state, params=None):
         return {name: update * trained[name] for name, update in updates.items()}, state
 
-    parts = [clip_by_group(settings.clip, groups)] if settings.clip else []
-    parts.append(optax.scale_by_adam(settings.b1, settings.b2, settings.epsilon))
-    if settings.weight_decay:
-        parts.append(optax.add_decayed_weights(settings.weight_decay, mask=decayed))
-    parts.append(optax.GradientTransformation(lambda params: optax.EmptyState(), scale))
-    parts.append(optax.scale_by_learning_rate(schedule(settings, steps)))
-    return optax.chain(*parts)
+    return optax.chain(
+        clip_by_group(settings.clip, groups) if settings.clip else optax.identity(),
+        optax.scale_by_adam(settings.b1, settings.b2, settings.epsilon),
+        optax.add_decayed_weights(settings.weight_decay, mask=decayed),
+        optax.GradientTransformation(lambda params: optax.EmptyState(), scale),
+        optax.scale_by_learning_rate(schedule(settings, steps)),
+    )
 
 
 def averaged(

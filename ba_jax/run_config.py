@@ -15,14 +15,16 @@ from ba_jax import optim, sharding
 from ba_jax.config import ConfigError, from_mapping
 from ba_jax.data.loader import LoaderSettings
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+from ba_jax.models.layers import REMAT_POLICIES
 from ba_jax.run_state import KeepSettings
 from ba_jax.steps.base import Stage
 from ba_jax.steps.flow import FlowStage
 from ba_jax.steps.lm import LMStage, TextLMStage
 from ba_jax.steps.tokenizer import TokenizerStage
+from ba_jax.steps.vocoder import VocoderStage
 
 STAGES: dict[str, type[Stage]] = {
-    cls.name: cls for cls in (TokenizerStage, FlowStage, LMStage, TextLMStage)
+    cls.name: cls for cls in (TokenizerStage, FlowStage, VocoderStage, LMStage, TextLMStage)
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -67,8 +69,16 @@ class TrainSettings:
                 f"steps {self.steps}, accumulate {self.accumulate}, log_every {self.log_every}:"
                 " expected at least 1"
             )
+        for name in ("evaluate_every", "peak_flops"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)}, expected at least 0")
+        for name in ("evaluate_batches", "profile_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}, expected at least 1")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r}, expected one of {tuple(DTYPES)}")
+        if self.remat not in REMAT_POLICIES:
+            raise ValueError(f"remat {self.remat!r}, expected one of {tuple(REMAT_POLICIES)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +104,8 @@ def parse_config(config: Mapping[str, Any]) -> RunConfig:
     Raises:
       ConfigError: an unknown, missing or ill-typed key, or a value that makes no sense.
     """
-    values = dict(config.items())
+    # A ConfigDict's sections are no dicts.
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config.items())
     try:
         return from_mapping(RunConfig, values, "config")
     except ConfigError:

@@ -13,6 +13,7 @@ name when it is complete.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,10 +98,12 @@ class Checkpoints:
 
         Raises:
           CheckpointError: this one or the one before could not be written (a full disk); complete
-            ones are left alone.
+            ones are left alone. Or the evaluation has no `settings.metric`; this one is saved.
         """
         if step in self._manager.all_steps():
             return
+        best = self.settings.metric
+        unknown = bool(self.settings.best and metrics and best not in metrics)
         try:
             self._manager.save(
                 step,
@@ -109,11 +112,17 @@ class Checkpoints:
                     train=ocp.args.StandardSave(dict(train)),
                     note=ocp.args.JsonSave({**note, "step": step}),
                 ),
-                metrics=dict(metrics) if metrics else None,
+                metrics=dict(metrics) if metrics and not unknown else None,
                 force=True,
             )
         except Exception as error:  # Orbax and TensorStore raise many kinds
             raise self._failed(step, error) from error
+        if unknown:
+            self.wait()
+            raise CheckpointError(
+                f"{self.folder}: checkpoint.metric = {best!r}: expected a metric of the "
+                f"evaluation, one of {sorted(metrics)}; saved at step {step}"
+            )
 
     def wait(self) -> None:
         """Until all is written.
@@ -174,8 +183,11 @@ class Checkpoints:
     def __exit__(self, kind, *_) -> None:
         if kind is None:
             self.close()
-        else:
+            return
+        try:
             self._manager.close()
+        except Exception as error:  # the one under way says what is wrong
+            logging.warning("%s: %s", self.folder, error)
 
 
 def _check_names(folder: Path, expected: Mapping[str, Any]) -> None:

@@ -5,9 +5,11 @@
         --config.init.llm=runs/stage1 --config.optimizer.learning_rate=1e-3
 
 The same command goes on where a run stopped: after a crash, a SIGTERM (which saves first and exits
-with 0), or with a larger `--config.train.steps`. WORKDIR holds checkpoints/, metrics.csv,
-TensorBoard's files, pictures/ of a fixed set of examples, and config.json. SIGUSR1 writes a trace
-of the next steps for TensorBoard's profiler into profile/.
+with 0), or with a larger `--config.train.steps`. On several hosts every one runs it with
+`--distributed` (and `--coordinator`, `--processes`, `--process` where JAX cannot find them out);
+WORKDIR is a folder that all of them see. It holds checkpoints/, metrics.csv, TensorBoard's files,
+pictures/ of a fixed set of examples, and config.json. SIGUSR1 writes a trace of the next steps for
+TensorBoard's profiler into profile/.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -28,13 +31,14 @@ from absl import app, flags, logging
 
 from ba_jax import optim, sharding
 from ba_jax.checkpoint import CheckpointError, flatten, unflatten
+from ba_jax.config import ConfigError, to_mapping
 from ba_jax.data.batches import open_batches
 from ba_jax.data.hash import batch_hash, row_digests
 from ba_jax.data.loader import BatchError, Loader
 from ba_jax.metrics.throughput import Throughput, peak_flops
 from ba_jax.metrics.writers import ProgressBar, Writers
 from ba_jax.run_config import RunConfig, TrainSettings, make_stage, parse_config
-from ba_jax.run_state import Checkpoints
+from ba_jax.run_state import Checkpoints, complete_steps
 from ba_jax.steps import start
 from ba_jax.steps.base import Stage
 from ba_jax.steps.update import TrainState, make_step, new_state
@@ -140,7 +144,8 @@ class _Evaluation:
         """Pictures and audio of the first batch."""
         if not self._settings.pictures or jax.process_count() > 1:
             return
-        arrays = next(self._arrays())
+        with contextlib.closing(self._arrays()) as batches:
+            arrays = next(batches)
         shown = self._stage.pictures(state.variables(averaged=True), arrays)
         for name, value in shown.items():
             kind, name = name.split("/", 1)
@@ -186,9 +191,13 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
       ConfigError, OptimError, StageError, ShardingError, CheckpointError, RecordError: something
         is wrong from the start; nothing was trained.
       TrainError: the run stopped; the last good state is saved.
+      OSError: a folder that cannot be written to.
     """
     config = parse_config(config)
-    settings, workdir = config.train, Path(workdir)
+    settings = config.train
+    if "://" in str(workdir):
+        raise ConfigError(f"workdir {workdir}: expected a folder; mount the bucket that it is in")
+    workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
 
     # Mesh.
@@ -201,14 +210,16 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
     flat_shapes = {name: leaf.shape for name, leaf in flatten(shapes["params"]).items()}
     rates = optim.rates(flat_shapes, config.optimizer.rules)
     trained = {name: rate for name, rate in rates.items() if rate is not None}
-    found = start.sources(stage, dict(config.init.items()), rates)
-    _log_sizes(stage, flat_shapes, trained)
+    found = start.sources(stage, config.init, rates)
+    stage.trained = _mostly_trained(stage, flat_shapes, trained)
 
     # Data: a batch is a function of the step, so that the position is the step alone.
     batches = open_batches(config.data, config.model, _count_records)
     eval_batches = None
     if config.eval_data:
         eval_batches = open_batches(config.eval_data, config.model, _count_records)
+    elif settings.evaluate_every or config.checkpoint.best:
+        logging.warning("eval_data is empty: nothing is evaluated, and no checkpoint is the best")
 
     # State: its shapes and placement first, so that nothing is ever on one device whole.
     optimizer = optim.make_optimizer(config.optimizer, trained, flat_shapes, settings.steps)
@@ -227,14 +238,19 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
         # 3. at random.
         latest = checkpoints.latest()
         if latest is not None:
-            state = _restore(checkpoints, latest, state_shapes, placement)
+            if latest > settings.steps:
+                raise ConfigError(
+                    f"{workdir} is at step {latest}, train.steps = {settings.steps}: expected at "
+                    "least as many"
+                )
+            state = _restore(checkpoints, latest, state_shapes, placement, stage.name)
             logging.info("%s: goes on at step %d of %d", workdir, latest, settings.steps)
         else:
             variables = start.start_variables(
                 stage, shapes, found, _shardings(shapes, mesh), init_key
             )
             state = jax.jit(begin, out_shardings=placement, donate_argnums=0)(variables)
-            _write_config(workdir, config)
+        _write_config(workdir, config)
         first = latest or 0
 
         # Step.
@@ -270,6 +286,7 @@ class _Loop:
         self.workdir, self.mesh, self.batches = workdir, mesh, batches
         self.checkpoints, self.writers, self.signals = checkpoints, writers, signals
         self.saved = self.evaluated = -1
+        self.pending = None  # the last step's metrics, which the device may not have yet
         self.throughput = Throughput(
             jax.device_count(),
             config.train.peak_flops or peak_flops(jax.devices()[0]),
@@ -285,7 +302,7 @@ class _Loop:
         trace = _Trace(self.workdir / "profile", settings, self.signals)
         hashes = _Hashes(self.workdir, first) if settings.record_batches else None
         self.saved = first if first else -1
-        done, pending = first, None
+        done = first
         bar = ProgressBar(settings.steps, first, shown=self.is_first)
         loader = Loader(
             self.batches,
@@ -308,34 +325,35 @@ class _Loop:
                     placed = sharding.to_devices(arrays, self.mesh)
                     state, metrics = step_function(state, placed, seed_key)
                     done = step + 1
+                    before, self.pending = self.pending, (done, metrics, amounts, flops)
                     # While the device works on this step, the one before is looked at.
-                    if pending is not None:
-                        self._finish(pending, bar)
-                    pending = (done, metrics, amounts, flops)
+                    self._finish(before, bar)
                     trace.after(done, state)
                     if self._is_due(settings.evaluate_every, done) and evaluation:
-                        self._finish(pending, bar)
-                        pending = None
+                        self._finish_last(bar)
                         self._evaluate(state, done, evaluation)
                     if self._is_due(self.config.checkpoint.every, done):
-                        pending = self._finish(pending, bar) if pending else None
+                        self._finish_last(bar)
                         self._save(state, done)
                     if self.signals.agreed_stop() and done < settings.steps:
-                        pending = self._finish(pending, bar) if pending else None
-                        self._save(state, done)
-                        self.checkpoints.wait()
-                        logging.info("stopped at step %d; the same command goes on there", done)
+                        self._stop(state, done, bar)
                         return state
-                if pending is not None:
-                    self._finish(pending, bar)
+                self._finish_last(bar)
                 if evaluation and done > first and self.evaluated != done:
                     self._evaluate(state, done, evaluation)
-            except (BatchError, ValueError) as error:
+            except CheckpointError:
+                raise  # it names what there is to go on from
+            except Exception as error:
+                if isinstance(error, BatchError) and self.signals.stop and hosts == 1:
+                    # The signal went to the workers too.
+                    self._stop(state, done, bar)
+                    return state
                 # What was learnt so far is worth more than what went wrong.
-                if done > first:
-                    self._save(state, done)
-                    self.checkpoints.wait()
-                raise TrainError(f"step {done}: {error}; saved at step {done}") from error
+                left = self._rescue(state, done, bar, error)
+                if isinstance(error, BatchError | ValueError | OSError | TrainError):
+                    raise TrainError(f"after step {done}: {error}; {left}") from error
+                logging.error("after step %d: %s; %s", done, type(error).__name__, left)
+                raise
             finally:
                 trace.close()
                 if hashes:
@@ -344,11 +362,39 @@ class _Loop:
         self.checkpoints.wait()
         return state
 
+    def _stop(self, state: TrainState, done: int, bar) -> None:
+        self._finish_last(bar)
+        self._save(state, done)
+        self.checkpoints.wait()
+        logging.info("stopped at step %d; the same command goes on there", done)
+
+    def _rescue(self, state: TrainState, done: int, bar, error: Exception) -> str:
+        """Saves what was learnt before an error; says what there is to go on from."""
+        # A step that failed on the device has used its state up. On several hosts the others, which
+        # may know of no error, would be waited for without end.
+        lost = any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+        alone = jax.process_count() > 1 and not isinstance(error, TrainError)
+        if not lost and not alone and done > max(self.saved, 0):
+            try:
+                self._finish_last(bar)
+            except (TrainError, ValueError, OSError) as more:
+                logging.warning("%s", more)
+            self._save(state, done)
+            self.checkpoints.wait()
+        steps = complete_steps(self.checkpoints.folder)
+        return f"saved at step {steps[-1]}" if steps else "nothing was saved"
+
     def _is_due(self, every: int, done: int) -> bool:
         return bool(every) and done % every == 0 and done < self.settings.steps
 
+    def _finish_last(self, bar) -> None:
+        pending, self.pending = self.pending, None
+        self._finish(pending, bar)
+
     def _finish(self, pending, bar) -> None:
         """Checks a step's metrics, once it is done, and writes them."""
+        if pending is None:
+            return
         done, metrics, amounts, flops = pending
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not values.pop("finite"):
@@ -359,7 +405,7 @@ class _Loop:
             self.writers.write(done, values, self.throughput.report())
 
     def _not_finite(self, done: int, values: Mapping[str, float]) -> None:
-        """Stops, and leaves the batch's ids; the state is that of the step before."""
+        """Stops, and leaves the batch's ids; the step has changed nothing."""
         bad = sorted(name for name, value in values.items() if not np.isfinite(value))
         ids = self.batches.ids(done - 1)
         path = self.workdir / f"not_finite-step{done}.json"
@@ -367,9 +413,9 @@ class _Loop:
         if self.is_first:
             path.write_text(json.dumps(report, indent=1, ensure_ascii=False))
         some = [name for row in ids for name in row][:4]
-        raise ValueError(
-            f"{', '.join(bad) or 'the gradients'} not finite; the batch holds {some}, ...: all "
-            f"its ids are in {path}. The step changed nothing"
+        raise TrainError(
+            f"step {done}: {', '.join(bad) or 'new values'} not finite, the step changed nothing; "
+            f"its batch holds {some}, ...: all ids are in {path}"
         )
 
     def _evaluate(self, state: TrainState, done: int, evaluation: _Evaluation) -> None:
@@ -398,8 +444,9 @@ class _Hashes:
         )
         kept = []
         if path.exists():
-            lines = path.read_text().splitlines()[1:]
-            kept = [line for line in lines if int(line.split(",")[0]) < first]
+            # The last line may be cut off.
+            lines = re.findall(r"^(\d+),([0-9a-f]{64})$", path.read_text(), re.MULTILINE)
+            kept = [f"{step},{digest}" for step, digest in lines if int(step) < first]
         self._file = path.open("w")
         self._file.write("\n".join(["step,hash", *kept]) + "\n")
 
@@ -420,14 +467,20 @@ def _split_state(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
     return state.variables(averaged=True), {k: v for k, v in train.items() if v or k == "step"}
 
 
-def _restore(checkpoints: Checkpoints, step: int, shapes: TrainState, placement) -> TrainState:
+def _restore(
+    checkpoints: Checkpoints, step: int, shapes: TrainState, placement, stage: str
+) -> TrainState:
     expected = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         shapes,
         placement,
     )
     weights, train = _split_state(expected)
-    weights, train, _ = checkpoints.restore(step, weights, train)
+    weights, train, note = checkpoints.restore(step, weights, train)
+    if note.get("stage") != stage:
+        raise CheckpointError(
+            f"{checkpoints.folder / str(step)}: of stage {note.get('stage')!r}, expected {stage!r}"
+        )
     flat = flatten(weights["params"])
     trained = train.get("trained", {name: flat[name] for name in shapes.trained})
     return TrainState(
@@ -442,21 +495,28 @@ def _restore(checkpoints: Checkpoints, step: int, shapes: TrainState, placement)
     )
 
 
-def _log_sizes(stage: Stage, shapes: Mapping[str, tuple], trained: Mapping[str, float]) -> None:
+def _mostly_trained(
+    stage: Stage, shapes: Mapping[str, tuple], trained: Mapping[str, float]
+) -> frozenset[str]:
+    """Components more than half of whose values train; logs how many do."""
     count = {name: int(np.prod(shape)) for name, shape in shapes.items()}
+    mostly = set()
     for top in sorted({name.split("/")[0] for name in count}):
         here = [name for name in count if name.split("/")[0] == top]
         total = sum(count[name] for name in here)
         training = sum(count[name] for name in here if name in trained)
         logging.info("%s: %s %d parameters, %d train", stage.name, top, total, training)
+        if 2 * training > total:
+            mostly.add(top)
+    return frozenset(mostly)
 
 
 def _write_config(workdir: Path, config: RunConfig) -> None:
     if jax.process_index() == 0:
-        from ba_jax.config import to_mapping
-
         text = json.dumps(to_mapping(config), indent=1, ensure_ascii=False, default=str)
-        (workdir / "config.json").write_text(text + "\n")
+        partial = workdir / "config.json.tmp"
+        partial.write_text(text + "\n")
+        partial.replace(workdir / "config.json")
 
 
 def use_compilation_cache(folder: str) -> None:
@@ -482,6 +542,10 @@ def define_flags() -> None:
 
     config_flags.DEFINE_config_file("config", None, "A stage's config: configs/STAGE.py:SIZE.")
     flags.DEFINE_string("workdir", None, "Where the run lives.")
+    flags.DEFINE_bool("distributed", False, "One process of several, see jax.distributed.")
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+    flags.DEFINE_integer("processes", None, "How many there are.")
+    flags.DEFINE_integer("process", None, "Which of them this is, from 0 on.")
     flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -494,13 +558,16 @@ def main(argv: list[str]) -> None:
     use_compilation_cache(cache)
     logging.set_verbosity(logging.INFO)
     _quieten()
-    started = time.time()
+    values, started = flags.FLAGS, time.time()
     try:
-        train(config, flags.FLAGS.workdir)
-    except (ValueError, TrainError, CheckpointError) as error:
+        if values.distributed:
+            jax.distributed.initialize(values.coordinator, values.processes, values.process)
+        state = train(config, values.workdir)
+    except (ValueError, OSError, TrainError) as error:
         logging.debug("", exc_info=True)
         sys.exit(f"ba_jax.train: {error}")
-    logging.info("%s: done in %.1f min", flags.FLAGS.workdir, (time.time() - started) / 60)
+    minutes = (time.time() - started) / 60
+    logging.info("%s: at step %d after %.1f min", values.workdir, int(state.step), minutes)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ global under jit: a sum over the batch axis is the sum over all devices and host
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +47,7 @@ class Stage:
     Attributes:
       name: as in `config.stage.name`.
       settings_class: frozen dataclass of the other keys of `config.stage`.
+      trained: components most of whose parameters train, for `flops`; the loop sets it.
 
     Args:
       config: the whole model's; the stage keeps the components that it uses.
@@ -57,6 +58,7 @@ class Stage:
 
     name = ""
     settings_class: type = NoSettings
+    trained: Collection[str] = ()
 
     def __init__(
         self,

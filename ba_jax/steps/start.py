@@ -32,6 +32,9 @@ def sources(
     unknown = sorted(set(init) - set(COMPONENTS))
     if unknown:
         raise StageError(f"init: {unknown}, expected components, some of {COMPONENTS}")
+    wrong = sorted(name for name, path in init.items() if not isinstance(path, str))
+    if wrong:
+        raise StageError(f"init.{wrong[0]} = {init[wrong[0]]!r}: expected a path, 'random' or ''")
     found = {}
     for name in stage.components:
         path = init.get(name, "")

@@ -15,7 +15,7 @@ import optax
 
 from ba_jax import optim
 from ba_jax.checkpoint import flatten, unflatten
-from ba_jax.steps.base import Aux, Stage, Variables
+from ba_jax.steps.base import Aux, Stage, StageError, Variables
 
 
 class TrainState(NamedTuple):
@@ -90,8 +90,11 @@ def make_step(
     """(state, arrays, key) -> (state, metrics), to be jitted.
 
     The batch is cut into `accumulate` microbatches, one after another; losses are over the whole
-    batch's totals, so the result is the same as without. A step whose loss or gradients are not
-    finite changes nothing but its count, and says so in metrics["finite"].
+    batch's totals, so the result is the same as without. A step whose loss, gradients or new
+    values are not finite changes nothing but its count, and says so in metrics["finite"].
+
+    Raises (when it is traced):
+      StageError: a batch whose rows do not divide into the microbatches.
     """
 
     def gradients(state: TrainState, arrays, totals, key):
@@ -104,6 +107,11 @@ def make_step(
     def accumulated(state: TrainState, arrays, totals, key):
         if accumulate == 1:
             return gradients(state, arrays, totals, key)
+        rows = jax.tree.leaves(arrays)[0].shape[0]
+        if rows % accumulate:
+            raise StageError(
+                f"a batch of {rows} rows, train.accumulate = {accumulate}: expected a divisor"
+            )
 
         def part(number):
             # Every accumulate-th row: each device keeps a share of every microbatch.
@@ -139,6 +147,7 @@ def make_step(
         norms = optim.group_norms(grads, {name: name.split("/")[0] for name in grads})
         norm = jnp.sqrt(sum(jnp.square(n) for n in norms.values()))
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        finite &= _all_finite((trained, codebook, extra))
         after = state._replace(
             trained=trained,
             codebook=codebook,
@@ -154,3 +163,9 @@ def make_step(
         return after._replace(step=state.step + 1), metrics
 
     return step
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    """Whether every floating value of a tree is."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
