@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ from absl import app, flags
 
 from ba_jax.audio.lengths import SAMPLE_RATE
 from ba_jax.checkpoint import CheckpointError, flatten, load_variables
-from ba_jax.config import ConfigError, from_mapping, to_mapping
+from ba_jax.config import ConfigError, from_mapping
 from ba_jax.data import features
 from ba_jax.data.features import ON_ERROR, Bucket
 from ba_jax.data.prepare import runner
@@ -47,6 +47,10 @@ from ba_jax.sharding import MeshSettings, batch_sharding, make_mesh, replicated
 COMPONENTS = ("audio_encoder", "vq_bridge")
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 128 + 2
 ITEMS_PER_SHARD = 256
+# What the quantiser has for the decoder, and for its own training.
+_NOT_FOR_CODES = re.compile(
+    r"params/vq_bridge/decoder_proj/.*|codebook/vq_bridge/(embed_avg|cluster_size)_\d+"
+)
 _IN_FLIGHT = 2  # batches that the device has been given and whose codes are not yet read
 
 
@@ -57,13 +61,14 @@ class TokenizeSettings:
     Attributes:
       bucket_seconds: lengths that chunks are padded to, each one compilation; the longest length
         of a chunk comes to them.
-      batch_seconds: of audio in a batch, padding included.
+      batch_seconds: of audio in a device's batch, padding included. On two cores 8 to 32 are
+        alike (a CPU-second encodes 240 s of audio with the nano model); GPUs want more.
       on_error: at a damaged record "fail", or "skip" it and list it in rejected.jsonl.
       workers: threads that decode audio ahead of the device.
     """
 
     bucket_seconds: tuple[float, ...] = (2.0, 3.0, 5.0, 10.0, 20.0)
-    batch_seconds: float = 64.0
+    batch_seconds: float = 32.0
     on_error: str = "fail"
     workers: int = 2
 
@@ -74,11 +79,10 @@ class TokenizeSettings:
             raise ValueError(f"{self}: expected batch_seconds > 0 and workers >= 1")
 
     def buckets(self, longest: float, devices: int) -> tuple[Bucket, ...]:
-        """Buckets up to a length, each of a multiple of `devices` chunks."""
+        """Buckets up to a length, each of as many chunks for every device."""
         chosen = {seconds for seconds in self.bucket_seconds if seconds < longest} | {longest}
-        rows = [max(1, round(self.batch_seconds / seconds / devices)) for seconds in chosen]
         return features.check_buckets(
-            [Bucket(s, devices * n) for s, n in zip(chosen, rows, strict=True)]
+            [Bucket(s, devices * max(1, round(self.batch_seconds / s))) for s in chosen]
         )
 
 
@@ -124,9 +128,13 @@ class Tokenizer:
 
 
 def fingerprint(config: BaichuanAudioConfig, variables: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits of a tokenizer's sizes and values."""
-    digest = hashlib.sha256(json.dumps(to_mapping(config), sort_keys=True).encode())
+    """16 hexadecimal digits of all that decides the codes; they are the same while it is frozen."""
+    # Whatever else the configs hold shows in the arrays' shapes.
+    head = f"heads {config.audio_encoder.heads} pooling {config.vq_bridge.pooling};"
+    digest = hashlib.sha256(head.encode())
     for path, array in sorted(flatten(variables).items()):
+        if _NOT_FOR_CODES.fullmatch(path):
+            continue
         digest.update(f"{path} {array.dtype} {array.shape};".encode())
         digest.update(np.ascontiguousarray(array.addressable_data(0)).tobytes())
     return digest.hexdigest()[:16]
@@ -241,9 +249,14 @@ def _make(
     with (
         features.one_blas_thread(),
         tqdm.tqdm(
-            total=round(sum(item.seconds for job in jobs for item in job.items)),
-            unit="s",
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total} s of audio "
+            total=sum(
+                sum(source.chunks(seconds))
+                for job in jobs
+                for item in job.items
+                for seconds in item.payload.seconds
+            ),
+            unit_scale=1 / SAMPLE_RATE,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s of audio "
             "[{elapsed}<{remaining}]",
             desc=source.name,
             disable=not show_progress,
@@ -265,7 +278,7 @@ def _make(
                         f"expected {frames} of {chunk.samples} samples"
                     )
                 codes[chunk.item, chunk.part, chunk.number] = codes_BNQ[place, :frames]
-                bar.update(chunk.samples / SAMPLE_RATE)
+                bar.update(chunk.samples)
 
         for job, built in build(jobs):
             if built is not None:
@@ -318,7 +331,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("overwrite", False, "Discard what another run left in --out.")
     flags.DEFINE_enum("on_error", "fail", ON_ERROR, "What to do with a damaged record.")
     default = TokenizeSettings()
-    flags.DEFINE_float("batch_seconds", default.batch_seconds, "Of audio in a batch.")
+    flags.DEFINE_float("batch_seconds", default.batch_seconds, "Of audio in a device's batch.")
     flags.DEFINE_integer("workers", default.workers, "Threads that decode audio.", 1)
     flags.DEFINE_bool("distributed", False, "Join jax.distributed: shards are divided.")
     flags.DEFINE_bool("quiet", False, "No progress bar.")
@@ -353,7 +366,7 @@ def main(argv: list[str]) -> int:
         settings = TokenizeSettings(
             batch_seconds=args.batch_seconds, on_error=args.on_error, workers=args.workers
         )
-        model = from_mapping(BaichuanAudioConfig, args.config.to_dict()["model"])
+        model = from_mapping(BaichuanAudioConfig, args.config.to_dict().get("model"))
         tokenizer = Tokenizer(model, args.checkpoint)
         report = tokenize(
             tokenizer,

@@ -285,11 +285,12 @@ def test_every_chunk_is_in_one_batch_and_fits():
 
 
 @pytest.mark.parametrize("devices", [1, 4])
-def test_buckets_hold_some_seconds_and_divide_among_devices(devices):
+def test_buckets_hold_some_seconds_for_each_device(devices):
     buckets = TokenizeSettings().buckets(30.0, devices)
     assert [bucket.seconds for bucket in buckets] == [2.0, 3.0, 5.0, 10.0, 20.0, 30.0]
     assert all(bucket.count % devices == 0 for bucket in buckets)
-    assert [b.count for b in TokenizeSettings().buckets(3.0, 1)] == [32, 21]
+    assert [bucket.count // devices for bucket in buckets] == [16, 11, 6, 3, 2, 1]
+    assert [b.seconds for b in TokenizeSettings().buckets(3.0, 1)] == [2.0, 3.0]
     assert [b.count for b in TokenizeSettings(batch_seconds=1.0).buckets(30.0, 4)] == [4] * 6
 
 
@@ -344,6 +345,24 @@ def test_codes_of_another_tokenizer_are_not_mixed(tokenizer, checkpoints, datase
     (first, *_), (second, *_) = RecordSource(out, "train"), RecordSource(made, "train")
     assert bare(first) == bare(second)
     assert not np.array_equal(first.parts[0].codes_NQ, second.parts[0].codes_NQ)
+
+
+def test_the_fingerprint_is_of_what_decides_the_codes(checkpoints):
+    variables = checkpoint.flatten(checkpoint.load_variables(checkpoints[0]))
+    first = tokenize.fingerprint(CONFIG, checkpoint.unflatten(variables))
+
+    def changed(path: str) -> bool:
+        other = checkpoint.unflatten(variables | {path: variables[path] + 1})
+        return tokenize.fingerprint(CONFIG, other) != first
+
+    assert [path for path in variables if not changed(path)] == [
+        path
+        for path in variables
+        if "decoder_proj" in path or "embed_avg" in path or "cluster_size" in path
+    ]
+    encoder = dataclasses.replace(CONFIG.audio_encoder, heads=4)
+    other = dataclasses.replace(CONFIG, audio_encoder=encoder)
+    assert tokenize.fingerprint(other, checkpoint.unflatten(variables)) != first
 
 
 def test_processes_share_the_shards(tokenizer, dataset, made, tmp_path):

@@ -1,0 +1,146 @@
+"""`python -m ba_jax.tokenize`: its command line, several devices, several processes, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from ba_jax.checkpoint import save_variables
+from ba_jax.config import from_mapping
+from ba_jax.data.record import RecordSource
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig, init_variables
+from configs import models
+from tests.unit.data import small_corpus
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SMALL = {"audio_encoder.width": 16, "audio_encoder.layers": 1, "audio_encoder.ffn_width": 32}
+FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    """`in`, a dataset, and `weights`, of the nano model with a small encoder."""
+    folder = tmp_path_factory.mktemp("tokenize")
+    small_corpus.write_dataset(folder / "in", small_corpus.records(1))
+    config = models.get_config("nano")
+    config.audio_encoder.update(width=16, layers=1, ffn_width=32)
+    config.vq_bridge.width = 16
+    made = from_mapping(BaichuanAudioConfig, config).only("audio_encoder", "vq_bridge")
+    made_by = jax.jit(lambda key: init_variables(made, key))
+    save_variables(folder / "weights", made_by(jax.random.key(0)))
+    return folder
+
+
+def command(folder: pathlib.Path, out: pathlib.Path, *more: str) -> list[str]:
+    sizes = [f"--config.model.{name}={value}" for name, value in SMALL.items()]
+    return [
+        *(sys.executable, "-m", "ba_jax.tokenize", "--config=configs/lm_stage2.py:nano"),
+        *(*sizes, "--config.model.vq_bridge.width=16"),
+        *(f"--checkpoint={folder / 'weights'}", f"--dataset={folder / 'in'}", f"--out={out}"),
+        *("--chunk-seconds=3", *more),
+    ]
+
+
+def start(words: list[str], **environment: str) -> subprocess.Popen:
+    pipe = subprocess.PIPE
+    environment = os.environ | environment
+    return subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
+    out, err = process.communicate(timeout=180)
+    assert process.returncode == code, err
+    return out, err
+
+
+def contents(directory: pathlib.Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(directory.iterdir()) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def made(folder) -> pathlib.Path:
+    """As one process with one device makes it."""
+    out, err = finish(start(command(folder, folder / "out")))
+    assert "14 records, 0.01 h with codes in" in out and "# small: 14 records" in out
+    assert "small: 100%" in err and "s of audio" in err, "no progress bar"
+    return folder / "out"
+
+
+def test_a_second_run_does_nothing(folder, made):
+    before = {path: path.stat().st_mtime_ns for path in made.iterdir()}
+    out, err = finish(start(command(folder, made, "--on-error=skip")))
+    assert "14 records" in out and "s of audio" not in err
+    assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == before
+    _, err = finish(start(command(folder, made, "--drop-audio")), FAILED)
+    assert "source.drop_audio was False, is True" in err and "Traceback" not in err
+    codes = [part.codes_NQ for r in RecordSource(made, "train") for part in r.parts if part.audio]
+    assert len(codes) == 24 and all(code.shape[1] == 8 for code in codes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--checkpoint=nowhere"], "nowhere: no such folder, expected a checkpoint"),
+        (["--dataset=nowhere"], "nowhere/dataset_info.json"),
+        (["--config.model.audio_encoder.layers=2"], "misshapen params/audio_encoder"),
+    ],
+)
+@pytest.mark.slow
+def test_errors_name_what_is_wrong(folder, tmp_path, arguments, message):
+    out, err = finish(start(command(folder, tmp_path / "out", *arguments)), USER_ERROR)
+    assert message in err and "Traceback" not in err and out == ""
+
+
+@pytest.mark.slow
+def test_eight_devices_give_the_same(folder, made, tmp_path):
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    finish(start(command(folder, tmp_path / "out", "--batch-seconds=3"), XLA_FLAGS=flags))
+    assert contents(tmp_path / "out") == contents(made)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same(folder, made, tmp_path):
+    """Joined as Slurm joins them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    processes = [
+        start(
+            command(folder, tmp_path / "out", "--distributed"),
+            JAX_COORDINATOR_ADDRESS=address,
+            SLURM_JOB_ID="1",
+            SLURM_STEP_NODELIST="localhost",
+            SLURM_STEP_NUM_NODES="1",
+            SLURM_NTASKS="2",
+            SLURM_PROCID=str(number),
+            SLURM_LOCALID=str(number),
+        )
+        for number in (0, 1)
+    ]
+    for process in processes:
+        out, _ = finish(process)
+        assert "14 records" in out
+    assert contents(tmp_path / "out") == contents(made)
+
+
+@pytest.mark.slow
+def test_interrupted_it_goes_on(folder, made, tmp_path):
+    out = tmp_path / "out"
+    process = start(command(folder, out))
+    end = time.monotonic() + 120
+    while not (out / "prepare.json").exists():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = finish(process, INTERRUPTED)
+    assert err.strip().endswith("interrupted: run again to go on") and "Traceback" not in err
+    finish(start(command(folder, out)))
+    assert contents(out) == contents(made)
