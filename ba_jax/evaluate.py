@@ -245,6 +245,8 @@ def main(argv: list[str]) -> None:
             print(f"{name:44s} {value:.4f}" if isinstance(value, float) else f"{name:44s} {value}")
         elif isinstance(value, dict) and name.startswith("mel_mae"):
             print(f"{name:44s} " + "  ".join(f"{k}: {v:.4f}" for k, v in value.items()))
+        elif name.endswith(("_judge", "_scored")):
+            print(f"{name:44s} {value}")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python -m ba_jax.evaluate --config=configs/eval.py:nano --out=DIR \
         --checkpoint=runs/tokenizer,runs/flow,runs/stage2 --suite=asr,qa_s2t,qa_s2s,tts
 
-  arg     model  data                                        waves by
-  nano    nano   the closed part of the embedded corpus      Griffin-Lim (no vocoder is trained)
-  1b5     1b5    the same                                    the vocoder
-  7b      7b     the same                                    the vocoder
+  arg           data                                       waves by
+  nano          the closed part of the embedded corpus     Griffin-Lim (no vocoder is trained)
+  nano_whisper  the same                                   Griffin-Lim
+  1b5, 7b       the same                                   the vocoder
 
 Change what is evaluated on with `--config.eval.dataset=DIR`, `--config.eval.split=validation`, how
 ids and codes are chosen with `--config.eval.generation.audio.temperature=0.3`. What is longer than
@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from configs import models
 
-SIZES = ("nano", "1b5", "7b")
+SIZES = ("nano", "nano_whisper", "1b5", "7b")
 
 
 def get_config(size: str = "nano") -> ConfigDict:
@@ -31,7 +31,7 @@ def get_config(size: str = "nano") -> ConfigDict:
     """
     if size not in SIZES:
         raise ValueError(f"size {size!r}: expected one of {SIZES}")
-    nano = size == "nano"
+    nano = size.startswith("nano")
     return ConfigDict(
         {
             "model": models.get_config(size),

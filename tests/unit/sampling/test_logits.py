@@ -1,0 +1,102 @@
+"""Choosing from logits, against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ba_jax.sampling import logits as logits_lib
+from ba_jax.sampling.logits import GREEDY, Sampling
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(size=(6, 40)).astype(np.float32) * 3
+
+
+def keys(rows, seed=0):
+    return jax.vmap(jax.random.key)(np.arange(rows, dtype=np.uint32) + seed)
+
+
+def test_penalty():
+    seen = RNG.random(LOGITS.shape) < 0.3
+    want = LOGITS.copy()
+    for row, column in np.argwhere(seen):
+        value = want[row, column]
+        want[row, column] = value / 1.3 if value > 0 else value * 1.3
+    got = logits_lib.penalise(jnp.asarray(LOGITS), jnp.asarray(seen), 1.3)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 5, 39, 40, 0])
+def test_top_k(k):
+    kept = np.isfinite(logits_lib.keep_top_k(jnp.asarray(LOGITS), k))
+    for row, mask in zip(LOGITS, kept, strict=True):
+        want = set(np.argsort(-row)[: k or 40])
+        assert set(np.flatnonzero(mask)) == want
+
+
+@pytest.mark.parametrize("p", [0.01, 0.5, 0.85, 0.999, 1.0])
+def test_top_p_keeps_the_fewest_that_hold_p(p):
+    kept = np.isfinite(logits_lib.keep_top_p(jnp.asarray(LOGITS), p))
+    for row, mask in zip(LOGITS.astype(np.float64), kept, strict=True):
+        order = np.argsort(-row)
+        share = np.exp(row[order]) / np.exp(row).sum()
+        count = len(row) if p == 1 else int(np.searchsorted(np.cumsum(share), p)) + 1
+        assert set(np.flatnonzero(mask)) == set(order[:count])
+
+
+def test_choice_follows_the_probabilities():
+    row = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    rows = 4000
+    found = logits_lib.choose(keys(rows), jnp.tile(row, (rows, 1)), Sampling(1.0))
+    shares = np.bincount(found, minlength=4) / rows
+    np.testing.assert_allclose(shares, np.exp(row), atol=0.03)
+    # 0.5 + 0.3 >= 0.75: the others are out, and the rest is 5 to 3
+    found = logits_lib.choose(keys(rows), jnp.tile(row, (rows, 1)), Sampling(1.0, top_p=0.75))
+    shares = np.bincount(found, minlength=4) / rows
+    np.testing.assert_allclose(shares, [0.625, 0.375, 0, 0], atol=0.03)
+    # temperature 0.5 squares them
+    found = logits_lib.choose(keys(rows), jnp.tile(row, (rows, 1)), Sampling(0.5, top_k=2))
+    shares = np.bincount(found, minlength=4) / rows
+    np.testing.assert_allclose(shares, [25 / 34, 9 / 34, 0, 0], atol=0.03)
+
+
+def test_a_rows_choice_is_its_own():
+    sampling = Sampling(1.0, top_k=20, top_p=0.95)
+    whole = logits_lib.choose(keys(6), jnp.asarray(LOGITS), sampling)
+    for i in range(6):
+        alone = logits_lib.choose(keys(1, i), jnp.asarray(LOGITS[i : i + 1]), sampling)
+        assert alone[0] == whole[i]
+
+
+def test_mask_and_penalty_come_before_the_choice():
+    allowed = np.ones_like(LOGITS, bool)
+    allowed[np.arange(6), LOGITS.argmax(1)] = False
+    masked = np.where(allowed, LOGITS, -np.inf)
+    got = logits_lib.choose(keys(6), jnp.asarray(LOGITS), GREEDY, allowed_BV=jnp.asarray(allowed))
+    np.testing.assert_array_equal(got, masked.argmax(1))
+    drawn = logits_lib.choose(
+        keys(6), jnp.asarray(LOGITS), Sampling(5.0), allowed_BV=jnp.asarray(allowed)
+    )
+    assert allowed[np.arange(6), drawn].all()
+    seen = np.zeros_like(LOGITS, bool)
+    seen[np.arange(6), LOGITS.argmax(1)] = True
+    got = logits_lib.choose(
+        keys(6),
+        jnp.asarray(LOGITS),
+        Sampling(repetition_penalty=1e6),
+        seen_BV=jnp.asarray(seen),
+    )
+    np.testing.assert_array_equal(got, np.where(seen, LOGITS / 1e6, LOGITS).argmax(1))
+
+
+@pytest.mark.parametrize(
+    "values", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"repetition_penalty": 0.0}]
+)
+def test_bad_settings(values):
+    with pytest.raises(ValueError, match="expected temperature"):
+        Sampling(**values)
+
+
+def test_a_penalty_needs_to_know_what_was_seen():
+    with pytest.raises(ValueError, match="seen_BV"):
+        logits_lib.choose(keys(6), jnp.asarray(LOGITS), Sampling(repetition_penalty=1.1))

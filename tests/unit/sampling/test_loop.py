@@ -1,0 +1,196 @@
+"""Generation against uncached passes, row by row, and its ends."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ba_jax.models.baichuan_audio import BaichuanAudio
+from ba_jax.sampling.logits import Sampling
+from ba_jax.sampling.loop import Generator
+from ba_jax.sampling.prompt import Prompt, PromptError
+from ba_jax.vocab import TokenIdError
+
+EOS = 500
+SIZE = 48  # of the uncached pass
+
+
+@pytest.fixture(scope="module")
+def writable(config):
+    mask = np.zeros(config.llm.vocab_size, bool)
+    mask[10:400] = True
+    return mask
+
+
+def make(config, variables, writable, **options):
+    options = {"rows": 4, "lengths": (16, 24), "max_text": 8, "max_frames": 7} | options
+    return Generator(config, variables, eos_id=EOS, writable_V=writable, **options)
+
+
+def prompt(config, length, seed, **flags):
+    """A text prompt with a few frames of audio in it."""
+    rng = np.random.default_rng(seed)
+    sizes = config.audio_embed.codebook_sizes
+    ids = rng.integers(10, 400, length).astype(np.int32)
+    ids[2:5] = config.tokens.audio_pad
+    codes = rng.integers(0, sizes, (length, len(sizes))).astype(np.int32)
+    if flags.get("speaks"):
+        ids[-1] = config.tokens.audiogen_start
+    return Prompt(ids, codes, **flags)
+
+
+def reference(config, whole_pass, writable, prompt, text_limit, frame_limit):
+    """The same, one whole pass a step."""
+    tokens, sizes = config.tokens, config.audio_embed.codebook_sizes
+    ids, codes = list(prompt.ids_L), list(prompt.codes_LQ)
+    text, frames = [], []
+    speaking = prompt.speaks
+    allowed = writable.copy()
+    allowed[tokens.audiogen_start if prompt.wants_speech else EOS] = True
+    while True:
+        logits, frame = whole_pass(np.asarray(ids), np.asarray(codes))
+        if speaking:
+            if frame[0] == sizes[0]:
+                return text, frames, True
+            frames.append(frame)
+            if len(frames) == frame_limit:
+                return text, frames, False
+            ids.append(tokens.audio_pad)
+            codes.append(frame)
+            continue
+        chosen = int(np.where(allowed, logits, -np.inf).argmax())
+        if chosen == EOS:
+            return text, frames, True
+        ids.append(chosen)
+        codes.append(np.zeros(len(sizes), np.int32))
+        if chosen == tokens.audiogen_start:
+            speaking = True
+            continue
+        text.append(chosen)
+        if len(text) == text_limit:
+            return text, frames, False
+
+
+def same(got, want):
+    text, frames, complete = want
+    assert got.ids == text
+    np.testing.assert_array_equal(got.codes_NQ, np.reshape(frames, got.codes_NQ.shape))
+    assert got.complete == complete
+
+
+@pytest.fixture(scope="module")
+def biased(config, variables):
+    """Variables that end text, begin speech and end audio now and then.
+
+    And that would take the extra class of every codebook but the first each time, if they could.
+    """
+    params = variables["params"]
+    llm, head = dict(params["llm"]), dict(params["audio_head"])
+    rows = np.array([EOS, config.tokens.audiogen_start])
+    llm["lm_head"] = llm["lm_head"].at[rows].multiply(2.0)
+    for q in range(3):
+        own = dict(head[f"classifiers_{q}"])
+        own["bias"] = own["bias"].at[-1].add(100.0 if q else 1.0)
+        head[f"classifiers_{q}"] = own
+    return {**variables, "params": {**params, "llm": llm, "audio_head": head}}
+
+
+@pytest.fixture(scope="module")
+def whole_pass(config, biased):
+    """(ids, codes) -> text logits and greedy frame at the last position, without a cache."""
+    small = config.only("llm", "audio_embed", "audio_head")
+    model = BaichuanAudio(small)
+
+    def greedy(q, logits):
+        top = config.audio_head.codebook_sizes[q]
+        end = (jnp.arange(logits.shape[-1]) == top)[None] & (q > 0)
+        return jnp.argmax(jnp.where(end, -jnp.inf, logits), axis=-1)
+
+    @jax.jit
+    def run(ids_BL, codes_BLQ, length):
+        real = (jnp.arange(SIZE) < length).astype(jnp.int32)[None]
+        hidden, _ = model.apply(biased, ids_BL, codes_BLQ, None, real, method="hidden")
+        last = hidden[:, length - 1]
+        logits = model.apply(biased, last, method="text_logits")
+        return logits[0], model.apply(biased, last, greedy, method="generate_frame")[0]
+
+    def call(ids, codes):
+        ids_BL = np.zeros((1, SIZE), np.int32)
+        codes_BLQ = np.zeros((1, SIZE, codes.shape[1]), np.int32)
+        ids_BL[0, : len(ids)], codes_BLQ[0, : len(ids)] = ids, codes
+        return jax.device_get(run(ids_BL, codes_BLQ, len(ids)))
+
+    return call
+
+
+def test_equals_uncached_passes(config, biased, whole_pass, writable):
+    """Text alone, text then speech, and speech; every way to end comes about."""
+    generator = make(config, biased, writable, rows=8)
+    prompts = [prompt(config, 6 + i % 10, i, wants_speech=i % 2 == 0) for i in range(24)]
+    prompts += [prompt(config, 8, 50 + i, wants_speech=True, speaks=True) for i in range(8)]
+    found = generator(prompts)
+    for one, got in zip(prompts, found, strict=True):
+        same(got, reference(config, whole_pass, writable, one, 8, 7))
+    written = [got for one, got in zip(prompts, found, strict=True) if not one.wants_speech]
+    spoken = [got for one, got in zip(prompts, found, strict=True) if one.wants_speech]
+    assert {got.complete for got in written} == {True, False}  # end of text, and the limit
+    assert {got.complete for got in spoken if len(got.codes_NQ)} == {True, False}
+    assert all(not len(got.codes_NQ) for got in written)
+    assert any(got.ids and len(got.codes_NQ) for got in spoken)  # text, then speech
+    assert generator.traces == {"prefill": 1, "loop": 1}
+
+
+def test_a_row_is_what_it_is_alone_and_nothing_is_compiled_again(config, variables, writable):
+    sampling = Sampling(1.0, 20, 0.95, 1.3)
+    generator = make(config, variables, writable, text=sampling, audio=sampling)
+    prompts = [prompt(config, 6 + i, i, wants_speech=True, speaks=i % 2 == 0) for i in range(7)]
+    whole = generator(prompts, seeds=range(100, 107))
+    assert generator.traces == {"prefill": 1, "loop": 1}
+    for i in (0, 3, 6):
+        (alone,) = generator([prompts[i]], seeds=[100 + i])
+        assert alone.ids == whole[i].ids
+        np.testing.assert_array_equal(alone.codes_NQ, whole[i].codes_NQ)
+    assert generator.traces == {"prefill": 1, "loop": 1}
+    # other limits and lengths of one bucket change no shape; another bucket only the prefill
+    generator(prompts[:2], text_limit=3, frame_limit=2)
+    generator([prompt(config, 20, 0)])
+    assert generator.traces == {"prefill": 2, "loop": 1}
+    other = generator([prompts[0]], seeds=[7])
+    assert not np.array_equal(other[0].codes_NQ, whole[0].codes_NQ)
+
+
+def test_penalty_is_of_the_rows_own_history(config, variables, writable):
+    """So high that nothing is chosen twice, in text and in each codebook."""
+    once = Sampling(repetition_penalty=1e9)
+    head = dict(variables["params"]["audio_head"])
+    for q in range(3):  # logits above 0, which a penalty divides
+        own = dict(head[f"classifiers_{q}"])
+        own["bias"] = own["bias"] + 50.0
+        head[f"classifiers_{q}"] = own
+    positive = {**variables, "params": {**variables["params"], "audio_head": head}}
+    generator = make(config, positive, writable, text=once, audio=once)
+    prompts = [prompt(config, 8, i, speaks=i > 1, wants_speech=i > 1) for i in range(4)]
+    found = generator(prompts)
+    assert any(got.ids for got in found) and any(len(got.codes_NQ) > 3 for got in found)
+    for got in found:
+        assert len(set(got.ids)) == len(got.ids)
+        for column in got.codes_NQ.T:
+            assert len(set(column)) == len(column)
+
+
+def test_bad_input(config, variables, writable):
+    generator = make(config, variables, writable)
+    good = prompt(config, 8, 0)
+    with pytest.raises(PromptError, match="prompt 1 has 30 positions, expected 1 to 24"):
+        generator([good, prompt(config, 30, 0)])
+    bad = dataclasses.replace(good, ids_L=good.ids_L + 10_000)
+    with pytest.raises(TokenIdError, match="prompt 0"):
+        generator([bad])
+    with pytest.raises(ValueError, match="limits of 9 ids"):
+        generator([good], text_limit=9)
+    with pytest.raises(ValueError, match="audio_head"):
+        make(config.only("llm", "audio_embed"), variables, writable)
+    with pytest.raises(ValueError, match="writable_V"):
+        make(config, variables, writable[:-1])
