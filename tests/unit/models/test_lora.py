@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import re
 
 import jax
@@ -11,16 +12,15 @@ import numpy as np
 import pytest
 
 from ba_jax.checkpoint import flatten, unflatten
-from ba_jax.config import from_mapping
 from ba_jax.convert.engine import ConversionError
-from ba_jax.convert.hf_config import baichuan_values
+from ba_jax.convert.hf_config import baichuan_values, read_model_config
 from ba_jax.models import lora
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
 from ba_jax.models.llm import LLMConfig
-from configs.models import get_config
 
 SIZES = dict(vocab_size=40, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, ffn_width=24)
 PLAIN = BaichuanAudioConfig(llm=LLMConfig(**SIZES))
+TINY = pathlib.Path(__file__).parents[2] / "data" / "tiny"
 IDS = np.random.default_rng(0).integers(0, 40, (2, 7)).astype(np.int32)
 
 
@@ -128,8 +128,8 @@ def test_bad_settings(rank, targets):
 
 
 def test_adapters_must_be_merged_before_export():
-    whole = from_mapping(BaichuanAudioConfig, get_config("7b"))
-    assert baichuan_values(whole)["hidden_size"] == 3584
+    whole = read_model_config(TINY)
+    assert baichuan_values(whole)["hidden_size"] == whole.llm.width
     adapted = dataclasses.replace(whole, llm=dataclasses.replace(whole.llm, lora_rank=2))
     with pytest.raises(ConversionError, match="cannot describe this model's .'llm'"):
         baichuan_values(adapted)
