@@ -365,6 +365,12 @@ def test_the_fingerprint_is_of_what_decides_the_codes(checkpoints):
     assert tokenize.fingerprint(other, checkpoint.unflatten(variables)) != first
 
 
+def test_a_runs_workdir_means_its_latest_checkpoint(tokenizer, checkpoints, tmp_path):
+    for step, weights in ((5, checkpoints[1]), (10, checkpoints[0])):
+        shutil.copytree(weights, tmp_path / "checkpoints" / str(step) / "weights")
+    assert Tokenizer(CONFIG, str(tmp_path)).fingerprint == tokenizer.fingerprint
+
+
 def test_processes_share_the_shards(tokenizer, dataset, made, tmp_path):
     """Each makes its own; what one process makes alone is the same."""
     out, meeting = tmp_path / "out", threading.Barrier(2, timeout=60)
