@@ -464,7 +464,7 @@ def _split_state(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
     if state.average:
         train["trained"] = state.trained
         train["average"] = state.average
-    return state.variables(averaged=True), {k: v for k, v in train.items() if v or k == "step"}
+    return state.variables(averaged=True), {k: v for k, v in train.items() if jax.tree.leaves(v)}
 
 
 def _restore(
