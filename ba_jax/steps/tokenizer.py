@@ -35,8 +35,8 @@ from ba_jax.steps.base import Aux, Stage, StageError, Variables
 
 _PICTURES = 2  # items
 _PROJECTION = "text_projection"
-MEL_MEAN, MEL_DEVIATION = -5.0, 2.0
-"""Of HIFIGAN_MEL of speech, natural log."""
+MEL_MEAN, MEL_DEVIATION = -4.75, 2.25
+"""Of HIFIGAN_MEL, natural log, in 27 s of the embedded corpus's speech."""
 _TEXT_POSITIONS = 256  # positions of each row whose logits are made at a time
 
 
