@@ -1,0 +1,148 @@
+"""Configs of runs: what is refused; every stage's config at full size."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import math
+import pathlib
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh
+
+from ba_jax import optim, sharding
+from ba_jax.checkpoint import flatten
+from ba_jax.config import ConfigError
+from ba_jax.run_config import STAGES, make_stage, parse_config
+from tests.unit.steps import small_run
+
+CONFIGS = {
+    name: importlib.import_module(f"configs.{name}").get_config
+    for name in (
+        "lm_text",
+        "tokenizer",
+        "flow_matching",
+        "vocoder",
+        "lm_stage1",
+        "lm_stage2",
+        "lm_single",
+        "sft",
+    )
+}
+SIZES = {
+    "lm_text": ("nano", "nano_whisper"),
+    "tokenizer": ("nano", "nano_whisper"),
+    "flow_matching": ("nano", "1b5", "7b"),
+    "vocoder": ("nano", "1b5", "7b"),
+    "sft": ("nano", "nano_lora", "1b5", "7b", "7b_lora"),
+}
+LM_SIZES = ("nano", "nano_codes", "1b5", "7b")
+ALL = [(name, size) for name in CONFIGS for size in SIZES.get(name, LM_SIZES)]
+
+
+def config(**changes):
+    return small_run.text_run(pathlib.Path("/nowhere/small"), **changes)
+
+
+def test_a_config_is_a_mapping_or_a_configdict():
+    made = CONFIGS["lm_text"]("nano")
+    assert parse_config(made) == parse_config(made.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"new": 1}, r"config: unknown keys \['new'\]"),
+        ({"train__step": 1}, r"config.train: unknown keys \['step'\]"),
+        ({"train__steps": 0}, "steps 0.*expected at least 1"),
+        ({"train__steps": "8"}, "config.train.steps = '8': expected int"),
+        ({"train__accumulate": 0}, "accumulate 0"),
+        ({"train__log_every": 0}, "log_every 0"),
+        ({"train__dtype": "float16"}, "dtype 'float16', expected one of"),
+        ({"train__remat": "some"}, "remat 'some', expected one of"),
+        ({"train__evaluate_every": -1}, "evaluate_every = -1"),
+        ({"train__evaluate_batches": 0}, "evaluate_batches = 0"),
+        ({"train__profile_steps": 0}, "profile_steps = 0"),
+        ({"optimizer__learning_rate": -1.0}, "learning_rate = -1.0"),
+        ({"optimizer__rules": ((".*", "fast"),)}, r"rules\[0\]\[1\] = 'fast'"),
+        ({"optimizer__rules": (("llm/(", 1.0),)}, "not a regular expression"),
+        ({"optimizer__momentum": 0.9}, r"config.optimizer: unknown keys \['momentum'\]"),
+        ({"mesh__pipeline": 2}, r"config.mesh: unknown keys \['pipeline'\]"),
+        ({"loader__workers": -1}, "expected workers >= 0"),
+        ({"checkpoint__last": 0}, "last >= 1"),
+        ({"init": []}, r"config.init = \[\]"),
+        ({"seed": 1.5}, "config.seed = 1.5: expected int"),
+    ],
+)
+def test_a_config_that_makes_no_sense(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config(config(**changes))
+
+
+def test_a_missing_section():
+    less = config()
+    del less["optimizer"]
+    with pytest.raises(ConfigError, match=r"config: missing keys \['optimizer'\]"):
+        parse_config(less)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stage": {"name": "lmm"}}, r"stage.name = 'lmm', expected one of \['flow', 'lm'"),
+        ({"stage": {}}, "stage.name = None"),
+        ({"stage__chunks": 3}, r"stage: unknown keys \['chunks'\]"),
+        ({"stage__audio": "wave"}, "stage: audio = 'wave'"),
+        ({"model__llm__widht": 3}, r"model.llm: unknown keys \['widht'\]"),
+    ],
+)
+def test_a_stage_that_is_none(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        make_stage(parse_config(config(**changes)))
+
+
+def test_every_stage_has_a_config():
+    assert {CONFIGS[name](size).stage.name for name, size in ALL} == set(STAGES)
+
+
+@pytest.mark.parametrize(("name", "size"), ALL, ids=lambda value: value)
+def test_every_config_is_built_at_full_size(name, size):
+    """Its stage's shapes, its rules over all of them, and a place on a pod for each."""
+    made = CONFIGS[name](size)
+    parsed = parse_config(copy.deepcopy(made.to_dict()))
+    stage = make_stage(parsed)
+    shapes = jax.eval_shape(stage.init, jax.random.key(0))
+    flat = {path: leaf.shape for path, leaf in flatten(shapes["params"]).items()}
+    tops = {path.split("/")[0] for path in flat}
+    assert set(stage.components) - tops <= {"vq_bridge"}
+    rates = optim.rates(flat, parsed.optimizer.rules)
+    trained = {path: rate for path, rate in rates.items() if rate is not None}
+    optimizer = optim.make_optimizer(parsed.optimizer, trained, flat, parsed.train.steps)
+    params = {path: jax.ShapeDtypeStruct(flat[path], "float32") for path in trained}
+    jax.eval_shape(optimizer.init, params)
+    mesh = AbstractMesh((2, 4, 2), ("data", "fsdp", "tensor"))
+    for path, shape in flat.items():
+        spec = sharding.parameter_spec(path, shape, mesh)
+        # Nothing large is whole on every device, but adapters, which are thin.
+        small = math.prod(shape) < 1 << 21 or "/lora_" in path
+        assert any(spec) or small, (path, shape)
+
+
+def test_what_each_language_stage_trains():
+    """Paper 3.3.1: stage 1 the audio parts, stage 2 all but the text's ends, the ablation all."""
+
+    def trained(name: str, size: str) -> set[str]:
+        parsed = parse_config(CONFIGS[name](size))
+        shapes = jax.eval_shape(make_stage(parsed).init, jax.random.key(0))
+        rates = optim.rates(flatten(shapes["params"]), parsed.optimizer.rules)
+        return {path for path, rate in rates.items() if rate}
+
+    stage1, stage2 = trained("lm_stage1", "7b"), trained("lm_stage2", "7b")
+    single, lora = trained("lm_single", "7b"), trained("sft", "7b_lora")
+    assert {path.split("/")[0] for path in stage1} == {"audio_embed", "audio_head"}
+    assert single - stage2 == {"llm/embedding", "llm/lm_head"} and stage1 < stage2
+    assert lora and all("/lora_" in path and path.startswith("llm/") for path in lora)
+    assert not any(
+        path.startswith(("audio_encoder", "vq_bridge")) for path in trained("lm_stage2", "nano")
+    )
