@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ from ba_jax.sampling.logits import Sampling
 from ba_jax.sampling.loop import Generated, Generator
 from ba_jax.sampling.prompt import Prompt, prompt_of
 from ba_jax.sampling.synthesize import SynthesisSettings, Synthesizer, Wave
+from ba_jax.types import Example
 
 RATE = 16000
 """Hz of the waves that the audio encoder reads."""
@@ -165,13 +167,15 @@ class Bench:
 
     @functools.cached_property
     def generator(self) -> Generator:
-        """Text and frames."""
+        """Text and frames; text alone for a model whose variables hold no more."""
         tokenizer, generation = self.tokenizer, self.settings.generation
+        parts = ("llm", "audio_embed", "audio_head")
+        config = self.config.only(*(part for part in parts if part in self.variables["params"]))
         writable_V = np.zeros(self.config.llm.vocab_size, bool)
         writable_V[: tokenizer.vocab_size] = True
         writable_V[list(tokenizer.special_tokens.values())] = False
         return Generator(
-            self.config,
+            config,
             self.variables,
             eos_id=tokenizer.eos_id,
             writable_V=writable_V,
@@ -261,32 +265,23 @@ class Bench:
 
     # From records to what the model makes of them
 
-    def with_codes(self, records: Sequence[Record]) -> list[Record]:
-        """Records whose spoken parts have codes, encoded where they are not stored.
+    def codes(self, parts: Sequence[Part]) -> list[np.ndarray]:
+        """Codes (N, Q) of spoken parts, encoded where they are not stored; N is 0 for under 60 ms.
 
-        Each recording is encoded once. Parts with audio too short for a frame stay as they are.
+        Each recording is encoded once.
         """
         missing = {
             part.audio: part
-            for record in records
-            for part in record.parts
-            if part.audio and part.codes_NQ is None and part.audio not in self._codes
+            for part in parts
+            if part.codes_NQ is None and part.audio not in self._codes
         }
         if missing:
             # As in training, so that the frames are those of `features.code_frames`.
             waves = [decode(p.audio, p.seconds, (RATE,))[0] for p in missing.values()]
             tell = functools.partial(self._tell, "encoding", len(waves))
             self._codes.update(zip(missing, self.encoder(waves, tell), strict=True))
-
-        def filled(part: Part) -> Part:
-            codes_NQ = self._codes.get(part.audio)
-            if part.codes_NQ is not None or codes_NQ is None or not len(codes_NQ):
-                return part
-            return dataclasses.replace(part, codes_NQ=codes_NQ)
-
         return [
-            dataclasses.replace(record, parts=tuple(filled(part) for part in record.parts))
-            for record in records
+            self._codes[part.audio] if part.codes_NQ is None else part.codes_NQ for part in parts
         ]
 
     def prompts(self, records: Sequence[Record], task: str, **options) -> list[Prompt]:
@@ -294,12 +289,28 @@ class Bench:
 
         Raises:
           NotForTask: a record that the task cannot use.
+          TaskError: audio too short for a frame of codes.
         """
         maker = ExampleMaker(task, **options)
         sizes = self.config.audio_embed.codebook_sizes
-        return [
-            prompt_of(maker(record), self.tokenizer, sizes) for record in self.with_codes(records)
-        ]
+        filled = [_with_stand_ins(record, len(sizes)) for record in records]
+        # What lies in a prompt is encoded, what the model is to say is not.
+        heard: list[tuple[int, int]] = []
+        for number, record in enumerate(filled):
+            inside = _heard(maker(record))
+            for place, part in enumerate(records[number].parts):
+                stands_in = record.parts[place].codes_NQ
+                if part.codes_NQ is None and any(stands_in is own for own in inside):
+                    heard.append((number, place))
+        codes = self.codes([records[number].parts[place] for number, place in heard])
+        parts = [list(record.parts) for record in filled]
+        for (number, place), own in zip(heard, codes, strict=True):
+            parts[number][place] = dataclasses.replace(parts[number][place], codes_NQ=own)
+        made = []
+        for record, own in zip(filled, parts, strict=True):
+            example = maker(dataclasses.replace(record, parts=tuple(own)))
+            made.append(prompt_of(example, self.tokenizer, sizes))
+        return made
 
     def generate(self, prompts: Sequence[Prompt], what: str) -> list[Generated | None]:
         """What the model makes of prompts; None for one that is too long for the generator."""
@@ -342,3 +353,23 @@ class Bench:
 
     def _tell(self, what: str, of: int, done: int) -> None:
         self.progress(what, done, of)
+
+
+def _with_stand_ins(record: Record, codebooks: int) -> Record:
+    """A record whose recordings have one frame of codes, for what the model is to say itself.
+
+    They lie past a prompt's end. Each is an array of its own, to be known again. Stored codes stay.
+    """
+    parts = tuple(
+        dataclasses.replace(part, codes_NQ=np.zeros((1, codebooks), np.int32))
+        if part.audio and part.codes_NQ is None
+        else part
+        for part in record.parts
+    )
+    return dataclasses.replace(record, parts=parts)
+
+
+def _heard(example: Example) -> list[np.ndarray]:
+    """The codes in the example's prompt: before the first thing with loss."""
+    prompt = itertools.takewhile(lambda segment: not segment.loss, example.segments)
+    return [segment.codes_NQ for segment in prompt if segment.is_audio]

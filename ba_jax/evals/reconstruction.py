@@ -26,9 +26,8 @@ def run(bench: Bench) -> Outcome:
     utterances = bench.statements
     if not utterances:
         raise EvalError("reconstruction: no spoken statement in the data")
-    records = bench.with_codes([utterance.record for utterance in utterances])
-    codes = [record.parts[0].codes_NQ for record in records]
-    short = [u.id for u, own in zip(utterances, codes, strict=True) if own is None]
+    codes = bench.codes([utterance.part for utterance in utterances])
+    short = [u.id for u, own in zip(utterances, codes, strict=True) if not len(own)]
     if short:
         raise EvalError(f"reconstruction: {short[0]} is too short for a frame of codes")
     wanted = [_mel(utterance.part, HIFIGAN_MEL) for utterance in utterances]

@@ -31,9 +31,9 @@ class Suite:
 SUITES: Mapping[str, Suite] = {
     "asr": Suite(asr.run, _TEXT + _ENCODE),
     "qa_s2t": Suite(qa.spoken_to_text, _TEXT + _ENCODE),
-    "qa_t2t": Suite(qa.text_to_text, _TEXT),
+    "qa_t2t": Suite(qa.text_to_text, ("llm",)),
     "qa_s2s": Suite(qa.spoken_to_spoken, _TEXT + _ENCODE + _DECODE, speaks=True),
-    "tts": Suite(tts.run, _TEXT + _DECODE + ("audio_encoder",), speaks=True),
+    "tts": Suite(tts.run, _TEXT + _DECODE, speaks=True),
     "reconstruction": Suite(reconstruction.run, _ENCODE + _DECODE, speaks=True),
 }
 

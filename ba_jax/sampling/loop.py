@@ -87,7 +87,8 @@ class Generator:
     """Generates for a model.
 
     Args:
-      config, variables: a model with llm, audio_embed and audio_head.
+      config, variables: a model with llm, audio_embed and audio_head; or with llm alone, which
+        reads and writes text.
       eos_id: ends text.
       writable_V: which ids text may hold (bool), beside `eos_id` and `<audiogen_start>`.
       text, audio: how ids and codes are chosen.
@@ -112,17 +113,17 @@ class Generator:
         max_frames: int = 128,
         dtype: layers.Dtype = jnp.float32,
     ):
-        needed = ("llm", "audio_embed", "audio_head")
-        absent = [name for name in needed if getattr(config, name) is None]
-        if absent:
-            raise ValueError(f"model without {absent}: expected {needed}")
+        parts = ("llm", "audio_embed", "audio_head")
+        needed = tuple(name for name in parts if getattr(config, name) is not None)
+        if needed not in (parts, parts[:1]):
+            raise ValueError(f"model of {needed}: expected {parts}, or 'llm' alone")
         if rows < 1 or not lengths or min(lengths) < 1 or max_text < 1 or max_frames < 1:
             raise ValueError(
                 f"rows {rows}, lengths {lengths}, max_text {max_text}, max_frames {max_frames}: "
                 "expected at least 1 of each"
             )
         self.config = config.only(*needed)
-        self.sizes = config.audio_head.codebook_sizes
+        self.sizes = config.audio_head.codebook_sizes if config.audio_head else ()
         self.rows, self.lengths = rows, tuple(sorted(lengths))
         self.max_text, self.max_frames = max_text, max_frames
         # <audiogen_start> is read too; the last token or frame of a row never is.
@@ -192,6 +193,8 @@ class Generator:
                     f"prompt {number} has {len(prompt)} positions, expected 1 to {self.lengths[-1]}"
                 )
             check_token_ids(prompt.ids_L, self.config.llm.vocab_size, f"prompt {number}")
+            if not self.sizes and (prompt.wants_speech or prompt.codes_LQ.any()):
+                raise PromptError(f"prompt {number} has audio, and the model reads text alone")
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         results: dict[int, Generated] = {}
         for first in range(0, len(order), self.rows):
@@ -214,7 +217,7 @@ class Generator:
         wants_B = np.zeros(self.rows, bool)
         for row, prompt in enumerate(prompts):
             ids_BL[row, : len(prompt)] = prompt.ids_L
-            codes_BLQ[row, : len(prompt)] = prompt.codes_LQ
+            codes_BLQ[row, : len(prompt)] = prompt.codes_LQ[:, : len(self.sizes)]
             real_BL[row, : len(prompt)] = True
             mode_B[row] = SPEAKING if prompt.speaks else WRITING
             wants_B[row] = prompt.wants_speech
@@ -248,6 +251,7 @@ class Generator:
         rows, length = ids_BL.shape
         cache = init_cache(self.config.llm, rows, self.capacity, self._dtype)
         segments_BL = real_BL.astype(jnp.int32)
+        codes_BLQ = codes_BLQ if self.sizes else None
         hidden_BLD, cache = self._model.apply(
             variables, ids_BL, codes_BLQ, None, segments_BL, cache, fresh=True, method="hidden"
         )
@@ -287,15 +291,19 @@ class Generator:
             lambda: self._next_ids(variables, state, request, keys_B),
             lambda: jnp.zeros((self.rows,), jnp.int32),
         )
-        codes_BQ = jax.lax.cond(
-            jnp.any(speaks_B),
-            lambda: self._next_frames(variables, state, keys_B),
-            lambda: jnp.zeros((self.rows, len(self.sizes)), jnp.int32),
-        )
+        codes_BQ = jnp.zeros((self.rows, len(self.sizes)), jnp.int32)
+        goes_on_B = speaks_B
+        if self.sizes:
+            codes_BQ = jax.lax.cond(
+                jnp.any(speaks_B),
+                lambda: self._next_frames(variables, state, keys_B),
+                lambda: jnp.zeros_like(codes_BQ),
+            )
+            goes_on_B = codes_BQ[:, 0] != self.sizes[0]
         tokens = self.config.tokens
         begins_B = writes_B & (ids_B == tokens.audiogen_start)
         wrote_B = writes_B & ~begins_B & (ids_B != self._eos)
-        spoke_B = speaks_B & (codes_BQ[:, 0] != self.sizes[0])
+        spoke_B = speaks_B & goes_on_B
 
         # Slots past the end are dropped: where nothing was produced.
         text_slot_B = jnp.where(wrote_B, state.text_lengths_B, self.max_text)
@@ -313,7 +321,7 @@ class Generator:
         hidden_B1D, cache = self._model.apply(
             variables,
             next_B1,
-            codes_BQ[:, None],
+            codes_BQ[:, None] if self.sizes else None,
             None,
             alive_B1.astype(jnp.int32),
             state.cache,

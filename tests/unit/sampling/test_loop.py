@@ -190,7 +190,22 @@ def test_bad_input(config, variables, writable):
         generator([bad])
     with pytest.raises(ValueError, match="limits of 9 ids"):
         generator([good], text_limit=9)
-    with pytest.raises(ValueError, match="audio_head"):
+    with pytest.raises(ValueError, match="expected .*audio_head.*, or 'llm' alone"):
         make(config.only("llm", "audio_embed"), variables, writable)
+    alone = make(config.only("llm"), variables, writable)
+    with pytest.raises(PromptError, match="prompt 0 has audio, and the model reads text alone"):
+        alone([good])
     with pytest.raises(ValueError, match="writable_V"):
         make(config, variables, writable[:-1])
+
+
+def test_a_text_model_alone_writes_the_same(config, variables, writable):
+    """As before stage 1, when there is nothing but the language model."""
+    prompts = [prompt(config, 6 + i, i) for i in range(4)]
+    for one in prompts:  # no audio
+        one.ids_L[2:5] = 11
+        one.codes_LQ[:] = 0
+    alone = make(config.only("llm"), {"params": {"llm": variables["params"]["llm"]}}, writable)
+    for one, want in zip(alone(prompts), make(config, variables, writable)(prompts), strict=True):
+        assert one.ids == want.ids and one.ids
+        assert one.codes_NQ.shape == (0, 0)
