@@ -43,7 +43,7 @@ class TrainState(NamedTuple):
         """As models take them; with the averages in place of what they are of, if there are any."""
         trained = self.trained
         if averaged and self.average:
-            trained = {k: v.astype(trained[k].dtype) for k, v in self.average.items()}
+            trained = self.average  # float32, as all parameters are
         return assemble(trained, self.frozen, self.codebook, self.buffers)
 
 

@@ -1,0 +1,399 @@
+"""Whole runs: exact resume, signals, and what goes wrong while one runs."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from ba_jax import train as train_module
+from ba_jax.checkpoint import CheckpointError
+from ba_jax.config import ConfigError
+from ba_jax.data.batches import open_batches
+from ba_jax.data.packed import PackedBatches
+from ba_jax.data.record import RecordError
+from ba_jax.optim import OptimError
+from ba_jax.run_state import complete_steps
+from ba_jax.steps.base import StageError
+from ba_jax.steps.lm import TextLMStage
+from ba_jax.train import TrainError, train
+from tests.integration import train_driver
+from tests.unit.data import small_corpus
+from tests.unit.steps import small_run
+from tests.unit.steps.small_run import assert_equal, metrics, saved, text_run
+
+STEPS = 8
+EVERYTHING = {
+    "train__accumulate": 2,
+    "train__evaluate_every": 4,
+    "optimizer__average": 0.9,
+    "checkpoint__every": 2,
+    "checkpoint__last": 2,
+}
+"""Of a run whose every kind of state must come back."""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus") / "small"
+    return small_corpus.write_dataset(folder, small_corpus.records(), shards=2)
+
+
+@pytest.fixture(scope="module")
+def whole(dataset, tmp_path_factory):
+    """(config, workdir) of a run of 8 steps that nothing happened to."""
+    config = text_run(dataset, **EVERYTHING)
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    state = train(config, workdir)
+    assert int(state.step) == STEPS
+    return config, workdir
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """(config, workdir) of a copy of the finished run."""
+    config, workdir = whole
+    shutil.copytree(workdir, tmp_path / "run")
+    return config, tmp_path / "run"
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """`at_step(number, function)`: called when that step's batch has come."""
+
+    def set_hook(number, function):
+        add = train_module._Hashes.add
+
+        def add_and_more(self, step, batch):
+            add(self, step, batch)
+            if step == number:
+                function()
+
+        monkeypatch.setattr(train_module._Hashes, "add", add_and_more)
+
+    return set_hook
+
+
+def assert_same_run(one, two) -> None:
+    """Losses, batches and final parameters, bit by bit."""
+    for name in ("metrics.csv", "batches.csv"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    assert_equal(saved(one, STEPS), saved(two, STEPS))
+
+
+def test_a_run_learns_and_leaves_what_it_should(whole):
+    config, workdir = whole
+    losses = metrics(workdir)
+    assert sorted(losses) == list(range(1, STEPS + 1)) and losses[STEPS] < losses[1] - 0.3
+    assert sorted(metrics(workdir, "eval/loss")) == [4, 8]
+    assert complete_steps(workdir / "checkpoints") == [6, 8]
+    names = {"grad_norm/llm", "grad_norm", "learning_rate", "text", "text_accuracy"}
+    assert all(len(metrics(workdir, name)) == STEPS for name in names)
+    assert "tokens_per_second" in (workdir / "timings.csv").read_text()
+    assert list((workdir / "tensorboard").glob("events*"))
+    assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == STEPS
+    assert len((workdir / "batches.csv").read_text().splitlines()) == STEPS + 1
+    assert not (workdir / "profile").exists()
+
+
+def test_killed_at_a_random_step_a_run_goes_on_exactly(whole, tmp_path):
+    config, workdir = whole
+    step = random.choice((3, 4, 5, 6, 7))
+    done = train_driver.run(config, tmp_path / "run", "kill", step)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    steps = complete_steps(tmp_path / "run" / "checkpoints")
+    assert steps and steps[-1] <= step, (step, steps)
+    train(config, tmp_path / "run")
+    assert_same_run(workdir, tmp_path / "run")
+
+
+def test_killed_before_the_first_checkpoint_a_run_begins_again(whole, tmp_path):
+    config, workdir = whole
+    done = train_driver.run(config, tmp_path / "run", "kill", 1)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert complete_steps(tmp_path / "run" / "checkpoints") == []
+    train(config, tmp_path / "run")
+    assert_same_run(workdir, tmp_path / "run")
+
+
+def test_sigterm_saves_and_the_run_goes_on_exactly(whole, tmp_path):
+    """Step 5 is not one at which it saves anyway."""
+    config, workdir = whole
+    done = train_driver.run(config, tmp_path / "run", "term", 4)
+    assert done.returncode == 0, done.stderr
+    assert "stopped at step 5; the same command goes on there" in done.stderr
+    assert complete_steps(tmp_path / "run" / "checkpoints")[-1] == 5
+    assert max(metrics(tmp_path / "run")) == 5
+    train(config, tmp_path / "run")
+    assert_same_run(workdir, tmp_path / "run")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # put back
+
+
+def test_a_full_disk_loses_nothing_that_was_saved(whole, tmp_path):
+    config, workdir = whole
+    done = train_driver.run(config, tmp_path / "run", "full", 4)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ba_jax.train: {tmp_path}/run/checkpoints: ") and "written" in last
+    steps = complete_steps(tmp_path / "run" / "checkpoints")
+    assert steps and f"Complete ones: {steps}" in last and "Traceback" not in done.stderr
+    train(config, tmp_path / "run")
+    assert_same_run(workdir, tmp_path / "run")
+
+
+def test_a_finished_run_does_nothing(copied):
+    config, workdir = copied
+    files = ("metrics.csv", "timings.csv", "batches.csv", "config.json")
+    before = {name: (workdir / name).read_bytes() for name in files}
+    state = train(config, workdir)
+    assert int(state.step) == STEPS
+    assert {name: (workdir / name).read_bytes() for name in files} == before
+    assert complete_steps(workdir / "checkpoints") == [6, 8]
+
+
+def test_more_steps_go_on_and_fewer_are_refused(copied):
+    config, workdir = copied
+    before = (workdir / "metrics.csv").read_text()
+    train(small_run.changed(config, {"train__steps": 10}), workdir)
+    assert (workdir / "metrics.csv").read_text().startswith(before)
+    assert max(metrics(workdir)) == 10 and complete_steps(workdir / "checkpoints")[-1] == 10
+    assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 10
+    with pytest.raises(ConfigError, match="is at step 10, train.steps = 8: expected at least"):
+        train(config, workdir)
+
+
+def test_another_optimiser_setting_goes_on(copied):
+    config, workdir = copied
+    changes = {"train__steps": 9, "optimizer__clip": 0.0, "optimizer__weight_decay": 0.0}
+    assert int(train(small_run.changed(config, changes), workdir).step) == 9
+
+
+# --- what goes wrong while a run runs ------------------------------------------------------------
+
+
+@pytest.fixture
+def not_finite(monkeypatch):
+    """The loss of step 5 (number 4) is not a number."""
+    loss = TextLMStage.loss
+
+    def broken(self, variables, arrays, totals, key, step):
+        value, aux = loss(self, variables, arrays, totals, key, step)
+        return value * jnp.where(step == 4, jnp.nan, 1.0), aux
+
+    monkeypatch.setattr(TextLMStage, "loss", broken)
+
+
+def test_not_finite_stops_with_the_batchs_ids(dataset, tmp_path, not_finite):
+    config = text_run(dataset, checkpoint__every=3)
+    with pytest.raises(TrainError) as error:
+        train(config, tmp_path)
+    file = tmp_path / "not_finite-step5.json"
+    text = str(error.value)
+    assert "step 5: grad_norm, grad_norm/llm, loss not finite" in text and str(file) in text
+    report = json.loads(file.read_text())
+    ids = open_batches(config["data"], config["model"]).ids(4)
+    assert report["rows"] == ids and ids[0][0] in text and report["metrics"]["loss"] == "nan"
+    # The step that was under way is kept, the one that failed changed nothing.
+    (last,) = complete_steps(tmp_path / "checkpoints")
+    assert last == 6 and text.endswith("saved at step 6")
+    assert all(np.isfinite(a).all() for a in saved(tmp_path, last).values() if a.dtype.kind == "f")
+    assert sorted(metrics(tmp_path)) == [1, 2, 3, 4, 6]
+    train(config, tmp_path)
+    assert sorted(metrics(tmp_path)) == [1, 2, 3, 4, 6, 7, 8]
+
+
+def test_a_rate_that_is_too_large_stops(dataset, tmp_path):
+    """Values overflow; what is saved is finite."""
+    config = text_run(dataset, optimizer__learning_rate=3e38, optimizer__warmup=0)
+    with pytest.raises(TrainError, match="not finite, the step changed nothing"):
+        train(config, tmp_path)
+    (last,) = complete_steps(tmp_path / "checkpoints")
+    assert all(np.isfinite(a).all() for a in saved(tmp_path, last).values() if a.dtype.kind == "f")
+
+
+def test_a_worker_that_dies(dataset, tmp_path, at_step):
+    config = text_run(dataset, train__steps=60, loader__workers=1)
+
+    def kill_workers():
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+
+    at_step(3, kill_workers)
+    with pytest.raises(TrainError, match=r"after step \d+: step \d+: .*; saved at step \d+"):
+        train(config, tmp_path)
+    (last,) = complete_steps(tmp_path / "checkpoints")
+    assert last >= 4 and max(metrics(tmp_path)) == last
+    assert multiprocessing.active_children() == []
+
+
+def build_wrapper(monkeypatch, change):
+    build = PackedBatches.build
+
+    def built(self, step, rows=None):
+        return change(build(self, step, rows)) if step == 4 else build(self, step, rows)
+
+    monkeypatch.setattr(PackedBatches, "build", built)
+
+
+def test_a_record_that_is_damaged(dataset, tmp_path, monkeypatch):
+    def fail(batch):
+        raise RecordError("small-train.array_record-00000-of-00002: record 3: damaged")
+
+    build_wrapper(monkeypatch, fail)
+    with pytest.raises(TrainError, match="RecordError: small-train.*record 3: damaged"):
+        train(text_run(dataset), tmp_path)
+    assert complete_steps(tmp_path / "checkpoints") == [4]
+    assert max(metrics(tmp_path)) == 4
+    monkeypatch.undo()
+    train(text_run(dataset), tmp_path)
+    assert sorted(metrics(tmp_path)) == list(range(1, 9))
+
+
+def test_a_batch_without_loss_positions(dataset, tmp_path, monkeypatch):
+    def silent(batch):
+        rows = batch.rows
+        none = np.zeros_like(rows.text_target_BL)
+        return batch._replace(rows=rows._replace(text_target_BL=none, audio_target_BL=none))
+
+    build_wrapper(monkeypatch, silent)
+    with pytest.raises(TrainError, match="no loss positions.*saved at step 4"):
+        train(text_run(dataset), tmp_path)
+    assert complete_steps(tmp_path / "checkpoints") == [4]
+
+
+def test_an_error_that_nobody_thought_of_saves_too(dataset, tmp_path, at_step):
+    def fail():
+        raise ZeroDivisionError("a mistake")
+
+    at_step(3, fail)
+    with pytest.raises(ZeroDivisionError):
+        train(text_run(dataset), tmp_path)
+    assert complete_steps(tmp_path / "checkpoints") == [3]
+
+
+# --- what is wrong from the start ----------------------------------------------------------------
+
+
+def other_sizes(config):
+    return small_run.changed(config, {"model__llm__ffn_width": 32})
+
+
+def test_what_is_wrong_is_said_before_anything_is_trained(dataset, whole, tmp_path):
+    config, workdir = whole
+    fresh = text_run(dataset)
+    frozen = {"optimizer__rules": (("llm/lm_head", 1.0), (".*", None))}
+    cases = [
+        (OptimError, "freeze all 15 parameters", {"optimizer__rules": ((".*", None),)}),
+        (OptimError, "no rule covers", {"optimizer__rules": (("llm/lm_head", 1.0),)}),
+        (CheckpointError, "misshapen params/llm", {"init__llm": str(workdir)}),
+        (CheckpointError, "no such folder", {"init__llm": str(tmp_path / "none")}),
+        (StageError, "expected components", {"init__lm": "x"}),
+        (ConfigError, "expected one of", {"stage__name": "lmm"}),
+        (ConfigError, "unknown keys", {"train__stps": 3}),
+        (ConfigError, "expected one of", {"data__kind": "x"}),
+        (RecordError, "nowhere", {"data__folder": str(tmp_path / "nowhere")}),
+        (ValueError, "expected sizes whose product", {"mesh__data": 3}),
+    ]
+    for kind, message, changes in cases:
+        wrong = small_run.changed(fresh, changes)
+        if "misshapen" in message:
+            wrong = other_sizes(wrong)
+        with pytest.raises(kind, match=message):
+            train(wrong, tmp_path / "run")
+        assert complete_steps(tmp_path / "run" / "checkpoints") == []
+    assert int(train(small_run.changed(fresh, frozen | {"train__steps": 1}), tmp_path / "ok").step)
+    with pytest.raises(ConfigError, match="gs://bucket/run: expected a folder"):
+        train(fresh, "gs://bucket/run")
+
+
+def test_rows_that_do_not_divide_into_microbatches(dataset, tmp_path):
+    with pytest.raises(TrainError, match="4 rows, train.accumulate = 3.*nothing was saved"):
+        train(text_run(dataset, train__accumulate=3), tmp_path)
+
+
+def test_a_workdir_of_another_config_is_refused_and_left_alone(copied):
+    config, workdir = copied
+    before = (workdir / "metrics.csv").read_bytes()
+    for changes, message in (
+        ({"model__llm__ffn_width": 32}, "misshapen"),
+        ({"optimizer__rules": (("llm/embedding", None), (".*", 1.0))}, "not"),
+        ({"stage": {"name": "lm"}}, "missing|random|frozen"),
+    ):
+        with pytest.raises((CheckpointError, StageError), match=message):
+            train(small_run.changed(config, changes), workdir)
+    assert (workdir / "metrics.csv").read_bytes() == before
+    assert complete_steps(workdir / "checkpoints") == [6, 8]
+    assert int(train(config, workdir).step) == STEPS
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train__stps": 3}, r"config.train: unknown keys \['stps'\]"),
+        ({"optimizer__rules": ((".*", None),)}, "nothing to train"),
+        ({"init__llm": "/nowhere"}, "/nowhere: no such folder"),
+    ],
+)
+def test_the_command_says_it_in_a_line(dataset, tmp_path, monkeypatch, changes, message):
+    values = types.SimpleNamespace(
+        config=ConfigDict(text_run(dataset, **changes)),
+        workdir=str(tmp_path / "run"),
+        distributed=False,
+    )
+    monkeypatch.setattr(train_module, "flags", types.SimpleNamespace(FLAGS=values))
+    with pytest.raises(SystemExit) as error:
+        train_module.main(["train"])
+    assert re.match(f"ba_jax.train: .*{message}", str(error.value), re.DOTALL)
+
+
+def test_a_workdir_that_is_a_file(dataset, tmp_path, monkeypatch):
+    (tmp_path / "run").write_text("x")
+    with pytest.raises(OSError, match="run"):
+        train(text_run(dataset), tmp_path / "run")
+
+
+# --- on demand -----------------------------------------------------------------------------------
+
+
+def test_traces_and_the_best_checkpoint(dataset, tmp_path, at_step):
+    """A trace from a step on, and one more on SIGUSR1; the best by the evaluation stays."""
+    changes = {"train__profile_step": 1, "train__profile_steps": 1, "train__evaluate_every": 2}
+    changes |= {"checkpoint__every": 2, "checkpoint__best": 1, "checkpoint__metric": "eval/text"}
+    at_step(5, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    train(text_run(dataset, **changes), tmp_path)
+    traces = list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert len(traces) == 2 and all(trace.stat().st_size > 1000 for trace in traces)
+    evaluated = metrics(tmp_path, "eval/text")
+    best = min(evaluated, key=evaluated.get)
+    assert complete_steps(tmp_path / "checkpoints") == sorted({best, 8})
+
+
+def test_a_later_stage_starts_from_a_run(whole, dataset, tmp_path):
+    """Its weights are the running average's; what is frozen stays as it was, bit by bit."""
+    config, workdir = whole
+    changes = {
+        "init__llm": str(workdir),
+        "optimizer__rules": ((r"llm/(embedding|lm_head)", None), (".*", 1.0)),
+    }
+    train(text_run(dataset, **changes), tmp_path)
+    before, after = saved(workdir, STEPS), saved(tmp_path, STEPS)
+    same = {
+        name: before[name].tobytes() == after[name].tobytes()
+        for name in after
+        if name.startswith("weights/params/")
+    }
+    assert {name for name, equal in same.items() if equal} == {
+        "weights/params/llm/embedding",
+        "weights/params/llm/lm_head",
+    }
+    assert not any("embedding" in name or "lm_head" in name for name in after if "train/" in name)
