@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ba_jax.checkpoint import flatten, unflatten
 from ba_jax.data.packed import AudioChunks, PackedBatch
@@ -557,3 +561,33 @@ def test_bad_settings(settings):
 def test_a_weight_a_codebook():
     with pytest.raises(StageError, match="lm: 2 audio_weights, expected 3, one a codebook"):
         LMStage(CONFIG, LMSettings(audio_weights=(1.0, 1.0)))
+
+
+def sharded_over_four_devices() -> None:
+    """Run in a process of its own: prints the collectives of a pass, and how far its metrics are
+    from those of one device."""
+    stage = LMStage(CONFIG, LMSettings(chunk=10, audio_capacity=0.25))
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    everywhere, rows = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+    variables, arrays = jax.jit(stage.init)(KEY), stage.arrays(BATCH)
+
+    def evaluate(variables, arrays):
+        return stage.evaluate(variables, arrays, stage.totals(arrays), KEY)
+
+    sharded = jax.jit(evaluate, in_shardings=(everywhere, rows))
+    text = sharded.lower(variables, arrays).compile().as_text()
+    found = re.findall(r"(all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", text)
+    got, want = sharded(variables, arrays), jax.jit(evaluate)(variables, arrays)
+    print(sorted(set(found)), max(abs(float(got[name] - want[name])) for name in want))
+
+
+@pytest.mark.slow
+def test_rows_on_several_devices_only_meet_in_the_sums():
+    code = "from tests.unit.steps.test_lm import sharded_over_four_devices as f; f()"
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    collectives, difference = done.stdout.split("] ")
+    assert collectives == "['all-reduce'" and float(difference) < 1e-5
