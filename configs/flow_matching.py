@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import common, mixtures
 
-SIZES = ("nano", "1b5", "7b")
+SIZES = ("nano", "nano_whisper", "1b5", "7b")
 
 
 def get_config(size: str = "nano") -> ConfigDict:
@@ -21,7 +21,7 @@ def get_config(size: str = "nano") -> ConfigDict:
       ValueError: for an unknown size.
     """
     config = common.base(common.choose(size, SIZES), "flow")
-    nano = size == "nano"
+    nano = size.startswith("nano")
     config.data = mixtures.get_config("flow_nano" if nano else "audio")
     config.optimizer.rules = ((r"(flow_prenet|flow_unet)/.*", 1.0), (".*", None))
     if nano:

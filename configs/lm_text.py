@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import common, mixtures
 
-SIZES = ("nano", "nano_whisper")
+SIZES = ("nano",)
 
 
 def get_config(size: str = "nano") -> ConfigDict:

@@ -1,7 +1,17 @@
 """The audio tokenizer (paper 3.1): encoder, quantiser, audio decoder.
 
-    python -m ba_jax.train --config=configs/tokenizer.py:nano --workdir=runs/tokenizer \
-        --config.init.llm=runs/text --config.init.audio_encoder=whisper
+    python -m ba_jax.train --config=configs/tokenizer.py:nano_whisper --workdir=runs/tokenizer \
+        --config.init.llm=runs/text --config.init.audio_encoder=runs/whisper
+    python -m ba_jax.train --config=configs/tokenizer.py:1b5 --workdir=gs://BUCKET/tokenizer \
+        --config.init.llm=Qwen2.5-1.5B --config.init.audio_encoder=whisper-large-v3
+
+The language model is frozen and reads the features through a projection; the rest learns, but for
+nano_whisper's encoder, which is Whisper-base as it is.
+
+  arg           encoder                      data
+  nano          4 layers of 256, at random   the embedded corpus' speech
+  nano_whisper  Whisper-base, frozen         the same
+  1b5           Whisper-large's shape        the paper's ASR, AQA, S2TT and INTLV, as recordings
 """
 
 from __future__ import annotations
@@ -10,7 +20,7 @@ from ml_collections import ConfigDict
 
 from configs import common, mixtures
 
-SIZES = ("nano", "nano_whisper")
+SIZES = ("nano", "nano_whisper", "1b5")
 
 
 def get_config(size: str = "nano") -> ConfigDict:
@@ -20,21 +30,27 @@ def get_config(size: str = "nano") -> ConfigDict:
       ValueError: for an unknown size.
     """
     config = common.base(common.choose(size, SIZES), "tokenizer")
+    encoder = () if size != "nano_whisper" else (("audio_encoder/.*", None),)
+    config.optimizer.rules = (("llm/.*", None), *encoder, (".*", 1.0))
+    if size == "1b5":
+        config.data = mixtures.get_config("tokenizer")
+        config.stage.update({"replace_steps": 50_000, "restart_after": 1_000})
+        config.optimizer.update({"learning_rate": 1e-4, "warmup": 2_000})
+        config.train.steps = 200_000
+        return common.at_scale(config)
     config.data = mixtures.get_config("tokenizer_nano")
     config.eval_data = common.of_split(config.data, "validation")
-    for name in ("intlv", "answers"):
+    for name in ("intlv", "answers"):  # too few of them in that split to fill batches with
         del config.eval_data.mixture[name]
-    config.stage.update({"replace_steps": 150, "restart_after": 20, "restart_candidates": 64})
-    config.optimizer.update(
+    # A batch has some 500 frames: the averages of 512 rows have to be short.
+    config.stage.update(
         {
-            "rules": (
-                ("llm/.*", None),
-                ("audio_encoder/.*", None if size == "nano_whisper" else 1.0),
-                (".*", 1.0),
-            ),
-            "learning_rate": 1e-3,
-            "warmup": 20,
+            "weight_second_scale": 0.5,
+            "decay": 0.95,
+            "replace_steps": 100,
+            "restart_after": 20,
         }
     )
-    config.train.update({"steps": 300, "evaluate_every": 100, "evaluate_batches": 2})
+    config.optimizer.update({"learning_rate": 1e-3, "warmup": 20})
+    config.train.update({"steps": 240, "evaluate_every": 80, "evaluate_batches": 2})
     return config

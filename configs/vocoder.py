@@ -32,6 +32,14 @@ def get_config(size: str = "nano") -> ConfigDict:
         }
     )
     if nano:
+        # The published discriminators cost 70 times the nano generator.
+        config.stage.discriminators = ConfigDict(
+            {
+                "periods": (2, 3, 5),
+                "period_channels": (8, 16, 32, 32),
+                "resolution_channels": 4,
+            }
+        )
         config.eval_data = common.of_split(config.data, "validation")
         config.train.update({"steps": 400, "evaluate_every": 200, "evaluate_batches": 1})
         return config

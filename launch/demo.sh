@@ -26,8 +26,8 @@ case ${MINUTES:-25} in
   *) fail "MINUTES=$MINUTES: expected 25 or long" ;;
 esac
 case $encoder in
-  whisper) size=nano ;;
-  scratch) size=nano_scratch ;;
+  whisper) size=nano_whisper ;;
+  scratch) size=nano ;;
   *) fail "ENCODER=$encoder: expected whisper or scratch" ;;
 esac
 

@@ -86,9 +86,12 @@ train stage2 "configs/lm_stage2.py:$size" --config.data.folder="$codes" "${stage
 mapfile -t stage2 < <(from "$runs/stage2" llm audio_embed audio_head)
 train sft "configs/sft.py:$size" --config.data.folder="$codes" "${stage2[@]}"
 
-# What it can do, and the weights under the names of the release.
+# What it can do, and the weights under the names of the release, in float32 as trained (--dtype
+# bfloat16 halves them). BASE=DIR, an original release of the same sizes, lends its layout, vision
+# weights, text tokenizer and code; without it the weights and their config come out alone.
 parts=$runs/tokenizer,$runs/flow,$runs/vocoder,$runs/sft
 step evaluate python -m ba_jax.evaluate --config="configs/eval.py:$size" --checkpoint="$parts" \
   --out="$root/eval"
-step export python -m ba_jax.convert export --checkpoint "$parts" --out "$root/export" \
-  --base "$raw/Baichuan-Audio-Base"
+step join python -m ba_jax.convert join --checkpoint "$parts" --out "$weights/joined"
+step export python -m ba_jax.convert export --checkpoint "$weights/joined" --out "$root/export" \
+  ${BASE:+--base "$BASE"}

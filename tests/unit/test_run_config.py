@@ -31,9 +31,9 @@ CONFIGS = {
     )
 }
 SIZES = {
-    "lm_text": ("nano", "nano_whisper"),
-    "tokenizer": ("nano", "nano_whisper"),
-    "flow_matching": ("nano", "1b5", "7b"),
+    "lm_text": ("nano",),
+    "tokenizer": ("nano", "nano_whisper", "1b5"),
+    "flow_matching": ("nano", "nano_whisper", "1b5", "7b"),
     "vocoder": ("nano", "1b5", "7b"),
     "sft": ("nano", "nano_lora", "1b5", "7b", "7b_lora"),
 }
