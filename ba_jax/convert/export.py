@@ -2,7 +2,9 @@
 
 With the `source/` folder that the importer leaves, files come out as they went in: the same shards,
 headers, index and vocoder naming, byte for byte while shapes and dtypes are unchanged. Without it
-(a model trained from scratch) shards are filled in the order of the tables.
+(a model that was trained here) they are laid out like those of an original release of the same
+sizes, if one is given, which also gives what training knows nothing of: vision, the text
+tokenizer's files, code. With neither, shards are filled in the order of the tables.
 """
 
 from __future__ import annotations
@@ -34,9 +36,27 @@ from ba_jax.convert.safetensors_io import (
 from ba_jax.convert.sources import CONFIG_FILE, VOCODER_CONFIG_FILE, VOCODER_FILES
 from ba_jax.convert.tables import vocoder as vocoder_table
 from ba_jax.convert.torch_pickle import import_torch, open_vocoder, save_pickle
-from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
+from ba_jax.models.baichuan_audio import COMPONENTS, BaichuanAudioConfig, variable_shapes
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
+# Files of a release that say how to use its weights: the text tokenizer's, code, settings.
+TEXT_SUFFIXES = (".json", ".jinja", ".model", ".py", ".txt")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """How shards are to be laid out.
+
+    Attributes:
+      label: where it comes from, and `hint` what to do if a tensor has no place in it.
+      headers: file -> (bytes, tensors, metadata) of its header.
+      index: the index file's bytes, or None.
+    """
+
+    label: str
+    hint: str
+    headers: Mapping[str, tuple[bytes, Mapping[str, TensorInfo], Any]]
+    index: bytes | None
 
 
 @dataclasses.dataclass
@@ -106,9 +126,12 @@ def export_checkpoint(
     """Writes a checkpoint folder as reference files; returns notes for the user.
 
     Args:
-      folder: written by the importer, or `config.json` beside an Orbax folder `weights/`.
+      folder: written by the importer or by `join`, or `config.json` beside an Orbax folder
+        `weights/`.
       out: the folder to write.
-      base: the originally imported folder, from which left-out (vision) tensors are copied.
+      base: the originally imported folder, from which left-out (vision) tensors and text files are
+        copied. For a model that was trained here, a release of the same sizes, whose layout and
+        config.json are taken too.
       dtype: cast to it; None writes what the checkpoint holds.
       max_shard_bytes: size of shards where no layout is recorded.
       vocoder_format: `pt` or `safetensors`, where no layout is recorded.
@@ -126,8 +149,15 @@ def export_checkpoint(
     reader = checkpoint.Reader(folder)
     kind, config = sources.checkpoint_config(folder)
     manifest = _read_manifest(folder)
+    if "components" in manifest:
+        config = config.only(*manifest["components"])
     model = config.only(*(c for c in config.components if c != "vocoder"))
     notes: list[str] = []
+    missing = [name for name in COMPONENTS if name not in manifest.get("components", COMPONENTS)]
+    if missing:
+        notes.append(f"not in the checkpoint: {', '.join(missing)}")
+        if base is not None and missing != ["vocoder"]:
+            notes[-1] += f"; as in {base}, but for the vocoder"
     with checkpoint.new_folder(out, overwrite) as partial:
         with tqdm.tqdm(
             desc=f"export {folder.name}",
@@ -138,12 +168,20 @@ def export_checkpoint(
         ) as bar:
             if model.components:
                 tensors = _tensors(sources.model_rows(kind, model), model, reader, dtype)
-                tensors.base = SafetensorsFolder(base) if base is not None else None
-                tensors.progress = bar.update
+                opened = SafetensorsFolder(base) if base is not None else None
+                tensors.base, tensors.progress = opened, bar.update
                 if "files" in manifest:
-                    notes += _export_recorded(folder / SOURCE_FOLDER, manifest, tensors, partial)
+                    layout = _recorded_layout(folder / SOURCE_FOLDER, manifest)
+                    notes += _export_like(layout, tensors, partial)
+                elif opened is not None:
+                    _check_same_model(folder, base)
+                    notes += _export_like(_layout_of(opened), tensors, partial)
                 else:
                     _export_sharded(tensors, partial, max_shard_bytes)
+                    notes.append(
+                        "the weights and their config alone: no vision, text tokenizer or code; "
+                        "--base adds those of a release"
+                    )
             if config.vocoder is not None:
                 voice = config.only("vocoder")
                 tensors = _tensors(vocoder_table.rows(config.vocoder), voice, reader, dtype)
@@ -153,7 +191,40 @@ def export_checkpoint(
         for name in (CONFIG_FILE, VOCODER_CONFIG_FILE):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, partial / name)
+        if base is not None and model.components:
+            if "files" not in manifest:
+                # It may describe vision, which ours cannot.
+                shutil.copyfile(base / CONFIG_FILE, partial / CONFIG_FILE)
+            notes += _copy_text_files(base, partial)
     return notes
+
+
+def _check_same_model(folder: Path, base: Path) -> None:
+    """Raises `ConversionError` unless both config.json describe a model of the same sizes."""
+    (_, ours), (_, theirs) = (sources.checkpoint_config(path) for path in (folder, base))
+    differ = [
+        field.name
+        for field in dataclasses.fields(BaichuanAudioConfig)
+        if field.name != "vocoder" and getattr(ours, field.name) != getattr(theirs, field.name)
+    ]
+    if differ:
+        raise ConversionError(
+            f"{base / CONFIG_FILE}: describes other {', '.join(differ)} than "
+            f"{folder / CONFIG_FILE}: expected a release of the same sizes, or no --base"
+        )
+
+
+def _copy_text_files(base: Path, out: Path) -> list[str]:
+    """What lies in `base` beside weights and configs; a note that names it."""
+    skipped = {VOCODER_CONFIG_FILE, INDEX_FILE} | {path.name for path in out.iterdir()}
+    found = [
+        path
+        for path in sorted(base.iterdir())
+        if path.is_file() and path.suffix in TEXT_SUFFIXES and path.name not in skipped
+    ]
+    for path in found:
+        shutil.copyfile(path, out / path.name)
+    return [f"from {base}: {', '.join(path.name for path in found)}"] if found else []
 
 
 def _stored_bytes(reader: checkpoint.Reader) -> int:
@@ -183,16 +254,26 @@ def _recorded_header(folder: Path, name: str):
     return data, *parse_header(data, path)
 
 
-def _export_recorded(source: Path, manifest, tensors: _Tensors, out: Path) -> list[str]:
-    """The shards as they were imported."""
-    weight_map, total, skipped, changed = {}, 0, [], False
+def _recorded_layout(source: Path, manifest: Mapping[str, Any]) -> _Layout:
+    """That of the files that were imported."""
     headers = {name: _recorded_header(source, name) for name in manifest["files"]}
-    known = {name for _, infos, _ in headers.values() for name in infos}
+    index = source / INDEX_FILE
+    hint = "no file is recorded for it; remove the folder"
+    return _Layout(str(source), hint, headers, index.read_bytes() if index.is_file() else None)
+
+
+def _layout_of(base: SafetensorsFolder) -> _Layout:
+    headers = {n: (f.header, dict(f.tensors), f.metadata) for n, f in base.files.items()}
+    return _Layout(base.label, "no file holds it: not a whole release", headers, base.index)
+
+
+def _export_like(layout: _Layout, tensors: _Tensors, out: Path) -> list[str]:
+    """Shards of a given layout."""
+    weight_map, total, skipped, changed = {}, 0, [], False
+    known = {name for _, infos, _ in layout.headers.values() for name in infos}
     absent = [name for name in tensors.placements if name not in known]
-    engine.report_problems(
-        str(source), [f"no file is recorded for {name}; remove the folder" for name in absent]
-    )
-    for file_name, (header, infos, metadata) in headers.items():
+    engine.report_problems(layout.label, [f"{name}: {layout.hint}" for name in absent])
+    for file_name, (header, infos, metadata) in layout.headers.items():
         written = {}
         for name, recorded in infos.items():
             info = tensors.info(name, recorded)
@@ -206,13 +287,11 @@ def _export_recorded(source: Path, manifest, tensors: _Tensors, out: Path) -> li
             write_file(out / file_name, header, written, tensors.pieces, tensors.progress)
         weight_map |= dict.fromkeys(written, file_name)
         total += sum(info.nbytes for info in written.values())
-    index_path = source / INDEX_FILE
-    if index_path.is_file():
-        index = index_path.read_bytes()
+    if layout.index is not None:
+        index = layout.index
         if changed:
-            index = _new_index(
-                parse_json(index, index_path, "safetensors index"), weight_map, total
-            )
+            path = Path(layout.label) / INDEX_FILE
+            index = _new_index(parse_json(index, path, "safetensors index"), weight_map, total)
         (out / INDEX_FILE).write_bytes(index)
     if skipped:
         return [

@@ -129,7 +129,9 @@ def baichuan_config(
             ffn_width=audio.size("encoder_ffn_dim"),
             max_positions=frames // 2,
         ),
-        vq_bridge=VQBridgeConfig(width=width, pooling=pooling, codebook_sizes=codebook_sizes),
+        vq_bridge=VQBridgeConfig(
+            width=width, pooling=pooling, codebook_sizes=codebook_sizes, decoder_width=width
+        ),
         audio_decoder=AudioDecoderConfig(
             width=width,
             layers=audio.size("decoder_layers"),
@@ -303,6 +305,9 @@ def baichuan_values(config: BaichuanAudioConfig) -> dict[str, Any]:
         },
     }
     said = baichuan_config(values, config.vocoder)
+    if config.vq_bridge.decoder_width is None:
+        bridge = dataclasses.replace(config.vq_bridge, decoder_width=config.vq_bridge.width)
+        config = dataclasses.replace(config, vq_bridge=bridge)
     if said != config:
         differ = [
             f.name

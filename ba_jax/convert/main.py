@@ -1,6 +1,7 @@
-"""`python -m ba_jax.convert`: import, export, verify.
+"""`python -m ba_jax.convert`: import, join, export, verify.
 
 python -m ba_jax.convert --source DIR --out DIR
+python -m ba_jax.convert join --checkpoint RUN,RUN,... --out DIR
 python -m ba_jax.convert export --checkpoint DIR --out DIR [--base DIR]
 python -m ba_jax.convert verify --checkpoint DIR --golden FILE.npz
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 
 USER_ERROR = 2
 INTERRUPTED = 128 + 2  # SIGINT, as shells report it
+COMMANDS = ("import", "join", "export", "verify")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -24,7 +26,7 @@ def import_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ba_jax.convert",
         description="Imports reference weights into an Orbax checkpoint. "
-        "Other commands: export, verify (each with its own --help).",
+        "Other commands: join, export, verify (each with its own --help).",
     )
     add = parser.add_argument
     add("--source", type=Path, required=True, help="Hugging Face or CTranslate2 folder, or hift.pt")
@@ -35,17 +37,36 @@ def import_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def join_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ba_jax.convert join",
+        description="Joins what separate runs trained into one checkpoint, for export: each "
+        "component from the last run that holds it, adapters merged.",
+    )
+    add = parser.add_argument
+    add(
+        "--checkpoint",
+        type=_paths,
+        required=True,
+        help="runs' WORKDIRs, or folders that ba_jax.convert wrote, separated by commas",
+    )
+    add("--out", type=Path, required=True, help="folder to write")
+    add("--partial", action="store_true", help="components may be missing")
+    _add_common(parser)
+    return parser
+
+
 def export_parser() -> argparse.ArgumentParser:
     from ba_jax.convert.export import DEFAULT_SHARD_BYTES
 
     parser = argparse.ArgumentParser(
         prog="python -m ba_jax.convert export",
-        description="Writes an imported or trained checkpoint as the reference's files.",
+        description="Writes an imported or joined checkpoint as the reference's files.",
     )
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="folder with config.json and weights/")
     add("--out", type=Path, required=True, help="folder to write")
-    add("--base", type=Path, help="originally imported folder, to copy left-out tensors from")
+    add("--base", type=Path, help="original folder: its left-out tensors and text files too")
     add(
         "--max-shard-bytes",
         type=_positive,
@@ -75,6 +96,13 @@ def _positive(text: str) -> int:
     return value
 
 
+def _paths(text: str) -> list[str]:
+    paths = text.split(",")
+    if not all(paths):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected paths separated by commas")
+    return paths
+
+
 def _dtype(name: str | None):
     import jax.numpy as jnp
 
@@ -95,6 +123,23 @@ def run_import(argv: Sequence[str]) -> int:
         progress=not args.quiet,
     )
     print(report.to_markdown(summary))
+    print(f"wrote {args.out}")
+    return 0
+
+
+def run_join(argv: Sequence[str]) -> int:
+    args = join_parser().parse_args(argv)
+    from ba_jax.convert import join
+
+    joined = join.join_checkpoints(
+        args.checkpoint,
+        args.out,
+        partial=args.partial,
+        dtype=_dtype(args.dtype),
+        overwrite=args.overwrite,
+        progress=not args.quiet,
+    )
+    print("\n".join(joined.lines()))
     print(f"wrote {args.out}")
     return 0
 
@@ -123,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: 0, 1 (verify found a difference), 2 (user error),
     130 (interrupted)."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    command = argv.pop(0) if argv and argv[0] in ("import", "export", "verify") else "import"
+    command = argv.pop(0) if argv and argv[0] in COMMANDS else "import"
     if command == "verify":
         from ba_jax.convert import verify
 
@@ -138,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Orbax logs the traceback of whatever ends a write; we say it in one line.
     logging.set_verbosity(logging.FATAL)
     try:
-        return run_export(argv) if command == "export" else run_import(argv)
+        return {"import": run_import, "join": run_join, "export": run_export}[command](argv)
     except (ConversionError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR

@@ -1,0 +1,345 @@
+"""Runs into one checkpoint, and that into the release's files, through the command's `main`."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from ba_jax import checkpoint
+from ba_jax.config import from_mapping, to_mapping
+from ba_jax.convert import export, importer, join
+from ba_jax.convert.main import main
+from ba_jax.convert.safetensors_io import SafetensorsFolder
+from ba_jax.convert.torch_pickle import load_pickle
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
+from ba_jax.models.lora import merge_lora
+from ba_jax.run_state import Checkpoints
+from configs import models
+
+SHAPES = functools.lru_cache(variable_shapes)
+TINY = Path(__file__).parents[2] / "data" / "tiny"
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+TOKENIZER = ("audio_encoder", "vq_bridge", "audio_decoder")
+FLOW = ("flow_prenet", "flow_unet")
+LANGUAGE = ("llm", "audio_embed", "audio_head")
+LORA = {"lora_rank": 3, "lora_alpha": 5.0, "lora_targets": ("query", "down")}
+
+
+def run(*arguments):
+    return main([str(a) for a in arguments] + ["--quiet"])
+
+
+def user_error(capsys, *arguments):
+    """Runs a command that must fail; its message."""
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and "Traceback" not in captured.err
+    return captured.err
+
+
+def model_config(**llm):
+    values = models.get_config("tiny").to_dict()
+    values["llm"] |= llm
+    return values
+
+
+def make_run(workdir, variables, model, step=3, **more):
+    """A WORKDIR as `ba_jax.train` leaves it, with its latest checkpoint at `step`."""
+    flat = checkpoint.flatten(variables) | {f"params/{n}/w": a for n, a in more.items()}
+    with Checkpoints(workdir) as saved:
+        train = {"step": np.asarray(step)}
+        saved.save(step, checkpoint.unflatten(flat), train, {"stage": "any"})
+    model = to_mapping(from_mapping(BaichuanAudioConfig, model))
+    config = {"model": model, "stage": {"name": "any"}, "seed": 0}
+    (workdir / "config.json").write_text(json.dumps(config))
+    return workdir
+
+
+def only(variables, components):
+    """The variables of these components, as NumPy."""
+    flat = checkpoint.flatten(variables)
+    kept = {p: np.asarray(a) for p, a in flat.items() if p.split("/")[1] in components}
+    return checkpoint.unflatten(kept)
+
+
+def changed(variables, path, change):
+    flat = checkpoint.flatten(variables)
+    return checkpoint.unflatten(flat | {path: change(flat[path])})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def traced_once():
+    """Tracing the model takes most of the time of a small conversion."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (importer, export, join):
+            patch.setattr(module, "variable_shapes", SHAPES)
+        yield
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """The golden checkpoint, imported once."""
+    out = tmp_path_factory.mktemp("imported") / "tiny"
+    assert run("--source", TINY, "--out", out) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def variables(imported):
+    return checkpoint.load_variables(imported)
+
+
+@pytest.fixture(scope="module")
+def runs(variables, tmp_path_factory):
+    """WORKDIRs of the golden checkpoint's components, and what comes with them in training."""
+    root = tmp_path_factory.mktemp("runs")
+    model, helper = model_config(), np.ones(2, np.float32)
+    other = {"llm": {"embedding": np.zeros((9, 4), np.float32)}}
+    # The text loss goes through another language model; its projection is of no use afterwards.
+    tokenizer = only(variables, TOKENIZER)
+    tokenizer["params"] |= other
+    values = model_config(vocab_size=9, width=4)
+    make_run(root / "tokenizer", tokenizer, values, text_projection=helper)
+    # The tokenizer is frozen there, and comes along.
+    make_run(root / "flow", only(variables, TOKENIZER + FLOW), model)
+    make_run(root / "vocoder", only(variables, ("vocoder",)), model, discriminators=helper)
+    make_run(root / "stage2", only(variables, LANGUAGE), model)
+    return root
+
+
+@pytest.fixture
+def all_runs(runs):
+    return ",".join(str(runs / name) for name in ("tokenizer", "flow", "vocoder", "stage2"))
+
+
+def writable(folder):
+    os.chmod(folder, 0o755)
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    return folder
+
+
+def test_joined_runs_export_like_the_original(imported, runs, all_runs, tmp_path, capsys):
+    joined, scratch = tmp_path / "joined", tmp_path / "scratch"
+    assert run("join", "--checkpoint", all_runs, "--out", joined) == 0
+    said = capsys.readouterr().out
+    assert f"audio_encoder  from {runs / 'flow'}\n" in said
+    assert f"audio_head     from {runs / 'stage2'}\n" in said
+    assert f"left out of {runs / 'tokenizer'}: text_projection\n" in said
+    assert f"left out of {runs / 'vocoder'}: discriminators\n" in said
+    stored = checkpoint.Reader(joined).arrays
+    assert stored.keys() == checkpoint.Reader(imported).arrays.keys()
+
+    shutil.copytree(imported, scratch)
+    shutil.rmtree(scratch / "source")
+    limit = ("--max-shard-bytes", 1_500_000, "--vocoder-format", "safetensors")
+    for name in ("joined", "scratch"):
+        folder, out = tmp_path / name, tmp_path / f"{name}-out"
+        assert run("export", "--checkpoint", folder, "--out", out, *limit) == 0
+    files = sorted(p.name for p in (tmp_path / "scratch-out").iterdir() if "model" in p.name)
+    assert len(files) == 5  # shards and their index
+    for name in (*files, "hift.safetensors", "vocoder_config.json"):
+        ours, theirs = (tmp_path / f"{n}-out" / name for n in ("joined", "scratch"))
+        if name == "vocoder_config.json":
+            ours, theirs = json.loads(ours.read_text()), json.loads(theirs.read_text())
+            assert theirs.items() <= ours.items()
+        else:
+            assert ours.read_bytes() == theirs.read_bytes(), name
+    # What was exported is a model's folder again.
+    assert run("--source", tmp_path / "joined-out", "--out", tmp_path / "back") == 0
+
+
+def test_a_release_gives_layout_vision_and_text_files(all_runs, tmp_path, capsys):
+    joined, base, out = tmp_path / "joined", tmp_path / "base", tmp_path / "out"
+    writable(Path(shutil.copytree(TINY, base, ignore=shutil.ignore_patterns("golden.npz"))))
+    vision = {"model.visual_model.patch.weight": np.arange(6, dtype=np.float16)}
+    safetensors.numpy.save_file(vision, base / "model-vision.safetensors", {"format": "pt"})
+    index = json.loads((base / "model.safetensors.index.json").read_text())
+    index["weight_map"] |= dict.fromkeys(vision, "model-vision.safetensors")
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    (base / "tokenizer.json").write_text("{}")
+    (base / "modeling_omni.py").write_text("pass\n")
+    (base / "rubbish.bin").write_bytes(b"1")
+    assert run("join", "--checkpoint", all_runs, "--out", joined) == 0
+    assert run("export", "--checkpoint", joined, "--out", out, "--base", base) == 0
+    assert f"note: from {base}: modeling_omni.py, tokenizer.json\n" in capsys.readouterr().out
+    names = sorted(path.name for path in base.iterdir())
+    names.remove("rubbish.bin")
+    assert sorted(path.name for path in out.iterdir()) == names
+    for name in (
+        *SHARDS,
+        "model-vision.safetensors",
+        "config.json",
+        "model.safetensors.index.json",
+    ):
+        assert (out / name).read_bytes() == (base / name).read_bytes(), name
+    ours, theirs = (load_pickle(folder / "hift.pt")[0] for folder in (out, base))
+    assert all(np.array_equal(ours[n], theirs[n]) for n in theirs) and len(ours) == len(theirs)
+
+    values = json.loads((base / "config.json").read_text()) | {"vocab_size": 700}
+    (base / "config.json").write_text(json.dumps(values))
+    error = user_error(capsys, "export", "--checkpoint", joined, "--out", out / "x", "--base", base)
+    assert f"{base / 'config.json'}: describes other llm than {joined / 'config.json'}" in error
+
+
+def test_a_release_fills_what_a_partial_checkpoint_lacks(runs, tmp_path, capsys):
+    joined, out = tmp_path / "joined", tmp_path / "out"
+    stage2 = runs / "stage2" / "checkpoints" / "3"
+    assert run("join", "--checkpoint", stage2, "--out", joined, "--partial") == 0
+    assert "flow_unet      missing\n" in capsys.readouterr().out
+    assert run("export", "--checkpoint", joined, "--out", out) == 0
+    said = capsys.readouterr().out
+    assert "note: not in the checkpoint: audio_encoder, vq_bridge, audio_decoder, flow_" in said
+    assert "no vision, text tokenizer or code; --base adds those" in said
+    alone = SafetensorsFolder(out).tensors
+    assert 0 < len(alone) < len(SafetensorsFolder(TINY).tensors)
+    assert not any("visual" in n or "audio_decoder" in n for n in alone)
+    assert not (out / "hift.pt").exists() and not (out / "vocoder_config.json").exists()
+    base = ("--base", TINY, "--overwrite")
+    assert run("export", "--checkpoint", joined, "--out", out, *base) == 0
+    for name in SHARDS:
+        assert (out / name).read_bytes() == (TINY / name).read_bytes()
+
+
+def test_the_last_run_wins_and_parameters_are_cast(runs, variables, tmp_path):
+    flat = checkpoint.flatten(variables)
+    path = next(p for p in flat if p.startswith("params/audio_head/"))
+    later = changed(only(variables, ("audio_head",)), path, lambda a: a + a)
+    make_run(tmp_path / "later", later, model_config())
+    both = f"{runs / 'flow'},{runs / 'stage2'},{tmp_path / 'later'}"
+    out = tmp_path / "out"
+    flags = ("--partial", "--dtype", "float32")
+    assert run("join", "--checkpoint", both, "--out", out, *flags) == 0
+    reader = checkpoint.Reader(out)
+    expected = 2 * np.asarray(flat[path], np.float32)
+    np.testing.assert_array_equal(reader.read(path), expected)
+    assert reader.dtype(path) == np.float32
+    assert reader.dtype("codebook/vq_bridge/embed_0") == ml_dtypes.bfloat16
+    embedding = "params/llm/embedding"
+    np.testing.assert_array_equal(reader.read(embedding), np.asarray(flat[embedding], np.float32))
+
+
+@pytest.fixture(scope="module")
+def adapted(variables):
+    """The language model in float32 with adapters away from zero, and its config."""
+    rng = np.random.default_rng(0)
+    parts = checkpoint.flatten(only(variables, LANGUAGE))
+    flat = {path: np.asarray(a, np.float32) for path, a in parts.items()}
+    layers = "params/llm/layers"
+    for name in LORA["lora_targets"]:
+        depth, width, features = flat[f"{layers}/{name}/kernel"].shape
+        for half, shape in (("a", (width, 3)), ("b", (3, features))):
+            flat[f"{layers}/lora_{name}_{half}"] = rng.normal(size=(depth, *shape)).astype("f4")
+    return checkpoint.unflatten(flat), model_config(**LORA)
+
+
+@pytest.mark.parametrize("piece_bytes", [64 << 20, 20_000])
+def test_adapters_are_merged_in_pieces(adapted, tmp_path, monkeypatch, capsys, piece_bytes):
+    variables, model = adapted
+    workdir, out = make_run(tmp_path / "sft", variables, model), tmp_path / "out"
+    monkeypatch.setattr(checkpoint, "MAX_CHUNK_BYTES", piece_bytes)
+    monkeypatch.setattr(checkpoint, "SMALL_BYTES", 0)
+    assert run("join", "--checkpoint", workdir, "--out", out, "--partial") == 0
+    assert f"merged the adapters of {workdir}" in capsys.readouterr().out
+    got = checkpoint.flatten(checkpoint.load_variables(out))
+    _, expected = merge_lora(from_mapping(BaichuanAudioConfig, model), variables)
+    expected = checkpoint.flatten(expected)
+    assert got.keys() == expected.keys()
+    for path, array in expected.items():
+        np.testing.assert_allclose(got[path], array, rtol=1e-6, atol=1e-6, err_msg=path)
+    kernel = "params/llm/layers/query/kernel"
+    assert np.abs(got[kernel] - checkpoint.flatten(variables)[kernel]).max() > 0.1
+    chunk = checkpoint.Reader(out).arrays[kernel].chunk_layout.read_chunk.shape
+    assert np.prod(chunk) * 4 <= piece_bytes
+    assert (chunk != got[kernel].shape) == (piece_bytes == 20_000)
+    # The release's config.json knows no adapters.
+    assert run("export", "--checkpoint", out, "--out", tmp_path / "hf") == 0
+
+
+def test_imports_are_joined_too(imported, runs, tmp_path):
+    """A release's vocoder beside runs."""
+    voice = tmp_path / "voice"
+    assert run("--source", TINY / "hift.pt", "--out", voice) == 0
+    parts = ",".join(str(p) for p in (runs / "flow", runs / "stage2", voice))
+    assert run("join", "--checkpoint", parts, "--out", tmp_path / "out") == 0
+    got, whole = (checkpoint.Reader(folder) for folder in (tmp_path / "out", imported))
+    assert got.arrays.keys() == whole.arrays.keys()
+    for path in whole.arrays:
+        assert got.read(path).tobytes() == whole.read(path).tobytes(), path
+
+
+def test_what_is_missing_is_named(runs, tmp_path, capsys):
+    parts = f"{runs / 'flow'},{runs / 'stage2'}"
+    error = user_error(capsys, "join", "--checkpoint", parts, "--out", tmp_path / "out")
+    assert f"{runs / 'flow'}, {runs / 'stage2'}: none holds vocoder; --partial" in error
+    assert not (tmp_path / "out").exists()
+    lone = make_run(tmp_path / "lone", {}, model_config(), discriminators=np.ones(1))
+    error = user_error(capsys, "join", "--checkpoint", lone, "--out", tmp_path / "o", "--partial")
+    assert "none holds audio_encoder, vq_bridge" in error and "--partial" not in error
+
+
+def test_runs_of_different_models_are_refused(runs, variables, tmp_path, capsys):
+    join_ = ("join", "--out", tmp_path / "out", "--partial", "--checkpoint")
+    # Sizes of what both hold; only one of them can be right.
+    values = model_config()
+    values["audio_encoder"]["heads"] = 2
+    other = make_run(tmp_path / "other", only(variables, TOKENIZER), values)
+    error = user_error(capsys, *join_, f"{runs / 'tokenizer'},{other},{runs / 'stage2'}")
+    assert f"audio_encoder.heads is 4 in {runs / 'tokenizer'}, 2 in {other}" in error
+    # Codes that the language model does not know.
+    values = model_config()
+    for name in ("audio_embed", "audio_head"):
+        values[name]["codebook_sizes"] = (64, 32)
+    small = make_run(tmp_path / "small", only(variables, LANGUAGE), values)
+    error = user_error(capsys, *join_, f"{runs / 'flow'},{small}")
+    assert f"(vq_bridge), (64, 32) in {small} (audio_embed)" in error
+    # The wrong order: the tokenizer's language model would win.
+    error = user_error(capsys, *join_, f"{runs / 'stage2'},{runs / 'tokenizer'}")
+    assert f"llm.width is 128 in {runs / 'stage2'}, 4 in {runs / 'tokenizer'}" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_is_not_its_configs_is_refused(variables, runs, tmp_path, capsys):
+    join_ = ("join", "--out", tmp_path / "out", "--partial", "--checkpoint")
+    wide = make_run(tmp_path / "wide", only(variables, LANGUAGE), model_config(ffn_width=200))
+    error = user_error(capsys, *join_, wide)
+    assert f"{wide / 'checkpoints' / '3' / 'weights'}: not the expected variables" in error
+    assert "misshapen params/llm/layers/gate/kernel: expected (2, 128, 200)" in error
+    # Adapters must not be lost because a config has none.
+    extra = only(variables, LANGUAGE)
+    extra["params"]["llm"]["layers"]["lora_query_a"] = np.ones((2, 128, 3))
+    error = user_error(capsys, *join_, make_run(tmp_path / "extra", extra, model_config()))
+    assert "holds params/llm/layers/lora_query_a, which its config does not describe" in error
+
+    config = tmp_path / "extra" / "config.json"
+    config.unlink()
+    error = user_error(capsys, *join_, tmp_path / "extra")
+    assert f"extra: no config.json in {tmp_path / 'extra' / 'checkpoints' / '3'} or" in error
+    config.write_text(json.dumps({"stage": {}, "model": {"llm": {"width": "wide"}}}))
+    error = user_error(capsys, *join_, tmp_path / "extra")
+    assert f"{config}: model.llm: missing keys" in error
+    error = user_error(capsys, *join_, tmp_path / "nowhere")
+    assert f"{tmp_path / 'nowhere'}: no such folder" in error
+    inside = ("join", "--out", runs, "--overwrite", "--checkpoint", runs / "flow")
+    assert f"{runs}: holds the run {runs / 'flow'}" in user_error(capsys, *inside)
+    assert (runs / "flow" / "config.json").is_file()
+
+
+def test_blocks_hold_whole_stored_chunks_and_parts_tile_them(monkeypatch):
+    monkeypatch.setattr(checkpoint, "MAX_CHUNK_BYTES", 1000)
+    # Small stored chunks are read together, ...
+    assert join._blocks((6, 40, 10), (1, 5, 10), 4) == (1, 25, 10)
+    # ... a large one once, and written in parts that divide it.
+    assert join._blocks((6, 40, 10), (3, 40, 10), 4) == (3, 40, 10)
+    assert join._parts((3, 40, 10), 4) == (1, 20, 10)
+    assert join._parts((7, 1009), 4) == (1, 1)
+    assert join._parts((), 4) == () and join._blocks((), (), 4) == ()
