@@ -38,12 +38,14 @@ def get_config(size: str = "nano") -> ConfigDict:
     config = common.base("nano" if nano else size, "lm")
     config.data = mixtures.get_config(MIXTURES[size])
     codes = config.data.audio == "codes"
-    config.stage.update({"audio": "codes" if codes else "features", "chunk": 0 if nano else 512})
+    config.stage.audio = "codes" if codes else "features"
     rules = [(FROZEN, None), (".*", 1.0)]
     if not codes:
         rules.insert(0, (r"(audio_encoder|vq_bridge)/.*", None))
     config.optimizer.update({"rules": tuple(rules), "weight_decay": 0.05})
     if nano:
+        # On one device: targets of all rows side by side.
+        config.stage.update({"gather": "batch", "chunk": 256})
         # Without one of a kind in it, a split has no batches of that kind.
         config.eval_data = common.of_split(config.data, "validation", rows=4)
         for name in ("intlv", "itts"):

@@ -67,7 +67,7 @@ def _model(
             "width": width,
             "pooling": 4,
             "codebook_sizes": codebook_sizes,
-            "decoder_width": decoder_width,
+            "decoder_width": None if decoder_width == width else decoder_width,
         },
         "audio_decoder": {
             "width": decoder_width,
