@@ -527,11 +527,13 @@ def use_compilation_cache(folder: str) -> None:
 
 
 def _quieten() -> None:
-    """Orbax and TFDS tell at length what goes well."""
+    """Orbax and TFDS tell at length what goes well; Orbax's failures reach us as errors too."""
 
     def keep(record) -> bool:
         parts = Path(record.pathname).parts
-        return record.levelno >= 30 or not {"orbax", "tensorflow_datasets"} & set(parts)
+        if "orbax" in parts:
+            return record.levelno == 30
+        return record.levelno >= 30 or "tensorflow_datasets" not in parts
 
     logging.get_absl_handler().addFilter(keep)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,9 @@ import numpy as np
 
 from ba_jax import run_state
 from ba_jax.checkpoint import Reader
+from ba_jax.data.record import Record
 from configs import common, mixtures, models
+from tests.unit.data import small_corpus
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 LLM = {
@@ -24,7 +27,23 @@ LLM = {
     "head_dim": 8,
     "ffn_width": 24,
 }
-CODEBOOKS = (512, 256, 128, 64, 64, 64, 64, 64)
+CODEBOOKS = (512, 256)
+
+
+def records() -> tuple[Record, ...]:
+    """`small_corpus.records()` with the first codebooks alone."""
+    return tuple(
+        dataclasses.replace(
+            record,
+            parts=tuple(
+                part
+                if part.codes_NQ is None
+                else dataclasses.replace(part, codes_NQ=part.codes_NQ[:, : len(CODEBOOKS)])
+                for part in record.parts
+            ),
+        )
+        for record in small_corpus.records()
+    )
 
 
 def model() -> dict[str, Any]:
@@ -52,7 +71,7 @@ def model() -> dict[str, Any]:
 
 
 def text_run(dataset: pathlib.Path, **changes: Any) -> dict[str, Any]:
-    """A text_lm run on a dataset of `tests.unit.data.small_corpus`: 8 steps of 4 rows of 32."""
+    """A text_lm run on a dataset of `records`: 8 steps of 4 rows of 32."""
     config = common.base("nano", "text_lm")
     config.model = model()
     config.data = mixtures.get_config("text_nano")
@@ -81,6 +100,26 @@ def codes_run(dataset: pathlib.Path, **changes: Any) -> dict[str, Any]:
     data |= {"folder": str(dataset.parent), "row_length": 96, "rows": 4}
     config["data"], config["eval_data"] = data, copy.deepcopy(data)
     config["stage"] = {"name": "lm", "audio": "codes", "chunk": 0}
+    return changed(config, changes)
+
+
+def tokenizer_run(dataset: pathlib.Path, **changes: Any) -> dict[str, Any]:
+    """A tokenizer run: 4 rows of 64 positions, a language model at random."""
+    config = text_run(dataset)
+    data = mixtures.get_config("tokenizer_nano").to_dict()
+    data["mixture"] = {"asr": data["mixture"]["asr"]}
+    data["mixture"]["asr"] |= {"dataset": dataset.name, "turn": "any"}
+    data |= {"folder": str(dataset.parent), "row_length": 64, "rows": 4}
+    data["buckets"] = [{"seconds": 1.6, "count": 3}]
+    config["data"], config["eval_data"] = data, copy.deepcopy(data)
+    config["stage"] = {
+        "name": "tokenizer",
+        "replace_steps": 4,
+        "restart_after": 2,
+        "restart_candidates": 8,
+    }
+    config["optimizer"]["rules"] = (("llm/.*", None), (".*", 1.0))
+    config["init"]["llm"] = "random"
     return changed(config, changes)
 
 
