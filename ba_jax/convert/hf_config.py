@@ -304,7 +304,12 @@ def baichuan_values(config: BaichuanAudioConfig) -> dict[str, Any]:
             "channels": [*decoder.refine_channels, decoder.refine_channels[-1]],
         },
     }
-    said = baichuan_config(values, config.vocoder)
+    try:
+        said = baichuan_config(values, config.vocoder)
+    except ConversionError:
+        raise
+    except ValueError as error:  # sizes that fit together only with settings it has no key for
+        raise ConversionError(f"config.json cannot describe this model: {error}") from error
     if config.vq_bridge.decoder_width is None:
         bridge = dataclasses.replace(config.vq_bridge, decoder_width=config.vq_bridge.width)
         config = dataclasses.replace(config, vq_bridge=bridge)

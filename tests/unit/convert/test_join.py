@@ -305,6 +305,12 @@ def test_runs_of_different_models_are_refused(runs, variables, tmp_path, capsys)
     # The wrong order: the tokenizer's language model would win.
     error = user_error(capsys, *join_, f"{runs / 'stage2'},{runs / 'tokenizer'}")
     assert f"llm.width is 128 in {runs / 'stage2'}, 4 in {runs / 'tokenizer'}" in error
+    # Heads that the release's config has no key for.
+    values = model_config(width=16)
+    values["audio_embed"]["width"] = 16
+    values["audio_head"] |= {"width": 16, "head_dim": 8}
+    odd = make_run(tmp_path / "odd", only(variables, ("flow_unet",)), values)
+    assert "cannot describe this model: audio_head: width 16" in user_error(capsys, *join_, odd)
     assert not (tmp_path / "out").exists()
 
 
