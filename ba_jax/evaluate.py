@@ -28,18 +28,15 @@ from absl import app, flags, logging
 # JAX and all that stands on it is imported by functions: the judge's processes import this module.
 
 
-def load(
-    checkpoints: Sequence[str], config, components: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """(variables of the components, component -> the folder that it came from).
+def find(checkpoints: Sequence[str], config, components: Sequence[str]) -> dict[str, str]:
+    """Component -> the folder of weights that it comes from.
 
     Raises:
-      CheckpointError: no checkpoint, none that holds a component, or one of other sizes.
+      CheckpointError: no checkpoint, or none that holds a component.
       ConfigError: a component that the model's config leaves out.
     """
-    from ba_jax.checkpoint import CheckpointError, checkpoint_shapes, load_variables
+    from ba_jax.checkpoint import CheckpointError, checkpoint_shapes
     from ba_jax.config import ConfigError
-    from ba_jax.models.baichuan_audio import variable_shapes
     from ba_jax.run_state import weights_folder
 
     absent = [name for name in components if getattr(config, name) is None]
@@ -54,14 +51,26 @@ def load(
             raise CheckpointError(
                 f"{', '.join(checkpoints)}: none holds {name}, which the evaluation needs"
             )
-        sources[name] = found[-1]
+        sources[name] = str(found[-1])
+    return sources
+
+
+def load(config, sources: Mapping[str, str]) -> dict[str, Any]:
+    """Variables of the components that `sources` has folders for.
+
+    Raises:
+      CheckpointError: a checkpoint of other sizes, or one that is damaged.
+    """
+    from ba_jax.checkpoint import load_variables
+    from ba_jax.models.baichuan_audio import variable_shapes
+
     variables: dict[str, Any] = {}
     for folder in dict.fromkeys(sources.values()):
         own = [name for name, source in sources.items() if source == folder]
         shapes = variable_shapes(config.only(*own))
         for collection, tree in load_variables(folder, shapes, components=own).items():
             variables.setdefault(collection, {}).update(tree)
-    return variables, {name: str(folder) for name, folder in sources.items()}
+    return variables
 
 
 def made_with(config: Mapping[str, Any], sources: Mapping[str, str]) -> str:
@@ -154,39 +163,38 @@ def evaluate(
 
     model = from_mapping(BaichuanAudioConfig, config["model"])
     settings = from_mapping(EvalSettings, config["eval"], "eval")
-    suites_lib.components(suites, settings.synthesis.vocoder)  # that there are such
+    vocoder = settings.synthesis.vocoder
+    sources = find(checkpoints, model, suites_lib.components(suites, vocoder))
     out = Path(out)
     (out / "suites").mkdir(parents=True, exist_ok=True)
     results: dict[str, dict] = {}
     progress = _Progress()
+    bench = None
     with Judge(settings.judge) as judge:
-        variables: dict[str, Any] = {}
-        sources: dict[str, str] = {}
-        needed = suites_lib.components(suites, settings.synthesis.vocoder)
-        variables, sources = load(checkpoints, model, needed)
-        bench = Bench(model, variables, settings, out, judge, progress)
         for number, name in enumerate(suites):
-            own = suites_lib.components([name], settings.synthesis.vocoder)
-            made = made_with(config, {part: sources[part] for part in own})
+            own = {part: sources[part] for part in suites_lib.components([name], vocoder)}
+            made = made_with(config, own)
             path = out / "suites" / f"{name}.json"
             found = None if overwrite else _done(path, made)
             progress.suite = f"{number + 1}/{len(suites)} {name}"
-            if found is None:
-                started = time.monotonic()
-                outcome = suites_lib.SUITES[name].run(bench)
-                progress.close()
-                found = {
-                    "made_with": made,
-                    "checkpoints": {part: sources[part] for part in own},
-                    "seconds": round(time.monotonic() - started, 1),
-                    "figures": outcome.figures,
-                    "items": outcome.items,
-                }
-                _write(path, json.dumps(found, ensure_ascii=False, indent=1))
-                print(f"{progress.suite}: {found['seconds']} s", flush=True)
-            else:
+            if found is not None:
+                results[name] = found
                 print(f"{progress.suite}: done before", flush=True)
-            results[name] = found
+                continue
+            if bench is None:
+                bench = Bench(model, load(model, sources), settings, out, judge, progress)
+            started = time.monotonic()
+            outcome = suites_lib.SUITES[name].run(bench)
+            progress.close()
+            results[name] = {
+                "made_with": made,
+                "checkpoints": own,
+                "seconds": round(time.monotonic() - started, 1),
+                "figures": outcome.figures,
+                "items": outcome.items,
+            }
+            _write(path, json.dumps(results[name], ensure_ascii=False, indent=1))
+            print(f"{progress.suite}: {results[name]['seconds']} s", flush=True)
     return _summarise(out, results)
 
 

@@ -16,7 +16,7 @@ from ba_jax.config import from_mapping
 from ba_jax.data.record import RecordSource
 from ba_jax.evals import asr, qa, suites, tts
 from ba_jax.evals.base import Bench, EvalError, EvalSettings
-from ba_jax.evaluate import evaluate, load
+from ba_jax.evaluate import evaluate, find, load
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.loop import Generated
 from ba_jax.sampling.synthesize import Wave
@@ -241,17 +241,21 @@ def checkpoints(tiny, tmp_path_factory):
 
 def test_a_component_comes_from_the_last_checkpoint_that_holds_it(tiny, checkpoints):
     config = from_mapping(BaichuanAudioConfig, tiny["model"])
-    variables, sources = load(checkpoints, config, ("audio_encoder", "audio_decoder", "llm"))
+    sources = find(checkpoints, config, ("audio_encoder", "audio_decoder", "llm"))
     assert {name: pathlib.Path(folder).name for name, folder in sources.items()} == {
         "audio_encoder": "lm",
         "audio_decoder": "codec",
         "llm": "lm",
     }
+    variables = load(config, sources)
     assert sorted(variables["params"]) == ["audio_decoder", "audio_encoder", "llm"]
     with pytest.raises(CheckpointError, match="none holds flow_unet"):
-        load(checkpoints[1:], config, ("flow_unet",))
+        find(checkpoints[1:], config, ("flow_unet",))
     with pytest.raises(CheckpointError, match="no such folder"):
-        load(["nowhere"], config, ("llm",))
+        find(["nowhere"], config, ("llm",))
+    other = {**tiny["model"], "llm": {**tiny["model"]["llm"], "layers": 3}}
+    with pytest.raises(CheckpointError, match="misshapen params/llm"):
+        load(from_mapping(BaichuanAudioConfig, other), {"llm": sources["llm"]})
 
 
 def test_written_suites_and_resuming(tiny, checkpoints, tmp_path, monkeypatch, capsys):
@@ -263,8 +267,8 @@ def test_written_suites_and_resuming(tiny, checkpoints, tmp_path, monkeypatch, c
     assert [item["suite"] for item in items] == ["asr"] * 4 + ["qa_s2t"] * 2 + ["qa_t2t"] * 2
     capsys.readouterr()
     # before there is anything but a language model
-    variables, _ = load(checkpoints, from_mapping(BaichuanAudioConfig, tiny["model"]), ("llm",))
-    save_variables(tmp_path / "llm", variables)
+    config = from_mapping(BaichuanAudioConfig, tiny["model"])
+    save_variables(tmp_path / "llm", load(config, find(checkpoints, config, ("llm",))))
     before = evaluate(tiny, [str(tmp_path / "llm")], tmp_path / "before", ["qa_t2t"])
     assert before["qa_t2t"] == figures["qa_t2t"]
 

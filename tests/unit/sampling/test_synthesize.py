@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL, log_mel
 from ba_jax.data.features import code_frames
 from ba_jax.sampling.batching import LengthError, batches, pad
 from ba_jax.sampling.encode import Encoder
@@ -115,10 +114,3 @@ def test_encoder(config, variables):
     np.testing.assert_array_equal(encoder([waves[0]])[0], codes[0])
     np.testing.assert_array_equal(encoder([waves[2][:16000]])[0], codes[2][: code_frames(16000)])
     assert encoder.traces == {"encode": 2}
-
-
-def test_mels_are_in_the_geometries_that_they_are_inverted_in():
-    """A segment of N frames lasts as long in either: 80 ms a frame."""
-    seconds = 1.0
-    assert len(log_mel(np.zeros(int(24000 * seconds), np.float32), FLOW_MEL)) == 50
-    assert len(log_mel(np.zeros(int(16000 * seconds), np.float32), HIFIGAN_MEL)) == 62
