@@ -31,7 +31,8 @@ def test_the_golden_config_is_configs_models_tiny():
     assert dataclasses.replace(ours, vocoder=None) == config
 
 
-@pytest.mark.parametrize("size", SIZES)
+# Not nano_whisper: its decoder is narrower than its encoder.
+@pytest.mark.parametrize("size", sorted(set(SIZES) - {"nano_whisper"}))
 def test_every_size_can_be_written_as_config_json(size):
     config = from_mapping(BaichuanAudioConfig, get_config(size))
     values = json.loads(json.dumps(hf_config.baichuan_values(config)))
@@ -39,6 +40,9 @@ def test_every_size_can_be_written_as_config_json(size):
 
 
 def test_what_config_json_cannot_say_is_an_error():
+    with pytest.raises(ConversionError, match="vq_bridge|audio_decoder"):
+        config = from_mapping(BaichuanAudioConfig, get_config("nano_whisper"))
+        hf_config.baichuan_values(config)
     config = from_mapping(BaichuanAudioConfig, get_config("tiny"))
     chunk = dataclasses.replace(config.flow_unet, chunk=50)
     with pytest.raises(ConversionError, match=r"cannot describe this model's \['flow_unet'\]"):
