@@ -9,7 +9,8 @@ and how they were made), items.jsonl (every item, with what was expected and wha
 suites/NAME.json. A suite whose file is there, made with these settings and these checkpoints, is
 not run again unless --overwrite; so the same command goes on where one stopped.
 
-Suites: asr, qa_s2t, qa_t2t, qa_s2s, tts, reconstruction.
+Suites: asr, qa_s2t, qa_t2t (a text model alone will do), qa_s2s, tts, reconstruction, and codec,
+which is the part of reconstruction that needs no flow.
 """
 
 from __future__ import annotations

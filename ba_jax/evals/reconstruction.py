@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,58 @@ from ba_jax.data.features import decode
 from ba_jax.data.record import Part
 from ba_jax.evals import text
 from ba_jax.evals.asr import by_language
-from ba_jax.evals.base import Bench, EvalError, Outcome
+from ba_jax.evals.base import Bench, EvalError, Outcome, Utterance
+from ba_jax.evals.text import Tally
 
 
 def run(bench: Bench) -> Outcome:
-    """`mel_mae_by_codebooks`, of the refined mel; `reconstruction_judge_wer`, through all codes.
-
-    Also of the flow's mel (`mel_mae_flow`), and the judge on the refined mel alone
-    (`reconstruction_without_flow_judge_wer`, by Griffin-Lim).
+    """What `codec` gives; and through the flow, `mel_mae_flow` and `reconstruction_judge_wer`.
 
     Raises:
-      EvalError: no recording.
+      EvalError: as `codec`.
+    """
+    outcome = codec(bench)
+    utterances = bench.statements
+    codes = bench.codes([utterance.part for utterance in utterances])
+    mels = bench.synthesizer.flow_mels(codes, range(len(codes)))
+    wanted = [_mel(utterance.part, FLOW_MEL) for utterance in utterances]
+    errors = [_error(mel, want) for mel, want in zip(mels, wanted, strict=True)]
+    waves = bench.synthesizer.waves_of_mels(mels, range(len(codes)))
+    languages = [utterance.language for utterance in utterances]
+    heard = bench.hear(waves, languages, "listening to reconstructions")
+    tallies = _tallies(utterances, heard)
+    for i, item in enumerate(outcome.items):
+        item |= {
+            "hypothesis": heard[i],
+            "errors": tallies[i].errors,
+            "units": tallies[i].units,
+            "correct": tallies[i].errors == 0,
+        }
+        item["audio"] = {
+            "generated": bench.save("reconstruction", item["id"], waves[i]),
+            **item["audio"],
+        }
+    outcome.figures |= {
+        "mel_mae_flow": _mean(errors),
+        "reconstruction_judge_wer": text.total(tallies).rate,
+    }
+    names = {
+        "en": "reconstruction_judge_wer_en",
+        "zh": "reconstruction_judge_syllable_error_rate_zh",
+    }
+    outcome.figures |= by_language(tallies, outcome.items, names)
+    return outcome
+
+
+def codec(bench: Bench) -> Outcome:
+    """The audio tokenizer and its decoder alone, before there is a flow.
+
+    `mel_mae_by_codebooks` is of the refined mel with the first so many codebooks,
+    `reconstruction_without_flow_judge_wer` what the judge makes of it, with all of them, by
+    Griffin-Lim.
+
+    Raises:
+      EvalError: no recording, or one too short for a frame of codes.
     """
     utterances = bench.statements
     if not utterances:
@@ -37,33 +79,24 @@ def run(bench: Bench) -> Outcome:
     for count in counts:
         decoded = bench.synthesizer.decode(codes, codebooks=count)
         errors[count] = [_error(d.mel_TM, w) for d, w in zip(decoded, wanted, strict=True)]
-    by_codebooks = {str(count): _mean(own) for count, own in errors.items()}
-
     languages = [utterance.language for utterance in utterances]
     plain = bench.synthesizer.invert([d.mel_TM for d in decoded], HIFIGAN_MEL)
-    heard_plain = bench.hear(plain, languages, "listening without the flow")
-    mels = bench.synthesizer.flow_mels(codes, range(len(codes)))
-    flow = [_error(m, _mel(u.part, FLOW_MEL)) for m, u in zip(mels, utterances, strict=True)]
-    waves = bench.synthesizer.waves_of_mels(mels, range(len(codes)))
-    heard = bench.hear(waves, languages, "listening to reconstructions")
-    items, tallies, plain_tallies = [], [], []
+    heard = bench.hear(plain, languages, "listening without the flow")
+    tallies = _tallies(utterances, heard)
+    items = []
     for i, utterance in enumerate(utterances):
-        said, language = utterance.part.text, utterance.language
-        tallies.append(text.score(said, heard[i], language, text.SAID[language]))
-        plain_tallies.append(text.score(said, heard_plain[i], language, text.SAID[language]))
         items.append(
             {
                 "id": utterance.id,
-                "language": language,
-                "reference": said,
+                "language": utterance.language,
+                "reference": utterance.part.text,
                 "hypothesis": heard[i],
-                "errors": tallies[-1].errors,
-                "units": tallies[-1].units,
-                "correct": tallies[-1].errors == 0,
-                "heard_without_flow": heard_plain[i],
+                "errors": tallies[i].errors,
+                "units": tallies[i].units,
+                "correct": tallies[i].errors == 0,
+                "heard_without_flow": heard[i],
                 "mel_mae": {str(count): _mean([errors[count][i]]) for count in counts},
                 "audio": {
-                    "generated": bench.save("reconstruction", utterance.id, waves[i]),
                     "without_flow": bench.save(
                         "reconstruction", f"{utterance.id}-without-flow", plain[i]
                     ),
@@ -72,19 +105,19 @@ def run(bench: Bench) -> Outcome:
             }
         )
     figures: dict[str, Any] = {
-        "mel_mae_by_codebooks": by_codebooks,
-        "mel_mae_flow": _mean(flow),
-        "reconstruction_judge_wer": text.total(tallies).rate,
-        "reconstruction_without_flow_judge_wer": text.total(plain_tallies).rate,
+        "mel_mae_by_codebooks": {str(count): _mean(own) for count, own in errors.items()},
+        "reconstruction_without_flow_judge_wer": text.total(tallies).rate,
         "reconstruction_items": len(items),
         "reconstruction_judge": bench.judge.names,
     }
-    names = {
-        "en": "reconstruction_judge_wer_en",
-        "zh": "reconstruction_judge_syllable_error_rate_zh",
-    }
-    figures |= by_language(tallies, items, names)
     return Outcome(figures, items)
+
+
+def _tallies(utterances: Sequence[Utterance], heard: Sequence[str]) -> list[Tally]:
+    return [
+        text.score(u.part.text, said, u.language, text.SAID[u.language])
+        for u, said in zip(utterances, heard, strict=True)
+    ]
 
 
 def _mel(part: Part, geometry: MelGeometry) -> np.ndarray:

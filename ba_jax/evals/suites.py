@@ -10,7 +10,8 @@ from ba_jax.evals.base import Bench, EvalError, Outcome
 
 _TEXT = ("llm", "audio_embed", "audio_head")
 _ENCODE = ("audio_encoder", "vq_bridge")
-_DECODE = ("vq_bridge", "audio_decoder", "flow_prenet", "flow_unet")
+_MEL = ("vq_bridge", "audio_decoder")
+_DECODE = (*_MEL, "flow_prenet", "flow_unet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ SUITES: Mapping[str, Suite] = {
     "qa_t2t": Suite(qa.text_to_text, ("llm",)),
     "qa_s2s": Suite(qa.spoken_to_spoken, _TEXT + _ENCODE + _DECODE, speaks=True),
     "tts": Suite(tts.run, _TEXT + _DECODE, speaks=True),
+    "codec": Suite(reconstruction.codec, _ENCODE + _MEL),
     "reconstruction": Suite(reconstruction.run, _ENCODE + _DECODE, speaks=True),
 }
 
