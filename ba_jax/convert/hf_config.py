@@ -129,9 +129,7 @@ def baichuan_config(
             ffn_width=audio.size("encoder_ffn_dim"),
             max_positions=frames // 2,
         ),
-        vq_bridge=VQBridgeConfig(
-            width=width, pooling=pooling, codebook_sizes=codebook_sizes, decoder_width=width
-        ),
+        vq_bridge=VQBridgeConfig(width=width, pooling=pooling, codebook_sizes=codebook_sizes),
         audio_decoder=AudioDecoderConfig(
             width=width,
             layers=audio.size("decoder_layers"),
@@ -310,8 +308,8 @@ def baichuan_values(config: BaichuanAudioConfig) -> dict[str, Any]:
         raise
     except ValueError as error:  # sizes that fit together only with settings it has no key for
         raise ConversionError(f"config.json cannot describe this model: {error}") from error
-    if config.vq_bridge.decoder_width is None:
-        bridge = dataclasses.replace(config.vq_bridge, decoder_width=config.vq_bridge.width)
+    if config.vq_bridge.decoder_width == config.vq_bridge.width:
+        bridge = dataclasses.replace(config.vq_bridge, decoder_width=None)
         config = dataclasses.replace(config, vq_bridge=bridge)
     if said != config:
         differ = [
