@@ -21,6 +21,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ba_jax.config import to_mapping
+from ba_jax.run_config import STAGES
 from configs import models
 
 TOKENIZER = ("audio_encoder", "vq_bridge")
@@ -28,12 +30,12 @@ TOKENIZER = ("audio_encoder", "vq_bridge")
 
 
 def base(size: str, stage: str) -> ConfigDict:
-    """A run's config with nothing decided: a stage's file fills in what is its own."""
+    """A run's config with the defaults of everything: a stage's file sets what is its own."""
     return ConfigDict(
         {
             "seed": 0,
             "model": models.get_config(size),
-            "stage": {"name": stage},
+            "stage": {"name": stage, **to_mapping(STAGES[stage].settings_class())},
             "data": {},
             "eval_data": {},
             "loader": {"workers": 0, "prefetch": 2},
