@@ -7,8 +7,10 @@ many samples.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -181,21 +183,48 @@ def chunk_mels(
     return mels
 
 
+_LOCK = threading.Lock()
+
+
+class _OneThread:
+    """Limits BLAS, which has one setting for all threads of the process, while any is inside.
+
+    Each with a limit of its own would lift it when it leaves, whoever is still inside.
+    """
+
+    def __init__(self):
+        import threadpoolctl
+
+        self._blas = threadpoolctl.ThreadpoolController().select(user_api="blas")
+        self._inside, self._limit = 0, None
+
+    def __enter__(self) -> None:
+        with _LOCK:
+            if not self._inside:
+                self._limit = self._blas.limit(limits=1)
+            self._inside += 1
+
+    def __exit__(self, *_) -> None:
+        with _LOCK:
+            self._inside -= 1
+            if not self._inside:
+                self._limit.restore_original_limits()
+
+
 @functools.cache
-def _blas():
-    import threadpoolctl
-
-    return threadpoolctl.ThreadpoolController().select(user_api="blas")
+def _one_thread() -> _OneThread:
+    return _OneThread()
 
 
-def one_blas_thread():
+def one_blas_thread() -> contextlib.AbstractContextManager:
     """A context in which NumPy's products use one thread.
 
     A batch must not depend on the machine's cores: with another number of threads, sums are rounded
     differently (9e-6 in a mel). And batches are built by several workers beside a training step: on
     two busy cores, waiting for other threads made resampling 70 times as slow.
     """
-    return _blas().limit(limits=1)
+    with _LOCK:  # or two threads would make one each
+        return _one_thread()
 
 
 @functools.lru_cache(maxsize=8)

@@ -18,7 +18,6 @@ import functools
 import shlex
 from pathlib import Path
 
-from ba_jax.data.features import one_blas_thread
 from ba_jax.data.prepare.listing import SourceError
 from ba_jax.data.prepare.runner import Plan, PrepareError
 from ba_jax.data.prepare.shards import Job, ShardError, make_shard
@@ -77,14 +76,7 @@ class BeamRunner:
 
 def _make(job: Job, source: Source, directory: str, fingerprint: str) -> int:
     """Makes a shard; a runner that retries one makes it again from the start."""
-    _limit_blas()
     try:
         return make_shard(job, source, Path(directory), fingerprint)["records"]
     except ShardError as error:
         raise ShardError(f"{job.describe()}: {error}") from error
-
-
-@functools.cache
-def _limit_blas():
-    """One BLAS thread for good: shards made by threads would undo each other's limits."""
-    return one_blas_thread()

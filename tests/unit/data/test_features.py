@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import threadpoolctl
 from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
@@ -156,3 +157,20 @@ def test_the_format_of_a_model():
     assert released.tokens == AudioTokens() and released.vocab_size == 152064
     with pytest.raises(ConfigError, match="model: vq_bridge, expected a whole model's config"):
         ModelFormat.of(ConfigDict({"llm": {}}))
+
+
+def test_threads_inside_share_one_limit():
+    """The first to leave does not lift it for the rest: a batch would depend on who builds another."""
+
+    def threads() -> set[int]:
+        found = threadpoolctl.threadpool_info()
+        return {pool["num_threads"] for pool in found if pool["user_api"] == "blas"}
+
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        first, second = features.one_blas_thread(), features.one_blas_thread()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert threads() == {1}
+        second.__exit__(None, None, None)
+        assert threads() == {2}
