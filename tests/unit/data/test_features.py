@@ -160,7 +160,7 @@ def test_the_format_of_a_model():
 
 
 def test_threads_inside_share_one_limit():
-    """The first to leave does not lift it for the rest: a batch would depend on who builds another."""
+    """The first to leave does not lift it: a batch must not depend on who builds another."""
 
     def threads() -> set[int]:
         found = threadpoolctl.threadpool_info()
