@@ -70,6 +70,11 @@ def _text_nano() -> dict:
     mixture = {
         "text": _member("embedded", "text", 1.0),
         "written": _member("embedded", "sft", 2.0, questions="written", answers="written"),
+        # The spoken tasks with the text in the place of the speech: a large language model can
+        # repeat, translate and answer what it reads, before it learns to hear.
+        "asr": _member("embedded", "asr", 2.0, turn="any", questions="written"),
+        "aqa": _member("embedded", "aqa", 1.0, questions="written"),
+        "s2tt": _member("embedded", "s2tt", 1.0, turn="any", questions="written"),
     }
     return _common("packed", mixture) | {
         "tokenizer": "embedded",

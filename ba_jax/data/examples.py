@@ -45,7 +45,8 @@ class ExampleMaker:
       frames: how many frames of codes a part's recording gives; None: codes are stored, and a part
         without them is not used.
       questions, answers: of `sft`, "spoken" or "written" turns of the user and the assistant;
-        spoken answers are text, then speech.
+        spoken answers are text, then speech. Of asr, aqa and s2tt, questions = "written" puts the
+        text in the place of the speech: what a language model can learn of the task without ears.
       turn: what the tasks of one part use: "" speech records; "user", "assistant" dialogues, the
         first turn of that role that has what the task needs; "any" speech records and, of
         dialogues and interleaved records, the first part that has it.
@@ -105,10 +106,10 @@ class ExampleMaker:
     # Each of these gives a task's arguments and the parts that they come from.
 
     def _asr(self, record: Record):
-        return self._first(record, lambda part: (self._heard(part, record), _text(part)))
+        return self._first(record, lambda part: (self._question(part, record), _text(part)))
 
     def _s2tt(self, record: Record):
-        return self._first(record, lambda part: (self._heard(part, record), _translation(part)))
+        return self._first(record, lambda part: (self._question(part, record), _translation(part)))
 
     def _tts(self, record: Record):
         return self._first(record, lambda part: (_text(part), self._heard(part, record)))
@@ -150,7 +151,7 @@ class ExampleMaker:
         turns = [part for part in record.parts if part.role != "system"]
         if len(turns) < 2 or (turns[0].role, turns[1].role) != ("user", "assistant"):
             raise NotForTask("no question and answer")
-        return (self._heard(turns[0], record), _text(turns[1])), turns[:2]
+        return (self._question(turns[0], record), _text(turns[1])), turns[:2]
 
     def _intlv(self, record: Record):
         _check_kind(record, "interleaved")
@@ -194,6 +195,9 @@ class ExampleMaker:
         if any(role == "system" for role, _ in turns[1:]):
             raise NotForTask("a system turn that is not the first")
         return (turns,), owners
+
+    def _question(self, part: Part, record: Record) -> tasks.Speech | str:
+        return self._heard(part, record) if self.questions == "spoken" else _text(part)
 
     def _heard(self, part: Part, record: Record) -> tasks.Speech:
         if self.frames is None:

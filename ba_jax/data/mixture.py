@@ -51,8 +51,11 @@ class Selection:
 
     @property
     def name(self) -> str:
-        """For messages and reports: "embedded/train/asr/user", ".../sft/spoken-written/zh"."""
-        more = [f"{self.questions}-{self.answers}"] if self.task == "sft" else []
+        """For messages and reports: "embedded/train/asr/user", ".../sft/spoken-written/zh",
+        ".../asr/written"."""
+        more = [self.questions] if self.questions == "written" else []
+        if self.task == "sft":
+            more = [f"{self.questions}-{self.answers}"]
         more += [self.turn] if self.turn else []
         more += ["+".join(self.languages)] if self.languages else []
         return "/".join([self.dataset, self.split, self.task, *more])

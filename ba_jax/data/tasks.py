@@ -106,11 +106,16 @@ def words(value: str, name: str = "text", **flags) -> Segment:
     return Segment(text=value, **flags)
 
 
+def heard(value: Speech | str) -> Segment:
+    """What a task listens to: speech, or in its place the text of it."""
+    return words(value) if isinstance(value, str) else speech(value)
+
+
 def asr(audio, transcript: str, *, language: str, variant: int = 0) -> tuple[Segment, ...]:
     """Speech recognition."""
     return (
         words(prompt("asr", language, variant)),
-        speech(audio),
+        heard(audio),
         words(transcript, "transcript", loss=True),
     )
 
@@ -119,7 +124,7 @@ def aqa(audio, answer: str, *, language: str, variant: int = 0) -> tuple[Segment
     """A spoken question, answered in writing."""
     return (
         words(prompt("aqa", language, variant)),
-        speech(audio),
+        heard(audio),
         words(answer, "answer", loss=True),
     )
 
@@ -128,7 +133,7 @@ def s2tt(audio, translation: str, *, language: str, variant: int = 0) -> tuple[S
     """Speech in `language`, translated into writing in the other one."""
     return (
         words(prompt("s2tt", language, variant)),
-        speech(audio),
+        heard(audio),
         words(translation, "translation", loss=True),
     )
 

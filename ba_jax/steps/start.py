@@ -1,4 +1,7 @@
-"""Where a run's variables come from: random, or a checkpoint for each component."""
+"""Where a run's variables come from: random, or a checkpoint for each component.
+
+Audio embeddings may come from a tokenizer run too, see `embeddings_of_codes`.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from ba_jax import checkpoint, run_state
-from ba_jax.checkpoint import flatten, unflatten
+from ba_jax.checkpoint import CheckpointError, flatten, unflatten
 from ba_jax.models.baichuan_audio import COMPONENTS
 from ba_jax.steps.base import Stage, StageError, Variables
 
 RANDOM = "random"
+_EMBED = "audio_embed"
+_EMBED_PATH = "params/audio_embed/embedding_"
+_PROJECTION = "params/text_projection/kernel"
 
 
 def sources(
@@ -52,6 +59,39 @@ def sources(
     return found
 
 
+def embeddings_of_codes(
+    reader: checkpoint.Reader, shapes: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Audio embeddings that a tokenizer run implies.
+
+    Its text projection taught the frozen language model to read sums of codebook rows. The sum of
+    the projected rows is the projection of the sum: with the bias shared among the codebooks, the
+    language model hears codes from the first step on as it heard the features. The row of the end
+    of audio is 0.
+
+    Args:
+      reader: of a tokenizer run's weights.
+      shapes: `params/audio_embed/embedding_Q` -> anything with `.shape`, (codes + 1, width).
+
+    Raises:
+      CheckpointError: a tokenizer of other sizes.
+    """
+    kernel_ED = reader.read(_PROJECTION).astype(np.float32)
+    bias_D = reader.read(_PROJECTION.replace("kernel", "bias")).astype(np.float32)
+    made = {}
+    for number in range(len(shapes)):
+        name = f"{_EMBED_PATH}{number}"
+        table_VE = reader.read(f"codebook/vq_bridge/embed_{number}").astype(np.float32)
+        rows_VD = table_VE @ kernel_ED + bias_D / len(shapes)
+        made[name] = np.concatenate([rows_VD, np.zeros_like(rows_VD[:1])])
+        if made[name].shape != tuple(shapes[name].shape):
+            raise CheckpointError(
+                f"{reader.directory}: gives {name} of shape {made[name].shape}, expected "
+                f"{tuple(shapes[name].shape)}"
+            )
+    return made
+
+
 def start_variables(
     stage: Stage,
     shapes: Variables,
@@ -76,7 +116,17 @@ def start_variables(
     for path in dict.fromkeys(found.values()):
         components = [name for name, of in found.items() if of == path]
         folder = run_state.weights_folder(path)
-        stored = checkpoint.Reader(folder).arrays
+        reader = checkpoint.Reader(folder)
+        stored = reader.arrays
+        if _EMBED in components and _PROJECTION in stored and f"{_EMBED_PATH}0" not in stored:
+            components.remove(_EMBED)
+            logging.info("%s from codebooks and text projection of %s", _EMBED, folder)
+            made = embeddings_of_codes(
+                reader, {name: flat[name] for name in flat if name.startswith(_EMBED_PATH)}
+            )
+            loaded |= {name: jax.device_put(made[name], flat_shardings[name]) for name in made}
+            if not components:
+                continue
         wanted = {
             name: leaf
             for name, leaf in flat.items()
