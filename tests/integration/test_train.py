@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import signal
+import time
 import types
 
 import jax.numpy as jnp
@@ -371,7 +372,12 @@ def test_traces_and_the_best_checkpoint(dataset, tmp_path, at_step):
     """A trace from a step on, and one more on SIGUSR1; the best by the evaluation stays."""
     changes = {"train__profile_step": 1, "train__profile_steps": 1, "train__evaluate_every": 2}
     changes |= {"checkpoint__every": 2, "checkpoint__best": 1, "checkpoint__metric": "eval/text"}
-    at_step(5, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+
+    def ask():
+        time.sleep(1.1)  # a trace's folder is named by the second
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    at_step(5, ask)
     train(text_run(dataset, **changes), tmp_path)
     traces = list((tmp_path / "profile").rglob("*.xplane.pb"))
     assert len(traces) == 2 and all(trace.stat().st_size > 1000 for trace in traces)

@@ -28,6 +28,8 @@ LLM = {
     "ffn_width": 24,
 }
 CODEBOOKS = (512, 256)
+WRITTEN = {"questions": "written", "answers": "written"}
+SPOKEN = {"questions": "spoken", "answers": "spoken"}
 
 
 def records() -> tuple[Record, ...]:
@@ -70,14 +72,22 @@ def model() -> dict[str, Any]:
     return made
 
 
+def _mixture(dataset: pathlib.Path, **members: Mapping[str, Any]) -> dict[str, Any]:
+    """Members of equal weight; "sft" is the task of those that are no task's name."""
+    common = {"dataset": dataset.name, "weight": 1.0, "split": "train"}
+    return {
+        name: common | {"task": "sft" if options.get("answers") else name} | options
+        for name, options in members.items()
+    }
+
+
 def text_run(dataset: pathlib.Path, **changes: Any) -> dict[str, Any]:
     """A text_lm run on a dataset of `records`: 8 steps of 4 rows of 32."""
     config = common.base("nano", "text_lm")
     config.model = model()
     config.data = mixtures.get_config("text_nano")
     config.data.folder = str(dataset.parent)
-    for member in config.data.mixture.values():
-        member.dataset = dataset.name
+    config.data.mixture = _mixture(dataset, text={}, written=WRITTEN)
     config.data.update({"row_length": 32, "rows": 4})
     config.eval_data = config.data.copy_and_resolve_references()
     config.stage.update({"chunk": 0})
@@ -93,10 +103,9 @@ def codes_run(dataset: pathlib.Path, **changes: Any) -> dict[str, Any]:
     """An lm run on stored codes."""
     config = text_run(dataset)
     data = mixtures.get_config("lm_codes_nano").to_dict()
-    kept = ("asr", "tts", "text", "spoken")
-    data["mixture"] = {name: data["mixture"][name] for name in kept}
-    for member in data["mixture"].values():
-        member["dataset"] = dataset.name
+    data["mixture"] = _mixture(
+        dataset, asr={"turn": "any"}, tts={"turn": "any"}, text={}, spoken=SPOKEN
+    )
     data |= {"folder": str(dataset.parent), "row_length": 96, "rows": 4}
     config["data"], config["eval_data"] = data, copy.deepcopy(data)
     config["stage"] = {"name": "lm", "audio": "codes", "chunk": 0}
@@ -107,8 +116,7 @@ def tokenizer_run(dataset: pathlib.Path, **changes: Any) -> dict[str, Any]:
     """A tokenizer run: 4 rows of 64 positions, a language model at random."""
     config = text_run(dataset)
     data = mixtures.get_config("tokenizer_nano").to_dict()
-    data["mixture"] = {"asr": data["mixture"]["asr"]}
-    data["mixture"]["asr"] |= {"dataset": dataset.name, "turn": "any"}
+    data["mixture"] = _mixture(dataset, asr={"turn": "any"})
     data |= {"folder": str(dataset.parent), "row_length": 64, "rows": 4}
     data["buckets"] = [{"seconds": 1.6, "count": 3}]
     config["data"], config["eval_data"] = data, copy.deepcopy(data)
