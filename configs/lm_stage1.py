@@ -2,7 +2,7 @@
 
     python -m ba_jax.train --config=configs/lm_stage1.py:nano_codes --workdir=runs/stage1 \
         --config.init.llm=runs/text
-    python -m ba_jax.train --config=configs/lm_stage1.py:7b --workdir=gs://BUCKET/stage1 \
+    python -m ba_jax.train --config=configs/lm_stage1.py:7b --workdir=DIR \
         --config.init.llm=qwen2.5-7b --config.data.folder=DATASETS
 
 See configs/lm_stage2.py for sizes and data.

@@ -48,7 +48,7 @@ def get_config(size: str = "nano") -> ConfigDict:
         config.stage.update({"gather": "batch", "chunk": 256})
         # Without one of a kind in it, a split has no batches of that kind.
         config.eval_data = common.of_split(config.data, "validation", rows=4)
-        for name in ("intlv", "itts"):
+        for name in ("intlv", "itts", "s2tt", "audio", "text"):
             del config.eval_data.mixture[name]
         config.optimizer.update({"learning_rate": 1e-3, "warmup": 20})
         config.train.update({"steps": 300, "evaluate_every": 100, "evaluate_batches": 2})

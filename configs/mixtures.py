@@ -165,11 +165,17 @@ def _lm_codes_nano() -> dict:
     """As lm_nano from codes, which `python -m ba_jax.tokenize` wrote into a copy of the corpus."""
     mixture = {
         "asr": _member("embedded", "asr", 4.0, turn="any"),
+        "asr_answers": _member("embedded", "asr", 1.0, turn="assistant"),
+        # Recognition and synthesis word by word: sentences would take far longer to align.
+        "words": _member("embedded", "iasr", 3.0, turn="any", pieces=1),
+        "answer_words": _member("embedded", "iasr", 1.0, turn="assistant", pieces=1),
+        "phrases": _member("embedded", "iasr", 2.0, turn="any", pieces=3),
         "aqa": _member("embedded", "aqa", 3.0),
-        "s2tt": _member("embedded", "s2tt", 0.5),
+        "s2tt": _member("embedded", "s2tt", 0.3),
         "intlv": _member("embedded", "intlv", 0.3),
-        "tts": _member("embedded", "tts", 4.0, turn="any"),
+        "tts": _member("embedded", "tts", 2.0, turn="any"),
         "tts_answers": _member("embedded", "tts", 1.0, turn="assistant"),
+        "tts_phrases": _member("embedded", "itts", 2.0, turn="any", pieces=2),
         "itts": _member("embedded", "itts", 0.3),
         "audio": _member("embedded", "audio", 0.3),
         "text": _member("embedded", "text", 1.0),

@@ -2,7 +2,7 @@
 
     python -m ba_jax.train --config=configs/tokenizer.py:nano_whisper --workdir=runs/tokenizer \
         --config.init.llm=runs/text --config.init.audio_encoder=runs/whisper
-    python -m ba_jax.train --config=configs/tokenizer.py:1b5 --workdir=gs://BUCKET/tokenizer \
+    python -m ba_jax.train --config=configs/tokenizer.py:1b5 --workdir=DIR \
         --config.init.llm=Qwen2.5-1.5B --config.init.audio_encoder=whisper-large-v3
 
 The language model is frozen and reads the features through a projection; the rest learns, but for

@@ -6,7 +6,7 @@ s2tt        speech with its translation
 tts, audio  speech (with its text)
             (these four: or one spoken turn or part of another kind, see `ExampleMaker.turn`)
 aqa         dialogue whose first question is spoken and whose answer is written
-intlv, itts interleaved
+intlv, itts, iasr   interleaved (the last two: or one part cut up, see `ExampleMaker.pieces`)
 sft         dialogue
 text        any with text
 """
@@ -17,14 +17,23 @@ import dataclasses
 import zlib
 from collections.abc import Callable
 
+import numpy as np
+
+from ba_jax.audio.lengths import HOP, SAMPLE_RATE
 from ba_jax.data import tasks
 from ba_jax.data.record import Part, Record
 from ba_jax.types import Example, Segment
 
+FRAME_SECONDS = 8 * HOP / SAMPLE_RATE
+"""Of a frame of codes."""
 ANSWERS = ("written", "spoken")
 TURNS = ("", "user", "assistant", "any")
 ONE_PART_TASKS = ("asr", "s2tt", "tts", "audio")
 """Tasks that are made of one part of a record."""
+
+
+PIECE_TASKS = ("itts", "iasr")
+"""Tasks of an interleaved record, or of one part cut into pieces."""
 
 
 class NotForTask(ValueError):  # noqa: N818 (a record that another task may use)
@@ -50,6 +59,8 @@ class ExampleMaker:
       turn: what the tasks of one part use: "" speech records; "user", "assistant" dialogues, the
         first turn of that role that has what the task needs; "any" speech records and, of
         dialogues and interleaved records, the first part that has it.
+      pieces: itts and iasr of one part (chosen as by `turn`) that has codes and word times: cut
+        between words into pieces of so many words; 0: the parts of interleaved records.
     """
 
     task: str
@@ -57,6 +68,7 @@ class ExampleMaker:
     questions: str = "spoken"
     answers: str = "written"
     turn: str = ""
+    pieces: int = 0
 
     def __post_init__(self):
         if self.task not in tasks.TASKS:
@@ -66,7 +78,12 @@ class ExampleMaker:
                 raise ValueError(f"{name} = {getattr(self, name)!r}, expected one of {ANSWERS}")
         if self.turn not in TURNS:
             raise ValueError(f"turn = {self.turn!r}, expected one of {TURNS}")
-        if self.turn and self.task not in ONE_PART_TASKS:
+        if self.pieces < 0 or (self.pieces and self.task not in PIECE_TASKS):
+            raise ValueError(
+                f"task {self.task!r} with pieces = {self.pieces}: expected 0, or at least 1 with "
+                f"one of {PIECE_TASKS}"
+            )
+        if self.turn and not self.pieces and self.task not in ONE_PART_TASKS:
             raise ValueError(
                 f"task {self.task!r} with turn = {self.turn!r}: only {ONE_PART_TASKS} choose a turn"
             )
@@ -92,7 +109,7 @@ class ExampleMaker:
         )
         if all(owner.loss for owner in owners):
             return example
-        if self.task not in ("intlv", "itts", "sft"):
+        if self.task not in ("intlv", "itts", "sft") or self.pieces:
             raise NotForTask("a part without loss")
         # These three make one segment of each value, in order.
         segments = tuple(
@@ -163,7 +180,47 @@ class ExampleMaker:
         ]
         return (parts,), list(record.parts)
 
+    def _iasr(self, record: Record):
+        if self.pieces:
+            pieces, owners = self._first(record, self._cut)
+            return ([value for text, codes_NQ in pieces for value in (codes_NQ, text)],), owners
+        _check_kind(record, "interleaved")
+        parts, owners = [], []
+        for part in record.parts:
+            parts += [self._heard(part, record), _text(part)]
+            owners += [part, part]
+        return (parts,), owners
+
+    def _cut(self, part: Part) -> list[tuple[str, np.ndarray]]:
+        """(text, codes) of pieces of `pieces` words each, cut where the next one's first begins."""
+        if part.codes_NQ is None or self.frames is not None:
+            raise NotForTask("no codes")
+        if not part.words:
+            raise NotForTask("no word times")
+        text, frames = _text(part), len(part.codes_NQ)
+        letters, times, at = [], [], 0
+        for word in part.words[:: self.pieces]:
+            first = word.text.split()[0]
+            at = text.find(first, at)
+            if at < 0:
+                raise NotForTask("words that are not those of the text")
+            letters.append(at)
+            times.append(round(word.start / FRAME_SECONDS))
+            at += len(first)
+        letters, times = [0, *letters[1:], len(text)], [0, *times[1:], frames]
+        found = []
+        for number in range(len(letters) - 1):
+            piece = text[letters[number] : letters[number + 1]].strip()
+            codes_NQ = part.codes_NQ[times[number] : times[number + 1]]
+            if not piece or not len(codes_NQ):
+                raise NotForTask("a piece shorter than a frame")
+            found.append((piece, codes_NQ))
+        return found
+
     def _itts(self, record: Record):
+        if self.pieces:
+            pieces, owners = self._first(record, self._cut)
+            return ([value for piece in pieces for value in piece],), owners
         _check_kind(record, "interleaved")
         parts, owners = [], []
         for part in record.parts:

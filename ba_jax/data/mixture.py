@@ -29,7 +29,7 @@ class Selection:
       weight: its share of the mixture, relative to the others'.
       split: of the dataset.
       languages: records in other languages are left out; () takes all.
-      questions, answers, turn: see `ExampleMaker`.
+      questions, answers, turn, pieces: see `ExampleMaker`.
     """
 
     dataset: str
@@ -40,6 +40,7 @@ class Selection:
     questions: str = "spoken"
     answers: str = "written"
     turn: str = ""
+    pieces: int = 0
 
     def __post_init__(self):
         self.maker()  # checks what it is given
@@ -57,12 +58,13 @@ class Selection:
         if self.task == "sft":
             more = [f"{self.questions}-{self.answers}"]
         more += [self.turn] if self.turn else []
+        more += [f"{self.pieces}-words"] if self.pieces else []
         more += ["+".join(self.languages)] if self.languages else []
         return "/".join([self.dataset, self.split, self.task, *more])
 
     def maker(self, frames=None) -> ExampleMaker:
         """Makes this member's examples; `frames` as in `ExampleMaker`."""
-        return ExampleMaker(self.task, frames, self.questions, self.answers, self.turn)
+        return ExampleMaker(self.task, frames, self.questions, self.answers, self.turn, self.pieces)
 
 
 def check_mixture(mixture: Sequence[Selection]) -> None:

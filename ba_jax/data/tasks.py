@@ -7,6 +7,7 @@
     intlv   text and speech interleaved    the text; no loss on audio
     tts     text                           the speech
     itts    text and speech interleaved    text and speech, but the first text
+    iasr    prompt, speech and text        the text: recognition piece by piece
     audio   -                              speech alone
     text    -                              text alone
     sft     dialogue turns                 the assistant's turns, written or spoken
@@ -27,6 +28,10 @@ from ba_jax.types import Example, Segment
 # The first prompt of each list is the release's where it published one.
 PROMPTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "asr": {
+        "zh": ("将语音转录为文本:", "请把这段语音写成文字:"),
+        "en": ("Transcribe the speech into text:", "Write down what is said:"),
+    },
+    "iasr": {
         "zh": ("将语音转录为文本:", "请把这段语音写成文字:"),
         "en": ("Transcribe the speech into text:", "Write down what is said:"),
     },
@@ -162,6 +167,17 @@ def itts(parts: Sequence[str | Speech]) -> tuple[Segment, ...]:
     return tuple(segments)
 
 
+def iasr(parts: Sequence[str | Speech], *, language: str, variant: int = 0) -> tuple[Segment, ...]:
+    """Speech and its transcript in turns: recognition piece by piece, which aligns the two."""
+    segments = [words(prompt("iasr", language, variant))]
+    for part in _interleaved(parts):
+        if isinstance(part, str):
+            segments.append(words(part, "transcript", loss=True))
+        else:
+            segments.append(speech(part))
+    return tuple(segments)
+
+
 def audio_only(audio) -> tuple[Segment, ...]:
     """Speech without any text."""
     return (speech(audio, loss=True, spoken=True),)
@@ -224,6 +240,7 @@ TASKS: Mapping[str, Callable[..., tuple[Segment, ...]]] = {
     "intlv": intlv,
     "tts": tts,
     "itts": itts,
+    "iasr": iasr,
     "audio": audio_only,
     "text": text_only,
     "sft": sft,

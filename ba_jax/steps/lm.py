@@ -60,6 +60,9 @@ class LMSettings:
       code_dropout: probability that an input frame shows only its first codebooks, 1 to Q - 1 of
         them. Targets, and what the audio head is fed, are untouched. Training only.
       frame_dropout: probability that an input frame's embedding is 0. Training only.
+      word_dropout: probability that the embedding of a token that was itself a text target is 0
+        (Bowman et al. 2016, arXiv 1511.06349): what comes next has to be heard, not remembered.
+        Training only.
     """
 
     text_weight: float = 1.0
@@ -73,6 +76,7 @@ class LMSettings:
     recompute: bool = True
     code_dropout: float = 0.0
     frame_dropout: float = 0.0
+    word_dropout: float = 0.0
 
     def __post_init__(self):
         if self.audio not in AUDIO:
@@ -85,7 +89,7 @@ class LMSettings:
             )
         if not 0 < self.audio_capacity <= 1:
             raise ValueError(f"audio_capacity = {self.audio_capacity}, expected 0 < it <= 1")
-        for name in ("label_smoothing", "code_dropout", "frame_dropout"):
+        for name in ("label_smoothing", "code_dropout", "frame_dropout", "word_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected 0 <= it < 1")
         if min(self.text_weight, self.z_loss, self.chunk, *self.audio_weights) < 0:
@@ -362,6 +366,13 @@ class LMStage(Stage):
         if codes_BLQ is not None and key is not None:
             if settings.code_dropout or settings.frame_dropout:
                 kept_BL = _kept_codebooks(settings, len(self.codebook_sizes), key, ids_BL.shape)
+        forgotten_BL = None
+        if key is not None and settings.word_dropout:
+            word_key = jax.random.fold_in(key, 1)
+            forgotten_BL = jax.random.bernoulli(word_key, settings.word_dropout, ids_BL.shape)
+            # Not what begins speech: the frames after it depend on it.
+            is_word_BL = ids_BL != self.config.tokens.audiogen_start
+            forgotten_BL &= arrays["text_target_BL"] & is_word_BL
 
         def run(model: BaichuanAudio) -> jax.Array:
             real_BL = segments_BL > 0
@@ -369,6 +380,8 @@ class LMStage(Stage):
                 x_BLD = model.embed(ids_BL, codes_BLQ, real_BL)
             else:
                 x_BLD = _embed_some(model, ids_BL, codes_BLQ, kept_BL, real_BL)
+            if forgotten_BL is not None:
+                x_BLD = jnp.where(forgotten_BL[:, :, None], 0, x_BLD)
             return model.llm(x_BLD, arrays["positions_BL"], segments_BL)[0]
 
         return self.model.apply(variables, method=run)

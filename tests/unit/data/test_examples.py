@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ba_jax.data.examples import ExampleMaker, NotForTask, audio_segments, stable_hash
-from ba_jax.data.record import Part, Record
+from ba_jax.data.record import Part, Record, Word
 from ba_jax.data.sequence import to_sequence
 from ba_jax.data.tasks import PROMPTS, TASKS
 from tests.unit.data import small_corpus
@@ -41,6 +41,9 @@ QUESTION = Record(
     ),
     "s",
 )
+# b begins in the middle of the third frame, c in the fourth.
+TIMES = (Word("a", 0.05, 0.1), Word("b", 0.17, 0.22), Word("c", 0.25, 0.4))
+TIMED = Record("w", "speech", "en", (part("a, b c.", 5, 0, words=TIMES),), "s")
 PARAGRAPHS = Record("p", "text", "zh", (Part("天"), Part("地")), "s")
 
 
@@ -67,6 +70,30 @@ LAYOUTS = [
         "a audiogen_start [0]^ audiogen_end^ b* audiogen_start* [5]^ audiogen_end^ c* "
         "audiogen_start* [9]^ audiogen_end^ </s>*",
     ),
+    (
+        "iasr",
+        {},
+        TEXT_FIRST,
+        "{prompt} audio_start [0] audio_end a* audio_start [5] audio_end b* "
+        "audio_start [9] audio_end c* </s>*",
+    ),
+    (
+        "iasr",
+        {"pieces": 1},
+        TIMED,
+        "{prompt} audio_start [0] [1] audio_end a,* audio_start [2] audio_end b* "
+        "audio_start [3] [4] audio_end c.* </s>*",
+    ),
+    (
+        "itts",
+        {"pieces": 2},
+        TIMED,
+        "a, b audiogen_start [0]^ [1]^ [2]^ audiogen_end^ c.* audiogen_start* [3]^ [4]^ "
+        "audiogen_end^ </s>*",
+    ),
+    ("asr", {"questions": "written"}, SPEECH, "{prompt} hi hi* </s>*"),
+    ("s2tt", {"questions": "written"}, SPEECH, "{prompt} hi 你好* </s>*"),
+    ("aqa", {"questions": "written"}, QUESTION, "{prompt} q a* </s>*"),
     ("audio", {}, SPEECH, "audiogen_start [0]^ [1]^ audiogen_end^ </s>*"),
     ("text", {}, PARAGRAPHS, "天\n地* </s>*"),
     ("text", {}, SPEECH, "hi* </s>*"),
@@ -108,6 +135,10 @@ def test_layout_and_loss(task, options, record, want):
     got = describe(to_sequence(example, Letters(), SIZES))
     assert got.replace(" ", "") == want.replace(" ", "")
     assert (example.id, example.task, example.language) == (record.id, task, record.language)
+    if "pieces" in options:  # codes alone can be cut
+        with pytest.raises(NotForTask, match="no codes"):
+            ExampleMaker(task, lambda part, record: len(part.codes_NQ), **options)(record)
+        return
     # With recordings in place of codes: the same, but that the codes are not known yet.
     waiting = ExampleMaker(task, lambda part, record: len(part.codes_NQ), **options)(record)
     want = describe(to_sequence(example, Letters(), SIZES))
@@ -129,7 +160,8 @@ def test_every_task_is_pinned_above_and_prompts_in_both_languages():
 @pytest.mark.parametrize("task", sorted(PROMPTS))
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_all_wordings_of_a_prompt_are_used_and_a_record_keeps_its_own(task, language):
-    record = dataclasses.replace(QUESTION if task == "aqa" else SPEECH, language=language)
+    record = {"aqa": QUESTION, "iasr": TEXT_FIRST}.get(task, SPEECH)
+    record = dataclasses.replace(record, language=language)
     found = {}
     for i in range(40):
         example = ExampleMaker(task)(dataclasses.replace(record, id=f"r{i}"))
@@ -174,6 +206,11 @@ def without(record: Record, number: int, **fields) -> Record:
         ("aqa", {}, without(QUESTION, 1, role="assistant"), "no question and answer"),
         ("intlv", {}, SPEECH, "a record of kind speech"),
         ("itts", {}, without(TEXT_FIRST, 1, codes_NQ=None), "no codes"),
+        ("iasr", {"pieces": 1}, SPEECH, "no word times"),
+        ("iasr", {"pieces": 1}, without(TIMED, 0, codes_NQ=None), "no codes"),
+        ("iasr", {"pieces": 1}, without(TIMED, 0, text="a, x c."), "words that are not those"),
+        ("itts", {"pieces": 1}, without(TIMED, 0, codes_NQ=codes(2)), "shorter than a frame"),
+        ("itts", {"pieces": 1}, TEXT_FIRST, "a record of kind interleaved"),
         ("text", {}, without(SPEECH, 0, text=""), "no text"),
         ("sft", {}, TEXT_FIRST, "a record of kind interleaved"),
         ("sft", {"answers": "spoken"}, without(QUESTION, 2, codes_NQ=None), "no codes"),

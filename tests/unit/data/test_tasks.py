@@ -64,6 +64,13 @@ LAYOUTS = [
         {},
         "a audiogen_start [0]^ audiogen_end^ b* audiogen_start* [5]^ audiogen_end^ </s>*",
     ),
+    (
+        "iasr",
+        ([codes(1), "b", codes(1, 5), "c"],),
+        {},
+        "Transcribe the speech into text: audio_start [0] audio_end b* audio_start [5] audio_end "
+        "c* </s>*",
+    ),
     ("audio", (codes(2, 3),), {}, "audiogen_start [3]^ [4]^ audiogen_end^ </s>*"),
     ("text", ("abc",), {}, "abc* </s>*"),
     (
@@ -121,7 +128,7 @@ def test_prompts_exist_in_both_languages_and_the_releases_comes_first():
         ("dance", (), "task 'dance', expected one of"),
         ("asr", (codes(1), "  "), "transcript: '  ', expected text"),
         ("asr", (b"", "hi"), "audio: an empty file"),
-        ("asr", ("wave.wav", "hi"), "audio: str, expected encoded bytes or an array of codes"),
+        ("tts", ("hi", "wave.wav"), "audio: str, expected encoded bytes or an array of codes"),
         ("asr", (np.zeros((2, 3)), "hi"), r"codes: float64\(2, 3\), expected integers"),
         ("asr", (np.zeros((0, 3), int), "hi"), r"codes: int64\(0, 3\)"),
         ("intlv", (["a", "b", codes(1)],), "parts 0 and 1 are both texts"),

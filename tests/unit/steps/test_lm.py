@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from ba_jax.models.audio_embed import AudioEmbedConfig
 from ba_jax.models.audio_encoder import AudioEncoderConfig
 from ba_jax.models.audio_head import AudioHeadConfig
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
-from ba_jax.models.llm import LLMConfig
+from ba_jax.models.llm import LLM, LLMConfig
 from ba_jax.models.vq_bridge import VQBridgeConfig
 from ba_jax.steps.base import StageError
 from ba_jax.steps.lm import LMSettings, LMStage, TextLMStage, _embed_some, _kept_codebooks
@@ -459,6 +460,25 @@ def test_dropout_of_inputs(stage, variables, done):
     evaluate = jax.jit(lambda v: other.evaluate(v, arrays, other.totals(arrays), KEY))
     (loss, aux), _ = done
     assert_same(evaluate(variables), {"loss": loss, **aux.metrics}, rtol=1e-5)
+
+
+def test_forgotten_words(stage, variables):
+    """Only what was a text target itself is hidden, the beginning of speech never."""
+    other = LMStage(CONFIG, dataclasses.replace(stage.settings, word_dropout=0.999999))
+    arrays = other.arrays(packed((ASR,), (SFT,)))
+    seen = []
+
+    def hidden(x_BLD, *_):
+        seen.append(x_BLD)
+        return x_BLD, None
+
+    with mock.patch.object(LLM, "__call__", lambda self, *a: hidden(*a)):
+        other._hidden(variables, arrays, arrays["codes_BLQ"], KEY)
+    zero_BL = np.all(np.asarray(seen[-1]) == 0, axis=-1)
+    begin = arrays["ids_BL"] == TOKENS.audiogen_start
+    want_BL = arrays["text_target_BL"] & ~begin
+    real_BL = arrays["segments_BL"] > 0
+    np.testing.assert_array_equal(zero_BL[real_BL], want_BL[real_BL])
 
 
 def test_a_dropped_frame_shows_its_first_codebooks(stage, variables):

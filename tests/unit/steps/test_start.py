@@ -156,3 +156,34 @@ def test_weights_of_half_precision_start_as_float32(stored, tmp_path):
     assert found[name].dtype == jnp.float32
     expected = np.asarray(half["embedding"], np.float32)
     np.testing.assert_array_equal(found[name], expected)
+
+
+def test_embeddings_from_a_tokenizer_run(tmp_path, stored):
+    """The sum of a frame's embeddings is the projection of the sum of its codebook rows."""
+    draw = np.random.default_rng(0)
+    tables = [draw.normal(size=(size, 6)).astype(np.float32) for size in SIZES]
+    kernel = draw.normal(size=(6, 8)).astype(np.float32)
+    bias = draw.normal(size=8).astype(np.float32)
+    run = tmp_path / "tokenizer"
+    save_variables(
+        run,
+        {
+            "params": {"text_projection": {"kernel": kernel, "bias": bias}},
+            "codebook": {"vq_bridge": {f"embed_{q}": t for q, t in enumerate(tables)}},
+        },
+    )
+    stage = stage_of()
+    flat = begin(stage, {"audio_embed": str(run), "llm": str(stored[0])})
+    embeddings = [np.asarray(flat[f"params/audio_embed/embedding_{q}"]) for q in range(2)]
+    for codes in ((0, 0), (4, 3), (2, 1)):
+        heard = sum(embeddings[q][code] for q, code in enumerate(codes))
+        z = sum(tables[q][code] for q, code in enumerate(codes))
+        np.testing.assert_allclose(heard, z @ kernel + bias, rtol=1e-5, atol=1e-5)
+    assert all((table[-1] == 0).all() for table in embeddings)
+    np.testing.assert_array_equal(flat["params/llm/embedding"], stored[1]["params/llm/embedding"])
+
+    wide = dataclasses.replace(CONFIG, audio_embed=AudioEmbedConfig(8, (5, 7)))
+    head = dataclasses.replace(CONFIG.audio_head, codebook_sizes=(5, 7))
+    other = stage_of(dataclasses.replace(wide, audio_head=head))
+    with pytest.raises(CheckpointError, match=r"embedding_1 of shape \(5, 8\), expected \(8, 8\)"):
+        begin(other, {"audio_embed": str(run)})
