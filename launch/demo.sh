@@ -38,20 +38,27 @@ note_time() { # adds this call's seconds to those of earlier ones
   mv "$clock.new" "$clock"
   SECONDS=0
 }
-trap note_time EXIT
+lane='' # process group of the second lane, while there is one
+finish() {
+  note_time
+  [ -z "$lane" ] || kill -- "-$lane" 2>/dev/null || true
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
 
 # run NAME COMMAND...: once; says how it goes, keeps the whole output in a log.
 run() {
-  local name=$1 began
+  local name=$1 began command
   shift
+  command="$*"
+  printf '%s\n' "${command#to_the_end * }" >>"$runs/commands.txt"
   if [ -e "$runs/done/$name" ]; then
     echo "[$name] done before"
     return
   fi
-  printf '%s\n' "$*" >>"$runs/commands.txt"
   began=$(date +%s)
-  if ! "$@" 2>&1 | tee -a "$runs/logs/$name.log" | grep --line-buffered -v '^[IW][0-9]\{4\} ' |
-    sed -u "s/^/[$name] /"; then
+  if ! "$@" 2>&1 | tee -a "$runs/logs/$name.log" |
+    sed -u -e '/^[IW][0-9]\{4\} /d' -e "s/^/[$name] /"; then
     echo "[$name] failed; its log is $runs/logs/$name.log" >&2
     return 1
   fi
@@ -61,10 +68,23 @@ run() {
 
 # train NAME CONFIG STEPS FLAGS...
 train() {
-  local name=$1 config=$2 steps=$3
+  local name=$1 config=$2 steps=$(($3 * times))
   shift 3
-  run "$name" python -m ba_jax.train --config="$config" --workdir="$runs/$name" \
-    --config.train.steps=$((steps * times)) "$@"
+  run "$name" to_the_end "$steps" python -m ba_jax.train --config="$config" \
+    --workdir="$runs/$name" --config.train.steps="$steps" "$@"
+}
+to_the_end() { # STEPS COMMAND...: a run that a signal stopped saves, and ends without an error
+  local steps=$1
+  shift
+  "$@" || return
+  local workdir=
+  for argument in "$@"; do
+    case $argument in --workdir=*) workdir=${argument#--workdir=} ;; esac
+  done
+  [ -d "$workdir/checkpoints/$steps" ] || {
+    echo "stopped before step $steps; run the script again to go on"
+    return 1
+  }
 }
 
 evaluate() { # NAME CHECKPOINTS SUITES
@@ -89,7 +109,7 @@ init=()
 [ "$encoder" != whisper ] || init=(--config.init.audio_encoder="$runs/whisper")
 train tokenizer "configs/tokenizer.py:$size" 240 --config.init.llm="$runs/text" "${init[@]}"
 run codes python -m ba_jax.tokenize --config="configs/tokenizer.py:$size" \
-  --checkpoint="$runs/tokenizer" --dataset=embedded --out="$runs/codes/embedded" --drop_audio=false
+  --checkpoint="$runs/tokenizer" --dataset=embedded --out="$runs/codes/embedded"
 
 # 3. Two lanes, as a step alone does not keep two cores busy: speech out of codes and the
 #    single-stage ablation; and the two stages of the language model.
@@ -111,13 +131,16 @@ lane_b() {
   train stage1 configs/lm_stage1.py:nano_codes 60 --config.init.llm="$runs/text" "${codes[@]}" &&
     train stage2 configs/lm_stage2.py:nano_codes 240 "${stage1[@]}" "${codes[@]}"
 }
+set -m # a process group of its own, so that it can be stopped whole
 lane_a &
 lane=$!
-lane_b || { kill "$lane" 2>/dev/null; exit 1; }
+set +m
+lane_b
 wait "$lane"
+lane=
 
 # 4. What it can do, on held-out speakers and held-out sentences.
-evaluate text_lm "$runs/stage1,$runs/text" qa_t2t
+evaluate text_lm "$runs/text" qa_t2t
 evaluate single "$runs/single" qa_t2t
 evaluate tokenizer "$runs/tokenizer,$runs/flow" reconstruction
 evaluate stage2 "$runs/tokenizer,$runs/flow,$runs/stage2" asr,qa_s2t,qa_t2t,qa_s2s,tts

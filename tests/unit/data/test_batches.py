@@ -1,0 +1,34 @@
+"""A config's `data` section as settings: what the members' names and folder mean."""
+
+from __future__ import annotations
+
+import pytest
+
+from ba_jax.config import ConfigError
+from ba_jax.data.batches import batch_settings
+
+
+def data(**changes):
+    mixture = {
+        "b": {"dataset": "speech", "task": "asr", "weight": 2.0},
+        "a": {"dataset": "/elsewhere/text", "task": "text"},
+        "none": {"dataset": "speech", "task": "tts", "weight": 0},
+    }
+    values = {"kind": "packed", "mixture": mixture, "tokenizer": "t", "row_length": 8, "rows": 2}
+    return values | {"unit": "tokens", "audio": "codes", "buckets": []} | changes
+
+
+def test_members_are_in_the_order_of_their_names_and_weight_0_leaves_out():
+    assert [s.dataset for s in batch_settings(data()).mixture] == ["/elsewhere/text", "speech"]
+
+
+@pytest.mark.parametrize("folder, want", [("", "speech"), ("/data/codes", "/data/codes/speech")])
+def test_the_folder_is_where_datasets_are(folder, want):
+    found = batch_settings(data(folder=folder)).mixture
+    assert found[1].dataset == want
+    assert found[0].dataset == "/elsewhere/text"  # a whole path stays
+
+
+def test_a_folder_that_is_none():
+    with pytest.raises(ConfigError, match="data.folder = 3: expected a path"):
+        batch_settings(data(folder=3))
