@@ -1,7 +1,7 @@
 """The ablation of the two stages (paper, Table 5): everything learns from the first step on.
 
     python -m ba_jax.train --config=configs/lm_single.py:nano_codes --workdir=runs/single \
-        --config.init.llm=runs/text
+        --config.init.llm=runs/text --config.init.audio_embed=runs/tokenizer
 
 See configs/lm_stage2.py for sizes and data; `steps` are those of both stages together.
 """

@@ -1,10 +1,11 @@
 """Language model, stage 1 (paper 3.3.1): audio embeddings and audio head learn, all else is frozen.
 
     python -m ba_jax.train --config=configs/lm_stage1.py:nano_codes --workdir=runs/stage1 \
-        --config.init.llm=runs/text
+        --config.init.llm=runs/text --config.init.audio_embed=runs/tokenizer
     python -m ba_jax.train --config=configs/lm_stage1.py:7b --workdir=DIR \
         --config.init.llm=qwen2.5-7b --config.data.folder=DATASETS
 
+Audio embeddings may start from a tokenizer run: what its text projection makes of the codebooks.
 See configs/lm_stage2.py for sizes and data.
 """
 
@@ -27,5 +28,5 @@ def get_config(size: str = "nano") -> ConfigDict:
     config.optimizer.rules = ((rest, None), (".*", 1.0))
     config.optimizer.learning_rate = 3e-3 if nano else 1e-3
     config.optimizer.warmup = 10 if nano else 500
-    config.train.steps = 60 if nano else 5_000
+    config.train.steps = 40 if nano else 5_000
     return config

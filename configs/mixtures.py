@@ -98,7 +98,7 @@ def _tokenizer_nano() -> dict:
     return _common("packed", mixture) | {
         "tokenizer": "embedded",
         "row_length": 256,
-        "rows": 4,
+        "rows": 2,
         "unit": "tokens",
         "audio": "features",
         "targets": ("hifigan_mel",),
@@ -164,23 +164,23 @@ def _lm_nano() -> dict:
 def _lm_codes_nano() -> dict:
     """As lm_nano from codes, which `python -m ba_jax.tokenize` wrote into a copy of the corpus."""
     mixture = {
-        "asr": _member("embedded", "asr", 4.0, turn="any"),
+        "asr": _member("embedded", "asr", 5.0, turn="any"),
         "asr_answers": _member("embedded", "asr", 1.0, turn="assistant"),
         # Recognition and synthesis word by word: sentences would take far longer to align.
         "words": _member("embedded", "iasr", 3.0, turn="any", pieces=1),
         "answer_words": _member("embedded", "iasr", 1.0, turn="assistant", pieces=1),
         "phrases": _member("embedded", "iasr", 2.0, turn="any", pieces=3),
-        "aqa": _member("embedded", "aqa", 3.0),
-        "s2tt": _member("embedded", "s2tt", 0.3),
-        "intlv": _member("embedded", "intlv", 0.3),
-        "tts": _member("embedded", "tts", 2.0, turn="any"),
-        "tts_answers": _member("embedded", "tts", 1.0, turn="assistant"),
-        "tts_phrases": _member("embedded", "itts", 2.0, turn="any", pieces=2),
-        "itts": _member("embedded", "itts", 0.3),
-        "audio": _member("embedded", "audio", 0.3),
-        "text": _member("embedded", "text", 1.0),
+        "aqa": _member("embedded", "aqa", 4.0),
+        "s2tt": _member("embedded", "s2tt", 0.2),
+        "intlv": _member("embedded", "intlv", 0.2),
+        "tts": _member("embedded", "tts", 1.5, turn="any"),
+        "tts_answers": _member("embedded", "tts", 0.75, turn="assistant"),
+        "tts_phrases": _member("embedded", "itts", 1.0, turn="any", pieces=2),
+        "itts": _member("embedded", "itts", 0.2),
+        "audio": _member("embedded", "audio", 0.2),
+        "text": _member("embedded", "text", 0.5),
         "written": _member("embedded", "sft", 1.5, questions="written", answers="written"),
-        "spoken": _member("embedded", "sft", 4.0, questions="spoken", answers="spoken"),
+        "spoken": _member("embedded", "sft", 3.0, questions="spoken", answers="spoken"),
     }
     return _common("packed", mixture) | {
         "folder": "runs/codes",

@@ -42,15 +42,16 @@ def get_config(size: str = "nano") -> ConfigDict:
     config.eval_data = common.of_split(config.data, "validation")
     for name in ("intlv", "answers"):  # too few of them in that split to fill batches with
         del config.eval_data.mixture[name]
-    # A batch has some 500 frames: the averages of 512 rows have to be short.
+    # A batch has some 200 frames: the averages of 512 rows have to be short.
     config.stage.update(
         {
             "weight_second_scale": 0.5,
-            "decay": 0.95,
+            "weight_commitment": 0.25,
+            "decay": 0.97,
             "replace_steps": 100,
             "restart_after": 20,
         }
     )
-    config.optimizer.update({"learning_rate": 1e-3, "warmup": 20})
-    config.train.update({"steps": 240, "evaluate_every": 80, "evaluate_batches": 2})
+    config.optimizer.update({"learning_rate": 2e-3, "warmup": 20})
+    config.train.update({"steps": 320, "evaluate_every": 80, "evaluate_batches": 2})
     return config

@@ -102,12 +102,12 @@ if [ "$encoder" = whisper ]; then
   run whisper python -m ba_jax.convert --quiet --overwrite --out "$runs/whisper" --source \
     "$(python -c 'from ba_jax.data.speech import assets; print(assets.ensure("whisper-base"))')"
 fi
-train text configs/lm_text.py:nano 240
+train text configs/lm_text.py:nano 200
 
 # 2. The tokenizer, and the corpus as its codes.
 init=()
 [ "$encoder" != whisper ] || init=(--config.init.audio_encoder="$runs/whisper")
-train tokenizer "configs/tokenizer.py:$size" 240 --config.init.llm="$runs/text" "${init[@]}"
+train tokenizer "configs/tokenizer.py:$size" 320 --config.init.llm="$runs/text" "${init[@]}"
 run codes python -m ba_jax.tokenize --config="configs/tokenizer.py:$size" \
   --checkpoint="$runs/tokenizer" --dataset=embedded --out="$runs/codes/embedded"
 
@@ -122,14 +122,15 @@ from() { # RUN COMPONENT...: flags that start components from a run
 }
 mapfile -t tokenizer < <(from "$runs/tokenizer" audio_encoder vq_bridge audio_decoder)
 mapfile -t stage1 < <(from "$runs/stage1" llm audio_embed audio_head)
+start=("--config.init.llm=$runs/text" "--config.init.audio_embed=$runs/tokenizer")
 codes=(--config.data.folder="$runs/codes" --config.eval_data.folder="$runs/codes")
 lane_a() {
   train flow "configs/flow_matching.py:$size" 160 "${tokenizer[@]}" &&
-    train single configs/lm_single.py:nano_codes 300 --config.init.llm="$runs/text" "${codes[@]}"
+    train single configs/lm_single.py:nano_codes 440 "${start[@]}" "${codes[@]}"
 }
 lane_b() {
-  train stage1 configs/lm_stage1.py:nano_codes 60 --config.init.llm="$runs/text" "${codes[@]}" &&
-    train stage2 configs/lm_stage2.py:nano_codes 240 "${stage1[@]}" "${codes[@]}"
+  train stage1 configs/lm_stage1.py:nano_codes 40 "${start[@]}" "${codes[@]}" &&
+    train stage2 configs/lm_stage2.py:nano_codes 400 "${stage1[@]}" "${codes[@]}"
 }
 set -m # a process group of its own, so that it can be stopped whole
 lane_a &
