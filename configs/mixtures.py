@@ -166,10 +166,13 @@ def _lm_codes_nano() -> dict:
     mixture = {
         "asr": _member("embedded", "asr", 5.0, turn="any"),
         "asr_answers": _member("embedded", "asr", 1.0, turn="assistant"),
+        # Words and phrases of a sentence in any order: they have to be heard.
+        "shuffled": _member("embedded", "asr", 3.0, turn="any", pieces=1),
+        "shuffled_phrases": _member("embedded", "asr", 2.0, turn="any", pieces=2),
         # Recognition and synthesis word by word: sentences would take far longer to align.
-        "words": _member("embedded", "iasr", 3.0, turn="any", pieces=1),
+        "words": _member("embedded", "iasr", 2.0, turn="any", pieces=1),
         "answer_words": _member("embedded", "iasr", 1.0, turn="assistant", pieces=1),
-        "phrases": _member("embedded", "iasr", 2.0, turn="any", pieces=3),
+        "phrases": _member("embedded", "iasr", 1.0, turn="any", pieces=3),
         "aqa": _member("embedded", "aqa", 4.0),
         "s2tt": _member("embedded", "s2tt", 0.2),
         "intlv": _member("embedded", "intlv", 0.2),

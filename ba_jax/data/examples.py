@@ -6,7 +6,7 @@ s2tt        speech with its translation
 tts, audio  speech (with its text)
             (these four: or one spoken turn or part of another kind, see `ExampleMaker.turn`)
 aqa         dialogue whose first question is spoken and whose answer is written
-intlv, itts, iasr   interleaved (the last two: or one part cut up, see `ExampleMaker.pieces`)
+intlv, itts, iasr   interleaved (the last two: or a part cut up, see `ExampleMaker.pieces`)
 sft         dialogue
 text        any with text
 """
@@ -32,8 +32,8 @@ ONE_PART_TASKS = ("asr", "s2tt", "tts", "audio")
 """Tasks that are made of one part of a record."""
 
 
-PIECE_TASKS = ("itts", "iasr")
-"""Tasks of an interleaved record, or of one part cut into pieces."""
+PIECE_TASKS = ("asr", "itts", "iasr")
+"""Tasks of one part cut into pieces."""
 
 
 class NotForTask(ValueError):  # noqa: N818 (a record that another task may use)
@@ -59,8 +59,10 @@ class ExampleMaker:
       turn: what the tasks of one part use: "" speech records; "user", "assistant" dialogues, the
         first turn of that role that has what the task needs; "any" speech records and, of
         dialogues and interleaved records, the first part that has it.
-      pieces: itts and iasr of one part (chosen as by `turn`) that has codes and word times: cut
-        between words into pieces of so many words; 0: the parts of interleaved records.
+      pieces: of asr, itts and iasr: one part (chosen as by `turn`) that has codes and word times
+        is cut between words into pieces of so many words. 0: itts and iasr use the parts of
+        interleaved records. asr puts the pieces together again in an order of the record's own:
+        what is said can then only be heard, not guessed from what was said before.
     """
 
     task: str
@@ -123,6 +125,8 @@ class ExampleMaker:
     # Each of these gives a task's arguments and the parts that they come from.
 
     def _asr(self, record: Record):
+        if self.pieces:
+            return self._first(record, lambda part: self._shuffled(part, record))
         return self._first(record, lambda part: (self._question(part, record), _text(part)))
 
     def _s2tt(self, record: Record):
@@ -216,6 +220,14 @@ class ExampleMaker:
                 raise NotForTask("a piece shorter than a frame")
             found.append((piece, codes_NQ))
         return found
+
+    def _shuffled(self, part: Part, record: Record) -> tuple[np.ndarray, str]:
+        """(codes, text) of a part's pieces in another order."""
+        pieces = self._cut(part)
+        rng = np.random.default_rng(stable_hash(record.id))
+        chosen = [pieces[number] for number in rng.permutation(len(pieces))]
+        space = " " if record.language == "en" else ""
+        return np.concatenate([codes for _, codes in chosen]), space.join(t for t, _ in chosen)
 
     def _itts(self, record: Record):
         if self.pieces:

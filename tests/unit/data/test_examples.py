@@ -91,6 +91,12 @@ LAYOUTS = [
         "a, b audiogen_start [0]^ [1]^ [2]^ audiogen_end^ c.* audiogen_start* [3]^ [4]^ "
         "audiogen_end^ </s>*",
     ),
+    (
+        "asr",
+        {"pieces": 1},
+        TIMED,
+        "{prompt} audio_start [2] [3] [4] [0] [1] audio_end b c. a,* </s>*",
+    ),
     ("asr", {"questions": "written"}, SPEECH, "{prompt} hi hi* </s>*"),
     ("s2tt", {"questions": "written"}, SPEECH, "{prompt} hi 你好* </s>*"),
     ("aqa", {"questions": "written"}, QUESTION, "{prompt} q a* </s>*"),
