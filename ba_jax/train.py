@@ -4,8 +4,8 @@
     python -m ba_jax.train --config=configs/lm_stage2.py:nano --workdir=runs/stage2 \
         --config.init.llm=runs/stage1 --config.optimizer.learning_rate=1e-3
 
-The same command goes on where a run stopped: after a crash, a SIGTERM (which saves first and exits
-with 0), or with a larger `--config.train.steps`. On several hosts every one runs it with
+The same command goes on where a run stopped: after a crash, a SIGTERM or Ctrl-C (which save first
+and exit with 0), or with a larger `--config.train.steps`. On several hosts every one runs it with
 `--distributed` (and `--coordinator`, `--processes`, `--process` where JAX cannot find them out);
 WORKDIR is a folder that all of them see. It holds checkpoints/, metrics.csv, TensorBoard's files,
 pictures/ of a fixed set of examples, and config.json. SIGUSR1 writes a trace of the next steps for
@@ -49,15 +49,18 @@ class TrainError(RuntimeError):
 
 
 class _Signals:
-    """SIGTERM asks to stop, SIGUSR1 for a trace; handlers are put back at the end."""
+    """SIGTERM or Ctrl-C asks to stop (a second Ctrl-C stops at once), SIGUSR1 for a trace.
+
+    Handlers are put back at the end.
+    """
+
+    NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def __init__(self):
         self.stop = self.trace = False
 
     def __enter__(self) -> _Signals:
-        self._before = {
-            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1)
-        }
+        self._before = {number: signal.signal(number, self._note) for number in self.NUMBERS}
         return self
 
     def __exit__(self, *_) -> None:
@@ -65,10 +68,12 @@ class _Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, _) -> None:
-        if number == signal.SIGTERM:
-            self.stop = True
-        else:
+        if number == signal.SIGUSR1:
             self.trace = True
+            return
+        self.stop = True
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
 
     def agreed_stop(self) -> bool:
         """Some host was asked to stop; the same answer on all."""

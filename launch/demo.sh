@@ -7,8 +7,9 @@
 #   ENCODER=scratch bash launch/demo.sh       the audio encoder from scratch instead of Whisper-base
 #   RUNS=/data/runs REPORT=/data/report bash launch/demo.sh
 #
-# Stop it at any point and run it again: what is done stays done, what was begun goes on. Needs
-# Python 3.11 or later with its venv module and the package index; no GPU. Logs are in runs/logs.
+# Stop it at any point (Ctrl-C) and run it again: what is done stays done, what was begun goes on
+# from its last checkpoint. Needs Python 3.11 or later with its venv module and the package index;
+# no GPU. Logs are in runs/logs.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -71,7 +72,7 @@ train() {
   local name=$1 config=$2 steps=$(($3 * times))
   shift 3
   run "$name" to_the_end "$steps" python -m ba_jax.train --config="$config" \
-    --workdir="$runs/$name" --config.train.steps="$steps" "$@"
+    --workdir="$runs/$name" --config.train.steps="$steps" --config.checkpoint.every=50 "$@"
 }
 to_the_end() { # STEPS COMMAND...: a run that a signal stopped saves, and ends without an error
   local steps=$1

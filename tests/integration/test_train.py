@@ -127,10 +127,11 @@ def test_killed_before_the_first_checkpoint_a_run_begins_again(whole, tmp_path):
     assert_same_run(workdir, tmp_path / "run")
 
 
-def test_sigterm_saves_and_the_run_goes_on_exactly(whole, tmp_path):
+@pytest.mark.parametrize("how", ["term", "interrupt"])
+def test_a_signal_saves_and_the_run_goes_on_exactly(whole, tmp_path, how):
     """Step 5 is not one at which it saves anyway."""
     config, workdir = whole
-    done = train_driver.run(config, tmp_path / "run", "term", 4)
+    done = train_driver.run(config, tmp_path / "run", how, 4)
     assert done.returncode == 0, done.stderr
     assert "stopped at step 5; the same command goes on there" in done.stderr
     assert complete_steps(tmp_path / "run" / "checkpoints")[-1] == 5
@@ -138,6 +139,7 @@ def test_sigterm_saves_and_the_run_goes_on_exactly(whole, tmp_path):
     train(config, tmp_path / "run")
     assert_same_run(workdir, tmp_path / "run")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # put back
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
 def test_a_full_disk_loses_nothing_that_was_saved(whole, tmp_path):
