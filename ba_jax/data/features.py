@@ -200,8 +200,10 @@ class _OneThread:
 
     def __enter__(self) -> None:
         with _LOCK:
+            # In every thread: OpenBLAS keeps a number for each, beside the one for all.
+            limit = self._blas.limit(limits=1)
             if not self._inside:
-                self._limit = self._blas.limit(limits=1)
+                self._limit = limit
             self._inside += 1
 
     def __exit__(self, *_) -> None:

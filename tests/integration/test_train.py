@@ -113,7 +113,8 @@ def test_killed_at_a_random_step_a_run_goes_on_exactly(whole, tmp_path):
     done = train_driver.run(config, tmp_path / "run", "kill", step)
     assert done.returncode == -signal.SIGKILL, done.stderr
     steps = complete_steps(tmp_path / "run" / "checkpoints")
-    assert steps and steps[-1] <= step, (step, steps)
+    # Checkpoints are written while training goes on: the last may not have been complete.
+    assert not steps or steps[-1] <= step, (step, steps)
     train(config, tmp_path / "run")
     assert_same_run(workdir, tmp_path / "run")
 
