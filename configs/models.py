@@ -3,10 +3,11 @@
     --config=configs/models.py:SIZE
 
   size     values     what it is
-  nano        25 M    two CPU cores, minutes: the demo and the training tests
-  tiny       2.4 M    the sizes of the golden numbers in tests/data/tiny; random weights only
-  1b5        3.1 B    the release's tokenizer and decoders around a Qwen2.5-1.5B
-  7b        10.4 B    Baichuan-Audio as released
+  nano          24 M    two CPU cores, minutes
+  nano_whisper  53 M    nano with Whisper-base as its audio encoder: the main job
+  tiny         2.4 M    the sizes of the golden numbers in tests/data/tiny; random weights only
+  1b5          3.1 B    the release's tokenizer and decoders around a Qwen2.5-1.5B
+  7b          10.4 B    Baichuan-Audio as released
 
 `python -m configs.models` counts the values by component (parameters, codebooks with their
 statistics, stored buffers); nothing is allocated.

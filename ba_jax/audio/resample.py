@@ -26,6 +26,9 @@ ROLLOFF = 0.99  # cut-off as a share of the lower Nyquist frequency
 _BLOCK_OUTPUTS = 192
 _BLOCK_TAPS = 1 << 19  # bound on the taps of a block, which makes blocks of long filters narrower
 _CACHED_TAPS = 1 << 20  # filters up to this size (4 MiB) are kept between calls
+# Multiplications of one product. Up to 2^18 of them OpenBLAS takes one thread whatever it is set to
+# (which cannot always be set but from the main thread), and more threads round otherwise.
+_PRODUCT = 1 << 17
 _WINDOW_ELEMENTS = 1 << 20  # input windows copied at a time (4 MiB)
 
 
@@ -89,7 +92,7 @@ def _resample_rows(x_BS: np.ndarray, orig: int, new: int) -> np.ndarray:
         width, count = taps_KP.shape
         windows = np.lib.stride_tricks.sliding_window_view(x_padded, width, axis=-1)
         windows = windows[:, half + start :: orig][:, :periods]
-        step = max(1, _WINDOW_ELEMENTS // (width * rows))
+        step = max(1, min(_WINDOW_ELEMENTS // (width * rows), _PRODUCT // (width * count)))
         for period in range(0, periods, step):
             block = slice(period, period + step)
             y[:, block, first : first + count] = windows[:, block] @ taps_KP

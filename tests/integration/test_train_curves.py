@@ -60,13 +60,14 @@ def test_a_run_with_audio_goes_on_exactly(dataset, tmp_path):
     changes = {"train__steps": 6, "train__accumulate": 2, "optimizer__average": 0.9}
     changes |= {"checkpoint__every": 2, "train__evaluate_every": 3}
     config = small_run.tokenizer_run(dataset, **changes)
-    train(config, tmp_path / "whole")
+    # All in processes of their own: what ran before in this one must not show.
+    assert train_driver.run(config, tmp_path / "whole").returncode == 0
     done = train_driver.run(config, tmp_path / "killed", "kill", 4)
     assert done.returncode == -9, done.stderr
-    train(config, tmp_path / "killed")
+    assert train_driver.run(config, tmp_path / "killed").returncode == 0
     done = train_driver.run(config, tmp_path / "stopped", "term", 2)
     assert done.returncode == 0, done.stderr
-    train(config, tmp_path / "stopped")
+    assert train_driver.run(config, tmp_path / "stopped").returncode == 0
     for name in ("killed", "stopped"):
         for file in ("metrics.csv", "batches.csv"):
             assert (tmp_path / name / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()

@@ -22,7 +22,7 @@ from ba_jax.data.record import Part, Record, shard_name, write_metadata, write_s
 from ba_jax.vocab import AudioTokens
 
 CODEBOOK_SIZES = (512, 256, 128, 64, 64, 64, 64, 64)
-FORMAT = ModelFormat(CODEBOOK_SIZES, 128, 4096, AudioTokens(*range(3, 12)))
+FORMAT = ModelFormat(CODEBOOK_SIZES, 128, 2048, AudioTokens(*range(3, 12)))
 """The nano model's, see `configs/models.py`."""
 
 TEXTS = {
