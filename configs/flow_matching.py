@@ -3,6 +3,10 @@
     python -m ba_jax.train --config=configs/flow_matching.py:nano --workdir=runs/flow \
         --config.init.audio_encoder=runs/tokenizer --config.init.vq_bridge=runs/tokenizer \
         --config.init.audio_decoder=runs/tokenizer
+
+nano: 160 steps in some 2 min on two CPU cores; the prior's error is then 0.78 nats, but that of
+sampled mels (mel_mae) 1.53: it needs many more. 1b5 and 7b, the same decoder: for a slice such as
+v5p-16; not run.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     python -m ba_jax.train --config=configs/lm_single.py:nano_codes --workdir=runs/single \
         --config.init.llm=runs/text --config.init.audio_embed=runs/tokenizer
 
-See configs/lm_stage2.py for sizes and data; `steps` are those of both stages together.
+nano_codes: 440 steps in some 4.5 min on two idle CPU cores. `steps` are those of both stages
+together. See configs/lm_stage2.py for sizes and data.
 """
 
 from __future__ import annotations

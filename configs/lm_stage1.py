@@ -5,8 +5,9 @@
     python -m ba_jax.train --config=configs/lm_stage1.py:7b --workdir=DIR \
         --config.init.llm=qwen2.5-7b --config.data.folder=DATASETS
 
-Audio embeddings may start from a tokenizer run: what its text projection makes of the codebooks.
-See configs/lm_stage2.py for sizes and data.
+nano_codes: 40 steps in some 30 s on two idle CPU cores. 7b: as stage 2, less the gradients of the
+language model's weights; not run. Audio embeddings may start from a tokenizer run: what its text
+projection makes of the codebooks. See configs/lm_stage2.py for sizes and data.
 """
 
 from __future__ import annotations

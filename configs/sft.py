@@ -12,6 +12,8 @@
   nano_lora nano   adapters of rank 8 in the language model
   1b5, 7b          as nano; datasets/sft as codes
   7b_lora   7b     adapters of rank 64 in the language model; the rest is frozen: for one GPU
+
+None of these was run beyond the tests; at nano a step takes as long as one of stage 2.
 """
 
 from __future__ import annotations

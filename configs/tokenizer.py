@@ -12,6 +12,9 @@ nano_whisper's encoder, which is Whisper-base as it is.
   nano          4 layers of 256, at random   the embedded corpus' speech
   nano_whisper  Whisper-base, frozen         the same
   1b5           Whisper-large's shape        the paper's ASR, AQA, S2TT and INTLV, as recordings
+
+nano: 320 steps in some 3 min on two idle CPU cores, mel error (mel_mae) 0.76 nats on validation;
+nano_whisper: in some 4 min, 0.78. 1b5: for a slice such as v5p-128; not run.
 """
 
 from __future__ import annotations

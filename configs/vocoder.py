@@ -1,6 +1,9 @@
 """The HiFT vocoder against its discriminators (paper 3.2; HiFTNet, arXiv 2309.09493).
 
 python -m ba_jax.train --config=configs/vocoder.py:nano --workdir=runs/vocoder
+
+nano: for tests, a waveform in minutes but not speech; the main job uses Griffin-Lim. 1b5 and 7b,
+the released sizes: for a slice such as v5p-16; not run.
 """
 
 from __future__ import annotations

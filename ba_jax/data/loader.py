@@ -40,6 +40,10 @@ class Batches(Protocol):
         """Rows (default: all) of the global batch at a step."""
         ...
 
+    def ids(self, step: int, rows: Sequence[int] | None = None) -> list[list[str]]:
+        """Of each row (default: all), the names of its examples."""
+        ...
+
     def report(self) -> dict[str, dict]:
         """What is in it."""
         ...
