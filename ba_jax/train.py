@@ -120,7 +120,7 @@ class _Evaluation:
 
     def __init__(self, stage: Stage, batches, mesh, settings: TrainSettings, key: jax.Array):
         self._stage, self._mesh, self._settings, self._key = stage, mesh, settings, key
-        self._batches = batches
+        self._batches, self._first = batches, None
         self._evaluate = jax.jit(
             lambda variables, arrays, key: stage.evaluate(
                 variables, arrays, stage.totals(arrays), key
@@ -139,6 +139,7 @@ class _Evaluation:
         variables = state.variables(averaged=True)
         found: dict[str, list[float]] = {}
         for number, arrays in enumerate(self._arrays()):
+            self._first = arrays if number == 0 else self._first
             placed = sharding.to_devices(arrays, self._mesh)
             metrics = self._evaluate(variables, placed, jax.random.fold_in(self._key, number))
             for name, value in jax.device_get(metrics).items():
@@ -146,12 +147,10 @@ class _Evaluation:
         return {name: float(np.mean(values)) for name, values in found.items()}
 
     def show(self, state: TrainState, writers: Writers, step: int) -> None:
-        """Pictures and audio of the first batch."""
+        """Pictures and audio of the first batch that `run` has seen."""
         if not self._settings.pictures or jax.process_count() > 1:
             return
-        with contextlib.closing(self._arrays()) as batches:
-            arrays = next(batches)
-        shown = self._stage.pictures(state.variables(averaged=True), arrays)
+        shown = self._stage.pictures(state.variables(averaged=True), self._first)
         for name, value in shown.items():
             kind, name = name.split("/", 1)
             if kind == "mel":

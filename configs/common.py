@@ -22,11 +22,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ba_jax.config import to_mapping
+from ba_jax.models.baichuan_audio import COMPONENTS
 from ba_jax.run_config import STAGES
 from configs import models
-
-TOKENIZER = ("audio_encoder", "vq_bridge")
-"""Components that turn audio into codes."""
 
 
 def base(size: str, stage: str) -> ConfigDict:
@@ -39,7 +37,7 @@ def base(size: str, stage: str) -> ConfigDict:
             "data": {},
             "eval_data": {},
             "loader": {"workers": 0, "prefetch": 2},
-            "init": dict.fromkeys(models.COMPONENTS, ""),
+            "init": dict.fromkeys(COMPONENTS, ""),
             "optimizer": {
                 "rules": (),
                 "learning_rate": 1e-4,

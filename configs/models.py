@@ -21,17 +21,6 @@ from ml_collections import ConfigDict
 
 from ba_jax.vocab import CODEBOOK_SIZES, AudioTokens
 
-COMPONENTS = (
-    "audio_encoder",
-    "vq_bridge",
-    "audio_decoder",
-    "flow_prenet",
-    "flow_unet",
-    "vocoder",
-    "llm",
-    "audio_embed",
-    "audio_head",
-)
 TOKENS = tuple(field.name for field in dataclasses.fields(AudioTokens))
 
 

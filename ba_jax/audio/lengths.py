@@ -9,6 +9,7 @@ SAMPLE_RATE = 16000  # Hz, of the audio encoder's input
 N_FFT = 400  # samples; nothing shorter has features
 HOP = 160  # samples a mel frame
 MAX_SECONDS = 30  # the audio encoder's window
+FRAME_SECONDS = 0.08  # of a frame of codes
 
 
 def mel_length(samples):

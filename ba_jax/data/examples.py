@@ -19,13 +19,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ba_jax.audio.lengths import HOP, SAMPLE_RATE
+from ba_jax.audio.lengths import FRAME_SECONDS
 from ba_jax.data import tasks
 from ba_jax.data.record import Part, Record
 from ba_jax.types import Example, Segment
 
-FRAME_SECONDS = 8 * HOP / SAMPLE_RATE
-"""Of a frame of codes."""
 ANSWERS = ("written", "spoken")
 TURNS = ("", "user", "assistant", "any")
 ONE_PART_TASKS = ("asr", "s2tt", "tts", "audio")

@@ -27,9 +27,6 @@ from ba_jax.vocab import AudioTokens
 
 _TOLERANCE = 0.1  # seconds that a decoded file may differ from its stated length; codecs pad
 
-FRAME_SECONDS = 0.08
-"""Of a frame of codes."""
-
 ON_ERROR = ("fail", "skip")
 """What to do with a damaged record: stop, or leave it out and count it."""
 
@@ -200,10 +197,8 @@ class _OneThread:
 
     def __enter__(self) -> None:
         with _LOCK:
-            # In every thread: OpenBLAS keeps a number for each, beside the one for all.
-            limit = self._blas.limit(limits=1)
             if not self._inside:
-                self._limit = limit
+                self._limit = self._blas.limit(limits=1)
             self._inside += 1
 
     def __exit__(self, *_) -> None:

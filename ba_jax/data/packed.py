@@ -188,7 +188,7 @@ class _Measure:
         audio, buckets = audio_segments(example), self.layout.buckets
         if not buckets:
             frames = sum(len(segment.codes_NQ) for segment in audio)
-            return [(len(sequence), round(100 * frames * features.FRAME_SECONDS))]
+            return [(len(sequence), round(100 * frames * lengths.FRAME_SECONDS))]
         needed = [
             features.bucket_of(samples, buckets)
             for segment in audio

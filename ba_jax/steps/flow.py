@@ -27,7 +27,8 @@ from ba_jax.losses import flow as losses
 from ba_jax.metrics import flops
 from ba_jax.models import flow_matching, layers
 from ba_jax.models.baichuan_audio import BaichuanAudio
-from ba_jax.steps.base import Aux, Stage, StageError, Variables
+from ba_jax.steps.base import Aux, StageError, Variables
+from ba_jax.steps.clips import ClipStage
 
 _PICTURES = 2  # items
 _EVAL_SEED = 0  # of the noise of evaluations, the same in each
@@ -103,7 +104,7 @@ def tokenizer_features(
     return decoded.hidden_BTD, decoded.hidden_lengths_B
 
 
-class FlowStage(Stage):
+class FlowStage(ClipStage):
     """The flow stage; batches are `AudioBatch`es with `whisper_mel` and `flow_mel`.
 
     Raises:
@@ -149,26 +150,12 @@ class FlowStage(Stage):
         whisper_lengths_B = np.asarray(batch.whisper_lengths_B, np.int32)
         hidden_B = self.hidden_lengths(whisper_lengths_B)
         lengths_B = np.minimum(hidden_B, batch.flow_lengths_B).astype(np.int32)
-        if not lengths_B.any():
-            raise StageError(
-                f"stage {self.name}: a batch of {len(lengths_B)} clips without a frame to learn"
-                f" from; {int(np.sum(batch.skipped_B))} of them were damaged and skipped"
-            )
+        self.check_frames(lengths_B, batch)
         return {
             "whisper_mel_BTM": batch.whisper_mel_BTM,
             "whisper_lengths_B": whisper_lengths_B,
             "mel_BTM": batch.flow_mel_BTM,
             "lengths_B": lengths_B,
-        }
-
-    def amounts(self, arrays: Mapping[str, Any]) -> dict[str, float]:
-        """Tokens are mel frames at 50 Hz."""
-        lengths_B = np.asarray(arrays["lengths_B"])
-        frames = float(lengths_B.sum())
-        return {
-            "tokens": frames,
-            "audio_seconds": frames / FLOW_MEL.frame_rate,
-            "examples": float((lengths_B > 0).sum()),
         }
 
     def flops(self, arrays: Mapping[str, Any]) -> float:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ba_jax.audio.lengths import bridge_length, encoder_length
+from ba_jax.audio.lengths import FRAME_SECONDS, bridge_length, encoder_length
 from ba_jax.losses.lm import CrossEntropy, cross_entropy, front, sum_over_chunks
 from ba_jax.metrics import flops
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
@@ -29,8 +29,6 @@ from ba_jax.vocab import check_codes, check_token_ids
 
 AUDIO = ("codes", "features")
 GATHER = ("row", "batch")
-FRAME_SECONDS = 0.08
-"""Of a frame of codes."""
 
 Arrays = Mapping[str, Any]
 

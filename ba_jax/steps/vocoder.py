@@ -29,7 +29,8 @@ from ba_jax.models.baichuan_audio import BaichuanAudio
 from ba_jax.models.discriminators import DiscriminatorConfig, Discriminators
 from ba_jax.models.layers import length_mask
 from ba_jax.models.vocoder import draw_source_noise, draw_source_phase
-from ba_jax.steps.base import Aux, Stage, StageError, Variables
+from ba_jax.steps.base import Aux, StageError, Variables
+from ba_jax.steps.clips import ClipStage
 
 HELPER = "discriminators"
 """Name of the discriminators among "params"."""
@@ -148,7 +149,7 @@ def generate(
     return vocoder.decode(mel_BTM, source, lengths_B), f0_BT
 
 
-class VocoderStage(Stage):
+class VocoderStage(ClipStage):
     """The vocoder stage; batches are `AudioBatch`es, best cropped, with `wave` and `flow_mel`.
 
     A recording shorter than the crop counts with the whole frames it has: waveforms are zero past
@@ -214,11 +215,7 @@ class VocoderStage(Stage):
                 f" least {self.min_samples}; lengthen the data's bucket"
             )
         lengths_B = np.asarray(batch.flow_lengths_B, np.int32)
-        if not lengths_B.any():
-            raise StageError(
-                f"stage {self.name}: a batch of {rows} clips without a frame to learn from;"
-                f" {int(np.sum(batch.skipped_B))} of them were damaged and skipped"
-            )
+        self.check_frames(lengths_B, batch)
         f0_BT = np.zeros((rows, frames), np.float32)
         for i, length in enumerate(lengths_B):
             f0_BT[i, :length] = f0_target(batch.wave_BS[i, : length * FLOW_MEL.hop])
@@ -227,16 +224,6 @@ class VocoderStage(Stage):
             "lengths_B": lengths_B,
             "wave_BS": batch.wave_BS[:, :samples],
             "f0_BT": f0_BT,
-        }
-
-    def amounts(self, arrays: Mapping[str, Any]) -> dict[str, float]:
-        """Tokens are mel frames at 50 Hz."""
-        lengths_B = np.asarray(arrays["lengths_B"])
-        frames = float(lengths_B.sum())
-        return {
-            "tokens": frames,
-            "audio_seconds": frames / FLOW_MEL.frame_rate,
-            "examples": float((lengths_B > 0).sum()),
         }
 
     def flops(self, arrays: Mapping[str, Any]) -> float:
