@@ -15,13 +15,14 @@ TensorBoard's profiler into profile/.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from ba_jax.checkpoint import CheckpointError, flatten, unflatten
 from ba_jax.config import ConfigError, to_mapping
 from ba_jax.data.batches import open_batches
 from ba_jax.data.hash import batch_hash, row_digests
-from ba_jax.data.loader import BatchError, Loader
+from ba_jax.data.loader import BatchError, Loader, host_rows
 from ba_jax.metrics.throughput import Throughput, peak_flops
 from ba_jax.metrics.writers import ProgressBar, Writers
 from ba_jax.run_config import RunConfig, TrainSettings, make_stage, parse_config
@@ -253,6 +254,10 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
             variables = start.start_variables(
                 stage, shapes, found, _shardings(shapes, mesh), init_key
             )
+            fresh = [name for name in stage.components if name not in found]
+            variables = stage.from_data(
+                variables, _first_batches(batches, stage, mesh), init_key, fresh
+            )
             state = jax.jit(begin, out_shardings=placement, donate_argnums=0)(variables)
         _write_config(workdir, config)
         first = latest or 0
@@ -280,6 +285,14 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
         with contextlib.closing(writers):
             loop = _Loop(config, stage, workdir, mesh, batches, checkpoints, writers, signals)
             return loop.run(state, first, step_function, evaluation, seed_key)
+
+
+def _first_batches(batches, stage: Stage, mesh: jax.sharding.Mesh) -> Iterator[Any]:
+    """The run's batches from its first step on, as arrays on the devices, built when asked for."""
+    host, hosts = jax.process_index(), jax.process_count()
+    for step in itertools.count():
+        rows = host_rows(batches.global_rows(step), host, hosts)
+        yield sharding.to_devices(stage.arrays(batches.build(step, rows)), mesh)
 
 
 class _Loop:

@@ -26,8 +26,14 @@ from ml_collections import ConfigDict
 
 from configs import common, mixtures
 
-SIZES = ("nano", "nano_codes", "1b5", "7b")
-MIXTURES = {"nano": "lm_nano", "nano_codes": "lm_codes_nano", "1b5": "lm", "7b": "lm"}
+SIZES = ("nano", "nano_words", "nano_codes", "1b5", "7b")
+MIXTURES = {
+    "nano": "lm_nano",
+    "nano_words": "lm_words_nano",
+    "nano_codes": "lm_codes_nano",
+    "1b5": "lm",
+    "7b": "lm",
+}
 FROZEN = r"llm/(embedding|lm_head)"
 
 
@@ -51,12 +57,13 @@ def get_config(size: str = "nano") -> ConfigDict:
         # On one device: targets of all rows side by side.
         config.stage.update({"gather": "batch", "chunk": 256})
         # Some 1,000 utterances are soon learnt by heart.
-        config.stage.update({"code_dropout": 0.2, "frame_dropout": 0.05, "word_dropout": 0.1})
+        config.stage.update({"code_dropout": 0.2, "frame_dropout": 0.05, "word_dropout": 0.05})
         # Without one of a kind in it, a split has no batches of that kind.
         config.eval_data = common.of_split(config.data, "validation", rows=4)
         for name in ("intlv", "itts", "s2tt", "audio", "text"):
-            del config.eval_data.mixture[name]
-        config.optimizer.update({"learning_rate": 1.5e-3, "warmup": 20})
+            if name in config.eval_data.mixture:
+                del config.eval_data.mixture[name]
+        config.optimizer.update({"learning_rate": 2.5e-3, "warmup": 20})
         config.train.update({"steps": 400, "evaluate_every": 100, "evaluate_batches": 2})
         return config
     config.optimizer.update({"learning_rate": 2e-5, "warmup": 1000, "b2": 0.95})

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from configs import common, mixtures
 
+BRIDGE = r"vq_bridge/(gate|up|down|norm)/.*"
 SIZES = ("nano", "nano_whisper", "1b5")
 
 
@@ -33,8 +34,8 @@ def get_config(size: str = "nano") -> ConfigDict:
       ValueError: for an unknown size.
     """
     config = common.base(common.choose(size, SIZES), "tokenizer")
-    encoder = () if size != "nano_whisper" else (("audio_encoder/.*", None),)
-    config.optimizer.rules = (("llm/.*", None), *encoder, (".*", 1.0))
+    given = (("audio_encoder/.*", None), (BRIDGE, None)) if size == "nano_whisper" else ()
+    config.optimizer.rules = (("llm/.*", None), *given, (".*", 1.0))
     if size == "1b5":
         config.data = mixtures.get_config("tokenizer")
         config.stage.update({"replace_steps": 50_000, "restart_after": 1_000})
@@ -55,6 +56,11 @@ def get_config(size: str = "nano") -> ConfigDict:
             "restart_after": 20,
         }
     )
+    if size == "nano_whisper":
+        # What the codebooks quantise does not move: k-means, then slow averages.
+        config.stage.update({"fit_frames": 12_000, "decay": 0.99, "restart_after": 60})
+        # Rows of the later codebooks differ by less than the default noise: it would drown them.
+        config.stage.gumbel_temperature = 0.0005
     config.optimizer.update({"learning_rate": 2e-3, "warmup": 20})
     config.train.update({"steps": 320, "evaluate_every": 80, "evaluate_batches": 2})
     return config

@@ -50,7 +50,7 @@ class AudioSettings:
 
     Attributes:
       mixture: what is mixed, by hours; every task must be "audio", which takes all speech of any
-        kind of record.
+        kind of record, or with `turn` "user" or "assistant" that role's speech in dialogues.
       buckets: clip lengths; `count` clips of that length in the global batch.
       crop: take one random window of a bucket's length from each recording, instead of all of it in
         pieces. Needs a single bucket; shorter recordings are padded, and count with the length they
@@ -82,10 +82,10 @@ class AudioSettings:
         for selection in self.mixture:
             if selection.task != "audio":
                 raise ValueError(f"{selection.name}: task {selection.task!r}, expected 'audio'")
-            if selection.turn:
+            if selection.turn == "any":
                 raise ValueError(
-                    f"{selection.name}: turn {selection.turn!r}, expected '': batches of audio "
-                    "take all speech of a record"
+                    f"{selection.name}: turn 'any', expected '' for all speech of a record, or "
+                    "'user' or 'assistant' for that role's alone"
                 )
         check_mixture(self.mixture)
         if self.seed < 0:
@@ -120,6 +120,7 @@ class _Measure:
     """(part, first 16 kHz sample, samples, bucket) of every clip of a record."""
 
     languages: tuple[str, ...]
+    turn: str
     buckets: tuple[Bucket, ...]
     crop: bool
     augmentation: Augmentation
@@ -130,7 +131,7 @@ class _Measure:
         speed = features.speed_of(record, self.augmentation)
         rows = []
         for number, part in enumerate(record.parts):
-            if not part.audio or not part.loss:
+            if not part.audio or not part.loss or self.turn not in ("", part.role):
                 continue
             samples = features.total_samples(part.seconds, speed)
             if self.crop:
@@ -142,7 +143,7 @@ class _Measure:
                 rows.append((number, start, length, features.bucket_of(length, self.buckets)))
                 start += length
         if not rows:
-            raise NotForTask("no audio")
+            raise NotForTask(f"no audio by {self.turn}" if self.turn else "no audio")
         return rows
 
 
@@ -171,7 +172,11 @@ class AudioBatches:
         self._counts = []
         for selection, source in zip(settings.mixture, self._sources, strict=True):
             measure = _Measure(
-                selection.languages, self.buckets, settings.crop, settings.augmentation
+                selection.languages,
+                selection.turn,
+                self.buckets,
+                settings.crop,
+                settings.augmentation,
             )
             counted = count(
                 source,

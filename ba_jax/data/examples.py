@@ -61,6 +61,7 @@ class ExampleMaker:
         is cut between words into pieces of so many words. 0: itts and iasr use the parts of
         interleaved records. asr puts the pieces together again in an order of the record's own:
         what is said can then only be heard, not guessed from what was said before.
+      order: of asr with pieces: another number is another such order of every record.
     """
 
     task: str
@@ -69,6 +70,7 @@ class ExampleMaker:
     answers: str = "written"
     turn: str = ""
     pieces: int = 0
+    order: int = 0
 
     def __post_init__(self):
         if self.task not in tasks.TASKS:
@@ -82,6 +84,11 @@ class ExampleMaker:
             raise ValueError(
                 f"task {self.task!r} with pieces = {self.pieces}: expected 0, or at least 1 with "
                 f"one of {PIECE_TASKS}"
+            )
+        if self.order < 0 or (self.order and not (self.task == "asr" and self.pieces)):
+            raise ValueError(
+                f"task {self.task!r} with pieces = {self.pieces}, order = {self.order}: expected "
+                "0, or at least 1 with asr and pieces"
             )
         if self.turn and not self.pieces and self.task not in ONE_PART_TASKS:
             raise ValueError(
@@ -222,7 +229,8 @@ class ExampleMaker:
     def _shuffled(self, part: Part, record: Record) -> tuple[np.ndarray, str]:
         """(codes, text) of a part's pieces in another order."""
         pieces = self._cut(part)
-        rng = np.random.default_rng(stable_hash(record.id))
+        name = f"{record.id}/{self.order}" if self.order else record.id
+        rng = np.random.default_rng(stable_hash(name))
         chosen = [pieces[number] for number in rng.permutation(len(pieces))]
         space = " " if record.language == "en" else ""
         return np.concatenate([codes for _, codes in chosen]), space.join(t for t, _ in chosen)

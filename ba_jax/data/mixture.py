@@ -29,7 +29,7 @@ class Selection:
       weight: its share of the mixture, relative to the others'.
       split: of the dataset.
       languages: records in other languages are left out; () takes all.
-      questions, answers, turn, pieces: see `ExampleMaker`.
+      questions, answers, turn, pieces, order: see `ExampleMaker`.
     """
 
     dataset: str
@@ -41,6 +41,7 @@ class Selection:
     answers: str = "written"
     turn: str = ""
     pieces: int = 0
+    order: int = 0
 
     def __post_init__(self):
         self.maker()  # checks what it is given
@@ -59,12 +60,15 @@ class Selection:
             more = [f"{self.questions}-{self.answers}"]
         more += [self.turn] if self.turn else []
         more += [f"{self.pieces}-words"] if self.pieces else []
+        more += [f"order-{self.order}"] if self.order else []
         more += ["+".join(self.languages)] if self.languages else []
         return "/".join([self.dataset, self.split, self.task, *more])
 
     def maker(self, frames=None) -> ExampleMaker:
         """Makes this member's examples; `frames` as in `ExampleMaker`."""
-        return ExampleMaker(self.task, frames, self.questions, self.answers, self.turn, self.pieces)
+        return ExampleMaker(
+            self.task, frames, self.questions, self.answers, self.turn, self.pieces, self.order
+        )
 
 
 def check_mixture(mixture: Sequence[Selection]) -> None:

@@ -117,6 +117,57 @@ def update(
     return new
 
 
+def kmeans(
+    key: jax.Array, frames_KE: np.ndarray, sizes: Sequence[int], *, iterations: int = 10
+) -> dict[str, np.ndarray]:
+    """A codebook collection fitted to frames: residual k-means, codebook after codebook.
+
+    Rows start at frames drawn at random (SoundStream, arXiv 2107.03312, 3.3); a row that loses all
+    its frames starts again from one. `cluster_size_q` are the counts of the K frames, so scale them
+    and `embed_avg_q` to what a batch brings.
+
+    Args:
+      key: of the draws.
+      frames_KE: float32, what the first codebook has to quantise.
+      sizes: rows of each codebook.
+
+    Raises:
+      ValueError: fewer frames than rows.
+    """
+    if len(frames_KE) < max(sizes):
+        raise ValueError(f"{len(frames_KE)} frames for {max(sizes)} rows: expected at least as many")
+    residual_KE, found = jnp.asarray(frames_KE, jnp.float32), {}
+    for q, size in enumerate(sizes):
+        draws = jax.random.split(jax.random.fold_in(key, q), iterations + 1)
+        table_VE = residual_KE[jax.random.choice(draws[0], len(residual_KE), (size,), False)]
+        for draw in draws[1:]:
+            sums_VE, counts_V, _ = _assign(residual_KE, table_VE)
+            others_VE = residual_KE[jax.random.choice(draw, len(residual_KE), (size,), False)]
+            means_VE = sums_VE / jnp.maximum(counts_V, 1)[:, None]
+            table_VE = jnp.where(counts_V[:, None] > 0, means_VE, others_VE)
+        _, counts_V, codes_K = _assign(residual_KE, table_VE)
+        residual_KE = residual_KE - table_VE[codes_K]
+        found[f"embed_{q}"] = np.asarray(table_VE)
+        found[f"embed_avg_{q}"] = np.asarray(table_VE * counts_V[:, None])
+        found[f"cluster_size_{q}"] = np.asarray(counts_V)
+    return found
+
+
+_CHUNK = 1 << 14  # frames whose distances to all rows are there at once
+
+
+@jax.jit
+def _assign(frames_KE: jax.Array, table_VE: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(sums, counts) of the frames nearest to each row, and each frame's row."""
+    chunks = [
+        nearest_code(frames_KE[None, first : first + _CHUNK], table_VE)[0]
+        for first in range(0, len(frames_KE), _CHUNK)
+    ]
+    codes_K = jnp.concatenate(chunks)
+    counts_V = jax.ops.segment_sum(jnp.ones(len(codes_K), jnp.float32), codes_K, len(table_VE))
+    return jax.ops.segment_sum(frames_KE, codes_K, len(table_VE)), counts_V, codes_K
+
+
 def initial_ages(sizes: Sequence[int], restart_after: int) -> dict[str, jax.Array]:
     """Steps since each row was last used, int32, as if none had been for `restart_after` steps.
 

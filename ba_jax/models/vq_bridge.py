@@ -132,7 +132,10 @@ class VQBridge(nn.Module):
         wide = c.code_width
         self.gate = PooledDense(wide, c.pooling, **dtypes)
         self.up = PooledDense(wide, c.pooling, **dtypes)
-        self.down = nn.Dense(wide, use_bias=False, **dtypes)
+        # From 0 the bridge begins as the norm alone: random mixing loses what a trained encoder
+        # says, above all of voices that are not in the training data.
+        zeros = nn.initializers.zeros
+        self.down = nn.Dense(wide, use_bias=False, kernel_init=zeros, **dtypes)
         self.norm = layers.layer_norm(None, **dtypes)
         self.decoder_proj = nn.Dense(c.decoder_width or c.width, **dtypes)
 

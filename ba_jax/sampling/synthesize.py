@@ -23,6 +23,7 @@ from ba_jax.models.flow_matching import draw_noise
 from ba_jax.sampling import batching
 
 VOCODERS = ("vocoder", "griffin_lim")
+MELS = ("flow", "decoder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,8 @@ class SynthesisSettings:
 
     Attributes:
       vocoder: "vocoder", the model's, or "griffin_lim".
+      mel: what becomes a wave: the "flow"'s mel, or the audio "decoder"'s, which a flow trained for
+        minutes does not yet improve on; Griffin-Lim alone reads that.
       steps, guidance: of the flow; None as the model's config says.
       iterations: of Griffin-Lim.
       rows: batch size.
@@ -38,6 +41,7 @@ class SynthesisSettings:
     """
 
     vocoder: str = "vocoder"
+    mel: str = "flow"
     steps: int | None = None
     guidance: float | None = None
     iterations: int = 32
@@ -47,6 +51,10 @@ class SynthesisSettings:
     def __post_init__(self):
         if self.vocoder not in VOCODERS:
             raise ValueError(f"vocoder {self.vocoder!r}, expected one of {VOCODERS}")
+        if self.mel not in MELS:
+            raise ValueError(f"mel {self.mel!r}, expected one of {MELS}")
+        if self.mel == "decoder" and self.vocoder != "griffin_lim":
+            raise ValueError("the vocoder reads the flow's mels: expected mel 'flow'")
         if self.rows < 1 or not self.frames or min(self.frames) < 1:
             raise ValueError(f"rows {self.rows}, frames {self.frames}: expected at least 1")
 
@@ -214,11 +222,13 @@ class Synthesizer:
         return [found[i] for i in range(len(codes))]
 
     def waves(self, codes: Sequence[np.ndarray], seeds: Sequence[int] | None = None) -> list[Wave]:
-        """Speech at 24 kHz of segments of codes.
+        """Speech of segments of codes, by the mel and the vocoder that the settings name.
 
         Raises:
           LengthError, ValueError: as `flow_mels`.
         """
+        if self.settings.mel == "decoder":
+            return self.waves_without_flow(codes)
         return self.waves_of_mels(self.flow_mels(codes, seeds), seeds)
 
     def waves_of_mels(

@@ -7,7 +7,7 @@ global under jit: a sum over the batch axis is the sum over all devices and host
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -84,6 +84,24 @@ class Stage:
         """Random values of all variables: the components' and those of helper modules, which are
         entries of "params" beside them. Works under jit and `eval_shape`."""
         return self.model.init({"params": key}, method="initialize")
+
+    def from_data(
+        self,
+        variables: Variables,
+        placed: Iterator[Mapping[str, jax.Array]],
+        key: jax.Array,
+        fresh: Collection[str],
+    ) -> Variables:
+        """Start values that depend on data, before the first step of a new run; all processes call
+        it. The default changes nothing.
+
+        Args:
+          variables: as drawn or loaded.
+          placed: the run's first batches, as many as are taken, as global arrays.
+          key: of what is random.
+          fresh: components that no checkpoint gave.
+        """
+        return variables
 
     def arrays(self, batch: Any) -> dict[str, Any]:
         """A host's batch (a NamedTuple of NumPy arrays) as the dict of arrays that the step takes,

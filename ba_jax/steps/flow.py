@@ -24,11 +24,14 @@ from ba_jax.audio.lengths import bridge_length, encoder_length
 from ba_jax.audio.mel import FLOW_MEL
 from ba_jax.data.audio_batches import AudioBatch
 from ba_jax.losses import flow as losses
+from ba_jax.losses.codec import mel_errors
 from ba_jax.metrics import flops
 from ba_jax.models import flow_matching, layers
+from ba_jax.models.audio_decoder import AudioDecoderOutput
 from ba_jax.models.baichuan_audio import BaichuanAudio
 from ba_jax.steps.base import Aux, StageError, Variables
 from ba_jax.steps.clips import ClipStage
+from ba_jax.steps.tokenizer import decoded_frames
 
 _PICTURES = 2  # items
 _EVAL_SEED = 0  # of the noise of evaluations, the same in each
@@ -42,6 +45,10 @@ class FlowSettings:
       prior, cfm: weights of the losses.
       codebook_dropout: share of items that are decoded from their first 1 to Q codebooks alone, the
         number drawn uniformly, so that codes cut short can be decoded.
+      decoder: weight of L1 + L2 of the audio decoder's coarse and refined mel. Above 0, the
+        decoder and the projection before it follow into the voices of the data, by this loss and
+        the prior's; the config's rules must train them, and batches hold `hifigan_mel`. Codes stay
+        what they are.
       eval_times: an evaluation takes the CFM loss at so many flow times: the schedule at the
         middles of as many equal parts of [0, 1].
       eval_steps: Euler steps of the mels sampled in evaluations.
@@ -53,13 +60,14 @@ class FlowSettings:
     prior: float = 1.0
     cfm: float = 1.0
     codebook_dropout: float = 0.0
+    decoder: float = 0.0
     eval_times: int = 4
     eval_steps: int = 4
 
     def __post_init__(self):
         if not 0 <= self.codebook_dropout <= 1:
             raise ValueError(f"codebook_dropout = {self.codebook_dropout}, expected 0 to 1")
-        for name in ("prior", "cfm"):
+        for name in ("prior", "cfm", "decoder"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected at least 0")
         for name in ("eval_times", "eval_steps"):
@@ -78,30 +86,32 @@ def draw_codebooks(keys_B: jax.Array, share: float, codebooks: int) -> jax.Array
     return jax.vmap(item)(keys_B)
 
 
-def tokenizer_features(
+def quantized(
     model: BaichuanAudio,
     mel_BTM: jax.Array,
     lengths_B: jax.Array,
     codebooks_B: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Whisper mel to codes and back to 50 Hz features: hidden_BTD and its lengths_B.
+    """Whisper mel to quantised features z_BNE and its lengths_B.
 
-    With `codebooks_B` an item is decoded from its first so many codebooks alone. A method of the
-    assembly: `model.apply(variables, ..., method=tokenizer_features)`.
+    With `codebooks_B` an item keeps its first so many codebooks alone. A method of the assembly:
+    `model.apply(variables, ..., method=quantized)`.
     """
     if codebooks_B is None:
         codes_BNQ, lengths_B = model.encode(mel_BTM, lengths_B)
-        decoded = model.decode(codes_BNQ, lengths_B)
-        return decoded.hidden_BTD, decoded.hidden_lengths_B
+        return model.vq_bridge.dequantize(codes_BNQ, lengths_B), lengths_B
     x, lengths_B = model.audio_encoder(mel_BTM, lengths_B)
     z, lengths_B = model.vq_bridge.features(x, lengths_B)
-    quantized = model.vq_bridge.quantize(z, lengths_B)
+    found = model.vq_bridge.quantize(z, lengths_B)
     # The residual before codebook q is what the first q left over.
-    residuals = quantized.residuals_QBNE
-    first = jnp.concatenate([residuals[:1] - residuals[1:], quantized.z_BNE[None]])
-    z = jnp.take_along_axis(first, codebooks_B[None, :, None, None] - 1, axis=0)[0]
-    decoded = model.audio_decoder(model.vq_bridge.project(z), lengths_B)
-    return decoded.hidden_BTD, decoded.hidden_lengths_B
+    residuals = found.residuals_QBNE
+    first = jnp.concatenate([residuals[:1] - residuals[1:], found.z_BNE[None]])
+    return jnp.take_along_axis(first, codebooks_B[None, :, None, None] - 1, axis=0)[0], lengths_B
+
+
+def decoded(model: BaichuanAudio, z_BNE: jax.Array, lengths_B: jax.Array) -> AudioDecoderOutput:
+    """What the audio decoder makes of quantised features."""
+    return model.audio_decoder(model.vq_bridge.project(z_BNE), lengths_B)
 
 
 class FlowStage(ClipStage):
@@ -140,9 +150,8 @@ class FlowStage(ClipStage):
         Raises:
           StageError: a batch without these features, or without a frame to learn from.
         """
-        lacking = [
-            name for name in ("whisper_mel", "flow_mel") if getattr(batch, f"{name}_BTM") is None
-        ]
+        wanted = ["whisper_mel", "flow_mel"] + ["hifigan_mel"] * (self.settings.decoder > 0)
+        lacking = [name for name in wanted if getattr(batch, f"{name}_BTM") is None]
         if lacking:
             raise StageError(
                 f"stage {self.name}: batches without {lacking}; name them in the data's `features`"
@@ -151,12 +160,18 @@ class FlowStage(ClipStage):
         hidden_B = self.hidden_lengths(whisper_lengths_B)
         lengths_B = np.minimum(hidden_B, batch.flow_lengths_B).astype(np.int32)
         self.check_frames(lengths_B, batch)
-        return {
+        arrays = {
             "whisper_mel_BTM": batch.whisper_mel_BTM,
             "whisper_lengths_B": whisper_lengths_B,
             "mel_BTM": batch.flow_mel_BTM,
             "lengths_B": lengths_B,
         }
+        if self.settings.decoder:
+            codes_B = bridge_length(encoder_length(whisper_lengths_B), self.config.vq_bridge.pooling)
+            frames_B = decoded_frames(self.config.audio_decoder, codes_B)
+            arrays["decoder_mel_BTM"] = batch.hifigan_mel_BTM
+            arrays["decoder_lengths_B"] = np.minimum(frames_B, batch.hifigan_lengths_B)
+        return arrays
 
     def flops(self, arrays: Mapping[str, Any]) -> float:
         """Prenet and one U-Net evaluation, forward and backward; the frozen tokenizer, forward.
@@ -166,39 +181,65 @@ class FlowStage(ClipStage):
         """
         config, whisper_B = self.config, np.asarray(arrays["whisper_lengths_B"])
         codes_B = bridge_length(encoder_length(whisper_B), config.vq_bridge.pooling)
-        frozen = (
-            flops.audio_encoder(config.audio_encoder, whisper_B)
-            + flops.vq_bridge(config.vq_bridge, int(codes_B.sum()))
-            + flops.audio_decoder(config.audio_decoder, codes_B)
-        )
+        frozen = flops.audio_encoder(config.audio_encoder, whisper_B)
+        frozen += flops.vq_bridge(config.vq_bridge, int(codes_B.sum()))
+        decoder = flops.audio_decoder(config.audio_decoder, codes_B)
+        frozen += flops.train(decoder) if self.settings.decoder else decoder
         trained = flops.flow_prenet(config.flow_prenet, self._hidden_of_codes(codes_B))
         trained += flops.flow_unet(config.flow_unet, np.asarray(arrays["lengths_B"]))
         return float(frozen + flops.train(trained))
 
     def totals(self, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        return {"frames": jnp.maximum(jnp.sum(arrays["lengths_B"]), 1).astype(jnp.float32)}
+        """Frames of the flow's mel, and "decoder" ones of the decoder's where it trains."""
+        lengths = {"frames": arrays["lengths_B"]}
+        if self.settings.decoder:
+            lengths["decoder"] = arrays["decoder_lengths_B"]
+        return {
+            name: jnp.maximum(jnp.sum(own), 1).astype(jnp.float32) for name, own in lengths.items()
+        }
 
     def _condition(
         self, variables: Variables, arrays: Mapping[str, jax.Array], codebooks_B=None
-    ) -> tuple[jax.Array, jax.Array]:
-        """(mu_BTM, mel_BTM) cut to the frames that both have."""
-        hidden, hidden_lengths_B = self.model.apply(
-            jax.lax.stop_gradient(variables),
+    ) -> tuple[jax.Array, jax.Array, AudioDecoderOutput]:
+        """(mu_BTM, mel_BTM) cut to the frames that both have, and what mu comes from."""
+        frozen = jax.lax.stop_gradient(variables)
+        z, lengths_B = self.model.apply(
+            frozen,
             arrays["whisper_mel_BTM"],
             arrays["whisper_lengths_B"],
             codebooks_B,
-            method=tokenizer_features,
+            method=quantized,
         )
-        hidden = jax.lax.stop_gradient(hidden)
+        z = jax.lax.stop_gradient(z)
+        own = variables if self.settings.decoder else frozen
+        output = self.model.apply(own, z, lengths_B, method=decoded)
         mu, _ = self.model.apply(
             variables,
-            hidden,
-            hidden_lengths_B,
+            output.hidden_BTD,
+            output.hidden_lengths_B,
             method=lambda model, *args: model.flow_prenet(*args),
         )
         mel = layers.zero_past(arrays["mel_BTM"].astype(jnp.float32), arrays["lengths_B"])
         frames = min(mu.shape[1], mel.shape[1])
-        return mu[:, :frames].astype(jnp.float32), mel[:, :frames]
+        return mu[:, :frames].astype(jnp.float32), mel[:, :frames], output
+
+    def _decoder(
+        self, arrays: Mapping[str, jax.Array], totals: Mapping[str, jax.Array], output
+    ) -> dict[str, jax.Array]:
+        """Metrics "decoder", the loss of the decoder's two mels, and "decoder_mae", of the refined
+        one; none where it does not train."""
+        if not self.settings.decoder:
+            return {}
+        target, lengths_B = arrays["decoder_mel_BTM"], arrays["decoder_lengths_B"]
+        frames = min(output.refined_mel_BTM.shape[1], target.shape[1])
+        errors = [
+            [
+                jnp.sum(error_B) / totals["decoder"]
+                for error_B in mel_errors(mel[:, :frames], target[:, :frames], lengths_B)
+            ]
+            for mel in (output.refined_mel_BTM, output.coarse_mel_BTM)
+        ]
+        return {"decoder": sum(sum(own) for own in errors), "decoder_mae": errors[0][0]}
 
     def _velocity(self, variables: Variables, *args: jax.Array) -> jax.Array:
         return self.model.apply(
@@ -213,7 +254,8 @@ class FlowStage(ClipStage):
         key: jax.Array,
         step: jax.Array,
     ) -> tuple[jax.Array, Aux]:
-        """Weighted prior and CFM losses; metrics "loss", "prior", "cfm"."""
+        """Weighted prior, CFM and decoder losses; metrics "loss", "prior", "cfm", those of
+        `_decoder`."""
         settings, flow = self.settings, self.config.flow_matching
         lengths_B = arrays["lengths_B"]
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(lengths_B)))
@@ -224,7 +266,7 @@ class FlowStage(ClipStage):
         if settings.codebook_dropout:
             count = len(self.config.vq_bridge.codebook_sizes)
             codebooks_B = draw_codebooks(code_keys, settings.codebook_dropout, count)
-        mu, mel = self._condition(variables, arrays, codebooks_B)
+        mu, mel, output = self._condition(variables, arrays, codebooks_B)
         prior = jnp.sum(losses.l1_B(mu, mel, lengths_B)) / totals["frames"]
 
         noise = flow_matching.draw_noise(noise_keys, mel.shape[1], mel.shape[2])
@@ -234,8 +276,13 @@ class FlowStage(ClipStage):
         mu = jnp.where(drop_B[:, None, None], 0, mu)
         velocity = self._velocity(variables, point, mu, t_B, lengths_B)
         cfm = jnp.sum(losses.cfm_B(velocity, target, lengths_B)) / totals["frames"]
-        loss = settings.prior * prior + settings.cfm * cfm
-        return loss, Aux({"loss": loss, "prior": prior, "cfm": cfm})
+        found = self._decoder(arrays, totals, output)
+        loss = self._loss(prior, cfm, found)
+        return loss, Aux({"loss": loss, "prior": prior, "cfm": cfm, **found})
+
+    def _loss(self, prior: jax.Array, cfm: jax.Array, found: Mapping[str, jax.Array]) -> jax.Array:
+        loss = self.settings.prior * prior + self.settings.cfm * cfm
+        return loss + self.settings.decoder * found["decoder"] if found else loss
 
     def evaluate(
         self,
@@ -246,12 +293,13 @@ class FlowStage(ClipStage):
     ) -> dict[str, jax.Array]:
         """The losses with every condition, at fixed times and noise, and the error of samples.
 
-        The same for every key. Metrics "loss", "prior", "cfm", and "mel_mae": mean absolute error
+        The same for every key. Metrics "loss", "prior", "cfm", those of `_decoder`, and "mel_mae": mean absolute error
         of a mel sampled in `eval_steps` guided steps, natural-log units.
         """
         settings, flow = self.settings, self.config.flow_matching
         lengths_B = arrays["lengths_B"]
-        mu, mel = self._condition(variables, arrays)
+        mu, mel, output = self._condition(variables, arrays)
+        found = self._decoder(arrays, totals, output)
         noise = self._eval_noise(mel)
         prior = jnp.sum(losses.l1_B(mu, mel, lengths_B)) / totals["frames"]
 
@@ -265,7 +313,8 @@ class FlowStage(ClipStage):
         cfm = jnp.mean(jax.lax.map(at_time, flow_matching.warp(middles, flow.schedule)))
         sampled = self._sample(variables, mu, lengths_B, noise)
         return {
-            "loss": settings.prior * prior + settings.cfm * cfm,
+            "loss": self._loss(prior, cfm, found),
+            **found,
             "prior": prior,
             "cfm": cfm,
             "mel_mae": jnp.sum(losses.l1_B(sampled, mel, lengths_B)) / totals["frames"],
@@ -296,7 +345,7 @@ class FlowStage(ClipStage):
 
         def mels(variables, arrays):
             arrays = {name: array[:_PICTURES] for name, array in arrays.items()}
-            mu, mel = self._condition(variables, arrays)
+            mu, mel, _ = self._condition(variables, arrays)
             lengths_B = arrays["lengths_B"]
             sampled = self._sample(variables, mu, lengths_B, self._eval_noise(mel))
             return {"target": mel, "mu": mu, "sampled": sampled}, lengths_B

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from ba_jax.audio.lengths import HOP, SAMPLE_RATE, bridge_length, encoder_length
 from ba_jax.data.packed import PackedBatch
@@ -57,6 +59,9 @@ class TokenizerSettings:
       restart_candidates: frames a step that each codebook may restart rows from.
       replace_from, replace_steps: share of the items that go on quantised: from the first number
         in a straight line to 1 at that step. The commitment weight has the same ramp.
+      fit_frames: 0, or so many frames of the first batches decide where a new bridge starts: its
+        norm gives the features the mean 0 and together the deviation 1, codebooks come from
+        k-means.
 
     Raises:
       ValueError: a number out of range.
@@ -74,6 +79,7 @@ class TokenizerSettings:
     restart_candidates: int = 64
     replace_from: float = 0.1
     replace_steps: int = 1000
+    fit_frames: int = 0
 
     def __post_init__(self):
         for name in ("quantizer_dropout", "replace_from"):
@@ -136,6 +142,14 @@ def _flat(array: jax.Array) -> jax.Array:
     return array.reshape(-1, *array.shape[2:])
 
 
+def _placed_as(values: Mapping[str, np.ndarray], arrays: Mapping[str, jax.Array]) -> dict:
+    """The values, of the same types and on the same devices as the arrays."""
+    return {
+        name: jax.device_put(np.asarray(values[name], old.dtype), old.sharding)
+        for name, old in arrays.items()
+    }
+
+
 class TokenizerStage(Stage):
     """The tokenizer stage; batches are `PackedBatch`es of mels, `hifigan_mel` among the targets.
 
@@ -181,8 +195,64 @@ class TokenizerStage(Stage):
         return variables
 
     def init_extra(self, variables: Variables) -> dict[str, jax.Array]:
-        """Ages of the codebooks' rows."""
-        return codebooks.initial_ages(self._sizes, self.settings.restart_after)
+        """Ages of the codebooks' rows: those that were fitted have just been used."""
+        fitted = self.settings.fit_frames > 0
+        return codebooks.initial_ages(self._sizes, 0 if fitted else self.settings.restart_after)
+
+    def from_data(
+        self,
+        variables: Variables,
+        placed: Iterator[Mapping[str, jax.Array]],
+        key: jax.Array,
+        fresh: Collection[str],
+    ) -> Variables:
+        """The bridge's norm and codebooks, see `fit_frames`."""
+        wanted = self.settings.fit_frames
+        if not wanted or "vq_bridge" not in fresh:
+            return variables
+        draw = functools.partial(codebooks.draw_candidates, size=max(1, wanted // 8))
+
+        @jax.jit
+        def some(variables, audio, key):
+            def encode(model: BaichuanAudio, bucket):
+                x, lengths_I = model.audio_encoder(
+                    _flat(bucket["mel"]), _flat(bucket["mel_lengths"])
+                )
+                return model.vq_bridge.features(x, lengths_I)
+
+            frames = []
+            for number, bucket in enumerate(audio):
+                z, lengths_I = self.model.apply(variables, bucket, method=encode)
+                valid_IN = layers.length_mask(lengths_I, z.shape[1])
+                frames.append(draw(jax.random.fold_in(key, number), z, valid_IN))
+            return frames
+
+        found, total, batches = [], 0, 0
+        while total < wanted:
+            drawn = some(variables, next(placed)["audio"], jax.random.fold_in(key, batches))
+            batches += 1
+            for candidates in drawn:
+                z_KE, there_K = multihost_utils.process_allgather(tuple(candidates), tiled=True)
+                found.append(z_KE[there_K > 0])
+                total += len(found[-1])
+        frames_KE = np.concatenate(found)[:wanted]
+        mean_E = frames_KE.mean(axis=0)
+        # One for all: features that hardly move are not made as loud as those that say something.
+        deviation = np.sqrt(np.mean((frames_KE - mean_E) ** 2)) + 1e-6
+        norm = {"scale": np.full_like(mean_E, 1 / deviation), "bias": -mean_E / deviation}
+        own = codebooks.kmeans(key, (frames_KE - mean_E) / deviation, self._sizes)
+        for name in own:
+            if name.startswith(("cluster_size_", "embed_avg_")):
+                own[name] = own[name] / batches  # they are averages of a batch
+        logging.info("bridge fitted to %d frames of %d batches", len(frames_KE), batches)
+        bridge = {**variables["params"]["vq_bridge"]}
+        bridge["norm"] = _placed_as(norm, bridge["norm"])
+        codebook = _placed_as(own, variables["codebook"]["vq_bridge"])
+        return {
+            **variables,
+            "params": {**variables["params"], "vq_bridge": bridge},
+            "codebook": {**variables["codebook"], "vq_bridge": codebook},
+        }
 
     # What a batch holds
 

@@ -47,6 +47,29 @@ def steps(opened) -> list[int]:
     return sorted(found.values())
 
 
+def test_a_roles_speech_alone(small_dataset):
+    def names(turn: str) -> set[str]:
+        mixture = (Selection(str(small_dataset), "audio", turn=turn),)
+        made = AudioBatches(settings(small_dataset, mixture=mixture), FORMAT)
+        counted = made._counts[0]
+        source = RecordSource(small_dataset, "train")
+        return {
+            f"{source[int(index)].id}/{part}"
+            for index, part in zip(counted.records_N, counted.rows_NK[:, 0], strict=True)
+        }
+
+    parts = {
+        f"{record.id}/{number}": part.role
+        for record in RecordSource(small_dataset, "train")
+        for number, part in enumerate(record.parts)
+        if part.audio
+    }
+    every = names("")
+    for role in ("user", "assistant"):
+        wanted = {name for name in every if parts[name] == role}
+        assert names(role) == wanted and 0 < len(wanted) < len(every)
+
+
 # --- the batch is a function of the step ----------------------------------------------------------
 
 
@@ -335,7 +358,7 @@ def test_what_has_no_audio_is_left_out_and_counted(small_dataset, tmp_path):
         ({"crop": True}, "2 buckets, expected 1 with crop"),
         ({"mixture": ()}, "an empty mixture"),
         ({"mixture": (Selection("d", "asr"),)}, "d/train/asr: task 'asr', expected 'audio'"),
-        ({"mixture": (Selection("d", "audio", turn="user"),)}, "turn 'user', expected ''"),
+        ({"mixture": (Selection("d", "audio", turn="any"),)}, "turn 'any', expected '' for all"),
         ({"seed": -1}, "seed -1, expected at least 0"),
     ],
 )

@@ -97,6 +97,12 @@ LAYOUTS = [
         TIMED,
         "{prompt} audio_start [2] [3] [4] [0] [1] audio_end b c. a,* </s>*",
     ),
+    (
+        "asr",
+        {"pieces": 1, "order": 1},
+        TIMED,
+        "{prompt} audio_start [0] [1] [2] [3] [4] audio_end ORDER1",
+    ),
     ("asr", {"questions": "written"}, SPEECH, "{prompt} hi hi* </s>*"),
     ("s2tt", {"questions": "written"}, SPEECH, "{prompt} hi 你好* </s>*"),
     ("aqa", {"questions": "written"}, QUESTION, "{prompt} q a* </s>*"),

@@ -215,6 +215,27 @@ def test_every_codebook_leaves_less_of_what_it_was_trained_on(seed):
     assert all(after < before for before, after in zip(norms, norms[1:], strict=False)), norms
 
 
+def test_kmeans_finds_clusters_and_counts_every_frame():
+    rng = np.random.default_rng(0)
+    coarse, fine = 10 * rng.normal(size=(4, 8)), rng.normal(size=(3, 8))
+    frames = (coarse[rng.integers(4, size=600)] + fine[rng.integers(3, size=600)]).astype(np.float32)
+    errors = []
+    for sizes in ((8,), (8, 6), (8, 6, 12)):
+        found = codebooks.kmeans(jax.random.key(1), frames, sizes, iterations=20)
+        left = frames
+        for q, size in enumerate(sizes):
+            table, counts = found[f"embed_{q}"], found[f"cluster_size_{q}"]
+            assert table.shape == (size, 8) and counts.sum() == 600
+            np.testing.assert_allclose(found[f"embed_avg_{q}"], table * counts[:, None], rtol=1e-6)
+            left = left - table[((left[:, None] - table[None]) ** 2).sum(-1).argmin(1)]
+        errors.append((left**2).mean() / frames.var(axis=0).mean())
+    assert errors[0] < 0.2 and errors[1] < errors[0] / 2 and errors[2] < errors[1], errors
+    again = codebooks.kmeans(jax.random.key(1), frames, sizes, iterations=20)
+    jax.tree.map(np.testing.assert_array_equal, found, again)
+    with pytest.raises(ValueError, match="5 frames for 12 rows: expected at least as many"):
+        codebooks.kmeans(jax.random.key(0), frames[:5], sizes)
+
+
 def test_candidates_are_distinct_valid_frames_and_merge_to_a_draw_of_both():
     first, second = (draw(jax.random.key(i), features(i), VALID) for i in range(2))
     assert len(OWNERS) == 11 and np.bincount(OWNERS).tolist() == [4, 4, 3]

@@ -53,6 +53,17 @@ def test_items_do_not_see_each_other(synthesizer, segments):
     assert np.abs(other - whole[0]).max() > 1e-2
 
 
+def test_waves_of_the_decoders_mel(config, variables, segments, synthesizer):
+    plain = Synthesizer(config, variables, dataclasses.replace(SETTINGS, mel="decoder"))
+    (made,), (wanted,) = plain.waves(segments[:1]), synthesizer.waves_without_flow(segments[:1])
+    np.testing.assert_array_equal(made.wave_S, wanted.wave_S)
+    assert made.rate == 16000 and set(plain.traces) == {"decode"}
+    with pytest.raises(ValueError, match="mel 'f0', expected one of"):
+        dataclasses.replace(SETTINGS, mel="f0")
+    with pytest.raises(ValueError, match="the vocoder reads the flow's mels"):
+        SynthesisSettings("vocoder", mel="decoder")
+
+
 def test_waves_by_griffin_lim(synthesizer, segments):
     waves = synthesizer.waves(segments[:2], seeds=[0, 1])
     assert [len(wave.wave_S) for wave in waves] == [480 * (4 * 3 - 1), 480 * (4 * 8 - 1)]

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from ba_jax.audio.mel import FLOW_MEL, WHISPER_MEL_80, log_mel, whisper_log_mel
+from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL, WHISPER_MEL_80, log_mel, whisper_log_mel
 from ba_jax.data.audio_batches import AudioBatch
 from ba_jax.models.audio_decoder import AudioDecoderConfig
 from ba_jax.models.audio_encoder import AudioEncoderConfig
@@ -20,7 +20,13 @@ from ba_jax.models.flow_prenet import FlowPrenetConfig
 from ba_jax.models.flow_unet import FlowUNetConfig
 from ba_jax.models.vq_bridge import VQBridgeConfig
 from ba_jax.steps.base import StageError
-from ba_jax.steps.flow import FlowSettings, FlowStage, draw_codebooks, tokenizer_features
+from ba_jax.steps.flow import (
+    FlowSettings,
+    FlowStage,
+    decoded,
+    draw_codebooks,
+    quantized,
+)
 
 CONFIG = BaichuanAudioConfig(
     audio_encoder=AudioEncoderConfig(mel_bins=80, width=16, layers=1, heads=2, ffn_width=32),
@@ -126,6 +132,12 @@ def evaluate(stage, evaluate_parts):
     return lambda v, a, key: evaluate_parts(v, a, stage.totals(a), key)
 
 
+def features(model, *args):
+    """Mel to 50 Hz features, as the stage makes them."""
+    output = decoded(model, *quantized(model, *args))
+    return output.hidden_BTD, output.hidden_lengths_B
+
+
 def test_amounts_and_totals_count_the_frames_that_both_have(stage, arrays):
     # 0.5 s: 51 mel, 26 encoder, 6 code, 23 decoder frames of 25; 0.3 s: 31, 16, 4, 15 of 15.
     assert arrays["lengths_B"].tolist() == [23, 15]
@@ -138,7 +150,7 @@ def test_host_and_model_agree_on_lengths(stage, variables, arrays):
         variables,
         arrays["whisper_mel_BTM"],
         arrays["whisper_lengths_B"],
-        method=tokenizer_features,
+        method=features,
     )
     np.testing.assert_array_equal(stage.hidden_lengths(arrays["whisper_lengths_B"]), lengths_B)
     assert stage.hidden_lengths(np.array([0, 1, 7])).tolist() == [0, 0, 3]
@@ -172,6 +184,37 @@ def test_the_frozen_get_a_gradient_of_zero(variables, arrays, gradient):
         assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(grads[name])), name
     for name in TRAINED:
         assert norm(grads[name]) > 1e-3, name
+
+
+def test_the_decoder_learns_where_it_is_asked_to(variables, arrays, gradient):
+    stage = FlowStage(CONFIG, FlowSettings(decoder=0.5))
+    with pytest.raises(StageError, match="batches without .'hifigan_mel'"):
+        stage.arrays(batch_of(0.5, 0.3))
+    batch = batch_of(0.5, 0.3)
+    mel = np.zeros((2, 31, 80), np.float32)
+    for i, seconds in enumerate((0.5, 0.3)):
+        own = log_mel(clip(seconds, 16000, 120 + 60 * i), HIFIGAN_MEL)
+        mel[i, : len(own)] = own
+    batch = batch._replace(hifigan_mel_BTM=mel, hifigan_lengths_B=np.array([31, 18]))
+    heard = stage.arrays(batch)
+    # 6 and 4 code frames, 46 and 30 of the coarse mel at 100 Hz.
+    assert heard["decoder_lengths_B"].tolist() == [28, 18]
+
+    @jax.jit
+    def run(params):
+        at = {**variables, "params": params}
+        return stage.loss(at, heard, stage.totals(heard), jax.random.key(0), jnp.int32(0))
+
+    (loss, aux), grads = jax.value_and_grad(run, has_aux=True)(variables["params"])
+    (frozen_loss, _), _ = gradient(variables, arrays, jax.random.key(0))
+    np.testing.assert_allclose(loss, frozen_loss + 0.5 * aux.metrics["decoder"], rtol=1e-5)
+    assert 0 < aux.metrics["decoder_mae"] < aux.metrics["decoder"]
+    assert norm(grads["audio_decoder"]) > 1e-3
+    assert norm(grads["vq_bridge"]["decoder_proj"]) > 1e-3
+    # What makes the codes stays.
+    bridge = {name: grads["vq_bridge"][name] for name in ("gate", "up", "down", "norm")}
+    assert norm(bridge) == norm(grads["audio_encoder"]) == 0
+    assert stage.flops(heard) > FlowStage(CONFIG, FlowSettings()).flops(heard)
 
 
 def test_padding_changes_nothing(stage, variables, gradient, evaluate):
@@ -227,10 +270,10 @@ def test_evaluation_is_deterministic(variables, arrays, evaluate):
 def test_keeping_all_codebooks_is_decoding_the_codes(variables, arrays):
     model = BaichuanAudio(CONFIG)
     args = arrays["whisper_mel_BTM"], arrays["whisper_lengths_B"]
-    want, _ = model.apply(variables, *args, method=tokenizer_features)
-    got, _ = model.apply(variables, *args, np.array([3, 3]), method=tokenizer_features)
+    want, _ = model.apply(variables, *args, method=features)
+    got, _ = model.apply(variables, *args, np.array([3, 3]), method=features)
     np.testing.assert_allclose(got, want, atol=1e-4)
-    fewer, _ = model.apply(variables, *args, np.array([3, 1]), method=tokenizer_features)
+    fewer, _ = model.apply(variables, *args, np.array([3, 1]), method=features)
     np.testing.assert_allclose(fewer[0], want[0], atol=1e-4)
     assert np.abs(fewer[1] - want[1]).max() > 1e-2
 

@@ -205,6 +205,48 @@ def test_a_stage_without_any_loss_is_refused():
         TokenizerSettings(weight_mel=0, weight_second_scale=0, weight_text=0)
 
 
+def test_a_new_bridge_is_fitted_to_its_first_batches(stage, variables, arrays):
+    fitting = TokenizerStage(CONFIG, dataclasses.replace(SETTINGS, fit_frames=40))
+    taken = []
+
+    def placed():
+        while True:
+            taken.append(len(taken))
+            yield arrays
+
+    key = jax.random.key(2)
+    same = fitting.from_data(variables, placed(), key, fresh=("llm",))
+    assert same is variables and not taken
+    assert stage.from_data(variables, placed(), key, fresh=("vq_bridge",)) is variables
+    found = fitting.from_data(variables, placed(), key, fresh=("vq_bridge",))
+    frames = sum(int(bucket["codes"].sum()) for bucket in arrays["audio"])
+    assert len(taken) == -(-40 // frames)
+    z, codebook = [], found["codebook"]["vq_bridge"]
+    for bucket in arrays["audio"]:
+        one = fitting._bucket(found, bucket, None)
+        for z_NE, length in zip(one.z_INE, one.lengths_I, strict=True):
+            z.append(np.asarray(z_NE)[: int(length)])
+    z = np.concatenate(z)
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=0.2)
+    np.testing.assert_allclose(z.std(), 1, atol=0.1)
+    for q, size in enumerate(CONFIG.vq_bridge.codebook_sizes):
+        counts = np.asarray(codebook[f"cluster_size_{q}"])
+        np.testing.assert_allclose(counts.sum(), 40 / len(taken), rtol=1e-5)
+        assert counts.shape == (size,)
+        assert (np.asarray(fitting.init_extra(found)[f"age_{q}"]) == 0).all()
+    left = z - np.asarray(codebook["embed_0"])[
+        ((z[:, None] - np.asarray(codebook["embed_0"])[None]) ** 2).sum(-1).argmin(1)
+    ]
+    assert (left**2).mean() < 0.9 * (z**2).mean()
+    unchanged = ("gate", "up", "down", "decoder_proj")
+    for name in unchanged:
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            found["params"]["vq_bridge"][name],
+            variables["params"]["vq_bridge"][name],
+        )
+
+
 def test_decoded_frames_are_the_decoders():
     decoder, codes = AudioDecoder(CONFIG.audio_decoder), np.array([0, 1, 5, 12], np.int32)
     x = jnp.zeros((4, 12, 16))
