@@ -69,7 +69,7 @@ def _text_nano() -> dict:
     """The embedded corpus' text: sentences, and written questions with written answers."""
     mixture = {
         "text": _member("embedded", "text", 1.0),
-        "written": _member("embedded", "sft", 2.0, questions="written", answers="written"),
+        "written": _member("embedded", "sft", 3.0, questions="written", answers="written"),
         # The spoken tasks with the text in the place of the speech: a large language model can
         # repeat, translate and answer what it reads, before it learns to hear.
         "asr": _member("embedded", "asr", 2.0, turn="any", questions="written"),

@@ -103,17 +103,18 @@ if [ "$encoder" = whisper ]; then
   run whisper python -m ba_jax.convert --quiet --overwrite --out "$runs/whisper" --source \
     "$(python -c 'from ba_jax.data.speech import assets; print(assets.ensure("whisper-base"))')"
 fi
-train text configs/lm_text.py:nano 200
+train text configs/lm_text.py:nano 300
 
 # 2. The tokenizer, and the corpus as its codes.
 init=()
 [ "$encoder" != whisper ] || init=(--config.init.audio_encoder="$runs/whisper")
-train tokenizer "configs/tokenizer.py:$size" 320 --config.init.llm="$runs/text" "${init[@]}"
+train tokenizer "configs/tokenizer.py:$size" 240 --config.init.llm="$runs/text" "${init[@]}"
 run codes python -m ba_jax.tokenize --config="configs/tokenizer.py:$size" \
   --checkpoint="$runs/tokenizer" --dataset=embedded --out="$runs/codes/embedded"
 
 # 3. Two lanes, as a step alone does not keep two cores busy: speech out of codes and the
-#    single-stage ablation; and the two stages of the language model.
+#    single-stage ablation; and the two stages of the language model, the second one with words
+#    before sentences.
 from() { # RUN COMPONENT...: flags that start components from a run
   local run=$1 component
   shift
@@ -123,15 +124,17 @@ from() { # RUN COMPONENT...: flags that start components from a run
 }
 mapfile -t tokenizer < <(from "$runs/tokenizer" audio_encoder vq_bridge audio_decoder)
 mapfile -t stage1 < <(from "$runs/stage1" llm audio_embed audio_head)
+mapfile -t words < <(from "$runs/words" llm audio_embed audio_head)
 start=("--config.init.llm=$runs/text" "--config.init.audio_embed=$runs/tokenizer")
 codes=(--config.data.folder="$runs/codes" --config.eval_data.folder="$runs/codes")
 lane_a() {
-  train flow "configs/flow_matching.py:$size" 160 "${tokenizer[@]}" &&
+  train flow "configs/flow_matching.py:$size" 300 "${tokenizer[@]}" &&
     train single configs/lm_single.py:nano_codes 440 "${start[@]}" "${codes[@]}"
 }
 lane_b() {
   train stage1 configs/lm_stage1.py:nano_codes 40 "${start[@]}" "${codes[@]}" &&
-    train stage2 configs/lm_stage2.py:nano_codes 400 "${stage1[@]}" "${codes[@]}"
+    train words configs/lm_stage2.py:nano_words 350 "${stage1[@]}" "${codes[@]}" &&
+    train stage2 configs/lm_stage2.py:nano_codes 700 "${words[@]}" "${codes[@]}"
 }
 set -m # a process group of its own, so that it can be stopped whole
 lane_a &
@@ -144,7 +147,7 @@ lane=
 # 4. What it can do, on held-out speakers and held-out sentences.
 evaluate text_lm "$runs/text" qa_t2t
 evaluate single "$runs/single" qa_t2t
-evaluate tokenizer "$runs/tokenizer,$runs/flow" reconstruction
+evaluate tokenizer "$runs/tokenizer" codec
 evaluate stage2 "$runs/tokenizer,$runs/flow,$runs/stage2" asr,qa_s2t,qa_t2t,qa_s2s,tts
 
 # 5. The report; it prints what was reached beside what was asked for.

@@ -27,6 +27,7 @@ _CAME = {
     "qa_t2t": "model wrote",
     "qa_s2s": "judge heard",
     "tts": "judge heard",
+    "codec": "judge heard",
     "reconstruction": "judge heard",
 }
 _MORE = {

@@ -30,6 +30,7 @@ STAGE_ORDER = (
     "flow",
     "vocoder",
     "stage1",
+    "words",
     "stage2",
     "single",
     "sft",

@@ -59,7 +59,8 @@ class TokenizerSettings:
       restart_candidates: frames a step that each codebook may restart rows from.
       replace_from, replace_steps: share of the items that go on quantised: from the first number
         in a straight line to 1 at that step. The commitment weight has the same ramp.
-      fit_frames: 0, or so many frames of the first batches decide where a new bridge starts: its
+      fit_frames: 0, or so many frames of the first batches (at most an eighth from one batch's
+        bucket) decide where a new bridge starts: its
         norm gives the features the mean 0 and together the deviation 1, codebooks come from
         k-means.
 

@@ -101,7 +101,7 @@ LAYOUTS = [
         "asr",
         {"pieces": 1, "order": 1},
         TIMED,
-        "{prompt} audio_start [0] [1] [2] [3] [4] audio_end ORDER1",
+        "{prompt} audio_start [3] [4] [0] [1] [2] audio_end c. a, b* </s>*",
     ),
     ("asr", {"questions": "written"}, SPEECH, "{prompt} hi hi* </s>*"),
     ("s2tt", {"questions": "written"}, SPEECH, "{prompt} hi 你好* </s>*"),
