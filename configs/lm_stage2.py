@@ -9,6 +9,7 @@
   arg         model  data
   nano        nano   the embedded corpus, all tasks, as mels: the tokenizer runs in the step
   nano_codes  nano   the same as codes, in runs/codes (`python -m ba_jax.tokenize`)
+  nano_words  nano   of these, single words and phrases: the stage's first part
   1b5         1b5    the paper's mixture as codes, in datasets/
   7b          7b     the same
 
@@ -64,7 +65,8 @@ def get_config(size: str = "nano") -> ConfigDict:
             if name in config.eval_data.mixture:
                 del config.eval_data.mixture[name]
         config.optimizer.update({"learning_rate": 2.5e-3, "warmup": 20})
-        config.train.update({"steps": 400, "evaluate_every": 100, "evaluate_batches": 2})
+        steps = 350 if size == "nano_words" else 700
+        config.train.update({"steps": steps, "evaluate_every": 100, "evaluate_batches": 2})
         return config
     config.optimizer.update({"learning_rate": 2e-5, "warmup": 1000, "b2": 0.95})
     config.train.steps = 50_000

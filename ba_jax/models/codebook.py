@@ -135,7 +135,9 @@ def kmeans(
       ValueError: fewer frames than rows.
     """
     if len(frames_KE) < max(sizes):
-        raise ValueError(f"{len(frames_KE)} frames for {max(sizes)} rows: expected at least as many")
+        raise ValueError(
+            f"{len(frames_KE)} frames for {max(sizes)} rows: expected at least as many"
+        )
     residual_KE, found = jnp.asarray(frames_KE, jnp.float32), {}
     for q, size in enumerate(sizes):
         draws = jax.random.split(jax.random.fold_in(key, q), iterations + 1)

@@ -3,7 +3,9 @@
 Audio is encoded to codes, and these are decoded to the audio decoder's 50 Hz features, by frozen
 components. The prenet turns the features into mu (prior loss: L1 against the mel), the U-Net learns
 the velocity of the flow from noise to the mel, given mu (CFM loss; mu is zeroed for a share of the
-items, so that sampling can be guided). The CFM loss reaches the prenet through mu, too.
+items, so that sampling can be guided). The CFM loss reaches the prenet through mu, too. The audio
+decoder is frozen like the rest, unless it is to follow into the voices of the data
+(`FlowSettings.decoder`).
 
 N frames of codes give 4 N - 1 frames of features, the mel has one every 480 samples: an item counts
 with the fewer of the two.
@@ -167,7 +169,8 @@ class FlowStage(ClipStage):
             "lengths_B": lengths_B,
         }
         if self.settings.decoder:
-            codes_B = bridge_length(encoder_length(whisper_lengths_B), self.config.vq_bridge.pooling)
+            pooling = self.config.vq_bridge.pooling
+            codes_B = bridge_length(encoder_length(whisper_lengths_B), pooling)
             frames_B = decoded_frames(self.config.audio_decoder, codes_B)
             arrays["decoder_mel_BTM"] = batch.hifigan_mel_BTM
             arrays["decoder_lengths_B"] = np.minimum(frames_B, batch.hifigan_lengths_B)
@@ -293,8 +296,8 @@ class FlowStage(ClipStage):
     ) -> dict[str, jax.Array]:
         """The losses with every condition, at fixed times and noise, and the error of samples.
 
-        The same for every key. Metrics "loss", "prior", "cfm", those of `_decoder`, and "mel_mae": mean absolute error
-        of a mel sampled in `eval_steps` guided steps, natural-log units.
+        The same for every key. Metrics "loss", "prior", "cfm", those of `_decoder`, and "mel_mae":
+        mean absolute error of a mel sampled in `eval_steps` guided steps, natural-log units.
         """
         settings, flow = self.settings, self.config.flow_matching
         lengths_B = arrays["lengths_B"]

@@ -36,6 +36,7 @@ from ba_jax.models.vq_bridge import draw_used
 from ba_jax.steps.base import Aux, Stage, StageError, Variables
 
 _PICTURES = 2  # items
+_MOST_EMPTY = 100  # batches without audio before it is an error that a bridge waits for some
 _PROJECTION = "text_projection"
 MEL_MEAN, MEL_DEVIATION = -4.75, 2.25
 """Of HIFIGAN_MEL, natural log, in 27 s of the embedded corpus's speech."""
@@ -59,10 +60,9 @@ class TokenizerSettings:
       restart_candidates: frames a step that each codebook may restart rows from.
       replace_from, replace_steps: share of the items that go on quantised: from the first number
         in a straight line to 1 at that step. The commitment weight has the same ramp.
-      fit_frames: 0, or so many frames of the first batches (at most an eighth from one batch's
-        bucket) decide where a new bridge starts: its
-        norm gives the features the mean 0 and together the deviation 1, codebooks come from
-        k-means.
+      fit_frames: 0, or so many frames of the first batches (at most an eighth from one bucket of
+        one) decide where a new bridge starts: its norm gives the features the mean 0 and together
+        the deviation 1, codebooks come from k-means.
 
     Raises:
       ValueError: a number out of range.
@@ -207,7 +207,11 @@ class TokenizerStage(Stage):
         key: jax.Array,
         fresh: Collection[str],
     ) -> Variables:
-        """The bridge's norm and codebooks, see `fit_frames`."""
+        """The bridge's norm and codebooks, see `fit_frames`.
+
+        Raises:
+          StageError: no audio in the first batches.
+        """
         wanted = self.settings.fit_frames
         if not wanted or "vq_bridge" not in fresh:
             return variables
@@ -230,6 +234,11 @@ class TokenizerStage(Stage):
 
         found, total, batches = [], 0, 0
         while total < wanted:
+            if batches == _MOST_EMPTY and not total:
+                raise StageError(
+                    f"stage {self.name}: fit_frames = {wanted}, but the first {batches} batches "
+                    "have no audio"
+                )
             drawn = some(variables, next(placed)["audio"], jax.random.fold_in(key, batches))
             batches += 1
             for candidates in drawn:

@@ -18,7 +18,7 @@ from ba_jax.data.audio_batches import FEATURES, WAVE_RATE, AudioBatches, AudioSe
 from ba_jax.data.augment import Augmentation
 from ba_jax.data.features import Bucket
 from ba_jax.data.mixture import Selection
-from ba_jax.data.record import Part, Record, RecordError
+from ba_jax.data.record import Part, Record, RecordError, RecordSource
 from tests.unit.data import small_corpus
 from tests.unit.data.small_corpus import FORMAT, arrays, digest, join
 

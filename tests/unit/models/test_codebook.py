@@ -218,7 +218,8 @@ def test_every_codebook_leaves_less_of_what_it_was_trained_on(seed):
 def test_kmeans_finds_clusters_and_counts_every_frame():
     rng = np.random.default_rng(0)
     coarse, fine = 10 * rng.normal(size=(4, 8)), rng.normal(size=(3, 8))
-    frames = (coarse[rng.integers(4, size=600)] + fine[rng.integers(3, size=600)]).astype(np.float32)
+    frames = coarse[rng.integers(4, size=600)] + fine[rng.integers(3, size=600)]
+    frames = frames.astype(np.float32)
     errors = []
     for sizes in ((8,), (8, 6), (8, 6, 12)):
         found = codebooks.kmeans(jax.random.key(1), frames, sizes, iterations=20)

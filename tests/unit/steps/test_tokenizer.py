@@ -233,9 +233,12 @@ def test_a_new_bridge_is_fitted_to_its_first_batches(stage, variables, arrays):
         np.testing.assert_allclose(counts.sum(), 40 / len(taken), rtol=1e-5)
         assert counts.shape == (size,)
         assert (np.asarray(fitting.init_extra(found)[f"age_{q}"]) == 0).all()
-    left = z - np.asarray(codebook["embed_0"])[
-        ((z[:, None] - np.asarray(codebook["embed_0"])[None]) ** 2).sum(-1).argmin(1)
-    ]
+    left = (
+        z
+        - np.asarray(codebook["embed_0"])[
+            ((z[:, None] - np.asarray(codebook["embed_0"])[None]) ** 2).sum(-1).argmin(1)
+        ]
+    )
     assert (left**2).mean() < 0.9 * (z**2).mean()
     unchanged = ("gate", "up", "down", "decoder_proj")
     for name in unchanged:
