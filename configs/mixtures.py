@@ -177,7 +177,15 @@ def _lm_codes_nano() -> dict:
         "words": _member("embedded", "iasr", 3.0, turn="any", pieces=1),
         "answer_words": _member("embedded", "iasr", 1.0, turn="assistant", pieces=1),
         "phrases": _member("embedded", "iasr", 2.0, turn="any", pieces=3),
-        "aqa": _member("embedded", "aqa", 5.0),
+        "aqa": _member("embedded", "aqa", 4.0),
+        # Some words of a question spoken, the others written: what is known of the one is then
+        # known of the other.
+        **{
+            f"mixed_{order}": _member(
+                "embedded", "aqa", 1.5, questions="mixed", pieces=1, order=order
+            )
+            for order in range(4)
+        },
         "s2tt": _member("embedded", "s2tt", 0.2),
         "intlv": _member("embedded", "intlv", 0.2),
         "tts": _member("embedded", "tts", 0.75, turn="any"),

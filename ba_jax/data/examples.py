@@ -25,6 +25,7 @@ from ba_jax.data.record import Part, Record
 from ba_jax.types import Example, Segment
 
 ANSWERS = ("written", "spoken")
+QUESTIONS = (*ANSWERS, "mixed")
 TURNS = ("", "user", "assistant", "any")
 ONE_PART_TASKS = ("asr", "s2tt", "tts", "audio")
 """Tasks that are made of one part of a record."""
@@ -54,6 +55,8 @@ class ExampleMaker:
       questions, answers: of `sft`, "spoken" or "written" turns of the user and the assistant;
         spoken answers are text, then speech. Of asr, aqa and s2tt, questions = "written" puts the
         text in the place of the speech: what a language model can learn of the task without ears.
+        Of aqa, "mixed" speaks some pieces of the question, at random, and writes the others: words
+        that are heard come to mean what words that are read do (as in Spirit LM, arXiv 2402.05755).
       turn: what the tasks of one part use: "" speech records; "user", "assistant" dialogues, the
         first turn of that role that has what the task needs; "any" speech records and, of
         dialogues and interleaved records, the first part that has it.
@@ -61,7 +64,9 @@ class ExampleMaker:
         is cut between words into pieces of so many words. 0: itts and iasr use the parts of
         interleaved records. asr puts the pieces together again in an order of the record's own:
         what is said can then only be heard, not guessed from what was said before.
-      order: of asr with pieces: another number is another such order of every record.
+        aqa takes pieces with questions = "mixed" alone.
+      order: of asr with pieces, and of mixed questions: another number is another order, or another
+        choice of spoken pieces, of every record.
     """
 
     task: str
@@ -75,20 +80,24 @@ class ExampleMaker:
     def __post_init__(self):
         if self.task not in tasks.TASKS:
             raise ValueError(f"task {self.task!r}, expected one of {sorted(tasks.TASKS)}")
-        for name in ("questions", "answers"):
-            if getattr(self, name) not in ANSWERS:
-                raise ValueError(f"{name} = {getattr(self, name)!r}, expected one of {ANSWERS}")
+        mixed = self.questions == "mixed" and self.task == "aqa"
+        for name, known in (("questions", QUESTIONS if mixed else ANSWERS), ("answers", ANSWERS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} = {getattr(self, name)!r}, expected one of {known}")
         if self.turn not in TURNS:
             raise ValueError(f"turn = {self.turn!r}, expected one of {TURNS}")
-        if self.pieces < 0 or (self.pieces and self.task not in PIECE_TASKS):
+        if mixed and self.pieces < 1:
+            raise ValueError(f"mixed questions with pieces = {self.pieces}: expected at least 1")
+        if self.pieces < 0 or (self.pieces and not mixed and self.task not in PIECE_TASKS):
             raise ValueError(
                 f"task {self.task!r} with pieces = {self.pieces}: expected 0, or at least 1 with "
                 f"one of {PIECE_TASKS}"
             )
-        if self.order < 0 or (self.order and not (self.task == "asr" and self.pieces)):
+        ordered = mixed or (self.task == "asr" and self.pieces)
+        if self.order < 0 or (self.order and not ordered):
             raise ValueError(
                 f"task {self.task!r} with pieces = {self.pieces}, order = {self.order}: expected "
-                "0, or at least 1 with asr and pieces"
+                "0, or at least 1 with pieces of asr or of mixed questions"
             )
         if self.turn and not self.pieces and self.task not in ONE_PART_TASKS:
             raise ValueError(
@@ -177,7 +186,8 @@ class ExampleMaker:
         turns = [part for part in record.parts if part.role != "system"]
         if len(turns) < 2 or (turns[0].role, turns[1].role) != ("user", "assistant"):
             raise NotForTask("no question and answer")
-        return (self._question(turns[0], record), _text(turns[1])), turns[:2]
+        question = self._mixed if self.questions == "mixed" else self._question
+        return (question(turns[0], record), _text(turns[1])), turns[:2]
 
     def _intlv(self, record: Record):
         _check_kind(record, "interleaved")
@@ -229,11 +239,29 @@ class ExampleMaker:
     def _shuffled(self, part: Part, record: Record) -> tuple[np.ndarray, str]:
         """(codes, text) of a part's pieces in another order."""
         pieces = self._cut(part)
-        name = f"{record.id}/{self.order}" if self.order else record.id
-        rng = np.random.default_rng(stable_hash(name))
+        rng = self._draws(record)
         chosen = [pieces[number] for number in rng.permutation(len(pieces))]
         space = " " if record.language == "en" else ""
         return np.concatenate([codes for _, codes in chosen]), space.join(t for t, _ in chosen)
+
+    def _mixed(self, part: Part, record: Record) -> list[tasks.Speech | str]:
+        """A part's pieces in their order, some of them spoken, at least one."""
+        pieces, rng = self._cut(part), self._draws(record)
+        spoken = rng.random(len(pieces)) < 0.5
+        spoken[rng.integers(len(pieces))] = True
+        space = " " if record.language == "en" else ""
+        found: list[tasks.Speech | str] = []
+        for number, (text, codes_NQ) in enumerate(pieces):
+            again = number > 0 and spoken[number] == spoken[number - 1]
+            if spoken[number]:
+                found.append(np.concatenate([found.pop(), codes_NQ]) if again else codes_NQ)
+            else:
+                found.append(f"{found.pop()}{space}{text}" if again else text)
+        return found
+
+    def _draws(self, record: Record) -> np.random.Generator:
+        name = f"{record.id}/{self.order}" if self.order else record.id
+        return np.random.default_rng(stable_hash(name))
 
     def _itts(self, record: Record):
         if self.pieces:

@@ -55,7 +55,7 @@ class Selection:
     def name(self) -> str:
         """For messages and reports: "embedded/train/asr/user", ".../sft/spoken-written/zh",
         ".../asr/written"."""
-        more = [self.questions] if self.questions == "written" else []
+        more = [self.questions] if self.questions != "spoken" else []
         if self.task == "sft":
             more = [f"{self.questions}-{self.answers}"]
         more += [self.turn] if self.turn else []

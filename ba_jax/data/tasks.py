@@ -126,10 +126,11 @@ def asr(audio, transcript: str, *, language: str, variant: int = 0) -> tuple[Seg
 
 
 def aqa(audio, answer: str, *, language: str, variant: int = 0) -> tuple[Segment, ...]:
-    """A spoken question, answered in writing."""
+    """A spoken question, or one in a list of spoken and written pieces, answered in writing."""
+    pieces = audio if isinstance(audio, list) else [audio]
     return (
         words(prompt("aqa", language, variant)),
-        heard(audio),
+        *(heard(piece) for piece in pieces),
         words(answer, "answer", loss=True),
     )
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -21,7 +20,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from ba_jax.audio.lengths import HOP, SAMPLE_RATE, bridge_length, encoder_length
 from ba_jax.data.packed import PackedBatch
@@ -34,9 +32,9 @@ from ba_jax.models.audio_decoder import AudioDecoderConfig, AudioDecoderOutput
 from ba_jax.models.baichuan_audio import BaichuanAudio
 from ba_jax.models.vq_bridge import draw_used
 from ba_jax.steps.base import Aux, Stage, StageError, Variables
+from ba_jax.steps.fit_bridge import fit_bridge
 
 _PICTURES = 2  # items
-_MOST_EMPTY = 100  # batches without audio before it is an error that a bridge waits for some
 _PROJECTION = "text_projection"
 MEL_MEAN, MEL_DEVIATION = -4.75, 2.25
 """Of HIFIGAN_MEL, natural log, in 27 s of the embedded corpus's speech."""
@@ -143,14 +141,6 @@ def _flat(array: jax.Array) -> jax.Array:
     return array.reshape(-1, *array.shape[2:])
 
 
-def _placed_as(values: Mapping[str, np.ndarray], arrays: Mapping[str, jax.Array]) -> dict:
-    """The values, of the same types and on the same devices as the arrays."""
-    return {
-        name: jax.device_put(np.asarray(values[name], old.dtype), old.sharding)
-        for name, old in arrays.items()
-    }
-
-
 class TokenizerStage(Stage):
     """The tokenizer stage; batches are `PackedBatch`es of mels, `hifigan_mel` among the targets.
 
@@ -207,62 +197,11 @@ class TokenizerStage(Stage):
         key: jax.Array,
         fresh: Collection[str],
     ) -> Variables:
-        """The bridge's norm and codebooks, see `fit_frames`.
-
-        Raises:
-          StageError: no audio in the first batches.
-        """
+        """The bridge's norm and codebooks, see `fit_frames` and `fit_bridge`."""
         wanted = self.settings.fit_frames
         if not wanted or "vq_bridge" not in fresh:
             return variables
-        draw = functools.partial(codebooks.draw_candidates, size=max(1, wanted // 8))
-
-        @jax.jit
-        def some(variables, audio, key):
-            def encode(model: BaichuanAudio, bucket):
-                x, lengths_I = model.audio_encoder(
-                    _flat(bucket["mel"]), _flat(bucket["mel_lengths"])
-                )
-                return model.vq_bridge.features(x, lengths_I)
-
-            frames = []
-            for number, bucket in enumerate(audio):
-                z, lengths_I = self.model.apply(variables, bucket, method=encode)
-                valid_IN = layers.length_mask(lengths_I, z.shape[1])
-                frames.append(draw(jax.random.fold_in(key, number), z, valid_IN))
-            return frames
-
-        found, total, batches = [], 0, 0
-        while total < wanted:
-            if batches == _MOST_EMPTY and not total:
-                raise StageError(
-                    f"stage {self.name}: fit_frames = {wanted}, but the first {batches} batches "
-                    "have no audio"
-                )
-            drawn = some(variables, next(placed)["audio"], jax.random.fold_in(key, batches))
-            batches += 1
-            for candidates in drawn:
-                z_KE, there_K = multihost_utils.process_allgather(tuple(candidates), tiled=True)
-                found.append(z_KE[there_K > 0])
-                total += len(found[-1])
-        frames_KE = np.concatenate(found)[:wanted]
-        mean_E = frames_KE.mean(axis=0)
-        # One for all: features that hardly move are not made as loud as those that say something.
-        deviation = np.sqrt(np.mean((frames_KE - mean_E) ** 2)) + 1e-6
-        norm = {"scale": np.full_like(mean_E, 1 / deviation), "bias": -mean_E / deviation}
-        own = codebooks.kmeans(key, (frames_KE - mean_E) / deviation, self._sizes)
-        for name in own:
-            if name.startswith(("cluster_size_", "embed_avg_")):
-                own[name] = own[name] / batches  # they are averages of a batch
-        logging.info("bridge fitted to %d frames of %d batches", len(frames_KE), batches)
-        bridge = {**variables["params"]["vq_bridge"]}
-        bridge["norm"] = _placed_as(norm, bridge["norm"])
-        codebook = _placed_as(own, variables["codebook"]["vq_bridge"])
-        return {
-            **variables,
-            "params": {**variables["params"], "vq_bridge": bridge},
-            "codebook": {**variables["codebook"], "vq_bridge": codebook},
-        }
+        return fit_bridge(self.model, self.name, variables, placed, key, wanted)
 
     # What a batch holds
 

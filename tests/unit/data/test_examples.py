@@ -44,6 +44,16 @@ QUESTION = Record(
 # b begins in the middle of the third frame, c in the fourth.
 TIMES = (Word("a", 0.05, 0.1), Word("b", 0.17, 0.22), Word("c", 0.25, 0.4))
 TIMED = Record("w", "speech", "en", (part("a, b c.", 5, 0, words=TIMES),), "s")
+ASKED = Record(
+    "m",
+    "dialogue",
+    "en",
+    (
+        part("a, b c?", 5, 0, words=TIMES, role="user"),
+        part("d", 1, 9, role="assistant"),
+    ),
+    "s",
+)
 PARAGRAPHS = Record("p", "text", "zh", (Part("天"), Part("地")), "s")
 
 
@@ -59,6 +69,18 @@ LAYOUTS = [
     ("s2tt", {}, SPEECH, "{prompt} audio_start [0] [1] audio_end 你好* </s>*"),
     ("s2tt", {}, CHINESE, "{prompt} audio_start [0] [1] audio_end hi* </s>*"),
     ("aqa", {}, QUESTION, "{prompt} audio_start [1] audio_end a* </s>*"),
+    (
+        "aqa",
+        {"questions": "mixed", "pieces": 1},
+        ASKED,
+        "{prompt} audio_start [0] [1] audio_end b audio_start [3] [4] audio_end d* </s>*",
+    ),
+    (
+        "aqa",
+        {"questions": "mixed", "pieces": 1, "order": 2},
+        ASKED,
+        "{prompt} a, audio_start [2] [3] [4] audio_end d* </s>*",
+    ),
     ("intlv", {}, TEXT_FIRST, "a* audio_start [5] audio_end c* </s>*"),
     ("intlv", {}, SPEECH_FIRST, "audio_start [0] audio_end b* audio_start [9] audio_end"),
     ("tts", {}, SPEECH, "hi audiogen_start [0]^ [1]^ audiogen_end^ </s>*"),
@@ -294,6 +316,35 @@ def test_the_speaker_is_of_the_turn():
 def test_records_without_such_a_turn_are_a_reason(task, turn, record, reason):
     with pytest.raises(NotForTask, match=reason):
         ExampleMaker(task, turn=turn)(record)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"task": "asr", "questions": "mixed"}, "questions = 'mixed', expected one of"),
+        ({"task": "aqa", "questions": "mixed"}, "mixed questions with pieces = 0"),
+        ({"task": "aqa", "pieces": 1}, "task 'aqa' with pieces = 1"),
+        ({"task": "aqa", "order": 1}, "order = 1: expected 0"),
+        ({"task": "iasr", "pieces": 1, "order": 1}, "order = 1: expected 0"),
+    ],
+)
+def test_options_that_do_not_go_together(options, message):
+    with pytest.raises(ValueError, match=message):
+        ExampleMaker(**options)
+
+
+def test_mixed_questions_say_everything_once():
+    for order in range(20):
+        maker = ExampleMaker("aqa", questions="mixed", pieces=1, order=order)
+        _, *question, answer = maker(ASKED).segments
+        said = [s.text if s.codes_NQ is None else s.codes_NQ[:, 0].tolist() for s in question]
+        kinds = [isinstance(value, str) for value in said]
+        assert not all(kinds) and all(a != b for a, b in zip(kinds, kinds[1:], strict=False))
+        pieces = {"a,": [0, 1], "b": [2], "c?": [3, 4]}
+        heard = [code for value in said if not isinstance(value, str) for code in value]
+        read = " ".join(value for value in said if isinstance(value, str)).split()
+        assert heard == [c for name, own in pieces.items() if name not in read for c in own]
+        assert answer.text == "d" and answer.loss and not any(s.loss for s in question)
 
 
 def test_a_late_system_turn_is_a_reason():
