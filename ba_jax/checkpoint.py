@@ -18,6 +18,7 @@ import math
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -190,8 +191,17 @@ def new_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Pat
         partial.rename(path)
         shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
         raise
+
+
+def _remove(folder: Path, tries: int = 20) -> None:
+    """Removes a folder that writes still in flight may add to for a moment."""
+    for _ in range(tries):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def save_streamed(directory: str | os.PathLike, tree: Mapping[str, Any]) -> None:
