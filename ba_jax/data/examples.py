@@ -241,22 +241,22 @@ class ExampleMaker:
         pieces = self._cut(part)
         rng = self._draws(record)
         chosen = [pieces[number] for number in rng.permutation(len(pieces))]
-        space = " " if record.language == "en" else ""
-        return np.concatenate([codes for _, codes in chosen]), space.join(t for t, _ in chosen)
+        return np.concatenate([codes for _, codes in chosen]), _space(record).join(
+            t for t, _ in chosen
+        )
 
     def _mixed(self, part: Part, record: Record) -> list[tasks.Speech | str]:
         """A part's pieces in their order, some of them spoken, at least one."""
         pieces, rng = self._cut(part), self._draws(record)
         spoken = rng.random(len(pieces)) < 0.5
         spoken[rng.integers(len(pieces))] = True
-        space = " " if record.language == "en" else ""
         found: list[tasks.Speech | str] = []
         for number, (text, codes_NQ) in enumerate(pieces):
             again = number > 0 and spoken[number] == spoken[number - 1]
             if spoken[number]:
                 found.append(np.concatenate([found.pop(), codes_NQ]) if again else codes_NQ)
             else:
-                found.append(f"{found.pop()}{space}{text}" if again else text)
+                found.append(f"{found.pop()}{_space(record)}{text}" if again else text)
         return found
 
     def _draws(self, record: Record) -> np.random.Generator:
@@ -335,3 +335,8 @@ def _translation(part: Part) -> str:
 def audio_segments(example: Example) -> list[Segment]:
     """The audio segments of an example, in order."""
     return [segment for segment in example.segments if segment.is_audio]
+
+
+def _space(record: Record) -> str:
+    """What stands between the pieces of a text."""
+    return " " if record.language == "en" else ""

@@ -33,7 +33,7 @@ from ba_jax.models.audio_decoder import AudioDecoderOutput
 from ba_jax.models.baichuan_audio import BaichuanAudio
 from ba_jax.steps.base import Aux, StageError, Variables
 from ba_jax.steps.clips import ClipStage
-from ba_jax.steps.tokenizer import decoded_frames
+from ba_jax.steps.tokenizer import decoded_frames, upsampled_frames
 
 _PICTURES = 2  # items
 _EVAL_SEED = 0  # of the noise of evaluations, the same in each
@@ -136,12 +136,14 @@ class FlowStage(ClipStage):
 
     def _hidden_of_codes(self, codes_B: np.ndarray) -> np.ndarray:
         decoder = self.config.audio_decoder
-        kept = min(decoder.kernel_size, decoder.upsample_rates[0])
-        return np.where(codes_B > 0, (codes_B - 1) * decoder.upsample_rates[0] + kept, 0)
+        return upsampled_frames(decoder, codes_B, decoder.upsample_rates[0])
+
+    def _codes(self, whisper_lengths_B: np.ndarray) -> np.ndarray:
+        return bridge_length(encoder_length(whisper_lengths_B), self.config.vq_bridge.pooling)
 
     def hidden_lengths(self, whisper_lengths_B: np.ndarray) -> np.ndarray:
         """Frames of mu for frames of Whisper's mel, on the host."""
-        codes_B = bridge_length(encoder_length(whisper_lengths_B), self.config.vq_bridge.pooling)
+        codes_B = self._codes(whisper_lengths_B)
         ratio = np.float32(self.config.flow_prenet.length_ratio)
         hidden_B = self._hidden_of_codes(codes_B).astype(np.float32)
         return np.floor(hidden_B * ratio).astype(np.int32)
@@ -169,8 +171,7 @@ class FlowStage(ClipStage):
             "lengths_B": lengths_B,
         }
         if self.settings.decoder:
-            pooling = self.config.vq_bridge.pooling
-            codes_B = bridge_length(encoder_length(whisper_lengths_B), pooling)
+            codes_B = self._codes(whisper_lengths_B)
             frames_B = decoded_frames(self.config.audio_decoder, codes_B)
             arrays["decoder_mel_BTM"] = batch.hifigan_mel_BTM
             arrays["decoder_lengths_B"] = np.minimum(frames_B, batch.hifigan_lengths_B)
@@ -183,7 +184,7 @@ class FlowStage(ClipStage):
         at full size, 2.3 % at nano.
         """
         config, whisper_B = self.config, np.asarray(arrays["whisper_lengths_B"])
-        codes_B = bridge_length(encoder_length(whisper_B), config.vq_bridge.pooling)
+        codes_B = self._codes(whisper_B)
         frozen = flops.audio_encoder(config.audio_encoder, whisper_B)
         frozen += flops.vq_bridge(config.vq_bridge, int(codes_B.sum()))
         decoder = flops.audio_decoder(config.audio_decoder, codes_B)

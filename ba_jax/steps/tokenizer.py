@@ -105,12 +105,17 @@ def replaced_share(step: jax.Array | int, settings: TokenizerSettings) -> jax.Ar
     return settings.replace_from + (1 - settings.replace_from) * done
 
 
+def upsampled_frames(decoder: AudioDecoderConfig, length: np.ndarray, rate: int) -> np.ndarray:
+    """Frames after one of the decoder's upsamplings, on the host; 0 for 0."""
+    kept = min(decoder.kernel_size, rate)
+    return np.where(length > 0, (length - 1) * rate + kept, 0)
+
+
 def decoded_frames(decoder: AudioDecoderConfig, codes: np.ndarray) -> np.ndarray:
     """Frames of the decoder's mel for numbers of code frames, on the host; 0 for 0."""
     length = np.asarray(codes)
     for rate in decoder.upsample_rates:
-        cut = max(0, decoder.kernel_size - rate)
-        length = np.where(length > 0, (length - 1) * rate + decoder.kernel_size - cut, 0)
+        length = upsampled_frames(decoder, length, rate)
     return decoder.mel_length(length).astype(np.int32)
 
 
