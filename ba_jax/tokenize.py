@@ -6,7 +6,8 @@
 Every recording goes through the frozen audio encoder and quantiser, in float32 and in chunks of at
 most 30 s, on all local devices. The new dataset has the same records, in the same order and splits,
 with the files beside them (text tokenizer, licences): it can be used wherever the old one can, and
-with `data.audio = "codes"`. Shards are divided among processes (`--distributed`). Run again, it
+with `data.audio = "codes"`. `--speed=1.1` plays the recordings faster, so that a small corpus gives
+more codes. Shards are divided among processes (`--distributed`). Run again, it
 goes on where it was. Exit codes: 0 a dataset is there, 1 the run failed, 2 a wrong command line,
 config or checkpoint, 130 interrupted.
 """
@@ -149,6 +150,7 @@ def tokenize(
     splits: Sequence[str] = (),
     chunk_seconds: float = 30.0,
     drop_audio: bool = False,
+    speed: float = 1.0,
     overwrite: bool = False,
     show_progress: bool = False,
     host: int = 0,
@@ -166,6 +168,7 @@ def tokenize(
       chunk_seconds: recordings are cut into chunks of at most this length, as `features` mode cuts
         them into its longest bucket's: both give the same frames if it is the same.
       drop_audio: do not keep the audio beside its codes.
+      speed: how many times as fast the recordings are played, see `Tokenized`.
       overwrite: discard what another run left in `out`.
       show_progress: a bar on the standard error.
       host, hosts, barrier: which process this is, of how many that share the work and the folder,
@@ -186,6 +189,7 @@ def tokenize(
             "splits": list(splits),
             "chunk_seconds": chunk_seconds,
             "drop_audio": drop_audio,
+            "speed": speed,
         },
         ITEMS_PER_SHARD,
     )
@@ -328,6 +332,7 @@ def define_flags() -> None:
     flags.DEFINE_list("splits", [], "Of the dataset; default: all.")
     flags.DEFINE_float("chunk_seconds", 30.0, "Longest chunk that is encoded at once.")
     flags.DEFINE_bool("drop_audio", False, "Leave the audio out where there are codes.")
+    flags.DEFINE_float("speed", 1.0, "Play recordings so many times as fast; drops their audio.")
     flags.DEFINE_bool("overwrite", False, "Discard what another run left in --out.")
     flags.DEFINE_enum("on_error", "fail", ON_ERROR, "What to do with a damaged record.")
     default = TokenizeSettings()
@@ -376,6 +381,7 @@ def main(argv: list[str]) -> int:
             splits=args.splits,
             chunk_seconds=args.chunk_seconds,
             drop_audio=args.drop_audio,
+            speed=args.speed,
             overwrite=args.overwrite,
             show_progress=not args.quiet,
             host=jax.process_index(),

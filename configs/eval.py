@@ -62,7 +62,7 @@ def get_config(size: str = "nano") -> ConfigDict:
                     },
                     "rows": 64 if nano else 16,
                     "lengths": (64,) if nano else (128, 512),
-                    "max_text": 24 if nano else 256,
+                    "max_text": 48 if nano else 256,
                     "max_frames": 64 if nano else 376,
                 },
                 "synthesis": {

@@ -162,40 +162,52 @@ def _lm_nano() -> dict:
 
 
 def _lm_codes_nano() -> dict:
-    """As lm_nano from codes, which `python -m ba_jax.tokenize` wrote into a copy of the corpus."""
+    """As lm_nano from codes, which `python -m ba_jax.tokenize` wrote into a copy of the corpus.
+
+    What is heard comes at three speeds, from two more copies (`--speed`).
+    """
     mixture = {
-        "asr": _member("embedded", "asr", 5.0, turn="any"),
+        **_at_all_speeds("asr", "asr", 5.0, turn="any"),
         "asr_answers": _member("embedded", "asr", 1.0, turn="assistant"),
         # Words and phrases of a sentence in any order: they have to be heard.
         **{
             f"shuffled_{order}": _member(
-                "embedded", "asr", 1.0, turn="any", pieces=1 + order % 2, order=order
+                _SPEEDS[order % 3], "asr", 1.0, turn="any", pieces=1 + order % 2, order=order
             )
             for order in range(6)
         },
         # Recognition and synthesis word by word: sentences would take far longer to align.
-        "words": _member("embedded", "iasr", 3.0, turn="any", pieces=1),
+        **_at_all_speeds("words", "iasr", 3.0, turn="any", pieces=1),
         "answer_words": _member("embedded", "iasr", 1.0, turn="assistant", pieces=1),
         "phrases": _member("embedded", "iasr", 2.0, turn="any", pieces=3),
-        "aqa": _member("embedded", "aqa", 4.0),
+        # Answers begin with the question as it was heard.
+        **_at_all_speeds("aqa", "aqa", 5.0, read_back=True),
         # Some words of a question spoken, the others written: what is known of the one is then
         # known of the other.
         **{
             f"mixed_{order}": _member(
-                "embedded", "aqa", 1.5, questions="mixed", pieces=1, order=order
+                _SPEEDS[order % 3],
+                "aqa",
+                0.5,
+                questions="mixed",
+                pieces=1,
+                order=order,
+                read_back=True,
             )
-            for order in range(4)
+            for order in range(6)
         },
         "s2tt": _member("embedded", "s2tt", 0.2),
         "intlv": _member("embedded", "intlv", 0.2),
-        "tts": _member("embedded", "tts", 0.75, turn="any"),
-        "tts_answers": _member("embedded", "tts", 1.5, turn="assistant"),
-        "tts_phrases": _member("embedded", "itts", 1.0, turn="any", pieces=2),
+        # The assistant's voice alone: some minutes teach one voice a language, not twenty.
+        "tts": _member("embedded", "tts", 2.0, turn="any", speakers=_ASSISTANT),
+        "tts_phrases": _member("embedded", "itts", 1.0, turn="any", pieces=2, speakers=_ASSISTANT),
         "itts": _member("embedded", "itts", 0.2),
         "audio": _member("embedded", "audio", 0.2),
         "text": _member("embedded", "text", 0.5),
         "written": _member("embedded", "sft", 1.5, questions="written", answers="written"),
-        "spoken": _member("embedded", "sft", 3.0, questions="spoken", answers="spoken"),
+        "spoken": _member(
+            "embedded", "sft", 5.0, questions="spoken", answers="spoken", read_back=True
+        ),
     }
     return _common("packed", mixture) | {
         "folder": "runs/codes",
@@ -208,10 +220,31 @@ def _lm_codes_nano() -> dict:
     }
 
 
+# Who answers in the embedded corpus, English and Mandarin.
+_ASSISTANT = ("af_heart", "zf_xiaoxiao")
+_SPEEDS = ("embedded", "embedded_slow", "embedded_fast")
+
+
+def _at_all_speeds(name: str, task: str, weight: float, **options) -> dict:
+    """A member for each speed, which share the weight: "asr", "asr_slow", "asr_fast"."""
+    return {
+        dataset.replace("embedded", name): _member(dataset, task, weight / 3, **options)
+        for dataset in _SPEEDS
+    }
+
+
 def _lm_words_nano() -> dict:
     """Single words first: what a frame says is soon learnt where there is nothing to align."""
     nano = _lm_codes_nano()
-    weights = {"words": 6.0, "answer_words": 2.0, "phrases": 2.0, "written": 0.7, "text": 0.3}
+    weights = {
+        "words": 2.0,
+        "words_slow": 2.0,
+        "words_fast": 2.0,
+        "answer_words": 2.0,
+        "phrases": 2.0,
+        "written": 0.7,
+        "text": 0.3,
+    }
     mixture = {name: nano["mixture"][name] | {"weight": w} for name, w in weights.items()}
     return nano | {"mixture": mixture}
 
@@ -241,7 +274,7 @@ def _sft_nano() -> dict:
     nano = _lm_codes_nano()
     mixture = {
         "spoken": nano["mixture"]["spoken"] | {"weight": 0.5},
-        "heard": _member("embedded", "sft", 0.3, questions="spoken", answers="written"),
+        "heard": _member("embedded", "sft", 0.3, questions="spoken", read_back=True),
         "written": nano["mixture"]["written"] | {"weight": 0.2},
     }
     return nano | {"mixture": mixture}
@@ -313,10 +346,10 @@ def _flow_nano() -> dict:
     The model's own voices (one a language), whoever was heard: some minutes teach two voices, not
     forty.
     """
-    buckets = [{"seconds": 1.76, "count": 16}]  # 95 % of the answers are shorter
+    buckets = [{"seconds": 2.24, "count": 12}]  # 95 % of it is shorter
     features = ("whisper_mel", "hifigan_mel", "flow_mel")
     data = _audio("embedded", buckets, features=features)
-    data["mixture"]["all"]["turn"] = "assistant"
+    data["mixture"]["all"]["speakers"] = _ASSISTANT
     return data
 
 

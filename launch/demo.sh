@@ -3,7 +3,7 @@
 # evaluates it on speakers and sentences that it has not met, and writes report/.
 #
 #   bash launch/demo.sh                       everything; open report/index.html afterwards
-#   MINUTES=long bash launch/demo.sh          four times the steps (not run yet)
+#   MINUTES=long bash launch/demo.sh          more steps, where more help
 #   ENCODER=scratch bash launch/demo.sh       the audio encoder from scratch instead of Whisper-base
 #   RUNS=/data/runs REPORT=/data/report bash launch/demo.sh
 #
@@ -22,8 +22,7 @@ encoder=${ENCODER:-whisper}
 . "$root/launch/venv.sh"
 
 case ${MINUTES:-25} in
-  25) times=1 ;;
-  long) times=4 ;;
+  25 | long) ;;
   *) fail "MINUTES=$MINUTES: expected 25 or long" ;;
 esac
 case $encoder in
@@ -67,10 +66,11 @@ run() {
   mv "$runs/done/$name.part" "$runs/done/$name"
 }
 
-# train NAME CONFIG STEPS FLAGS...
+# train NAME CONFIG STEPS STEPS_IF_LONG FLAGS...
 train() {
-  local name=$1 config=$2 steps=$(($3 * times))
-  shift 3
+  local name=$1 config=$2 steps=$3
+  [ "${MINUTES:-25}" != long ] || steps=$4
+  shift 4
   run "$name" to_the_end "$steps" python -m ba_jax.train --config="$config" \
     --workdir="$runs/$name" --config.train.steps="$steps" --config.checkpoint.every=50 "$@"
 }
@@ -103,14 +103,19 @@ if [ "$encoder" = whisper ]; then
   run whisper python -m ba_jax.convert --quiet --overwrite --out "$runs/whisper" --source \
     "$(python -c 'from ba_jax.data.speech import assets; print(assets.ensure("whisper-base"))')"
 fi
-train text configs/lm_text.py:nano 300
+train text configs/lm_text.py:nano 300 600
 
 # 2. The tokenizer, and the corpus as its codes.
 init=()
 [ "$encoder" != whisper ] || init=(--config.init.audio_encoder="$runs/whisper")
-train tokenizer "configs/tokenizer.py:$size" 240 --config.init.llm="$runs/text" "${init[@]}"
-run codes python -m ba_jax.tokenize --config="configs/tokenizer.py:$size" \
-  --checkpoint="$runs/tokenizer" --dataset=embedded --out="$runs/codes/embedded"
+train tokenizer "configs/tokenizer.py:$size" 240 600 --config.init.llm="$runs/text" "${init[@]}"
+codes_of() { # NAME SPEED
+  run "codes${1#embedded}" python -m ba_jax.tokenize --config="configs/tokenizer.py:$size" \
+    --checkpoint="$runs/tokenizer" --dataset=embedded --speed="$2" --out="$runs/codes/$1"
+}
+codes_of embedded 1.0
+codes_of embedded_slow 0.9
+codes_of embedded_fast 1.1
 
 # 3. Two lanes, as a step alone does not keep two cores busy: speech out of codes and the
 #    single-stage ablation; and the two stages of the language model, the second one with words
@@ -128,13 +133,13 @@ mapfile -t words < <(from "$runs/words" llm audio_embed audio_head)
 start=("--config.init.llm=$runs/text" "--config.init.audio_embed=$runs/tokenizer")
 codes=(--config.data.folder="$runs/codes" --config.eval_data.folder="$runs/codes")
 lane_a() {
-  train flow "configs/flow_matching.py:$size" 300 "${tokenizer[@]}" &&
-    train single configs/lm_single.py:nano_codes 440 "${start[@]}" "${codes[@]}"
+  train flow "configs/flow_matching.py:$size" 300 1500 "${tokenizer[@]}" &&
+    train single configs/lm_single.py:nano_codes 440 1200 "${start[@]}" "${codes[@]}"
 }
 lane_b() {
-  train stage1 configs/lm_stage1.py:nano_codes 40 "${start[@]}" "${codes[@]}" &&
-    train words configs/lm_stage2.py:nano_words 350 "${stage1[@]}" "${codes[@]}" &&
-    train stage2 configs/lm_stage2.py:nano_codes 700 "${words[@]}" "${codes[@]}"
+  train stage1 configs/lm_stage1.py:nano_codes 40 100 "${start[@]}" "${codes[@]}" &&
+    train words configs/lm_stage2.py:nano_words 350 900 "${stage1[@]}" "${codes[@]}" &&
+    train stage2 configs/lm_stage2.py:nano_codes 700 3000 "${words[@]}" "${codes[@]}"
 }
 set -m # a process group of its own, so that it can be stopped whole
 lane_a &

@@ -50,7 +50,8 @@ class AudioSettings:
 
     Attributes:
       mixture: what is mixed, by hours; every task must be "audio", which takes all speech of any
-        kind of record, or with `turn` "user" or "assistant" that role's speech in dialogues.
+        kind of record, or with `turn` "user" or "assistant" that role's speech in dialogues, and
+        with `speakers` theirs alone.
       buckets: clip lengths; `count` clips of that length in the global batch.
       crop: take one random window of a bucket's length from each recording, instead of all of it in
         pieces. Needs a single bucket; shorter recordings are padded, and count with the length they
@@ -121,6 +122,7 @@ class _Measure:
 
     languages: tuple[str, ...]
     turn: str
+    speakers: tuple[str, ...]
     buckets: tuple[Bucket, ...]
     crop: bool
     augmentation: Augmentation
@@ -133,6 +135,8 @@ class _Measure:
         for number, part in enumerate(record.parts):
             if not part.audio or not part.loss or self.turn not in ("", part.role):
                 continue
+            if self.speakers and part.speaker not in self.speakers:
+                continue
             samples = features.total_samples(part.seconds, speed)
             if self.crop:
                 if features.code_frames(samples):
@@ -143,7 +147,9 @@ class _Measure:
                 rows.append((number, start, length, features.bucket_of(length, self.buckets)))
                 start += length
         if not rows:
-            raise NotForTask(f"no audio by {self.turn}" if self.turn else "no audio")
+            raise NotForTask(
+                "no audio" + "".join(f" by {who}" for who in (self.turn, *self.speakers) if who)
+            )
         return rows
 
 
@@ -174,6 +180,7 @@ class AudioBatches:
             measure = _Measure(
                 selection.languages,
                 selection.turn,
+                selection.speakers,
                 self.buckets,
                 settings.crop,
                 settings.augmentation,

@@ -65,6 +65,10 @@ class ExampleMaker:
         interleaved records. asr puts the pieces together again in an order of the record's own:
         what is said can then only be heard, not guessed from what was said before.
         aqa takes pieces with questions = "mixed" alone.
+      speakers: the tasks that choose a turn use speech by these alone; () by anyone.
+      read_back: of aqa, and of sft with spoken questions: a written answer begins with what the
+        question was, on a line of its own. A model that answers in writing what it can read then
+        answers what it can hear (chain of modality: SpeechGPT, arXiv 2305.11000).
       order: of asr with pieces, and of mixed questions: another number is another order, or another
         choice of spoken pieces, of every record.
     """
@@ -76,6 +80,8 @@ class ExampleMaker:
     turn: str = ""
     pieces: int = 0
     order: int = 0
+    speakers: tuple[str, ...] = ()
+    read_back: bool = False
 
     def __post_init__(self):
         if self.task not in tasks.TASKS:
@@ -99,9 +105,18 @@ class ExampleMaker:
                 f"task {self.task!r} with pieces = {self.pieces}, order = {self.order}: expected "
                 "0, or at least 1 with pieces of asr or of mixed questions"
             )
-        if self.turn and not self.pieces and self.task not in ONE_PART_TASKS:
+        chooses = self.task in ONE_PART_TASKS or (self.pieces and not mixed)
+        if (self.turn or self.speakers) and not chooses:
             raise ValueError(
-                f"task {self.task!r} with turn = {self.turn!r}: only {ONE_PART_TASKS} choose a turn"
+                f"task {self.task!r} with turn = {self.turn!r}, speakers = {self.speakers}: only "
+                f"{ONE_PART_TASKS} choose a turn"
+            )
+
+        heard = self.questions != "written" and self.task in ("aqa", "sft")
+        if self.read_back and not heard:
+            raise ValueError(
+                f"task {self.task!r} with questions = {self.questions!r}: read_back, expected aqa "
+                "or sft with questions that are heard"
             )
 
     def __call__(self, record: Record) -> Example:
@@ -167,13 +182,18 @@ class ExampleMaker:
 
     def _candidates(self, record: Record) -> tuple[Part, ...]:
         """The parts that a task of one part may use."""
-        if self.turn == "any" and record.kind != "text":
-            return record.parts
+        parts = record.parts
         if self.turn in ("user", "assistant"):
             _check_kind(record, "dialogue")
-            return tuple(part for part in record.parts if part.role == self.turn)
-        _check_kind(record, "speech")
-        return record.parts
+            parts = tuple(part for part in parts if part.role == self.turn)
+        elif self.turn != "any" or record.kind == "text":
+            _check_kind(record, "speech")
+        if not self.speakers:
+            return parts
+        own = tuple(part for part in parts if part.speaker in self.speakers)
+        if parts and not own:
+            raise NotForTask("another speaker")
+        return own
 
     def _text(self, record: Record):
         texts = [part.text for part in record.parts if part.text.strip()]
@@ -187,7 +207,7 @@ class ExampleMaker:
         if len(turns) < 2 or (turns[0].role, turns[1].role) != ("user", "assistant"):
             raise NotForTask("no question and answer")
         question = self._mixed if self.questions == "mixed" else self._question
-        return (question(turns[0], record), _text(turns[1])), turns[:2]
+        return (question(turns[0], record), self._answer(turns[1], turns[0])), turns[:2]
 
     def _intlv(self, record: Record):
         _check_kind(record, "interleaved")
@@ -278,15 +298,17 @@ class ExampleMaker:
         _check_kind(record, "dialogue")
         turns: list[tuple[str, list]] = []
         owners = []
+        asked = None  # the part before, if it is the user's
         for part in record.parts:
             if part.role == "assistant":
-                values = [_text(part)]
+                values = [self._answer(part, asked)]
                 if self.answers == "spoken":
                     values.append(self._heard(part, record))
             elif part.role == "user" and self.questions == "spoken":
                 values = [self._heard(part, record)]
             else:
                 values = [_text(part)]
+            asked = part if part.role == "user" else None
             if turns and turns[-1][0] == part.role:
                 turns[-1][1].extend(values)
             else:
@@ -298,6 +320,12 @@ class ExampleMaker:
         if any(role == "system" for role, _ in turns[1:]):
             raise NotForTask("a system turn that is not the first")
         return (turns,), owners
+
+    def _answer(self, part: Part, asked: Part | None) -> str:
+        """An answer's text; perhaps below that of what was asked."""
+        if not self.read_back or asked is None:
+            return _text(part)
+        return f"{_text(asked)}\n{_text(part)}"
 
     def _question(self, part: Part, record: Record) -> tasks.Speech | str:
         return self._heard(part, record) if self.questions == "spoken" else _text(part)

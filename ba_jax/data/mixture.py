@@ -29,7 +29,7 @@ class Selection:
       weight: its share of the mixture, relative to the others'.
       split: of the dataset.
       languages: records in other languages are left out; () takes all.
-      questions, answers, turn, pieces, order: see `ExampleMaker`.
+      questions, answers, turn, pieces, order, speakers, read_back: see `ExampleMaker`.
     """
 
     dataset: str
@@ -42,6 +42,8 @@ class Selection:
     turn: str = ""
     pieces: int = 0
     order: int = 0
+    speakers: tuple[str, ...] = ()
+    read_back: bool = False
 
     def __post_init__(self):
         self.maker()  # checks what it is given
@@ -61,13 +63,23 @@ class Selection:
         more += [self.turn] if self.turn else []
         more += [f"{self.pieces}-words"] if self.pieces else []
         more += [f"order-{self.order}"] if self.order else []
+        more += ["read-back"] if self.read_back else []
+        more += [f"by-{'+'.join(self.speakers)}"] if self.speakers else []
         more += ["+".join(self.languages)] if self.languages else []
         return "/".join([self.dataset, self.split, self.task, *more])
 
     def maker(self, frames=None) -> ExampleMaker:
         """Makes this member's examples; `frames` as in `ExampleMaker`."""
         return ExampleMaker(
-            self.task, frames, self.questions, self.answers, self.turn, self.pieces, self.order
+            self.task,
+            frames,
+            self.questions,
+            self.answers,
+            self.turn,
+            self.pieces,
+            self.order,
+            self.speakers,
+            self.read_back,
         )
 
 

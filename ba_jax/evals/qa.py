@@ -1,4 +1,8 @@
-"""Closed questions answered: spoken or written questions, written or spoken answers."""
+"""Closed questions answered: spoken or written questions, written or spoken answers.
+
+A model that reads the question back before it answers (`ExampleMaker.read_back`) is scored by the
+last line that it writes; the lines before are kept as the item's `read_back`.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,7 @@ def spoken_to_spoken(bench: Bench) -> Outcome:
     items = []
     for i, dialogue in enumerate(dialogues):
         answer, language = dialogue.parts[1].text, dialogue.language
-        written = bench.text_of(made[i])
+        read_back, written = _lines(bench.text_of(made[i]))
         tally = text.score(answer, heard[i], language, text.SAID[language])
         items.append(
             {
@@ -51,6 +55,7 @@ def spoken_to_spoken(bench: Bench) -> Outcome:
                 "correct": text.answers(answer, heard[i], language),
                 "exact": text.equal(answer, heard[i], language, text.SAID[language]),
                 "text": written,
+                "read_back": read_back,
                 "text_correct": text.equal(answer, written, language, text.WRITTEN[language]),
                 "heard_on_reference": heard_real[i],
                 "correct_on_reference": text.answers(answer, heard_real[i], language),
@@ -87,17 +92,24 @@ def _written(bench: Bench, name: str, task: str, options: dict[str, str]) -> Out
     items = []
     for dialogue, generated in zip(dialogues, made, strict=True):
         answer, language = dialogue.parts[1].text, dialogue.language
-        hypothesis = bench.text_of(generated)
+        read_back, hypothesis = _lines(bench.text_of(generated))
         tally = text.score(answer, hypothesis, language, text.WRITTEN[language])
         items.append(
             {
                 **_item(bench, dialogue, hypothesis),
+                "read_back": read_back,
                 "errors": tally.errors,
                 "units": tally.units,
                 "correct": text.equal(answer, hypothesis, language, text.WRITTEN[language]),
             }
         )
     return Outcome(_shares(name, items), items)
+
+
+def _lines(written: str) -> tuple[str, str]:
+    """(what stands before the last line, the last line)."""
+    before, _, last = written.rpartition("\n")
+    return before.strip(), last.strip()
 
 
 def _item(bench: Bench, dialogue: Record, hypothesis: str) -> dict[str, Any]:

@@ -249,6 +249,31 @@ def test_audio_can_be_dropped_but_for_what_has_no_codes(tokenizer, dataset, made
     assert [split["name"] for split in splits] == ["train"]
 
 
+def test_speed_changes_codes_and_times(tokenizer, dataset, made, tmp_path):
+    """Twice as fast: half as many frames."""
+    run(tokenizer, dataset, tmp_path / "out", speed=2.0, splits=("test",))
+    played = list(RecordSource(tmp_path / "out", "test"))
+    kept = list(RecordSource(made, "test"))
+    assert len(played) == len(kept)
+    frames = 0
+    for record, before in zip(played, kept, strict=True):
+        for fast, slow in zip(record.parts, before.parts, strict=True):
+            assert (fast.text, fast.role, fast.speaker) == (slow.text, slow.role, slow.speaker)
+            if fast.codes_NQ is None:
+                assert (fast.audio, fast.seconds) == (slow.audio, slow.seconds)
+                continue
+            assert fast.audio == b"" and fast.seconds == pytest.approx(slow.seconds / 2)
+            samples = features.total_samples(slow.seconds, 2.0)
+            assert len(fast.codes_NQ) == features.code_frames(samples)
+            assert [w.end for w in fast.words] == pytest.approx([w.end / 2 for w in slow.words])
+            frames += len(fast.codes_NQ)
+    assert frames > 10
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "at 2.0 of its speed" in report
+    with pytest.raises(ValueError, match="speeds"):
+        run(tokenizer, dataset, tmp_path / "other", speed=3.0)
+
+
 def test_batches_change_nothing(tokenizer, dataset, made, tmp_path):
     """Other buckets, other batch sizes, more threads: the same bytes."""
     other = TokenizeSettings(bucket_seconds=(0.7, 1.3), batch_seconds=5.0, workers=5)

@@ -22,13 +22,14 @@ from ba_jax.audio import AudioError, lengths
 from ba_jax.audio.mel import whisper_log_mel
 from ba_jax.config import from_mapping
 from ba_jax.data import features
+from ba_jax.data.augment import Augmentation
 from ba_jax.data.features import Bucket
 from ba_jax.data.prepare import report as reports
 from ba_jax.data.prepare.listing import SourceError
 from ba_jax.data.prepare.runner import STATE, PrepareConfig
 from ba_jax.data.prepare.shards import Job, write_json
 from ba_jax.data.prepare.source import Item, Rejected, Rejection
-from ba_jax.data.record import Part, Record, RecordError, RecordSource, dataset_directory
+from ba_jax.data.record import Part, Record, RecordError, RecordSource, Word, dataset_directory
 
 INFO = "dataset_info.json"
 # Of a dataset's folder, what its copy with codes has of its own.
@@ -62,6 +63,8 @@ class Tokenized:
       weights: fingerprint of the tokenizer.
       chunk_seconds: recordings are encoded in chunks of at most this length.
       drop_audio: keep the audio of those parts alone that are too short for a frame of codes.
+      speed: recordings are played so many times as fast, pitch and all (Ko et al. 2015): codes of
+        other voices at another pace. Their audio is then dropped, times are those of the codes.
     """
 
     dataset: str
@@ -69,9 +72,11 @@ class Tokenized:
     splits: tuple[str, ...] = ()
     chunk_seconds: float = float(lengths.MAX_SECONDS)
     drop_audio: bool = False
+    speed: float = 1.0
 
     def __post_init__(self):
         Bucket(self.chunk_seconds, 1)  # checks the length
+        Augmentation(speeds=(self.speed,))  # checks the speed
 
     @functools.cached_property
     def info(self) -> Mapping:
@@ -131,7 +136,8 @@ class Tokenized:
 
     def chunks(self, seconds: float) -> tuple[int, ...]:
         """16 kHz samples of the chunks that a recording is encoded in."""
-        return features.chunk_samples(features.total_samples(seconds), self.chunk_seconds)
+        samples = features.total_samples(seconds, self.speed)
+        return features.chunk_samples(samples, self.chunk_seconds)
 
     def finish(self, directory: Path) -> None:
         """Copies what lies beside the dataset's records (tokenizer, licences), and adds to the
@@ -142,7 +148,8 @@ class Tokenized:
         report = json.loads((directory / reports.REPORT_JSON).read_text(encoding="utf-8"))
         write_json(directory / reports.REPORT_JSON, report | {"tokenizer": self.weights})
         with open(directory / reports.REPORT_MD, "a", encoding="utf-8") as file:
-            file.write(f"\nCodes of {self.dataset}, by the tokenizer {self.weights}.\n")
+            pace = f" at {self.speed} of its speed" if self.speed != 1 else ""
+            file.write(f"\nCodes of {self.dataset}{pace}, by the tokenizer {self.weights}.\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,7 +289,8 @@ class Builder:
             if key in self._waves:
                 return self._waves[key]
         part = open_split(self._source.dataset, job.split)[entry.index].parts[chunk.part]
-        (wave_S,) = features.decode(part.audio, part.seconds, [lengths.SAMPLE_RATE])
+        rates, speed = [lengths.SAMPLE_RATE], self._source.speed
+        (wave_S,) = features.decode(part.audio, part.seconds, rates, speed)
         if len(self._source.chunks(part.seconds)) > 1:
             with self._lock:
                 self._waves[key] = wave_S
@@ -334,5 +342,10 @@ class Coded:
         codes_NQ = self._codes.get((index, number))
         if codes_NQ is None:
             return part  # no audio, or too short for a frame
-        audio = b"" if self._source.drop_audio else part.audio
-        return dataclasses.replace(part, codes_NQ=codes_NQ, audio=audio)
+        speed = self._source.speed
+        dropped = self._source.drop_audio or speed != 1
+        part = dataclasses.replace(part, codes_NQ=codes_NQ, audio=b"" if dropped else part.audio)
+        if speed == 1:
+            return part
+        words = tuple(Word(w.text, w.start / speed, w.end / speed) for w in part.words)
+        return dataclasses.replace(part, seconds=part.seconds / speed, words=words)

@@ -47,27 +47,31 @@ def steps(opened) -> list[int]:
     return sorted(found.values())
 
 
-def test_a_roles_speech_alone(small_dataset):
-    def names(turn: str) -> set[str]:
-        mixture = (Selection(str(small_dataset), "audio", turn=turn),)
-        made = AudioBatches(settings(small_dataset, mixture=mixture), FORMAT)
-        counted = made._counts[0]
-        source = RecordSource(small_dataset, "train")
-        return {
-            f"{source[int(index)].id}/{part}"
-            for index, part in zip(counted.records_N, counted.rows_NK[:, 0], strict=True)
-        }
+def drawn(dataset, **fields) -> set[str]:
+    """ "record/part" of all clips of a selection."""
+    mixture = (Selection(str(dataset), "audio", **fields),)
+    counted = AudioBatches(settings(dataset, mixture=mixture), FORMAT)._counts[0]
+    source = RecordSource(dataset, "train")
+    return {
+        f"{source[int(index)].id}/{part}"
+        for index, part in zip(counted.records_N, counted.rows_NK[:, 0], strict=True)
+    }
 
+
+def test_a_roles_or_a_speakers_speech_alone(small_dataset):
     parts = {
-        f"{record.id}/{number}": part.role
+        f"{record.id}/{number}": part
         for record in RecordSource(small_dataset, "train")
         for number, part in enumerate(record.parts)
         if part.audio
     }
-    every = names("")
+    every = drawn(small_dataset)
     for role in ("user", "assistant"):
-        wanted = {name for name in every if parts[name] == role}
-        assert names(role) == wanted and 0 < len(wanted) < len(every)
+        wanted = {name for name in every if parts[name].role == role}
+        assert drawn(small_dataset, turn=role) == wanted and 0 < len(wanted) < len(every)
+    some = tuple(sorted({parts[name].speaker for name in every}))[:2]
+    wanted = {name for name in every if parts[name].speaker in some}
+    assert drawn(small_dataset, speakers=some) == wanted and 0 < len(wanted) < len(every)
 
 
 # --- the batch is a function of the step ----------------------------------------------------------

@@ -301,6 +301,19 @@ def test_the_speaker_is_of_the_turn():
     assert ExampleMaker("tts", turn="user")(QUESTION).speaker == ""
 
 
+def test_speech_by_some_speakers_alone():
+    for record in (SPEECH, QUESTION):
+        speaker = "ann" if record is SPEECH else "bot"
+        example = ExampleMaker("tts", turn="any", speakers=("bot", "ann"))(record)
+        assert example.speaker == speaker
+        with pytest.raises(NotForTask, match="another speaker"):
+            ExampleMaker("tts", turn="any", speakers=("eve",))(record)
+    with pytest.raises(NotForTask, match="a record of kind text"):
+        ExampleMaker("asr", turn="any", speakers=("bot",))(PARAGRAPHS)
+    with pytest.raises(ValueError, match="speakers = .'bot',.: only"):
+        ExampleMaker("aqa", speakers=("bot",))
+
+
 @pytest.mark.parametrize(
     "task, turn, record, reason",
     [
@@ -326,6 +339,11 @@ def test_records_without_such_a_turn_are_a_reason(task, turn, record, reason):
         ({"task": "aqa", "pieces": 1}, "task 'aqa' with pieces = 1"),
         ({"task": "aqa", "order": 1}, "order = 1: expected 0"),
         ({"task": "iasr", "pieces": 1, "order": 1}, "order = 1: expected 0"),
+        ({"task": "asr", "read_back": True}, "'asr' with questions = 'spoken': read_back"),
+        (
+            {"task": "sft", "questions": "written", "read_back": True},
+            "'sft' with questions = 'written': read_back",
+        ),
     ],
 )
 def test_options_that_do_not_go_together(options, message):
@@ -345,6 +363,21 @@ def test_mixed_questions_say_everything_once():
         read = " ".join(value for value in said if isinstance(value, str)).split()
         assert heard == [c for name, own in pieces.items() if name not in read for c in own]
         assert answer.text == "d" and answer.loss and not any(s.loss for s in question)
+
+
+def test_answers_that_begin_with_the_question():
+    def answers(record, **options):
+        segments = ExampleMaker(**options, read_back=True)(record).segments
+        return [s.text for s in segments if s.loss and s.codes_NQ is None]
+
+    assert answers(QUESTION, task="aqa") == ["q\na"]
+    assert answers(ASKED, task="aqa", questions="mixed", pieces=1) == ["a, b c?\nd"]
+    # Each answer with its own question; the speech is the answer's alone.
+    assert answers(QUESTION, task="sft") == ["q\na", "r\nc"]
+    spoken = ExampleMaker("sft", answers="spoken", read_back=True)(QUESTION).segments
+    assert [s.codes_NQ[0, 0] for s in spoken if s.loss and s.codes_NQ is not None] == [3, 7]
+    with pytest.raises(NotForTask, match="no text"):
+        answers(without(QUESTION, 1, text=""), task="aqa")
 
 
 def test_a_late_system_turn_is_a_reason():

@@ -112,6 +112,18 @@ def test_written_answers(settings, tmp_path):
         assert figures == {name: 0.5, f"{name}_items": 4, f"{name}_en": 1.0, f"{name}_zh": 0.0}
 
 
+def test_a_question_that_is_read_back_is_no_part_of_the_answer(settings, tmp_path):
+    def model(record):
+        question, answer = (part.text for part in record.parts)
+        return f"{question}\n{answer if record.language == 'en' else question}", 0
+
+    outcome = qa.spoken_to_text(bench_of(settings, tmp_path, model))
+    assert outcome.figures["qa_s2t_en"] == 1.0 and outcome.figures["qa_s2t_zh"] == 0.0
+    for item in outcome.items:
+        assert item["read_back"] == item["question"]
+        assert item["hypothesis"] == item["reference" if item["correct"] else "question"]
+
+
 def test_spoken_answers(settings, tmp_path):
     """One is right, one wrong, one silent, one right but for a word; the judge errs on one."""
     frames = iter((3, 3, 0, 3))

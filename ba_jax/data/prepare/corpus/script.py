@@ -48,6 +48,7 @@ class Script:
       casts: for each speaker who may speak, in order of preference; all of a speaker's lines are
         in one voice, and speakers differ.
       limit: highest error rate of the recogniser on a line.
+      repeats: its texts are those of other scripts, in another voice.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Script:
     lines: tuple[Line, ...]
     casts: tuple[Takes, ...] = ()
     limit: float = 0.0
+    repeats: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Size:
       questions: phrasings of a fact's question that are spoken in training, on average.
       statements: statements that are spoken one by one in training, a language; the others are
         spoken in lists.
+      by_assistant: statements of each fact that the assistant says too: who is to say any text has
+        to have said its words.
       lists: of statements, a language.
       takes: voices for each of these.
       levels: HSK levels of the sentences that are spoken.
@@ -80,6 +84,7 @@ class Size:
 
     questions: float
     statements: int
+    by_assistant: int
     lists: int
     takes: int
     levels: tuple[int, ...]
@@ -91,8 +96,8 @@ class Size:
 
 
 SIZES = {
-    "embedded": Size(2.25, 110, 9, 1, (1, 2), (1, 2, 3), 120, 26, 5, 1),
-    "large": Size(5, 1000, 60, 20, (1, 2, 3, 4, 5, 6), (1, 2, 3, 4, 5, 6), None, None, 100, 4),
+    "embedded": Size(2.25, 110, 1, 9, 1, (1, 2), (1, 2, 3), 120, 26, 5, 1),
+    "large": Size(5, 1000, 3, 60, 20, (1, 2, 3, 4, 5, 6), (1, 2, 3, 4, 5, 6), None, None, 100, 4),
 }
 _SYSTEM = {"en": "Answer in one short sentence.", "zh": "请用一个短句回答。"}
 """A system prompt, of some written dialogues."""
@@ -128,6 +133,7 @@ def write(
         *_closed(size, seed, casting),
         *_hsk(sentences, size, seed, casting),
         *_chatterbot(exchanges, size, seed, casting),
+        *_by_assistant(size, seed),
     ]
     held_out = {
         _bare(line.text) for script in scripts if script.split != "train" for line in _new(script)
@@ -160,10 +166,8 @@ def _new(script: Script) -> list[Line]:
 def _closed(size: Size, seed: int, casting) -> Iterator[Script]:
     facts = closed.facts()
     chance = random.Random(f"closed {seed}")
-    held = {
-        "q": closed.hold_out(facts, closed.QUESTIONS, _TEST, _VALIDATION, seed),
-        "s": closed.hold_out(facts, closed.STATEMENTS, _TEST, _VALIDATION, seed),
-    }
+    held = {"q": _held_out(facts, closed.QUESTIONS, seed)}
+    held["s"] = _held_out(facts, closed.STATEMENTS, seed)
     trained = {"q": [], "s": []}
     for number, fact in enumerate(facts):
         for kind, count in (("q", closed.QUESTIONS), ("s", closed.STATEMENTS)):
@@ -199,6 +203,23 @@ def _closed(size: Size, seed: int, casting) -> Iterator[Script]:
                 some = [pairs[i % len(pairs)] for i in range(4 * number, 4 * number + 6)]
                 yield _list(some[: 3 + number % 4], language, "train", cast, 1000 * take + number)
         yield from _closed_writing(trained, language, chance)
+
+
+def _held_out(facts: Sequence[Fact], phrasings: int, seed: int) -> dict[tuple[str, int], str]:
+    return closed.hold_out(facts, phrasings, _TEST, _VALIDATION, seed)
+
+
+def _by_assistant(size: Size, seed: int) -> Iterator[Script]:
+    """Of each fact some statements that are trained on, said by the assistant."""
+    facts = closed.facts()
+    held = _held_out(facts, closed.STATEMENTS, seed)
+    for language in LANGUAGES:
+        takes = voices.answer_takes(language)
+        for number, fact in enumerate(facts):
+            known = [p for p in range(closed.STATEMENTS) if (fact.id, p) not in held]
+            for i in range(min(size.by_assistant, len(known))):
+                pair = fact, known[(number + i) % len(known)]
+                yield _statement([pair], language, "train", takes, "assistant")
 
 
 def _some_questions(pairs: list, questions: float) -> list:
@@ -260,8 +281,10 @@ def _questions(pairs, language: str, cast: Casting, take: int) -> Iterator[Scrip
         number += count
 
 
-def _statement(pairs, language: str, split: str, cast: Casting, take: int) -> Script:
+def _statement(pairs, language: str, split: str, cast: Casting | Takes, take: int | str) -> Script:
+    """A sentence; with `cast` the takes of one who repeats what others say."""
     ((fact, phrasing),) = pairs
+    repeats = not isinstance(cast, Casting)
     line = Line(
         fact.statements[language][phrasing], fact.statements[OTHER[language]][phrasing], speaker=0
     )
@@ -272,8 +295,9 @@ def _statement(pairs, language: str, split: str, cast: Casting, take: int) -> Sc
         language=language,
         source=CLOSED,
         lines=(line,),
-        casts=(cast.takes(),),
+        casts=(cast if repeats else cast.takes(),),
         limit=_CLOSED_LIMIT[language],
+        repeats=repeats,
     )
 
 

@@ -126,7 +126,8 @@ def training_texts(scripts: list[Script]) -> list[str]:
     says nothing about "four plus three", and a sentence held out would have tokens never trained.
     """
     texts = []
-    for line in (line for one in scripts if one.split == "train" for line in one.lines):
+    written = (one for one in scripts if one.split == "train" and not one.repeats)
+    for line in (line for one in written for line in one.lines):
         texts += list(line.text) if any(map(is_han, line.text)) else [line.text]
     return texts
 

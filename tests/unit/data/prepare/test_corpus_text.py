@@ -9,7 +9,7 @@ import re
 import pytest
 
 from ba_jax.data.interleave.voices import HELD_OUT
-from ba_jax.data.prepare.corpus import closed, open_part, script, voices
+from ba_jax.data.prepare.corpus import closed, open_part, script, source, voices
 from ba_jax.data.prepare.corpus.open_part import Exchange, Sentence
 from ba_jax.data.prepare.source import Rejection
 from ba_jax.data.record import LANGUAGES
@@ -121,6 +121,25 @@ def test_large_is_many_times_as_much_with_the_same_test(scripts):
     )
 
 
+def test_the_assistant_says_a_statement_of_each_fact(scripts):
+    own = [one for one in scripts if one.repeats]
+    assert len(own) == 2 * len(FACTS)
+    others = {line.text for one in scripts if not one.repeats for line in one.lines}
+    for one in own:
+        (line,), (takes,) = one.lines, one.casts
+        assert one.split == "train" and line.text in others
+        assert {voice for voice, _ in takes} == {voices.ASSISTANT[one.language]}
+    for language in LANGUAGES:
+        said = [one.lines[0].text for one in own if one.language == language]
+        for fact in FACTS:
+            assert len(set(said) & set(fact.statements[language])) == 1
+    ways = collections.Counter(one.id[-len("0-assistant")] for one in own)
+    assert min(ways.values()) > 20 and len(ways) == closed.STATEMENTS
+    # Nothing new for the text tokenizer.
+    without = [one for one in scripts if not one.repeats]
+    assert source.training_texts(scripts) == source.training_texts(without)
+
+
 def test_held_out_sentences_are_nowhere_in_training(scripts):
     held = {
         line.text
@@ -190,7 +209,7 @@ def test_kinds_of_both_languages(scripts):
     counts = collections.Counter((one.split, one.language, one.kind) for one in scripts)
     for language in LANGUAGES:
         assert counts["train", language, "interleaved"] == 9 + 5
-        assert counts["train", language, "speech"] == 110 + 106  # 120 less 14 held out
+        assert counts["train", language, "speech"] == 110 + 106 + 67  # 106: 120 less 14 held out
         assert counts["test", language, "dialogue"] == 32 + 3
         assert counts["test", language, "speech"] == 32 + 9
         assert counts["validation", language, "speech"] == 10 + 5
