@@ -291,7 +291,7 @@ def move(
         ],
         [DONE, SPEAKING, BEGINNING, ENDING],
         WRITING,
-    )
+    ).astype(jnp.int32)
     reads_B = (mode_B != DONE) & room_B & ~crowded_B
     after = Turn(
         mode_B=new_mode_B,

@@ -112,7 +112,11 @@ class Generator:
           config, variables, alternation: as above.
           tokenizer: gives `eos_id`, `writable_V` and `stops`.
           options: the others above.
+
+        Raises:
+          TokenizerError: one that does not fit the model.
         """
+        tokenizer.check_against(config.tokens, config.llm.vocab_size)
         vocab = config.llm.vocab_size
         if alternation is not None:
             stops = alternate.find_stops(alternation, tokenizer, vocab)

@@ -257,7 +257,8 @@ class Session:
     ) -> list[Generated | None]:
         """The turns that `read` began, to their ends; None for a conversation that has none.
 
-        What was streamed of a turn is part of it, unless it was streamed to its end. A turn that comes to a limit, or to the end of the cache, is not complete.
+        What was streamed of a turn is part of it, unless it was streamed to its end. A turn that
+        comes to a limit, or to the end of the cache, is not complete.
 
         Args:
           text_limit, frame_limit: the most ids and frames of each; default what there is room for.
