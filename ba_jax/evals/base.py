@@ -171,14 +171,10 @@ class Bench:
         tokenizer, generation = self.tokenizer, self.settings.generation
         parts = ("llm", "audio_embed", "audio_head")
         config = self.config.only(*(part for part in parts if part in self.variables["params"]))
-        writable_V = np.zeros(self.config.llm.vocab_size, bool)
-        writable_V[: tokenizer.vocab_size] = True
-        writable_V[list(tokenizer.special_tokens.values())] = False
-        return Generator(
+        return Generator.of(
             config,
             self.variables,
-            eos_id=tokenizer.eos_id,
-            writable_V=writable_V,
+            tokenizer,
             text=generation.text,
             audio=generation.audio,
             rows=generation.rows,

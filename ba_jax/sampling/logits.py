@@ -109,5 +109,11 @@ def choose(
         logits_BV = keep_allowed(logits_BV, allowed_BV)
     if sampling.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    logits_BV = keep_top_k(logits_BV / sampling.temperature, sampling.top_k)
-    return draw(keys_B, keep_top_p(logits_BV, sampling.top_p))
+    logits_BV = logits_BV / sampling.temperature
+    if not 0 < sampling.top_k < logits_BV.shape[-1]:
+        return draw(keys_B, keep_top_p(logits_BV, sampling.top_p))
+    # Among k classes, not V: neither a sort nor noise over the vocabulary. Of equals at the k-th
+    # place the lower classes stay.
+    top_BK, classes_BK = jax.lax.top_k(logits_BV, sampling.top_k)
+    chosen_B = draw(keys_B, keep_top_p(top_BK, sampling.top_p))
+    return jnp.take_along_axis(classes_BK, chosen_B[:, None], axis=1)[:, 0].astype(jnp.int32)

@@ -58,6 +58,10 @@ def test_choice_follows_the_probabilities():
     found = logits_lib.choose(keys(rows), jnp.tile(row, (rows, 1)), Sampling(0.5, top_k=2))
     shares = np.bincount(found, minlength=4) / rows
     np.testing.assert_allclose(shares, [25 / 34, 9 / 34, 0, 0], atol=0.03)
+    # of the three, 50/95 + 30/95 hold 0.8
+    found = logits_lib.choose(keys(rows), jnp.tile(row, (rows, 1)), Sampling(1.0, 3, top_p=0.8))
+    shares = np.bincount(found, minlength=4) / rows
+    np.testing.assert_allclose(shares, [0.625, 0.375, 0, 0], atol=0.03)
 
 
 def test_a_rows_choice_is_its_own():

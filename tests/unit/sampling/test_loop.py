@@ -2,43 +2,19 @@
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ba_jax.models.baichuan_audio import BaichuanAudio
 from ba_jax.sampling.logits import Sampling
 from ba_jax.sampling.loop import Generator
-from ba_jax.sampling.prompt import Prompt, PromptError
-from ba_jax.vocab import TokenIdError
-
-EOS = 500
-SIZE = 48  # of the uncached pass
-
-
-@pytest.fixture(scope="module")
-def writable(config):
-    mask = np.zeros(config.llm.vocab_size, bool)
-    mask[10:400] = True
-    return mask
+from ba_jax.sampling.prompt import PromptError
+from ba_jax.vocab import CodeError, TokenIdError
+from tests.unit.sampling.conftest import EOS, prompt
 
 
 def make(config, variables, writable, **options):
     options = {"rows": 4, "lengths": (16, 24), "max_text": 8, "max_frames": 7} | options
     return Generator(config, variables, eos_id=EOS, writable_V=writable, **options)
-
-
-def prompt(config, length, seed, **flags):
-    """A text prompt with a few frames of audio in it."""
-    rng = np.random.default_rng(seed)
-    sizes = config.audio_embed.codebook_sizes
-    ids = rng.integers(10, 400, length).astype(np.int32)
-    ids[2:5] = config.tokens.audio_pad
-    codes = rng.integers(0, sizes, (length, len(sizes))).astype(np.int32)
-    if flags.get("speaks"):
-        ids[-1] = config.tokens.audiogen_start
-    return Prompt(ids, codes, **flags)
 
 
 def reference(config, whole_pass, writable, prompt, text_limit, frame_limit):
@@ -50,7 +26,7 @@ def reference(config, whole_pass, writable, prompt, text_limit, frame_limit):
     allowed = writable.copy()
     allowed[tokens.audiogen_start if prompt.wants_speech else EOS] = True
     while True:
-        logits, frame = whole_pass(np.asarray(ids), np.asarray(codes))
+        logits, frame = whole_pass(ids, codes)
         if speaking:
             if frame[0] == sizes[0]:
                 return text, frames, True
@@ -78,51 +54,6 @@ def same(got, want):
     assert got.ids == text
     np.testing.assert_array_equal(got.codes_NQ, np.reshape(frames, got.codes_NQ.shape))
     assert got.complete == complete
-
-
-@pytest.fixture(scope="module")
-def biased(config, variables):
-    """Variables that end text, begin speech and end audio now and then.
-
-    And that would take the extra class of every codebook but the first each time, if they could.
-    """
-    params = variables["params"]
-    llm, head = dict(params["llm"]), dict(params["audio_head"])
-    rows = np.array([EOS, config.tokens.audiogen_start])
-    llm["lm_head"] = llm["lm_head"].at[rows].multiply(2.0)
-    for q in range(3):
-        own = dict(head[f"classifiers_{q}"])
-        own["bias"] = own["bias"].at[-1].add(100.0 if q else 1.0)
-        head[f"classifiers_{q}"] = own
-    return {**variables, "params": {**params, "llm": llm, "audio_head": head}}
-
-
-@pytest.fixture(scope="module")
-def whole_pass(config, biased):
-    """(ids, codes) -> text logits and greedy frame at the last position, without a cache."""
-    small = config.only("llm", "audio_embed", "audio_head")
-    model = BaichuanAudio(small)
-
-    def greedy(q, logits):
-        top = config.audio_head.codebook_sizes[q]
-        end = (jnp.arange(logits.shape[-1]) == top)[None] & (q > 0)
-        return jnp.argmax(jnp.where(end, -jnp.inf, logits), axis=-1)
-
-    @jax.jit
-    def run(ids_BL, codes_BLQ, length):
-        real = (jnp.arange(SIZE) < length).astype(jnp.int32)[None]
-        hidden, _ = model.apply(biased, ids_BL, codes_BLQ, None, real, method="hidden")
-        last = hidden[:, length - 1]
-        logits = model.apply(biased, last, method="text_logits")
-        return logits[0], model.apply(biased, last, greedy, method="generate_frame")[0]
-
-    def call(ids, codes):
-        ids_BL = np.zeros((1, SIZE), np.int32)
-        codes_BLQ = np.zeros((1, SIZE, codes.shape[1]), np.int32)
-        ids_BL[0, : len(ids)], codes_BLQ[0, : len(ids)] = ids, codes
-        return jax.device_get(run(ids_BL, codes_BLQ, len(ids)))
-
-    return call
 
 
 def test_equals_uncached_passes(config, biased, whole_pass, writable):
@@ -185,6 +116,9 @@ def test_bad_input(config, variables, writable):
     good = prompt(config, 8, 0)
     with pytest.raises(PromptError, match="prompt 1 has 30 positions, expected 1 to 24"):
         generator([good, prompt(config, 30, 0)])
+    bad = dataclasses.replace(good, codes_LQ=good.codes_LQ + 64)
+    with pytest.raises(CodeError, match="prompt 1: codes"):
+        generator([good, bad])
     bad = dataclasses.replace(good, ids_L=good.ids_L + 10_000)
     with pytest.raises(TokenIdError, match="prompt 0"):
         generator([bad])
