@@ -184,7 +184,7 @@ def reach(config: VocoderConfig) -> int:
     """Mel frames on either side of a sample beyond which nothing changes it, but the phase.
 
     The longest way back from a sample: through the last convolutions and every stage's residual
-    blocks to the mel, or at some stage over to the source and on to f0. 20 for the defaults.
+    blocks to the mel, or at some stage over to the source and on to f0. 21 for the defaults.
     """
     c = config
 
