@@ -46,6 +46,7 @@ def griffin_lim(
     iterations: int = 32,
     momentum: float = 0.99,
     seed: int = 0,
+    known_S: np.ndarray | None = None,
 ) -> np.ndarray:
     """A wave whose `log_mel` is near the given one.
 
@@ -55,6 +56,7 @@ def griffin_lim(
       iterations: of the phase; 0 leaves it random.
       momentum: of fast Griffin-Lim; 0 is the plain algorithm.
       seed: of the first phase; the same seed gives the same wave.
+      known_S: the wave's first samples, if they were heard already: what follows fits on to them.
 
     Returns:
       float32 (S,) with S = T * hop, in [-1, 1].
@@ -77,7 +79,10 @@ def griffin_lim(
     ahead = np.float32(momentum / (1 + momentum))
     before_TF = np.zeros_like(phase_TF)
     for _ in range(iterations):
-        now_TF = _analyse(_synthesise(size_TF * phase_TF, geometry), geometry)
+        wave_S = _synthesise(size_TF * phase_TF, geometry)
+        if known_S is not None:
+            wave_S[: len(known_S)] = known_S
+        now_TF = _analyse(wave_S, geometry)
         turned_TF = now_TF - ahead * before_TF
         phase_TF = turned_TF / np.maximum(np.abs(turned_TF), np.float32(1e-12))
         before_TF = now_TF

@@ -20,6 +20,7 @@ from ba_jax.models.audio_decoder import AudioDecoder, AudioDecoderConfig, AudioD
 from ba_jax.models.audio_embed import AudioEmbed, AudioEmbedConfig
 from ba_jax.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from ba_jax.models.audio_head import AudioHead, AudioHeadConfig
+from ba_jax.models.blocks import Blocks, Place
 from ba_jax.models.flow_matching import FlowMatchingConfig
 from ba_jax.models.flow_prenet import FlowPrenet, FlowPrenetConfig
 from ba_jax.models.flow_unet import FlowUNet, FlowUNetConfig
@@ -121,11 +122,22 @@ class BaichuanAudio(nn.Module):
         return self.vq_bridge.quantize(z, lengths_B).codes_BNQ, lengths_B
 
     def decode(
-        self, codes_BNQ: jax.Array, lengths_B: jax.Array, extent_B: jax.Array | None = None
+        self,
+        codes_BNQ: jax.Array,
+        lengths_B: jax.Array,
+        extent_B: jax.Array | None = None,
+        blocks: Blocks | None = None,
     ) -> AudioDecoderOutput:
-        """Codes to 50 Hz features and mels; `extent_B` as in `layers`."""
+        """Codes to 50 Hz features and mels; `extent_B` as in `layers`, `blocks` as there."""
         z = self.vq_bridge.dequantize(codes_BNQ, lengths_B)
-        return self.audio_decoder(self.vq_bridge.project(z), lengths_B, extent_B)
+        return self.audio_decoder(self.vq_bridge.project(z), lengths_B, extent_B, blocks)
+
+    def decode_piece(
+        self, codes_BNQ: jax.Array, lengths_B: jax.Array, place: Place, past: Any, lead: int
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        """Codes of pieces of segments to 50 Hz features, see `AudioDecoder.piece`."""
+        z = self.vq_bridge.project(self.vq_bridge.dequantize(codes_BNQ, lengths_B))
+        return self.audio_decoder.piece(z, lengths_B, place, past, lead)
 
     def flow_decode(
         self,
@@ -135,23 +147,51 @@ class BaichuanAudio(nn.Module):
         *,
         steps: int | None = None,
         guidance: float | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
+        blocks: Blocks | None = None,
+        start_B: jax.Array | None = None,
+        past: tuple[Any, Any] | None = None,
+    ) -> tuple[jax.Array, jax.Array] | tuple[jax.Array, jax.Array, tuple[Any, Any]]:
         """50 Hz features to the vocoder's mel_BTM and its lengths_B, by guided Euler steps.
 
-        `noise_BTM` is `flow_matching.draw_noise`'s; steps and guidance default to the config's.
+        Args:
+          hidden_BTD, lengths_B: features, and how many are valid.
+          noise_BTM: `flow_matching.draw_noise`'s.
+          steps, guidance: default to the config's.
+          blocks: what frames depend on; None: as in the reference.
+          start_B, past: of pieces of segments, each a block of them: the frames before and what
+            `flow_prenet` and `flow_unet` remember of them (`flow_past`).
+
+        Returns:
+          mel_BTM and lengths_B; given a past, also what to remember.
         """
         flow = self.config.flow_matching
-        mu, lengths_B = self.flow_prenet(hidden_BTD, lengths_B)
-        mel = flow_matching.sample(
-            self.flow_unet,
+        guidance = flow.guidance if guidance is None else guidance
+        own, options = (), (blocks,)
+        if past is None:
+            mu, lengths_B = self.flow_prenet(hidden_BTD, lengths_B, None, blocks)
+        else:
+            mu, lengths_B, *own = self.flow_prenet(
+                hidden_BTD, lengths_B, None, blocks, start_B, past[0]
+            )
+            options = (blocks, jnp.tile(start_B, flow_matching.guidance_copies(guidance)))
+
+        def velocity(x_BTM, mu_BTM, t_B, lengths_B, *past):
+            return self.flow_unet(x_BTM, mu_BTM, t_B, lengths_B, *options, *past)
+
+        found = flow_matching.sample(
+            velocity,
             mu,
             lengths_B,
             noise_BTM,
             steps=flow.steps if steps is None else steps,
-            guidance=flow.guidance if guidance is None else guidance,
+            guidance=guidance,
             schedule=flow.schedule,
+            past=None if past is None else past[1],
         )
-        return mel, lengths_B
+        if past is None:
+            return found, lengths_B
+        mel, after = found
+        return mel, lengths_B, (*own, after)
 
     # Text and audio through the language model
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Velocity = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-"""(x_BTM, mu_BTM, t_B, lengths_B) -> velocity_BTM."""
+Velocity = Callable[..., Any]
+"""(x_BTM, mu_BTM, t_B, lengths_B) -> velocity_BTM; or, where the flow goes on after an earlier
+piece, (x_BTM, mu_BTM, t_B, lengths_B, past) -> (velocity_BTM, what to remember)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,18 +74,22 @@ def time_steps(steps: int, schedule: str) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(times, np.float32), np.asarray(deltas, np.float32)
 
 
-def draw_noise(keys_B: jax.Array, frames: int, mel_bins: int, offset: int = 0) -> jax.Array:
+def draw_noise(
+    keys_B: jax.Array, frames: int, mel_bins: int, offset: int | jax.Array = 0
+) -> jax.Array:
     """Standard normal noise (B, frames, mel_bins), float32.
 
     Each frame's noise depends on its item's key and its position alone: the same in every batch,
-    bucket and chunk (a chunk that starts at frame `offset` draws what the whole would have).
+    bucket and chunk (a chunk that starts at frame `offset`, one number or one for each item, draws
+    what the whole would have).
     """
 
     def frame(key: jax.Array, t: jax.Array) -> jax.Array:
         return jax.random.normal(jax.random.fold_in(key, t), (mel_bins,), jnp.float32)
 
-    positions = offset + jnp.arange(frames)
-    return jax.vmap(jax.vmap(frame, (None, 0)), (0, None))(keys_B, positions)
+    offset_B1 = jnp.broadcast_to(jnp.asarray(offset), keys_B.shape)[:, None]
+    positions_BT = offset_B1 + jnp.arange(frames)[None, :]
+    return jax.vmap(jax.vmap(frame, (None, 0)))(keys_B, positions_BT)
 
 
 def sample(
@@ -95,7 +101,8 @@ def sample(
     steps: int = 10,
     guidance: float = 0.7,
     schedule: str = "cosine",
-) -> jax.Array:
+    past: Any = None,
+) -> Any:
     """Integrates the flow from noise to a mel with Euler's method.
 
     The conditional and the unconditional estimate of a step are one call on a doubled batch.
@@ -105,27 +112,36 @@ def sample(
       mu_BTM: condition.
       lengths_B: valid frames.
       noise_BTM: state at t = 0, see `draw_noise`.
+      past: of a piece of a longer mel: what the estimator remembers of the frames before, each
+        array with an axis of `steps` in front; its batch is `guidance_copies` of the rows.
 
     Returns:
-      mel_BTM, float32; past the lengths the noise stays untouched.
+      mel_BTM, float32; past the lengths the noise stays untouched. Given a past, also what to
+      remember, of the same structure.
     """
     times, deltas = time_steps(steps, schedule)
-    guided = guidance > 0
-    copies = 2 if guided else 1
+    copies = guidance_copies(guidance)
+    guided = copies > 1
     batch = mu_BTM.shape[0]
     mu = jnp.concatenate([mu_BTM, jnp.zeros_like(mu_BTM)]) if guided else mu_BTM
     lengths = jnp.tile(lengths_B, copies)
 
-    def step(x: jax.Array, time_and_delta: tuple[jax.Array, jax.Array]):
-        t, delta = time_and_delta
-        state = jnp.tile(x, (copies, 1, 1))
-        v = velocity(state, mu, jnp.full((copies * batch,), t), lengths).astype(jnp.float32)
+    def step(x: jax.Array, inputs: tuple[jax.Array, jax.Array, Any]):
+        t, delta, before = inputs
+        args = (jnp.tile(x, (copies, 1, 1)), mu, jnp.full((copies * batch,), t), lengths)
+        v, after = (velocity(*args), None) if past is None else velocity(*args, before)
+        v = v.astype(jnp.float32)
         if guided:
             v = (1 + guidance) * v[:batch] - guidance * v[batch:]
-        return x + delta * v, None
+        return x + delta * v, after
 
-    x, _ = jax.lax.scan(step, noise_BTM.astype(jnp.float32), (times, deltas))
-    return x
+    x, after = jax.lax.scan(step, noise_BTM.astype(jnp.float32), (times, deltas, past))
+    return x if past is None else (x, after)
+
+
+def guidance_copies(guidance: float) -> int:
+    """Copies of the batch that the estimator runs on: with the condition and, guided, without."""
+    return 2 if guidance > 0 else 1
 
 
 def training_pair(

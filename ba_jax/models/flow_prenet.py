@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ba_jax.models import layers
+from ba_jax.models.blocks import Blocks, KeyValue, no_key_values, piece_mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,14 @@ class FlowPrenetConfig:
     max_positions: int = 5000
 
 
+def empty_past(
+    config: FlowPrenetConfig, batch: int, capacity: int, dtype: layers.Dtype
+) -> KeyValue:
+    """(layers, ...) keys and values of segments that have not begun."""
+    head_dim = config.width // config.heads
+    return no_key_values((config.layers,), batch, capacity, config.heads, head_dim, dtype)
+
+
 class FlowPrenet(nn.Module):
     """MLP, causal pre-norm transformer with RMSNorm, linear to mel bins."""
 
@@ -44,14 +53,33 @@ class FlowPrenet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, lengths_B: jax.Array, extent_B: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """(mu_BTM, lengths_B) of a padded batch; `extent_B` matters unless length_ratio is 1."""
+        self,
+        x_BTD: jax.Array,
+        lengths_B: jax.Array,
+        extent_B: jax.Array | None = None,
+        blocks: Blocks | None = None,
+        start_B: jax.Array | None = None,
+        past: KeyValue | None = None,
+    ) -> tuple[jax.Array, jax.Array] | tuple[jax.Array, jax.Array, KeyValue]:
+        """(mu_BTM, lengths_B) of a padded batch; given a past, also what to remember of it.
+
+        Args:
+          x_BTD, lengths_B: features, and how many are valid.
+          extent_B: see `layers`; matters unless length_ratio is 1.
+          blocks: what frames attend to, if not to all before them.
+          start_B, past: of pieces of segments: frames before each piece and what is remembered of
+            them, see `blocks.advance`.
+
+        Raises:
+          ValueError: a piece, or blocks, with a length_ratio other than 1.
+        """
         c = self.config
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         layers.stored_positions(self, c.max_positions, c.width)  # the reference never adds them
         x = layers.zero_past(x_BTD, lengths_B).astype(self.dtype)
         if c.length_ratio != 1.0:
+            if blocks is not None or past is not None:
+                raise ValueError(f"flow_prenet: blocks need length_ratio 1, not {c.length_ratio}")
             extent_B = lengths_B if extent_B is None else extent_B
 
             def scaled(n):
@@ -60,21 +88,28 @@ class FlowPrenet(nn.Module):
             size = int(x.shape[1] * c.length_ratio)
             x = layers.nearest_resize(x, extent_B, scaled(extent_B), size)
             lengths_B = scaled(lengths_B)
+        frames = x.shape[1]
+        if past is not None:
+            mask = piece_mask(start_B, past.key.shape[-3], lengths_B, frames, causal=True)
+        elif blocks is not None:
+            mask = blocks.mask(lengths_B, frames, causal=True)
+        else:
+            mask = layers.attention_mask(lengths_B, frames, causal=True)
         x = nn.Dense(4 * c.width, name="mlp_in", **dtypes)(x)
         x = nn.Dense(c.width, name="mlp_out", **dtypes)(jax.nn.silu(x))
         x = layers.zero_past(x, lengths_B)
-        x = layers.transformer(
-            x,
-            lengths_B,
+        stack = layers.transformer_stack(
             layers=c.layers,
             heads=c.heads,
             ffn_width=c.ffn_width,
-            causal=True,
             norm="rms",
             remat=self.remat,
             scan=self.scan,
+            name="layers",
             **dtypes,
         )
+        x, own = stack(x, mask, past)
         x = layers.rms_norm("norm", 1e-6, **dtypes)(layers.zero_past(x, lengths_B))
         mu = nn.Dense(c.mel_bins, use_bias=False, name="out", **dtypes)(x)
-        return layers.zero_past(mu, lengths_B), lengths_B
+        mu = layers.zero_past(mu, lengths_B)
+        return (mu, lengths_B) if past is None else (mu, lengths_B, own)

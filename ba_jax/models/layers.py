@@ -16,12 +16,14 @@ the batch for every item to reproduce a padded batch of the reference.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from ba_jax.models.blocks import KeyValue
 
 Dtype = Any
 
@@ -74,8 +76,15 @@ def position_table(module: nn.Module, length: int, width: int) -> jax.Array:
     return jnp.where(jnp.max(jnp.abs(stored - exact)) <= 2.0**-8, exact, stored)
 
 
-def add_positions(x_BTD: jax.Array, table_PD: jax.Array) -> jax.Array:
-    """Adds the first T rows of a position table in float32 and returns x's dtype.
+def add_positions(
+    x_BTD: jax.Array, table_PD: jax.Array, start_B: jax.Array | None = None
+) -> jax.Array:
+    """Adds T rows of a position table in float32 and returns x's dtype.
+
+    Args:
+      x_BTD: frames.
+      table_PD: the table.
+      start_B: each item's first row; None: 0. Rows past the table's end are its last one.
 
     Raises:
       ValueError: if x is longer than the table.
@@ -85,7 +94,11 @@ def add_positions(x_BTD: jax.Array, table_PD: jax.Array) -> jax.Array:
             f"{x_BTD.shape[1]} frames, but the position table has only {table_PD.shape[0]}: split"
             " the audio into shorter chunks"
         )
-    positions = table_PD[None, : x_BTD.shape[1]].astype(jnp.float32)
+    positions = table_PD[None, : x_BTD.shape[1]]
+    if start_B is not None:
+        rows = start_B[:, None] + jnp.arange(x_BTD.shape[1])[None]
+        positions = jnp.take(table_PD, rows, axis=0, mode="clip")
+    positions = positions.astype(jnp.float32)
     return (x_BTD.astype(jnp.float32) + positions).astype(x_BTD.dtype)
 
 
@@ -163,11 +176,26 @@ class ConvTranspose(nn.Module):
         return out[:, : (frames - 1) * self.stride + self.kernel_size] + bias[None, None]
 
 
+class RunningSums(NamedTuple):
+    """Over the frames before a piece: how many, the sum of their means and of their mean squares.
+
+    All (B,), float32.
+    """
+
+    count_B: jax.Array
+    mean_B: jax.Array
+    square_B: jax.Array
+
+
 class ItemNorm(nn.Module):
     """GroupNorm with one group over (time, channels) of each item, within its extent.
 
     Statistics in float32 over the frames before `extent_B`; frames past it are normalised alike
     but count for nothing.
+
+    Given `last_BT`, frame t is normalised by the statistics of the frames up to `last_BT[t]` alone
+    (and of those that `past` stands for), so that an item can be normalised as it arrives. The
+    result is then (y_BTC, the sums after all T frames).
     """
 
     epsilon: float = 1e-5
@@ -175,19 +203,48 @@ class ItemNorm(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x_BTC: jax.Array, extent_B: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        x_BTC: jax.Array,
+        extent_B: jax.Array,
+        last_BT: jax.Array | None = None,
+        past: RunningSums | None = None,
+    ) -> jax.Array | tuple[jax.Array, RunningSums]:
         channels = x_BTC.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
         x = x_BTC.astype(jnp.float32)
         inside = length_mask(extent_B, x.shape[1])[:, :, None]
-        count = jnp.maximum(extent_B, 1).astype(jnp.float32)[:, None, None] * channels
-        mean = jnp.sum(jnp.where(inside, x, 0), axis=(1, 2), keepdims=True) / count
-        centred = x - mean
-        variance = jnp.sum(jnp.where(inside, centred**2, 0), axis=(1, 2), keepdims=True) / count
+        sums = None
+        if last_BT is not None:
+            centred, variance, sums = self._running(jnp.where(inside, x, 0), last_BT, past)
+        else:
+            count = jnp.maximum(extent_B, 1).astype(jnp.float32)[:, None, None] * channels
+            mean = jnp.sum(jnp.where(inside, x, 0), axis=(1, 2), keepdims=True) / count
+            centred = x - mean
+            square = jnp.where(inside, centred**2, 0)
+            variance = jnp.sum(square, axis=(1, 2), keepdims=True) / count
         y = centred * jax.lax.rsqrt(variance + self.epsilon)
         y = y * scale[None, None].astype(jnp.float32) + bias[None, None].astype(jnp.float32)
-        return y.astype(self.dtype)
+        y = y.astype(self.dtype)
+        return y if sums is None else (y, sums)
+
+    @staticmethod
+    def _running(x: jax.Array, last_BT: jax.Array, past: RunningSums | None):
+        """(x less its mean, variance (B, T, 1), sums) of statistics up to `last_BT`."""
+        mean_BT = jnp.cumsum(jnp.mean(x, axis=2), axis=1)
+        square_BT = jnp.cumsum(jnp.mean(x**2, axis=2), axis=1)
+        count_BT = jnp.broadcast_to(jnp.arange(1, x.shape[1] + 1, dtype=jnp.float32), mean_BT.shape)
+        if past is not None:
+            mean_BT, square_BT = mean_BT + past.mean_B[:, None], square_BT + past.square_B[:, None]
+            count_BT = count_BT + past.count_B[:, None]
+        sums = RunningSums(count_BT[:, -1], mean_BT[:, -1], square_BT[:, -1])
+        count_BT, mean_BT, square_BT = (
+            jnp.take_along_axis(a, last_BT, axis=1) for a in (count_BT, mean_BT, square_BT)
+        )
+        mean = (mean_BT / count_BT)[:, :, None]
+        variance = jnp.maximum((square_BT / count_BT)[:, :, None] - mean**2, 0)
+        return x - mean, variance, sums
 
 
 def mish(x: jax.Array) -> jax.Array:
@@ -211,7 +268,25 @@ def attention(
     return jax.nn.dot_product_attention(q_BLHD, k_BPKD, v_BPKD, mask=mask_B1LP)
 
 
-def layer_norm(name: str, dtype: Dtype, param_dtype: Dtype) -> nn.LayerNorm:
+def attend(
+    q_BTHD: jax.Array,
+    k_BTHD: jax.Array,
+    v_BTHD: jax.Array,
+    mask_B1TP: jax.Array,
+    past: KeyValue | None,
+) -> tuple[jax.Array, KeyValue | None]:
+    """`attention` to `past`, if there is one, then to T own frames; with it, their keys and values.
+
+    The past's frames come first in the mask.
+    """
+    if past is None:
+        return attention(q_BTHD, k_BTHD, v_BTHD, mask_B1TP), None
+    key = jnp.concatenate([past.key, k_BTHD], axis=1)
+    value = jnp.concatenate([past.value, v_BTHD], axis=1)
+    return attention(q_BTHD, key, value, mask_B1TP), KeyValue(k_BTHD, v_BTHD)
+
+
+def layer_norm(name: str | None, dtype: Dtype, param_dtype: Dtype) -> nn.LayerNorm:
     """LayerNorm with epsilon 1e-5; statistics in float32, two passes."""
     return nn.LayerNorm(
         epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, use_fast_variance=False, name=name
@@ -236,7 +311,11 @@ class TransformerLayer(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, mask_B1TT: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x_BTD: jax.Array, mask_B1TP: jax.Array, past: KeyValue | None = None
+    ) -> tuple[jax.Array, KeyValue | None]:
+        """The layer's output; with `past`, which the frames attend to before each other, also
+        their own keys and values."""
         batch, frames, width = x_BTD.shape
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
@@ -251,11 +330,11 @@ class TransformerLayer(nn.Module):
 
         y = norm("attention_norm")(x_BTD)
         q, k, v = project("query", y), project("key", y, use_bias=False), project("value", y)
-        y = attention(q, k, v, mask_B1TT).reshape(batch, frames, width)
-        x_BTD = x_BTD + nn.Dense(width, name="out", **dtypes)(y)
+        y, own = attend(q, k, v, mask_B1TP, past)
+        x_BTD = x_BTD + nn.Dense(width, name="out", **dtypes)(y.reshape(batch, frames, width))
         y = norm("ffn_norm")(x_BTD)
         y = gelu(nn.Dense(self.ffn_width, name="ffn_in", **dtypes)(y))
-        return x_BTD + nn.Dense(width, name="ffn_out", **dtypes)(y), None
+        return x_BTD + nn.Dense(width, name="ffn_out", **dtypes)(y), own
 
 
 def stacked(
@@ -283,29 +362,36 @@ def stacked(
     )
 
 
-def transformer(
-    x_BTD: jax.Array,
-    lengths_B: jax.Array,
+def transformer_stack(
     *,
     layers: int,
     heads: int,
     ffn_width: int,
-    causal: bool,
     norm: str = "layer",
     dtype: Dtype,
     param_dtype: Dtype,
     remat: str,
     scan: bool,
-) -> jax.Array:
-    """A stack of `TransformerLayer`s, module name `layers`, attending within each item's length.
+    name: str | None = None,
+) -> nn.Module:
+    """A stack of `TransformerLayer`s: (x_BTD, mask, past) -> (x_BTD, own keys and values)."""
+    in_axes = (nn.broadcast, 0)
+    stack = stacked(TransformerLayer, layers, in_axes=in_axes, remat=remat, scan=scan)
+    return stack(heads, ffn_width, norm, dtype=dtype, param_dtype=param_dtype, name=name)
+
+
+def transformer(x_BTD: jax.Array, lengths_B: jax.Array, *, causal: bool, **options) -> jax.Array:
+    """`transformer_stack` with `options`, module name `layers`, attending within item's lengths.
 
     Called inside a compact method; the caller zeroes what lies past the lengths.
     """
-    frames = x_BTD.shape[1]
+    mask = attention_mask(lengths_B, x_BTD.shape[1], causal=causal)
+    return transformer_stack(**options, name="layers")(x_BTD, mask, None)[0]
+
+
+def attention_mask(lengths_B: jax.Array, frames: int, *, causal: bool) -> jax.Array:
+    """(B, 1, T, T) booleans: the key is valid, and not past the query where `causal`."""
     mask = length_mask(lengths_B, frames)[:, None, None, :]
     if causal:
         mask = mask & jnp.tril(jnp.ones((frames, frames), bool))[None, None]
-    mask = jnp.broadcast_to(mask, (x_BTD.shape[0], 1, frames, frames))
-    stack = stacked(TransformerLayer, layers, in_axes=nn.broadcast, remat=remat, scan=scan)
-    module = stack(heads, ffn_width, norm, dtype=dtype, param_dtype=param_dtype, name="layers")
-    return module(x_BTD, mask)[0]
+    return jnp.broadcast_to(mask, (len(lengths_B), 1, frames, frames))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -117,6 +117,22 @@ class VocoderConfig:
         return len(self.upsample_rates)
 
 
+class WindowPlace(NamedTuple):
+    """Where windows of mels lie in their segments, all (B,) int32.
+
+    Attributes:
+      first_B: frames of the segment before the window.
+      anchor_B, phase_B: a frame of the window and the fundamental's phase before it. f0 needs
+        `f0_layers` frames on either side: so many from the window's start, or the segment's first.
+      next_B: the frame of the window that will be the next window's anchor.
+    """
+
+    first_B: jax.Array
+    anchor_B: jax.Array
+    phase_B: jax.Array
+    next_B: jax.Array
+
+
 def _keys(key: jax.Array, batch: int) -> jax.Array:
     """One key an item: `key` folded with the row number, or `key` itself if it holds B keys."""
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -164,17 +180,55 @@ def draw_source_noise(
     return noise.reshape(batch, -1, config.harmonics + 1)
 
 
-def frame_phase(f0_BT: jax.Array, config: VocoderConfig) -> jax.Array:
-    """Phase of each harmonic before each frame, start_BTH in cycles, [0, 1).
+def reach(config: VocoderConfig) -> int:
+    """Mel frames on either side of a sample beyond which nothing changes it, but the phase.
+
+    The longest way back from a sample: through the last convolutions and every stage's residual
+    blocks to the mel, or at some stage over to the source and on to f0. 21 for the defaults.
+    """
+    c = config
+
+    def halo(kernels: tuple[int, ...]) -> int:
+        return max(kernel - 1 for kernel in kernels) // 2 * sum(d + 1 for d in c.dilations)
+
+    samples, farthest = c.n_fft // 2 + (3 + 1) * c.hop, 0  # conv_post, the reflected frame
+    step = c.hop
+    for i in reversed(range(c.stages)):
+        samples += halo(c.resblock_kernels) * step
+        source = samples + halo(c.source_resblock_kernels[i : i + 1]) * step
+        source += c.source_strides[i] * c.hop + c.n_fft // 2
+        farthest = max(farthest, source + (c.f0_layers + 1) * c.frame_samples)
+        step *= c.upsample_rates[i]
+        samples += -(-c.upsample_kernels[i] // (2 * c.upsample_rates[i])) * step
+    return -(-max(farthest, samples + 3 * c.frame_samples) // c.frame_samples)
+
+
+def _phase_unit(config: VocoderConfig) -> tuple[int, int]:
+    """(bits, modulus) of the phase: counted in 2^-bits Hz, a cycle is `modulus`."""
+    bits = int(math.log2(2**31 / ((config.harmonics + 1) * config.frame_rate)))
+    return bits, config.frame_rate << bits  # harmonic * phase stays below 2^31
+
+
+def fundamental_phase(
+    f0_BT: jax.Array,
+    config: VocoderConfig,
+    anchor_B: jax.Array | None = None,
+    phase_B: jax.Array | None = None,
+) -> jax.Array:
+    """Phase of the fundamental before each frame, start_BT, int32, a cycle is 2^bits frame rates.
 
     f0 is constant inside a frame, so that a frame advances the fundamental by f0 / frame_rate
     cycles, of which only f0 modulo frame_rate counts. That remainder is exact in float32 and is
     added up in integers of 2^-bits Hz: no rounding builds up, however long the clip, and neither
     the order of the additions nor the length of the batch can change the result.
+
+    Args:
+      f0_BT: Hz.
+      config: of the vocoder.
+      anchor_B, phase_B: a frame of each item and the phase before it; None: 0 before the first.
     """
-    rate, count = config.frame_rate, config.harmonics + 1
-    bits = int(math.log2(2**31 / (count * rate)))  # harmonic * phase stays below 2^31
-    modulus = rate << bits
+    rate = config.frame_rate
+    bits, modulus = _phase_unit(config)
     f0 = f0_BT.astype(jnp.float32)
     remainder = f0 - jnp.floor(f0 / rate) * rate
     advance = jnp.round(remainder * 2.0**bits).astype(jnp.int32) % modulus
@@ -184,8 +238,24 @@ def frame_phase(f0_BT: jax.Array, config: VocoderConfig) -> jax.Array:
         return jnp.where(total >= modulus, total - modulus, total)
 
     start = (jax.lax.associative_scan(add, advance, axis=1) - advance) % modulus
-    harmonic = jnp.arange(1, count + 1, dtype=jnp.int32)
-    start = (start[:, :, None] * harmonic[None, None]) % modulus
+    if anchor_B is None:
+        return start
+    there_B1 = jnp.take_along_axis(start, anchor_B[:, None], axis=1)
+    return (start - there_B1 + phase_B[:, None]) % modulus
+
+
+def frame_phase(
+    f0_BT: jax.Array, config: VocoderConfig, fundamental_BT: jax.Array | None = None
+) -> jax.Array:
+    """Phase of each harmonic before each frame, start_BTH in cycles, [0, 1).
+
+    `fundamental_BT` is `fundamental_phase`'s; None: with 0 before the first frame.
+    """
+    if fundamental_BT is None:
+        fundamental_BT = fundamental_phase(f0_BT, config)
+    _, modulus = _phase_unit(config)
+    harmonic = jnp.arange(1, config.harmonics + 2, dtype=jnp.int32)
+    start = (fundamental_BT[:, :, None] * harmonic[None, None]) % modulus
     return start.astype(jnp.float32) / modulus
 
 
@@ -374,6 +444,7 @@ class Vocoder(nn.Module):
         lengths_B: jax.Array,
         phase_BH: jax.Array,
         noise_BSH: jax.Array | None = None,
+        fundamental_BT: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Excitation for f0. No gradient reaches f0: its predictor has a loss of its own.
 
@@ -382,6 +453,7 @@ class Vocoder(nn.Module):
           lengths_B: valid mel frames.
           phase_BH: initial phase of each harmonic, radians (`draw_source_phase`).
           noise_BSH: standard normal noise (`draw_source_noise`); None: no noise.
+          fundamental_BT: `fundamental_phase`'s; None: the first frame is the segment's first.
 
         Returns:
           source_BS1 and uv_BS (1 where voiced, 0 elsewhere), float32.
@@ -395,7 +467,8 @@ class Vocoder(nn.Module):
         ordinal = jnp.arange(1, c.frame_samples + 1, dtype=jnp.float32)
         harmonic = jnp.arange(1, count + 1, dtype=jnp.float32)
         steps = (ordinal[:, None] * harmonic[None])[None, None]
-        cycles = f0[:, :, None, None] * steps / c.sample_rate + frame_phase(f0, c)[:, :, None]
+        start_BTH = frame_phase(f0, c, fundamental_BT)
+        cycles = f0[:, :, None, None] * steps / c.sample_rate + start_BTH[:, :, None]
         cycles = cycles + phase_BH[:, None, None] / (2 * np.pi)
         sines = c.sine_amplitude * _sine_of_cycles(cycles)
         voiced = (f0 > c.voiced_threshold).astype(jnp.float32)
@@ -469,16 +542,7 @@ class Vocoder(nn.Module):
           ValueError: as `f0`, or a cached source that is longer than the mel.
         """
         c = self.config
-        f0_BT = self.f0(mel_BTM, lengths_B)
-        batch, frames = f0_BT.shape
-        keys = _keys(key, batch)
-        phase_key, noise_key = jax.vmap(jax.random.split, out_axes=1)(keys)
-        source, _ = self.source(
-            f0_BT,
-            lengths_B,
-            draw_source_phase(phase_key, batch, c),
-            draw_source_noise(noise_key, batch, frames, c),
-        )
+        source = self._excite(self.f0(mel_BTM, lengths_B), lengths_B, key)
         if cached_source_BS1 is not None:
             cached = cached_source_BS1.shape[1]
             if cached > source.shape[1]:
@@ -491,6 +555,36 @@ class Vocoder(nn.Module):
             )
             source = zero_past(source, lengths_B * c.frame_samples)
         return self.decode(mel_BTM, source, lengths_B), source
+
+    def window(
+        self, mel_BTM: jax.Array, lengths_B: jax.Array, key: jax.Array, place: WindowPlace
+    ) -> tuple[jax.Array, jax.Array]:
+        """A window of each segment's mel to wave_BS, and the phase_B before `place.next_B`.
+
+        The samples are those that the whole segment gives, but for `reach` frames at either end
+        where the segment goes on.
+
+        Args:
+          mel_BTM, lengths_B, key: as `__call__`'s.
+          place: of the windows.
+
+        Raises:
+          ValueError: as `f0`.
+        """
+        f0_BT = self.f0(mel_BTM, lengths_B)
+        fundamental = fundamental_phase(f0_BT, self.config, place.anchor_B, place.phase_B)
+        source = self._excite(f0_BT, lengths_B, key, fundamental, place.first_B)
+        wave = self.decode(mel_BTM, source, lengths_B)
+        return wave, jnp.take_along_axis(fundamental, place.next_B[:, None], axis=1)[:, 0]
+
+    def _excite(self, f0_BT, lengths_B, key, fundamental_BT=None, first_B=0) -> jax.Array:
+        """source_BS1 with phase and noise from a key; `first_B` is the first frame's position."""
+        c = self.config
+        batch, frames = f0_BT.shape
+        phase_key, noise_key = jax.vmap(jax.random.split, out_axes=1)(_keys(key, batch))
+        phase = draw_source_phase(phase_key, batch, c)
+        noise = draw_source_noise(noise_key, batch, frames, c, first_B)
+        return self.source(f0_BT, lengths_B, phase, noise, fundamental_BT)[0]
 
     def _check(self, mel_BTM: jax.Array, lengths_B: jax.Array) -> None:
         shape = mel_BTM.shape

@@ -19,7 +19,9 @@ from ba_jax.audio.griffin_lim import griffin_lim
 from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL, MelGeometry
 from ba_jax.models import layers
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
+from ba_jax.models.blocks import Blocks
 from ba_jax.models.flow_matching import draw_noise
+from ba_jax.models.flow_unet import FlowUNetConfig
 from ba_jax.sampling import batching
 
 VOCODERS = ("vocoder", "griffin_lim")
@@ -38,6 +40,12 @@ class SynthesisSettings:
       iterations: of Griffin-Lim.
       rows: batch size.
       frames: of codes, what segments are padded to; none is longer than the last.
+      blocks: 50 Hz frames of the flow's attention blocks, the last one repeats; () is the U-Net's
+        `chunk`. Speech can be had block by block, see `ba_jax.sampling.stream`.
+      lookback: frames before its block that a frame attends to; None: all.
+      norm_frames: frames of codes that the first statistics of the decoder's norms are taken over,
+        see `ba_jax.models.blocks.Blocks`; None: the whole segment's, as the reference.
+      hold: mel frames that a stream's vocoder waits for; None: as many as change a sample.
     """
 
     vocoder: str = "vocoder"
@@ -47,6 +55,10 @@ class SynthesisSettings:
     iterations: int = 32
     rows: int = 16
     frames: tuple[int, ...] = (32, 64, 128, 376)
+    blocks: tuple[int, ...] = ()
+    lookback: int | None = None
+    norm_frames: int | None = None
+    hold: int | None = None
 
     def __post_init__(self):
         if self.vocoder not in VOCODERS:
@@ -57,6 +69,21 @@ class SynthesisSettings:
             raise ValueError("the vocoder reads the flow's mels: expected mel 'flow'")
         if self.rows < 1 or not self.frames or min(self.frames) < 1:
             raise ValueError(f"rows {self.rows}, frames {self.frames}: expected at least 1")
+        if self.hold is not None and self.hold < 1:
+            raise ValueError(f"hold {self.hold}: expected at least 1 frame")
+        if self.blocks:
+            Blocks(self.blocks, self.lookback, self.norm_frames)
+
+    def blocks_of(self, config: BaichuanAudioConfig) -> Blocks | None:
+        """What a frame may depend on in a model; None: what it does in the reference.
+
+        Raises:
+          ValueError: sizes that do not fit together, see `Blocks`.
+        """
+        if not self.blocks and self.lookback is None and self.norm_frames is None:
+            return None
+        chunk = config.flow_unet.chunk if config.flow_unet else FlowUNetConfig.chunk
+        return Blocks(self.blocks or (chunk,), self.lookback, self.norm_frames)
 
 
 class Wave(NamedTuple):
@@ -95,6 +122,32 @@ def keep_codebooks(variables: Mapping[str, Any], count: int) -> dict[str, Any]:
     return {**variables, "codebook": {**variables["codebook"], "vq_bridge": bridge}}
 
 
+def noise_keys(seeds_B: jax.Array, segments_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys, one a row, of the flow's noise and of the vocoder's.
+
+    A request's seed and the number of the segment in it decide them; each frame's noise depends on
+    its key and the frame's position alone. So a request gives the same audio in whatever batch,
+    padding or pieces, up to the rounding of sums of other shapes.
+    """
+
+    def pair(seed: jax.Array, segment: jax.Array) -> tuple[jax.Array, jax.Array]:
+        key = jax.random.fold_in(jax.random.key(seed), segment)
+        return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+
+    return jax.vmap(pair)(seeds_B, segments_B)
+
+
+def check_seed(seed: int) -> int:
+    """A seed that keys are made of.
+
+    Raises:
+      ValueError: one outside 0 to 2^32 - 1.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed {seed}: expected 0 to 2^32 - 1")
+    return seed
+
+
 class Synthesizer:
     """Decodes for a model; each of its three parts compiles once a padded length.
 
@@ -116,6 +169,7 @@ class Synthesizer:
         dtype: layers.Dtype = jnp.float32,
     ):
         self.config, self.settings = config, settings
+        self.blocks = settings.blocks_of(config)
         self.traces: collections.Counter = collections.Counter()
         self._dtype, self._run = dtype, run
         self._variables = variables
@@ -134,24 +188,17 @@ class Synthesizer:
         jitted = jax.jit(traced)
 
         def call(variables, *args):
-            absent = [part for part in needed if getattr(self.config, part) is None]
-            if absent:
-                raise ValueError(f"model without {absent}: expected {needed}")
-            own = {
-                collection: {part: tree[part] for part in needed if part in tree}
-                for collection, tree in variables.items()
-            }
+            own = variables_of(self.config, variables, needed)
             return jax.device_get(jitted(own, *args))
 
         return call
 
-    @staticmethod
-    def _decode_batch(model, variables, codes_BNQ, lengths_B):
-        out = model.apply(variables, codes_BNQ, lengths_B, method="decode")
+    def _decode_batch(self, model, variables, codes_BNQ, lengths_B):
+        out = model.apply(variables, codes_BNQ, lengths_B, blocks=self.blocks, method="decode")
         return out.hidden_BTD, out.hidden_lengths_B, out.refined_mel_BTM, out.mel_lengths_B
 
-    def _flow_batch(self, model, variables, hidden_BTD, lengths_B, seeds_B):
-        keys_B = jax.vmap(jax.random.key)(seeds_B)
+    def _flow_batch(self, model, variables, hidden_BTD, lengths_B, *numbers):
+        keys_B, _ = noise_keys(*numbers)
         noise_BTM = draw_noise(keys_B, hidden_BTD.shape[1], self.config.flow_unet.mel_bins)
         return model.apply(
             variables,
@@ -160,12 +207,13 @@ class Synthesizer:
             noise_BTM,
             steps=self.settings.steps,
             guidance=self.settings.guidance,
+            blocks=self.blocks,
             method="flow_decode",
         )
 
     @staticmethod
-    def _vocode_batch(model, variables, mel_BTM, lengths_B, seeds_B):
-        keys_B = jax.vmap(jax.random.key)(seeds_B)
+    def _vocode_batch(model, variables, mel_BTM, lengths_B, *numbers):
+        _, keys_B = noise_keys(*numbers)
         return model.apply(
             variables, mel_BTM, lengths_B, keys_B, method=lambda m, *args: m.vocoder(*args)[0]
         )
@@ -198,15 +246,21 @@ class Synthesizer:
         return [found[i] for i in range(len(codes))]
 
     def flow_mels(
-        self, codes: Sequence[np.ndarray], seeds: Sequence[int] | None = None
+        self,
+        codes: Sequence[np.ndarray],
+        seeds: Sequence[int] | None = None,
+        segments: Sequence[int] | None = None,
     ) -> list[np.ndarray]:
-        """Log-mels (T, M) in FLOW_MEL's geometry; a segment's seed decides its noise.
+        """Log-mels (T, M) in FLOW_MEL's geometry.
+
+        Args:
+          codes: one array a segment.
+          seeds, segments: what decides each one's noise, see `noise_keys`; None: 0.
 
         Raises:
           LengthError: as `decode`.
-          ValueError: a model without the flow.
+          ValueError: a model without the flow, or a seed out of range.
         """
-        seeds = [0] * len(codes) if seeds is None else seeds
         decoded = self.decode(codes)
         found: dict[int, np.ndarray] = {}
         for bucket, some in self._batches(codes):
@@ -214,28 +268,33 @@ class Synthesizer:
             hidden_BTD, lengths_B = batching.pad(
                 [decoded[i].hidden_TD for i in some], self.settings.rows, frames
             )
-            mel_BTM, mel_B = self._flow(
-                self._variables, hidden_BTD, lengths_B, self._seeds(seeds, some)
-            )
+            numbers = self._numbers(some, seeds, segments)
+            mel_BTM, mel_B = self._flow(self._variables, hidden_BTD, lengths_B, *numbers)
             for row, i in enumerate(some):
                 found[i] = mel_BTM[row, : mel_B[row]]
         return [found[i] for i in range(len(codes))]
 
-    def waves(self, codes: Sequence[np.ndarray], seeds: Sequence[int] | None = None) -> list[Wave]:
+    def waves(
+        self,
+        codes: Sequence[np.ndarray],
+        seeds: Sequence[int] | None = None,
+        segments: Sequence[int] | None = None,
+    ) -> list[Wave]:
         """Speech of segments of codes, by the mel and the vocoder that the settings name.
 
-        Raises:
-          LengthError, ValueError: as `flow_mels`.
+        Arguments and errors as `flow_mels`.
         """
         if self.settings.mel == "decoder":
             return self.waves_without_flow(codes)
-        return self.waves_of_mels(self.flow_mels(codes, seeds), seeds)
+        return self.waves_of_mels(self.flow_mels(codes, seeds, segments), seeds, segments)
 
     def waves_of_mels(
-        self, mels: Sequence[np.ndarray], seeds: Sequence[int] | None = None
+        self,
+        mels: Sequence[np.ndarray],
+        seeds: Sequence[int] | None = None,
+        segments: Sequence[int] | None = None,
     ) -> list[Wave]:
-        """Speech of FLOW_MEL log-mels."""
-        seeds = [0] * len(mels) if seeds is None else seeds
+        """Speech of FLOW_MEL log-mels; seeds and segments as in `flow_mels`."""
         if self.settings.vocoder == "griffin_lim":
             return self.invert(mels, FLOW_MEL)
         found: dict[int, Wave] = {}
@@ -243,7 +302,8 @@ class Synthesizer:
         sizes = [len(mel_TM) for mel_TM in mels]
         for bucket, some in batching.batches(sizes, buckets, self.settings.rows, "mel"):
             mel_BTM, lengths_B = batching.pad([mels[i] for i in some], self.settings.rows, bucket)
-            wave_BS = self._vocode(self._variables, mel_BTM, lengths_B, self._seeds(seeds, some))
+            numbers = self._numbers(some, seeds, segments)
+            wave_BS = self._vocode(self._variables, mel_BTM, lengths_B, *numbers)
             for row, i in enumerate(some):
                 wave_S = wave_BS[row, : lengths_B[row] * FLOW_MEL.hop]
                 found[i] = Wave(wave_S, FLOW_MEL.sample_rate)
@@ -257,18 +317,41 @@ class Synthesizer:
         """Speech of log-mels (T, M) by Griffin-Lim."""
         one = functools.partial(griffin_lim, geometry=geometry, iterations=self.settings.iterations)
         # Networks overshoot where speech never is: such peaks would be heard alone.
-        waves = self._run(one, [np.minimum(mel_TM, _LOUDEST) for mel_TM in mels])
+        waves = self._run(one, [np.minimum(mel_TM, LOUDEST) for mel_TM in mels])
         return [Wave(wave_S, geometry.sample_rate) for wave_S in waves]
 
     def _batches(self, codes: Sequence[np.ndarray]):
         sizes = [len(segment) for segment in codes]
         return batching.batches(sizes, self.settings.frames, self.settings.rows, "segment")
 
-    def _seeds(self, seeds: Sequence[int], some: Sequence[int]) -> np.ndarray:
-        seeds_B = np.zeros(self.settings.rows, np.uint32)
-        seeds_B[: len(some)] = [seeds[i] for i in some]
-        return seeds_B
+    def _numbers(
+        self, some: Sequence[int], seeds: Sequence[int] | None, segments: Sequence[int] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """seeds_B and segments_B of a batch."""
+        both = np.zeros((2, self.settings.rows), np.uint32)
+        if seeds is not None:
+            both[0, : len(some)] = [check_seed(seeds[i]) for i in some]
+        if segments is not None:
+            both[1, : len(some)] = [segments[i] for i in some]
+        return both[0], both[1]
 
 
-_LOUDEST = 3.1
+def variables_of(
+    config: BaichuanAudioConfig, variables: Mapping[str, Any], needed: Sequence[str]
+) -> dict[str, Any]:
+    """Variables of some components alone.
+
+    Raises:
+      ValueError: a model without one of them.
+    """
+    absent = [part for part in needed if getattr(config, part) is None]
+    if absent:
+        raise ValueError(f"model without {absent}: expected {tuple(needed)}")
+    return {
+        collection: {part: tree[part] for part in needed if part in tree}
+        for collection, tree in variables.items()
+    }
+
+
+LOUDEST = 3.1
 """A sine of full scale reaches 3.04 in FLOW_MEL; the embedded corpus 2.52."""
