@@ -42,6 +42,7 @@ class Generator:
       capacity: slots of the cache, a row; default what the longest prompt and one turn take.
         Conversations of several turns need more.
       dtype: compute type, and that of the cache.
+      place: puts a batch's arrays (rows first) on the devices; by default where JAX puts them.
 
     Attributes:
       traces: how often each function was compiled.
@@ -64,6 +65,7 @@ class Generator:
         max_frames: int = 128,
         capacity: int | None = None,
         dtype: layers.Dtype = jnp.float32,
+        place: Callable[[Any], Any] = lambda arrays: arrays,
     ):
         if rows < 1 or not lengths or min(lengths) < 1 or max_text < 1 or max_frames < 1:
             raise ValueError(
@@ -94,6 +96,7 @@ class Generator:
             max_text=max_text,
             max_frames=max_frames,
             dtype=dtype,
+            place=place,
         )
 
     @classmethod

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -73,6 +73,7 @@ class Stepper:
       capacity: slots of the cache, a row.
       max_text, max_frames: the most that a row may produce in a turn.
       dtype: compute type, and that of the cache.
+      place: puts a batch's arrays (rows first) on the devices.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Stepper:
         max_text: int,
         max_frames: int,
         dtype: layers.Dtype,
+        place: Callable[[Any], Any] = lambda arrays: arrays,
     ):
         parts = ("llm", "audio_embed", "audio_head")
         needed = tuple(name for name in parts if getattr(config, name) is not None)
@@ -107,7 +109,7 @@ class Stepper:
         self.traces: collections.Counter = collections.Counter()
         self.eos_id = eos_id
         self._text, self._later_text, self._audio = text, later_text, audio
-        self._alternation, self._dtype = alternation, dtype
+        self._alternation, self._dtype, self._place = alternation, dtype, place
         self._model = BaichuanAudio(self.config, dtype=dtype)
         self._variables = {
             collection: {name: tree[name] for name in needed if name in tree}
@@ -152,19 +154,22 @@ class Stepper:
 
     def start(self, ids_BL, codes_BLQ, real_BL, mode_B) -> State:
         """Reads the first ids of every row, at the beginning of each; int32, int32, bool, int32."""
-        return self._start(self._variables, ids_BL, codes_BLQ, real_BL, mode_B)
+        arrays = self._place((ids_BL, codes_BLQ, real_BL, mode_B))
+        return self._start(self._variables, *arrays)
 
     def read(self, state: State, ids_BL, codes_BLQ, real_BL, mode_B) -> State:
         """Reads on; rows with something to read begin a turn in `mode_B`. Donates `state`."""
-        return self._read(self._variables, state, ids_BL, codes_BLQ, real_BL, mode_B)
+        arrays = self._place((ids_BL, codes_BLQ, real_BL, mode_B))
+        return self._read(self._variables, state, *arrays)
 
     def run(self, state: State, keys_B, limits: Limits, steps: int) -> State:
         """At most so many steps, fewer once every row is done. Donates `state`."""
+        keys_B, limits = self._place((keys_B, limits))
         return self._run(self._variables, state, keys_B, limits, np.int32(steps))
 
     def window(self, state: State, counts: Sequence[np.ndarray], size: int):
         """The ids (B, size) and frames (B, size, Q) of the turn from (ids, frames) on."""
-        return self._window(state, *counts, size)
+        return self._window(state, *self._place(tuple(counts)), size)
 
     # In jit
 
