@@ -40,93 +40,13 @@ from absl import app, flags, logging
 # JAX and all that stands on it is imported by functions: the judge's processes import this module.
 
 
-def find(checkpoints: Sequence[str], config, components: Sequence[str]) -> dict[str, str]:
-    """Component -> the folder of weights that it comes from.
-
-    Raises:
-      CheckpointError: no checkpoint, or none that holds a component.
-      ConfigError: a component that the model's config leaves out.
-    """
-    from ba_jax.checkpoint import CheckpointError, checkpoint_shapes
-    from ba_jax.config import ConfigError
-    from ba_jax.run_state import weights_folder
-
-    absent = [name for name in components if getattr(config, name) is None]
-    if absent:
-        raise ConfigError(f"model: no {absent}, which the evaluation needs")
-    folders = [weights_folder(path) for path in checkpoints]
-    held = [set(checkpoint_shapes(folder).get("params", {})) for folder in folders]
-    sources = {}
-    for name in components:
-        found = [folder for folder, names in zip(folders, held, strict=True) if name in names]
-        if not found:
-            raise CheckpointError(
-                f"{', '.join(checkpoints)}: none holds {name}, which the evaluation needs"
-            )
-        sources[name] = str(found[-1])
-    return sources
-
-
-def load(config, sources: Mapping[str, str], mesh=None, dtype=None) -> dict[str, Any]:
-    """Variables of the components that `sources` has folders for.
-
-    Args:
-      config, sources: see `find`.
-      mesh: lays parameters out by the rules of `ba_jax.sharding`; None: the default device.
-      dtype: of the parameters; None: as stored.
-
-    Raises:
-      CheckpointError: a checkpoint of other sizes, or one that is damaged.
-      ShardingError: a parameter that no rule places.
-    """
-    from ba_jax import sharding
-    from ba_jax.checkpoint import flatten, load_variables, unflatten
-    from ba_jax.models.baichuan_audio import variable_shapes
-
-    variables: dict[str, Any] = {}
-    for folder in dict.fromkeys(sources.values()):
-        own = [name for name, source in sources.items() if source == folder]
-        shapes = variable_shapes(config.only(*own))
-        placed = None
-        if mesh is not None:
-            placed = {}
-            for name, leaf in flatten(shapes).items():
-                collection, _, path = name.partition("/")
-                placed[name] = sharding.replicated(mesh)
-                if collection == "params":
-                    placed[name] = sharding.parameter_sharding(path, leaf.shape, mesh)
-            placed = unflatten(placed)
-        found = load_variables(folder, shapes, placed, dtype, components=own)
-        for collection, tree in found.items():
-            variables.setdefault(collection, {}).update(tree)
-    return variables
-
-
-def _mesh(settings, evaluation):
-    """(this host's devices as a mesh, what puts batches on it).
-
-    Hosts share nothing but the folder of results, so that each may take as long as its items take:
-    a mesh is of one host's own devices.
-
-    Raises:
-      ShardingError: axes that the devices do not fill, or rows that do not divide among them.
-    """
-    import jax
-
-    from ba_jax import sharding
-
-    mesh = sharding.make_mesh(settings, jax.local_devices())
-    shards, batches = sharding.batch_shards(mesh), sharding.batch_sharding(mesh)
-    for name, rows in (
-        ("generation.rows", evaluation.generation.rows),
-        ("encode_rows", evaluation.encode_rows),
-        ("synthesis.rows", evaluation.synthesis.rows),
-    ):
-        if rows % shards:
-            raise sharding.ShardingError(
-                f"{name} = {rows} on {shards} devices: expected a multiple"
-            )
-    return mesh, lambda arrays: jax.tree.map(lambda array: jax.device_put(array, batches), arrays)
+def _rows(settings) -> dict[str, int]:
+    """Setting -> its batch size."""
+    return {
+        "generation.rows": settings.generation.rows,
+        "encode_rows": settings.encode_rows,
+        "synthesis.rows": settings.synthesis.rows,
+    }
 
 
 _JUDGED_BY = ("judge",)
@@ -262,6 +182,7 @@ def evaluate(
     from ba_jax.evals.judge import Judge
     from ba_jax.evals.suite import EvalError
     from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+    from ba_jax.restore import find, load, on_mesh
     from ba_jax.sharding import MeshSettings
 
     if start not in stages.STARTS:
@@ -300,7 +221,7 @@ def evaluate(
             if bench is None:
                 variables, place = {}, None
                 if not saved:
-                    mesh, place = _mesh(mesh_settings, settings)
+                    mesh, place = on_mesh(mesh_settings, _rows(settings))
                     variables = load(model, sources, mesh)
                 bench = Bench(model, variables, settings, out, judge, progress, place)
             started = time.monotonic()

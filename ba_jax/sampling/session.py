@@ -166,6 +166,11 @@ class Session:
         self._told = [_Told(ended=True) for _ in range(stepper.rows)]
 
     @property
+    def capacity(self) -> int:
+        """Slots of the cache, a conversation."""
+        return self._stepper.capacity
+
+    @property
     def used(self) -> list[int]:
         """Slots of the cache that each conversation takes up, of the stepper's `capacity`."""
         if self._state is None:

@@ -30,6 +30,7 @@ LAYERS = {
     "ba_jax.optim": 2,
     "ba_jax.checkpoint": 2,
     "ba_jax.run_state": 2,
+    "ba_jax.restore": 2,
     "ba_jax.metrics": 2,
     "ba_jax.convert": 2,
     "ba_jax.sampling": 3,

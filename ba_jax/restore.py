@@ -1,0 +1,108 @@
+"""Weights of a model out of several checkpoints, on a host's devices: to evaluate, to generate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from ba_jax import sharding
+from ba_jax.checkpoint import (
+    CheckpointError,
+    checkpoint_shapes,
+    flatten,
+    load_variables,
+    unflatten,
+)
+from ba_jax.config import ConfigError
+from ba_jax.models import layers
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
+from ba_jax.run_state import weights_folder
+
+
+def find(
+    checkpoints: Sequence[str], config: BaichuanAudioConfig, components: Sequence[str]
+) -> dict[str, str]:
+    """Component -> the folder of weights that it comes from.
+
+    Raises:
+      CheckpointError: no checkpoint, or none that holds a component.
+      ConfigError: a component that the model's config leaves out.
+    """
+    absent = [name for name in components if getattr(config, name) is None]
+    if absent:
+        raise ConfigError(f"model: no {absent}, expected them")
+    folders = [weights_folder(path) for path in checkpoints]
+    held = [set(checkpoint_shapes(folder).get("params", {})) for folder in folders]
+    sources = {}
+    for name in components:
+        found = [folder for folder, names in zip(folders, held, strict=True) if name in names]
+        if not found:
+            raise CheckpointError(
+                f"{', '.join(checkpoints)}: none holds {name}, expected one that does"
+            )
+        sources[name] = str(found[-1])
+    return sources
+
+
+def load(
+    config: BaichuanAudioConfig,
+    sources: Mapping[str, str],
+    mesh: Mesh | None = None,
+    dtype: layers.Dtype | None = None,
+) -> dict[str, Any]:
+    """Variables of the components that `sources` has folders for.
+
+    Args:
+      config, sources: see `find`.
+      mesh: lays parameters out by the rules of `ba_jax.sharding`; None: the default device.
+      dtype: of the parameters; None: as stored.
+
+    Raises:
+      CheckpointError: a checkpoint of other sizes, or one that is damaged.
+      ShardingError: a parameter that no rule places.
+    """
+    variables: dict[str, Any] = {}
+    for folder in dict.fromkeys(sources.values()):
+        own = [name for name, source in sources.items() if source == folder]
+        shapes = variable_shapes(config.only(*own))
+        placed = None
+        if mesh is not None:
+            placed = {}
+            for name, leaf in flatten(shapes).items():
+                collection, _, path = name.partition("/")
+                placed[name] = sharding.replicated(mesh)
+                if collection == "params":
+                    placed[name] = sharding.parameter_sharding(path, leaf.shape, mesh)
+            placed = unflatten(placed)
+        found = load_variables(folder, shapes, placed, dtype, components=own)
+        for collection, tree in found.items():
+            variables.setdefault(collection, {}).update(tree)
+    return variables
+
+
+def on_mesh(
+    settings: sharding.MeshSettings, rows: Mapping[str, int]
+) -> tuple[Mesh, Callable[[Any], Any]]:
+    """(this host's devices as a mesh, what puts batches, rows first, on it).
+
+    Hosts share nothing but the folder of results, so that each may take as long as its items take:
+    a mesh is of one host's own devices.
+
+    Args:
+      settings: how they are laid out.
+      rows: setting -> its batch size.
+
+    Raises:
+      ShardingError: axes that the devices do not fill, or rows that do not divide among them.
+    """
+    mesh = sharding.make_mesh(settings, jax.local_devices())
+    shards, batches = sharding.batch_shards(mesh), sharding.batch_sharding(mesh)
+    for name, count in rows.items():
+        if count % shards:
+            raise sharding.ShardingError(
+                f"{name} = {count} on {shards} devices: expected a multiple"
+            )
+    return mesh, lambda arrays: jax.tree.map(lambda array: jax.device_put(array, batches), arrays)
