@@ -1,22 +1,22 @@
 """A model at work on files, folders and lists: hears, speaks, translates, answers.
 
-    python -m ba_jax.generate TASK --config=configs/generate.py:nano_whisper --input=PATH --out=DIR \
-        --checkpoint=RUN1,RUN2,... [--stream] [--config.generate.a.b=c ...]
+    python -m ba_jax.generate TASK --config=configs/generate.py:nano_whisper --input=PATH \
+        --out=DIR --checkpoint=RUN1,RUN2,... [--stream] [--config.generate.a.b=c ...]
 
 TASK        gives
 asr         transcripts of recordings
 translate   of recordings in English in Mandarin, and the other way round
 tts         speech of texts
-chat        answers, in speech and text, to questions in speech or text, turn by turn; what was heard
-            and said stays in the model's cache
+chat        answers, in speech and text, to questions in speech or text, turn by turn; what was
+            heard and said stays in the model's cache
 reconstruct recordings through the audio tokenizer and back
 
-`--input` is a file, a folder or a JSONL list (`ba_jax/generate/requests.py`). OUT gets results.jsonl,
-a line for each request with what came or why it failed, and audio/ with waves at 24 kHz. The same
-command goes on where one stopped; --retry does those again that failed. --stream does one request
-after the other, tells text and writes (or plays, `generate.stream.player`) speech as it comes, and
-prints the time to the first of both and the real-time factor; its waves have the synthesis' own
-rate, 16 kHz where the audio decoder's mel is what is heard.
+`--input` is a file, a folder or a JSONL list (`ba_jax/generate/requests.py`). OUT gets
+results.jsonl, a line for each request with what came or why it failed, and audio/ with waves at
+24 kHz. The same command goes on where one stopped; --retry does those again that failed. --stream
+does one request after the other, tells text and writes (or plays, `generate.stream.player`) speech
+as it comes, and prints the time to the first of both and the real-time factor; its waves have the
+synthesis' own rate, 16 kHz where the audio decoder's mel is what is heard.
 
 Exit codes: 0 all done, 1 the run failed, 2 a wrong command line, config or checkpoint, 3 some
 requests failed, 130 interrupted.
@@ -119,7 +119,7 @@ def generate(
             if stream:
                 streamer = streamed.Streamer(worker, tell)
                 began = time.monotonic()
-                streamer.warm_up()
+                streamer.warm_up(engine.hears(task, todo))
                 tell(f"[warmed up in {time.monotonic() - began:.1f} s]\n")
                 for request in todo:
                     found.add([streamer(request, found)])

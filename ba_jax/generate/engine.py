@@ -105,8 +105,8 @@ class Engine:
     @functools.cached_property
     def encoder(self) -> Encoder:
         """Waves to codes."""
-        s = self.settings
-        rows, seconds = s.encode_rows, s.encode_seconds
+        rows = min(self.rows, self.settings.encode_rows)
+        seconds = self.settings.encode_seconds
         return Encoder(self.config, self._variables, rows=rows, seconds=seconds, place=self._place)
 
     @functools.cached_property

@@ -14,10 +14,12 @@ import numpy as np
 import soundfile
 
 from ba_jax.audio import crossfade
+from ba_jax.audio.lengths import SAMPLE_RATE
 from ba_jax.generate.batched import Line, begin, fail, lacking, turn_line
 from ba_jax.generate.engine import Engine, Failure
 from ba_jax.generate.requests import Request, Turn
 from ba_jax.generate.results import Results
+from ba_jax.models.blocks import CODE_FRAMES
 from ba_jax.sampling import session as sessions
 from ba_jax.sampling.prompt import Prompt
 from ba_jax.sampling.session import Event, Session
@@ -132,12 +134,18 @@ class Streamer:
     def __init__(self, engine: Engine, tell: Callable[[str], None]):
         self._engine, self._tell = engine, tell
 
-    def warm_up(self) -> None:
-        """Compiles what requests need, so that their times are those of the work."""
+    def warm_up(self, hears: bool) -> None:
+        """Compiles what requests need, so that their times are those of the work.
+
+        Args:
+          hears: some request holds a recording.
+        """
         engine = self._engine
         turn = Turn(text="x")
         request = Request("warm-up", "warm-up", engine.settings.language, (turn,))
-        frames = 1 + sum(engine.settings.stream.blocks) // 4 + max(engine.settings.stream.blocks)
+        if hears:
+            for seconds in engine.settings.encode_seconds:
+                engine.encoder([np.zeros(int(seconds * SAMPLE_RATE), np.float32)])
         if engine.task in ("asr", "translate"):
             codes_NQ = np.zeros((1, len(engine.config.audio_embed.codebook_sizes)), np.int32)
             prompt = engine.prompt(request, 0, codes_NQ)
@@ -152,11 +160,14 @@ class Streamer:
             if engine.task == "chat":  # a later turn is read by another function
                 session.read([prompt])
         if engine.task in ("tts", "chat") and self._speaks:
-            stream = engine.streaming_synthesizer.open(0)
+            # Each size of block, a segment's last one too.
+            synthesizer = engine.streaming_synthesizer
             sizes = engine.config.vq_bridge.codebook_sizes
-            frames = min(frames, engine.streaming_synthesizer.limit)
-            stream.push(np.zeros((frames, len(sizes)), np.int32))
-            stream.finish()
+            for frames in np.cumsum(synthesizer.blocks.sizes) // CODE_FRAMES + 1:
+                stream = synthesizer.open(0)
+                for _ in range(min(int(frames), synthesizer.limit)):
+                    stream.push(np.zeros((1, len(sizes)), np.int32))
+                stream.finish()
 
     @property
     def _speaks(self) -> bool:
