@@ -76,7 +76,7 @@ class GenerateSettings:
     capacity: int = 2048
     encode_rows: int = 8
     encode_seconds: tuple[float, ...] = (5.0, 15.0, 30.0)
-    synthesis: SynthesisSettings = SynthesisSettings()
+    synthesis: SynthesisSettings = SynthesisSettings(frames=(64, 128, 500))
     stream: StreamSettings = StreamSettings()
     seed: int = 0
 

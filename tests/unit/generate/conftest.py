@@ -1,0 +1,49 @@
+"""A random model of the smallest size behind the embedded corpus' text tokenizer."""
+
+import jax
+import pytest
+
+from ba_jax import checkpoint
+from ba_jax.config import from_mapping
+from ba_jax.data.record import EMBEDDED, RecordSource
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig, init_variables
+from configs.generate import get_config
+
+COMPONENTS = ("audio_encoder", "vq_bridge", "audio_decoder", "llm", "audio_embed", "audio_head")
+
+
+@pytest.fixture(scope="package")
+def config() -> dict:
+    """The command's config, with one layer of each kind."""
+    made = get_config("nano")
+    for name in ("audio_encoder", "audio_decoder", "llm", "audio_head"):
+        made.model[name].layers = 1
+    for name in ("flow_prenet", "flow_unet", "vocoder"):
+        made.model[name] = None
+    made.generate.update({"max_text": 6, "max_frames": 9, "rows": 2, "lengths": (64,)})
+    made.generate.update({"capacity": 200, "encode_rows": 2})
+    made.generate.alternation.update({"stretch": 3, "segment": 5, "segments": 2})
+    made.generate.synthesis.update({"iterations": 2, "frames": (40,), "rows": 2})
+    made.compilation_cache = ""
+    return made.to_dict()
+
+
+@pytest.fixture(scope="package")
+def weights(config, tmp_path_factory) -> str:
+    """A checkpoint of it."""
+    folder = tmp_path_factory.mktemp("weights") / "all"
+    model = from_mapping(BaichuanAudioConfig, config["model"])
+    checkpoint.save_variables(
+        folder, jax.jit(lambda k: init_variables(model, k))(jax.random.key(0))
+    )
+    return str(folder)
+
+
+@pytest.fixture(scope="package")
+def recordings(tmp_path_factory):
+    """A folder with three questions."""
+    folder = tmp_path_factory.mktemp("recordings")
+    found = [r for r in RecordSource(EMBEDDED, "test") if r.kind == "dialogue"][:3]
+    for number, record in enumerate(found):
+        (folder / f"q{number}.ogg").write_bytes(record.parts[0].audio)
+    return folder

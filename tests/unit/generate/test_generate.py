@@ -1,0 +1,276 @@
+"""The command's work: batches, streams, conversations, failures, and going on after a stop."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ba_jax.audio import read_audio, write_audio
+from ba_jax.config import from_mapping
+from ba_jax.data.sequence import to_sequence
+from ba_jax.data.tasks import make_example
+from ba_jax.generate import batched
+from ba_jax.generate.__main__ import generate
+from ba_jax.generate.engine import Engine, Failure, components, hears
+from ba_jax.generate.requests import Request, RequestError, Turn
+from ba_jax.generate.results import ResultsError
+from ba_jax.generate.settings import GenerateSettings
+from ba_jax.generate.streamed import PlayerError, Speaker
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+
+
+def changed(config: dict, **changes) -> dict:
+    return {**config, "generate": {**config["generate"], **changes}}
+
+
+def results(out) -> dict[str, dict]:
+    lines = (out / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    return {line["id"]: line for line in map(json.loads, lines)}
+
+
+@pytest.fixture(scope="module")
+def conversations(recordings):
+    """A list of three conversations of one to three turns."""
+    rows = [
+        {"id": "three", "turns": [{"audio": "q0.ogg"}, {"text": "Why?"}, {"audio": "q1.ogg"}]},
+        {"id": "one", "text": "天空是什么颜色？", "language": "zh", "system": "请回答。"},
+        {"id": "two", "turns": [{"text": "What is it?"}, {"audio": "q2.ogg"}]},
+    ]
+    path = recordings / "list.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def chats(config, weights, conversations, tmp_path_factory):
+    out = tmp_path_factory.mktemp("chats")
+    counts = generate(config, "chat", [weights], conversations, out)
+    assert counts == {"requests": 3, "done_before": 0, "failed": 0}
+    return out
+
+
+def bare(lines: dict[str, dict]) -> dict:
+    """What was written and said, without times and files."""
+    return {
+        id: [
+            (turn["user"], turn["text"], turn["frames"], turn["complete"]) for turn in line["turns"]
+        ]
+        for id, line in lines.items()
+    }
+
+
+def test_every_turn_has_text_and_speech(chats):
+    found = results(chats)
+    assert [len(found[id]["turns"]) for id in ("three", "one", "two")] == [3, 1, 2]
+    frames = 0
+    for id, line in found.items():
+        for number, turn in enumerate(line["turns"]):
+            frames += turn["frames"]
+            assert bool(turn["frames"]) == ("audio" in turn)
+            if "audio" in turn:
+                assert turn["audio"] == f"audio/{id}-{number + 1}.wav"
+                wave_S, rate = read_audio(chats / turn["audio"])
+                assert rate == 24000 and abs(len(wave_S) / rate - turn["seconds"]) < 1e-3
+    assert frames > 10
+
+
+def test_a_stream_gives_the_same(config, weights, conversations, chats, tmp_path):
+    told = []
+    counts = generate(
+        config, "chat", [weights], conversations, tmp_path, stream=True, tell=told.append
+    )
+    assert counts["failed"] == 0
+    found = results(tmp_path)
+    assert bare(found) == bare(results(chats))
+    text = "".join(told)
+    for line in found.values():
+        for turn in line["turns"]:
+            assert turn["text"] in text
+            timing = turn["timing"]
+            if "audio" in turn:
+                assert timing["seconds_to_first_audio"] <= timing["seconds_in_all"]
+                assert read_audio(tmp_path / turn["audio"])[1] == 16000
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_alone_or_among_others(config, weights, conversations, chats, tmp_path):
+    alone = changed(config, rows=3, encode_rows=1)
+    generate(alone, "chat", [weights], conversations, tmp_path)
+    assert bare(results(tmp_path)) == bare(results(chats))
+
+
+def test_prompts_and_answers_are_laid_out_as_in_training(config):
+    """Turn by turn what a dialogue as a whole is, but for the ends that the session reads."""
+    settings = from_mapping(GenerateSettings, config["generate"], "generate")
+    engine = Engine("chat", from_mapping(BaichuanAudioConfig, config["model"]), {}, settings)
+    sizes = engine.config.audio_embed.codebook_sizes
+    codes = [np.full((n, len(sizes)), n, np.int32) for n in (2, 3, 4)]
+    request = Request("r", "r", "en", (Turn(audio="a"), Turn(text="And then?")), "Be short.")
+    turns = [
+        ("system", ["Be short."]),
+        ("user", [codes[0]]),
+        ("assistant", ["One.", codes[1]]),
+        ("user", ["And then?"]),
+        ("assistant", ["Two.", codes[2]]),
+    ]
+    example = make_example("sft", turns, id="r", language="en")
+    whole = to_sequence(example, engine.tokenizer, sizes)
+    prompts = [engine.prompt(request, 0, codes[0]), engine.prompt(request, 1, None)]
+    tokens = engine.tokenizer.audio_tokens
+    ids, frames = [], []
+    for prompt, said, own in zip(prompts, ("One.", "Two."), codes[1:], strict=True):
+        speech = [tokens.audiogen_start, *[tokens.audio_pad] * len(own), tokens.audiogen_end]
+        answer = [*engine.tokenizer.encode(said), *speech, engine.tokenizer.eos_id]
+        ids += [*prompt.ids_L, *answer]
+        frames += [*prompt.codes_LQ[prompt.ids_L == tokens.audio_pad], *own]
+        assert prompt.wants_speech and not prompt.speaks
+    assert ids == whole.ids_L.tolist()
+    np.testing.assert_array_equal(frames, whole.codes_LQ[whole.ids_L == tokens.audio_pad])
+
+
+@pytest.fixture(scope="module")
+def mixed(recordings, tmp_path_factory):
+    """Recordings of every bad kind among good ones."""
+    folder = tmp_path_factory.mktemp("mixed")
+    rng = np.random.default_rng(0)
+    (folder / "a-empty.wav").write_bytes(b"")
+    (folder / "b-text.wav").write_text("no audio")
+    write_audio(folder / "c-short.wav", np.zeros(200, np.float32), 16000)
+    write_audio(folder / "d-silence.wav", np.zeros(16000, np.float32), 16000)
+    write_audio(folder / "e-noise.wav", rng.normal(0, 0.1, 16000).astype(np.float32), 16000)
+    write_audio(folder / "f-long.flac", rng.normal(0, 0.1, 16000 * 20).astype(np.float32), 16000)
+    (folder / "g-good.ogg").write_bytes((recordings / "q0.ogg").read_bytes())
+    return folder
+
+
+def test_what_fails_fails_alone(config, weights, recordings, mixed, tmp_path):
+    counts = generate(config, "asr", [weights], mixed, tmp_path / "mixed")
+    found = results(tmp_path / "mixed")
+    assert counts == {"requests": 7, "done_before": 0, "failed": 4}
+    for id, message in (
+        ("a-empty", "empty"),
+        ("b-text", "expected a WAV, FLAC"),
+        ("c-short", "200 samples at 16 kHz are too few for a frame of codes"),
+        ("f-long", "positions, expected at most 64"),
+    ):
+        assert message in found[id]["error"], found[id]
+    generate(config, "asr", [weights], recordings / "q0.ogg", tmp_path / "alone")
+    alone = results(tmp_path / "alone")["q0"]
+    assert found["g-good"]["text"] == alone["text"] and "error" not in found["d-silence"]
+
+
+def test_recordings_through_codes(config, weights, mixed, tmp_path):
+    counts = generate(config, "reconstruct", [weights], mixed, tmp_path)
+    found = results(tmp_path)
+    assert counts["failed"] == 3
+    # Twenty seconds: cut into what the synthesizer takes.
+    assert found["f-long"]["frames"] == 250 and found["f-long"]["seconds"] > 19
+    assert found["g-good"]["frames"] > 5
+
+
+def test_texts_in_speech_and_recordings_in_another_language(config, weights, recordings, tmp_path):
+    path = tmp_path / "say.txt"
+    path.write_text("The sky is blue.\n天空是蓝色的。\n", encoding="utf-8")
+    assert generate(config, "tts", [weights], path, tmp_path / "said")["failed"] == 0
+    for line in results(tmp_path / "said").values():
+        assert read_audio(tmp_path / "said" / line["audio"])[1] == 24000
+    generate(config, "translate", [weights], recordings, tmp_path / "translated")
+    lines = results(tmp_path / "translated")
+    assert len(lines) == 3 and all(isinstance(line["text"], str) for line in lines.values())
+
+
+def test_a_run_that_was_stopped_goes_on(
+    config, weights, conversations, chats, tmp_path, monkeypatch
+):
+    calls, run = [], batched.run
+
+    def stops(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return run(*args)
+
+    monkeypatch.setattr(batched, "run", stops)
+    with pytest.raises(KeyboardInterrupt):
+        generate(config, "chat", [weights], conversations, tmp_path)
+    assert len(results(tmp_path)) == 2, "a batch of two was done"
+    counts = generate(config, "chat", [weights], conversations, tmp_path)
+    assert counts == {"requests": 3, "done_before": 2, "failed": 0}
+    assert bare(results(tmp_path)) == bare(results(chats))
+    done = len(calls)
+    generate(changed(config, rows=1), "chat", [weights], conversations, tmp_path)
+    assert len(calls) == done, "nothing was left to do"
+    with pytest.raises(ResultsError, match="made with other config.generate"):
+        generate(changed(config, seed=1), "chat", [weights], conversations, tmp_path)
+
+
+def test_a_conversation_that_fills_the_cache_fails_where_it_does(config, weights, tmp_path):
+    path = tmp_path / "list.jsonl"
+    long = " ".join(["What is the color of the sky?"] * 7)
+    rows = [
+        {"id": "long", "turns": [{"text": long}, {"text": long}, {"text": long}]},
+        {"id": "short", "text": "Why?"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counts = generate(config, "chat", [weights], path, tmp_path / "out")
+    line = results(tmp_path / "out")["long"]
+    assert counts["failed"] == 1 and len(line["turns"]) == 2
+    assert line["error"].startswith("turn 3: ") and "are left of the 200" in line["error"]
+    streamed = generate(config, "chat", [weights], path, tmp_path / "stream", stream=True)
+    assert streamed["failed"] == 1
+    assert results(tmp_path / "stream")["long"]["error"] == line["error"]
+
+
+def test_written_answers_need_no_decoder(config, weights, conversations, tmp_path):
+    written = changed(config, answers="written")
+    settings = from_mapping(GenerateSettings, written["generate"], "generate")
+    texts = [Request("r", "r", "en", (Turn(text="x"),))]
+    assert components("chat", settings, hears("chat", texts)) == (
+        "llm",
+        "audio_embed",
+        "audio_head",
+    )
+    generate(written, "chat", [weights], conversations, tmp_path)
+    for line in results(tmp_path).values():
+        assert all("frames" not in turn and "audio" not in turn for turn in line["turns"])
+
+
+def test_nothing_that_can_be_said(config):
+    settings = from_mapping(GenerateSettings, config["generate"], "generate")
+    engine = Engine("tts", from_mapping(BaichuanAudioConfig, config["model"]), {}, settings)
+    made = engine.prompt(Request("r", "r", "fr", (Turn(text="x"),)), 0, None)
+    assert isinstance(made, Failure) and "language 'fr'" in made.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"answers": "sung"}, "answers 'sung', expected one of"),
+        ({"language": "fr"}, "language 'fr', expected one of"),
+        ({"seed": -1}, "seed -1"),
+        ({"alternation": {"segment": 50}}, "alternation.segment 50, synthesis.frames"),
+        ({"stream": {"chunk": 0}}, "chunk 0: expected at least 1"),
+        ({"stream": {"player": "a 'b"}}, "No closing quotation"),
+    ],
+)
+def test_settings_that_make_no_sense(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        from_mapping(GenerateSettings, {**config["generate"], **changes}, "generate")
+
+
+def test_players(tmp_path):
+    with pytest.raises(PlayerError, match="stream.player 'no-such-player'"):
+        Speaker(tmp_path / "a.wav", 16000, "no-such-player")
+    speaker = Speaker(tmp_path / "b.wav", 16000, f"dd of={tmp_path}/played-{{rate}} status=none")
+    wave_S = np.linspace(-1, 1, 400, dtype=np.float32)
+    speaker.write(wave_S[:100])
+    speaker.write(wave_S[100:])
+    speaker.close()
+    played = np.frombuffer((tmp_path / "played-16000").read_bytes(), "<i2")
+    np.testing.assert_allclose(played / 32767, wave_S, atol=1 / 32767)
+    np.testing.assert_allclose(read_audio(tmp_path / "b.wav")[0], wave_S, atol=1e-4)
+
+
+def test_nothing_to_stream(config, weights, recordings, tmp_path):
+    with pytest.raises(RequestError, match="reconstruct with --stream"):
+        generate(config, "reconstruct", [weights], recordings, tmp_path, stream=True)

@@ -1,0 +1,52 @@
+"""Results: kept, gone on with, never mixed."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ba_jax.audio import read_audio
+from ba_jax.generate.results import Results, ResultsError
+
+MADE = {"task": "asr", "settings": {"rows": (1, 2)}}
+
+
+def test_a_run_goes_on_with_what_is_there(tmp_path):
+    first = Results(tmp_path / "out", MADE)
+    first.add([{"id": "a", "text": "天"}, {"id": "b", "error": "gone"}])
+    path = tmp_path / "out" / "results.jsonl"
+    with open(path, "a") as file:
+        file.write('{"id": "c", "te')  # killed here
+    again = Results(tmp_path / "out", MADE)
+    assert list(again.lines) == ["a", "b"] and again.lines["a"]["text"] == "天"
+    again.add([{"id": "c"}])
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["a", "b", "c"]
+    assert list(Results(tmp_path / "out", MADE, retry=True).lines) == ["a", "c"]
+    assert "gone" not in path.read_text(), "what failed is tried again"
+
+
+def test_other_settings_are_refused(tmp_path):
+    Results(tmp_path, MADE).add([{"id": "a"}])
+    with pytest.raises(ResultsError, match="made with other settings; give another --out"):
+        Results(tmp_path, MADE | {"settings": 1})
+    assert not Results(tmp_path, MADE | {"settings": 1}, overwrite=True).lines
+    (tmp_path / "made_with.json").unlink()
+    with pytest.raises(ResultsError, match="results.jsonl without made_with.json"):
+        Results(tmp_path, MADE)
+
+
+def test_a_damaged_line_in_the_middle_is_no_end(tmp_path):
+    Results(tmp_path, MADE).add([{"id": "a"}, {"id": "b"}])
+    path = tmp_path / "results.jsonl"
+    path.write_text("{\n" + path.read_text())
+    with pytest.raises(ResultsError, match=r"results\.jsonl:1: .*expected a result"):
+        Results(tmp_path, MADE)
+
+
+def test_waves_are_at_24_khz(tmp_path):
+    results = Results(tmp_path, MADE)
+    path = results.wave_path("deep/name", 1)
+    wave_S = np.sin(np.arange(16000) / 10).astype(np.float32) / 2
+    assert results.save(path, wave_S, 16000) == "audio/deep/name-2.wav"
+    saved_S, rate = read_audio(path)
+    assert rate == 24000 and len(saved_S) == 24000
