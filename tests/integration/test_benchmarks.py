@@ -1,4 +1,4 @@
-"""`python -m benchmarks.components` and `benchmarks.data` end to end at their smallest."""
+"""`python -m benchmarks.components`, `.data` and `.generate` end to end at their smallest."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import cases, components
+from benchmarks import cases, components, generate
 
 
 @pytest.mark.slow
@@ -53,6 +53,23 @@ def test_loading_is_compared(tmp_path):
         assert f"{row['ours_audio_seconds_per_second']:,.0f}" in done.stdout
 
 
+@pytest.mark.slow
+def test_generation_is_compared_and_agrees(tmp_path, capsys):
+    out = tmp_path / "numbers.json"
+    threads = str(len(os.sched_getaffinity(0)))
+    options = ["--size", "toy", "--seconds", "0", "--synthesis", "none", "--threads", threads]
+    generate.main([*options, "--json", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    table = capsys.readouterr().out
+    assert [row["unit"] for row in rows] == ["ids"] * 3 + ["frames"] * 3 + ["s"]
+    for row in rows:
+        assert row["what"] in table
+        assert row["baseline_seconds"] > 0 and row["our_seconds"] > 0 and row["ratio"] > 0
+        assert row["difference"] == 0, row["what"]  # the same ids and codes
+        assert (row["real_time"] is not None) == (row["unit"] == "frames")
+    assert "generation alone" in rows[-1]["what"]
+
+
 def test_cases_that_disagree_in_shape_are_refused():
     with pytest.raises(ValueError, match="disagree in shape"):
         cases.difference([1.0, 2.0], [1.0])
@@ -69,6 +86,14 @@ def test_bad_arguments_are_named(arguments, capsys):
         components.parse(arguments)
     assert stopped.value.code == 2
     assert arguments[1].strip() in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--size", "huge"], ["--threads", "0"]])
+def test_bad_arguments_of_generation_are_named(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        generate.parse(arguments)
+    assert stopped.value.code == 2
+    assert arguments[1] in capsys.readouterr().err
 
 
 def test_one_thread_restarts_the_interpreter_confined(tmp_path):
