@@ -1,4 +1,4 @@
-"""`python -m benchmarks.components` and `benchmarks.data` end to end at their smallest."""
+"""`python -m benchmarks.components`, `.data` and `.generate` end to end at their smallest."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import cases, components
+from benchmarks import cases, components, generate
 
 
 @pytest.mark.slow
@@ -53,6 +53,28 @@ def test_loading_is_compared(tmp_path):
         assert f"{row['ours_audio_seconds_per_second']:,.0f}" in done.stdout
 
 
+@pytest.mark.slow
+def test_generation_is_compared_and_agrees(tmp_path):
+    """On one CPU: it starts itself anew there, and torch's threads do not wait for each other."""
+    out = tmp_path / "numbers.json"
+    options = ["--size", "toy", "--seconds", "0", "--synthesis", "none", "--threads", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.generate", *options, "--json", str(out)],
+        cwd=components.pathlib.Path(components.__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["unit"] for row in rows] == ["ids"] * 3 + ["frames"] * 3 + ["s"]
+    for row in rows:
+        assert row["what"] in done.stdout
+        assert row["baseline_seconds"] > 0 and row["our_seconds"] > 0 and row["ratio"] > 0
+        assert row["difference"] == 0, row["what"]  # the same ids and codes
+        assert (row["real_time"] is not None) == (row["unit"] == "frames")
+    assert "generation alone" in rows[-1]["what"]
+
+
 def test_cases_that_disagree_in_shape_are_refused():
     with pytest.raises(ValueError, match="disagree in shape"):
         cases.difference([1.0, 2.0], [1.0])
@@ -69,6 +91,14 @@ def test_bad_arguments_are_named(arguments, capsys):
         components.parse(arguments)
     assert stopped.value.code == 2
     assert arguments[1].strip() in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--size", "huge"], ["--threads", "0"]])
+def test_bad_arguments_of_generation_are_named(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        generate.parse(arguments)
+    assert stopped.value.code == 2
+    assert arguments[1] in capsys.readouterr().err
 
 
 def test_one_thread_restarts_the_interpreter_confined(tmp_path):

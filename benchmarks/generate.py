@@ -1,0 +1,454 @@
+"""Generation against the same weights in PyTorch, written as the reference does it, in one run.
+
+    python -m benchmarks.generate                           # small, some 4 minutes
+    python -m benchmarks.generate --size medium --seconds 90 --json out.json
+
+Random weights; both sides take the most likely ids and codes, and what they give is compared before
+the clock starts. A call is a whole request, its prompt included. The reference serves one request
+at a time, computes the text head on every frame, runs the audio head anew for each code and grows
+its cache by concatenation (`benchmarks.torch_generation`); ours runs the jitted loop.
+
+First audio: the reference makes sound of a clause once all its frames are there, ours streams. Both
+sides count generation and then synthesis by the same function, of the whole clause there, of the
+first frames here: our `Synthesizer` at nano size (`--synthesis nano`), or none (`--synthesis none`,
+generation alone).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+import torch
+
+from ba_jax.config import from_mapping
+from ba_jax.convert.tables import rows_for
+from ba_jax.models.audio_embed import AudioEmbedConfig
+from ba_jax.models.audio_head import AudioHeadConfig
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+from ba_jax.models.llm import LLMConfig
+from ba_jax.sampling.alternate import Alternation, Stops
+from ba_jax.sampling.logits import GREEDY
+from ba_jax.sampling.loop import Generator
+from ba_jax.sampling.prompt import Prompt
+from ba_jax.sampling.session import FRAME
+from ba_jax.sampling.synthesize import SynthesisSettings, Synthesizer
+from ba_jax.vocab import CODEBOOK_SIZES, AudioTokens
+from benchmarks import timing
+from benchmarks.cases import difference, on_torch, our_variables, torch_weights
+from benchmarks.components import QUIET, environment, table_line
+from benchmarks.torch_generation import Conversation, SpeakingModel
+from configs.models import get_config
+
+FRAMES_PER_SECOND = 12.5
+TOKENS = AudioTokens(*range(3, 12))
+EOS = 2
+ROWS = 8
+CHUNK = 4
+LEGEND = """
+per second: ids or frames of all requests; ratio: median over rounds of the baseline's seconds an id
+or frame (for first audio: seconds) over ours; CPU ratio: the same of CPU time; real time: seconds
+of computing a second of audio, at 12.5 frames a second; apart: share of ids and codes that differ
+between the two sides; others: share of the CPUs that other processes took meanwhile."""
+COLUMNS = (
+    "what",
+    "size",
+    "baseline",
+    "ours",
+    "ratio (quartiles)",
+    "aim",
+    "CPU ratio",
+    "real time, baseline / ours",
+    "apart",
+    "others",
+)
+
+Synthesis = Callable[[np.ndarray], object]
+"""Codes (N, Q) to sound; returns when it is there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What a run generates: a model, a prompt, an answer, and how much makes the first sound."""
+
+    llm: LLMConfig
+    codebooks: tuple[int, ...]
+    head_layers: int = 3
+    prompt: int = 32
+    text: int = 32
+    frames: int = 60
+    clause: int = 12
+    first_frames: int = 8
+
+    @property
+    def words(self) -> str:
+        c = self.llm
+        return f"{c.layers} layers, width {c.width}, vocabulary {c.vocab_size}"
+
+
+SIZES = {
+    # What the tests run.
+    "toy": Sizes(
+        LLMConfig(256, 128, layers=2, heads=2, kv_heads=1, head_dim=32, ffn_width=96),
+        (64, 32, 16, 8),
+        head_layers=2,
+        prompt=8,
+        text=6,
+        frames=12,
+        clause=3,
+        first_frames=4,
+    ),
+    "small": Sizes(
+        LLMConfig(8192, 512, layers=4, heads=8, kv_heads=2, head_dim=64, ffn_width=2048),
+        (512, 256, 128, 64, 64, 64, 64, 64),
+    ),
+    # The released codebooks; the rest scaled to what two cores bear.
+    "medium": Sizes(
+        LLMConfig(32768, 1024, layers=8, heads=16, kv_heads=2, head_dim=64, ffn_width=4096),
+        CODEBOOK_SIZES,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+      label: what is compared.
+      baseline, ours: names of candidates.
+      baseline_amount, our_amount: ids or frames that a call gives; 1 for a time.
+      unit: "ids", "frames" or "s".
+      audio: whether what comes is audio, so that there is a real-time factor.
+      aim: least ratio hoped for.
+    """
+
+    label: str
+    baseline: str
+    ours: str
+    baseline_amount: int
+    our_amount: int
+    unit: str
+    aim: float | None = None
+
+    @property
+    def audio(self) -> bool:
+        return self.unit == "frames"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Candidates that are timed together, and what is read off them."""
+
+    candidates: Mapping[str, Callable[[], object]]
+    rows: Sequence[Row]
+    difference: float
+
+
+class Sides:
+    """The same weights on both sides, and the requests."""
+
+    def __init__(self, sizes: Sizes):
+        self.sizes = sizes
+        width = sizes.llm.width
+        self.config = BaichuanAudioConfig(
+            llm=sizes.llm,
+            audio_embed=AudioEmbedConfig(width, sizes.codebooks),
+            audio_head=AudioHeadConfig(width, sizes.head_layers, sizes.codebooks),
+            tokens=TOKENS,
+        )
+        self.variables = our_variables(self.config)
+        params = self.variables["params"]
+        # No special token is ever the most likely, and audio does not end by itself.
+        special = max(dataclasses.astuple(TOKENS)) + 1
+        params["llm"]["lm_head"] = params["llm"]["lm_head"].at[:special].set(0)
+        classifier = params["audio_head"]["classifiers_0"]
+        classifier["bias"] = classifier["bias"].at[-1].set(-100)
+        self.torch = SpeakingModel(
+            vocab=sizes.llm.vocab_size,
+            width=width,
+            layers=sizes.llm.layers,
+            heads=sizes.llm.heads,
+            kv_heads=sizes.llm.kv_heads,
+            head_dim=sizes.llm.head_dim,
+            inner=sizes.llm.ffn_width,
+            codebook_sizes=sizes.codebooks,
+            head_layers=sizes.head_layers,
+            audio_pad=TOKENS.audio_pad,
+        ).load(torch_weights(self.variables, rows_for(self.config)))
+        random = np.random.default_rng(1)
+        ids = random.integers(special, sizes.llm.vocab_size, (ROWS, sizes.prompt))
+        self.ids_BL = ids.astype(np.int32)
+        self.codes_LQ = np.zeros((sizes.prompt, len(sizes.codebooks)), np.int32)
+
+    def generator(self, rows: int, **options) -> Generator:
+        vocab = self.sizes.llm.vocab_size
+        return Generator(
+            self.config,
+            self.variables,
+            eos_id=EOS,
+            writable_V=np.ones(vocab, bool),
+            rows=rows,
+            lengths=(self.sizes.prompt + 1,),
+            max_text=self.sizes.text,
+            max_frames=self.sizes.frames,
+            **options,
+        )
+
+    def prompts(self, count: int, speaks: bool) -> list[Prompt]:
+        """`count` requests; those that speak end with `<audiogen_start>`."""
+        made = []
+        for ids_L in self.ids_BL[:count]:
+            codes_LQ = self.codes_LQ
+            if speaks:
+                ids_L = np.append(ids_L, np.int32(TOKENS.audiogen_start))
+                codes_LQ = np.pad(codes_LQ, ((0, 1), (0, 0)))
+            made.append(Prompt(ids_L, codes_LQ, speaks=speaks, wants_speech=speaks))
+        return made
+
+    def conversation(self) -> Conversation:
+        """The first request, read by the reference."""
+        ids_L = torch.from_numpy(self.ids_BL[0].astype(np.int64))
+        return Conversation(self.torch, ids_L, torch.from_numpy(self.codes_LQ).long())
+
+
+def loops(sides: Sides) -> Iterator[Case]:
+    """Text, then frames: the reference, ours, and ours with eight requests at once."""
+    sizes = sides.sizes
+    one, eight = sides.generator(1), sides.generator(ROWS)
+    for unit, amount, speaks in (("ids", sizes.text, False), ("frames", sizes.frames, True)):
+        first, several = sides.prompts(1, speaks), sides.prompts(ROWS, speaks)
+
+        def reference(speaks: bool = speaks, amount: int = amount) -> np.ndarray:
+            conversation = sides.conversation()
+            if speaks:
+                return conversation.speak(amount, TOKENS.audiogen_start).numpy()
+            return conversation.write(amount).numpy()
+
+        def given(made, speaks: bool = speaks) -> np.ndarray:
+            return made[0].codes_NQ if speaks else np.asarray(made[0].ids)
+
+        theirs, name = on_torch(reference), "text ids" if unit == "ids" else "frames"
+        expected = theirs()
+        apart = [difference(given(g(p)), expected) for g, p in ((one, first), (eight, several))]
+        yield Case(
+            {
+                "torch": theirs,
+                "ours": lambda first=first: one(first),
+                f"ours, {ROWS} at once": lambda several=several: eight(several),
+            },
+            [
+                Row(
+                    f"{name}, one request",
+                    "torch",
+                    "ours",
+                    amount,
+                    amount,
+                    unit,
+                    5 if speaks else None,
+                ),
+                Row(
+                    f"{name}, ours: {ROWS} at once / one",
+                    "ours",
+                    f"ours, {ROWS} at once",
+                    amount,
+                    ROWS * amount,
+                    unit,
+                    2.5,
+                ),
+                Row(
+                    f"{name}, {ROWS} at once / reference, one by one",
+                    "torch",
+                    f"ours, {ROWS} at once",
+                    amount,
+                    ROWS * amount,
+                    unit,
+                ),
+            ],
+            max(apart),
+        )
+
+
+def first_audio(sides: Sides, synthesis: Synthesis | None) -> Case:
+    """From a request to the first sound of a clause: `clause` ids of text, then its frames.
+
+    Args:
+      sides: both.
+      synthesis: makes sound of the whole clause there, of the first frames here; None: generation
+        alone is timed.
+    """
+    sizes = sides.sizes
+    nothing_V = np.zeros(sizes.llm.vocab_size, bool)
+    generator = sides.generator(
+        1,
+        alternation=Alternation(later_text=GREEDY, stops=(), stretch=sizes.clause),
+        stops=Stops(nothing_V, nothing_V, nothing_V),
+    )
+    (prompt,) = sides.prompts(1, speaks=False)
+    prompt = dataclasses.replace(prompt, wants_speech=True)
+
+    def reference() -> np.ndarray:
+        conversation = sides.conversation()
+        conversation.write(sizes.clause)
+        codes_NQ = conversation.speak(sizes.frames, TOKENS.audiogen_start).numpy()
+        if synthesis is not None:
+            synthesis(codes_NQ)
+        return codes_NQ
+
+    def ours() -> np.ndarray:
+        frames: list[np.ndarray] = []
+        for events in generator.stream([prompt], chunk=CHUNK):
+            frames += [event.codes_Q for event in events if event.kind == FRAME]
+            if len(frames) >= sizes.first_frames:
+                break
+        codes_NQ = np.stack(frames[: sizes.first_frames])
+        if synthesis is not None:
+            synthesis(codes_NQ)
+        return codes_NQ
+
+    theirs = on_torch(reference)
+    counted = "generation alone" if synthesis is None else "and synthesis"
+    return Case(
+        {"torch": theirs, "ours": ours},
+        [
+            Row(
+                f"first audio ({counted}): {sizes.clause} ids, {sizes.frames} frames there, the "
+                f"first {sizes.first_frames} here",
+                "torch",
+                "ours",
+                1,
+                1,
+                "s",
+                4,
+            )
+        ],
+        difference(ours(), theirs()[: sizes.first_frames]),
+    )
+
+
+def nano_synthesis(sizes: Sizes) -> Synthesis:
+    """Our decoder, flow and vocoder of nano size, random weights, for the run's codebooks."""
+    values = get_config("nano")
+    values.vq_bridge.codebook_sizes = sizes.codebooks
+    parts = ("vq_bridge", "audio_decoder", "flow_prenet", "flow_unet", "vocoder")
+    config = from_mapping(BaichuanAudioConfig, values).only(*parts)
+    settings = SynthesisSettings(rows=1, frames=(sizes.first_frames, sizes.frames))
+    synthesizer = Synthesizer(config, our_variables(config), settings)
+    return lambda codes_NQ: synthesizer.waves([codes_NQ], [0])
+
+
+def measure(case: Case, sizes: Sizes, seconds: float) -> Iterator[dict]:
+    """Times a case and gives its rows."""
+    samples = timing.interleave(case.candidates, seconds, min_rounds=3)
+    for row in case.rows:
+        times = [samples.median(row.baseline), samples.median(row.ours)]
+        amounts = [row.baseline_amount, row.our_amount]
+        share = row.our_amount / row.baseline_amount
+        low, ratio, high = (share * value for value in samples.ratio(row.baseline, row.ours))
+        rates = [amount / time for amount, time in zip(amounts, times, strict=True)]
+        yield {
+            "what": row.label,
+            "size": sizes.words,
+            "unit": row.unit,
+            "baseline_seconds": times[0],
+            "our_seconds": times[1],
+            "baseline_per_second": rates[0],
+            "ours_per_second": rates[1],
+            "ratio": ratio,
+            "ratio_quartiles": [low, high],
+            "cpu_ratio": share * samples.cpu_ratio(row.baseline, row.ours),
+            "aim": row.aim,
+            "real_time": [FRAMES_PER_SECOND / rate for rate in rates] if row.audio else None,
+            "difference": case.difference,
+            "rounds": len(samples.seconds[row.ours]),
+            "others": samples.others,
+        }
+
+
+def table_row(row: dict) -> str:
+    """A row of the Markdown table."""
+    if row["unit"] == "s":
+        figures = [f"{row[key]:.3g} s" for key in ("baseline_seconds", "our_seconds")]
+    else:
+        keys = ("baseline_per_second", "ours_per_second")
+        figures = [f"{row[key]:.3g} {row['unit']}/s" for key in keys]
+    low, high = row["ratio_quartiles"]
+    real = row["real_time"]
+    cells = (
+        row["what"],
+        row["size"],
+        *figures,
+        f"**{row['ratio']:.2f}** ({low:.2f}-{high:.2f}, {row['rounds']} rounds)",
+        "" if row["aim"] is None else f">= {row['aim']:g}",
+        f"{row['cpu_ratio']:.2f}",
+        "" if real is None else f"{real[0]:.2g} / {real[1]:.2g}",
+        f"{row['difference']:.1e}",
+        f"{row['others']:.0%}",
+    )
+    return table_line(cells)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.generate",
+        description="Times generation against PyTorch as the reference does it, on this CPU.",
+    )
+    parser.add_argument("--size", choices=sorted(SIZES), default="small")
+    parser.add_argument("--seconds", type=float, default=45.0, help="timing budget a case of three")
+    parser.add_argument(
+        "--synthesis",
+        choices=("nano", "none"),
+        default="nano",
+        help="what makes sound of codes before first audio counts as heard, on both sides",
+    )
+    cpus = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=int, default=min(2, cpus), help="CPUs, for both sides")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the numbers there")
+    options = parser.parse_args(argv)
+    if not 1 <= options.threads <= cpus:
+        parser.error(f"--threads {options.threads}: expected 1 to {cpus}, the CPUs there are")
+    return options
+
+
+def run(options: argparse.Namespace) -> Iterator[dict]:
+    """Rows, one case after another."""
+    sizes = SIZES[options.size]
+    sides = Sides(sizes)
+    for case in loops(sides):
+        yield from measure(case, sizes, options.seconds)
+    synthesis = nano_synthesis(sizes) if options.synthesis == "nano" else None
+    yield from measure(first_audio(sides, synthesis), sizes, options.seconds)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the Markdown table and, if asked, writes the JSON file."""
+    options = parse(argv)
+    timing.pin_threads(options.threads)
+    jax.config.update("jax_platforms", "cpu")
+    torch.set_num_threads(options.threads)
+    facts = environment(options.threads, options.size) | {"synthesis": options.synthesis}
+    print(", ".join(f"{name} {value}" for name, value in facts.items()) + "\n")
+    print(table_line(COLUMNS))
+    print(table_line(["---"] * len(COLUMNS)), flush=True)
+    rows = []
+    for row in run(options):
+        rows.append(row)
+        print(table_row(row), flush=True)
+    print(LEGEND)
+    busy = sorted({row["what"] for row in rows if row["others"] > QUIET})
+    if busy:
+        print(f"NOT MEANINGFUL, other processes took over {QUIET:.0%} of the CPUs: {busy}")
+    if options.json:
+        options.json.write_text(json.dumps({"environment": facts, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
