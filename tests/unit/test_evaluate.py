@@ -48,29 +48,6 @@ def asked(monkeypatch):
     return counts
 
 
-class FakeJudge:
-    """Hears how long a wave is."""
-
-    names = {"en": "fake", "zh": "fake"}  # noqa: RUF012
-    heard = 0
-
-    def __init__(self, settings):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def map(self, function, values):
-        return map(function, values)
-
-    def hear(self, waves, languages, progress=None):
-        FakeJudge.heard += len(waves)
-        return ["" if wave is None else f"one {len(wave.wave_S)}" for wave in waves]
-
-
 def test_a_component_comes_from_the_last_checkpoint_that_holds_it(tiny, checkpoints):
     config = from_mapping(BaichuanAudioConfig, tiny["model"])
     sources = find(checkpoints, config, ("audio_encoder", "audio_decoder", "llm"))
@@ -175,7 +152,7 @@ def tone(seconds):
 
 def test_bad_recordings(tiny, checkpoints, tmp_path, monkeypatch):
     """Each gives a result or a reason of its own; the others are what they are alone."""
-    monkeypatch.setattr(judge_lib, "Judge", FakeJudge)
+    monkeypatch.setattr(judge_lib, "Judge", small_bench.LengthJudge)
     suites = ["asr", "s2tt", "tts", "codec"]
     good, whole = spoken("good", tone(1.0)), encoded(tone(1.0))
     bad = [
