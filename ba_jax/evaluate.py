@@ -4,13 +4,23 @@
         --checkpoint=runs/tokenizer,runs/flow,runs/stage2 --suite=asr,qa_s2t,qa_s2s,tts
 
 Each checkpoint is a run's WORKDIR, one of its checkpoints, or a folder that `ba_jax.convert` wrote;
-a component comes from the last one that holds it. OUT gets figures.json (the figures of all suites
-and how they were made), items.jsonl (every item, with what was expected and what came), audio/, and
-suites/NAME.json. A suite whose file is there, made with these settings and these checkpoints, is
-not run again unless --overwrite; so the same command goes on where one stopped.
+a component comes from the last one that holds it. Suites: asr, s2tt, qa_s2t, qa_t2t (a text model
+alone will do), qa_s2s, tts, reconstruction, and codec, its part that needs no flow.
 
-Suites: asr, qa_s2t, qa_t2t (a text model alone will do), qa_s2s, tts, reconstruction, and codec,
-which is the part of reconstruction that needs no flow.
+OUT gets, of all suites: figures.json (figures, their 95 % intervals, and how they were made),
+report.md, index.html (with players), items.jsonl (what was expected and what came) and failed.jsonl
+(items that failed, which stage of theirs, and why; they count as wrong); of each suite:
+
+    generations/SUITE.jsonl     what the model made: text, codes
+    judge_inputs/SUITE.jsonl    what the judge was given; its waves are in audio/
+    judged/SUITE.jsonl          what it answered
+    suites/SUITE.json           the scores
+
+The same command goes on where one stopped, inside a suite too. `--stage=score` scores what is saved
+again, `--stage=judge` asks the judge again, both without a model; `--stage=generate` begins anew.
+On several hosts each runs the command with `--distributed`, as in `ba_jax.train`; host H takes
+items H, H + hosts, ... on a mesh of its own devices (`--config.mesh.fsdp=4`), OUT is a folder that
+all of them see.
 """
 
 from __future__ import annotations
@@ -24,6 +34,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import app, flags, logging
 
 # JAX and all that stands on it is imported by functions: the judge's processes import this module.
@@ -56,37 +67,98 @@ def find(checkpoints: Sequence[str], config, components: Sequence[str]) -> dict[
     return sources
 
 
-def load(config, sources: Mapping[str, str]) -> dict[str, Any]:
+def load(config, sources: Mapping[str, str], mesh=None, dtype=None) -> dict[str, Any]:
     """Variables of the components that `sources` has folders for.
+
+    Args:
+      config, sources: see `find`.
+      mesh: lays parameters out by the rules of `ba_jax.sharding`; None: the default device.
+      dtype: of the parameters; None: as stored.
 
     Raises:
       CheckpointError: a checkpoint of other sizes, or one that is damaged.
+      ShardingError: a parameter that no rule places.
     """
-    from ba_jax.checkpoint import load_variables
+    from ba_jax import sharding
+    from ba_jax.checkpoint import flatten, load_variables, unflatten
     from ba_jax.models.baichuan_audio import variable_shapes
 
     variables: dict[str, Any] = {}
     for folder in dict.fromkeys(sources.values()):
         own = [name for name, source in sources.items() if source == folder]
         shapes = variable_shapes(config.only(*own))
-        for collection, tree in load_variables(folder, shapes, components=own).items():
+        placed = None
+        if mesh is not None:
+            placed = {}
+            for name, leaf in flatten(shapes).items():
+                collection, _, path = name.partition("/")
+                placed[name] = sharding.replicated(mesh)
+                if collection == "params":
+                    placed[name] = sharding.parameter_sharding(path, leaf.shape, mesh)
+            placed = unflatten(placed)
+        found = load_variables(folder, shapes, placed, dtype, components=own)
+        for collection, tree in found.items():
             variables.setdefault(collection, {}).update(tree)
     return variables
 
 
-def made_with(config: Mapping[str, Any], sources: Mapping[str, str]) -> str:
-    """A hash of the settings and of the checkpoints' contents, by which results are known again."""
+def _mesh(settings, evaluation):
+    """(this host's devices as a mesh, what puts batches on it).
+
+    Hosts share nothing but the folder of results, so that each may take as long as its items take:
+    a mesh is of one host's own devices.
+
+    Raises:
+      ShardingError: axes that the devices do not fill, or rows that do not divide among them.
+    """
+    import jax
+
+    from ba_jax import sharding
+
+    mesh = sharding.make_mesh(settings, jax.local_devices())
+    shards, batches = sharding.batch_shards(mesh), sharding.batch_sharding(mesh)
+    for name, rows in (
+        ("generation.rows", evaluation.generation.rows),
+        ("encode_rows", evaluation.encode_rows),
+        ("synthesis.rows", evaluation.synthesis.rows),
+    ):
+        if rows % shards:
+            raise sharding.ShardingError(
+                f"{name} = {rows} on {shards} devices: expected a multiple"
+            )
+    return mesh, lambda arrays: jax.tree.map(lambda array: jax.device_put(array, batches), arrays)
+
+
+_JUDGED_BY = ("judge",)
+_PRESENTED_BY = ("synthesis",)
+
+
+def made_with(config: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, str]:
+    """Stage -> a hash of the settings and checkpoints it depends on, by which lines are known.
+
+    What is generated does not depend on how it is synthesised or judged.
+    """
     from ba_jax.checkpoint import METADATA_FILE
 
     stamps = {
         name: (folder, os.stat(Path(folder) / METADATA_FILE).st_mtime_ns)
         for name, folder in sorted(sources.items())
     }
-    # How many processes listen changes nothing in what they hear.
-    kept = json.loads(json.dumps({"model": config["model"], "eval": config["eval"]}))
-    kept["eval"].get("judge", {}).pop("processes", None)
-    text = json.dumps([kept, stamps], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    settings = json.loads(json.dumps(config["eval"]))
+    # How many processes listen, and how often lines are saved, changes nothing in them.
+    settings.get("judge", {}).pop("processes", None)
+    settings.pop("save_every", None)
+    later = {key: settings.pop(key, None) for key in (*_PRESENTED_BY, *_JUDGED_BY)}
+    base = [config["model"], settings, stamps]
+    parts = {
+        "generate": base,
+        "present": [*base, [later[key] for key in _PRESENTED_BY]],
+        "judge": [*base, later],
+    }
+    return {
+        stage: hashlib.sha256(json.dumps(part, sort_keys=True, default=str).encode()).hexdigest()
+        for stage, part in parts.items()
+    }
 
 
 class _Progress:
@@ -127,7 +199,7 @@ def _write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _done(path: Path, made: str) -> dict[str, Any] | None:
+def _done(path: Path, made: Mapping[str, str]) -> dict[str, Any] | None:
     """A suite's results, if they are there and were made with this."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -136,83 +208,155 @@ def _done(path: Path, made: str) -> dict[str, Any] | None:
     return found if found.get("made_with") == made else None
 
 
+def _hosts():
+    """This process among those of `jax.distributed`, with a name for this run that all agree on."""
+    import jax
+
+    from ba_jax.evals.stages import Hosts
+
+    if jax.process_count() == 1:
+        return Hosts()
+    from jax.experimental import multihost_utils
+
+    token = int.from_bytes(os.urandom(3), "big")
+    token = int(multihost_utils.broadcast_one_to_all(np.asarray(token, np.int32)))
+    return Hosts(jax.process_index(), jax.process_count(), f"{token:06x}")
+
+
+def _agreed(done: Sequence[bool], hosts) -> list[bool]:
+    """The first host's opinion."""
+    if hosts.count == 1:
+        return list(done)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(done, np.int32))).tolist()
+
+
 def evaluate(
     config: Mapping[str, Any],
     checkpoints: Sequence[str],
     out: str | os.PathLike,
     suites: Sequence[str],
     *,
-    overwrite: bool = False,
+    start: str = "go on",
 ) -> dict[str, Any]:
     """Runs evaluations and returns the figures of all, see the module.
 
     Args:
-      config: with `model` and `eval`, as `configs/eval.py` makes it.
-      checkpoints: as on the command line.
+      config: with `model`, `eval` and perhaps `mesh`, as `configs/eval.py` makes it.
+      checkpoints: as on the command line; with start "judge" or "score" none is needed.
       out: folder for the results.
       suites: names of `ba_jax.evals.suites.SUITES`.
-      overwrite: run them even where their results are there.
+      start: where suites begin, see `ba_jax.evals.stages.run`.
+
+    Returns:
+      What figures.json holds; on hosts other than the first nothing.
 
     Raises:
-      ConfigError, CheckpointError, EvalError, RecordError, SpeechToolError: see there.
+      ConfigError, CheckpointError, EvalError, LineError, RecordError, ShardingError: see there.
     """
     from ba_jax.config import from_mapping
+    from ba_jax.evals import stages
     from ba_jax.evals import suites as suites_lib
     from ba_jax.evals.base import Bench, EvalSettings
     from ba_jax.evals.judge import Judge
+    from ba_jax.evals.suite import EvalError
     from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+    from ba_jax.sharding import MeshSettings
 
+    if start not in stages.STARTS:
+        raise EvalError(f"stage {start!r}, expected one of {stages.STARTS[1:]}")
     model = from_mapping(BaichuanAudioConfig, config["model"])
     settings = from_mapping(EvalSettings, config["eval"], "eval")
+    mesh_settings = from_mapping(MeshSettings, config.get("mesh", {}), "mesh")
     vocoder = settings.synthesis.vocoder
-    sources = find(checkpoints, model, suites_lib.components(suites, vocoder))
+    needed = suites_lib.components(suites, vocoder)
+    saved = start in ("judge", "score")
+    sources = {} if saved else find(checkpoints, model, needed)
     out = Path(out)
     (out / "suites").mkdir(parents=True, exist_ok=True)
     results: dict[str, dict] = {}
     progress = _Progress()
+    hosts = _hosts()
+    own = {
+        name: {part: sources[part] for part in suites_lib.components([name], vocoder) if sources}
+        for name in suites
+    }
+    made = {name: made_with(config, parts) for name, parts in own.items()}
+    paths = {name: out / "suites" / f"{name}.json" for name in suites}
+    found = {name: None if start != "go on" else _done(paths[name], made[name]) for name in suites}
+    done = dict(zip(suites, _agreed([found[name] is not None for name in suites], hosts)))
     bench = None
     with Judge(settings.judge) as judge:
         for number, name in enumerate(suites):
-            own = {part: sources[part] for part in suites_lib.components([name], vocoder)}
-            made = made_with(config, own)
-            path = out / "suites" / f"{name}.json"
-            found = None if overwrite else _done(path, made)
             progress.suite = f"{number + 1}/{len(suites)} {name}"
-            if found is not None:
-                results[name] = found
-                print(f"{progress.suite}: done before", flush=True)
+            if done[name]:
+                results[name] = found[name]
+                failed = len((found[name] or {}).get("failed", ()))
+                more = f", {failed} items failed" if failed else ""
+                print(f"{progress.suite}: done before{more}", flush=True)
                 continue
             if bench is None:
-                bench = Bench(model, load(model, sources), settings, out, judge, progress)
+                variables, place = {}, None
+                if not saved:
+                    mesh, place = _mesh(mesh_settings, settings)
+                    variables = load(model, sources, mesh)
+                bench = Bench(model, variables, settings, out, judge, progress, place)
             started = time.monotonic()
-            outcome = suites_lib.SUITES[name].run(bench)
+            outcome = stages.run(suites_lib.SUITES[name], bench, made[name], hosts, start)
             progress.close()
+            seconds = round(time.monotonic() - started, 1)
+            print(f"{progress.suite}: {seconds} s", flush=True)
+            if outcome is None:
+                continue
+            before = _earlier(paths[name])
             results[name] = {
-                "made_with": made,
-                "checkpoints": own,
-                "seconds": round(time.monotonic() - started, 1),
-                "figures": outcome.figures,
-                "items": outcome.items,
+                **outcome,
+                "checkpoints": before.get("checkpoints", {}) if saved else own[name],
+                "seconds": before.get("seconds", seconds) if saved else seconds,
             }
-            _write(path, json.dumps(results[name], ensure_ascii=False, indent=1))
-            print(f"{progress.suite}: {results[name]['seconds']} s", flush=True)
-    return _summarise(out, results)
+            _write(paths[name], json.dumps(results[name], ensure_ascii=False, indent=1))
+            _tell_failed(progress.suite, outcome["failed"], len(outcome["items"]))
+    return {} if hosts.index else _summarise(out, results)
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    """What a suite's file says before it is written again."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _tell_failed(suite: str, failed: Sequence[Mapping[str, str]], of: int) -> None:
+    """Says how many items failed, and why the first few did."""
+    if failed:
+        print(f"{suite}: {len(failed)} of {of} items failed", flush=True)
+    for one in failed[:3]:
+        print(f"  {one['id']}: {one['stage']}: {one['reason']:.200}", flush=True)
 
 
 def _summarise(out: Path, results: Mapping[str, dict]) -> dict[str, Any]:
-    """Writes figures.json and items.jsonl of these suites."""
+    """Writes figures.json, items.jsonl, failed.jsonl, report.md and index.html of these suites."""
+    from ba_jax.evals import bootstrap
+    from ba_jax.report import evaluation
+
     figures: dict[str, Any] = {}
-    lines = []
+    items, failed = [], []
     for name, found in results.items():
         figures |= found["figures"]
-        for item in found["items"]:
-            lines.append(json.dumps({"suite": name, **item}, ensure_ascii=False))
+        items += [{"suite": name, **item} for item in found["items"]]
+        failed += [{"suite": name, **one} for one in found["failed"]]
+    figures["ci95"] = bootstrap.DECLARED
     figures["seconds"] = {name: found["seconds"] for name, found in results.items()}
     figures["checkpoints"] = {}
     for found in results.values():
         figures["checkpoints"] |= found["checkpoints"]
-    _write(out / "items.jsonl", "".join(f"{line}\n" for line in lines))
+    for name, lines in (("items", items), ("failed", failed)):
+        text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+        _write(out / f"{name}.jsonl", text)
     _write(out / "figures.json", json.dumps(figures, ensure_ascii=False, indent=1) + "\n")
+    evaluation.write(out)
     return figures
 
 
@@ -224,10 +368,20 @@ def define_flags() -> None:
     flags.DEFINE_list("checkpoint", None, "WORKDIRs or checkpoints; the last that holds a part.")
     flags.DEFINE_string("out", None, "Folder for the results.")
     flags.DEFINE_list(
-        "suite", "asr,qa_s2t,qa_t2t,qa_s2s,tts,reconstruction", "What to run, in this order."
+        "suite", "asr,s2tt,qa_s2t,qa_t2t,qa_s2s,tts,reconstruction", "What to run, in this order."
     )
-    flags.DEFINE_bool("overwrite", False, "Run suites whose results are there.")
-    for name in ("config", "checkpoint", "out"):
+    flags.DEFINE_enum(
+        "stage",
+        None,
+        ["generate", "judge", "score"],
+        "Begin anew, with the saved judge inputs, or with all that is saved; default: go on.",
+    )
+    flags.DEFINE_bool("overwrite", False, "The same as --stage=generate.")
+    flags.DEFINE_bool("distributed", False, "One process of several, see jax.distributed.")
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+    flags.DEFINE_integer("processes", None, "How many there are.")
+    flags.DEFINE_integer("process", None, "Which of them this is, from 0 on.")
+    for name in ("config", "out"):
         flags.mark_flag_as_required(name)
 
 
@@ -243,18 +397,22 @@ def main(argv: list[str]) -> None:
     if cache := config.get("compilation_cache", ""):
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    start = values.stage or ("generate" if values.overwrite else "go on")
     try:
-        figures = evaluate(
-            config, values.checkpoint, values.out, values.suite, overwrite=values.overwrite
-        )
+        if values.distributed:
+            jax.distributed.initialize(values.coordinator, values.processes, values.process)
+        figures = evaluate(config, values.checkpoint or (), values.out, values.suite, start=start)
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"ba_jax.evaluate: {error}")
     for name, value in figures.items():
+        interval = figures.get(f"{name}_ci95")
+        around = "" if interval is None else f"  [{interval[0]:.4f}, {interval[1]:.4f}]"
         if isinstance(value, (int, float)):
-            print(f"{name:44s} {value:.4f}" if isinstance(value, float) else f"{name:44s} {value}")
+            shown = f"{value:.4f}" if isinstance(value, float) else f"{value}"
+            print(f"{name:44s} {shown}{around}")
         elif isinstance(value, dict) and name.startswith("mel_mae"):
             print(f"{name:44s} " + "  ".join(f"{k}: {v:.4f}" for k, v in value.items()))
-        elif name.endswith(("_judge", "_scored")):
+        elif name.endswith(("_judge", "_scored", "_signature")):
             print(f"{name:44s} {value}")
 
 

@@ -76,7 +76,10 @@ def get_config(size: str = "nano") -> ConfigDict:
                     "frames": (40, 64) if nano else (64, 128, 376),
                 },
                 "judge": {"processes": 2, "beam": 1},
+                "save_every": 64,
             },
+            # Of one host's devices; several hosts share the items, not the model.
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             # Of XLA's compiled programs; "" leaves it off.
             "compilation_cache": "~/.cache/ba_jax/jax",
         }

@@ -1,8 +1,8 @@
-"""What evaluations share: data, prompts, generation, synthesis, judge, and how results look.
+"""What evaluations share: data, prompts, generation, synthesis, and the judge.
 
-An evaluation is a function `run(bench) -> Outcome`. The bench holds the model and makes each of its
-parts when first needed: one generator, one encoder and one synthesizer serve all evaluations, so
-that each shape compiles once.
+The bench holds the model and makes each of its parts when first needed: one generator, one encoder
+and one synthesizer serve all evaluations, so that each shape compiles once. What it cannot do for
+one item is a `Failure` in that item's place; the others are not touched.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ import dataclasses
 import functools
 import itertools
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ba_jax.audio.io import read_audio, write_audio
-from ba_jax.data.examples import ExampleMaker
+from ba_jax.audio.io import AudioError, read_audio, write_audio
+from ba_jax.data.examples import ExampleMaker, NotForTask, stable_hash
 from ba_jax.data.features import decode
-from ba_jax.data.record import Part, Record, RecordSource, dataset_directory
+from ba_jax.data.record import Part, Record, RecordError, RecordSource, dataset_directory
+from ba_jax.data.speech.interfaces import SpeechToolError
+from ba_jax.data.tasks import TaskError
 from ba_jax.data.text_tokenizer import TextTokenizer, load_text_tokenizer
 from ba_jax.evals.judge import Judge, JudgeSettings
+from ba_jax.evals.suite import EvalError, Failure, Item, Line
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.encode import Encoder
 from ba_jax.sampling.logits import Sampling
@@ -32,10 +36,6 @@ from ba_jax.types import Example
 
 RATE = 16000
 """Hz of the waves that the audio encoder reads."""
-
-
-class EvalError(ValueError):
-    """An evaluation without items, or without what it needs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +70,7 @@ class EvalSettings:
       generation, synthesis, judge: see there.
       encode_rows, encode_seconds: batch size and padded lengths of the encoder.
       seed: of everything that is drawn.
+      save_every: items between two times that lines are written.
     """
 
     dataset: str
@@ -83,43 +84,14 @@ class EvalSettings:
     encode_rows: int = 16
     encode_seconds: tuple[float, ...] = (4.0,)
     seed: int = 0
+    save_every: int = 64
 
     def __post_init__(self):
-        if self.limit < 0 or self.seed < 0:
-            raise ValueError(f"limit {self.limit}, seed {self.seed}: expected at least 0")
-
-
-@dataclasses.dataclass
-class Outcome:
-    """What an evaluation gives.
-
-    Attributes:
-      figures: name -> number, or a text that says how a number was made.
-      items: one a generation: id, language, reference, hypothesis, errors, units, correct, audio
-        (what -> path of the file, under the bench's folder), and what else there is to know.
-    """
-
-    figures: dict[str, Any]
-    items: list[dict[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Utterance:
-    """A recording with its text; `record` is a record of kind "speech" that holds it alone."""
-
-    record: Record
-
-    @property
-    def part(self) -> Part:
-        return self.record.parts[0]
-
-    @property
-    def id(self) -> str:
-        return self.record.id
-
-    @property
-    def language(self) -> str:
-        return self.record.language
+        if self.limit < 0 or self.seed < 0 or self.save_every < 1:
+            raise ValueError(
+                f"limit {self.limit}, seed {self.seed}, save_every {self.save_every}: expected at "
+                "least 0, 0 and 1"
+            )
 
 
 Progress = Callable[[str, int, int], None]
@@ -135,6 +107,7 @@ class Bench:
       out: folder for audio.
       judge: the recogniser.
       progress: told what goes on.
+      place: puts a batch of arrays (rows first) where the model computes; by default JAX does.
     """
 
     def __init__(
@@ -145,10 +118,22 @@ class Bench:
         out: pathlib.Path,
         judge: Judge,
         progress: Progress = lambda what, done, of: None,
+        place: Callable[[Any], Any] | None = None,
     ):
         self.config, self.variables, self.settings = config, variables, settings
         self.out, self.judge, self.progress = pathlib.Path(out), judge, progress
-        self._codes: dict[bytes, np.ndarray] = {}
+        self.damaged: dict[int, str] = {}
+        self._place = {} if place is None else {"place": place}
+        self._codes: dict[bytes, np.ndarray | Failure] = {}
+        self._total = self._before = 0
+
+    def begin(self, total: int) -> None:
+        """A stage of so many items begins: what is told of its batches counts up to that."""
+        self._total, self._before = total, 0
+
+    def advance(self, count: int) -> None:
+        """So many more of them are done."""
+        self._before += count
 
     # The tools
 
@@ -185,12 +170,19 @@ class Bench:
             lengths=generation.lengths,
             max_text=generation.max_text,
             max_frames=generation.max_frames,
+            **self._place,
         )
 
     @functools.cached_property
     def synthesizer(self) -> Synthesizer:
         """Codes to waves; Griffin-Lim runs in the judge's processes."""
-        return Synthesizer(self.config, self.variables, self.settings.synthesis, run=self.judge.map)
+        return Synthesizer(
+            self.config,
+            self.variables,
+            self.settings.synthesis,
+            run=self.judge.map,
+            **self._place,
+        )
 
     @functools.cached_property
     def encoder(self) -> Encoder:
@@ -200,6 +192,7 @@ class Bench:
             self.variables,
             rows=self.settings.encode_rows,
             seconds=self.settings.encode_seconds,
+            **self._place,
         )
 
     # The data
@@ -216,7 +209,11 @@ class Bench:
         source = RecordSource(s.dataset, s.split)
         found, counts = [], {}
         for i in range(len(source)):
-            record = source[i]
+            try:
+                record = source[i]
+            except RecordError as error:
+                self.damaged[i] = str(error)
+                continue
             if s.sources and record.source not in s.sources:
                 continue
             group = (record.kind, record.language)
@@ -228,9 +225,9 @@ class Bench:
         return found
 
     @functools.cached_property
-    def statements(self) -> list[Utterance]:
+    def statements(self) -> list[Record]:
         """Utterances on their own."""
-        return [Utterance(record) for record in self.records if record.kind == "speech"]
+        return [record for record in self.records if record.kind == "speech"]
 
     @functools.cached_property
     def dialogues(self) -> list[Record]:
@@ -244,60 +241,88 @@ class Bench:
         ]
 
     @functools.cached_property
-    def questions(self) -> list[Utterance]:
+    def questions(self) -> list[Record]:
         """The questions of `dialogues`, as utterances on their own."""
         return [
-            Utterance(
-                dataclasses.replace(
-                    record,
-                    id=f"{record.id}-question",
-                    kind="speech",
-                    parts=(dataclasses.replace(record.parts[0], role=""),),
-                )
+            dataclasses.replace(
+                record,
+                id=f"{record.id}-question",
+                kind="speech",
+                parts=(dataclasses.replace(record.parts[0], role=""),),
             )
             for record in self.dialogues
         ]
 
-    def wave(self, part: Part) -> Wave:
-        """A part's recording."""
-        wave_S, rate = read_audio(part.audio)
-        return Wave(wave_S, rate)
+    def recording(self, part: Part, name: str) -> str:
+        """Writes a part's recording as it is heard; the file's path, "" if it cannot be read."""
+        path = _path("reference", name)
+        if not (self.out / path).is_file():
+            try:
+                wave_S, rate = read_audio(part.audio)
+            except AudioError:
+                return ""
+            return self.save("reference", name, Wave(wave_S, rate))
+        return path.as_posix()
+
+    def load(self, path: str) -> Wave | Failure | None:
+        """A wave that was saved; None for "", which stands for no speech."""
+        if not path:
+            return None
+        try:
+            return Wave(*read_audio(self.out / path))
+        except AudioError as error:
+            return Failure(str(error))
 
     # From records to what the model makes of them
 
-    def codes(self, parts: Sequence[Part]) -> list[np.ndarray]:
-        """Codes (N, Q) of spoken parts, encoded where they are not stored; N is 0 for under 60 ms.
+    def codes(self, parts: Sequence[Part]) -> list[np.ndarray | Failure]:
+        """Codes (N >= 1, Q) of spoken parts, encoded where they are not stored.
 
-        Each recording is encoded once.
+        Each recording is encoded once. One that is damaged, or too short for a frame, fails.
         """
         missing = {
             part.audio: part
             for part in parts
             if part.codes_NQ is None and part.audio not in self._codes
         }
-        if missing:
-            # As in training, so that the frames are those of `features.code_frames`.
-            waves = [decode(p.audio, p.seconds, (RATE,))[0] for p in missing.values()]
+        waves = {}
+        for audio, part in missing.items():
+            try:
+                # As in training, so that the frames are those of `features.code_frames`.
+                waves[audio] = decode(audio, part.seconds, (RATE,))[0]
+            except AudioError as error:
+                self._codes[audio] = Failure(f"recording: {error}")
+        if waves:
             tell = functools.partial(self._tell, "encoding", len(waves))
-            self._codes.update(zip(missing, self.encoder(waves, tell), strict=True))
+            made = self.encoder(list(waves.values()), tell)
+            for audio, own_NQ in zip(waves, made, strict=True):
+                short = Failure(f"recording of {len(waves[audio]) / RATE:.3f} s: no frame of codes")
+                self._codes[audio] = own_NQ if len(own_NQ) else short
         return [
             self._codes[part.audio] if part.codes_NQ is None else part.codes_NQ for part in parts
         ]
 
-    def prompts(self, records: Sequence[Record], task: str, **options) -> list[Prompt]:
+    def segments(self, parts: Sequence[Part]) -> list[Any]:
+        """`codes`, of which one that is longer than `synthesis.frames` allows fails too."""
+        return [_too_long(own, self.settings.synthesis) or own for own in self.codes(parts)]
+
+    def prompts(self, records: Sequence[Record], task: str, **options) -> list[Prompt | Failure]:
         """The prompt of each record's example of a task; `options` are `ExampleMaker`'s.
 
-        Raises:
-          NotForTask: a record that the task cannot use.
-          TaskError: audio too short for a frame of codes.
+        A record that the task cannot use, or whose recording cannot be encoded, fails.
         """
         maker = ExampleMaker(task, **options)
-        sizes = self.config.audio_embed.codebook_sizes
+        sizes = self.config.audio_embed.codebook_sizes if self.config.audio_embed else ()
         filled = [_with_stand_ins(record, len(sizes)) for record in records]
+        failed: dict[int, Failure] = {}
         # What lies in a prompt is encoded, what the model is to say is not.
         heard: list[tuple[int, int]] = []
         for number, record in enumerate(filled):
-            inside = _heard(maker(record))
+            try:
+                inside = _heard(maker(record))
+            except (NotForTask, TaskError) as error:
+                failed[number] = Failure(f"task {task}: {error}")
+                continue
             for place, part in enumerate(records[number].parts):
                 stands_in = record.parts[place].codes_NQ
                 if part.codes_NQ is None and any(stands_in is own for own in inside):
@@ -305,54 +330,143 @@ class Bench:
         codes = self.codes([records[number].parts[place] for number, place in heard])
         parts = [list(record.parts) for record in filled]
         for (number, place), own in zip(heard, codes, strict=True):
-            parts[number][place] = dataclasses.replace(parts[number][place], codes_NQ=own)
-        made = []
-        for record, own in zip(filled, parts, strict=True):
-            example = maker(dataclasses.replace(record, parts=tuple(own)))
-            made.append(prompt_of(example, self.tokenizer, sizes))
+            if isinstance(own, Failure):
+                failed[number] = own
+            else:
+                parts[number][place] = dataclasses.replace(parts[number][place], codes_NQ=own)
+        made: list[Prompt | Failure] = []
+        for number, record in enumerate(filled):
+            if number in failed:
+                made.append(failed[number])
+                continue
+            try:
+                example = maker(dataclasses.replace(record, parts=tuple(parts[number])))
+                made.append(prompt_of(example, self.tokenizer, sizes))
+            except ValueError as error:  # of tasks, sequences, codes and prompts
+                made.append(Failure(f"task {task}: {error}"))
         return made
 
-    def generate(self, prompts: Sequence[Prompt], what: str) -> list[Generated | None]:
-        """What the model makes of prompts; None for one that is too long for the generator."""
+    def generate(
+        self, prompts: Sequence[Prompt | Failure], what: str, numbers: Sequence[int] | None = None
+    ) -> list[Generated | Failure]:
+        """What the model makes of prompts; one that is too long for the generator fails.
+
+        Args:
+          prompts: some of which may have failed.
+          what: is being done, for the progress.
+          numbers: of the items, which decide what is drawn for them; default their places.
+        """
+        numbers = range(len(prompts)) if numbers is None else numbers
         longest = self.settings.generation.lengths[-1]
-        fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= longest]
+        found: list[Any] = list(prompts)
+        for i, prompt in enumerate(prompts):
+            if not isinstance(prompt, Failure) and not 1 <= len(prompt) <= longest:
+                found[i] = Failure(
+                    f"a prompt of {len(prompt)} positions, expected at most {longest} "
+                    "(generation.lengths)"
+                )
+        fitting = [i for i, one in enumerate(found) if not isinstance(one, Failure)]
+        if not fitting:
+            return found
         tell = functools.partial(self._tell, what, len(fitting))
-        seeds = [self.settings.seed * 1_000_003 + i for i in fitting]
+        seeds = [self._seed(numbers[i]) for i in fitting]
         made = self.generator([prompts[i] for i in fitting], seeds=seeds, progress=tell)
-        found: list[Generated | None] = [None] * len(prompts)
         for i, one in zip(fitting, made, strict=True):
             found[i] = one
         return found
 
-    def text_of(self, generated: Generated | None) -> str:
-        """The text that was written."""
-        return "" if generated is None else self.tokenizer.decode(generated.ids).strip()
+    def ask(self, items: Sequence[Item], task: str, what: str, **options) -> list[Line | Failure]:
+        """What the model makes of items, as `generated` writes it down."""
+        prompts = self.prompts([item.record for item in items], task, **options)
+        made = self.generate(prompts, what, [item.number for item in items])
+        return [one if isinstance(one, Failure) else self.generated(one) for one in made]
 
-    def speech_of(self, codes: Sequence[np.ndarray | None]) -> list[Wave | None]:
-        """Waves of segments of codes; None where there are no frames."""
-        spoken = [i for i, own in enumerate(codes) if own is not None and len(own)]
-        seeds = [self.settings.seed * 1_000_003 + i for i in spoken]
+    def generated(self, one: Generated) -> Line:
+        """A generation as JSON: `text`, `ids`, `codes` of frames, and whether it is `complete`."""
+        return {
+            "text": self.text_of(one),
+            "ids": one.ids,
+            "codes": one.codes_NQ.tolist(),
+            "complete": bool(one.complete),
+        }
+
+    def text_of(self, generated: Generated | Failure) -> str:
+        """The text that was written."""
+        if isinstance(generated, Failure):
+            return ""
+        return self.tokenizer.decode(generated.ids).strip()
+
+    def speech_of(
+        self, codes: Sequence[np.ndarray], numbers: Sequence[int] | None = None
+    ) -> list[Wave | Failure | None]:
+        """Waves of segments of codes (N, Q); None where there are no frames.
+
+        Args:
+          codes: one that is longer than `synthesis.frames` allows fails.
+          numbers: as in `generate`.
+        """
+        numbers = range(len(codes)) if numbers is None else numbers
+        found: list[Wave | Failure | None] = [
+            _too_long(own, self.settings.synthesis) for own in codes
+        ]
+        spoken = [i for i, own in enumerate(codes) if len(own) and found[i] is None]
+        seeds = [self._seed(numbers[i]) for i in spoken]
         waves = self.synthesizer.waves([codes[i] for i in spoken], seeds) if spoken else []
-        found: list[Wave | None] = [None] * len(codes)
         for i, wave in zip(spoken, waves, strict=True):
             found[i] = wave
         return found
 
-    def hear(self, waves: Sequence[Wave | None], languages: Sequence[str], what: str) -> list[str]:
-        """What the judge hears."""
-        return self.judge.hear(waves, languages, functools.partial(self._tell, what, len(waves)))
+    def hear(
+        self, waves: Sequence[Wave | Failure | None], languages: Sequence[str], what: str
+    ) -> list[str | Failure]:
+        """What the judge hears; "" where there is no speech."""
+        given = [None if isinstance(wave, Failure) else wave for wave in waves]
+        tell = functools.partial(self._tell, what, len(waves))
+        try:
+            heard = list(self.judge.hear(given, languages, tell))
+        except (SpeechToolError, OSError) as error:
+            heard = [Failure(f"judge: {error}")] * len(waves)
+        if len(heard) != len(waves):
+            wrong = f"judge: {len(heard)} answers to {len(waves)} recordings"
+            heard = [Failure(wrong)] * len(waves)
+        found: list[str | Failure] = []
+        for wave, said in zip(waves, heard, strict=True):
+            if not isinstance(said, str | Failure):
+                said = Failure(f"judge: answered {said!r:.80}, expected a text")
+            found.append(wave if isinstance(wave, Failure) else said)
+        return found
 
     def save(self, suite: str, name: str, wave: Wave | None) -> str:
         """Writes a wave, returns its path under the bench's folder; "" for none."""
         if wave is None:
             return ""
-        path = pathlib.Path("audio") / suite / f"{name}.wav"
+        path = _path(suite, name)
         (self.out / path).parent.mkdir(parents=True, exist_ok=True)
         write_audio(self.out / path, wave.wave_S, wave.rate)
         return path.as_posix()
 
+    def _seed(self, number: int) -> int:
+        return self.settings.seed * 1_000_003 + number
+
     def _tell(self, what: str, of: int, done: int) -> None:
-        self.progress(what, done, of)
+        self.progress(what, self._before + done, self._total or of)
+
+
+def _too_long(codes_NQ: np.ndarray | Failure, settings: SynthesisSettings) -> Failure | None:
+    longest = max(settings.frames)
+    if isinstance(codes_NQ, Failure) or len(codes_NQ) <= longest:
+        return None
+    return Failure(
+        f"{len(codes_NQ)} frames of speech, expected at most {longest} (synthesis.frames)"
+    )
+
+
+def _path(suite: str, name: str) -> pathlib.Path:
+    """Of a recording; names are ids, which may be anything."""
+    plain = re.sub(r"[^\w.-]+", "_", name)
+    if plain != name or name.startswith("."):
+        plain = f"{plain.strip('.')[:80]}-{stable_hash(name):08x}"
+    return pathlib.Path("audio") / suite / f"{plain}.wav"
 
 
 def _with_stand_ins(record: Record, codebooks: int) -> Record:

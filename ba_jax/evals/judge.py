@@ -18,6 +18,7 @@ import numpy as np
 
 from ba_jax.data.speech import assets
 from ba_jax.data.speech.interfaces import SpeechToolError
+from ba_jax.evals.suite import Failure
 
 MODELS = {"en": "whisper-tiny.en", "zh": "whisper-base"}
 """Asset of the recogniser of each language."""
@@ -41,11 +42,7 @@ class JudgeSettings:
 
 
 class Judge:
-    """Hears speech; close it, or use it in a `with`. The processes start with the first work.
-
-    Raises:
-      SpeechToolError: weights that cannot be fetched.
-    """
+    """Hears speech; close it, or use it in a `with`. The processes start with the first work."""
 
     def __init__(self, settings: JudgeSettings = JudgeSettings()):
         self.settings = settings
@@ -77,34 +74,49 @@ class Judge:
         waves: Sequence[tuple[np.ndarray, int] | None],
         languages: Sequence[str],
         progress: Callable[[int], None] | None = None,
-    ) -> list[str]:
-        """What is said in each wave of at most 30 s; nothing where there is none.
+    ) -> list[str | Failure]:
+        """What is said in each wave of at most 30 s; "" where there is none.
+
+        A wave that cannot be heard (too long, a language or weights that are missing, a process
+        that died) fails; the others are heard.
 
         Args:
           waves: (mono wave, Hz), or None for no speech at all.
           languages: of each.
           progress: called with the number of waves heard.
-
-        Raises:
-          SpeechToolError: an unknown language, or weights that cannot be fetched.
         """
-        for language in set(languages):
-            if language not in MODELS:
-                raise SpeechToolError(f"language {language!r}, expected one of {tuple(MODELS)}")
-            assets.ensure(MODELS[language])  # once, not in every process
-        beam = self.settings.beam
-        work = [
-            (wave[0], wave[1], language, beam)
-            for wave, language in zip(waves, languages, strict=True)
-            if wave is not None
-        ]
-        texts = iter(self._started().map(_hear, work))
+        deaf = {language: self._missing(language) for language in set(languages)}
+        work: list[concurrent.futures.Future | str | Failure] = []
+        for wave, language in zip(waves, languages, strict=True):
+            if wave is None:
+                work.append("")
+            elif deaf[language] is not None:
+                work.append(deaf[language])
+            else:
+                given = (wave[0], wave[1], language, self.settings.beam)
+                work.append(self._started().submit(_hear, given))
         heard = []
-        for number, wave in enumerate(waves):
-            heard.append("" if wave is None else next(texts))
+        for number, one in enumerate(work):
+            if isinstance(one, concurrent.futures.Future):
+                try:
+                    one = one.result()
+                except concurrent.futures.BrokenExecutor as error:
+                    one = Failure(f"judge: {error}")
+                    self.close()
+            heard.append(one)
             if progress is not None:
                 progress(number + 1)
         return heard
+
+    def _missing(self, language: str) -> Failure | None:
+        """Why a language cannot be heard; fetches weights once, not in every process."""
+        if language not in MODELS:
+            return Failure(f"judge: language {language!r}, expected one of {tuple(MODELS)}")
+        try:
+            assets.ensure(MODELS[language])
+        except (SpeechToolError, OSError) as error:
+            return Failure(f"judge: {error}")
+        return None
 
     def _started(self) -> concurrent.futures.ProcessPoolExecutor:
         if self._pool is None:
@@ -126,7 +138,7 @@ def _one_thread() -> None:
     threadpoolctl.threadpool_limits(1)
 
 
-def _hear(work: tuple[np.ndarray, int, str, int]) -> str:
+def _hear(work: tuple[np.ndarray, int, str, int]) -> str | Failure:
     """In a process of the pool: one wave's text."""
     from ba_jax.data.speech.whisper import Whisper
 
@@ -134,4 +146,7 @@ def _hear(work: tuple[np.ndarray, int, str, int]) -> str:
     if (language, beam) not in _recognisers:
         folder = assets.ensure(MODELS[language])
         _recognisers[language, beam] = Whisper(folder, beam=beam)
-    return _recognisers[language, beam].recognise(wave_S, rate, language).text
+    try:
+        return _recognisers[language, beam].recognise(wave_S, rate, language).text
+    except (SpeechToolError, ValueError, RuntimeError) as error:
+        return Failure(f"judge: {error}")

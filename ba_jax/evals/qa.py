@@ -2,126 +2,162 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ba_jax.data.record import Record
-from ba_jax.evals import text
-from ba_jax.evals.base import Bench, EvalError, Outcome
+from ba_jax.evals import bootstrap, spoken, text
+from ba_jax.evals.base import Bench
+from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite, items_of
+
+_TEXT = ("llm", "audio_embed", "audio_head")
+_ENCODE = ("audio_encoder", "vq_bridge")
 
 
-def spoken_to_text(bench: Bench) -> Outcome:
-    """`qa_s2t`: a spoken question, answered in writing (task aqa)."""
-    return _written(bench, "qa_s2t", "aqa", {})
+class Written(Suite):
+    """Exact match of written answers after normalisation.
+
+    Args:
+      name: of the suite and its main figure.
+      components: of the model.
+      task, options: of `ExampleMaker`.
+    """
+
+    def __init__(
+        self, name: str, components: tuple[str, ...], task: str, options: Mapping[str, str]
+    ):
+        self.name, self.components = name, components
+        self._task, self._options = task, dict(options)
+
+    def items(self, bench: Bench) -> list[Item]:
+        """Raises EvalError: no dialogue."""
+        return items_of(_dialogues(bench))
+
+    def generate(self, bench: Bench, items: Sequence[Item]) -> list[Line | Failure]:
+        """Text."""
+        return bench.ask(items, self._task, f"answering ({self.name})", **self._options)
+
+    def score(
+        self, bench: Bench, item: Item, made: Line | None, given: Line | None, judged: Line | None
+    ) -> Line:
+        """What failed is wrong."""
+        answer, language = item.record.parts[1].text, item.language
+        hypothesis = made["text"] if made else ""
+        tally = text.tally(answer, hypothesis, language, text.WRITTEN[language])
+        right = text.equal(answer, hypothesis, language, text.WRITTEN[language])
+        return {
+            "id": item.id,
+            "language": language,
+            "question": item.record.parts[0].text,
+            "reference": answer,
+            "hypothesis": hypothesis,
+            "errors": tally.errors,
+            "units": tally.units,
+            "correct": made is not None and right,
+            "audio": {"heard": bench.recording(item.record.parts[0], f"{item.id}-question")},
+        }
+
+    def figures(self, bench: Bench, rows: Sequence[Line]) -> dict[str, Any]:
+        """The share that is right, of all and of each language."""
+        return _shares(self.name, rows)
 
 
-def text_to_text(bench: Bench) -> Outcome:
-    """`qa_t2t`: a written question, answered in writing: the ability to keep."""
-    return _written(bench, "qa_t2t", "sft", {"questions": "written", "answers": "written"})
-
-
-def spoken_to_spoken(bench: Bench) -> Outcome:
+class SpokenToSpoken(Suite):
     """`qa_s2s`: a spoken question, answered in text and then speech, as the judge hears it.
 
     Right as `text.answers` says. `qa_s2s_exact` asks for equality, `qa_s2s_text` scores the text
     that was written before the speech, and `qa_s2s_on_reference` the judge itself, on the real
     recordings of the answers.
     """
-    dialogues = _dialogues(bench)
-    dialogues = [d for d in dialogues if d.parts[1].is_spoken]
-    if not dialogues:
-        raise EvalError("qa_s2s: no spoken answer in the data")
-    prompts = bench.prompts(dialogues, "sft", questions="spoken", answers="spoken")
-    made = bench.generate(prompts, "answering in speech")
-    waves = bench.speech_of([None if one is None else one.codes_NQ for one in made])
-    languages = [dialogue.language for dialogue in dialogues]
-    heard = bench.hear(waves, languages, "listening to answers")
-    real = [bench.wave(dialogue.parts[1]) for dialogue in dialogues]
-    heard_real = bench.hear(real, languages, "listening to the reference")
-    items = []
-    for i, dialogue in enumerate(dialogues):
-        answer, language = dialogue.parts[1].text, dialogue.language
-        written = bench.text_of(made[i])
-        tally = text.score(answer, heard[i], language, text.SAID[language])
-        items.append(
-            {
-                **_item(bench, dialogue, heard[i]),
-                "errors": tally.errors,
-                "units": tally.units,
-                "correct": text.answers(answer, heard[i], language),
-                "exact": text.equal(answer, heard[i], language, text.SAID[language]),
-                "text": written,
-                "text_correct": text.equal(answer, written, language, text.WRITTEN[language]),
-                "heard_on_reference": heard_real[i],
-                "correct_on_reference": text.answers(answer, heard_real[i], language),
-                "frames": 0 if made[i] is None else len(made[i].codes_NQ),
-                "complete": made[i] is not None and made[i].complete,
-            }
-        )
-        items[-1]["audio"] |= {
-            "generated": bench.save("qa_s2s", dialogue.id, waves[i]),
-            "reference": bench.save("reference", f"{dialogue.id}-answer", real[i]),
+
+    name = "qa_s2s"
+    components = tuple(dict.fromkeys((*_TEXT, *_ENCODE, *spoken.COMPONENTS)))
+    speaks = judged = True
+
+    def items(self, bench: Bench) -> list[Item]:
+        """Raises EvalError: no dialogue with a spoken answer."""
+        found = [d for d in _dialogues(bench) if d.parts[1].is_spoken]
+        if not found:
+            raise EvalError("qa_s2s: no spoken answer in the data")
+        return items_of(found)
+
+    def generate(self, bench: Bench, items: Sequence[Item]) -> list[Line | Failure]:
+        """Text and codes."""
+        options = {"questions": "spoken", "answers": "spoken"}
+        return bench.ask(items, "sft", "answering in speech", **options)
+
+    def present(
+        self, bench: Bench, items: Sequence[Item], made: Sequence[Line]
+    ) -> list[Line | Failure]:
+        """The waves, and the recordings of the answers."""
+        references = [bench.recording(i.record.parts[1], f"{i.id}-answer") for i in items]
+        return spoken.present(bench, self.name, items, made, references)
+
+    def judge(
+        self, bench: Bench, items: Sequence[Item], made: Sequence[Line], given: Sequence[Line]
+    ) -> list[Line | Failure]:
+        """What is heard of both."""
+        return spoken.judge(bench, items, given)
+
+    def score(
+        self, bench: Bench, item: Item, made: Line | None, given: Line | None, judged: Line | None
+    ) -> Line:
+        """What failed is wrong; the text of a failed judgement counts all the same."""
+        question, answer = item.record.parts[0], item.record.parts[1].text
+        language, written = item.language, made["text"] if made else ""
+        row = spoken.row(item, answer, text.SAID[language], made, given, judged)
+        heard = row["hypothesis"]
+        is_same = text.equal(answer, heard, language, text.SAID[language])
+        row |= {
+            "question": question.text,
+            "correct": judged is not None and text.answers(answer, heard, language),
+            "exact": judged is not None and is_same,
+            "text": written,
+            "text_correct": made is not None
+            and text.equal(answer, written, language, text.WRITTEN[language]),
         }
-    figures = _shares("qa_s2s", items)
-    for name in ("exact", "text_correct", "correct_on_reference"):
-        key = {"text_correct": "text", "correct_on_reference": "on_reference"}.get(name, name)
-        figures[f"qa_s2s_{key}"] = _share(items, name)
-    figures["qa_s2s_judge"] = bench.judge.names
-    figures["qa_s2s_scored"] = (
-        "words in English, toneless syllables in Mandarin; equal, or the key right and at most "
-        "a third of the units wrong"
+        if judged:
+            row["correct_on_reference"] = text.answers(answer, row["heard_on_reference"], language)
+        heard_path = bench.recording(question, f"{item.id}-question")
+        row["audio"] = {"heard": heard_path, **row["audio"]}
+        return row
+
+    def figures(self, bench: Bench, rows: Sequence[Line]) -> dict[str, Any]:
+        """The shares that are right."""
+        found = _shares(self.name, rows)
+        found |= bootstrap.share_figures("qa_s2s_exact", rows, "exact")
+        found |= bootstrap.share_figures("qa_s2s_text", rows, "text_correct")
+        heard = [row for row in rows if "correct_on_reference" in row]
+        found |= bootstrap.share_figures("qa_s2s_on_reference", heard, "correct_on_reference")
+        found["qa_s2s_judge"] = bench.judge.names
+        found["qa_s2s_scored"] = (
+            "words in English, toneless syllables in Mandarin; equal, or the key right and at most "
+            "a third of the units wrong"
+        )
+        return found
+
+
+def suites() -> tuple[Suite, ...]:
+    """A spoken question answered in writing (task aqa), a written one (the ability to keep), and a
+    spoken one answered in speech."""
+    written = {"questions": "written", "answers": "written"}
+    return (
+        Written("qa_s2t", _TEXT + _ENCODE, "aqa", {}),
+        Written("qa_t2t", ("llm",), "sft", written),
+        SpokenToSpoken(),
     )
-    return Outcome(figures, items)
 
 
-def _dialogues(bench: Bench) -> list[Record]:
+def _dialogues(bench: Bench):
     if not bench.dialogues:
         raise EvalError("qa: no dialogue of a spoken question and an answer in the data")
     return bench.dialogues
 
 
-def _written(bench: Bench, name: str, task: str, options: dict[str, str]) -> Outcome:
-    """Exact match of written answers after normalisation."""
-    dialogues = _dialogues(bench)
-    made = bench.generate(bench.prompts(dialogues, task, **options), f"answering ({name})")
-    items = []
-    for dialogue, generated in zip(dialogues, made, strict=True):
-        answer, language = dialogue.parts[1].text, dialogue.language
-        hypothesis = bench.text_of(generated)
-        tally = text.score(answer, hypothesis, language, text.WRITTEN[language])
-        items.append(
-            {
-                **_item(bench, dialogue, hypothesis),
-                "errors": tally.errors,
-                "units": tally.units,
-                "correct": text.equal(answer, hypothesis, language, text.WRITTEN[language]),
-            }
-        )
-    return Outcome(_shares(name, items), items)
-
-
-def _item(bench: Bench, dialogue: Record, hypothesis: str) -> dict[str, Any]:
-    question = dialogue.parts[0]
-    return {
-        "id": dialogue.id,
-        "language": dialogue.language,
-        "question": question.text,
-        "reference": dialogue.parts[1].text,
-        "hypothesis": hypothesis,
-        "audio": {
-            "heard": bench.save("reference", f"{dialogue.id}-question", bench.wave(question))
-        },
-    }
-
-
-def _shares(name: str, items: Sequence[dict]) -> dict[str, Any]:
-    figures: dict[str, Any] = {name: _share(items, "correct"), f"{name}_items": len(items)}
+def _shares(name: str, rows: Sequence[Line]) -> dict[str, Any]:
+    found = bootstrap.share_figures(name, rows, "correct")
+    found[f"{name}_items"] = len(rows)
     for language in ("en", "zh"):
-        own = [item for item in items if item["language"] == language]
+        own = [row for row in rows if row["language"] == language]
         if own:
-            figures[f"{name}_{language}"] = _share(own, "correct")
-    return figures
-
-
-def _share(items: Sequence[dict], key: str) -> float:
-    return sum(bool(item[key]) for item in items) / len(items)
+            found |= bootstrap.share_figures(f"{name}_{language}", own, "correct")
+    return found

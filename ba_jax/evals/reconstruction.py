@@ -1,4 +1,4 @@
-"""Real speech through codes and back: mel error by the number of codebooks, and the judge."""
+"""Real speech through codes and back: mel errors, the judge, and measures of the sound."""
 
 from __future__ import annotations
 
@@ -10,125 +10,221 @@ import numpy as np
 from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL, MelGeometry, log_mel
 from ba_jax.data.features import decode
 from ba_jax.data.record import Part
-from ba_jax.evals import text
-from ba_jax.evals.asr import by_language
-from ba_jax.evals.base import Bench, EvalError, Outcome, Utterance
-from ba_jax.evals.text import Tally
+from ba_jax.evals import bootstrap, sound, text
+from ba_jax.evals.base import Bench
+from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite, items_of
+
+_CODEC = ("audio_encoder", "vq_bridge", "audio_decoder")
+_COUNTS = (1, 2, 4, 8, 16, 32)
+_PLAIN = "reconstruction_without_flow_judge_wer"
 
 
-def run(bench: Bench) -> Outcome:
-    """What `codec` gives; and through the flow, `mel_mae_flow` and `reconstruction_judge_wer`.
-
-    Raises:
-      EvalError: as `codec`.
-    """
-    outcome = codec(bench)
-    utterances = bench.statements
-    codes = bench.codes([utterance.part for utterance in utterances])
-    mels = bench.synthesizer.flow_mels(codes, range(len(codes)))
-    wanted = [_mel(utterance.part, FLOW_MEL) for utterance in utterances]
-    errors = [_error(mel, want) for mel, want in zip(mels, wanted, strict=True)]
-    waves = bench.synthesizer.waves_of_mels(mels, range(len(codes)))
-    languages = [utterance.language for utterance in utterances]
-    heard = bench.hear(waves, languages, "listening to reconstructions")
-    tallies = _tallies(utterances, heard)
-    for i, item in enumerate(outcome.items):
-        item |= {
-            "hypothesis": heard[i],
-            "errors": tallies[i].errors,
-            "units": tallies[i].units,
-            "correct": tallies[i].errors == 0,
-        }
-        item["audio"] = {
-            "generated": bench.save("reconstruction", item["id"], waves[i]),
-            **item["audio"],
-        }
-    outcome.figures |= {
-        "mel_mae_flow": _mean(errors),
-        "reconstruction_judge_wer": text.total(tallies).rate,
-    }
-    names = {
-        "en": "reconstruction_judge_wer_en",
-        "zh": "reconstruction_judge_syllable_error_rate_zh",
-    }
-    outcome.figures |= by_language(tallies, outcome.items, names)
-    return outcome
-
-
-def codec(bench: Bench) -> Outcome:
+class Codec(Suite):
     """The audio tokenizer and its decoder alone, before there is a flow.
 
     `mel_mae_by_codebooks` is of the refined mel with the first so many codebooks,
     `reconstruction_without_flow_judge_wer` what the judge makes of it, with all of them, by
     Griffin-Lim.
-
-    Raises:
-      EvalError: no recording, or one too short for a frame of codes.
     """
-    utterances = bench.statements
-    if not utterances:
-        raise EvalError("reconstruction: no spoken statement in the data")
-    codes = bench.codes([utterance.part for utterance in utterances])
-    short = [u.id for u, own in zip(utterances, codes, strict=True) if not len(own)]
-    if short:
-        raise EvalError(f"reconstruction: {short[0]} is too short for a frame of codes")
-    wanted = [_mel(utterance.part, HIFIGAN_MEL) for utterance in utterances]
-    total = codes[0].shape[1]
-    counts = [count for count in (1, 2, 4, 8, 16, 32) if count < total] + [total]
-    errors: dict[int, list[np.ndarray]] = {}
-    for count in counts:
-        decoded = bench.synthesizer.decode(codes, codebooks=count)
-        errors[count] = [_error(d.mel_TM, w) for d, w in zip(decoded, wanted, strict=True)]
-    languages = [utterance.language for utterance in utterances]
-    plain = bench.synthesizer.invert([d.mel_TM for d in decoded], HIFIGAN_MEL)
-    heard = bench.hear(plain, languages, "listening without the flow")
-    tallies = _tallies(utterances, heard)
-    items = []
-    for i, utterance in enumerate(utterances):
-        items.append(
+
+    name = "codec"
+    components = _CODEC
+    judged = True
+
+    def items(self, bench: Bench) -> list[Item]:
+        """Raises EvalError: no recording."""
+        if not bench.statements:
+            raise EvalError("reconstruction: no spoken statement in the data")
+        return items_of(bench.statements)
+
+    def generate(self, bench: Bench, items: Sequence[Item]) -> list[Line | Failure]:
+        """Codes, and the mel error with the first so many of them as [sum over frames, frames]."""
+        found = bench.segments([item.record.parts[0] for item in items])
+        usable = [i for i, own in enumerate(found) if not isinstance(own, Failure)]
+        if not usable:
+            return found
+        codes = [found[i] for i in usable]
+        wanted = [_mel(items[i].record.parts[0], HIFIGAN_MEL) for i in usable]
+        total = codes[0].shape[1]
+        lines = [{"codes": own.tolist(), "mel_error": {}} for own in codes]
+        for count in [count for count in _COUNTS if count < total] + [total]:
+            decoded = bench.synthesizer.decode(codes, codebooks=count)
+            for line, one, want in zip(lines, decoded, wanted, strict=True):
+                line["mel_error"][str(count)] = _error(one.mel_TM, want)
+        for i, line in zip(usable, lines, strict=True):
+            found[i] = line
+        return found
+
+    def present(
+        self, bench: Bench, items: Sequence[Item], made: Sequence[Line]
+    ) -> list[Line | Failure]:
+        """`without_flow`, the path of the refined mel's wave, beside `reference`."""
+        codes = [np.asarray(line["codes"], np.int32) for line in made]
+        plain = bench.synthesizer.waves_without_flow(codes)
+        return [
             {
-                "id": utterance.id,
-                "language": utterance.language,
-                "reference": utterance.part.text,
-                "hypothesis": heard[i],
-                "errors": tallies[i].errors,
-                "units": tallies[i].units,
-                "correct": tallies[i].errors == 0,
-                "heard_without_flow": heard[i],
-                "mel_mae": {str(count): _mean([errors[count][i]]) for count in counts},
-                "audio": {
-                    "without_flow": bench.save(
-                        "reconstruction", f"{utterance.id}-without-flow", plain[i]
-                    ),
-                    "reference": bench.save("reference", utterance.id, bench.wave(utterance.part)),
-                },
+                "without_flow": bench.save("reconstruction", f"{item.id}-without-flow", wave),
+                "reference": bench.recording(item.record.parts[0], item.id),
             }
-        )
-    figures: dict[str, Any] = {
-        "mel_mae_by_codebooks": {str(count): _mean(own) for count, own in errors.items()},
-        "reconstruction_without_flow_judge_wer": text.total(tallies).rate,
-        "reconstruction_items": len(items),
-        "reconstruction_judge": bench.judge.names,
+            for item, wave in zip(items, plain, strict=True)
+        ]
+
+    def judge(
+        self, bench: Bench, items: Sequence[Item], made: Sequence[Line], given: Sequence[Line]
+    ) -> list[Line | Failure]:
+        """What is heard."""
+        return _heard(bench, items, given, "without_flow", "listening without the flow")
+
+    def score(
+        self, bench: Bench, item: Item, made: Line | None, given: Line | None, judged: Line | None
+    ) -> Line:
+        """What failed was not heard; it has no mel, and no mel error."""
+        row = _row(item, judged["without_flow"] if judged else "", judged is not None)
+        row["heard_without_flow"] = row["hypothesis"]
+        row |= {"errors_without_flow": row["errors"]}
+        if made:
+            row["mel_mae"] = {c: above / below for c, (above, below) in made["mel_error"].items()}
+            row["mel_frames"] = {c: below for c, (_, below) in made["mel_error"].items()}
+        row["audio"] = {
+            "without_flow": given["without_flow"] if given else "",
+            "reference": given["reference"] if given else "",
+        }
+        return row
+
+    def figures(self, bench: Bench, rows: Sequence[Line]) -> dict[str, Any]:
+        """Mel errors over all frames, and the rates of what was heard."""
+        own = [row for row in rows if "mel_mae" in row]
+        counts = list(own[0]["mel_mae"]) if own else []
+        pairs = {
+            count: [(row["mel_mae"][count], row["mel_frames"][count]) for row in own]
+            for count in counts
+        }
+        found: dict[str, Any] = {
+            "mel_mae_by_codebooks": {count: _mean(pair) for count, pair in pairs.items()}
+        }
+        if counts:
+            found["mel_mae" + bootstrap.SUFFIX] = _interval(pairs[counts[-1]])
+        found["mel_mae_scored"] = "nats, mean over bins and frames of the items that gave a mel"
+        found |= bootstrap.rate_figures(_PLAIN, rows, "errors_without_flow")
+        found["reconstruction_items"] = len(rows)
+        found["reconstruction_judge"] = bench.judge.names
+        found["reconstruction_normaliser"] = dict(text.NORMALISERS)
+        return found
+
+
+class Reconstruction(Codec):
+    """What `Codec` gives; and through the flow (or what `synthesis` says): `mel_mae_flow`,
+    `reconstruction_judge_wer`, and the measures of `ba_jax.evals.sound`, of waves at 16 kHz cut to
+    the same length."""
+
+    name = "reconstruction"
+    components = (*_CODEC, "flow_prenet", "flow_unet")
+    speaks = True
+
+    def items(self, bench: Bench) -> list[Item]:
+        """Raises EvalError: no recording, or no packages to measure with."""
+        sound.require()
+        return super().items(bench)
+
+    def present(
+        self, bench: Bench, items: Sequence[Item], made: Sequence[Line]
+    ) -> list[Line | Failure]:
+        """Beside the codec's, `generated`, and the mel error of the flow."""
+        lines = super().present(bench, items, made)
+        codes = [np.asarray(line["codes"], np.int32) for line in made]
+        numbers = [item.number for item in items]
+        mels = bench.synthesizer.flow_mels(codes, numbers)
+        waves = bench.synthesizer.waves_of_mels(mels, numbers)
+        for line, item, mel_TM, wave in zip(lines, items, mels, waves, strict=True):
+            line["mel_error_flow"] = _error(mel_TM, _mel(item.record.parts[0], FLOW_MEL))
+            line["generated"] = bench.save(self.name, item.id, wave)
+        return lines
+
+    def judge(
+        self, bench: Bench, items: Sequence[Item], made: Sequence[Line], given: Sequence[Line]
+    ) -> list[Line | Failure]:
+        """What is heard with and without the flow, and how it sounds."""
+        plain = super().judge(bench, items, made, given)
+        full = _heard(bench, items, given, "generated", "listening to reconstructions")
+        found = []
+        for line, more, paths in zip(plain, full, given, strict=True):
+            failed = next((one for one in (line, more) if isinstance(one, Failure)), None)
+            if failed is None:
+                wave, real = bench.load(paths["generated"]), bench.load(paths["reference"])
+                line = line | more | {"sound": sound.measure(wave, real)}
+            found.append(failed or line)
+        return found
+
+    def score(
+        self, bench: Bench, item: Item, made: Line | None, given: Line | None, judged: Line | None
+    ) -> Line:
+        """As the codec's; what was heard is of the flow."""
+        plain = super().score(bench, item, made, given, judged)
+        row = plain | _row(item, judged["generated"] if judged else "", judged is not None)
+        if given:
+            above, below = given["mel_error_flow"]
+            row |= {"mel_mae_flow": above / below, "mel_frames_flow": below}
+        if judged:
+            row["sound"] = judged["sound"]
+        row["audio"] = {"generated": given["generated"] if given else "", **row["audio"]}
+        return row
+
+    def figures(self, bench: Bench, rows: Sequence[Line]) -> dict[str, Any]:
+        """As the codec's, and more."""
+        found = super().figures(bench, rows)
+        pairs = [(r["mel_mae_flow"], r["mel_frames_flow"]) for r in rows if "mel_mae_flow" in r]
+        found["mel_mae_flow"] = _mean(pairs) if pairs else None
+        found["mel_mae_flow" + bootstrap.SUFFIX] = _interval(pairs)
+        found |= bootstrap.rate_figures("reconstruction_judge_wer", rows)
+        names = {
+            "en": "reconstruction_judge_wer_en",
+            "zh": "reconstruction_judge_syllable_error_rate_zh",
+        }
+        found |= bootstrap.by_language(rows, names)
+        found |= sound.figures([row["sound"] for row in rows if "sound" in row])
+        return found
+
+
+def _heard(
+    bench: Bench, items: Sequence[Item], given: Sequence[Line], key: str, what: str
+) -> list[Line | Failure]:
+    waves = [bench.load(line[key]) for line in given]
+    heard = bench.hear(waves, [item.language for item in items], what)
+    return [said if isinstance(said, Failure) else {key: said} for said in heard]
+
+
+def _row(item: Item, heard: str, was_judged: bool) -> Line:
+    said, language = item.record.parts[0].text, item.language
+    tally = text.tally(said, heard, language, text.SAID[language])
+    return {
+        "id": item.id,
+        "language": language,
+        "reference": said,
+        "hypothesis": heard,
+        "errors": tally.errors,
+        "units": tally.units,
+        "correct": was_judged and tally.errors == 0,
     }
-    return Outcome(figures, items)
-
-
-def _tallies(utterances: Sequence[Utterance], heard: Sequence[str]) -> list[Tally]:
-    return [
-        text.score(u.part.text, said, u.language, text.SAID[u.language])
-        for u, said in zip(utterances, heard, strict=True)
-    ]
 
 
 def _mel(part: Part, geometry: MelGeometry) -> np.ndarray:
     return log_mel(decode(part.audio, part.seconds, (geometry.sample_rate,))[0], geometry)
 
 
-def _error(mel_TM: np.ndarray, wanted_TM: np.ndarray) -> np.ndarray:
-    """Mean over the bins of each frame's |difference|; codes cover a little less than the audio."""
+def _error(mel_TM: np.ndarray, wanted_TM: np.ndarray) -> tuple[float, int]:
+    """(sum over frames of the mean |difference| of their bins, frames).
+
+    Codes cover a little less than the audio.
+    """
     frames = min(len(mel_TM), len(wanted_TM))
-    return np.abs(mel_TM[:frames] - wanted_TM[:frames]).mean(axis=1)
+    errors_T = np.abs(mel_TM[:frames] - wanted_TM[:frames]).mean(axis=1, dtype=np.float64)
+    return float(errors_T.sum()), frames
 
 
-def _mean(frames: list[np.ndarray]) -> float:
-    return float(np.concatenate(frames).mean())
+def _mean(pairs: Sequence[tuple[float, int]]) -> float:
+    """Mean over all frames of (mean of an item's frames, how many)."""
+    return sum(mean * frames for mean, frames in pairs) / sum(frames for _, frames in pairs)
+
+
+def _interval(pairs: Sequence[tuple[float, int]]) -> list[float] | None:
+    return bootstrap.ratio([m * frames for m, frames in pairs], [frames for _, frames in pairs])

@@ -1,42 +1,22 @@
-"""The evaluations by name, and what each needs of a model."""
+"""The evaluations by name, and what they need of a model."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
-from ba_jax.evals import asr, qa, reconstruction, tts
-from ba_jax.evals.base import Bench, EvalError, Outcome
-
-_TEXT = ("llm", "audio_embed", "audio_head")
-_ENCODE = ("audio_encoder", "vq_bridge")
-_MEL = ("vq_bridge", "audio_decoder")
-_DECODE = (*_MEL, "flow_prenet", "flow_unet")
-
-
-@dataclasses.dataclass(frozen=True)
-class Suite:
-    """An evaluation.
-
-    Attributes:
-      run: does it.
-      components: of the model that it uses.
-      speaks: it uses the vocoder too, where that is what codes become waves by.
-    """
-
-    run: Callable[[Bench], Outcome]
-    components: tuple[str, ...]
-    speaks: bool = False
-
+from ba_jax.evals import asr, qa, reconstruction, s2tt, tts
+from ba_jax.evals.suite import EvalError, Suite
 
 SUITES: Mapping[str, Suite] = {
-    "asr": Suite(asr.run, _TEXT + _ENCODE),
-    "qa_s2t": Suite(qa.spoken_to_text, _TEXT + _ENCODE),
-    "qa_t2t": Suite(qa.text_to_text, ("llm",)),
-    "qa_s2s": Suite(qa.spoken_to_spoken, _TEXT + _ENCODE + _DECODE, speaks=True),
-    "tts": Suite(tts.run, _TEXT + _DECODE, speaks=True),
-    "codec": Suite(reconstruction.codec, _ENCODE + _MEL),
-    "reconstruction": Suite(reconstruction.run, _ENCODE + _DECODE, speaks=True),
+    suite.name: suite
+    for suite in (
+        asr.Recognition(),
+        s2tt.Translation(),
+        *qa.suites(),
+        tts.Speaking(),
+        reconstruction.Codec(),
+        reconstruction.Reconstruction(),
+    )
 }
 
 

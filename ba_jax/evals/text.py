@@ -22,6 +22,11 @@ WRITTEN = {"en": "word", "zh": "character"}
 """Unit that written text is scored in."""
 SAID = {"en": "word", "zh": "syllable"}
 """Unit that recognised speech is scored in."""
+NORMALISERS = {
+    "en": "English: Whisper's normaliser (package whisper-normalizer), signs between numbers said",
+    "zh": "Mandarin: simplified (OpenCC t2s), numbers in characters, no punctuation, no spaces",
+}
+"""Of each language, by name: what is done to reference and hypothesis before they are compared."""
 MOST_ERRORS = 1 / 3
 """Of its units that an answer may have wrong around its key, see `answers`."""
 
@@ -99,11 +104,23 @@ def score(reference: str, hypothesis: str, language: str, unit: str) -> Tally:
     Raises:
       ValueError: a reference without units, or as `units`.
     """
+    found = tally(reference, hypothesis, language, unit)
+    if not found.units:
+        raise ValueError(f"reference {reference!r} has no {unit}s, expected at least one")
+    return found
+
+
+def tally(reference: str, hypothesis: str, language: str, unit: str) -> Tally:
+    """Errors of one text; where nothing was to be said, all that is said is put in.
+
+    Raises:
+      ValueError: as `units`.
+    """
     import jiwer
 
     want, got = units(reference, language, unit), units(hypothesis, language, unit)
     if not want:
-        raise ValueError(f"reference {reference!r} has no {unit}s, expected at least one")
+        return Tally(len(got), 0)
     found = jiwer.process_words(_as_words(want), _as_words(got))
     return Tally(found.substitutions + found.deletions + found.insertions, len(want))
 

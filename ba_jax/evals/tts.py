@@ -2,67 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from ba_jax.evals import text
-from ba_jax.evals.asr import by_language
-from ba_jax.evals.base import Bench, EvalError, Outcome
+from ba_jax.evals import bootstrap, spoken, text
+from ba_jax.evals.base import Bench
+from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite, items_of
 
 
-def run(bench: Bench) -> Outcome:
+class Speaking(Suite):
     """`tts_judge_wer` and `judge_wer_on_reference`: units said, pooled over the corpus.
 
-    Raises:
-      EvalError: no statement to say.
+    `tts_judge_wer_macro` is the mean of each utterance's own rate, as Seed-TTS-eval reports it.
     """
-    utterances = bench.statements
-    if not utterances:
-        raise EvalError("tts: no spoken statement in the data")
-    prompts = bench.prompts([utterance.record for utterance in utterances], "tts")
-    made = bench.generate(prompts, "speaking")
-    waves = bench.speech_of([None if one is None else one.codes_NQ for one in made])
-    real = [bench.wave(utterance.part) for utterance in utterances]
-    languages = [utterance.language for utterance in utterances]
-    heard = bench.hear(waves, languages, "listening to speech")
-    heard_real = bench.hear(real, languages, "listening to the reference")
-    items, tallies, real_tallies, characters = [], [], [], []
-    for i, utterance in enumerate(utterances):
-        said, language = utterance.part.text, utterance.language
-        tallies.append(text.score(said, heard[i], language, text.SAID[language]))
-        real_tallies.append(text.score(said, heard_real[i], language, text.SAID[language]))
+
+    name = "tts"
+    components = ("llm", "audio_embed", "audio_head", *spoken.COMPONENTS)
+    speaks = judged = True
+
+    def items(self, bench: Bench) -> list[Item]:
+        """Raises EvalError: no statement to say."""
+        if not bench.statements:
+            raise EvalError("tts: no spoken statement in the data")
+        return items_of(bench.statements)
+
+    def generate(self, bench: Bench, items: Sequence[Item]) -> list[Line | Failure]:
+        """Codes."""
+        return bench.ask(items, "tts", "speaking")
+
+    def present(
+        self, bench: Bench, items: Sequence[Item], made: Sequence[Line]
+    ) -> list[Line | Failure]:
+        """The waves, and the recordings of the same texts."""
+        references = [bench.recording(item.record.parts[0], item.id) for item in items]
+        return spoken.present(bench, self.name, items, made, references)
+
+    def judge(
+        self, bench: Bench, items: Sequence[Item], made: Sequence[Line], given: Sequence[Line]
+    ) -> list[Line | Failure]:
+        """What is heard of both."""
+        return spoken.judge(bench, items, given)
+
+    def score(
+        self, bench: Bench, item: Item, made: Line | None, given: Line | None, judged: Line | None
+    ) -> Line:
+        """What failed was not heard: all its units are wrong."""
+        said, language = item.record.parts[0].text, item.language
+        row = spoken.row(item, said, text.SAID[language], made, given, judged)
         if language == "zh":
-            characters.append(text.score(said, heard[i], language, "character"))
-        items.append(
-            {
-                "id": utterance.id,
-                "language": language,
-                "reference": said,
-                "hypothesis": heard[i],
-                "errors": tallies[-1].errors,
-                "units": tallies[-1].units,
-                "correct": tallies[-1].errors == 0,
-                "heard_on_reference": heard_real[i],
-                "errors_on_reference": real_tallies[-1].errors,
-                "frames": 0 if made[i] is None else len(made[i].codes_NQ),
-                "complete": made[i] is not None and made[i].complete,
-                "audio": {
-                    "generated": bench.save("tts", utterance.id, waves[i]),
-                    "reference": bench.save("reference", utterance.id, real[i]),
-                },
-            }
+            own = text.tally(said, row["hypothesis"], language, "character")
+            row |= {"character_errors": own.errors, "characters": own.units}
+        return row
+
+    def figures(self, bench: Bench, rows: Sequence[Line]) -> dict[str, Any]:
+        """Corpus level and macro, each language alone, and the judge on recordings."""
+        on_reference = {"errors": "errors_on_reference", "units": "units_on_reference"}
+        found = bootstrap.rate_figures("tts_judge_wer", rows)
+        found |= bootstrap.rate_figures("judge_wer_on_reference", rows, **on_reference)
+        found |= {"tts_items": len(rows)}
+        found |= bootstrap.share_figures("tts_complete", rows, "complete")
+        names = {"en": "tts_judge_wer_en", "zh": "tts_judge_syllable_error_rate_zh"}
+        found |= bootstrap.by_language(rows, names)
+        names = {
+            "en": "judge_wer_on_reference_en",
+            "zh": "judge_syllable_error_rate_on_reference_zh",
+        }
+        found |= bootstrap.by_language(rows, names, **on_reference)
+        characters = {"errors": "character_errors", "units": "characters"}
+        found |= bootstrap.by_language(rows, {"zh": "tts_judge_cer_zh"}, **characters)
+        found |= bootstrap.macro_figures("tts_judge_wer_macro", rows)
+        for language, name, keys in (
+            ("en", "tts_judge_wer_macro_en", {}),
+            ("zh", "tts_judge_cer_macro_zh", characters),
+        ):
+            own = [row for row in rows if row["language"] == language]
+            if own:
+                found |= bootstrap.macro_figures(name, own, **keys)
+        found["tts_judge"] = bench.judge.names
+        found["tts_scored"] = "words in English, toneless syllables in Mandarin, corpus level"
+        found["tts_macro_scored"] = (
+            "mean of each utterance's own rate, as Seed-TTS-eval: words in English, in Mandarin "
+            "syllables (all), characters (cer)"
         )
-    figures: dict[str, Any] = {
-        "tts_judge_wer": text.total(tallies).rate,
-        "judge_wer_on_reference": text.total(real_tallies).rate,
-        "tts_items": len(items),
-        "tts_complete": sum(item["complete"] for item in items) / len(items),
-    }
-    names = {"en": "tts_judge_wer_en", "zh": "tts_judge_syllable_error_rate_zh"}
-    figures |= by_language(tallies, items, names)
-    names = {"en": "judge_wer_on_reference_en", "zh": "judge_syllable_error_rate_on_reference_zh"}
-    figures |= by_language(real_tallies, items, names)
-    if characters:
-        figures["tts_judge_cer_zh"] = text.total(characters).rate
-    figures["tts_judge"] = bench.judge.names
-    figures["tts_scored"] = "words in English, toneless syllables in Mandarin, corpus level"
-    return Outcome(figures, items)
+        found["tts_normaliser"] = dict(text.NORMALISERS)
+        return found

@@ -23,6 +23,7 @@ LONG = 12  # rows from which a table is closed at first
 # What an item's hypothesis is, by suite, and its other texts.
 _CAME = {
     "asr": "model wrote",
+    "s2tt": "model wrote",
     "qa_s2t": "model wrote",
     "qa_t2t": "model wrote",
     "qa_s2s": "judge heard",
@@ -34,6 +35,7 @@ _MORE = {
     "text": "model wrote",
     "heard_on_reference": "judge heard of the reference",
     "heard_without_flow": "judge heard without flow",
+    "failed": "failed",
 }
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _HERE = Path(__file__).resolve().parent
@@ -81,27 +83,12 @@ def render(
       written: when, as text.
       command: that made the report.
     """
-    import jinja2
-    import markupsafe
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = charts.number
-    environment.filters["percent"] = targets.percent
-    # The SVG that `charts` builds is escaped by ElementTree; style and script are our own files.
-    environment.filters["svg"] = markupsafe.Markup
     stages = [_stage(stage, files) for stage in runs.stages]
     suites = [
-        suite for evaluation in runs.evaluations.values() for suite in _suites(evaluation, files)
+        suite for evaluation in runs.evaluations.values() for suite in suites(evaluation, files)
     ]
-    return environment.get_template("page.html").render(
-        style=markupsafe.Markup((_HERE / "style.css").read_text(encoding="utf-8")),
-        script=markupsafe.Markup((_HERE / "sort.js").read_text(encoding="utf-8")),
+    return render_template(
+        "page.html",
         headline=targets.headline(summary, origin),
         summary=summary,
         origin=origin,
@@ -137,6 +124,29 @@ def render(
         versions=versions(),
         written=written,
         runs_folder=str(runs.folder),
+    )
+
+
+def render_template(name: str, **values: Any) -> str:
+    """A template of this folder as HTML, with style and script; what comes from data is escaped."""
+    import jinja2
+    import markupsafe
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = charts.number
+    environment.filters["percent"] = targets.percent
+    # The SVG that `charts` builds is escaped by ElementTree; style and script are our own files.
+    environment.filters["svg"] = markupsafe.Markup
+    return environment.get_template(name).render(
+        style=markupsafe.Markup((_HERE / "style.css").read_text(encoding="utf-8")),
+        script=markupsafe.Markup((_HERE / "sort.js").read_text(encoding="utf-8")),
+        **values,
     )
 
 
@@ -215,7 +225,8 @@ def _first_and_last(stage: Stage, suffixes: Sequence[str], files: Files) -> dict
     return {"steps": steps, "rows": rows}
 
 
-def _suites(evaluation: Evaluation, files: Files) -> list[dict[str, Any]]:
+def suites(evaluation: Evaluation, files: Files) -> list[dict[str, Any]]:
+    """Of each suite its items, and how many were right."""
     by_suite: dict[str, list[Item]] = collections.defaultdict(list)
     for item in evaluation.items:
         by_suite[item.suite].append(item)

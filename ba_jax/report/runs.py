@@ -35,7 +35,7 @@ STAGE_ORDER = (
     "single",
     "sft",
 )
-TEXTS = ("question", "text", "heard_on_reference", "heard_without_flow")
+TEXTS = ("question", "text", "heard_on_reference", "heard_without_flow", "failed")
 SOUNDS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -134,7 +134,7 @@ def read_runs(folder: Path) -> Runs:
     minutes = _read_minutes(folder / "minutes.json")
     stages = [_read_stage(path) for path in _folders(folder) if path.name != EVAL]
     stages = [stage for stage in stages if stage.series is not None or stage.pictures]
-    evaluations = {path.name: _read_evaluation(path) for path in _folders(folder / EVAL)}
+    evaluations = {path.name: read_evaluation(path) for path in _folders(folder / EVAL)}
     if not (stages or evaluations or minutes):
         raise ReportError(
             f"{folder}: nothing to report; expected <stage>/metrics.csv, <stage>/pictures/, "
@@ -250,7 +250,12 @@ def _read_json(path: Path) -> Any:
         raise ReportError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
 
 
-def _read_evaluation(folder: Path) -> Evaluation:
+def read_evaluation(folder: Path) -> Evaluation:
+    """What `ba_jax.evaluate` left in a folder.
+
+    Raises:
+      ReportError: a malformed file.
+    """
     file, items = folder / "figures.json", folder / "items.jsonl"
     figures, notes = read_figures(file) if file.is_file() else (None, {})
     return Evaluation(
@@ -264,8 +269,10 @@ def _read_evaluation(folder: Path) -> Evaluation:
 def read_figures(path: Path) -> tuple[dict[str, float | None], dict[str, str]]:
     """(name -> number or None, name -> text); the entries of a dict under `name` are `name/key`.
 
+    An interval, a list of two numbers, is `name/low` and `name/high`.
+
     Raises:
-      ReportError: for anything but numbers, null, texts and one level of dicts of them.
+      ReportError: for anything but numbers, null, texts, intervals and one level of dicts of them.
     """
     content = _read_json(path)
     if not isinstance(content, dict):
@@ -274,6 +281,8 @@ def read_figures(path: Path) -> tuple[dict[str, float | None], dict[str, str]]:
     notes: dict[str, str] = {}
     for name, value in content.items():
         nested = value if isinstance(value, dict) else {"": value}
+        if isinstance(value, list) and len(value) == 2 and all(map(_number, value)):
+            nested = {"low": value[0], "high": value[1]}
         for key, number in nested.items():
             full = f"{name}/{key}" if key else name
             if isinstance(number, str):

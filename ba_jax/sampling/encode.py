@@ -25,6 +25,7 @@ class Encoder:
       rows: batch size.
       seconds: lengths that recordings are padded to; longer ones are cut into pieces of the last.
       dtype: compute type.
+      place: puts a batch's arrays (rows first) on the devices; by default where JAX puts them.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Encoder:
         rows: int = 16,
         seconds: Sequence[float] = (4.0, 30.0),
         dtype: layers.Dtype = jnp.float32,
+        place: Callable[[Any], Any] = lambda arrays: arrays,
     ):
         needed = ("audio_encoder", "vq_bridge")
         absent = [name for name in needed if getattr(config, name) is None]
@@ -45,7 +47,7 @@ class Encoder:
             collection: {name: tree[name] for name in needed if name in tree}
             for collection, tree in variables.items()
         }
-        self.rows, self._seconds = rows, tuple(sorted(seconds))
+        self.rows, self._seconds, self._place = rows, tuple(sorted(seconds)), place
         self._geometry = MelGeometry(
             WHISPER_MEL.sample_rate,
             WHISPER_MEL.n_fft,
@@ -84,7 +86,8 @@ class Encoder:
         found: dict[int, np.ndarray] = {}
         for bucket, some in batching.batches([len(m) for m in mels], buckets, self.rows, "piece"):
             mel_BTM, lengths_B = batching.pad([mels[i] for i in some], self.rows, bucket)
-            codes_BNQ, frames_B = jax.device_get(self._encode(self._variables, mel_BTM, lengths_B))
+            arrays = self._place((mel_BTM, lengths_B))
+            codes_BNQ, frames_B = jax.device_get(self._encode(self._variables, *arrays))
             for row, i in enumerate(some):
                 found[i] = codes_BNQ[row, : frames_B[row]]
             if progress is not None:

@@ -96,6 +96,7 @@ class Generator:
       lengths: what prompts are padded to.
       max_text, max_frames: the most that a row may produce.
       dtype: compute type, and that of the cache.
+      place: puts a batch's arrays (rows first) on the devices; by default where JAX puts them.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Generator:
         max_text: int = 64,
         max_frames: int = 128,
         dtype: layers.Dtype = jnp.float32,
+        place: Callable[[Any], Any] = lambda arrays: arrays,
     ):
         parts = ("llm", "audio_embed", "audio_head")
         needed = tuple(name for name in parts if getattr(config, name) is not None)
@@ -130,6 +132,7 @@ class Generator:
         self.capacity = self.lengths[-1] + max_text + max_frames
         self.traces: collections.Counter = collections.Counter()
         self._text, self._audio, self._dtype, self._eos = text, audio, dtype, eos_id
+        self._place = place
         self._model = BaichuanAudio(self.config, dtype=dtype)
         self._variables = {
             collection: {name: tree[name] for name in needed if name in tree}
@@ -229,8 +232,9 @@ class Generator:
             np.full(self.rows, frame_limit, np.int32),
             wants_B,
         )
-        state = self._prefill(self._variables, ids_BL, codes_BLQ, real_BL, mode_B)
-        state = self._loop(self._variables, state, request)
+        arrays = self._place((ids_BL, codes_BLQ, real_BL, mode_B))
+        state = self._prefill(self._variables, *arrays)
+        state = self._loop(self._variables, state, self._place(request))
         text_BL, text_B, codes_BNQ, frames_B, cut_B = jax.device_get(
             (state.text_BL, state.text_lengths_B, state.codes_BNQ, state.frames_B, state.cut_B)
         )

@@ -104,6 +104,7 @@ class Synthesizer:
       settings: how.
       run: `map`, or one that spreads over processes; for Griffin-Lim, which takes a core.
       dtype: compute type.
+      place: puts a batch's arrays (rows first) on the devices; by default where JAX puts them.
     """
 
     def __init__(
@@ -114,10 +115,11 @@ class Synthesizer:
         *,
         run: Callable[[Callable, Iterable], Iterable] = map,
         dtype: layers.Dtype = jnp.float32,
+        place: Callable[[Any], Any] = lambda arrays: arrays,
     ):
         self.config, self.settings = config, settings
         self.traces: collections.Counter = collections.Counter()
-        self._dtype, self._run = dtype, run
+        self._dtype, self._run, self._place = dtype, run, place
         self._variables = variables
         self._decode = self._jit("decode", ("vq_bridge", "audio_decoder"), self._decode_batch)
         self._flow = self._jit("flow", ("flow_prenet", "flow_unet"), self._flow_batch)
@@ -141,7 +143,7 @@ class Synthesizer:
                 collection: {part: tree[part] for part in needed if part in tree}
                 for collection, tree in variables.items()
             }
-            return jax.device_get(jitted(own, *args))
+            return jax.device_get(jitted(own, *self._place(args)))
 
         return call
 
