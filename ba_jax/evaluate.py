@@ -129,7 +129,7 @@ def _mesh(settings, evaluation):
     return mesh, lambda arrays: jax.tree.map(lambda array: jax.device_put(array, batches), arrays)
 
 
-_JUDGED_BY = ("judge",)
+_JUDGED_BY = ("judge", "verdict")
 _PRESENTED_BY = ("synthesis",)
 
 

@@ -31,7 +31,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ba_jax.evals import text
+from ba_jax.evals import bootstrap, text
 from ba_jax.evals.layouts.question import RUBRICS
 
 KINDS = ("rules", "http")
@@ -395,9 +395,10 @@ def figures(name: str, verdicts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     judged = len(verdicts) - len(of["unjudged"])
     found: dict[str, Any] = {}
     if of["scored"]:
-        found[name] = sum(v["score"] for v in of["scored"]) / len(of["scored"])
+        found |= bootstrap.mean_figures(name, [v["score"] for v in of["scored"]])
     elif of["right"] or of["wrong"]:
-        found[name] = len(of["right"]) / judged
+        known = [v for v in verdicts if v["verdict"] != "unjudged"]
+        found |= bootstrap.mean_figures(name, [v["verdict"] == "right" for v in known])
     found |= {
         f"{name}_items": len(verdicts),
         f"{name}_judged": judged,

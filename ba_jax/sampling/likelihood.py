@@ -100,6 +100,7 @@ class Scorer:
       lengths: what sequences are padded to; a longer one is an error.
       chunk: targets of a row whose logits are made at a time.
       dtype: compute type.
+      place: puts a batch of arrays (rows first) where the model computes; by default JAX does.
     """
 
     def __init__(
@@ -111,12 +112,14 @@ class Scorer:
         lengths: Sequence[int] = LENGTHS,
         chunk: int = 32,
         dtype: layers.Dtype = jnp.float32,
+        place: Callable[[Any], Any] = lambda arrays: arrays,
     ):
         present = [p for p in ("llm", "audio_embed", "audio_head") if p in variables["params"]]
         if "llm" not in present:
             raise ValueError("variables without llm: expected a language model")
         self.config = config.only(*present)
         self.rows, self.lengths, self.chunk = rows, tuple(sorted(lengths)), chunk
+        self._place = place
         self.traces: collections.Counter = collections.Counter()
         self._variables = {
             collection: {name: tree[name] for name in present if name in tree}
@@ -151,17 +154,10 @@ class Scorer:
             text_BL, _ = batching.pad([item.text_L for item in own], self.rows, bucket)
             audio_BL, _ = batching.pad([item.audio_L for item in own], self.rows, bucket)
             texts, frames = (_room(mask_BL, bucket) for mask_BL in (text_BL, audio_BL))
+            codes_BLQ = codes_BLQ if self._has_audio(own) else None
+            arrays = self._place((ids_BL, codes_BLQ, lengths_B, text_BL, audio_BL))
             text_B, audio_B = jax.device_get(
-                self._run(
-                    self._variables,
-                    ids_BL,
-                    codes_BLQ if frames or self._has_audio(own) else None,
-                    lengths_B,
-                    text_BL,
-                    audio_BL,
-                    texts=texts,
-                    frames=frames,
-                )
+                self._run(self._variables, *arrays, texts=texts, frames=frames)
             )
             for row, i in enumerate(some):
                 codes = int(items[i].audio_L.sum()) * items[i].codes_LQ.shape[1]
