@@ -285,7 +285,8 @@ def evaluate(
     made = {name: made_with(config, parts) for name, parts in own.items()}
     paths = {name: out / "suites" / f"{name}.json" for name in suites}
     found = {name: None if start != "go on" else _done(paths[name], made[name]) for name in suites}
-    done = dict(zip(suites, _agreed([found[name] is not None for name in suites], hosts)))
+    there = _agreed([found[name] is not None for name in suites], hosts)
+    done = dict(zip(suites, there, strict=True))
     bench = None
     with Judge(settings.judge) as judge:
         for number, name in enumerate(suites):

@@ -146,14 +146,13 @@ class Reconstruction(Codec):
         """What is heard with and without the flow, and how it sounds."""
         plain = super().judge(bench, items, made, given)
         full = _heard(bench, items, given, "generated", "listening to reconstructions")
-        found = []
-        for line, more, paths in zip(plain, full, given, strict=True):
-            failed = next((one for one in (line, more) if isinstance(one, Failure)), None)
-            if failed is None:
-                wave, real = bench.load(paths["generated"]), bench.load(paths["reference"])
-                line = line | more | {"sound": sound.measure(wave, real)}
-            found.append(failed or line)
-        return found
+        pairs = [(bench.load(one["generated"]), bench.load(one["reference"])) for one in given]
+        sounds = bench.judge.map(sound.measure, pairs)
+        return [
+            next((one for one in (line, more) if isinstance(one, Failure)), None)
+            or {**line, **more, "sound": own}
+            for line, more, own in zip(plain, full, sounds, strict=True)
+        ]
 
     def score(
         self, bench: Bench, item: Item, made: Line | None, given: Line | None, judged: Line | None

@@ -45,6 +45,7 @@ _MOS = {
     "bak_mos": "dnsmos_background",
     "p808_mos": "dnsmos_p808",
 }
+MEASURES = ("pesq_wb", "stoi", *_MOS.values())
 
 
 def require() -> None:
@@ -62,12 +63,14 @@ def require() -> None:
             ) from None
 
 
-def measure(
-    wave: Wave | Failure | None, reference: Wave | Failure | None
-) -> dict[str, float | str]:
+Waves = tuple[Wave | Failure | None, Wave | Failure | None]
+"""A wave, and the recording that it is to sound like."""
+
+
+def measure(waves: Waves) -> dict[str, float | str]:
     """MEASURES of a wave, `dnsmos_overall_on_reference`; `NAME_failed` where there is none, why."""
     found: dict[str, float | str] = {}
-    wave_S, reference_S = _at_16k(wave), _at_16k(reference)
+    wave_S, reference_S = (_at_16k(wave) for wave in waves)
     length = min(len(wave_S), len(reference_S))
     for name, function in (("pesq_wb", _pesq), ("stoi", _stoi)):
         if length < _SHORTEST * RATE:

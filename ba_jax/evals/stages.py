@@ -29,7 +29,8 @@ FOLDERS = {"generate": "generations", "present": "judge_inputs", "judge": "judge
 """Stage -> the folder of its lines."""
 STARTS = ("go on", "generate", "judge", "score")
 """Where a run begins: where it was; anew; with the saved judge inputs; with all saved lines."""
-_POLL = 0.2
+_POLL = 0.2  # seconds between two looks at what the other hosts say
+_STOPPED = " stopped"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,10 @@ class Hosts:
 
 class LineError(ValueError):
     """A file of saved lines that is damaged, or that lacks what is asked of it."""
+
+
+class HostError(RuntimeError):
+    """Another host stopped."""
 
 
 def read_lines(path: pathlib.Path) -> tuple[dict[str, Any] | None, dict[str, Line]]:
@@ -86,7 +91,9 @@ def write_lines(path: pathlib.Path, header: Mapping[str, Any], lines: Iterable[L
 
 
 def _encoded(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    # A judge's answer may hold half of a surrogate pair, which UTF-8 cannot.
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.encode(errors="replace") + b"\n"
 
 
 class _Journal:
@@ -128,6 +135,7 @@ def run(
     Raises:
       EvalError: no items, or two of one id.
       LineError: saved lines that are damaged, or that should be there and are not.
+      HostError: another host stopped.
     """
     items = suite.items(bench)
     items += _damaged(bench, len(items))
@@ -151,9 +159,13 @@ def run(
                 "that was completed"
             )
         stamps[stage] = header["made_with"]
-    for stage in stages:
-        if stage not in taken:
-            _run_stage(suite, bench, items, stage, stages, stamps, hosts)
+    try:
+        for stage in stages:
+            if stage not in taken:
+                _run_stage(suite, bench, items, stage, stages, stamps, hosts)
+    except BaseException:
+        _mark(folder, hosts, suite.name, "done", _STOPPED)
+        raise
     _meet(folder, hosts, suite.name, "done")
     if hosts.index:
         return None
@@ -253,24 +265,39 @@ def _line(item: Item, said: Line | Failure) -> Line:
     return {"id": item.id, **said}
 
 
+def _mark(folder: pathlib.Path, hosts: Hosts, name: str, what: str, says: str = "") -> None:
+    if hosts.count > 1:
+        mark = folder / "hosts" / "marks" / f"{name}-{what}-{hosts.index}"
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        partial = mark.with_name(mark.name + ".partial")
+        partial.write_text(hosts.token + says)
+        partial.replace(mark)
+
+
 def _meet(folder: pathlib.Path, hosts: Hosts, name: str, what: str) -> None:
-    """Waits until every host has come here."""
-    if hosts.count == 1:
-        return
-    marks = [folder / "hosts" / "marks" / f"{name}-{what}-{i}" for i in range(hosts.count)]
-    marks[0].parent.mkdir(parents=True, exist_ok=True)
-    marks[hosts.index].write_text(hosts.token)
-    for mark in marks:
-        # A host that died is noticed by JAX, which ends the others.
-        while not _says(mark, hosts.token):
+    """Waits until every host has come here.
+
+    Raises:
+      HostError: one stopped on the way. One that was killed is noticed by JAX, which ends us.
+    """
+    _mark(folder, hosts, name, what)
+    waiting = set(range(hosts.count)) if hosts.count > 1 else set()
+    while waiting:
+        for index in sorted(waiting):
+            said = _said(folder / "hosts" / "marks" / f"{name}-{what}-{index}")
+            if said == hosts.token + _STOPPED:
+                raise HostError(f"{name}: host {index} stopped; the same command goes on")
+            if said == hosts.token:
+                waiting.remove(index)
+        if waiting:
             time.sleep(_POLL)
 
 
-def _says(mark: pathlib.Path, token: str) -> bool:
+def _said(mark: pathlib.Path) -> str:
     try:
-        return mark.read_text() == token
+        return mark.read_text()
     except FileNotFoundError:
-        return False
+        return ""
 
 
 def _forget(folder: pathlib.Path, name: str) -> None:
