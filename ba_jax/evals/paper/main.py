@@ -101,6 +101,6 @@ def make(given: argparse.Namespace, wanted: Sequence[int]) -> int:
             (given.out / f"table{number}.json").write_text(content + "\n", encoding="utf-8")
             (given.out / f"table{number}.md").write_text(markdown, encoding="utf-8")
             made.append(markdown)
+            (given.out / "tables.md").write_text("\n".join(made), encoding="utf-8")
             print(f"\n{markdown}", flush=True)
-    (given.out / "tables.md").write_text("\n".join(made), encoding="utf-8")
     return 0

@@ -218,8 +218,9 @@ class Maker:
             }
         notes = [
             self._voice(),
-            "DNSMOS (P.835 overall) stands for UTMOS, whose weights no package ships. The mel "
-            "errors are of the waves, in one geometry.",
+            "DNSMOS (P.835 overall) stands for UTMOS, whose weights no package ships; it, PESQ and "
+            f"STOI are of {measure.OPINIONS} answers. The mel errors are of the waves, in one "
+            "geometry.",
             f"The flow was trained for {self.runs.steps('flow')} steps.",
         ]
         columns = [
