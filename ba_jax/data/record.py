@@ -415,6 +415,8 @@ class RecordSource(Sequence[Record]):
                     f"{self.directory}: no split {self.split!r}, expected one of "
                     f"{sorted(builder.info.splits)}"
                 )
+            if not builder.info.splits[self.split].num_examples:
+                raise RecordError(f"{self.directory}: split {self.split!r} has no record")
             stored = builder.info.features
             if sorted(stored) != sorted(features()):
                 raise RecordError(

@@ -131,7 +131,7 @@ class Bench:
         self.out, self.judge, self.progress = pathlib.Path(out), judge, progress
         self.damaged: dict[int, str] = {}
         self._place = {} if place is None else {"place": place}
-        self._codes: dict[bytes, np.ndarray | Failure] = {}
+        self._codes: dict[tuple[bytes, float], np.ndarray | Failure] = {}
         self._total = self._before = 0
 
     def begin(self, total: int) -> None:
@@ -302,26 +302,26 @@ class Bench:
 
         Each recording is encoded once. One that is damaged, or too short for a frame, fails.
         """
-        missing = {
-            part.audio: part
+        missing = [
+            (part.audio, part.seconds)
             for part in parts
-            if part.codes_NQ is None and part.audio not in self._codes
-        }
+            if part.codes_NQ is None and (part.audio, part.seconds) not in self._codes
+        ]
         waves = {}
-        for audio, part in missing.items():
+        for key in dict.fromkeys(missing):
             try:
                 # As in training, so that the frames are those of `features.code_frames`.
-                waves[audio] = decode(audio, part.seconds, (RATE,))[0]
+                waves[key] = decode(*key, (RATE,))[0]
             except AudioError as error:
-                self._codes[audio] = Failure(f"recording: {error}")
+                self._codes[key] = Failure(f"recording: {error}")
         if waves:
-            tell = functools.partial(self._tell, "encoding", len(waves))
-            made = self.encoder(list(waves.values()), tell)
-            for audio, own_NQ in zip(waves, made, strict=True):
-                short = Failure(f"recording of {len(waves[audio]) / RATE:.3f} s: no frame of codes")
-                self._codes[audio] = own_NQ if len(own_NQ) else short
+            made = self.encoder(list(waves.values()), self._encoding(list(waves.values())))
+            for key, own_NQ in zip(waves, made, strict=True):
+                short = Failure(f"recording of {len(waves[key]) / RATE:.3f} s: no frame of codes")
+                self._codes[key] = own_NQ if len(own_NQ) else short
         return [
-            self._codes[part.audio] if part.codes_NQ is None else part.codes_NQ for part in parts
+            self._codes[part.audio, part.seconds] if part.codes_NQ is None else part.codes_NQ
+            for part in parts
         ]
 
     def segments(self, parts: Sequence[Part]) -> list[Any]:
@@ -470,6 +470,12 @@ class Bench:
         (self.out / path).parent.mkdir(parents=True, exist_ok=True)
         write_audio(self.out / path, wave.wave_S, wave.rate)
         return path.as_posix()
+
+    def _encoding(self, waves: Sequence[np.ndarray]) -> Callable[[int], None]:
+        """The encoder counts pieces, of which a long recording has several."""
+        longest = int(max(self.settings.encode_seconds) * RATE)
+        pieces = sum(-(-len(wave_S) // longest) for wave_S in waves)
+        return lambda done: self._tell("encoding", len(waves), done * len(waves) // pieces)
 
     def _seed(self, number: int) -> int:
         return self.settings.seed * 1_000_003 + number

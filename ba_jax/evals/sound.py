@@ -76,6 +76,9 @@ def measure(waves: Waves) -> dict[str, float | str]:
         if length < _SHORTEST * RATE:
             found[f"{name}_failed"] = f"{length / RATE:.3f} s, expected at least {_SHORTEST} s"
             continue
+        if not reference_S.any():
+            found[f"{name}_failed"] = "a reference of silence"
+            continue
         value = function(wave_S[:length], reference_S[:length])
         found |= {f"{name}_failed": value} if isinstance(value, str) else {name: value}
     for own_S, ending in ((wave_S, ""), (reference_S, "_on_reference")):
