@@ -401,6 +401,10 @@ class Bench:
         """How likely the model finds given answers."""
         return self.scorer(scored, functools.partial(self._tell, what, len(scored)))
 
+    def grade(self, inputs: Sequence[Line], what: str) -> list[Line]:
+        """What the judge of open answers says, see `ba_jax.evals.verdict`."""
+        return self.verdicts(inputs, functools.partial(self._tell, what, len(inputs)))
+
     def ask(self, items: Sequence[Item], task: str, what: str, **options) -> list[Line | Failure]:
         """What the model makes of items, as `generated` writes it down."""
         prompts = self.prompts([item.record for item in items], task, **options)

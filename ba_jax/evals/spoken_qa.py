@@ -135,7 +135,8 @@ class SpokenQuestions(Suite):
         usable = [i for i, answer in enumerate(answers) if not isinstance(answer, Failure)]
         inputs = [given[i] | {"answer": answers[i], "id": items[i].id} for i in usable]
         found: list[Line | Failure] = list(answers)
-        for i, said in zip(usable, bench.verdicts(inputs), strict=True):
+        verdicts = bench.grade(inputs, "judging answers") if inputs else []
+        for i, said in zip(usable, verdicts, strict=True):
             found[i] = {key: value for key, value in said.items() if key != "id"}
             found[i]["heard"] = answers[i]
         return found

@@ -243,7 +243,8 @@ class VerdictJudge:
                     f"{given['id']}: rubric {given['rubric']!r}, expected one of {RUBRICS}"
                 )
         found = []
-        with concurrent.futures.ThreadPoolExecutor(self.settings.concurrency) as pool:
+        workers = 1 if self.settings.kind == "rules" else self.settings.concurrency
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
             for verdict in pool.map(self._one, inputs):
                 found.append(verdict)
                 if progress is not None:

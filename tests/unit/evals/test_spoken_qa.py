@@ -107,7 +107,7 @@ def test_from_folder_to_figures(tmp_path, folder, way):
     # another judge, without generating again
     asked = []
 
-    def verdicts(inputs):
+    def verdicts(inputs, progress):
         asked.extend(inputs)
         return [
             {
