@@ -49,7 +49,7 @@ def _rows(settings) -> dict[str, int]:
     }
 
 
-_JUDGED_BY = ("judge",)
+_JUDGED_BY = ("judge", "verdict")
 _PRESENTED_BY = ("synthesis",)
 
 

@@ -76,6 +76,31 @@ def get_config(size: str = "nano") -> ConfigDict:
                     "frames": (40, 64) if nano else (64, 128, 376),
                 },
                 "judge": {"processes": 2, "beam": 1},
+                # Folders of downloads, see ba_jax/evals/layouts; "" for none.
+                "benchmarks": {
+                    "openaudiobench": "",
+                    "voicebench": "",
+                    "s2sbench": "",
+                    "cmmlu": "",
+                    "story_cloze": "",
+                    "spoken_story_cloze": "",
+                    "subsets": (),
+                    "limit": 0,
+                    "style": "sft",
+                },
+                # Who judges open answers: "rules", or "http", an OpenAI-compatible endpoint.
+                "verdict": {
+                    "kind": "rules",
+                    "base_url": "",
+                    "model": "",
+                    "key_variable": "",
+                    "timeout": 60.0,
+                    "retries": 3,
+                    "backoff": 1.0,
+                    "concurrency": 4,
+                    "give_up": 8,
+                    "max_tokens": 16,
+                },
                 "save_every": 64,
             },
             # Of one host's devices; several hosts share the items, not the model.

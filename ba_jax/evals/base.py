@@ -24,10 +24,13 @@ from ba_jax.data.record import Part, Record, RecordError, RecordSource, dataset_
 from ba_jax.data.speech.interfaces import SpeechToolError
 from ba_jax.data.tasks import TaskError
 from ba_jax.data.text_tokenizer import TextTokenizer, load_text_tokenizer
+from ba_jax.evals.benchmarks import Benchmarks
 from ba_jax.evals.judge import Judge, JudgeSettings
 from ba_jax.evals.suite import EvalError, Failure, Item, Line
+from ba_jax.evals.verdict import VerdictJudge, VerdictSettings
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.encode import Encoder
+from ba_jax.sampling.likelihood import Likelihood, Scored, Scorer
 from ba_jax.sampling.logits import Sampling
 from ba_jax.sampling.loop import Generated, Generator
 from ba_jax.sampling.prompt import Prompt, prompt_of
@@ -71,6 +74,8 @@ class EvalSettings:
       encode_rows, encode_seconds: batch size and padded lengths of the encoder.
       seed: of everything that is drawn.
       save_every: items between two times that lines are written.
+      benchmarks: where those lie that are no datasets of records.
+      verdict: who judges open answers.
     """
 
     dataset: str
@@ -85,6 +90,8 @@ class EvalSettings:
     encode_seconds: tuple[float, ...] = (4.0,)
     seed: int = 0
     save_every: int = 64
+    benchmarks: Benchmarks = Benchmarks()
+    verdict: VerdictSettings = VerdictSettings()
 
     def __post_init__(self):
         if self.limit < 0 or self.seed < 0 or self.save_every < 1:
@@ -190,6 +197,21 @@ class Bench:
             seconds=self.settings.encode_seconds,
             **self._place,
         )
+
+    @functools.cached_property
+    def scorer(self) -> Scorer:
+        """Likelihoods of given answers."""
+        rows = self.settings.generation.rows
+        return Scorer(self.config, self.variables, rows=rows, **self._place)
+
+    @functools.cached_property
+    def verdicts(self) -> VerdictJudge:
+        """The judge of open answers; what it said is kept under the bench's folder.
+
+        Raises:
+          VerdictError: a judge that is not set up.
+        """
+        return VerdictJudge(self.settings.verdict, self.out / "verdicts")
 
     # The data
 
@@ -370,6 +392,14 @@ class Bench:
         for i, one in zip(fitting, made, strict=True):
             found[i] = one
         return found
+
+    def score(self, scored: Sequence[Scored], what: str) -> list[Likelihood]:
+        """How likely the model finds given answers."""
+        return self.scorer(scored, functools.partial(self._tell, what, len(scored)))
+
+    def grade(self, inputs: Sequence[Line], what: str) -> list[Line]:
+        """What the judge of open answers says, see `ba_jax.evals.verdict`."""
+        return self.verdicts(inputs, functools.partial(self._tell, what, len(inputs)))
 
     def ask(self, items: Sequence[Item], task: str, what: str, **options) -> list[Line | Failure]:
         """What the model makes of items, as `generated` writes it down."""

@@ -48,6 +48,7 @@ LAYERS = {
     "ba_jax.tokenize": 5,
     "ba_jax.report": 5,
     "ba_jax.evaluate": 5,
+    "ba_jax.evals.paper": 5,
     "ba_jax.generate": 5,
     "ba_jax.plan": 5,
 }

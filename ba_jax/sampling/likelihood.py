@@ -1,0 +1,230 @@
+"""How likely a model finds given answers: log-likelihoods of text and of codes, teacher-forced.
+
+Batches are padded to few lengths, so that little is compiled. Logits are made for the targets
+alone, some positions at a time (`losses.lm.sum_over_chunks`): a batch's worth of a vocabulary in
+float32 never exists.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ba_jax.data.sequence import Sequence as TokenSequence
+from ba_jax.losses.lm import cross_entropy, front, sum_over_chunks
+from ba_jax.models import layers
+from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
+from ba_jax.sampling import batching
+from ba_jax.vocab import AudioTokens
+
+LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
+"""What sequences are padded to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A sequence to score: tokens, and which of them count.
+
+    Attributes:
+      ids_L: int32.
+      codes_LQ: int32; codes at `audio_pad`, anything elsewhere.
+      text_L: tokens whose text is scored.
+      audio_L: frames whose codes are scored.
+    """
+
+    ids_L: np.ndarray
+    codes_LQ: np.ndarray
+    text_L: np.ndarray
+    audio_L: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids_L)
+
+    @classmethod
+    def of(cls, sequence: TokenSequence, tokens: AudioTokens, eos_id: int) -> Scored:
+        """What a training sequence has loss on, less what begins or ends it: words and frames."""
+        ids_L = sequence.ids_L
+        return cls(
+            ids_L,
+            sequence.codes_LQ,
+            sequence.text_target_L & (ids_L != eos_id) & (ids_L != tokens.audiogen_start),
+            sequence.audio_target_L & (ids_L == tokens.audio_pad),
+        )
+
+
+class Likelihood(NamedTuple):
+    """Of one sequence, in nats.
+
+    Attributes:
+      text: log-likelihood of its text.
+      tokens: of text.
+      audio: log-likelihood of its codes, all codebooks.
+      codes: how many those are.
+    """
+
+    text: float
+    tokens: int
+    audio: float
+    codes: int
+
+    @property
+    def total(self) -> float:
+        """Of text and codes."""
+        return self.text + self.audio
+
+    @property
+    def mean(self) -> float:
+        """A token of text or a code.
+
+        Raises:
+          ValueError: nothing was scored.
+        """
+        count = self.tokens + self.codes
+        if not count:
+            raise ValueError("a mean over nothing: expected text or frames to score")
+        return self.total / count
+
+
+class Scorer:
+    """Scores sequences; compiles once a padded length and number of targets (powers of two).
+
+    Args:
+      config, variables: a model with llm; for audio, audio_embed and audio_head too.
+      rows: batch size.
+      lengths: what sequences are padded to; a longer one is an error.
+      chunk: targets of a row whose logits are made at a time.
+      dtype: compute type.
+      place: puts a batch of arrays (rows first) where the model computes; by default JAX does.
+    """
+
+    def __init__(
+        self,
+        config: BaichuanAudioConfig,
+        variables: Mapping[str, Any],
+        *,
+        rows: int = 16,
+        lengths: Sequence[int] = LENGTHS,
+        chunk: int = 32,
+        dtype: layers.Dtype = jnp.float32,
+        place: Callable[[Any], Any] = lambda arrays: arrays,
+    ):
+        present = [p for p in ("llm", "audio_embed", "audio_head") if p in variables["params"]]
+        if "llm" not in present:
+            raise ValueError("variables without llm: expected a language model")
+        self.config = config.only(*present)
+        self.rows, self.lengths, self.chunk = rows, tuple(sorted(lengths)), chunk
+        self._place = place
+        self.traces: collections.Counter = collections.Counter()
+        self._variables = {
+            collection: {name: tree[name] for name in present if name in tree}
+            for collection, tree in variables.items()
+        }
+        self._model = BaichuanAudio(self.config, dtype=dtype)
+        self._run = jax.jit(self._batch, static_argnames=("texts", "frames"))
+
+    def __call__(
+        self, items: Sequence[Scored], progress: Callable[[int], None] | None = None
+    ) -> list[Likelihood]:
+        """Likelihoods in the items' order.
+
+        Args:
+          items: each with something to score, not at its first position.
+          progress: called with the number of items done after each batch.
+
+        Raises:
+          LengthError: an empty item, or one longer than the longest length.
+          ValueError: nothing to score, a target that nothing predicts, or audio for a model
+            without audio.
+        """
+        for number, item in enumerate(items):
+            self._check(number, item)
+        found: dict[int, Likelihood] = {}
+        sizes = [len(item) for item in items]
+        for bucket, some in batching.batches(sizes, self.lengths, self.rows, "sequence"):
+            own = [items[i] for i in some]
+            ids_BL, lengths_B = batching.pad([item.ids_L for item in own], self.rows, bucket)
+            codes_BLQ, _ = batching.pad([item.codes_LQ for item in own], self.rows, bucket)
+            # Rows without an item hold the first one again.
+            text_BL, _ = batching.pad([item.text_L for item in own], self.rows, bucket)
+            audio_BL, _ = batching.pad([item.audio_L for item in own], self.rows, bucket)
+            texts, frames = (_room(mask_BL, bucket) for mask_BL in (text_BL, audio_BL))
+            codes_BLQ = codes_BLQ if self._has_audio(own) else None
+            arrays = self._place((ids_BL, codes_BLQ, lengths_B, text_BL, audio_BL))
+            text_B, audio_B = jax.device_get(
+                self._run(self._variables, *arrays, texts=texts, frames=frames)
+            )
+            for row, i in enumerate(some):
+                codes = int(items[i].audio_L.sum()) * items[i].codes_LQ.shape[1]
+                tokens = int(items[i].text_L.sum())
+                found[i] = Likelihood(float(text_B[row]), tokens, float(audio_B[row]), codes)
+            if progress is not None:
+                progress(len(found))
+        return [found[i] for i in range(len(items))]
+
+    def _has_audio(self, items: Sequence[Scored]) -> bool:
+        pad = self.config.tokens.audio_pad
+        return any((item.ids_L == pad).any() for item in items)
+
+    def _check(self, number: int, item: Scored) -> None:
+        if not item.text_L.any() and not item.audio_L.any():
+            raise ValueError(f"sequence {number}: nothing in it is scored")
+        if len(item) and (item.text_L[0] or item.audio_L[0]):
+            raise ValueError(f"sequence {number}: nothing predicts its first position")
+        if self.config.audio_embed is None and self._has_audio([item]):
+            raise ValueError(f"sequence {number} has audio, the model has no audio_embed")
+        if self.config.audio_head is None and item.audio_L.any():
+            raise ValueError(f"sequence {number}: codes to score, the model has no audio_head")
+
+    def _batch(
+        self, variables, ids_BL, codes_BLQ, lengths_B, text_BL, audio_BL, *, texts, frames
+    ) -> tuple[jax.Array, jax.Array]:
+        """Log-likelihoods (B,) of text and of codes; `texts`, `frames`: room for targets."""
+        self.traces["score"] += 1
+        model, length = self._model, ids_BL.shape[1]
+        segments_BL = (jnp.arange(length)[None] < lengths_B[:, None]).astype(jnp.int32)
+        hidden_BLD, _ = model.apply(
+            variables, ids_BL, codes_BLQ, None, segments_BL, method="hidden"
+        )
+
+        def text(mask_BN, hidden_BND, ids_BN):
+            logits_BNV = model.apply(variables, hidden_BND, method="text_logits")
+            return cross_entropy(logits_BNV, ids_BN).sums(mask_BN).loss_BL
+
+        def audio(mask_BN, hidden_BND, codes_BNQ):
+            codes_BNQ = jnp.where(mask_BN[:, :, None], codes_BNQ, 0)
+            logits = model.apply(
+                variables,
+                hidden_BND.reshape(-1, hidden_BND.shape[-1]),
+                codes_BNQ.reshape(-1, codes_BNQ.shape[-1]),
+                method="audio_logits",
+            )
+            return sum(
+                cross_entropy(logits_XV.reshape(*mask_BN.shape, -1), codes_BNQ[:, :, q])
+                .sums(mask_BN)
+                .loss_BL
+                for q, logits_XV in enumerate(logits)
+            )
+
+        def loss(function, room, target_BL, values_BL):
+            if not room:
+                return jnp.zeros(len(ids_BL))
+            # Position i predicts i + 1.
+            gathered = front(target_BL[:, 1:], room, hidden_BLD[:, :-1], values_BL[:, 1:])
+            return sum_over_chunks(function, self.chunk, *gathered, recompute=False)
+
+        return (
+            -loss(text, texts, text_BL, ids_BL),
+            -loss(audio, frames, audio_BL, codes_BLQ),
+        )
+
+
+def _room(mask_BL: np.ndarray, length: int) -> int:
+    """A power of two that holds each row's targets, at most `length`; 0 for none."""
+    most = int(mask_BL.sum(axis=1).max())
+    return min(length, 1 << (most - 1).bit_length()) if most else 0

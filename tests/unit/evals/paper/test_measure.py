@@ -1,0 +1,112 @@
+"""Measures on a tiny random model: what is quantised, how many codebooks, what is counted."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from ba_jax.config import from_mapping
+from ba_jax.evals.base import Bench, EvalSettings
+from ba_jax.evals.paper import measure
+from ba_jax.evals.suite import EvalError, Failure
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+from ba_jax.sampling.synthesize import Wave
+from configs.eval import get_config
+from tests.unit.models import conftest
+
+
+class Judge:
+    """Hears what it is told."""
+
+    names = {"en": "told", "zh": "told"}  # noqa: RUF012
+    map = staticmethod(map)
+
+    def hear(self, waves, languages, progress=None):
+        return self.heard
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """The tiny codec on two sentences and two dialogues of each language."""
+    from configs.models import get_config as sizes
+
+    model = sizes("tiny").to_dict()
+    for name in ("vq_bridge", "audio_embed", "audio_head"):
+        model[name]["codebook_sizes"] = (64, 32, 16)
+    config = from_mapping(BaichuanAudioConfig, model)
+    parts = ("audio_encoder", "vq_bridge", "audio_decoder", "audio_embed")
+    variables = conftest.variables.__wrapped__(config.only(*parts))
+    evaluation = get_config("nano").to_dict()["eval"]
+    evaluation |= {"limit": 1, "encode_rows": 2}
+    evaluation["synthesis"] |= {"rows": 2, "frames": (48,), "iterations": 1}
+    settings = from_mapping(EvalSettings, evaluation)
+    return Bench(config, variables, settings, tmp_path_factory.mktemp("out"), Judge())
+
+
+def test_speech_of_the_data(bench):
+    others, own = measure.statements(bench), measure.answers(bench)
+    assert others.languages == own.languages == ("en", "zh")
+    assert own.parts[0] is bench.dialogues[0].parts[1]
+    settings = dataclasses.replace(bench.settings, sources=("nobody",))
+    with pytest.raises(EvalError, match="no record of"):
+        measure.statements(Bench(bench.config, {}, settings, bench.out, Judge()))
+
+
+def test_features_past_the_codebooks(bench):
+    """Through the codebooks it is what codes give; past them it is not."""
+    speech = measure.statements(bench)
+    wanted = bench.synthesizer.decode(measure.codes_of(bench, speech))
+    through = measure.refined_mels(bench, speech, quantised=True)
+    past = measure.refined_mels(bench, speech, quantised=False)
+    for mel, other, want in zip(through, past, wanted, strict=True):
+        np.testing.assert_allclose(mel, want.mel_TM, atol=2e-3)
+        assert other.shape == mel.shape and np.abs(other - mel).max() > 0.1
+
+
+def test_mel_error_of_a_shift(bench):
+    from ba_jax.audio.mel import HIFIGAN_MEL, log_mel
+    from ba_jax.data.features import decode
+
+    speech = measure.statements(bench)
+    mels = [log_mel(decode(p.audio, p.seconds, (16000,))[0], HIFIGAN_MEL) for p in speech.parts]
+    assert measure.mel_mae(mels, speech).value == 0
+    shifted = [mels[0] + 0.5, mels[1][:-1]]
+    frames = len(mels[0]), len(mels[1]) - 1
+    found = measure.mel_mae(shifted, speech)
+    assert found.value == pytest.approx(0.5 * frames[0] / sum(frames), rel=1e-5)
+    assert found.interval[0] == pytest.approx(0) and found.interval[1] == pytest.approx(0.5)
+
+
+def test_words_heard_wrong(bench):
+    speech = measure.statements(bench)
+    waves = [Wave(np.zeros(100, np.float32), 16000)] * 2
+    bench.judge.heard = [part.text for part in speech.parts]
+    assert measure.wer(bench, waves, speech, "hearing").value == 0
+    bench.judge.heard = ["", speech.parts[1].text]
+    first = len(speech.parts[0].text.split())
+    found = measure.wer(bench, waves, speech, "hearing")
+    assert 0 < found.value < 1 and found.value == pytest.approx(
+        first / (first + len(speech.parts[1].text.strip("。")))
+    )
+    bench.judge.heard = ["", Failure("deaf")]
+    with pytest.raises(EvalError, match="deaf"):
+        measure.wer(bench, waves, speech, "hearing")
+
+
+def test_fewer_codebooks_are_heard(bench):
+    embed = bench.variables["params"]["audio_embed"]
+    fewer = measure.hears_fewer(bench.variables, 2)["params"]["audio_embed"]
+    for q in range(3):
+        kept = np.asarray(fewer[f"embedding_{q}"])
+        assert kept.any() == (q < 2) and kept.shape == embed[f"embedding_{q}"].shape
+    assert measure.hears_fewer(bench.variables, 3)["params"]["audio_embed"].keys() == embed.keys()
+    for count in (0, 4):
+        with pytest.raises(ValueError, match="expected 1 to 3"):
+            measure.hears_fewer(bench.variables, count)
+
+
+def test_damaged_recordings_are_named(bench):
+    speech = measure.statements(bench)
+    broken = dataclasses.replace(speech.parts[0], audio=b"none")
+    with pytest.raises(EvalError, match="recording: "):
+        measure.codes_of(bench, dataclasses.replace(speech, parts=(broken, speech.parts[1])))

@@ -1,0 +1,111 @@
+"""Runs that are found, and the commands that make those that are not."""
+
+import ast
+import json
+
+import pytest
+
+from ba_jax.evals.paper.main import arguments, main, numbers
+from ba_jax.evals.paper.runs import STEPS, RunError, Runs
+
+
+def finish(folder, steps=None):
+    """A run's folder as training leaves it."""
+    steps = STEPS.get(folder.name.split("_")[0], 0) if steps is None else steps
+    if folder.name == "codes":
+        (folder / "embedded").mkdir(parents=True)
+        (folder / "embedded" / "dataset_info.json").touch()
+    elif folder.name == "whisper":
+        (folder / "weights").mkdir(parents=True)
+    else:
+        (folder / "checkpoints" / str(steps) / "weights").mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"train": {"steps": steps}}))
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """(runs, the commands that they ran): each command leaves a finished run."""
+    from ba_jax.data.speech import assets
+
+    monkeypatch.setattr(assets, "ensure", lambda name: tmp_path / name)
+    commands = []
+
+    def execute(command):
+        commands.append(command)
+        (target,) = [
+            a.split("=", 1)[1]
+            for a in command
+            if a.startswith(("--workdir=", "--out=")) or a == "--never"
+        ] or [command[command.index("--out") + 1]]
+        target = tmp_path.__class__(target)
+        finish(target.parent if target.name == "embedded" else target)
+
+    return Runs([tmp_path / "runs", tmp_path / "own"], "nano", execute), commands
+
+
+def test_what_is_there_is_used(tmp_path, made):
+    runs, commands = made
+    finish(tmp_path / "runs" / "stage2", steps=1750)
+    assert runs.get("stage2") == tmp_path / "runs" / "stage2" and not commands
+    assert runs.steps("stage2") == 1750 and runs.steps("text") is None
+
+
+def test_what_is_missing_is_trained_with_what_it_starts_from(tmp_path, made):
+    runs, commands = made
+    assert runs.get("stage2") == tmp_path / "own" / "stage2"
+    modules = [command[2] for command in commands]
+    names = [
+        next((a for a in c if a.startswith("--workdir=")), "=/x").split("/")[-1] for c in commands
+    ]
+    assert modules.count("ba_jax.train") == 5 and "ba_jax.tokenize" in modules
+    assert names[0] == "text" and names[-3:] == ["stage1", "words", "stage2"]
+    own = tmp_path / "own"
+    last = commands[-1]
+    assert "--config=configs/lm_stage2.py:nano_codes" in last
+    assert f"--config.init.llm={own / 'words'}" in last
+    assert f"--config.data.folder={own / 'codes'}" in last
+    assert "--config.train.steps=700" in last
+    tokenizer = commands[names.index("tokenizer")]
+    assert f"--config.init.audio_encoder={own / 'whisper'}" in tokenizer
+    assert "--config=configs/tokenizer.py:nano_whisper" in tokenizer
+    count = len(commands)
+    assert runs.get("flow") and runs.get("single") and len(commands) == count + 2
+    assert f"--config.init.audio_embed={own / 'tokenizer'}" in commands[-1]
+
+
+def test_a_tokenizer_of_fewer_codebooks(tmp_path, made):
+    runs, commands = made
+    finish(tmp_path / "runs" / "text")
+    finish(tmp_path / "runs" / "whisper")
+    folder = runs.tokenizer_of(4)
+    assert folder.name == "tokenizer_4" and len(commands) == 1
+    sizes = [a.split("=")[1] for a in commands[0] if "vq_bridge.codebook_sizes" in a]
+    assert len(ast.literal_eval(sizes[0])) == 4
+    assert runs.tokenizer_of(4) == folder and len(commands) == 1
+
+
+def test_runs_that_cannot_be_had(tmp_path, made):
+    runs, _ = made
+    with pytest.raises(RunError, match="run 'stage3', expected whisper, codes or one of"):
+        runs.get("stage3")
+    stopped = Runs([tmp_path], "nano", lambda command: None)
+    with pytest.raises(RunError, match="text: the command ended, but the run is not complete"):
+        stopped.get("text")
+    # a run that was stopped is none
+    finish(tmp_path / "text", steps=300)
+    (tmp_path / "text" / "config.json").write_text('{"train": {"steps": 600}}')
+    with pytest.raises(RunError, match="not complete"):
+        stopped.get("text")
+    with pytest.raises(RunError, match="size '7b', expected one of"):
+        Runs([tmp_path], "7b")
+
+
+def test_command_line(capsys, tmp_path):
+    assert numbers("1..3,5, 2") == [1, 2, 3, 5]
+    given = arguments(["--table=4", "--runs=a", "--retrain"])
+    assert (given.table, str(given.runs), given.retrain, given.size) == ("4", "a", True, "nano")
+    for table, message in (("x", "expected numbers and ranges"), ("7..9", r"no table [9]")):
+        assert main([f"--table={table}", f"--out={tmp_path}"]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["--table=4", "--size=big", f"--out={tmp_path}"]) == 1
+    assert "size 'big'" in capsys.readouterr().err

@@ -1,0 +1,141 @@
+"""Likelihoods against a plain pass over each sequence alone, in NumPy's log-softmax."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ba_jax.data.sequence import to_sequence
+from ba_jax.models.baichuan_audio import BaichuanAudio
+from ba_jax.sampling.batching import LengthError
+from ba_jax.sampling.likelihood import Likelihood, Scored, Scorer
+from ba_jax.types import Example, Segment
+from ba_jax.vocab import AudioTokens
+
+
+def item(config, rng, length, *, texts=(), frames=()):
+    """Random text with `frames` of audio, of which the tokens of `texts` and all frames count."""
+    tokens = config.tokens
+    ids_L = rng.integers(0, tokens.audio_pad, length).astype(np.int32)
+    ids_L[list(frames)] = tokens.audio_pad
+    sizes = config.audio_head.codebook_sizes
+    codes_LQ = np.stack([rng.integers(0, size, length) for size in sizes], 1).astype(np.int32)
+    text_L, audio_L = np.zeros((2, length), bool)
+    text_L[list(texts)] = True
+    audio_L[list(frames)] = True
+    return Scored(ids_L, codes_LQ, text_L, audio_L)
+
+
+@functools.cache
+def _hidden(model):
+    return jax.jit(lambda *args: model.apply(*args, method="hidden")[0])
+
+
+def expected(config, variables, item):
+    """Text and audio log-likelihoods of one sequence."""
+    model = BaichuanAudio(config.only("llm", "audio_embed", "audio_head"))
+    # Causal: what is behind does not matter, and one length compiles once.
+    ids_L, codes_LQ = (np.pad(x, ((0, 32 - len(x)),) + ((0, 0),) * (x.ndim - 1))
+                       for x in (item.ids_L, item.codes_LQ))  # fmt: skip
+    hidden_LD = np.asarray(_hidden(model)(variables, ids_L[None], codes_LQ[None]))[0]
+
+    def log_softmax(logits):
+        logits = np.asarray(logits, np.float64)
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+    text_LV = log_softmax(model.apply(variables, hidden_LD, method="text_logits"))
+    text = sum(text_LV[i - 1, item.ids_L[i]] for i in np.flatnonzero(item.text_L))
+    audio = 0.0
+    at = np.flatnonzero(item.audio_L)
+    if len(at):
+        logits = model.apply(
+            variables, hidden_LD[at - 1], jnp.asarray(item.codes_LQ[at]), method="audio_logits"
+        )
+        for q, own in enumerate(map(log_softmax, logits)):
+            audio += own[np.arange(len(at)), item.codes_LQ[at, q]].sum()
+    return text, audio
+
+
+def test_equals_a_plain_pass(config, variables):
+    """Rows of different lengths, targets in both kinds, more targets than a chunk."""
+    rng = np.random.default_rng(1)
+    items = [
+        item(config, rng, 9, texts=(3, 7)),
+        item(config, rng, 15, frames=(2, 3, 4), texts=(6,)),
+        item(config, rng, 16, frames=range(2, 8)),
+        item(config, rng, 30, texts=range(20, 27), frames=(4, 5)),
+        item(config, rng, 4, texts=(1,)),
+    ]
+    scorer = Scorer(config, variables, rows=2, lengths=(16, 32), chunk=3)
+    done = []
+    found = scorer(items, progress=done.append)
+    assert done == [2, 4, 5]
+    for one, own in zip(items, found, strict=True):
+        text, audio = expected(config, variables, one)
+        np.testing.assert_allclose(own.text, text, rtol=2e-4, atol=1e-4)
+        np.testing.assert_allclose(own.audio, audio, rtol=2e-4, atol=1e-4)
+        assert (own.tokens, own.codes) == (one.text_L.sum(), 3 * one.audio_L.sum())
+        assert own.mean == pytest.approx((text + audio) / (own.tokens + own.codes), rel=2e-4)
+    # 9 and 4 have text alone and room for 2; the others differ in room: nothing compiles twice.
+    assert scorer.traces["score"] == 3
+    again = Scorer(config, variables, rows=2, lengths=(16, 32), chunk=100)(items)
+    np.testing.assert_allclose(
+        [own.total for own in again], [own.total for own in found], rtol=1e-5
+    )
+
+
+def test_text_model_alone(config, variables):
+    rng = np.random.default_rng(2)
+    one = item(config, rng, 6, texts=(4, 5))
+    alone = {"params": {"llm": variables["params"]["llm"]}}
+    found = Scorer(config, alone, rows=1, lengths=(8,))([one])[0]
+    assert found.text == pytest.approx(expected(config, variables, one)[0], rel=2e-4)
+    with pytest.raises(ValueError, match="sequence 0 has audio, the model has no audio_embed"):
+        Scorer(config, alone)([item(config, rng, 6, texts=(4,), frames=(2,))])
+    with pytest.raises(ValueError, match="expected a language model"):
+        Scorer(config, {"params": {}})
+
+
+def test_bad_items(config, variables):
+    rng = np.random.default_rng(3)
+    scorer = Scorer(config, variables, rows=1, lengths=(8,))
+    with pytest.raises(ValueError, match="sequence 1: nothing in it is scored"):
+        scorer([item(config, rng, 4, texts=(1,)), item(config, rng, 4)])
+    with pytest.raises(ValueError, match="nothing predicts its first position"):
+        scorer([item(config, rng, 4, texts=(0,))])
+    with pytest.raises(LengthError, match="sequence 0 is 9 long"):
+        scorer([item(config, rng, 9, texts=(1,))])
+    with pytest.raises(ValueError, match="a mean over nothing"):
+        _ = Likelihood(0.0, 0, 0.0, 0).mean
+
+
+class Letters:
+    """A tokenizer of letters."""
+
+    audio_tokens = AudioTokens(**{n: 100 + i for i, n in enumerate(AudioTokens.__annotations__)})
+    eos_id = 99
+
+    def encode(self, text):
+        return [ord(letter) - ord("a") for letter in text]
+
+    def token_id(self, name):
+        return {"user": 97, "assistant": 98}[name]
+
+
+def test_what_a_training_sequence_is_scored_on():
+    """The answer's text and frames, not what ends them."""
+    codes_NQ = np.ones((2, 3), np.int32)
+    example = Example(
+        "x", "sft", (Segment("ab"), Segment("cd", loss=True), Segment(codes_NQ=codes_NQ, loss=True,
+        spoken=True)), "en",
+    )  # fmt: skip
+    tokens = Letters.audio_tokens
+    sequence = to_sequence(example, Letters(), (64, 32, 16))
+    scored = Scored.of(sequence, tokens, 99)
+    begin, pad, end = tokens.audiogen_start, tokens.audio_pad, tokens.audiogen_end
+    assert scored.ids_L.tolist() == [0, 1, 2, 3, begin, pad, pad, end, 99]
+    assert np.flatnonzero(scored.text_L).tolist() == [2, 3]
+    assert np.flatnonzero(scored.audio_L).tolist() == [5, 6]
+    assert len(scored) == 9
