@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 
-from ba_jax.evals import asr, qa, reconstruction, tts
+from ba_jax.evals import asr, flow_steps, qa, reconstruction, tts
 from ba_jax.evals.base import Bench, EvalError, Outcome
 
 _TEXT = ("llm", "audio_embed", "audio_head")
@@ -37,6 +37,7 @@ SUITES: Mapping[str, Suite] = {
     "tts": Suite(tts.run, _TEXT + _DECODE, speaks=True),
     "codec": Suite(reconstruction.codec, _ENCODE + _MEL),
     "reconstruction": Suite(reconstruction.run, _ENCODE + _DECODE, speaks=True),
+    "flow_steps": Suite(flow_steps.run, _ENCODE + _DECODE, speaks=True),
 }
 
 
