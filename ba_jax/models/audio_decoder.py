@@ -117,6 +117,7 @@ class CausalUpsample(nn.Module):
         lead: int | None = None,
         start_B: jax.Array | None = None,
         past: layers.RunningSums | None = None,
+        prior: tuple[float, float, float] | None = None,
     ) -> tuple[jax.Array, layers.RunningSums | None]:
         """Upsamples a batch.
 
@@ -125,6 +126,7 @@ class CausalUpsample(nn.Module):
           lead: frames that the first statistics are taken over; None: all within the extent.
           start_B: frames before these; None: these are the first.
           past: sums over the frames before.
+          prior: what else counts, see `layers.ItemNorm`.
 
         Returns:
           The frames, (T - 1) * stride + kernel_size less the cut, or T * stride with `lead`; and
@@ -146,7 +148,7 @@ class CausalUpsample(nn.Module):
         source = jnp.maximum(source, lead - 1 - start_B[:, None])
         source = jnp.clip(source, 0, jnp.maximum(lengths_B - 1, 0)[:, None])
         last_BT = source * stride + min(self.kernel_size, stride) - 1
-        return norm(x, lengths_B * stride, last_BT, past)
+        return norm(x, lengths_B * stride, last_BT, past, prior)
 
 
 class RefineNet(nn.Module):
@@ -159,9 +161,12 @@ class RefineNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, mel_BTM: jax.Array, extent_B: jax.Array, lead: int | None = None
+        self, mel_BTM: jax.Array, extent_B: jax.Array, lead: int | None = None, priors=()
     ) -> jax.Array:
-        """The refined mel; with `lead`, frame t is normalised by frames up to max(t + 1, lead)."""
+        """The refined mel; with `lead`, frame t is normalised by frames up to max(t + 1, lead).
+
+        `priors` are what else counts in each norm, see `layers.ItemNorm`; () is nothing.
+        """
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = mel_BTM.astype(self.dtype)
         last_BT = None
@@ -173,7 +178,10 @@ class RefineNet(nn.Module):
             x = layers.zero_past(x, extent_B)
             x = layers.conv(f"conv_{i}", channels, REFINE_KERNEL, padding=(2, 2), **dtypes)(x)
             norm = layers.ItemNorm(**dtypes, name=f"norm_{i}")
-            x = norm(x, extent_B) if last_BT is None else norm(x, extent_B, last_BT)[0]
+            if last_BT is None:
+                x = norm(x, extent_B)
+            else:
+                x, _ = norm(x, extent_B, last_BT, None, priors[i] if priors else None)
             x = layers.mish(x)
         return mel_BTM + layers.conv("out", self.mel_bins, 1, **dtypes)(x)
 
@@ -225,19 +233,26 @@ class AudioDecoder(nn.Module):
         """
         extent_B = lengths_B if extent_B is None else extent_B
         lead = None if blocks is None else blocks.lead
-        frames = x_BND.shape[1] * self.config.upsample_rates[0] - 1
+        rate = self.config.upsample_rates[0]
+        prior = None if blocks is None else blocks.prior(0, rate)
+        frames = x_BND.shape[1] * rate - 1
         lengths_T = self.upsample1.out_length(lengths_B)
         if blocks is None:
             mask = layers.attention_mask(lengths_T, frames, causal=True)
         else:
             mask = blocks.mask(lengths_T, frames, causal=True)
-        x, _ = self.upsample1(x_BND, lengths_B, extent_B, lead)
+        x, _ = self.upsample1(x_BND, lengths_B, extent_B, lead, prior=prior)
         hidden, _ = self._transform(x[:, :frames], lengths_T, mask)
         hidden_extent_B = self.upsample1.out_length(extent_B)
-        return self.mels(hidden, lengths_T, hidden_extent_B, lead)
+        return self.mels(hidden, lengths_T, hidden_extent_B, blocks)
 
     def piece(
-        self, x_BND: jax.Array, lengths_B: jax.Array, place: Place, past: DecoderPast, lead: int
+        self,
+        x_BND: jax.Array,
+        lengths_B: jax.Array,
+        place: Place,
+        past: DecoderPast,
+        blocks: Blocks,
     ) -> tuple[jax.Array, jax.Array, DecoderPast]:
         """Features of a piece of each segment, as the whole would have given with these blocks.
 
@@ -245,7 +260,7 @@ class AudioDecoder(nn.Module):
           x_BND, lengths_B: as the whole's.
           place: of the pieces. Frames past the position table take its last row.
           past: what is remembered of the frames before, see `blocks.advance`.
-          lead: `Blocks.lead`.
+          blocks: with a lead.
 
         Returns:
           hidden_BTD with 4 N frames, valid lengths_B (4 a frame of codes, one less where the
@@ -253,7 +268,13 @@ class AudioDecoder(nn.Module):
         """
         rate = self.config.upsample_rates[0]
         x, sums = self.upsample1(
-            x_BND, lengths_B, lengths_B, lead, place.start_B // rate, past.sums
+            x_BND,
+            lengths_B,
+            lengths_B,
+            blocks.lead,
+            place.start_B // rate,
+            past.sums,
+            blocks.prior(0, rate),
         )
         lengths_T = jnp.where(place.ends_B, self.upsample1.out_length(lengths_B), lengths_B * rate)
         capacity = past.layers.key.shape[-3]
@@ -272,24 +293,27 @@ class AudioDecoder(nn.Module):
         hidden_BTD: jax.Array,
         hidden_lengths_B: jax.Array,
         extent_B: jax.Array,
-        lead: int | None = None,
+        blocks: Blocks | None = None,
     ) -> AudioDecoderOutput:
         """The mels of features.
 
         Args:
           hidden_BTD, hidden_lengths_B: features and how many are valid.
           extent_B: frames over which the norms and the resizing run.
-          lead: `Blocks.lead`. If given, the statistics are those so far and the resizing takes
+          blocks: if they have a lead, the statistics are those so far and the resizing takes
             every 8 / 5th frame, so that what comes later changes only the last two frames of the
             refined mel for each of `refine_channels`, and those within the lead.
         """
-        c, rates = self.config, self.config.upsample_rates
-        coarse, _ = self.upsample2(
-            hidden_BTD,
-            hidden_lengths_B,
-            extent_B,
-            None if lead is None else lead * CODE_FRAMES,
-        )
+        c, rate = self.config, self.config.upsample_rates[1]
+        lead = prior = refine_lead = None
+        priors = ()
+        if blocks is not None and blocks.lead is not None:
+            lead = blocks.lead * CODE_FRAMES
+            prior = blocks.prior(1, CODE_FRAMES * rate)
+            refine_lead = c.mel_length(lead * rate)
+            per_code = c.mel_length(CODE_FRAMES * rate)
+            priors = [blocks.prior(2 + i, per_code) for i in range(len(c.refine_channels))]
+        coarse, _ = self.upsample2(hidden_BTD, hidden_lengths_B, extent_B, lead, prior=prior)
         coarse_lengths_B = self.upsample2.out_length(hidden_lengths_B)
         coarse = layers.zero_past(coarse, coarse_lengths_B)
         coarse_extent_B = self.upsample2.out_length(extent_B)
@@ -300,9 +324,10 @@ class AudioDecoder(nn.Module):
             coarse = layers.nearest_resize(coarse, coarse_extent_B, mel_extent_B, size)
         else:
             step = (c.coarse_sample_rate * c.mel_hop, c.coarse_hop * c.mel_sample_rate)
-            coarse = coarse[:, np.arange(size) * step[0] // step[1]]
-            lead = c.mel_length(lead * CODE_FRAMES * rates[1])
-        refined = self.refine_net(coarse, mel_extent_B, lead)
+            # The reference's ratio depends on the length: it is ahead of 8 / 5 by nothing at the
+            # start and by 1.2 frames at the end. This is its mean.
+            coarse = coarse[:, (np.arange(size) * step[0] + step[1] * 3 // 5) // step[1]]
+        refined = self.refine_net(coarse, mel_extent_B, refine_lead, priors)
         return AudioDecoderOutput(
             hidden_BTD=hidden_BTD,
             hidden_lengths_B=hidden_lengths_B,

@@ -133,11 +133,11 @@ class BaichuanAudio(nn.Module):
         return self.audio_decoder(self.vq_bridge.project(z), lengths_B, extent_B, blocks)
 
     def decode_piece(
-        self, codes_BNQ: jax.Array, lengths_B: jax.Array, place: Place, past: Any, lead: int
+        self, codes_BNQ: jax.Array, lengths_B: jax.Array, place: Place, past: Any, blocks: Blocks
     ) -> tuple[jax.Array, jax.Array, Any]:
         """Codes of pieces of segments to 50 Hz features, see `AudioDecoder.piece`."""
         z = self.vq_bridge.project(self.vq_bridge.dequantize(codes_BNQ, lengths_B))
-        return self.audio_decoder.piece(z, lengths_B, place, past, lead)
+        return self.audio_decoder.piece(z, lengths_B, place, past, blocks)
 
     def flow_decode(
         self,

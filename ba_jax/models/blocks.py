@@ -29,15 +29,20 @@ class Blocks:
       lead: frames of codes that the first statistics of the audio decoder's norms are taken over;
         after them a frame's statistics are those of everything up to it. None: those of the whole
         segment, as the reference has them, for which all of it must be known.
+      norms: mean and mean square that each norm usually sees (both upsamplings', then the refine
+        net's), counted into the running statistics as `norm_weight` frames of codes before the
+        first; () is none.
 
     Raises:
-      ValueError: sizes that are not positive multiples of 4, a look-back under 0, or a lead that
-        is not within the first block.
+      ValueError: sizes that are not positive multiples of 4, a look-back shorter than a block, a
+        lead that is not within the first block, or norms without a lead, or not of every norm.
     """
 
     sizes: tuple[int, ...]
     lookback: int | None = None
     lead: int | None = None
+    norms: tuple[tuple[float, float], ...] = ()
+    norm_weight: float = 0.0
 
     def __post_init__(self):
         if not self.sizes or any(size < 1 or size % CODE_FRAMES for size in self.sizes):
@@ -51,6 +56,24 @@ class Blocks:
                 f"norms led in by {self.lead} frames of codes: expected 1 to those of the first "
                 f"block, {self.sizes[0] // CODE_FRAMES}"
             )
+
+        if self.norms and (self.lead is None or self.norm_weight < 0):
+            raise ValueError(
+                f"norms with a lead of {self.lead} and a weight of {self.norm_weight}: expected a"
+                " number of frames, and at least 0"
+            )
+
+    def prior(self, norm: int, frames: int) -> tuple[float, float, float] | None:
+        """What counts into the statistics of a norm with so many frames a frame of codes.
+
+        Raises:
+          ValueError: no numbers for this norm.
+        """
+        if not self.norms:
+            return None
+        if norm >= len(self.norms):
+            raise ValueError(f"norms of {len(self.norms)} layers: expected one for each")
+        return (*self.norms[norm], self.norm_weight * frames)
 
     def size(self, number: int) -> int:
         """Frames of block `number`."""

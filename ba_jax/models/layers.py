@@ -195,7 +195,9 @@ class ItemNorm(nn.Module):
 
     Given `last_BT`, frame t is normalised by the statistics of the frames up to `last_BT[t]` alone
     (and of those that `past` stands for), so that an item can be normalised as it arrives. The
-    result is then (y_BTC, the sums after all T frames).
+    result is then (y_BTC, the sums after all T frames). `prior` (mean, mean square, frames) counts
+    as so many frames before the first. Statistics of whole items are sown as `norms`: [mean,
+    mean square] of each.
     """
 
     epsilon: float = 1e-5
@@ -209,6 +211,7 @@ class ItemNorm(nn.Module):
         extent_B: jax.Array,
         last_BT: jax.Array | None = None,
         past: RunningSums | None = None,
+        prior: tuple[float, float, float] | None = None,
     ) -> jax.Array | tuple[jax.Array, RunningSums]:
         channels = x_BTC.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
@@ -217,20 +220,22 @@ class ItemNorm(nn.Module):
         inside = length_mask(extent_B, x.shape[1])[:, :, None]
         sums = None
         if last_BT is not None:
-            centred, variance, sums = self._running(jnp.where(inside, x, 0), last_BT, past)
+            centred, variance, sums = self._running(jnp.where(inside, x, 0), last_BT, past, prior)
         else:
             count = jnp.maximum(extent_B, 1).astype(jnp.float32)[:, None, None] * channels
             mean = jnp.sum(jnp.where(inside, x, 0), axis=(1, 2), keepdims=True) / count
             centred = x - mean
             square = jnp.where(inside, centred**2, 0)
             variance = jnp.sum(square, axis=(1, 2), keepdims=True) / count
+            if not self.is_initializing():
+                self.sow("norms", "sums", jnp.stack([mean, variance + mean**2])[:, :, 0, 0])
         y = centred * jax.lax.rsqrt(variance + self.epsilon)
         y = y * scale[None, None].astype(jnp.float32) + bias[None, None].astype(jnp.float32)
         y = y.astype(self.dtype)
         return y if sums is None else (y, sums)
 
     @staticmethod
-    def _running(x: jax.Array, last_BT: jax.Array, past: RunningSums | None):
+    def _running(x: jax.Array, last_BT: jax.Array, past: RunningSums | None, prior):
         """(x less its mean, variance (B, T, 1), sums) of statistics up to `last_BT`."""
         mean_BT = jnp.cumsum(jnp.mean(x, axis=2), axis=1)
         square_BT = jnp.cumsum(jnp.mean(x**2, axis=2), axis=1)
@@ -239,6 +244,10 @@ class ItemNorm(nn.Module):
             mean_BT, square_BT = mean_BT + past.mean_B[:, None], square_BT + past.square_B[:, None]
             count_BT = count_BT + past.count_B[:, None]
         sums = RunningSums(count_BT[:, -1], mean_BT[:, -1], square_BT[:, -1])
+        if prior is not None:
+            mean, square, count = prior
+            mean_BT, square_BT = mean_BT + count * mean, square_BT + count * square
+            count_BT = count_BT + count
         count_BT, mean_BT, square_BT = (
             jnp.take_along_axis(a, last_BT, axis=1) for a in (count_BT, mean_BT, square_BT)
         )

@@ -243,7 +243,7 @@ class StreamingSynthesizer:
             lengths_B,
             place,
             past["decoder"],
-            self.blocks.lead,
+            self.blocks,
             method="decode_piece",
         )
         new = {"decoder": advance(state["decoder"], decoder, place, frames_B)}
@@ -276,7 +276,7 @@ class StreamingSynthesizer:
             hidden_BTD,
             lengths_B,
             lengths_B,
-            self.blocks.lead,
+            self.blocks,
             method=lambda m, *args: m.audio_decoder.mels(*args).refined_mel_BTM,
         )
 

@@ -45,6 +45,8 @@ class SynthesisSettings:
       lookback: frames before its block that a frame attends to; None: all.
       norm_frames: frames of codes that the first statistics of the decoder's norms are taken over,
         see `ba_jax.models.blocks.Blocks`; None: the whole segment's, as the reference.
+      norms, norm_weight: what the norms usually see (`Synthesizer.measure_norms`), and how many
+        frames of codes that counts as in the running statistics; () is nothing.
       hold: mel frames that a stream's vocoder waits for; None: as many as change a sample.
     """
 
@@ -58,6 +60,8 @@ class SynthesisSettings:
     blocks: tuple[int, ...] = ()
     lookback: int | None = None
     norm_frames: int | None = None
+    norms: tuple[tuple[float, float], ...] = ()
+    norm_weight: float = 25.0
     hold: int | None = None
 
     def __post_init__(self):
@@ -72,7 +76,7 @@ class SynthesisSettings:
         if self.hold is not None and self.hold < 1:
             raise ValueError(f"hold {self.hold}: expected at least 1 frame")
         if self.blocks:
-            Blocks(self.blocks, self.lookback, self.norm_frames)
+            self._blocks(self.blocks)
 
     def blocks_of(self, config: BaichuanAudioConfig) -> Blocks | None:
         """What a frame may depend on in a model; None: what it does in the reference.
@@ -83,7 +87,11 @@ class SynthesisSettings:
         if not self.blocks and self.lookback is None and self.norm_frames is None:
             return None
         chunk = config.flow_unet.chunk if config.flow_unet else FlowUNetConfig.chunk
-        return Blocks(self.blocks or (chunk,), self.lookback, self.norm_frames)
+        return self._blocks(self.blocks or (chunk,))
+
+    def _blocks(self, sizes: tuple[int, ...]) -> Blocks:
+        weight = self.norm_weight if self.norms else 0.0
+        return Blocks(sizes, self.lookback, self.norm_frames, self.norms, weight)
 
 
 class Wave(NamedTuple):
@@ -176,6 +184,7 @@ class Synthesizer:
         self._dtype, self._run, self._place = dtype, run, place
         self._variables = variables
         self._decode = self._jit("decode", ("vq_bridge", "audio_decoder"), self._decode_batch)
+        self._norms = self._jit("norms", ("vq_bridge", "audio_decoder"), self._norms_batch)
         self._flow = self._jit("flow", ("flow_prenet", "flow_unet"), self._flow_batch)
         self._vocode = self._jit("vocode", ("vocoder",), self._vocode_batch)
 
@@ -198,6 +207,15 @@ class Synthesizer:
     def _decode_batch(self, model, variables, codes_BNQ, lengths_B):
         out = model.apply(variables, codes_BNQ, lengths_B, blocks=self.blocks, method="decode")
         return out.hidden_BTD, out.hidden_lengths_B, out.refined_mel_BTM, out.mel_lengths_B
+
+    def _norms_batch(self, model, variables, codes_BNQ, lengths_B):
+        """Statistics of whole items, (norms, 2, B)."""
+        _, sown = model.apply(variables, codes_BNQ, lengths_B, method="decode", mutable=["norms"])
+        own = sown["norms"]["audio_decoder"]
+        count = len(self.config.audio_decoder.refine_channels)
+        nodes = [own["upsample1"]["norm"], own["upsample2"]["norm"]]
+        nodes += [own["refine_net"][f"norm_{i}"] for i in range(count)]
+        return jnp.stack([node["sums"][0] for node in nodes])
 
     def _flow_batch(self, model, variables, hidden_BTD, lengths_B, *numbers):
         keys_B, _ = noise_keys(*numbers)
@@ -246,6 +264,27 @@ class Synthesizer:
             for row, i in enumerate(some):
                 found[i] = Decoded(hidden[row, : hidden_B[row]], mel[row, : mel_B[row]])
         return [found[i] for i in range(len(codes))]
+
+    def measure_norms(self, codes: Sequence[np.ndarray]) -> tuple[tuple[float, float], ...]:
+        """`SynthesisSettings.norms`: the mean and mean square that each norm of the decoder sees.
+
+        Means over the segments, each normalised whole: some dozens of them say what is usual.
+
+        Raises:
+          LengthError: as `decode`.
+          ValueError: no segment.
+        """
+        if not codes:
+            raise ValueError("no segment to measure the norms on: expected at least 1")
+        sums = []
+        for bucket, some in self._batches(codes):
+            codes_BNQ, lengths_B = batching.pad(
+                [codes[i] for i in some], self.settings.rows, bucket
+            )
+            found = self._norms(self._variables, codes_BNQ.astype(np.int32), lengths_B)
+            sums.append(found[:, :, : len(some)])
+        means = np.concatenate(sums, axis=2).astype(np.float64).mean(axis=2)
+        return tuple((float(mean), float(square)) for mean, square in means)
 
     def flow_mels(
         self,

@@ -17,7 +17,7 @@ from ba_jax.data.record import Part, Record, RecordError, shard_name, write_meta
 from ba_jax.evals import judge as judge_lib
 from ba_jax.evals.base import Bench
 from ba_jax.evals.suite import EvalError
-from ba_jax.evaluate import evaluate, find, load
+from ba_jax.evaluate import evaluate
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from tests.unit.evals import small_bench
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ba_jax import evaluate as command
+from ba_jax import restore
 from ba_jax.audio.io import read_audio
 from ba_jax.audio.mel import HIFIGAN_MEL, log_mel
 from ba_jax.audio.resample import resample
@@ -85,8 +86,8 @@ class Maker:
         config = self.config if config is None else config
         model = from_mapping(BaichuanAudioConfig, config["model"])
         settings = from_mapping(EvalSettings, config["eval"], "eval")
-        sources = command.find([str(run) for run in runs], model, components)
-        return Bench(model, command.load(model, sources), settings, self.out, self._judge)
+        sources = restore.find([str(run) for run in runs], model, components)
+        return Bench(model, restore.load(model, sources), settings, self.out, self._judge)
 
     def _evaluate(self, name: str, runs: Sequence[str], suites: Sequence[str]) -> dict[str, Any]:
         """Figures of suites; those that are there are not made again."""
@@ -154,7 +155,7 @@ class Maker:
         )
         sources = {part: str(self.runs.get("stage2")) for part in ("llm",)}
         sources["vq_bridge"] = str(self.runs.get("tokenizer"))
-        folders = command.find(list(sources.values()), bench.config, _LM)
+        folders = restore.find(list(sources.values()), bench.config, _LM)
         stamps = {s: f"{m}/{count}" for s, m in command.made_with(self.config, folders).items()}
         return _figure(stages.run(SUITES["asr"], heard, stamps)["figures"], "asr_wer")
 

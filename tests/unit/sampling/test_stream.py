@@ -1,0 +1,204 @@
+"""Streams: for any cutting what the whole gives, in few shapes; limits and errors."""
+
+import dataclasses
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from ba_jax.models.vocoder import reach
+from ba_jax.sampling.batching import LengthError
+from ba_jax.sampling.stream import StreamError, StreamingSynthesizer, for_streaming
+from ba_jax.sampling.synthesize import SynthesisSettings, Synthesizer
+from ba_jax.vocab import CodeError
+
+SETTINGS = SynthesisSettings(
+    "vocoder", steps=2, rows=2, frames=(24,), blocks=(8, 16), norm_frames=2
+)
+PLAIN = dataclasses.replace(SETTINGS, vocoder="griffin_lim", iterations=1)
+
+
+@pytest.fixture(scope="module")
+def small(config, variables):
+    """The model with a vocoder of two stages, which compiles quickly, and its variables."""
+    from tests.unit.models import conftest
+
+    vocoder = dataclasses.replace(
+        config.vocoder,
+        base_channels=8,
+        upsample_rates=(8, 15),
+        upsample_kernels=(16, 21),
+        resblock_kernels=(3,),
+        source_resblock_kernels=(3, 3),
+        dilations=(1, 3),
+    )
+    config = dataclasses.replace(config, vocoder=vocoder)
+    own = conftest.variables.__wrapped__(config.only("vocoder"))["params"]
+    return config, {**variables, "params": {**variables["params"], **own}}
+
+
+@pytest.fixture(scope="module")
+def segments(config):
+    rng = np.random.default_rng(0)
+    sizes = config.vq_bridge.codebook_sizes
+    return [rng.integers(0, sizes, (n, len(sizes))).astype(np.int32) for n in (23, 14)]
+
+
+@pytest.fixture(scope="module")
+def whole(small, segments):
+    """Each segment decoded at once: mels and waves."""
+    synthesizer = Synthesizer(*small, SETTINGS)
+    mels = synthesizer.flow_mels(segments, [7, 8], [0, 3])
+    waves = synthesizer.waves_of_mels(mels, [7, 8], [0, 3])
+    return mels, [wave.wave_S for wave in waves]
+
+
+@pytest.fixture(scope="module")
+def streamer(small):
+    return StreamingSynthesizer(*small, SETTINGS, rows=2)
+
+
+def pieces_of(codes, cuts):
+    return [piece for piece in np.split(codes, sorted(set(cuts) - {0, len(codes)})) if len(piece)]
+
+
+def mels_of(stream):
+    """Collects the mels that a stream takes."""
+    taken, take = [], stream._take_mel
+
+    def taking():
+        taken.append(take())
+        return taken[-1]
+
+    stream._take_mel = taking
+    return taken
+
+
+@hypothesis.settings(deadline=None, max_examples=8)
+@hypothesis.given(
+    st.lists(st.integers(0, 23), max_size=6), st.lists(st.integers(0, 14), max_size=4)
+)
+def test_any_cutting_gives_what_the_whole_gives(streamer, segments, whole, first, second):
+    """Two segments at once, each at its own place, in whatever rows."""
+    streams = [streamer.open(7, 0), streamer.open(8, 3)]
+    taken = [mels_of(stream) for stream in streams]
+    waiting = [pieces_of(segments[0], first), pieces_of(segments[1], second)]
+    parts = [[], []]
+    while any(waiting):
+        some = [i for i in (0, 1) if waiting[i]]
+        found = streamer.push([streams[i] for i in some], [waiting[i].pop(0) for i in some])
+        for i, samples in zip(some, found, strict=True):
+            assert samples.dtype == np.float32
+            parts[i].append(samples)
+    for i, samples in enumerate(streamer.finish(streams)):
+        parts[i].append(samples)
+    mels, waves = whole
+    for i in (0, 1):
+        np.testing.assert_allclose(np.concatenate(taken[i]), mels[i], atol=1e-4)
+        np.testing.assert_allclose(np.concatenate(parts[i]), waves[i], atol=1e-3)
+    assert set(streamer.traces) <= {"block", "vocode"} and max(streamer.traces.values()) <= 2
+
+
+def test_it_is_heard_long_before_the_end(streamer, small, segments):
+    """Blocks of 8 and 16 frames, each with a frame of codes more; then what the vocoder waits."""
+    hold = reach(small[0].vocoder)
+    assert 8 < hold < 16
+    stream = streamer.open()
+    heard = [len(stream.push(segments[0][i : i + 1])) // 480 for i in range(23)]
+    assert heard == [0] * 6 + [24 - hold] + [0] * 3 + [16] + [0] * 3 + [16] + [0] * 3 + [16] + (
+        [0] * 3 + [0]
+    )
+    assert len(stream.finish()) // 480 == 4 * 23 - 1 - sum(heard)
+
+
+def test_noise_is_the_requests_and_the_places(small, segments, whole):
+    """Alone, in another row and batch: the same; for another seed or segment: not."""
+    synthesizer = Synthesizer(*small, dataclasses.replace(SETTINGS, rows=1))
+    (alone,) = synthesizer.flow_mels(segments[1:], [8], [3])
+    np.testing.assert_allclose(alone, whole[0][1], atol=1e-4)
+    for seed, segment in ((8, 0), (7, 3)):
+        (other,) = synthesizer.flow_mels(segments[1:], [seed], [segment])
+        assert np.abs(other - alone).max() > 0.1
+    with pytest.raises(ValueError, match=r"seed -1: expected 0 to 2\^32 - 1"):
+        synthesizer.flow_mels(segments[1:], [-1])
+
+
+def test_a_bounded_look_back(config, variables, segments):
+    """Memory of 16 frames: as the whole with that look-back, unlike the whole without."""
+    settings = dataclasses.replace(PLAIN, blocks=(16,), lookback=16)
+    (bounded,) = Synthesizer(config, variables, settings).flow_mels(segments[:1])
+    streamer = StreamingSynthesizer(config, variables, settings)
+    assert streamer.limit == 750  # the decoder's positions: 60 s
+    stream = streamer.open()
+    taken = mels_of(stream)
+    for piece in np.array_split(segments[0], 5):
+        stream.push(piece)
+    stream.finish()
+    np.testing.assert_allclose(np.concatenate(taken), bounded, atol=1e-4)
+    free = dataclasses.replace(settings, lookback=None)
+    (unbounded,) = Synthesizer(config, variables, free).flow_mels(segments[:1])
+    np.testing.assert_allclose(bounded[:32], unbounded[:32], atol=1e-4)
+    assert np.abs(bounded[32:] - unbounded[32:]).max() > 1e-2
+    with pytest.raises(LengthError, match=r"751 frames of codes, expected at most 750 \(60 s\)"):
+        streamer.open().push(np.zeros((751, 3), np.int32))
+
+
+def test_the_decoders_own_mel(config, variables, segments):
+    """Its convolutions look ahead, its norms have running statistics: still the whole's mel."""
+    settings = dataclasses.replace(PLAIN, mel="decoder")
+    decoded = Synthesizer(config, variables, settings).decode(segments)
+    streamer = StreamingSynthesizer(config, variables, settings)
+    assert streamer.rate == 16000
+    for codes, one in zip(segments, decoded, strict=True):
+        stream = streamer.open()
+        taken = mels_of(stream)
+        samples = [len(stream.push(piece)) for piece in pieces_of(codes, range(0, 23, 3))]
+        assert sum(samples[:-1]) > 0
+        samples.append(len(stream.finish()))
+        np.testing.assert_allclose(np.concatenate(taken), one.mel_TM, atol=1e-4)
+        assert sum(samples) == 256 * len(one.mel_TM)
+    assert streamer.traces == {"block": 2, "mels": 1}
+
+
+def test_norms_so_far_end_with_the_wholes(config, variables, segments):
+    """Where all codes are within the lead, the features are the reference's."""
+    short = [segments[0][:4]]
+    settings = dataclasses.replace(PLAIN, blocks=(16,), norm_frames=4)
+    (led,) = Synthesizer(config, variables, settings).decode(short)
+    reference = SynthesisSettings("griffin_lim", rows=2, frames=(24,))
+    (plain,) = Synthesizer(config, variables, reference).decode(short)
+    np.testing.assert_allclose(led.hidden_TD, plain.hidden_TD, atol=1e-4)
+    settings = dataclasses.replace(settings, norm_frames=1)
+    (running,) = Synthesizer(config, variables, settings).decode(short)
+    assert np.abs(running.hidden_TD - plain.hidden_TD).max() > 1e-2
+
+
+def test_bad_use(streamer, config, variables, segments):
+    stream = streamer.open()
+    for empty in (np.zeros((0, 3), np.int32), np.zeros(3, np.int32)):
+        with pytest.raises(LengthError, match=r"expected \(N >= 1, 3\)"):
+            stream.push(empty)
+    with pytest.raises(CodeError):
+        stream.push(np.full((2, 3), 64))
+    with pytest.raises(LengthError, match="37 frames of codes, expected at most 24"):
+        streamer.push([stream], [np.concatenate(segments)])
+    other = streamer.open()
+    with pytest.raises(StreamError, match="all 2 rows have a segment"):
+        streamer.open()
+    with pytest.raises(StreamError, match="named twice"):
+        streamer.push([stream, stream], segments)
+    # nothing of that was taken: nothing is what it gives
+    assert stream.finish().shape == other.finish().shape == (0,)
+    for late in (stream.finish, lambda: stream.push(segments[0])):
+        with pytest.raises(StreamError, match="was finished"):
+            late()
+    with pytest.raises(ValueError, match="norm_frames None: a stream cannot know"):
+        StreamingSynthesizer(config, variables, SynthesisSettings())
+    assert for_streaming(SynthesisSettings()).norm_frames == 4
+    assert for_streaming(SETTINGS) == SETTINGS
+    with pytest.raises(ValueError, match="hold 0: expected at least 1"):
+        dataclasses.replace(SETTINGS, hold=0)
+    with pytest.raises(ValueError, match="model without"):
+        tokenizer = config.only("vq_bridge", "audio_decoder")
+        StreamingSynthesizer(tokenizer, variables, SETTINGS)
