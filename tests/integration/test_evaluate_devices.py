@@ -19,11 +19,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def config():
+def config(tmp_path_factory):
     changes = {"limit": 2, "save_every": 2, "encode_rows": 8}
     made = small_bench.tiny(**changes)
     for name in ("generation", "synthesis"):
         made["eval"][name]["rows"] = 8
+    made["compilation_cache"] = str(tmp_path_factory.mktemp("cache"))
     return made
 
 
@@ -42,9 +43,9 @@ def one(config, checkpoints, tmp_path_factory):
     return out
 
 
-def assert_same(one: pathlib.Path, two: pathlib.Path) -> None:
+def assert_same(one: pathlib.Path, two: pathlib.Path, suites: list[str]) -> None:
     """Texts and codes are equal, mel errors but for rounding."""
-    for suite in SUITES:
+    for suite in suites:
         lines = [
             [json.loads(line) for line in path.read_text().splitlines()[1:]]
             for path in (folder / "generations" / f"{suite}.jsonl" for folder in (one, two))
@@ -56,8 +57,7 @@ def assert_same(one: pathlib.Path, two: pathlib.Path) -> None:
             there.pop("mel_error", None)
             assert here == there
     here, there = (json.loads((folder / "figures.json").read_text()) for folder in (one, two))
-    assert here.keys() == there.keys()
-    for name in ("asr_wer", "asr_items", "codec_failed"):
+    for name in ("asr_wer", "asr_wer_ci95", "asr_items", "asr_failed"):
         assert here[name] == there[name]
 
 
@@ -69,18 +69,15 @@ def test_on_eight_devices(config, checkpoints, one, tmp_path):
     meshed = {**config, "mesh": {"data": 2, "fsdp": 2, "tensor": 2}}
     done = evaluate_driver.start(meshed, tmp_path / "out", *flags(checkpoints), **EIGHT)()
     assert done.returncode == 0, done.stderr
-    assert_same(one, tmp_path / "out")
+    assert_same(one, tmp_path / "out", SUITES)
 
 
-def test_meshes_that_do_not_fit(config, checkpoints, tmp_path):
-    for mesh, rows, message in (
-        ({"data": 3}, 8, "expected sizes whose product is the 8 devices"),
-        ({"data": 8}, 12, "generation.rows = 12 on 8 devices: expected a multiple"),
-    ):
-        wrong = json.loads(json.dumps({**config, "mesh": mesh}))
-        wrong["eval"]["generation"]["rows"] = rows
-        done = evaluate_driver.start(wrong, tmp_path / "out", *flags(checkpoints), **EIGHT)()
-        assert done.returncode == 1 and message in done.stderr
+def test_rows_that_do_not_divide_among_the_devices(config, checkpoints, tmp_path):
+    wrong = json.loads(json.dumps({**config, "mesh": {"data": 8}}))
+    wrong["eval"]["generation"]["rows"] = 12
+    done = evaluate_driver.start(wrong, tmp_path / "out", *flags(checkpoints), **EIGHT)()
+    assert done.returncode == 1
+    assert "generation.rows = 12 on 8 devices: expected a multiple" in done.stderr
 
 
 def test_two_processes_of_two_devices_each(config, checkpoints, one, tmp_path):
@@ -97,7 +94,7 @@ def test_two_processes_of_two_devices_each(config, checkpoints, one, tmp_path):
             evaluate_driver.start(
                 meshed,
                 tmp_path / "out",
-                *flags(checkpoints),
+                *flags(checkpoints, ["asr"]),
                 *shared,
                 f"--process={number}",
                 kill_after=0 if number else kill_after,
@@ -117,7 +114,7 @@ def test_two_processes_of_two_devices_each(config, checkpoints, one, tmp_path):
     for number, done in enumerate((first, second)):
         assert done.returncode == 0, done.stderr
         assert ("asr_wer" in done.stdout) == (number == 0)
-    assert_same(one, tmp_path / "out")
+    assert_same(one, tmp_path / "out", ["asr"])
 
 
 def test_killed_in_the_middle(config, checkpoints, one, tmp_path):

@@ -19,6 +19,7 @@ from ba_jax.evals.base import Bench
 from ba_jax.evals.suite import EvalError
 from ba_jax.evaluate import evaluate
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+from ba_jax.sharding import ShardingError
 from tests.unit.evals import small_bench
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -214,6 +215,18 @@ def test_bad_recordings(tiny, checkpoints, tmp_path, monkeypatch):
     for item in items.values():
         if "failed" in item:
             assert not item.get("correct") and item.get("errors", 0) == item.get("units", 0)
+
+
+def test_a_mesh_that_the_devices_do_not_fill(tiny, checkpoints, tmp_path):
+    with pytest.raises(ShardingError, match="expected sizes whose product is the 1 devices"):
+        evaluate({**tiny, "mesh": {"data": 3}}, checkpoints, tmp_path, ["asr"])
+
+
+def test_packages_are_missed_before_anything_is_done(tiny, checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pystoi", None)
+    with pytest.raises(EvalError, match=r"pystoi is not installed: pip install 'ba_jax\[eval\]'"):
+        evaluate(tiny, checkpoints, tmp_path, ["asr", "reconstruction"])
+    assert not (tmp_path / "generations").exists()
 
 
 def test_nothing_to_evaluate_on(tiny, checkpoints, tmp_path):
