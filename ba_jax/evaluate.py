@@ -287,6 +287,9 @@ def evaluate(
     found = {name: None if start != "go on" else _done(paths[name], made[name]) for name in suites}
     there = _agreed([found[name] is not None for name in suites], hosts)
     done = dict(zip(suites, there, strict=True))
+    for name in suites:
+        if not done[name]:
+            suites_lib.SUITES[name].require()
     bench = None
     with Judge(settings.judge) as judge:
         for number, name in enumerate(suites):

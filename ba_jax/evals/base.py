@@ -39,6 +39,7 @@ from ba_jax.types import Example
 
 RATE = 16000
 """Hz of the waves that the audio encoder reads."""
+_LONGEST_NAME = 120
 
 
 @dataclasses.dataclass(frozen=True)
@@ -499,9 +500,9 @@ def _too_long(codes_NQ: np.ndarray | Failure, settings: SynthesisSettings) -> Fa
 
 def _path(suite: str, name: str) -> pathlib.Path:
     """Of a recording; names are ids, which may be anything."""
-    plain = re.sub(r"[^\w.-]+", "_", name)
-    if plain != name or name.startswith("."):
-        plain = f"{plain.strip('.')[:80]}-{stable_hash(name):08x}"
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
+    if plain != name or not name or name.startswith(".") or len(name) > _LONGEST_NAME:
+        plain = f"{plain.strip('.')[:_LONGEST_NAME]}-{stable_hash(name):08x}"
     return pathlib.Path("audio") / suite / f"{plain}.wav"
 
 

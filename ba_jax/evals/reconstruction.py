@@ -121,10 +121,9 @@ class Reconstruction(Codec):
     components = (*_CODEC, "flow_prenet", "flow_unet")
     speaks = True
 
-    def items(self, bench: Bench) -> list[Item]:
-        """Raises EvalError: no recording, or no packages to measure with."""
+    def require(self) -> None:
+        """Raises EvalError: no packages to measure with."""
         sound.require()
-        return super().items(bench)
 
     def present(
         self, bench: Bench, items: Sequence[Item], made: Sequence[Line]

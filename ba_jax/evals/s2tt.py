@@ -78,13 +78,16 @@ class Translation(Suite):
     name = "s2tt"
     components = ("llm", "audio_embed", "audio_head", "audio_encoder", "vq_bridge")
 
+    def require(self) -> None:
+        """Raises EvalError: no sacrebleu."""
+        bleu("en")
+
     def items(self, bench: Bench) -> list[Item]:
-        """Raises EvalError: no utterance with a translation, or no sacrebleu."""
+        """Raises EvalError: no utterance with a translation."""
         spoken = [*bench.statements, *bench.questions]
         found = items_of([record for record in spoken if record.parts[0].translation.strip()])
         if not found:
             raise EvalError("s2tt: no utterance with a translation in the data")
-        bleu("en")
         return found
 
     def generate(self, bench: Bench, items: Sequence[Item]) -> list[Line | Failure]:

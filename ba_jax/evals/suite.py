@@ -81,6 +81,13 @@ class Suite:
     speaks: bool = False
     judged: bool = False
 
+    def require(self) -> None:
+        """Checks that what the suite needs is installed, before anything is generated.
+
+        Raises:
+          EvalError: it is not.
+        """
+
     def items(self, bench: Bench) -> list[Item]:
         """What is asked; the same on every host.
 

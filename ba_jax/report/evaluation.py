@@ -62,7 +62,7 @@ def write(folder: Path) -> None:
         "evaluation.html",
         figures=figures,
         failed=failed,
-        suites=page.suites(found, _InPlace(folder)),
+        suites=page.suite_tables(found, _InPlace(folder)),
         notes=notes,
         versions=page.versions(),
         long=page.LONG,

@@ -85,7 +85,9 @@ def render(
     """
     stages = [_stage(stage, files) for stage in runs.stages]
     suites = [
-        suite for evaluation in runs.evaluations.values() for suite in suites(evaluation, files)
+        suite
+        for evaluation in runs.evaluations.values()
+        for suite in suite_tables(evaluation, files)
     ]
     return render_template(
         "page.html",
@@ -225,7 +227,7 @@ def _first_and_last(stage: Stage, suffixes: Sequence[str], files: Files) -> dict
     return {"steps": steps, "rows": rows}
 
 
-def suites(evaluation: Evaluation, files: Files) -> list[dict[str, Any]]:
+def suite_tables(evaluation: Evaluation, files: Files) -> list[dict[str, Any]]:
     """Of each suite its items, and how many were right."""
     by_suite: dict[str, list[Item]] = collections.defaultdict(list)
     for item in evaluation.items:

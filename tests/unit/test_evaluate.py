@@ -19,6 +19,7 @@ from ba_jax.evals.base import Bench
 from ba_jax.evals.suite import EvalError
 from ba_jax.evaluate import evaluate, find, load
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+from ba_jax.sharding import ShardingError
 from tests.unit.evals import small_bench
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -46,29 +47,6 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(Bench, "generate", counting)
     return counts
-
-
-class FakeJudge:
-    """Hears how long a wave is."""
-
-    names = {"en": "fake", "zh": "fake"}  # noqa: RUF012
-    heard = 0
-
-    def __init__(self, settings):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def map(self, function, values):
-        return map(function, values)
-
-    def hear(self, waves, languages, progress=None):
-        FakeJudge.heard += len(waves)
-        return ["" if wave is None else f"one {len(wave.wave_S)}" for wave in waves]
 
 
 def test_a_component_comes_from_the_last_checkpoint_that_holds_it(tiny, checkpoints):
@@ -175,7 +153,7 @@ def tone(seconds):
 
 def test_bad_recordings(tiny, checkpoints, tmp_path, monkeypatch):
     """Each gives a result or a reason of its own; the others are what they are alone."""
-    monkeypatch.setattr(judge_lib, "Judge", FakeJudge)
+    monkeypatch.setattr(judge_lib, "Judge", small_bench.LengthJudge)
     suites = ["asr", "s2tt", "tts", "codec"]
     good, whole = spoken("good", tone(1.0)), encoded(tone(1.0))
     bad = [
@@ -237,6 +215,18 @@ def test_bad_recordings(tiny, checkpoints, tmp_path, monkeypatch):
     for item in items.values():
         if "failed" in item:
             assert not item.get("correct") and item.get("errors", 0) == item.get("units", 0)
+
+
+def test_a_mesh_that_the_devices_do_not_fill(tiny, checkpoints, tmp_path):
+    with pytest.raises(ShardingError, match="expected sizes whose product is the 1 devices"):
+        evaluate({**tiny, "mesh": {"data": 3}}, checkpoints, tmp_path, ["asr"])
+
+
+def test_packages_are_missed_before_anything_is_done(tiny, checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pystoi", None)
+    with pytest.raises(EvalError, match=r"pystoi is not installed: pip install 'ba_jax\[eval\]'"):
+        evaluate(tiny, checkpoints, tmp_path, ["asr", "reconstruction"])
+    assert not (tmp_path / "generations").exists()
 
 
 def test_nothing_to_evaluate_on(tiny, checkpoints, tmp_path):

@@ -1,0 +1,137 @@
+"""The same evaluation on one device, on eight, in two processes, and after a kill."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import socket
+
+import pytest
+
+from ba_jax.evals import judge
+from ba_jax.evaluate import evaluate
+from tests.integration import evaluate_driver
+from tests.unit.evals import small_bench
+
+SUITES = ["asr", "codec"]
+EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    changes = {"limit": 2, "save_every": 2, "encode_rows": 8}
+    made = small_bench.tiny(**changes)
+    for name in ("generation", "synthesis"):
+        made["eval"][name]["rows"] = 8
+    made["compilation_cache"] = str(tmp_path_factory.mktemp("cache"))
+    return made
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    return small_bench.write_checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="module")
+def one(config, checkpoints, tmp_path_factory):
+    """The folder of an evaluation on one device."""
+    out = tmp_path_factory.mktemp("one") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge, "Judge", small_bench.LengthJudge)
+        evaluate(config, checkpoints, out, SUITES)
+    return out
+
+
+def assert_same(one: pathlib.Path, two: pathlib.Path, suites: list[str]) -> None:
+    """Texts and codes are equal, mel errors but for rounding."""
+    for suite in suites:
+        lines = [
+            [json.loads(line) for line in path.read_text().splitlines()[1:]]
+            for path in (folder / "generations" / f"{suite}.jsonl" for folder in (one, two))
+        ]
+        assert [line["id"] for line in lines[0]] == [line["id"] for line in lines[1]]
+        for here, there in zip(*lines, strict=True):
+            for count, (total, frames) in here.pop("mel_error", {}).items():
+                assert there["mel_error"][count] == [pytest.approx(total, rel=1e-4), frames]
+            there.pop("mel_error", None)
+            assert here == there
+    here, there = (json.loads((folder / "figures.json").read_text()) for folder in (one, two))
+    for name in ("asr_wer", "asr_wer_ci95", "asr_items", "asr_failed"):
+        assert here[name] == there[name]
+
+
+def flags(checkpoints, suites=SUITES):
+    return (f"--checkpoint={','.join(checkpoints)}", f"--suite={','.join(suites)}")
+
+
+def test_on_eight_devices(config, checkpoints, one, tmp_path):
+    meshed = {**config, "mesh": {"data": 2, "fsdp": 2, "tensor": 2}}
+    done = evaluate_driver.start(meshed, tmp_path / "out", *flags(checkpoints), **EIGHT)()
+    assert done.returncode == 0, done.stderr
+    assert_same(one, tmp_path / "out", SUITES)
+
+
+def test_rows_that_do_not_divide_among_the_devices(config, checkpoints, tmp_path):
+    wrong = json.loads(json.dumps({**config, "mesh": {"data": 8}}))
+    wrong["eval"]["generation"]["rows"] = 12
+    done = evaluate_driver.start(wrong, tmp_path / "out", *flags(checkpoints), **EIGHT)()
+    assert done.returncode == 1
+    assert "generation.rows = 12 on 8 devices: expected a multiple" in done.stderr
+
+
+def test_two_processes_of_two_devices_each(config, checkpoints, one, tmp_path):
+    """Killed in the middle; what they left is not made again."""
+    meshed = {**config, "mesh": {"data": 1, "fsdp": 2}}
+    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+
+    def both(kill_after):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        shared = ("--distributed", f"--coordinator=127.0.0.1:{port}", "--processes=2")
+        waits = [
+            evaluate_driver.start(
+                meshed,
+                tmp_path / "out",
+                *flags(checkpoints, ["asr"]),
+                *shared,
+                f"--process={number}",
+                kill_after=0 if number else kill_after,
+                **two,
+            )
+            for number in range(2)
+        ]
+        return [wait() for wait in waits]
+
+    # The first is killed after a batch; JAX ends the other.
+    first, second = both(1)
+    assert first.returncode == -9 and second.returncode not in (0, 1), second.stderr
+    part = tmp_path / "out" / "hosts" / "0" / "generations" / "asr.jsonl"
+    assert len(part.read_text().splitlines()) == 1 + 2
+    first, second = both(0)
+    assert "asr recognising: 2\n" in first.stdout  # of its four items
+    for number, done in enumerate((first, second)):
+        assert done.returncode == 0, done.stderr
+        assert ("asr_wer" in done.stdout) == (number == 0)
+    assert_same(one, tmp_path / "out", ["asr"])
+
+
+def test_killed_in_the_middle(config, checkpoints, one, tmp_path):
+    out = tmp_path / "out"
+    done = evaluate_driver.start(config, out, *flags(checkpoints, ["asr"]), kill_after=2)()
+    assert done.returncode == -9
+    part = out / "hosts" / "0" / "generations" / "asr.jsonl"
+    before = part.read_text().splitlines()
+    assert len(before) == 1 + 2 * 2
+    # What is there is taken as it is.
+    marked = [before[0], *(line.replace('"text":"', '"text":"KEPT ') for line in before[1:])]
+    part.write_text("".join(f"{line}\n" for line in marked))
+    done = evaluate_driver.start(config, out, *flags(checkpoints, ["asr"]))()
+    assert done.returncode == 0, done.stderr
+    items = [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
+    assert [item["hypothesis"].startswith("KEPT") for item in items] == [True] * 4 + [False] * 4
+    whole = [json.loads(line) for line in (one / "items.jsonl").read_text().splitlines()]
+    assert items[4:] == [
+        {**item, "audio": own["audio"]} for item, own in zip(whole[4:8], items[4:], strict=True)
+    ]
