@@ -180,13 +180,12 @@ class Bench:
     @functools.cached_property
     def synthesizer(self) -> Synthesizer:
         """Codes to waves; Griffin-Lim runs in the judge's processes."""
-        return Synthesizer(
-            self.config,
-            self.variables,
-            self.settings.synthesis,
-            run=self.judge.map,
-            **self._place,
-        )
+        return self.synthesizer_with(self.settings.synthesis)
+
+    @functools.cache  # noqa: B019 (a bench lives as long as its command)
+    def synthesizer_with(self, settings: SynthesisSettings) -> Synthesizer:
+        """The same with other settings, made once."""
+        return Synthesizer(self.config, self.variables, settings, run=self.judge.map, **self._place)
 
     @functools.cached_property
     def encoder(self) -> Encoder:

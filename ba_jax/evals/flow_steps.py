@@ -1,98 +1,115 @@
 """What fewer steps of the flow cost, and what streaming costs: real speech through codes and back.
 
 For 2, 4, 6 and 10 Euler steps, and for 10 with a stream's blocks and norms (`for_streaming`: what
-`StreamingSynthesizer` gives): mel error, the judge's, and seconds.
+`StreamingSynthesizer` gives): mel error and the judge's.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ba_jax.audio.mel import FLOW_MEL, log_mel
-from ba_jax.data.features import decode
-from ba_jax.evals import text
-from ba_jax.evals.base import Bench, EvalError, Outcome, Utterance
+from ba_jax.audio.mel import FLOW_MEL
+from ba_jax.evals import bootstrap, reconstruction, text
+from ba_jax.evals.base import Bench
+from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite, items_of
 from ba_jax.sampling.stream import for_streaming
-from ba_jax.sampling.synthesize import SynthesisSettings, Synthesizer
+from ba_jax.sampling.synthesize import SynthesisSettings
 
 STEPS = (2, 4, 6, 10)
 STREAMED = "10_streamed"
+VARIANTS = (*map(str, STEPS), STREAMED)
 
 
-def run(bench: Bench) -> Outcome:
+class FlowSteps(Suite):
     """For each number of steps, and for `STREAMED`: `flow_mel_mae_N` (nats, against the recording's
-    mel, pooled over frames), `flow_judge_wer_N`, and `flow_seconds_N` (from all codes to mels,
-    the second time, as the first compiles).
+    mel, over all frames) and `flow_judge_wer_N`."""
 
-    Raises:
-      EvalError: no recording, or one too short for a frame of codes.
-    """
-    utterances = bench.statements
-    if not utterances:
-        raise EvalError("flow_steps: no spoken statement in the data")
-    codes = bench.codes([utterance.part for utterance in utterances])
-    short = [u.id for u, own in zip(utterances, codes, strict=True) if not len(own)]
-    if short:
-        raise EvalError(f"flow_steps: {short[0]} is too short for a frame of codes")
-    wanted = [_mel(utterance) for utterance in utterances]
-    items = [
-        {
-            "id": utterance.id,
-            "language": utterance.language,
-            "reference": utterance.part.text,
-            "mel_mae": {},
-            "heard": {},
-            "audio": {
-                "reference": bench.save("reference", utterance.id, bench.wave(utterance.part))
-            },
-        }
-        for utterance in utterances
-    ]
-    figures: dict[str, Any] = {}
-    for name, settings in _variants(bench.settings.synthesis).items():
-        synthesizer = Synthesizer(bench.config, bench.variables, settings, run=bench.judge.map)
-        seeds = range(len(codes))
-        synthesizer.flow_mels(codes, seeds)
-        started = time.perf_counter()
-        mels = synthesizer.flow_mels(codes, seeds)
-        seconds = time.perf_counter() - started
-        waves = synthesizer.waves_of_mels(mels, seeds)
-        languages = [utterance.language for utterance in utterances]
-        heard = bench.hear(waves, languages, f"listening to {name} steps")
-        tallies, errors = [], []
-        for i, utterance in enumerate(utterances):
-            said, language = utterance.part.text, utterance.language
-            tallies.append(text.score(said, heard[i], language, text.SAID[language]))
-            frames = min(len(mels[i]), len(wanted[i]))
-            errors.append(np.abs(mels[i][:frames] - wanted[i][:frames]).mean(axis=1))
-            # The last variant's are those of the table of items.
-            items[i] |= {
-                "hypothesis": heard[i],
-                "errors": tallies[-1].errors,
-                "units": tallies[-1].units,
-                "correct": tallies[-1].errors == 0,
-            }
-            items[i]["mel_mae"][name] = float(errors[-1].mean())
-            items[i]["heard"][name] = heard[i]
-            items[i]["audio"][name] = bench.save("flow_steps", f"{utterance.id}-{name}", waves[i])
-        figures[f"flow_mel_mae_{name}"] = float(np.concatenate(errors).mean())
-        figures[f"flow_judge_wer_{name}"] = text.total(tallies).rate
-        figures[f"flow_seconds_{name}"] = seconds
-    figures["flow_steps_items"] = len(items)
-    figures["flow_steps_judge"] = bench.judge.names
-    return Outcome(figures, items)
+    name = "flow_steps"
+    components = ("audio_encoder", "vq_bridge", "audio_decoder", "flow_prenet", "flow_unet")
+    speaks = judged = True
+
+    def items(self, bench: Bench) -> list[Item]:
+        """Raises EvalError: no recording."""
+        if not bench.statements:
+            raise EvalError("flow_steps: no spoken statement in the data")
+        return items_of(bench.statements)
+
+    def generate(self, bench: Bench, items: Sequence[Item]) -> list[Line | Failure]:
+        """Codes."""
+        found = bench.segments([item.record.parts[0] for item in items])
+        return [one if isinstance(one, Failure) else {"codes": one.tolist()} for one in found]
+
+    def present(
+        self, bench: Bench, items: Sequence[Item], made: Sequence[Line]
+    ) -> list[Line | Failure]:
+        """The paths of each variant's waves and its mel error."""
+        codes = [np.asarray(line["codes"], np.int32) for line in made]
+        numbers = [item.number for item in items]
+        wanted = [reconstruction.mel_of(item.record.parts[0], FLOW_MEL) for item in items]
+        lines: list[Line] = [
+            {"mel_error": {}, "reference": bench.recording(item.record.parts[0], item.id)}
+            for item in items
+        ]
+        for name, settings in variants(bench.settings.synthesis).items():
+            synthesizer = bench.synthesizer_with(settings)
+            mels = synthesizer.flow_mels(codes, numbers)
+            waves = synthesizer.waves_of_mels(mels, numbers)
+            for line, item, mel, want, wave in zip(lines, items, mels, wanted, waves, strict=True):
+                line["mel_error"][name] = reconstruction.mel_error(mel, want)
+                line[name] = bench.save(self.name, f"{item.id}-{name}", wave)
+        return lines
+
+    def judge(
+        self, bench: Bench, items: Sequence[Item], made: Sequence[Line], given: Sequence[Line]
+    ) -> list[Line | Failure]:
+        """What is heard of each variant."""
+        found: list[Line | Failure] = [{} for _ in items]
+        for name in VARIANTS:
+            heard = reconstruction.heard(bench, items, given, name, f"listening to {name} steps")
+            for i, one in enumerate(heard):
+                if isinstance(one, Failure) or isinstance(found[i], Failure):
+                    found[i] = one if isinstance(one, Failure) else found[i]
+                else:
+                    found[i] |= one
+        return found
+
+    def score(
+        self, bench: Bench, item: Item, made: Line | None, given: Line | None, judged: Line | None
+    ) -> Line:
+        """The row of the most steps; what failed was not heard, and has no mel error."""
+        said, language = item.record.parts[0].text, item.language
+        best = str(STEPS[-1])
+        row = reconstruction.row_of(item, judged[best] if judged else "", judged is not None)
+        row["heard"] = {name: judged[name] if judged else "" for name in VARIANTS}
+        for name in VARIANTS:
+            tally = text.tally(said, row["heard"][name], language, text.SAID[language])
+            row[f"errors_{name}"] = tally.errors
+        if given:
+            errors = given["mel_error"]
+            row["mel_mae"] = {name: above / below for name, (above, below) in errors.items()}
+            row["mel_frames"] = {name: below for name, (_, below) in errors.items()}
+        names = ("reference", *VARIANTS)
+        row["audio"] = {name: given[name] if given else "" for name in names}
+        return row
+
+    def figures(self, bench: Bench, rows: Sequence[Line]) -> dict[str, Any]:
+        """Mel errors over all frames, and the rates of what was heard."""
+        found: dict[str, Any] = {"flow_steps_items": len(rows)}
+        own = [row for row in rows if "mel_mae" in row]
+        for name in VARIANTS:
+            pairs = [(row["mel_mae"][name], row["mel_frames"][name]) for row in own]
+            found[f"flow_mel_mae_{name}"] = reconstruction.mean_of(pairs) if pairs else None
+            found |= bootstrap.rate_figures(f"flow_judge_wer_{name}", rows, f"errors_{name}")
+        found["flow_steps_judge"] = bench.judge.names
+        return found
 
 
-def _variants(settings: SynthesisSettings) -> dict[str, SynthesisSettings]:
+def variants(settings: SynthesisSettings) -> Mapping[str, SynthesisSettings]:
+    """Name -> how codes become waves."""
     own = dataclasses.replace(settings, mel="flow")
     found = {str(steps): dataclasses.replace(own, steps=steps) for steps in STEPS}
-    return {STREAMED: dataclasses.replace(for_streaming(own), steps=STEPS[-1]), **found}
-
-
-def _mel(utterance: Utterance) -> np.ndarray:
-    part = utterance.part
-    return log_mel(decode(part.audio, part.seconds, (FLOW_MEL.sample_rate,))[0], FLOW_MEL)
+    return {**found, STREAMED: dataclasses.replace(for_streaming(own), steps=STEPS[-1])}

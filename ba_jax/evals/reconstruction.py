@@ -44,13 +44,13 @@ class Codec(Suite):
         if not usable:
             return found
         codes = [found[i] for i in usable]
-        wanted = [_mel(items[i].record.parts[0], HIFIGAN_MEL) for i in usable]
+        wanted = [mel_of(items[i].record.parts[0], HIFIGAN_MEL) for i in usable]
         total = codes[0].shape[1]
         lines = [{"codes": own.tolist(), "mel_error": {}} for own in codes]
         for count in [count for count in _COUNTS if count < total] + [total]:
             decoded = bench.synthesizer.decode(codes, codebooks=count)
             for line, one, want in zip(lines, decoded, wanted, strict=True):
-                line["mel_error"][str(count)] = _error(one.mel_TM, want)
+                line["mel_error"][str(count)] = mel_error(one.mel_TM, want)
         for i, line in zip(usable, lines, strict=True):
             found[i] = line
         return found
@@ -73,13 +73,13 @@ class Codec(Suite):
         self, bench: Bench, items: Sequence[Item], made: Sequence[Line], given: Sequence[Line]
     ) -> list[Line | Failure]:
         """What is heard."""
-        return _heard(bench, items, given, "without_flow", "listening without the flow")
+        return heard(bench, items, given, "without_flow", "listening without the flow")
 
     def score(
         self, bench: Bench, item: Item, made: Line | None, given: Line | None, judged: Line | None
     ) -> Line:
         """What failed was not heard; it has no mel, and no mel error."""
-        row = _row(item, judged["without_flow"] if judged else "", judged is not None)
+        row = row_of(item, judged["without_flow"] if judged else "", judged is not None)
         row["heard_without_flow"] = row["hypothesis"]
         row |= {"errors_without_flow": row["errors"]}
         if made:
@@ -100,7 +100,7 @@ class Codec(Suite):
             for count in counts
         }
         found: dict[str, Any] = {
-            "mel_mae_by_codebooks": {count: _mean(pair) for count, pair in pairs.items()}
+            "mel_mae_by_codebooks": {count: mean_of(pair) for count, pair in pairs.items()}
         }
         if counts:
             found["mel_mae" + bootstrap.SUFFIX] = _interval(pairs[counts[-1]])
@@ -135,7 +135,7 @@ class Reconstruction(Codec):
         mels = bench.synthesizer.flow_mels(codes, numbers)
         waves = bench.synthesizer.waves_of_mels(mels, numbers)
         for line, item, mel_TM, wave in zip(lines, items, mels, waves, strict=True):
-            line["mel_error_flow"] = _error(mel_TM, _mel(item.record.parts[0], FLOW_MEL))
+            line["mel_error_flow"] = mel_error(mel_TM, mel_of(item.record.parts[0], FLOW_MEL))
             line["generated"] = bench.save(self.name, item.id, wave)
         return lines
 
@@ -144,7 +144,7 @@ class Reconstruction(Codec):
     ) -> list[Line | Failure]:
         """What is heard with and without the flow, and how it sounds."""
         plain = super().judge(bench, items, made, given)
-        full = _heard(bench, items, given, "generated", "listening to reconstructions")
+        full = heard(bench, items, given, "generated", "listening to reconstructions")
         pairs = [(bench.load(one["generated"]), bench.load(one["reference"])) for one in given]
         sounds = bench.judge.map(sound.measure, pairs)
         return [
@@ -158,7 +158,7 @@ class Reconstruction(Codec):
     ) -> Line:
         """As the codec's; what was heard is of the flow."""
         plain = super().score(bench, item, made, given, judged)
-        row = plain | _row(item, judged["generated"] if judged else "", judged is not None)
+        row = plain | row_of(item, judged["generated"] if judged else "", judged is not None)
         if given:
             above, below = given["mel_error_flow"]
             row |= {"mel_mae_flow": above / below, "mel_frames_flow": below}
@@ -171,7 +171,7 @@ class Reconstruction(Codec):
         """As the codec's, and more."""
         found = super().figures(bench, rows)
         pairs = [(r["mel_mae_flow"], r["mel_frames_flow"]) for r in rows if "mel_mae_flow" in r]
-        found["mel_mae_flow"] = _mean(pairs) if pairs else None
+        found["mel_mae_flow"] = mean_of(pairs) if pairs else None
         found["mel_mae_flow" + bootstrap.SUFFIX] = _interval(pairs)
         found |= bootstrap.rate_figures("reconstruction_judge_wer", rows)
         names = {
@@ -183,15 +183,17 @@ class Reconstruction(Codec):
         return found
 
 
-def _heard(
+def heard(
     bench: Bench, items: Sequence[Item], given: Sequence[Line], key: str, what: str
 ) -> list[Line | Failure]:
+    """What the judge hears of the waves whose paths are under `key`, under that key."""
     waves = [bench.load(line[key]) for line in given]
-    heard = bench.hear(waves, [item.language for item in items], what)
-    return [said if isinstance(said, Failure) else {key: said} for said in heard]
+    texts = bench.hear(waves, [item.language for item in items], what)
+    return [said if isinstance(said, Failure) else {key: said} for said in texts]
 
 
-def _row(item: Item, heard: str, was_judged: bool) -> Line:
+def row_of(item: Item, heard: str, was_judged: bool) -> Line:
+    """What is scored of what was heard of an item."""
     said, language = item.record.parts[0].text, item.language
     tally = text.tally(said, heard, language, text.SAID[language])
     return {
@@ -205,11 +207,12 @@ def _row(item: Item, heard: str, was_judged: bool) -> Line:
     }
 
 
-def _mel(part: Part, geometry: MelGeometry) -> np.ndarray:
+def mel_of(part: Part, geometry: MelGeometry) -> np.ndarray:
+    """A recording's log-mel (T, M)."""
     return log_mel(decode(part.audio, part.seconds, (geometry.sample_rate,))[0], geometry)
 
 
-def _error(mel_TM: np.ndarray, wanted_TM: np.ndarray) -> tuple[float, int]:
+def mel_error(mel_TM: np.ndarray, wanted_TM: np.ndarray) -> tuple[float, int]:
     """(sum over frames of the mean |difference| of their bins, frames).
 
     Codes cover a little less than the audio.
@@ -219,7 +222,7 @@ def _error(mel_TM: np.ndarray, wanted_TM: np.ndarray) -> tuple[float, int]:
     return float(errors_T.sum()), frames
 
 
-def _mean(pairs: Sequence[tuple[float, int]]) -> float:
+def mean_of(pairs: Sequence[tuple[float, int]]) -> float:
     """Mean over all frames of (mean of an item's frames, how many)."""
     return sum(mean * frames for mean, frames in pairs) / sum(frames for _, frames in pairs)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ba_jax.evals import asr, choice, qa, reconstruction, s2tt, spoken_qa, tts
+from ba_jax.evals import asr, choice, flow_steps, qa, reconstruction, s2tt, spoken_qa, tts
 from ba_jax.evals.suite import EvalError, Suite
 
 SUITES: Mapping[str, Suite] = {
@@ -16,6 +16,7 @@ SUITES: Mapping[str, Suite] = {
         tts.Speaking(),
         reconstruction.Codec(),
         reconstruction.Reconstruction(),
+        flow_steps.FlowSteps(),
         *choice.suites(),
         *spoken_qa.suites(),
     )

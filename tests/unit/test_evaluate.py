@@ -20,6 +20,7 @@ from ba_jax.evals.suite import EvalError
 from ba_jax.evaluate import evaluate
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sharding import ShardingError
+from ba_jax.restore import find, load
 from tests.unit.evals import small_bench
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
