@@ -19,8 +19,8 @@ from ba_jax.evals.base import Bench
 from ba_jax.evals.suite import EvalError
 from ba_jax.evaluate import evaluate
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-from ba_jax.sharding import ShardingError
 from ba_jax.restore import find, load
+from ba_jax.sharding import ShardingError
 from tests.unit.evals import small_bench
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
