@@ -1,7 +1,7 @@
 """Generation against the same weights in PyTorch, written as the reference does it, in one run.
 
-    python -m benchmarks.generate                           # small, some 4 minutes
-    python -m benchmarks.generate --size medium --seconds 90 --json out.json
+    python -m benchmarks.generate                                  # small
+    python -m benchmarks.generate --size medium --threads 1 --json out.json
 
 Random weights; both sides take the most likely ids and codes, and what they give is compared before
 the clock starts. A call is a whole request, its prompt included. The reference serves one request

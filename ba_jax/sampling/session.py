@@ -162,7 +162,7 @@ class Session:
         self._keys_B = jax.vmap(jax.random.key)(seeds_B)
         self._state: State | None = None
         self._wants_B = np.zeros(stepper.rows, bool)
-        self._spoke_up = [False] * len(seeds)
+        self._generated = [False] * len(seeds)
         self._told = [_Told(ended=True) for _ in range(stepper.rows)]
 
     @property
@@ -218,7 +218,7 @@ class Session:
             if prompt is not None:
                 self._wants_B[row] = prompt.wants_speech
                 self._told[row] = _Told()
-                self._spoke_up[row] = False
+                self._generated[row] = False
         longest = max(len(own) for own in ids)
         for first in range(0, longest, self._lengths[-1]):
             self._read_part(ids, codes, mode_B, first, min(longest - first, self._lengths[-1]))
@@ -243,17 +243,16 @@ class Session:
         """The ids that each conversation's last turn still lacks."""
         if self._state is None:
             return [[]] * self._count
-        open_B, ended_B, chosen = jax.device_get(
-            (self._state.turn.open_B, self._state.turn.ended_B, self._spoke_up)
-        )
-        tokens = self._stepper.config.tokens
-        return [
-            ([tokens.audiogen_end] if open_B[row] else [])
-            + ([self._stepper.eos_id] if not ended_B[row] else [])
-            if chosen[row]
-            else []
-            for row in range(self._count)
-        ]
+        open_B, ended_B = jax.device_get((self._state.turn.open_B, self._state.turn.ended_B))
+        closers: list[list[int]] = [[] for _ in range(self._count)]
+        for row, own in enumerate(closers):
+            if not self._generated[row]:  # two prompts, one after the other
+                continue
+            if open_B[row]:
+                own.append(self._stepper.config.tokens.audiogen_end)
+            if not ended_B[row]:
+                own.append(self._stepper.eos_id)
+        return closers
 
     # Generating
 
@@ -337,7 +336,7 @@ class Session:
 
     def _advance(self, limits: Limits, steps: int) -> None:
         for row in range(self._count):
-            self._spoke_up[row] |= not self._told[row].ended
+            self._generated[row] |= not self._told[row].ended
         self._state = self._stepper.run(self._state, self._keys_B, limits, steps)
 
     def _snapshot(self) -> _Snapshot:
