@@ -186,6 +186,17 @@ class StreamingSynthesizer:
             self._free.append(stream._row)
         return found
 
+    def drop(self, streams: Sequence[SegmentStream]) -> None:
+        """Ends some segments whose samples nobody wants any more; their rows are free again.
+
+        Raises:
+          StreamError: a stream that was finished, or named twice.
+        """
+        self._check(streams)
+        for stream in streams:
+            stream._closed = True
+            self._free.append(stream._row)
+
     def _check(self, streams: Sequence[SegmentStream]) -> None:
         if len({id(stream) for stream in streams}) != len(streams):
             raise StreamError("a stream is named twice")
@@ -361,6 +372,10 @@ class SegmentStream:
     def finish(self) -> np.ndarray:
         """The rest of the segment's samples; none if it had no codes."""
         return self._owner.finish([self])[0]
+
+    def drop(self) -> None:
+        """Ends the segment and gives nothing."""
+        self._owner.drop([self])
 
     def _waiting(self) -> int:
         return sum(map(len, self._codes))

@@ -14,9 +14,11 @@ from ba_jax.models import vocoder as vocoder_module
 from ba_jax.models.vocoder import (
     Vocoder,
     VocoderConfig,
+    WindowPlace,
     draw_source_noise,
     draw_source_phase,
     frame_phase,
+    reach,
 )
 from ba_jax.models.vocoder_stft import inverse_stft, source_stft
 from ba_jax.models.weight_norm import WeightNormConv, WeightNormConvTranspose
@@ -499,3 +501,34 @@ def test_snake_equals_its_definition():
     # alpha 0 is the identity, not a division by zero.
     zero = {"params": {"alpha": np.zeros(3, np.float32)}}
     np.testing.assert_array_equal(vocoder_module.Snake().apply(zero, x), x)
+
+
+# In windows
+
+
+def test_windows_give_what_the_whole_gives(variables):
+    """Each but its first `reach` frames, and its last where more follows: phase, noise, edges."""
+    length, before = 80, reach(SMALL)
+    assert before == 12 and reach(VocoderConfig(base_channels=8, f0_channels=1)) == 21
+    mel = np.random.default_rng(2).normal(0, 1, (1, length, SMALL.mel_bins)).astype(np.float32)
+    key = jax.random.key(5)
+    whole = jax.jit(lambda v, *a: MODEL.apply(v, *a)[0])(variables, mel, jnp.array([length]), key)
+    whole = np.asarray(whole)[0]
+    size, step = 40, SMALL.frame_samples
+    window = jax.jit(lambda v, *a: MODEL.apply(v, *a, method="window"))
+    heard, first, phase, anchor = 0, 0, 0, 0
+    while heard < length:
+        some = mel[:, first : first + size]
+        frames = some.shape[1]
+        upto = length if first + size >= length else first + size - before
+        following = max(0, upto - before)
+        next_anchor = following + SMALL.f0_layers if following else 0
+        place = WindowPlace(
+            *(jnp.array([n]) for n in (first, anchor - first, phase, next_anchor - first))
+        )
+        padded = np.pad(some, ((0, 0), (0, size - frames), (0, 0)), constant_values=np.nan)
+        wave, phase = window(variables, padded, jnp.array([frames]), key, place)
+        place_S = slice((heard - first) * step, (upto - first) * step)
+        close(np.asarray(wave)[0, place_S], whole[heard * step : upto * step], 1e-4)
+        heard, first, anchor, phase = upto, following, next_anchor, int(phase[0])
+    assert heard == length and first > 0 and phase > 0
