@@ -11,7 +11,12 @@
 Change what is evaluated on with `--config.eval.dataset=DIR`, `--config.eval.split=validation`, how
 ids and codes are chosen with `--config.eval.generation.audio.temperature=0.3`. What is longer than
 `generation.lengths` and `generation.max_frames` allow fails and counts as wrong; more room costs
-time on every step.
+time on every step. A dataset that `ba_jax.data.prepare` made, LibriSpeech say:
+
+    --config.eval.dataset=DIR --config.eval.split=test_clean '--config.eval.sources=()' \
+    '--config.eval.encode_seconds=(5., 15., 30.)' '--config.eval.generation.lengths=(128, 512)'
+
+`mesh` lays the model out over one host's devices as in training.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def start(
 
     def wait() -> subprocess.CompletedProcess:
         try:
-            out, err = process.communicate(timeout=240)
+            out, err = process.communicate(timeout=480)
         finally:
             process.kill()
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
