@@ -9,9 +9,9 @@ at a time, computes the text head on every frame, runs the audio head anew for e
 its cache by concatenation (`benchmarks.torch_generation`); ours runs the jitted loop.
 
 First audio: the reference makes sound of a clause once all its frames are there, ours streams. Both
-sides count generation and then synthesis by the same function, of the whole clause there, of the
-first frames here: our `Synthesizer` at nano size (`--synthesis nano`), or none (`--synthesis none`,
-generation alone).
+sides count generation and then our synthesis at nano size (`--synthesis nano`): there the whole
+clause by `Synthesizer`, here `StreamingSynthesizer`, frame by frame until the first samples come.
+`--synthesis none` counts generation alone, here of the first frames.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from ba_jax.sampling.logits import GREEDY
 from ba_jax.sampling.loop import Generator
 from ba_jax.sampling.prompt import Prompt
 from ba_jax.sampling.session import FRAME
+from ba_jax.sampling.stream import StreamingSynthesizer, for_streaming
 from ba_jax.sampling.synthesize import SynthesisSettings, Synthesizer
 from ba_jax.vocab import CODEBOOK_SIZES, AudioTokens
 from benchmarks import timing
@@ -70,7 +71,15 @@ COLUMNS = (
     "others",
 )
 
-Synthesis = Callable[[np.ndarray], object]
+
+@dataclasses.dataclass(frozen=True)
+class Synthesis:
+    """Codes to sound, whole and in pieces, with the same weights and settings."""
+
+    whole: Synthesizer
+    pieces: StreamingSynthesizer
+
+
 """Codes (N, Q) to sound; returns when it is there."""
 
 
@@ -281,8 +290,8 @@ def first_audio(sides: Sides, synthesis: Synthesis | None) -> Case:
 
     Args:
       sides: both.
-      synthesis: makes sound of the whole clause there, of the first frames here; None: generation
-        alone is timed.
+      synthesis: makes sound of the whole clause there, in pieces here; None: generation alone is
+        timed, here of the first frames.
     """
     sizes = sides.sizes
     nothing_V = np.zeros(sizes.llm.vocab_size, bool)
@@ -299,28 +308,33 @@ def first_audio(sides: Sides, synthesis: Synthesis | None) -> Case:
         conversation.write(sizes.clause)
         codes_NQ = conversation.speak(sizes.frames, TOKENS.audiogen_start).numpy()
         if synthesis is not None:
-            synthesis(codes_NQ)
+            synthesis.whole.waves([codes_NQ], [0])
         return codes_NQ
 
     def ours() -> np.ndarray:
         frames: list[np.ndarray] = []
+        stream = None if synthesis is None else synthesis.pieces.open()
+        heard = False
         for events in generator.stream([prompt], chunk=CHUNK):
-            frames += [event.codes_Q for event in events if event.kind == FRAME]
-            if len(frames) >= sizes.first_frames:
+            some = [event.codes_Q for event in events if event.kind == FRAME]
+            frames += some
+            if stream is not None and some:
+                heard = len(stream.push(np.stack(some))) > 0
+            if heard or (stream is None and len(frames) >= sizes.first_frames):
                 break
-        codes_NQ = np.stack(frames[: sizes.first_frames])
-        if synthesis is not None:
-            synthesis(codes_NQ)
-        return codes_NQ
+        if stream is not None:
+            stream.drop()
+        return np.stack(frames)
 
     theirs = on_torch(reference)
     counted = "generation alone" if synthesis is None else "and synthesis"
+    first = ours()
     return Case(
         {"torch": theirs, "ours": ours},
         [
             Row(
                 f"first audio ({counted}): {sizes.clause} ids, {sizes.frames} frames there, the "
-                f"first {sizes.first_frames} here",
+                f"first {len(first)} here",
                 "torch",
                 "ours",
                 1,
@@ -329,7 +343,7 @@ def first_audio(sides: Sides, synthesis: Synthesis | None) -> Case:
                 4,
             )
         ],
-        difference(ours(), theirs()[: sizes.first_frames]),
+        difference(first, theirs()[: len(first)]),
     )
 
 
@@ -339,9 +353,11 @@ def nano_synthesis(sizes: Sizes) -> Synthesis:
     values.vq_bridge.codebook_sizes = sizes.codebooks
     parts = ("vq_bridge", "audio_decoder", "flow_prenet", "flow_unet", "vocoder")
     config = from_mapping(BaichuanAudioConfig, values).only(*parts)
-    settings = SynthesisSettings(rows=1, frames=(sizes.first_frames, sizes.frames))
-    synthesizer = Synthesizer(config, our_variables(config), settings)
-    return lambda codes_NQ: synthesizer.waves([codes_NQ], [0])
+    settings = for_streaming(SynthesisSettings(rows=1, frames=(sizes.frames,)))
+    variables = our_variables(config)
+    return Synthesis(
+        Synthesizer(config, variables, settings), StreamingSynthesizer(config, variables, settings)
+    )
 
 
 def measure(case: Case, sizes: Sizes, seconds: float) -> Iterator[dict]:

@@ -304,6 +304,6 @@ class _Voice:
     def close(self, whole: bool) -> bool:
         """Ends; whether a file was kept."""
         if self._stream is not None:
-            self._stream.finish()
+            self._stream.drop()
         self._speaker.close(whole)
         return whole and self._speaker.samples > 0
