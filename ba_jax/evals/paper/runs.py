@@ -13,14 +13,16 @@ SIZES: Mapping[str, str] = {"nano": "nano_whisper", "nano_scratch": "nano"}
 """Size -> the configs' argument: nano with Whisper-base as its encoder (the demo's), or without."""
 STEPS: Mapping[str, int] = {
     "text": 300,
-    "tokenizer": 240,
+    "tokenizer": 220,
     "flow": 300,
     "single": 440,
     "stage1": 40,
-    "words": 350,
+    "words": 330,
     "stage2": 700,
 }
 """Run -> optimiser steps, as in launch/demo.sh."""
+SPEEDS: Mapping[str, float] = {"embedded_slow": 0.9, "embedded_fast": 1.1, "embedded": 1.0}
+"""Dataset of codes -> how fast its recordings are played; the last one makes the folder complete."""
 WEIGHTS = {"llm": "text", "audio_embed": "tokenizer"}
 
 
@@ -66,7 +68,8 @@ class Runs:
             if _is_done(folder / name):
                 return folder / name
         target = self.folders[-1] / name
-        self._execute(self._command(name, target))
+        for command in self._commands(name, target):
+            self._execute(command)
         if not _is_done(target):
             raise RunError(
                 f"{target}: the command ended, but the run is not complete: run it again"
@@ -97,6 +100,21 @@ class Runs:
                 return _steps(folder / name)
         return None
 
+    def _commands(self, name: str, target: pathlib.Path) -> list[list[str]]:
+        if name == "codes":
+            return [self._codes(target, dataset) for dataset in SPEEDS]
+        return [self._command(name, target)]
+
+    def _codes(self, target: pathlib.Path, dataset: str) -> list[str]:
+        return _python(
+            "ba_jax.tokenize",
+            f"--config=configs/tokenizer.py:{self.model}",
+            f"--checkpoint={self.get('tokenizer')}",
+            "--dataset=embedded",
+            f"--speed={SPEEDS[dataset]}",
+            f"--out={target / dataset}",
+        )
+
     def _command(self, name: str, target: pathlib.Path) -> list[str]:
         if name == "whisper":
             from ba_jax.data.speech import assets
@@ -104,14 +122,6 @@ class Runs:
             source = str(assets.ensure("whisper-base"))
             options = ["--quiet", "--overwrite", "--out", str(target), "--source", source]
             return _python("ba_jax.convert", *options)
-        if name == "codes":
-            return _python(
-                "ba_jax.tokenize",
-                f"--config=configs/tokenizer.py:{self.model}",
-                f"--checkpoint={self.get('tokenizer')}",
-                "--dataset=embedded",
-                f"--out={target / 'embedded'}",
-            )
         if name == "text":
             return self._train(name, "lm_text.py:nano", target)
         if name == "tokenizer":

@@ -2,11 +2,13 @@
 
 import ast
 import json
+import pathlib
+import re
 
 import pytest
 
 from ba_jax.evals.paper.main import arguments, main, numbers
-from ba_jax.evals.paper.runs import STEPS, RunError, Runs
+from ba_jax.evals.paper.runs import SPEEDS, STEPS, RunError, Runs
 
 
 def finish(folder, steps=None):
@@ -43,6 +45,14 @@ def made(tmp_path, monkeypatch):
     return Runs([tmp_path / "runs", tmp_path / "own"], "nano", execute), commands
 
 
+def test_steps_and_speeds_are_the_demos():
+    script = (pathlib.Path(__file__).parents[4] / "launch" / "demo.sh").read_text()
+    steps = dict(re.findall(r"train (\w+) \S+ (\d+) \d+ ", script))
+    assert {name: int(count) for name, count in steps.items()} == STEPS
+    speeds = dict(re.findall(r"codes_of (\w+) ([\d.]+)", script))
+    assert {name: float(speed) for name, speed in speeds.items()} == SPEEDS
+
+
 def test_what_is_there_is_used(tmp_path, made):
     runs, commands = made
     finish(tmp_path / "runs" / "stage2", steps=1750)
@@ -57,7 +67,7 @@ def test_what_is_missing_is_trained_with_what_it_starts_from(tmp_path, made):
     names = [
         next((a for a in c if a.startswith("--workdir=")), "=/x").split("/")[-1] for c in commands
     ]
-    assert modules.count("ba_jax.train") == 5 and "ba_jax.tokenize" in modules
+    assert modules.count("ba_jax.train") == 5 and modules.count("ba_jax.tokenize") == 3
     assert names[0] == "text" and names[-3:] == ["stage1", "words", "stage2"]
     own = tmp_path / "own"
     last = commands[-1]
