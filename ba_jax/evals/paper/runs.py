@@ -22,7 +22,7 @@ STEPS: Mapping[str, int] = {
 }
 """Run -> optimiser steps, as in launch/demo.sh."""
 SPEEDS: Mapping[str, float] = {"embedded_slow": 0.9, "embedded_fast": 1.1, "embedded": 1.0}
-"""Dataset of codes -> how fast its recordings are played; the last one makes the folder complete."""
+"""Dataset of codes -> how fast recordings are played; the last one makes the folder complete."""
 WEIGHTS = {"llm": "text", "audio_embed": "tokenizer"}
 
 

@@ -47,7 +47,7 @@ def made(tmp_path, monkeypatch):
 
 def test_steps_and_speeds_are_the_demos():
     script = (pathlib.Path(__file__).parents[4] / "launch" / "demo.sh").read_text()
-    steps = dict(re.findall(r"train (\w+) \S+ (\d+) \d+ ", script))
+    steps = dict(re.findall(r"train (\w+) \S+ (\d+) \d+\b", script))
     assert {name: int(count) for name, count in steps.items()} == STEPS
     speeds = dict(re.findall(r"codes_of (\w+) ([\d.]+)", script))
     assert {name: float(speed) for name, speed in speeds.items()} == SPEEDS
