@@ -112,7 +112,9 @@ class StreamingSynthesizer:
             self._vocoder = _Windows(self, variables, dtype)
         else:
             self._mels = self._jit("mels", functools.partial(self._mel_batch, model))
-        self._state = jax.jit(self._empty)()  # in jit: no two arrays share a buffer
+        # In jit, as no two arrays may share a buffer; placed like the parameters, as what they give
+        # is, or the second block would be compiled anew.
+        self._state = jax.device_put(jax.jit(self._empty)(), _place_of(self._variables))
         self._free = list(range(rows))
 
     @property
@@ -126,6 +128,13 @@ class StreamingSynthesizer:
             return function(*args)
 
         return jax.jit(traced, donate_argnums=() if donate is None else donate)
+
+    def warm_up(self) -> None:
+        """Compiles every shape that a stream can need, before the first one is waited for."""
+        for size in self._sizes:
+            self._decode(size, [])
+            if self._vocoder is not None:
+                self._vocoder.step(size, [], {})
 
     def open(self, seed: int = 0, segment: int = 0) -> SegmentStream:
         """A stream for a segment; the request's seed and the segment's number decide its noise.
@@ -343,6 +352,16 @@ class StreamingSynthesizer:
         return both[0], both[1]
 
 
+def _place_of(variables: Any) -> Any:
+    """Where parameters were put on purpose, whole on each of their devices; None: nowhere."""
+    leaf = jax.tree.leaves(variables)[0]
+    if not isinstance(leaf, jax.Array) or not leaf.committed:
+        return None
+    if isinstance(leaf.sharding, jax.sharding.NamedSharding):
+        return jax.sharding.NamedSharding(leaf.sharding.mesh, jax.sharding.PartitionSpec())
+    return leaf.sharding
+
+
 class SegmentStream:
     """One segment of a `StreamingSynthesizer`, made by its `open`."""
 
@@ -454,13 +473,13 @@ class _Windows:
                 return
             most = max(waiting.values())
             sizes = self._owner._sizes
-            self._step(next((size for size in sizes if size >= most), sizes[-1]), some, given)
+            self.step(next((size for size in sizes if size >= most), sizes[-1]), some, given)
 
     def _final(self, stream: SegmentStream) -> int:
         """Frames that can be heard."""
         return stream._frames if stream._ended else max(0, stream._frames - self._hold)
 
-    def _step(self, size: int, streams, given: dict[int, list[np.ndarray]]) -> None:
+    def step(self, size: int, streams, given: dict[int, list[np.ndarray]]) -> None:
         """A window with room for `size` new frames."""
         rows, bins = self._owner.rows, self._config.mel_bins
         room = self._before + size + self._hold
