@@ -19,7 +19,6 @@ from ba_jax.generate.batched import Line, begin, fail, lacking, turn_line
 from ba_jax.generate.engine import Engine, Failure
 from ba_jax.generate.requests import Request, Turn
 from ba_jax.generate.results import Results
-from ba_jax.models.blocks import CODE_FRAMES
 from ba_jax.sampling import session as sessions
 from ba_jax.sampling.prompt import Prompt
 from ba_jax.sampling.session import Event, Session
@@ -151,23 +150,20 @@ class Streamer:
             prompt = engine.prompt(request, 0, codes_NQ)
         else:
             prompt = engine.prompt(request, 0, None)
-        if not isinstance(prompt, Failure):
+        if isinstance(prompt, Failure):
+            raise ValueError(f"warm-up: {prompt.reason}")
+        for length in engine.settings.lengths:
+            some = _of_length(prompt, length)
             session = engine.generator.session([0])
-            session.read([prompt])
+            session.read([some])
             chunk = engine.settings.stream.chunk
             for _ in session.stream(chunk=chunk, text_limit=2, frame_limit=2):
                 pass
-            if engine.task == "chat":  # a later turn is read by another function
-                session.read([prompt])
+            # A later turn is read by another function.
+            if engine.task == "chat" and not lacking(session, 0, length):
+                session.read([some])
         if engine.task in ("tts", "chat") and self._speaks:
-            # Each size of block, a segment's last one too.
-            synthesizer = engine.streaming_synthesizer
-            sizes = engine.config.vq_bridge.codebook_sizes
-            for frames in np.cumsum(synthesizer.blocks.sizes) // CODE_FRAMES + 1:
-                stream = synthesizer.open(0)
-                for _ in range(min(int(frames), synthesizer.limit)):
-                    stream.push(np.zeros((1, len(sizes)), np.int32))
-                stream.finish()
+            engine.streaming_synthesizer.warm_up()
 
     @property
     def _speaks(self) -> bool:
@@ -259,6 +255,12 @@ class Streamer:
     def _events(self, session: Session, chunk: int) -> Iterator[Event]:
         for some in session.stream(chunk=chunk, frame_limit=self._engine.frame_limit):
             yield from some
+
+
+def _of_length(prompt: Prompt, length: int) -> Prompt:
+    """Its ids again and again, up to a length."""
+    codes_LQ = np.resize(prompt.codes_LQ, (length, prompt.codes_LQ.shape[1]))
+    return dataclasses.replace(prompt, ids_L=np.resize(prompt.ids_L, length), codes_LQ=codes_LQ)
 
 
 class _Voice:
