@@ -13,6 +13,14 @@ where `hold` is None. What must differ from the reference for that: the decoder'
 the statistics of the segment so far instead of the whole one's (`norm_frames`), and the flow sees
 its own block, shorter than 2 s, instead of its own 2 s (`blocks`).
 
+Measured on the demo's flow (nano, 32 answers in its voices): blocks of 16, then 48 frames change
+its mel by 0.04 nats, `norm_frames` of 4 by 0.02 (0.008 with measured `norms` and a weight of 25),
+other noise by 1.1; the error against the recordings stays 1.13. A vocoder of 46 training steps gave
+the whole's wave (peak 0.43) within 1e-5 with `hold` None (21 frames; first audio after 17 frames of
+codes), 3e-4 with 8 and 2e-3 with 6 (after 5 frames of codes). Of the decoder's own mel, whose
+convolutions and norms were trained on whole segments, more is lost: 0.3 nats by the resizing's
+grid alone, 0.5 with `norm_frames` of 4, against an error of 0.3.
+
 Segments are rows of a batch, each at its own place. Shapes are those of the block sizes alone.
 """
 
