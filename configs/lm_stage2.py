@@ -14,7 +14,7 @@
   1b5         1b5    the paper's mixture as codes, in datasets/
   7b          7b     the same
 
-nano_words, 330 steps, then nano_codes, 700 steps, are the demo's: some 3 and 6 min on two idle CPU
+nano_words, 320 steps, then nano_codes, 660 steps, are the demo's: some 3 and 6 min on two idle CPU
 cores (0.5 s a step). 900 and 3,000 steps (`MINUTES=long bash launch/demo.sh`) recognise with 6.8 %
 errors and answer 82.8 % of spoken questions in writing, 78.1 % in speech; README.md has both runs.
 7b: 1 M tokens a step of 52.5 GFLOP each, so at half of its peak a v5p-128 (64 chips) would take
@@ -68,7 +68,7 @@ def get_config(size: str = "nano") -> ConfigDict:
             if name in config.eval_data.mixture:
                 del config.eval_data.mixture[name]
         config.optimizer.update({"learning_rate": 2.5e-3, "warmup": 20})
-        steps = 330 if size == "nano_words" else 700
+        steps = 320 if size == "nano_words" else 660
         config.train.update({"steps": steps, "evaluate_every": 100, "evaluate_batches": 2})
         return config
     config.optimizer.update({"learning_rate": 2e-5, "warmup": 1000, "b2": 0.95})

@@ -138,8 +138,8 @@ lane_a() {
 }
 lane_b() {
   train stage1 configs/lm_stage1.py:nano_codes 40 100 "${start[@]}" "${codes[@]}" &&
-    train words configs/lm_stage2.py:nano_words 330 900 "${stage1[@]}" "${codes[@]}" &&
-    train stage2 configs/lm_stage2.py:nano_codes 700 3000 "${words[@]}" "${codes[@]}"
+    train words configs/lm_stage2.py:nano_words 320 900 "${stage1[@]}" "${codes[@]}" &&
+    train stage2 configs/lm_stage2.py:nano_codes 660 3000 "${words[@]}" "${codes[@]}"
 }
 set -m # a process group of its own, so that it can be stopped whole
 lane_a &

@@ -147,9 +147,8 @@ class _Measure:
                 rows.append((number, start, length, features.bucket_of(length, self.buckets)))
                 start += length
         if not rows:
-            raise NotForTask(
-                "no audio" + "".join(f" by {who}" for who in (self.turn, *self.speakers) if who)
-            )
+            named = [name for name in (self.turn, *self.speakers) if name]
+            raise NotForTask("no audio" + (f" by {', '.join(named)}" if named else ""))
         return rows
 
 

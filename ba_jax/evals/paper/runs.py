@@ -17,8 +17,8 @@ STEPS: Mapping[str, int] = {
     "flow": 300,
     "single": 440,
     "stage1": 40,
-    "words": 330,
-    "stage2": 700,
+    "words": 320,
+    "stage2": 660,
 }
 """Run -> optimiser steps, as in launch/demo.sh."""
 SPEEDS: Mapping[str, float] = {"embedded_slow": 0.9, "embedded_fast": 1.1, "embedded": 1.0}

@@ -74,7 +74,7 @@ def test_what_is_missing_is_trained_with_what_it_starts_from(tmp_path, made):
     assert "--config=configs/lm_stage2.py:nano_codes" in last
     assert f"--config.init.llm={own / 'words'}" in last
     assert f"--config.data.folder={own / 'codes'}" in last
-    assert "--config.train.steps=700" in last
+    assert "--config.train.steps=660" in last
     tokenizer = commands[names.index("tokenizer")]
     assert f"--config.init.audio_encoder={own / 'whisper'}" in tokenizer
     assert "--config=configs/tokenizer.py:nano_whisper" in tokenizer
