@@ -314,14 +314,14 @@ def main(argv: list[str]) -> None:
     """Evaluates and prints the figures."""
     import jax
 
+    from ba_jax.restore import use_compilation_cache
+
     values = flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)  # Orbax and TFDS tell at length what goes well
     config = values.config.to_dict()
-    if cache := config.get("compilation_cache", ""):
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    use_compilation_cache(config.get("compilation_cache", ""))
     start = values.stage or ("generate" if values.overwrite else "go on")
     try:
         if values.distributed:

@@ -1,7 +1,8 @@
-"""Weights of a model out of several checkpoints, on a host's devices: to evaluate, to generate."""
+"""Weights of a model out of several checkpoints, on a host's devices; and what XLA compiled."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -106,3 +107,10 @@ def on_mesh(
                 f"{name} = {count} on {shards} devices: expected a multiple"
             )
     return mesh, lambda arrays: jax.tree.map(lambda array: jax.device_put(array, batches), arrays)
+
+
+def use_compilation_cache(folder: str) -> None:
+    """Keeps what XLA compiles, so that a second start takes seconds."""
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -38,6 +38,7 @@ from ba_jax.data.hash import batch_hash, row_digests
 from ba_jax.data.loader import BatchError, Loader, host_rows
 from ba_jax.metrics.throughput import Throughput, peak_flops
 from ba_jax.metrics.writers import ProgressBar, Writers
+from ba_jax.restore import use_compilation_cache
 from ba_jax.run_config import RunConfig, TrainSettings, make_stage, parse_config
 from ba_jax.run_state import Checkpoints, complete_steps
 from ba_jax.steps import start
@@ -534,13 +535,6 @@ def _write_config(workdir: Path, config: RunConfig) -> None:
         partial = workdir / "config.json.tmp"
         partial.write_text(text + "\n")
         partial.replace(workdir / "config.json")
-
-
-def use_compilation_cache(folder: str) -> None:
-    """Keeps what XLA compiles, so that a second start takes seconds."""
-    if folder:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def _quieten() -> None:

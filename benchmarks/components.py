@@ -16,7 +16,7 @@ import os
 import pathlib
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import torch
@@ -147,19 +147,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     jax.config.update("jax_platforms", "cpu")
     torch.set_num_threads(options.threads)
     facts = environment(options.threads, options.size)
-    print(", ".join(f"{name} {value}" for name, value in facts.items()) + "\n")
-    print(table_line(COLUMNS))
-    print(table_line(["---"] * len(COLUMNS)), flush=True)
+    report(facts, COLUMNS, run(options), table_row, LEGEND, "component", options.json)
+
+
+def report(
+    facts: Mapping,
+    columns: Sequence[str],
+    measured: Iterable[dict],
+    table_row: Callable[[dict], str],
+    legend: str,
+    name: str,
+    path: pathlib.Path | None,
+) -> None:
+    """Prints a table row by row as it is measured, and which rows other work spoilt.
+
+    Args:
+      facts: about machine and options.
+      columns: titles.
+      measured: rows; "others" is the share of the CPUs that other processes took.
+      table_row: a row as Markdown.
+      legend: below the table.
+      name: key of what a row measures.
+      path: of a JSON file with all of it; None: none.
+    """
+    print(", ".join(f"{key} {value}" for key, value in facts.items()) + "\n")
+    print(table_line(columns))
+    print(table_line(["---"] * len(columns)), flush=True)
     rows = []
-    for row in run(options):
+    for row in measured:
         rows.append(row)
         print(table_row(row), flush=True)
-    print(LEGEND)
-    busy = sorted({row["component"] for row in rows if row["others"] > QUIET})
+    print(legend)
+    busy = sorted({row[name] for row in rows if row["others"] > QUIET})
     if busy:
         print(f"NOT MEANINGFUL, other processes took over {QUIET:.0%} of the CPUs: {busy}")
-    if options.json:
-        options.json.write_text(json.dumps({"environment": facts, "rows": rows}, indent=1) + "\n")
+    if path:
+        path.write_text(json.dumps({"environment": facts, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import pathlib
 import sys
@@ -44,7 +43,7 @@ from ba_jax.sampling.synthesize import SynthesisSettings, Synthesizer
 from ba_jax.vocab import CODEBOOK_SIZES, AudioTokens
 from benchmarks import timing
 from benchmarks.cases import difference, on_torch, our_variables, torch_weights
-from benchmarks.components import QUIET, environment, table_line
+from benchmarks.components import environment, report, table_line
 from benchmarks.torch_generation import Conversation, SpeakingModel
 from configs.models import get_config
 
@@ -451,19 +450,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     jax.config.update("jax_platforms", "cpu")
     torch.set_num_threads(options.threads)
     facts = environment(options.threads, options.size) | {"synthesis": options.synthesis}
-    print(", ".join(f"{name} {value}" for name, value in facts.items()) + "\n")
-    print(table_line(COLUMNS))
-    print(table_line(["---"] * len(COLUMNS)), flush=True)
-    rows = []
-    for row in run(options):
-        rows.append(row)
-        print(table_row(row), flush=True)
-    print(LEGEND)
-    busy = sorted({row["what"] for row in rows if row["others"] > QUIET})
-    if busy:
-        print(f"NOT MEANINGFUL, other processes took over {QUIET:.0%} of the CPUs: {busy}")
-    if options.json:
-        options.json.write_text(json.dumps({"environment": facts, "rows": rows}, indent=1) + "\n")
+    report(facts, COLUMNS, run(options), table_row, LEGEND, "what", options.json)
 
 
 if __name__ == "__main__":

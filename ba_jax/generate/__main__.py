@@ -174,21 +174,18 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> int:
     """Does the requests and prints how it went."""
-    import jax
-
     from ba_jax.config import ConfigError
     from ba_jax.data.text_tokenizer import TokenizerError
     from ba_jax.generate.requests import TASKS, RequestError
     from ba_jax.generate.results import ResultsError
+    from ba_jax.restore import use_compilation_cache
 
     values = flags.FLAGS
     if len(argv) != 2:
         raise app.UsageError(f"arguments {argv[1:]}: expected one task of {', '.join(TASKS)}")
     logging.getLogger("absl").setLevel(logging.ERROR)
     config = values.config.to_dict()
-    if cache := config.get("compilation_cache", ""):
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    use_compilation_cache(config.get("compilation_cache", ""))
     try:
         counts = generate(
             config,

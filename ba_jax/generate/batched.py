@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ba_jax.generate.engine import Engine, Failure, segments_of
+from ba_jax.evals.suite import Failure
+from ba_jax.generate.engine import Engine, segments_of
 from ba_jax.generate.requests import Request
 from ba_jax.generate.results import Results
 from ba_jax.sampling.prompt import Prompt

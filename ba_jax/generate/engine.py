@@ -5,7 +5,6 @@ What cannot be done for one request is a `Failure` in its place.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from ba_jax.data.record import dataset_directory
 from ba_jax.data.sequence import SequenceError
 from ba_jax.data.tasks import TaskError, make_example
 from ba_jax.data.text_tokenizer import TextTokenizer, load_text_tokenizer
+from ba_jax.evals.suite import Failure
 from ba_jax.generate.requests import HEARS, Request, Turn
 from ba_jax.generate.settings import GenerateSettings
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
@@ -34,13 +34,6 @@ LANGUAGE_MODEL = ("llm", "audio_embed", "audio_head")
 EARS = ("audio_encoder", "vq_bridge")
 _TASK = {"asr": "asr", "translate": "s2tt", "tts": "tts"}  # of `ba_jax.data.tasks`
 _SOMETHING = "x"  # an answer's text in a layout that is cut before it
-
-
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """Why a request, or a turn of it, was not done."""
-
-    reason: str
 
 
 def components(task: str, settings: GenerateSettings, hears: bool) -> tuple[str, ...]:

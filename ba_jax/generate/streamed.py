@@ -15,8 +15,9 @@ import soundfile
 
 from ba_jax.audio import crossfade
 from ba_jax.audio.lengths import SAMPLE_RATE
+from ba_jax.evals.suite import Failure
 from ba_jax.generate.batched import Line, begin, fail, lacking, turn_line
-from ba_jax.generate.engine import Engine, Failure
+from ba_jax.generate.engine import Engine
 from ba_jax.generate.requests import Request, Turn
 from ba_jax.generate.results import Results
 from ba_jax.sampling import session as sessions

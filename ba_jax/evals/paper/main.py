@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pathlib
 import re
 import sys
@@ -69,7 +68,6 @@ def make(given: argparse.Namespace, wanted: Sequence[int]) -> int:
     Raises:
       EvalError, RunError, CheckpointError, ConfigError: see there.
     """
-    import jax
     from absl import logging
 
     from ba_jax.config import from_mapping
@@ -78,6 +76,7 @@ def make(given: argparse.Namespace, wanted: Sequence[int]) -> int:
     from ba_jax.evals.paper.published import TITLES
     from ba_jax.evals.paper.runs import Runs
     from ba_jax.evals.paper.tables import Maker
+    from ba_jax.restore import use_compilation_cache
     from configs.eval import get_config
 
     unknown = [number for number in wanted if number not in TITLES]
@@ -87,9 +86,7 @@ def make(given: argparse.Namespace, wanted: Sequence[int]) -> int:
     runs = Runs([given.runs.absolute(), given.out.absolute() / "runs"], given.size)
     config = get_config(runs.model).to_dict()
     config["eval"]["limit"] = given.limit
-    if cache := config.get("compilation_cache", ""):
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    use_compilation_cache(config.get("compilation_cache", ""))
     given.out.mkdir(parents=True, exist_ok=True)
     made = []
     with Judge(from_mapping(JudgeSettings, config["eval"]["judge"], "judge")) as judge:

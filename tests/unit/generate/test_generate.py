@@ -9,9 +9,10 @@ from ba_jax.audio import read_audio, write_audio
 from ba_jax.config import from_mapping
 from ba_jax.data.sequence import to_sequence
 from ba_jax.data.tasks import make_example
+from ba_jax.evals.suite import Failure
 from ba_jax.generate import batched
 from ba_jax.generate.__main__ import generate
-from ba_jax.generate.engine import Engine, Failure, components, hears
+from ba_jax.generate.engine import Engine, components, hears
 from ba_jax.generate.requests import Request, RequestError, Turn
 from ba_jax.generate.results import ResultsError
 from ba_jax.generate.settings import GenerateSettings
