@@ -1,7 +1,7 @@
 """Where arrays live: the mesh, and the table from parameter paths to its axes.
 
-Mesh axes: `data` (copies of the model), `fsdp` (the batch again, and a part of every large
-parameter), `tensor` (heads, feed-forward width, vocabulary). A batch is split over data and fsdp.
+Mesh axes: `replica` (copies of the model), `fsdp` (the batch again, and a part of every large
+parameter), `tensor` (heads, feed-forward width, vocabulary). A batch is split over the first two.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ShardingError(ValueError):
 class MeshSettings:
     """Sizes of the mesh's axes; one of them may be -1: what the devices leave."""
 
-    data: int = -1
+    replica: int = -1
     fsdp: int = 1
     tensor: int = 1
 
@@ -110,12 +110,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis over all devices but those of `tensor`."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(("replica", "fsdp")))
 
 
 def batch_shards(mesh: Mesh) -> int:
     """Into how many parts a batch is split."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return mesh.shape["replica"] * mesh.shape["fsdp"]
 
 
 def to_devices(arrays: Mapping[str, Any], mesh: Mesh) -> Any:

@@ -30,20 +30,21 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from ba_jax import optim, sharding
-from ba_jax.checkpoint import CheckpointError, flatten, unflatten
+from ba_jax import sharding
+from ba_jax.checkpoint import CheckpointError, flatten
 from ba_jax.config import ConfigError, to_mapping
 from ba_jax.data.batches import open_batches
 from ba_jax.data.hash import batch_hash, row_digests
 from ba_jax.data.loader import BatchError, Loader, host_rows
 from ba_jax.metrics.throughput import Throughput, peak_flops
 from ba_jax.metrics.writers import ProgressBar, Writers
+from ba_jax.program import Program
 from ba_jax.restore import use_compilation_cache
-from ba_jax.run_config import RunConfig, TrainSettings, make_stage, parse_config
+from ba_jax.run_config import RunConfig, TrainSettings, parse_config
 from ba_jax.run_state import Checkpoints, complete_steps
 from ba_jax.steps import start
 from ba_jax.steps.base import Stage
-from ba_jax.steps.update import TrainState, make_step, new_state
+from ba_jax.steps.update import TrainState
 
 
 class TrainError(RuntimeError):
@@ -84,33 +85,6 @@ class _Signals:
         from jax.experimental import multihost_utils
 
         return bool(multihost_utils.process_allgather(np.asarray(self.stop)).any())
-
-
-def _shardings(tree: Any, mesh) -> Any:
-    """Placement of variables: parameters by the rules, everything else whole on every device."""
-    flat = flatten(tree)
-    placed = {}
-    for name, leaf in flat.items():
-        if name.startswith("params/"):
-            placed[name] = sharding.parameter_sharding(
-                name.removeprefix("params/"), leaf.shape, mesh
-            )
-        else:
-            placed[name] = sharding.replicated(mesh)
-    return unflatten(placed)
-
-
-def _state_shardings(state: TrainState, mesh) -> TrainState:
-    """Placement of a state: optimiser state and averages lie where their parameters do."""
-
-    def place(path, leaf):
-        for key in reversed(path):
-            name = getattr(key, "key", None)
-            if name in state.trained or name in state.frozen:
-                return sharding.parameter_sharding(name, leaf.shape, mesh)
-        return sharding.replicated(mesh)
-
-    return jax.tree_util.tree_map_with_path(place, state)
 
 
 def _count_records(counted: int) -> None:
@@ -206,18 +180,12 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
 
-    # Mesh.
+    # Mesh, model, step: the stage, which of its parameters train, where everything lies.
     mesh = sharding.make_mesh(config.mesh)
-
-    # Model: the stage, and which of its parameters train.
-    stage = make_stage(config)
-    init_key, eval_key, seed_key = jax.random.split(jax.random.key(config.seed), 3)
-    shapes = jax.eval_shape(stage.init, init_key)
-    flat_shapes = {name: leaf.shape for name, leaf in flatten(shapes["params"]).items()}
-    rates = optim.rates(flat_shapes, config.optimizer.rules)
-    trained = {name: rate for name, rate in rates.items() if rate is not None}
-    found = start.sources(stage, config.init, rates)
-    stage.trained = _mostly_trained(stage, flat_shapes, trained)
+    program = Program(config, mesh)
+    stage = program.stage
+    found = start.sources(stage, config.init, program.rates)
+    _log_counts(program)
 
     # Data: a batch is a function of the step, so that the position is the step alone.
     batches = open_batches(config.data, config.model, _count_records)
@@ -226,15 +194,6 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
         eval_batches = open_batches(config.eval_data, config.model, _count_records)
     elif settings.evaluate_every or config.checkpoint.best:
         logging.warning("eval_data is empty: nothing is evaluated, and no checkpoint is the best")
-
-    # State: its shapes and placement first, so that nothing is ever on one device whole.
-    optimizer = optim.make_optimizer(config.optimizer, trained, flat_shapes, settings.steps)
-
-    def begin(variables):
-        return new_state(stage, variables, rates, optimizer, config.optimizer)
-
-    state_shapes = jax.eval_shape(begin, shapes)
-    placement = _state_shardings(state_shapes, mesh)
 
     signals = _Signals()
     with Checkpoints(workdir, config.checkpoint) as checkpoints, signals:
@@ -249,43 +208,30 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
                     f"{workdir} is at step {latest}, train.steps = {settings.steps}: expected at "
                     "least as many"
                 )
-            state = _restore(checkpoints, latest, state_shapes, placement, stage.name)
+            state = _restore(checkpoints, latest, program)
             logging.info("%s: goes on at step %d of %d", workdir, latest, settings.steps)
         else:
             variables = start.start_variables(
-                stage, shapes, found, _shardings(shapes, mesh), init_key
+                stage, program.shapes, found, program.variable_placement, program.init_key
             )
             fresh = [name for name in stage.components if name not in found]
             variables = stage.from_data(
-                variables, _first_batches(batches, stage, mesh), init_key, fresh
+                variables, _first_batches(batches, stage, mesh), program.init_key, fresh
             )
-            state = jax.jit(begin, out_shardings=placement, donate_argnums=0)(variables)
+            state = program.begin(variables)
         _write_config(workdir, config)
         first = latest or 0
-
-        # Step.
-        step_function = jax.jit(
-            make_step(
-                stage,
-                optimizer,
-                config.optimizer,
-                optim.schedule(config.optimizer, settings.steps),
-                settings.accumulate,
-            ),
-            donate_argnums=0,
-            out_shardings=(placement, None),
-        )
 
         # Evaluations.
         evaluation = None
         if eval_batches is not None:
-            evaluation = _Evaluation(stage, eval_batches, mesh, settings, eval_key)
+            evaluation = _Evaluation(stage, eval_batches, mesh, settings, program.eval_key)
 
         # Loop.
         writers = Writers(workdir, latest, is_writer=jax.process_index() == 0)
         with contextlib.closing(writers):
             loop = _Loop(config, stage, workdir, mesh, batches, checkpoints, writers, signals)
-            return loop.run(state, first, step_function, evaluation, seed_key)
+            return loop.run(state, first, program.step(), evaluation, program.seed_key)
 
 
 def _first_batches(batches, stage: Stage, mesh: jax.sharding.Mesh) -> Iterator[Any]:
@@ -485,14 +431,9 @@ def _split_state(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
     return state.variables(averaged=True), {k: v for k, v in train.items() if jax.tree.leaves(v)}
 
 
-def _restore(
-    checkpoints: Checkpoints, step: int, shapes: TrainState, placement, stage: str
-) -> TrainState:
-    expected = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        shapes,
-        placement,
-    )
+def _restore(checkpoints: Checkpoints, step: int, program: Program) -> TrainState:
+    shapes, stage = program.state_shapes, program.stage.name
+    expected = program.placed_shapes()
     weights, train = _split_state(expected)
     weights, train, note = checkpoints.restore(step, weights, train)
     if note.get("stage") != stage:
@@ -513,20 +454,9 @@ def _restore(
     )
 
 
-def _mostly_trained(
-    stage: Stage, shapes: Mapping[str, tuple], trained: Mapping[str, float]
-) -> frozenset[str]:
-    """Components more than half of whose values train; logs how many do."""
-    count = {name: int(np.prod(shape)) for name, shape in shapes.items()}
-    mostly = set()
-    for top in sorted({name.split("/")[0] for name in count}):
-        here = [name for name in count if name.split("/")[0] == top]
-        total = sum(count[name] for name in here)
-        training = sum(count[name] for name in here if name in trained)
-        logging.info("%s: %s %d parameters, %d train", stage.name, top, total, training)
-        if 2 * training > total:
-            mostly.add(top)
-    return frozenset(mostly)
+def _log_counts(program: Program) -> None:
+    for name, (total, training) in program.counts.items():
+        logging.info("%s: %s %d parameters, %d train", program.stage.name, name, total, training)
 
 
 def _write_config(workdir: Path, config: RunConfig) -> None:

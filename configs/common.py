@@ -10,7 +10,7 @@ loader       worker processes of a host, and how many batches each builds ahead
 init         component -> the WORKDIR or checkpoint that it starts from; "random"; "" is random
              where the stage trains it and an error where it does not
 optimizer    AdamW; `rules` say which parameters train (`ba_jax.optim.OptimizerSettings`)
-mesh         devices along data, fsdp, tensor; -1 takes what is left
+mesh         devices along replica, fsdp, tensor; -1 takes what is left
 train        steps, microbatches, precision, how often to log and evaluate, profiling
 checkpoint   how often, and which stay; `metric` is what "best" means
 """
@@ -52,7 +52,7 @@ def base(size: str, stage: str) -> ConfigDict:
                 "clip_groups": (),
                 "average": 0.0,
             },
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "mesh": {"replica": -1, "fsdp": 1, "tensor": 1},
             "train": {
                 "steps": 1,
                 "accumulate": 1,
@@ -73,10 +73,10 @@ def base(size: str, stage: str) -> ConfigDict:
     )
 
 
-def at_scale(config: ConfigDict, *, fsdp: int = -1, data: int = 1) -> ConfigDict:
+def at_scale(config: ConfigDict, *, fsdp: int = -1, replica: int = 1) -> ConfigDict:
     """Sets what any run on a pod has: bfloat16, remat, FSDP over a slice, workers, checkpoints."""
     config.loader = ConfigDict({"workers": 16, "prefetch": 2})
-    config.mesh = ConfigDict({"data": data, "fsdp": fsdp, "tensor": 1})
+    config.mesh = ConfigDict({"replica": replica, "fsdp": fsdp, "tensor": 1})
     config.train.update({"dtype": "bfloat16", "remat": "full", "log_every": 20})
     config.train.update({"evaluate_every": 1000, "evaluate_batches": 16})
     config.checkpoint.update({"every": 500, "last": 3, "best": 1})

@@ -109,7 +109,7 @@ def get_config(size: str = "nano") -> ConfigDict:
                 "save_every": 64,
             },
             # Of one host's devices; several hosts share the items, not the model.
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "mesh": {"replica": -1, "fsdp": 1, "tensor": 1},
             # Of XLA's compiled programs; "" leaves it off.
             "compilation_cache": "~/.cache/ba_jax/jax",
         }

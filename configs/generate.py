@@ -74,7 +74,7 @@ def get_config(size: str = "nano") -> ConfigDict:
                 "stream": {"chunk": 4, "blocks": (16, 48), "norm_frames": 4, "player": ""},
                 "seed": 0,
             },
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "mesh": {"replica": -1, "fsdp": 1, "tensor": 1},
             # Of XLA's compiled programs; "" leaves it off.
             "compilation_cache": "~/.cache/ba_jax/jax",
         }

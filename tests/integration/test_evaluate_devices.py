@@ -66,14 +66,14 @@ def flags(checkpoints, suites=SUITES):
 
 
 def test_on_eight_devices(config, checkpoints, one, tmp_path):
-    meshed = {**config, "mesh": {"data": 2, "fsdp": 2, "tensor": 2}}
+    meshed = {**config, "mesh": {"replica": 2, "fsdp": 2, "tensor": 2}}
     done = evaluate_driver.start(meshed, tmp_path / "out", *flags(checkpoints), **EIGHT)()
     assert done.returncode == 0, done.stderr
     assert_same(one, tmp_path / "out", SUITES)
 
 
 def test_rows_that_do_not_divide_among_the_devices(config, checkpoints, tmp_path):
-    wrong = json.loads(json.dumps({**config, "mesh": {"data": 8}}))
+    wrong = json.loads(json.dumps({**config, "mesh": {"replica": 8}}))
     wrong["eval"]["generation"]["rows"] = 12
     done = evaluate_driver.start(wrong, tmp_path / "out", *flags(checkpoints), **EIGHT)()
     assert done.returncode == 1
@@ -82,7 +82,7 @@ def test_rows_that_do_not_divide_among_the_devices(config, checkpoints, tmp_path
 
 def test_two_processes_of_two_devices_each(config, checkpoints, one, tmp_path):
     """Killed in the middle; what they left is not made again."""
-    meshed = {**config, "mesh": {"data": 1, "fsdp": 2}}
+    meshed = {**config, "mesh": {"replica": 1, "fsdp": 2}}
     two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 
     def both(kill_after):

@@ -308,7 +308,7 @@ def test_what_is_wrong_is_said_before_anything_is_trained(dataset, whole, tmp_pa
         (ConfigError, "unknown keys", {"train__stps": 3}),
         (ConfigError, "expected one of", {"data__kind": "x"}),
         (RecordError, "nowhere", {"data__folder": str(tmp_path / "nowhere")}),
-        (ValueError, "expected sizes whose product", {"mesh__data": 3}),
+        (ValueError, "expected sizes whose product", {"mesh__replica": 3}),
     ]
     for kind, message, changes in cases:
         wrong = small_run.changed(fresh, changes)

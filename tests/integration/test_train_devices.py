@@ -48,7 +48,11 @@ def assert_near(one: pathlib.Path, two: pathlib.Path, names: tuple[str, ...]) ->
 
 @pytest.mark.parametrize(
     "mesh",
-    [{"data": 8}, {"data": 1, "fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}],
+    [
+        {"replica": 8},
+        {"replica": 1, "fsdp": 4, "tensor": 2},
+        {"replica": 2, "fsdp": 2, "tensor": 2},
+    ],
     ids=str,
 )
 def test_text_on_eight_devices(text, tmp_path, mesh):
@@ -59,7 +63,7 @@ def test_text_on_eight_devices(text, tmp_path, mesh):
     assert done.returncode == 0, done.stderr
     assert_near(workdir, tmp_path / "run", ("loss", "grad_norm", "text_accuracy"))
     # What eight devices saved, one goes on from, and the other way round.
-    more = {"train__steps": STEPS + 1, "mesh": {"data": -1, "fsdp": 1, "tensor": 1}}
+    more = {"train__steps": STEPS + 1, "mesh": {"replica": -1, "fsdp": 1, "tensor": 1}}
     assert int(train(small_run.changed(config, more), tmp_path / "run").step) == STEPS + 1
 
 

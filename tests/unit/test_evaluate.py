@@ -220,7 +220,7 @@ def test_bad_recordings(tiny, checkpoints, tmp_path, monkeypatch):
 
 def test_a_mesh_that_the_devices_do_not_fill(tiny, checkpoints, tmp_path):
     with pytest.raises(ShardingError, match="expected sizes whose product is the 1 devices"):
-        evaluate({**tiny, "mesh": {"data": 3}}, checkpoints, tmp_path, ["asr"])
+        evaluate({**tiny, "mesh": {"replica": 3}}, checkpoints, tmp_path, ["asr"])
 
 
 def test_packages_are_missed_before_anything_is_done(tiny, checkpoints, tmp_path, monkeypatch):

@@ -45,6 +45,7 @@ LAYERS = {
     "ba_jax.serving": 5,
     "ba_jax.train": 5,
     "ba_jax.run_config": 5,
+    "ba_jax.program": 5,
     "ba_jax.tokenize": 5,
     "ba_jax.report": 5,
     "ba_jax.evaluate": 5,

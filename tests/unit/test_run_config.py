@@ -121,7 +121,7 @@ def test_every_config_is_built_at_full_size(name, size):
     optimizer = optim.make_optimizer(parsed.optimizer, trained, flat, parsed.train.steps)
     params = {path: jax.ShapeDtypeStruct(flat[path], "float32") for path in trained}
     jax.eval_shape(optimizer.init, params)
-    mesh = AbstractMesh((2, 4, 2), ("data", "fsdp", "tensor"))
+    mesh = AbstractMesh((2, 4, 2), ("replica", "fsdp", "tensor"))
     for path, shape in flat.items():
         spec = sharding.parameter_spec(path, shape, mesh)
         # Nothing large is whole on every device, but adapters, which are thin.

@@ -11,14 +11,14 @@ from ba_jax import sharding
 from ba_jax.sharding import MeshSettings, ShardingError
 
 
-def abstract(data: int, fsdp: int, tensor: int) -> AbstractMesh:
-    return AbstractMesh((data, fsdp, tensor), ("data", "fsdp", "tensor"))
+def abstract(replica: int, fsdp: int, tensor: int) -> AbstractMesh:
+    return AbstractMesh((replica, fsdp, tensor), ("replica", "fsdp", "tensor"))
 
 
 def test_the_open_axis_takes_what_the_devices_leave():
     devices = jax.devices()[:1]
     mesh = sharding.make_mesh(MeshSettings(), devices)
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(mesh.shape) == {"replica": 1, "fsdp": 1, "tensor": 1}
     assert sharding.batch_shards(mesh) == 1
     assert dict(sharding.make_mesh(MeshSettings(1, -1, 1), devices).shape)["fsdp"] == 1
 
@@ -58,9 +58,9 @@ def test_a_parameter_without_a_rule():
         sharding.parameter_spec("llm/new_thing", (3,), abstract(1, 1, 1))
 
 
-def test_a_batch_is_split_over_data_and_fsdp():
+def test_a_batch_is_split_over_replica_and_fsdp():
     mesh = sharding.make_mesh(MeshSettings(), jax.devices()[:1])
     placed = sharding.to_devices({"a": np.arange(6).reshape(3, 2), "b": (np.ones(3),)}, mesh)
     np.testing.assert_array_equal(placed["a"], np.arange(6).reshape(3, 2))
-    assert placed["a"].sharding.spec == PartitionSpec(("data", "fsdp"))
+    assert placed["a"].sharding.spec == PartitionSpec(("replica", "fsdp"))
     assert sharding.batch_shards(abstract(4, 2, 2)) == 8
