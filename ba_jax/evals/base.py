@@ -73,6 +73,8 @@ class EvalSettings:
       limit: at most so many records of each kind and language; 0: all.
       generation, synthesis, judge: see there.
       encode_rows, encode_seconds: batch size and padded lengths of the encoder.
+      read_back: the model answers below a transcript of what it hears (`ExampleMaker.read_back`);
+        likelihoods of endings are then those below the transcript that it writes.
       seed: of everything that is drawn.
       save_every: items between two times that lines are written.
       benchmarks: where those lie that are no datasets of records.
@@ -89,6 +91,7 @@ class EvalSettings:
     judge: JudgeSettings = JudgeSettings()
     encode_rows: int = 16
     encode_seconds: tuple[float, ...] = (4.0,)
+    read_back: bool = False
     seed: int = 0
     save_every: int = 64
     benchmarks: Benchmarks = Benchmarks()

@@ -57,6 +57,12 @@ class Scored:
             sequence.audio_target_L & (ids_L == tokens.audio_pad),
         )
 
+    def without_first(self, count: int) -> Scored:
+        """The same, the first `count` of the tokens of text that are scored now only read."""
+        text_L = self.text_L.copy()
+        text_L[np.flatnonzero(text_L)[:count]] = False
+        return dataclasses.replace(self, text_L=text_L)
+
 
 class Likelihood(NamedTuple):
     """Of one sequence, in nats.
