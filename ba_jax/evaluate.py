@@ -18,9 +18,10 @@ report.md, index.html (with players), items.jsonl (what was expected and what ca
 
 The same command goes on where one stopped, inside a suite too. `--stage=score` scores what is saved
 again, `--stage=judge` asks the judge again, both without a model; `--stage=generate` begins anew.
-On several hosts each runs the command with `--distributed`, as in `ba_jax.train`; host H takes
-items H, H + hosts, ... on a mesh of its own devices (`--config.mesh.fsdp=4`), OUT is a folder that
-all of them see.
+On several hosts each runs the command with `--distributed`, as in `ba_jax.train`, OUT is a folder
+that all of them see. Host H takes items H, H + hosts, ... on a mesh of its own devices
+(`--config.mesh.fsdp=4`); with `--config.hosts=together` one mesh has the devices of all hosts, for
+a model larger than one host's memory: all of them work on every item, and the first one writes.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def _done(path: Path, made: Mapping[str, str]) -> dict[str, Any] | None:
     return found if found.get("made_with") == made else None
 
 
-def _hosts():
+def _hosts(together: bool):
     """This process among those of `jax.distributed`, with a name for this run that all agree on."""
     import jax
 
@@ -140,7 +141,7 @@ def _hosts():
 
     token = int.from_bytes(os.urandom(3), "big")
     token = int(multihost_utils.broadcast_one_to_all(np.asarray(token, np.int32)))
-    return Hosts(jax.process_index(), jax.process_count(), f"{token:06x}")
+    return Hosts(jax.process_index(), jax.process_count(), f"{token:06x}", together)
 
 
 def _agreed(done: Sequence[bool], hosts) -> list[bool]:
@@ -163,7 +164,7 @@ def evaluate(
     """Runs evaluations and returns the figures of all, see the module.
 
     Args:
-      config: with `model`, `eval` and perhaps `mesh`, as `configs/eval.py` makes it.
+      config: with `model`, `eval` and perhaps `mesh` and `hosts`, as `configs/eval.py` makes it.
       checkpoints: as on the command line; with start "judge" or "score" none is needed.
       out: folder for the results.
       suites: names of `ba_jax.evals.suites.SUITES`.
@@ -182,7 +183,7 @@ def evaluate(
     from ba_jax.evals.judge import Judge
     from ba_jax.evals.suite import EvalError
     from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-    from ba_jax.restore import find, load, on_mesh
+    from ba_jax.restore import HOSTS, check_hosts, find, load, on_mesh
     from ba_jax.sharding import MeshSettings
 
     if start not in stages.STARTS:
@@ -190,6 +191,7 @@ def evaluate(
     model = from_mapping(BaichuanAudioConfig, config["model"])
     settings = from_mapping(EvalSettings, config["eval"], "eval")
     mesh_settings = from_mapping(MeshSettings, config.get("mesh", {}), "mesh")
+    sharing = check_hosts(config.get("hosts", HOSTS[0]))
     vocoder = settings.synthesis.vocoder
     needed = suites_lib.components(suites, vocoder)
     saved = start in ("judge", "score")
@@ -198,7 +200,7 @@ def evaluate(
     (out / "suites").mkdir(parents=True, exist_ok=True)
     results: dict[str, dict] = {}
     progress = _Progress()
-    hosts = _hosts()
+    hosts = _hosts(sharing == "together")
     own = {
         name: {part: sources[part] for part in suites_lib.components([name], vocoder) if sources}
         for name in suites
@@ -224,9 +226,9 @@ def evaluate(
             if bench is None:
                 variables, place = {}, None
                 if not saved:
-                    mesh, place = on_mesh(mesh_settings, _rows(settings))
+                    mesh, place = on_mesh(mesh_settings, _rows(settings), sharing)
                     variables = load(model, sources, mesh)
-                bench = Bench(model, variables, settings, out, judge, progress, place)
+                bench = Bench(model, variables, settings, out, judge, progress, place, hosts.writes)
             started = time.monotonic()
             outcome = stages.run(suites_lib.SUITES[name], bench, made[name], hosts, start)
             progress.close()

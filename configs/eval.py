@@ -16,7 +16,10 @@ time on every step. A dataset that `ba_jax.data.prepare` made, LibriSpeech say:
     --config.eval.dataset=DIR --config.eval.split=test_clean '--config.eval.sources=()' \
     '--config.eval.encode_seconds=(5., 15., 30.)' '--config.eval.generation.lengths=(128, 512)'
 
-`mesh` lays the model out over one host's devices as in training.
+`mesh` lays the model out over a host's devices as in training, or over those of all hosts:
+
+    --distributed --coordinator=HOST:PORT --processes=N --process=I --config.hosts=together \
+    --config.mesh.replica=1 --config.mesh.fsdp=-1
 """
 
 from __future__ import annotations
@@ -111,7 +114,10 @@ def get_config(size: str = "nano") -> ConfigDict:
                 },
                 "save_every": 64,
             },
-            # Of one host's devices; several hosts share the items, not the model.
+            # "apart": several hosts share the items, each has a mesh of its own devices.
+            # "together": they share one mesh, for a model larger than one host's memory, and all do
+            # every item.
+            "hosts": "apart",
             "mesh": {"replica": -1, "fsdp": 1, "tensor": 1},
             # Of XLA's compiled programs; "" leaves it off.
             "compilation_cache": "~/.cache/ba_jax/jax",

@@ -119,6 +119,7 @@ class Bench:
       judge: the recogniser.
       progress: told what goes on.
       place: puts a batch of arrays (rows first) where the model computes; by default JAX does.
+      writes: recordings are saved; False on hosts that do the same as one that saves them.
     """
 
     def __init__(
@@ -130,7 +131,9 @@ class Bench:
         judge: Judge,
         progress: Progress = lambda what, done, of: None,
         place: Callable[[Any], Any] | None = None,
+        writes: bool = True,
     ):
+        self._writes = writes
         self.config, self.variables, self.settings = config, variables, settings
         self.out, self.judge, self.progress = pathlib.Path(out), judge, progress
         self.damaged: dict[int, str] = {}
@@ -470,8 +473,9 @@ class Bench:
         if wave is None:
             return ""
         path = _path(suite, name)
-        (self.out / path).parent.mkdir(parents=True, exist_ok=True)
-        write_audio(self.out / path, wave.wave_S, wave.rate)
+        if self._writes:
+            (self.out / path).parent.mkdir(parents=True, exist_ok=True)
+            write_audio(self.out / path, wave.wave_S, wave.rate)
         return path.as_posix()
 
     def _encoding(self, waves: Sequence[np.ndarray]) -> Callable[[int], None]:
