@@ -6,10 +6,26 @@
 
 The same command goes on where a run stopped: after a crash, a SIGTERM or Ctrl-C (which save first
 and exit with 0), or with a larger `--config.train.steps`. On several hosts every one runs it with
-`--distributed` (and `--coordinator`, `--processes`, `--process` where JAX cannot find them out);
-WORKDIR is a folder that all of them see. It holds checkpoints/, metrics.csv, TensorBoard's files,
-pictures/ of a fixed set of examples, and config.json. SIGUSR1 writes a trace of the next steps for
+`--distributed` (see `ba_jax.distributed`); WORKDIR is a folder that all of them see. It holds
+checkpoints/, metrics.csv, TensorBoard's files, pictures/ of a fixed set of examples, config.json,
+and `done` once the run is at its last step. SIGUSR1 writes a trace of the next steps for
 TensorBoard's profiler into profile/.
+
+Exit codes, the same on all hosts but those that were killed:
+
+    0    WORKDIR/done is there: at the last step. It is not: stopped by a signal, and saved; the
+         same command goes on.
+    1    somebody has to look: the config, the data, a checkpoint, a full disk, a loss that is not
+         finite or that jumped. The last line, `ba_jax.train: ...`, says which.
+    2    the command line is wrong.
+    75   another host was lost, or a step took longer than `train.deadline`: start it again on all
+         hosts; it goes on from the last checkpoint.
+    129 and above, as a shell tells it: killed by a signal (137: SIGKILL, 134: JAX ended the
+         process): the same as 75.
+
+So a loop that restarts runs the command while it exits with 0 and there is no WORKDIR/done, or with
+75 or more than 128, and ends otherwise. WORKDIR/done is removed when a run with steps to go starts,
+and is written before the first of the hosts exits.
 """
 
 from __future__ import annotations
