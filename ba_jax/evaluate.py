@@ -18,10 +18,11 @@ report.md, index.html (with players), items.jsonl (what was expected and what ca
 
 The same command goes on where one stopped, inside a suite too. `--stage=score` scores what is saved
 again, `--stage=judge` asks the judge again, both without a model; `--stage=generate` begins anew.
-On several hosts each runs the command with `--distributed`, as in `ba_jax.train`, OUT is a folder
-that all of them see. Host H takes items H, H + hosts, ... on a mesh of its own devices
+On several hosts each runs the command with `--distributed`, see `ba_jax.distributed`, OUT is a
+folder that all of them see. Host H takes items H, H + hosts, ... on a mesh of its own devices
 (`--config.mesh.fsdp=4`); with `--config.hosts=together` one mesh has the devices of all hosts, for
 a model larger than one host's memory: all of them work on every item, and the first one writes.
+Exit codes are those of `ba_jax.train`.
 """
 
 from __future__ import annotations
@@ -291,6 +292,8 @@ def define_flags() -> None:
     """The command line's."""
     from ml_collections import config_flags
 
+    from ba_jax import distributed
+
     config_flags.DEFINE_config_file("config", None, "A config with `model` and `eval`.")
     flags.DEFINE_list("checkpoint", None, "WORKDIRs or checkpoints; the last that holds a part.")
     flags.DEFINE_string("out", None, "Folder for the results.")
@@ -304,18 +307,14 @@ def define_flags() -> None:
         "Begin anew, with the saved judge inputs, or with all that is saved; default: go on.",
     )
     flags.DEFINE_bool("overwrite", False, "The same as --stage=generate.")
-    flags.DEFINE_bool("distributed", False, "One process of several, see jax.distributed.")
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
-    flags.DEFINE_integer("processes", None, "How many there are.")
-    flags.DEFINE_integer("process", None, "Which of them this is, from 0 on.")
+    distributed.define_flags()
     for name in ("config", "out"):
         flags.mark_flag_as_required(name)
 
 
 def main(argv: list[str]) -> None:
     """Evaluates and prints the figures."""
-    import jax
-
+    from ba_jax import distributed
     from ba_jax.restore import use_compilation_cache
 
     values = flags.FLAGS
@@ -325,12 +324,14 @@ def main(argv: list[str]) -> None:
     config = values.config.to_dict()
     use_compilation_cache(config.get("compilation_cache", ""))
     start = values.stage or ("generate" if values.overwrite else "go on")
+    command = distributed.own_command("ba_jax.evaluate")
     try:
-        if values.distributed:
-            jax.distributed.initialize(values.coordinator, values.processes, values.process)
+        joined = distributed.start_from_flags(command)
+        if joined:
+            print(joined, flush=True)
         figures = evaluate(config, values.checkpoint or (), values.out, values.suite, start=start)
     except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"ba_jax.evaluate: {error}")
+        distributed.fail(command, error)
     for name, value in figures.items():
         interval = figures.get(f"{name}_ci95")
         around = "" if interval is None else f"  [{interval[0]:.4f}, {interval[1]:.4f}]"

@@ -34,6 +34,8 @@ class Results:
       made_with: settings and weights that decide the results; another run's must be the same.
       overwrite: discard another run's.
       retry: forget the lines of requests that failed.
+      writes: False leaves the folder alone and begins without lines: on hosts that do the same as
+        one that writes.
 
     Raises:
       ResultsError: it holds results of other settings, or a damaged line before the last.
@@ -46,8 +48,12 @@ class Results:
         *,
         overwrite: bool = False,
         retry: bool = False,
+        writes: bool = True,
     ):
-        self.out = Path(out)
+        self.out, self._writes = Path(out), writes
+        self.lines: dict[str, dict[str, Any]] = {}
+        if not writes:
+            return
         self.out.mkdir(parents=True, exist_ok=True)
         self._path, stamp = self.out / RESULTS, self.out / MADE_WITH
         made = json.loads(json.dumps(made_with))
@@ -91,24 +97,27 @@ class Results:
 
     def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Adds the results of some requests."""
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write("".join(_line(line) for line in lines))
-            file.flush()
-            os.fsync(file.fileno())
+        if self._writes:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write("".join(_line(line) for line in lines))
+                file.flush()
+                os.fsync(file.fileno())
         self.lines |= {line["id"]: dict(line) for line in lines}
 
     def wave_path(self, id: str, turn: int | None = None) -> Path:
         """Where the wave of a request, or of a turn of it, is written; its folder is made."""
         name = id if turn is None else f"{id}-{turn + 1}"
         path = self.out / "audio" / f"{name}.wav"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if self._writes:
+            path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def save(self, path: Path, wave_S: np.ndarray, rate: int) -> str:
         """Writes a wave at RATE; its path below the folder."""
         if rate != RATE:
             wave_S = resample(wave_S, rate, RATE)
-        write_audio(path, wave_S, RATE)
+        if self._writes:
+            write_audio(path, wave_S, RATE)
         return self.relative(path)
 
     def relative(self, path: Path) -> str:

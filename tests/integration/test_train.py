@@ -357,6 +357,7 @@ def test_the_command_says_it_in_a_line(dataset, tmp_path, monkeypatch, changes, 
         distributed=False,
     )
     monkeypatch.setattr(train_module, "flags", types.SimpleNamespace(FLAGS=values))
+    monkeypatch.setattr(train_module.distributed, "start_from_flags", lambda command: None)
     with pytest.raises(SystemExit) as error:
         train_module.main(["train"])
     assert re.match(f"ba_jax.train: .*{message}", str(error.value), re.DOTALL)
