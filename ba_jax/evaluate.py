@@ -39,6 +39,8 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
+from ba_jax.files import write_whole
+
 # JAX and all that stands on it is imported by functions: the judge's processes import this module.
 
 
@@ -112,13 +114,6 @@ class _Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file that appears whole."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _done(path: Path, made: Mapping[str, str]) -> dict[str, Any] | None:
@@ -243,7 +238,7 @@ def evaluate(
                 "checkpoints": before.get("checkpoints", {}) if saved else own[name],
                 "seconds": before.get("seconds", seconds) if saved else seconds,
             }
-            _write(paths[name], json.dumps(results[name], ensure_ascii=False, indent=1))
+            write_whole(paths[name], json.dumps(results[name], ensure_ascii=False, indent=1))
             _tell_failed(progress.suite, outcome["failed"], len(outcome["items"]))
     return {} if hosts.index else _summarise(out, results)
 
@@ -282,8 +277,8 @@ def _summarise(out: Path, results: Mapping[str, dict]) -> dict[str, Any]:
         figures["checkpoints"] |= found["checkpoints"]
     for name, lines in (("items", items), ("failed", failed)):
         text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
-        _write(out / f"{name}.jsonl", text)
-    _write(out / "figures.json", json.dumps(figures, ensure_ascii=False, indent=1) + "\n")
+        write_whole(out / f"{name}.jsonl", text)
+    write_whole(out / "figures.json", json.dumps(figures, ensure_ascii=False, indent=1) + "\n")
     evaluation.write(out)
     return figures
 

@@ -25,6 +25,7 @@ from typing import Any
 from ba_jax.data.record import LANGUAGES
 from ba_jax.evals.base import Bench
 from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite
+from ba_jax.files import write_whole
 
 FOLDERS = {"generate": "generations", "present": "judge_inputs", "judge": "judged"}
 """Stage -> the folder of its lines."""
@@ -94,12 +95,7 @@ def read_lines(path: pathlib.Path) -> tuple[dict[str, Any] | None, dict[str, Lin
 
 def write_lines(path: pathlib.Path, header: Mapping[str, Any], lines: Iterable[Line]) -> None:
     """Writes a file of lines that appears whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        for value in (header, *lines):
-            file.write(_encoded(value))
-    partial.replace(path)
+    write_whole(path, b"".join(map(_encoded, (header, *lines))))
 
 
 def _encoded(value: Mapping[str, Any]) -> bytes:
@@ -291,10 +287,7 @@ def _line(item: Item, said: Line | Failure) -> Line:
 def _mark(folder: pathlib.Path, hosts: Hosts, name: str, what: str, says: str = "") -> None:
     if hosts.count > 1:
         mark = folder / "hosts" / "marks" / f"{name}-{what}-{hosts.index}"
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        partial = mark.with_name(mark.name + ".partial")
-        partial.write_text(hosts.token + says)
-        partial.replace(mark)
+        write_whole(mark, hosts.token + says)
 
 
 def _meet(folder: pathlib.Path, hosts: Hosts, name: str, what: str) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ba_jax.audio.io import write_audio
 from ba_jax.audio.resample import resample
+from ba_jax.files import write_whole
 
 RATE = 24000
 """Hz of the waves that are written."""
@@ -71,12 +72,12 @@ class Results:
             raise ResultsError(
                 f"{self.out}: {RESULTS} without {MADE_WITH}; --overwrite discards it"
             )
-        _replace(stamp, json.dumps(made, ensure_ascii=False, indent=1) + "\n")
+        write_whole(stamp, json.dumps(made, ensure_ascii=False, indent=1) + "\n")
         self.lines = self._read()
         if retry:
             self.lines = {id: line for id, line in self.lines.items() if "error" not in line}
         # A line that a kill cut in two is gone, too.
-        _replace(self._path, "".join(_line(line) for line in self.lines.values()))
+        write_whole(self._path, "".join(_line(line) for line in self.lines.values()))
 
     def _read(self) -> dict[str, dict[str, Any]]:
         if not self._path.is_file():
@@ -127,10 +128,3 @@ class Results:
 
 def _line(line: Mapping[str, Any]) -> str:
     return json.dumps(line, ensure_ascii=False) + "\n"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file that appears whole."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

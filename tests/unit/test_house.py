@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAYERS = {
     "ba_jax": 0,
     "ba_jax.config": 0,
+    "ba_jax.files": 0,
     "ba_jax.vocab": 0,
     "ba_jax.types": 0,
     "ba_jax.audio": 0,
@@ -60,6 +61,7 @@ ENTRY_LAYER = 5
 # data feeds workers that fork or spawn: it stands on these alone.
 DATA_MAY_IMPORT = (
     "ba_jax.config",
+    "ba_jax.files",
     "ba_jax.vocab",
     "ba_jax.types",
     "ba_jax.audio",
