@@ -78,6 +78,32 @@ def base(size: str, stage: str) -> ConfigDict:
     )
 
 
+def sampling(
+    temperature: float, top_k: int, top_p: float, repetition_penalty: float = 1.0
+) -> dict[str, float]:
+    """How ids or codes are chosen, see `ba_jax.sampling.logits.Sampling`."""
+    return {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+    }
+
+
+def synthesis(nano: bool, longest: int) -> dict[str, Any]:
+    """How codes become waves, in segments of at most so many frames (64 at nano)."""
+    return {
+        "vocoder": "griffin_lim" if nano else "vocoder",
+        # Some 250 steps do not teach a flow more than the decoder knows.
+        "mel": "decoder" if nano else "flow",
+        "steps": 10,
+        "guidance": 0.7,
+        "iterations": 32,
+        "rows": 16,
+        "frames": (40, 64) if nano else (64, 128, longest),
+    }
+
+
 def at_scale(config: ConfigDict, *, fsdp: int = -1, replica: int = 1) -> ConfigDict:
     """Sets what any run on a pod has: bfloat16, remat, FSDP over a slice, workers, checkpoints."""
     config.loader = ConfigDict({"workers": 16, "prefetch": 2})

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import models
+from configs import common, models
 
 SIZES = ("nano", "nano_whisper", "1b5", "7b")
 
@@ -57,35 +57,16 @@ def get_config(size: str = "nano") -> ConfigDict:
                 # Closed sentences last 3.25 s at most.
                 "encode_seconds": (3.5,) if nano else (5.0, 15.0, 30.0),
                 "generation": {
-                    "text": {
-                        "temperature": 0.0,
-                        "top_k": 0,
-                        "top_p": 1.0,
-                        "repetition_penalty": 1.0,
-                    },
+                    "text": common.sampling(0.0, 0, 1.0),
                     # The release's, without its penalty of 1.3: a vowel held for three frames
                     # repeats codes, and small codebooks have no synonyms.
-                    "audio": {
-                        "temperature": 0.5,
-                        "top_k": 5,
-                        "top_p": 0.85,
-                        "repetition_penalty": 1.0,
-                    },
+                    "audio": common.sampling(0.5, 5, 0.85),
                     "rows": 64 if nano else 16,
                     "lengths": (64,) if nano else (128, 512),
                     "max_text": 48 if nano else 256,
                     "max_frames": 64 if nano else 376,
                 },
-                "synthesis": {
-                    "vocoder": "griffin_lim" if nano else "vocoder",
-                    # Some 250 steps do not teach a flow more than the decoder knows.
-                    "mel": "decoder" if nano else "flow",
-                    "steps": 10,
-                    "guidance": 0.7,
-                    "iterations": 32,
-                    "rows": 16,
-                    "frames": (40, 64) if nano else (64, 128, 376),
-                },
+                "synthesis": common.synthesis(nano, 376),
                 "judge": {"processes": 2, "beam": 1},
                 # Folders of downloads, see ba_jax/evals/layouts; "" for none.
                 "benchmarks": {

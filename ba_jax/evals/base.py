@@ -158,9 +158,7 @@ class Bench:
         Raises:
           TokenizerError: one that does not fit the model.
         """
-        given = self.settings.tokenizer
-        path = dataset_directory(given)
-        tokenizer = load_text_tokenizer(path / "tokenizer.model" if given == "embedded" else path)
+        tokenizer = load_text_tokenizer(dataset_directory(self.settings.tokenizer))
         tokenizer.check_against(self.config.tokens, self.config.llm.vocab_size)
         return tokenizer
 
