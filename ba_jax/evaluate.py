@@ -140,15 +140,6 @@ def _hosts(together: bool):
     return Hosts(jax.process_index(), jax.process_count(), f"{token:06x}", together)
 
 
-def _agreed(done: Sequence[bool], hosts) -> list[bool]:
-    """The first host's opinion."""
-    if hosts.count == 1:
-        return list(done)
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(done, np.int32))).tolist()
-
-
 def evaluate(
     config: Mapping[str, Any],
     checkpoints: Sequence[str],
@@ -180,7 +171,7 @@ def evaluate(
     from ba_jax.evals.suite import EvalError
     from ba_jax.models.baichuan_audio import BaichuanAudioConfig
     from ba_jax.restore import HOSTS, check_hosts, find, load, on_mesh
-    from ba_jax.sharding import MeshSettings
+    from ba_jax.sharding import MeshSettings, of_the_first
 
     if start not in stages.STARTS:
         raise EvalError(f"stage {start!r}, expected one of {stages.STARTS[1:]}")
@@ -204,7 +195,7 @@ def evaluate(
     made = {name: made_with(config, parts) for name, parts in own.items()}
     paths = {name: out / "suites" / f"{name}.json" for name in suites}
     found = {name: None if start != "go on" else _done(paths[name], made[name]) for name in suites}
-    there = _agreed([found[name] is not None for name in suites], hosts)
+    there = of_the_first([found[name] is not None for name in suites])
     done = dict(zip(suites, there, strict=True))
     for name in suites:
         if not done[name]:

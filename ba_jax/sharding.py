@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -133,6 +133,11 @@ def to_host(arrays: Any) -> Any:
         return multihost_utils.process_allgather(array, tiled=True)
 
     return jax.device_get(jax.tree.map(gathered, arrays))
+
+
+def of_the_first(values: Sequence[bool]) -> list[bool]:
+    """What the first process gives, on all of them; each gives as many."""
+    return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(values, bool))).tolist()
 
 
 def to_devices(arrays: Mapping[str, Any], mesh: Mesh) -> Any:

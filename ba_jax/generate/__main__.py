@@ -105,8 +105,8 @@ def generate(
         writes=first,
     )
     before = [found.lines.get(request.id) for request in asked]
-    done = _as_the_first([line is not None for line in before])
-    failed = sum(_as_the_first([line is not None and "error" in line for line in before]))
+    done = sharding.of_the_first([line is not None for line in before])
+    failed = sum(sharding.of_the_first([line is not None and "error" in line for line in before]))
     todo = [request for request, is_done in zip(asked, done, strict=True) if not is_done]
     counts = {"requests": len(asked), "done_before": len(asked) - len(todo)}
     if todo:
@@ -148,14 +148,6 @@ def generate(
                     bar.update(len(some))
     failed += sum("error" in found.lines[request.id] for request in todo)
     return counts | {"failed": failed}
-
-
-def _as_the_first(found: Sequence[bool]) -> list[bool]:
-    """What the first process found."""
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(found, bool))).tolist()
 
 
 def _made_with(
