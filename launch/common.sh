@@ -1,5 +1,5 @@
 # Sourced by the other scripts: errors, settings, --dry-run.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154
 
 fail() { # WORDS...: a setting or argument is wrong
   printf '%s: %s\n' "$0" "$*" >&2
@@ -17,7 +17,7 @@ usage() { # the comment at the top of the script is its documentation
 quoted() { # WORDS...: one line that a shell reads back as the same words
   local word line=''
   for word in "$@"; do
-    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word=${word@Q}
+    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="'${word//"'"/"'\\''"}'"
     line+=" $word"
   done
   printf '%s\n' "${line# }"
@@ -40,6 +40,15 @@ whole_number() { # NAME VALUE LEAST
     '' | *[!0-9]*) fail "$1=$2: expected a whole number, at least $3" ;;
   esac
   [ "$2" -ge "$3" ] || fail "$1=$2: expected at least $3"
+}
+
+pack() { # FILE: the tree of $root, without what running it leaves behind, into a .tar.gz
+  local folder left=()
+  for folder in .git .venv .cache .hypothesis .ruff_cache build dist runs report; do
+    left+=(--exclude="./$folder")
+  done
+  run mkdir -p "$(dirname "$1")" &&
+    run tar -czf "$1" "${left[@]}" --exclude=__pycache__ --exclude='*.egg-info' -C "$root" .
 }
 
 workdir_of() { # COMMAND...: the run's folder, out of its --workdir; nothing if it has none

@@ -158,9 +158,7 @@ set_up() { # copies the tree, installs, mounts
   local settings=(BUCKET="$BUCKET")
   [ -z "${MOUNT:-}" ] || settings+=(MOUNT="$MOUNT")
   [ -z "$dry" ] || echo "# tree and setup"
-  run mkdir -p "$root/.cache" || return
-  run tar -czf "$archive" --exclude=./.git --exclude=./.venv --exclude=./.cache --exclude=./runs \
-    --exclude=./report --exclude=__pycache__ -C "$root" . || return
+  pack "$archive" || return
   run "${resources[@]}" scp "$archive" "$NAME:ba_jax.tar.gz" "${place[@]}" "${everywhere[@]}" \
     "${ssh_flags[@]}" || return
   # A host on which the command runs, as this script was started again, is left alone.

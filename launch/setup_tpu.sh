@@ -55,6 +55,7 @@ fi
 # 2. This package.
 if [ -n "$dry" ]; then
   echo "# unless $venv has it"
+  run cd "$root"
   run "${PYTHON:-python3.11}" -m venv "$venv"
   run "$venv/bin/python" -m pip install --quiet --editable ".[tpu]"
 else
@@ -65,11 +66,10 @@ fi
 if [ -n "$mount" ]; then
   if [ -n "$dry" ] || ! command -v gcsfuse >/dev/null; then
     [ -z "$dry" ] || echo "# unless there is gcsfuse"
-    # shellcheck disable=SC2016 # the codename of the host's release
-    run bash -euc 'key=/usr/share/keyrings/cloud.google.asc
-      curl -fsSL https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" >/dev/null
-      echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main" |
-        sudo tee /etc/apt/sources.list.d/gcsfuse.list'
+    key=/usr/share/keyrings/cloud.google.asc apt=https://packages.cloud.google.com/apt
+    run bash -o pipefail -c "curl -fsSL $apt/doc/apt-key.gpg | sudo tee $key >/dev/null"
+    run bash -o pipefail -c "echo \"deb [signed-by=$key] $apt gcsfuse-\$(lsb_release -cs) main\" | \
+sudo tee /etc/apt/sources.list.d/gcsfuse.list"
     run sudo apt-get update
     run sudo apt-get install --yes gcsfuse
   fi
@@ -87,11 +87,8 @@ fi
 
 # 4. The devices.
 if [ -n "$check" ]; then
-  run "$venv/bin/python" -c 'import jax
-jax.distributed.initialize()
-devices = jax.devices()
-print(f"process {jax.process_index()} of {jax.process_count()}: {jax.local_device_count()} of "
-      f"{len(devices)} devices, {devices[0].device_kind}")
-if devices[0].platform != "tpu":
-    raise SystemExit(f"expected TPUs, found {devices[0].platform}")'
+  look='import jax; jax.distributed.initialize(); d = jax.devices(); '
+  look+='print("process", jax.process_index(), "of", jax.process_count(), d[0].device_kind, len(d)); '
+  look+='d[0].platform == "tpu" or exit(f"expected TPUs, found {d[0].platform}")'
+  run "$venv/bin/python" -c "$look"
 fi

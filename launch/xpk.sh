@@ -81,7 +81,12 @@ case $what in
     if [ -n "${IMAGE:-}" ]; then
       image=(--docker-image="$IMAGE")
     else
-      image=(--base-docker-image="${BASE_IMAGE:-python:3.11}" --script-dir="$root")
+      tree=$root/.cache/tree
+      pack "$tree.tar.gz"
+      run rm -rf "$tree"
+      run mkdir "$tree"
+      run tar -xzf "$tree.tar.gz" -C "$tree"
+      image=(--base-docker-image="${BASE_IMAGE:-python:3.11}" --script-dir="$tree")
       command="bash launch/setup_tpu.sh --no-mount --no-check && $command"
     fi
     read -ra more <<<"${XPK_FLAGS:-}"
