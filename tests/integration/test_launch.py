@@ -34,7 +34,12 @@ def start(script, *arguments, tools=None, root=LAUNCH.parent, **settings):
     environment = {"PATH": path, "HOME": "/nowhere", "LC_ALL": "C", **settings}
     command = ["bash", str(root / "launch" / f"{script}.sh"), *map(str, arguments)]
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -82,8 +87,7 @@ def test_every_script_begins_with_its_documentation(script):
     assert (lines[0] == "#!/usr/bin/env bash") != is_sourced
     assert sum(line.startswith("#") for line in lines[:8]) >= 2
     if script in ("restart", "on_host", "local_mesh", "slurm", "setup_tpu", "run_pod", "xpk"):
-        option = "--help"
-        code, output = call(script, option)
+        code, output = call(script, "--help")
         assert code == 0 and "--dry-run" in output and "set -euo" not in output
 
 
@@ -198,9 +202,6 @@ def test_local_mesh_dry_run():
             *[*TRAIN[:-1], WORKDIR, "--distributed", "--coordinator=127.0.0.1:25000"],
             *["--processes=2", f"--process={number}"],
         ]
-
-
-WITHOUT = object()
 
 
 @pytest.mark.parametrize(
@@ -334,7 +335,7 @@ def test_on_host_outlives_its_connection(tmp_path):
     first = start("on_host", *command, HOME=str(tmp_path))
     assert first.stdout.readline() == "up\n"
     assert call("on_host", "--ended", HOME=str(tmp_path))[0] == 1
-    first.kill()
+    os.killpg(first.pid, signal.SIGKILL)  # as sshd ends what is left of a session
     code, output = call("on_host", "other", "command", HOME=str(tmp_path))
     assert code == 2 and "up" in output
     again = start("on_host", *command, HOME=str(tmp_path))
