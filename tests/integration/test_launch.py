@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -13,6 +14,7 @@ import time
 
 import pytest
 
+README = pathlib.Path(__file__).parents[2] / "README.md"
 LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 TRAIN = ("python", "-m", "ba_jax.train", "--config=configs/lm_stage2.py:7b", "--distributed")
 WORKDIR = "--workdir=/mnt/my bucket/it's $HOME"
@@ -127,7 +129,8 @@ def test_run_pod_dry_run(slices):
     everywhere = ["--node=all", "--worker=all", "--batch-size=all"]
     assert commands[-4] == [*[*gcloud, "scp", archive, "stage2:ba_jax.tar.gz", *where, *everywhere]]
     setup, run = commands[-3], commands[-2]
-    assert setup[:-1] == run[:-1] == [*gcloud, "ssh", "stage2", *where, *everywhere]
+    alive = "--ssh-flag=-oServerAliveInterval=30"
+    assert setup[:-1] == run[:-1] == [*gcloud, "ssh", "stage2", *where, *everywhere, alive]
     assert "env BUCKET=b bash ba_jax/launch/setup_tpu.sh" in setup[-1]
     words = shlex.split(run[-1].removeprefix("--command="))  # by the hosts' shell
     assert words[:3] == ["cd", "ba_jax", "&&"] and words[-6:] == [*TRAIN, WORKDIR]
@@ -240,6 +243,32 @@ def test_local_mesh_dry_run():
 def test_what_is_missing_or_wrong_is_named(script, arguments, settings, names):
     code, output = call(script, *arguments, **settings)
     assert code == 2 and names in output, output
+
+
+def readme_commands():
+    """(script, arguments with --dry-run among them, settings) of each command of ours."""
+    section = README.read_text().split("\n## From zero to a pod\n")[1].split("\n## ")[0]
+    settings = {}
+    for line in section.split("```")[1].replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["export"]:
+            settings.update(word.split("=") for word in words[1:])
+        at = next((i for i, word in enumerate(words) if word.startswith("launch/")), None)
+        if at is not None and "--dry-run" not in words:
+            first = next(i for i, word in enumerate(words) if not re.match("[A-Z]+=", word))
+            own = dict(word.split("=") for word in words[:first])
+            script = words[at].removeprefix("launch/").removesuffix(".sh")
+            rest = words[at + 1 :]
+            rest.insert(1 if script in ("run_pod", "xpk") else 0, "--dry-run")
+            yield script, rest, {**settings, **own}
+
+
+def test_the_readmes_commands():
+    scripts = set()
+    for script, arguments, settings in readme_commands():
+        assert dry_run(script, *arguments, **settings)
+        scripts.add(script)
+    assert scripts == {"local_mesh", "restart", "setup_tpu", "run_pod", "xpk", "slurm"}
 
 
 # The loop.
