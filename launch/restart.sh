@@ -8,6 +8,7 @@
 #   --delay=10       seconds before it starts again
 #   --workdir=DIR    the run's folder, if it is not in the command
 #   --status=FILE    its exit code is written there too
+#   --stop=COMMAND   asks the command to stop, in place of the signal itself
 #   --dry-run        prints the command
 #
 # SIGTERM and Ctrl-C are passed on (the run saves) and end the loop; SIGUSR1 is passed on.
@@ -23,16 +24,17 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/common.sh
 . "$root/launch/common.sh"
 
-restarts=5 delay=10 workdir='' status='' dry=''
+restarts=5 delay=10 workdir='' status='' stop=() dry=''
 while [ $# -gt 0 ]; do
   case $1 in
     --restarts=*) restarts=${1#*=} ;;
     --delay=*) delay=${1#*=} ;;
     --workdir=*) workdir=${1#*=} ;;
     --status=*) status=${1#*=} ;;
+    --stop=*) read -ra stop <<<"${1#*=}" ;;
     --dry-run) dry=yes ;;
     -h | --help) usage && exit ;;
-    -*) fail "$1: expected --restarts, --delay, --workdir, --status or --dry-run before the command" ;;
+    -*) fail "$1: expected --restarts, --delay, --workdir, --status, --stop or --dry-run before the command" ;;
     *) break ;;
   esac
   shift
@@ -46,6 +48,10 @@ if [ -n "$dry" ]; then
   echo "# until done, at most $restarts times in a row without a new checkpoint in" \
     "$(quoted "${workdir:-(no --workdir)}")"
   run "$@"
+  if [ ${#stop[@]} -gt 0 ]; then
+    echo "# asked to stop"
+    run "${stop[@]}"
+  fi
   exit
 fi
 
@@ -71,7 +77,13 @@ child='' stopped=''
 # shellcheck disable=SC2329 # by trap
 forward() { # SIGNAL
   [ "$1" = USR1 ] || stopped=yes
-  [ -z "$child" ] || kill -s "$1" "$child" 2>/dev/null || true
+  if [ -z "$child" ]; then
+    return 0
+  elif [ "$1" != USR1 ] && [ ${#stop[@]} -gt 0 ]; then
+    "${stop[@]}" || say "$(quoted "${stop[@]}") ended with $?"
+  else
+    kill -s "$1" "$child" 2>/dev/null || true
+  fi
 }
 for name in TERM INT USR1; do
   # shellcheck disable=SC2064 # the name now, not later
@@ -84,7 +96,7 @@ run_once() { # COMMAND...: sets code
   "$@" </dev/null &
   child=$!
   set +m
-  [ -z "$stopped" ] || kill -s TERM "$child" 2>/dev/null || true
+  [ -z "$stopped" ] || forward TERM
   while kill -0 "$child" 2>/dev/null; do
     wait "$child" || true # a signal ends the wait, not the command
   done

@@ -18,8 +18,9 @@
 #   RESTARTS, DELAY  restart.sh's
 #
 # Without GPUs it is one process a node, on the CPU. 300 s before the time limit SLURM sends USR2 to
-# this script alone, which sends SIGTERM to the run; when all processes have saved, the job is put
-# into the queue again under its number. A node that fails has SLURM do the same. scancel ends it.
+# this script alone, which has SLURM send SIGTERM to the run's processes (srun itself would kill
+# them); when all have saved, the job is put into the queue again under its number. A node that fails
+# has SLURM do the same. scancel ends it.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -63,13 +64,14 @@ esac
 # What fails on one is left to the others to find out: they end by themselves, with a code that says
 # whether a restart helps. --wait ends those that do not.
 step=(srun --nodes="$nodes" --ntasks="$((nodes * each))" --ntasks-per-node="$each"
-  --gpu-bind=none --cpu-bind=none --kill-on-bad-exit=0 --wait=600 --label)
+  --overcommit --gpu-bind=none --cpu-bind=none --kill-on-bad-exit=0 --wait=600 --label)
 [ ${#environment[@]} -eq 0 ] || step+=(env "${environment[@]}")
-loop=(bash "$root/launch/restart.sh" --restarts="${RESTARTS:-5}" --delay="${DELAY:-30}")
+loop=(bash "$root/launch/restart.sh" --restarts="${RESTARTS:-5}" --delay="${DELAY:-30}"
+  --stop="scancel --signal=TERM ${SLURM_JOB_ID:-JOB}")
 if [ -n "$dry" ]; then
   "${loop[@]}" --dry-run "${step[@]}" "$@"
-  echo "# stopped by the time limit and not done"
-  echo "scontrol requeue \"\$SLURM_JOB_ID\""
+  echo "# by the time limit, and not done"
+  run scontrol requeue "${SLURM_JOB_ID:-JOB}"
   exit
 fi
 

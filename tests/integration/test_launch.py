@@ -187,10 +187,10 @@ def test_slurm_dry_run(processes, gpus, tasks, environment):
     settings = {"SLURM_JOB_NUM_NODES": "4", "PROCESSES": processes}
     if gpus:
         settings["SLURM_GPUS_ON_NODE"] = str(gpus)
-    srun, requeue = dry_run("slurm", "--dry-run", *TRAIN, WORKDIR, **settings)
+    srun, stop, requeue = dry_run("slurm", "--dry-run", *TRAIN, WORKDIR, **settings)
     assert srun[:4] == ["srun", "--nodes=4", f"--ntasks={tasks}", f"--ntasks-per-node={tasks // 4}"]
     assert srun[-6 - len(environment) :] == [*environment, *TRAIN, WORKDIR]
-    assert requeue[:2] == ["scontrol", "requeue"]
+    assert stop == ["scancel", "--signal=TERM", "JOB"] and requeue == ["scontrol", "requeue", "JOB"]
 
 
 def test_local_mesh_dry_run():
@@ -566,7 +566,16 @@ def test_slurm_job(tmp_path, ends):
     spool.mkdir(parents=True)
     shutil.copy(LAUNCH / "slurm.sh", spool / "slurm.sh")  # as SLURM does
     tools = tmp_path / "tools"
-    write_tool(tools, "srun", 'while [[ $1 == -* ]]; do shift; done; exec "$@"')
+    # As the real ones: a SIGTERM to srun would kill its tasks.
+    srun = """
+    while [[ $1 == -* ]]; do shift; done
+    "$@" &
+    echo $! >pid
+    trap 'kill -s KILL $(cat pid)' TERM
+    wait $(cat pid)
+    """
+    write_tool(tools, "srun", srun)
+    write_tool(tools, "scancel", '[ "$*" = "--signal=TERM 7" ]; kill -s TERM $(cat pid)')
     write_tool(tools, "scontrol", f'echo "$*" >>{tmp_path}/calls')
     command = f"echo up; [ '{ends}' != 'in time' ] || touch {tmp_path}/done; "
     command += "[ -e $1/done ] || { trap 'echo saved; exit 0' TERM; while :; do sleep 0.02; done; }"
