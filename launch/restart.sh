@@ -80,7 +80,7 @@ forward() { # SIGNAL
   if [ -z "$child" ]; then
     return 0
   elif [ "$1" != USR1 ] && [ ${#stop[@]} -gt 0 ]; then
-    "${stop[@]}" || say "$(quoted "${stop[@]}") ended with $?"
+    "${stop[@]}" || say "failed: $(quoted "${stop[@]}")"
   else
     kill -s "$1" "$child" 2>/dev/null || true
   fi
