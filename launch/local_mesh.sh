@@ -14,7 +14,8 @@
 #
 # Each line of output begins with [number of the process]. SIGTERM and Ctrl-C go to all processes;
 # they save and end by themselves. The exit code is that of the first process that failed, as a
-# shell tells it (137: SIGKILL); the others are then sent SIGTERM, and SIGKILL after --grace.
+# shell tells it (137: SIGKILL), but one that no restart helps against (1, 2) goes before 75 and
+# signals; the others are then sent SIGTERM, and SIGKILL after --grace.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -131,6 +132,9 @@ while [ ${#alive[@]} -gt 0 ]; do
       code=$ended failed=$number deadline=$((SECONDS + grace))
       say "process $number ended with $ended; the others are ended"
       to_all TERM
+    elif [ "$ended" -ne 0 ] && [ "$ended" -ne 75 ] && [ "$ended" -le 128 ] &&
+      { [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; }; then
+      code=$ended
     fi
   done
   alive=("${still[@]}")

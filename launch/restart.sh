@@ -9,6 +9,8 @@
 #   --workdir=DIR    the run's folder, if it is not in the command
 #   --status=FILE    its exit code is written there too
 #   --stop=COMMAND   asks the command to stop, in place of the signal itself
+#   --once           no loop, and the command's own exit code: for each of several processes below
+#                    one loop (srun), so that the loop learns of the one that failed
 #   --dry-run        prints the command
 #
 # SIGTERM and Ctrl-C are passed on (the run saves) and end the loop; SIGUSR1 is passed on.
@@ -17,14 +19,15 @@
 #   0     done: the command ended with 0 and wrote WORKDIR/done, or has no WORKDIR
 #   75    not done, as it was stopped: the same command goes on
 #   1     --restarts is used up
-#   else  the command's own, which no restart helps against (1: config, data, loss; 2: flags)
+#   else  the command's own, which no restart helps against (1: config, data, loss; 2: flags). It is
+#         left in WORKDIR/failed too, which ends the loops of the other hosts, with 1
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/common.sh
 . "$root/launch/common.sh"
 
-restarts=5 delay=10 workdir='' status='' stop=() dry=''
+restarts=5 delay=10 workdir='' status='' stop=() once='' dry=''
 while [ $# -gt 0 ]; do
   case $1 in
     --restarts=*) restarts=${1#*=} ;;
@@ -32,9 +35,10 @@ while [ $# -gt 0 ]; do
     --workdir=*) workdir=${1#*=} ;;
     --status=*) status=${1#*=} ;;
     --stop=*) read -ra stop <<<"${1#*=}" ;;
+    --once) once=yes ;;
     --dry-run) dry=yes ;;
     -h | --help) usage && exit ;;
-    -*) fail "$1: expected --restarts, --delay, --workdir, --status, --stop or --dry-run before the command" ;;
+    -*) fail "$1: expected --restarts, --delay, --workdir, --status, --stop, --once or --dry-run before the command" ;;
     *) break ;;
   esac
   shift
@@ -105,14 +109,31 @@ run_once() { # COMMAND...: sets code
   child=''
 }
 
+needs_a_look() { # CODE: no restart helps
+  [ "$1" -ne 0 ] && [ "$1" -ne 75 ] && [ "$1" -le 128 ]
+}
+tell_others() {
+  [ ! -d "$workdir" ] || printf '%s ended with %s\n' "$HOSTNAME" "$code" >"$workdir/failed"
+}
+if [ -n "$once" ]; then
+  run_once "$@"
+  ! needs_a_look "$code" || tell_others
+  finish "$code"
+fi
+
+[ -z "$workdir" ] || rm -f "$workdir/failed"
 before=$(latest_step) fruitless=0
 while [ -z "$stopped" ]; do
   run_once "$@"
   if [ "$code" -eq 0 ] && { [ -z "$workdir" ] || [ -e "$workdir/done" ]; }; then
     finish 0
-  elif [ "$code" -ne 0 ] && [ "$code" -ne 75 ] && [ "$code" -le 128 ]; then
+  elif needs_a_look "$code"; then
     say "ended with $code, which a restart does not help against"
+    tell_others
     finish "$code"
+  elif [ -n "$workdir" ] && [ -e "$workdir/failed" ]; then
+    say "ended with $code, as $(cat "$workdir/failed"), which a restart does not help against"
+    finish 1
   fi
   step=$(latest_step)
   fruitless=$((step > before ? 0 : fruitless + 1))

@@ -66,6 +66,7 @@ esac
 step=(srun --nodes="$nodes" --ntasks="$((nodes * each))" --ntasks-per-node="$each"
   --overcommit --gpu-bind=none --cpu-bind=none --kill-on-bad-exit=0 --wait=600 --label)
 [ ${#environment[@]} -eq 0 ] || step+=(env "${environment[@]}")
+step+=(bash "$root/launch/restart.sh" --once) # srun gives the highest code of all
 loop=(bash "$root/launch/restart.sh" --restarts="${RESTARTS:-5}" --delay="${DELAY:-30}"
   --stop="scancel --signal=TERM ${SLURM_JOB_ID:-JOB}")
 if [ -n "$dry" ]; then

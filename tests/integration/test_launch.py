@@ -191,7 +191,8 @@ def test_slurm_dry_run(processes, gpus, tasks, environment):
         settings["SLURM_GPUS_ON_NODE"] = str(gpus)
     srun, stop, requeue = dry_run("slurm", "--dry-run", *TRAIN, WORKDIR, **settings)
     assert srun[:4] == ["srun", "--nodes=4", f"--ntasks={tasks}", f"--ntasks-per-node={tasks // 4}"]
-    assert srun[-6 - len(environment) :] == [*environment, *TRAIN, WORKDIR]
+    restart = ["bash", str(LAUNCH / "restart.sh"), "--once"]
+    assert srun[-9 - len(environment) :] == [*environment, *restart, *TRAIN, WORKDIR]
     assert stop == ["scancel", "--signal=TERM", "JOB"] and requeue == ["scontrol", "requeue", "JOB"]
 
 
@@ -327,6 +328,18 @@ def test_restarts_until_done(run, codes, code, starts):
     found, output = loop("--restarts=2", *command)
     assert (found, output.count("argument: two words")) == (code, starts), output
     assert ("gives up" in output) == (starts == 3 and code == 1)
+
+
+def test_what_no_restart_helps_against_ends_the_others(run):
+    command, workdir = run("75", "1", "75", "+75", "!0")
+    for code in (75, 1):  # two processes under srun, say: the highest code is 75
+        assert call("restart", "--once", *command)[0] == code
+    assert (workdir / "failed").read_text().endswith(" ended with 1\n")
+    # Another host's loop, in which that happens meanwhile.
+    other = ["bash", "-c", f"echo host 3 ended with 2 >'{workdir}/failed'; exit 75", "x"]
+    code, output = loop(*other, f"--workdir={workdir}")
+    assert code == 1 and "as host 3 ended with 2" in output
+    assert loop(*command)[0] == 0  # a new start forgets it
 
 
 def test_a_command_without_a_workdir_is_done_with_0(tmp_path):
@@ -635,6 +648,12 @@ def test_local_mesh_ends_with_the_first_that_fails(tmp_path, grace):
     )
     assert code == 137 and ("[0] saved" in output) == bool(grace), output
     assert not alive(int((tmp_path / "pid--process=0").read_text()))
+
+
+def test_local_mesh_gives_the_code_that_needs_a_look():
+    script = "[ ${*: -1} = --process=1 ] || exit 75; trap '' TERM; sleep 1; exit 1"
+    code, output = call("local_mesh", 2, "--processes", "bash", "-c", script, "x")
+    assert code == 1, output
 
 
 def test_local_mesh_passes_signals_on(tmp_path):
