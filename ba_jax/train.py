@@ -71,6 +71,13 @@ class _SpikeError(TrainError):
     """The loss jumped: what was learnt from it is not worth keeping."""
 
 
+def _open_batches(data: Mapping[str, Any], model: Mapping[str, Any]):
+    """Hosts that keep their counts of records in one folder count once."""
+    cached = data.get("index_cache")
+    with distributed.first_alone("counting") if cached else contextlib.nullcontext():
+        return open_batches(data, model, _count_records)
+
+
 def _count_records(counted: int) -> None:
     logging.log_every_n_seconds(logging.INFO, "counting records: %d more", 5, counted)
 
@@ -183,10 +190,10 @@ def train(
     _log_counts(program)
 
     # Data: a batch is a function of the step, so that the position is the step alone.
-    batches = open_batches(config.data, config.model, _count_records)
+    batches = _open_batches(config.data, config.model)
     eval_batches = None
     if config.eval_data:
-        eval_batches = open_batches(config.eval_data, config.model, _count_records)
+        eval_batches = _open_batches(config.eval_data, config.model)
     elif settings.evaluate_every or config.checkpoint.best:
         logging.warning("eval_data is empty: nothing is evaluated, and no checkpoint is the best")
 
