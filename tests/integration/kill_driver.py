@@ -57,7 +57,7 @@ def _main(file: str, folder: str, *seeds: str) -> None:
                 traceback.print_exc()
             os._exit(1)
         _, status = os.waitpid(child, 0)
-        print(seed, os.waitstatus_to_exitcode(status), flush=True)
+        print("killed", seed, os.waitstatus_to_exitcode(status), flush=True)
 
 
 if __name__ == "__main__":
