@@ -370,6 +370,7 @@ class _Loop:
             except (TrainError, ValueError, OSError) as more:
                 logging.warning("%s", more)
             self._save(state, done)
+        if not alone:
             self.checkpoints.wait()
         return self.saved_steps()
 

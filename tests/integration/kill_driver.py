@@ -29,7 +29,7 @@ LONGEST_SECONDS = 0.4
 def kill_at_random(seed: int, steps: int) -> None:
     """From a random step's checkpoint on, at a random moment."""
     chosen = random.Random(seed)
-    step, seconds = chosen.randrange(2, steps), chosen.uniform(0, LONGEST_SECONDS)
+    step, seconds = chosen.randrange(3, steps), chosen.uniform(0, LONGEST_SECONDS)
     save = Checkpoints.save
 
     def kill() -> None:

@@ -170,7 +170,7 @@ def test_killed_while_it_saves_a_run_goes_on_exactly(config, tmp_path):
         cwd=train_driver.ROOT,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1200,
         check=True,
     )
     ended = [line for line in done.stdout.splitlines() if line.startswith("killed")]

@@ -40,6 +40,7 @@ EVENTS = {
     "none": lambda: None,
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "group": lambda: os.killpg(0, signal.SIGTERM),
     "hang": lambda: time.sleep(1000),
     "interrupt": lambda: os.kill(os.getpid(), signal.SIGINT),
     "full": full_disk,
@@ -79,6 +80,7 @@ def start(config, workdir, event="none", step=0, *flags: str, **environment: str
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
     def wait() -> subprocess.CompletedProcess:
