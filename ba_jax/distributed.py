@@ -125,7 +125,7 @@ def start(
         ) from error
     except RuntimeError as error:
         raise LostError(f"{came}: {first_line(error)}") from error
-    gone = "another process was lost, says JAX's coordination service"
+    gone = "JAX ended this process, most likely because another one was lost: see above"
     _endings.append((LOST, _lost_lines(command, gone)))
     return (
         f"process {jax.process_index()} of {jax.process_count()} ({found}): "
