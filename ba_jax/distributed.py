@@ -125,7 +125,7 @@ def start(
         ) from error
     except RuntimeError as error:
         raise LostError(f"{came}: {first_line(error)}") from error
-    gone = "another process was lost, says JAX's coordination service"
+    gone = "JAX ended this process, most likely because another one was lost: see above"
     _endings.append((LOST, _lost_lines(command, gone)))
     return (
         f"process {jax.process_index()} of {jax.process_count()} ({found}): "
@@ -198,6 +198,18 @@ def resume_line(command: str) -> str:
 def own_command(module: str) -> str:
     """The command line that this process was started with, for a shell."""
     return shlex.join(["python", "-m", module, *sys.argv[1:]])
+
+
+@contextlib.contextmanager
+def first_alone(place: str) -> Iterator[None]:
+    """The first process runs the block before the others, which find what it left on the disk."""
+    from jax.experimental import multihost_utils
+
+    if jax.process_index():
+        multihost_utils.sync_global_devices(f"ba_jax {place}")
+    yield
+    if jax.process_count() > 1 and not jax.process_index():
+        multihost_utils.sync_global_devices(f"ba_jax {place}")
 
 
 def is_loss(error: BaseException) -> bool:

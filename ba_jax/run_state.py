@@ -31,6 +31,7 @@ from ba_jax.checkpoint import CheckpointError
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
+_METRICS = "metrics"  # Orbax's own name
 _MESSAGE_BYTES = 1024
 
 
@@ -60,21 +61,31 @@ class _Folder(ocp.path.atomicity.AtomicRenameTemporaryPath):
     """A step's folder while it is written: it gets its checksums, and then its name."""
 
     async def finalize(self) -> None:
-        await asyncio.to_thread(checksums.write, self.get())
+        # Orbax takes this class for weights/, train/, ... too.
+        if self.get_final().name.isdecimal():
+            await asyncio.to_thread(checksums.write, self.get())
         await super().finalize()
 
 
 class Checkpoints:
     """The checkpoints of a run; close it, or use it in a `with`.
 
+    The last complete step is compared with its checksums. If it is damaged, it is moved aside, to
+    damaged-STEP, and the one before is the last. On several hosts all come here: each looks at its
+    share of the files, and all get the same answer.
+
     Args:
       workdir: of the run.
       settings: which stay.
+
+    Raises:
+      CheckpointError: all are damaged; they stay where they are.
     """
 
     def __init__(self, workdir: str | os.PathLike, settings: KeepSettings = KeepSettings()):
         self.folder = Path(workdir).absolute() / FOLDER
         self.settings = settings
+        _set_damaged_aside(self.folder)
         policies = [LatestN(settings.last)]
         if settings.best:
             policies.append(
@@ -98,43 +109,8 @@ class Checkpoints:
         )
 
     def latest(self) -> int | None:
-        """The last complete step whose files are those that were written, None if there is none.
-
-        On several hosts all call it: each compares its share of the files, and all get the same
-        answer. Damaged steps after the one that is returned are moved aside, to damaged-STEP.
-
-        Raises:
-          CheckpointError: all are damaged; they stay where they are.
-        """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        damaged: dict[int, str] = {}
-        for step in steps:
-            problem = shared_damage(self.folder / str(step))
-            if problem is None:
-                self._move_aside(damaged, step)
-                return step
-            damaged[step] = problem
-        if damaged:
-            raise CheckpointError(
-                f"{next(iter(damaged.values()))}; every checkpoint is damaged, steps "
-                f"{sorted(damaged)}: expected a good one. Copy one back, or use a new workdir"
-            )
-        return None
-
-    def _move_aside(self, damaged: Mapping[int, str], good: int) -> None:
-        for step, problem in damaged.items():
-            folder = self.folder / str(step)
-            aside, number = self.folder / f"{DAMAGED}-{step}", 1
-            while aside.exists():
-                number += 1
-                aside = self.folder / f"{DAMAGED}-{step}-{number}"
-            logging.warning("%s; moved to %s, step %d is the last good one", problem, aside, good)
-            _sync(f"damaged {step}")  # none looks for a name while another takes it
-            if jax.process_index() == 0:
-                folder.rename(aside)
-        if damaged:
-            _sync("moved aside")
-            self._manager.reload()
+        """The last complete step, None if there is none."""
+        return self._manager.latest_step()
 
     def save(
         self,
@@ -238,6 +214,34 @@ class Checkpoints:
             self._manager.close()
         except Exception as error:  # the one under way says what is wrong
             logging.warning("%s: %s", self.folder, error)
+
+
+def _set_damaged_aside(folder: Path) -> None:
+    """Leaves a last step that is good, and no step whose metrics Orbax could not read."""
+    damaged: dict[int, str] = {}
+    good = None
+    for step in reversed(complete_steps(folder)):
+        problem = shared_damage(folder / str(step), "" if good is None else _METRICS)
+        if problem is not None:
+            damaged[step] = problem
+        elif good is None:
+            good = step
+    if damaged and good is None:
+        raise CheckpointError(
+            f"{next(iter(damaged.values()))}; every checkpoint is damaged, steps "
+            f"{sorted(damaged)}: expected a good one. Copy one back, or use a new workdir"
+        )
+    for step, problem in damaged.items():
+        aside, number = folder / f"{DAMAGED}-{step}", 1
+        while aside.exists():
+            number += 1
+            aside = folder / f"{DAMAGED}-{step}-{number}"
+        logging.warning("%s; moved to %s, step %d is the last good one", problem, aside, good)
+        _sync(f"damaged {step}")  # none looks for a name while another takes it
+        if jax.process_index() == 0:
+            (folder / str(step)).rename(aside)
+    if damaged:
+        _sync("moved aside")
 
 
 def _sync(place: str) -> None:

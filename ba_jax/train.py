@@ -11,7 +11,7 @@ checkpoints/, metrics.csv, TensorBoard's files, pictures/ of a fixed set of exam
 and `done` once the run is at its last step. SIGUSR1 writes a trace of the next steps for
 TensorBoard's profiler into profile/.
 
-Exit codes, the same on all hosts but those that were killed:
+Exit codes:
 
     0    WORKDIR/done is there: at the last step. It is not: stopped by a signal, and saved; the
          same command goes on.
@@ -22,6 +22,10 @@ Exit codes, the same on all hosts but those that were killed:
          hosts; it goes on from the last checkpoint.
     129 and above, as a shell tells it: killed by a signal (137: SIGKILL, 134: JAX ended the
          process): the same as 75.
+
+They are the same on all hosts, but that one with an error of its own (a file that it cannot read)
+exits with 1 and those that lose it with 75: where any gives 1, end all. A host that is started
+waits 300 s for the others and then exits with 75.
 
 So a loop that restarts runs the command while it exits with 0 and there is no WORKDIR/done, or with
 75 or more than 128, and ends otherwise. WORKDIR/done is removed when a run with steps to go starts,
@@ -69,6 +73,13 @@ class TrainError(RuntimeError):
 
 class _SpikeError(TrainError):
     """The loss jumped: what was learnt from it is not worth keeping."""
+
+
+def _open_batches(data: Mapping[str, Any], model: Mapping[str, Any]):
+    """Hosts that keep their counts of records in one folder count once."""
+    cached = data.get("index_cache")
+    with distributed.first_alone("counting") if cached else contextlib.nullcontext():
+        return open_batches(data, model, _count_records)
 
 
 def _count_records(counted: int) -> None:
@@ -183,10 +194,10 @@ def train(
     _log_counts(program)
 
     # Data: a batch is a function of the step, so that the position is the step alone.
-    batches = open_batches(config.data, config.model, _count_records)
+    batches = _open_batches(config.data, config.model)
     eval_batches = None
     if config.eval_data:
-        eval_batches = open_batches(config.eval_data, config.model, _count_records)
+        eval_batches = _open_batches(config.eval_data, config.model)
     elif settings.evaluate_every or config.checkpoint.best:
         logging.warning("eval_data is empty: nothing is evaluated, and no checkpoint is the best")
 
@@ -363,6 +374,7 @@ class _Loop:
             except (TrainError, ValueError, OSError) as more:
                 logging.warning("%s", more)
             self._save(state, done)
+        if not alone:
             self.checkpoints.wait()
         return self.saved_steps()
 

@@ -8,6 +8,7 @@ import socket
 
 import pytest
 
+from ba_jax.distributed import LOST
 from ba_jax.evals import judge
 from ba_jax.evaluate import evaluate
 from tests.integration import evaluate_driver
@@ -107,7 +108,8 @@ def test_two_processes_of_two_devices_each(config, checkpoints, one, tmp_path):
     given = meshed, tmp_path / "out", *flags(checkpoints, ["asr"])
     # The first is killed after a batch; JAX ends the other.
     first, second = two_processes(*given, kill_after=1)
-    assert first.returncode == -9 and second.returncode not in (0, 1), second.stderr
+    assert first.returncode == -9 and second.returncode == LOST, second.stderr
+    assert second.stderr.splitlines()[-1].startswith("to go on: python -m ba_jax.evaluate ")
     part = tmp_path / "out" / "hosts" / "0" / "generations" / "asr.jsonl"
     assert len(part.read_text().splitlines()) == 1 + 2
     first, second = two_processes(*given)
