@@ -30,6 +30,8 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from orbax.checkpoint import future as ocp_future
 
+from ba_jax import checksums
+
 # Bytes handed to TensorStore and not yet on disk. Two 64 MiB chunks in flight keep the disk busy
 # while the next one is prepared.
 MAX_PENDING_BYTES = 128 << 20
@@ -380,6 +382,22 @@ class Reader:
             ) from error
 
 
+def check_files(folder: str | os.PathLike) -> None:
+    """Compares the files of a checkpoint's `weights` with their checksums, if it has them.
+
+    Raises:
+      CheckpointError: one is damaged.
+    """
+    folder = Path(folder).absolute()
+    refuse_damage(checksums.damage(folder.parent, folder.name))
+
+
+def refuse_damage(problem: str | None) -> None:
+    """Raises `CheckpointError` if there is a problem."""
+    if problem is not None:
+        raise CheckpointError(f"{problem}: the checkpoint is damaged, expected another of the run")
+
+
 def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
@@ -403,6 +421,7 @@ def load_variables(
     sharding: jax.sharding.Sharding | Mapping[str, Any] | None = None,
     dtype: Any = None,
     components: Iterable[str] | None = None,
+    checked: bool = False,
 ) -> dict[str, Any]:
     """Restores variables as jax Arrays.
 
@@ -415,14 +434,18 @@ def load_variables(
         need; buffers stay as stored, which tells the model how far they were rounded. None: all as
         stored.
       components: restrict to these components, the second level of the tree. None: all.
+      checked: its files have been compared with their checksums already, see `check_files`.
 
     Returns:
       Nested dict `{collection: {component: ...}}` of jax Arrays.
 
     Raises:
-      CheckpointError: no checkpoint, a partial one, or one whose arrays differ from `shapes`.
+      CheckpointError: no checkpoint, a partial or damaged one, or one whose arrays differ from
+        `shapes`.
     """
     reader = Reader(directory)
+    if not checked:
+        check_files(reader.directory)
     stored = {p: (reader.shape(p), reader.dtype(p)) for p in reader.arrays}
     if components is not None:
         components = set(components)

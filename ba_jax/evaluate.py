@@ -18,9 +18,11 @@ report.md, index.html (with players), items.jsonl (what was expected and what ca
 
 The same command goes on where one stopped, inside a suite too. `--stage=score` scores what is saved
 again, `--stage=judge` asks the judge again, both without a model; `--stage=generate` begins anew.
-On several hosts each runs the command with `--distributed`, as in `ba_jax.train`; host H takes
-items H, H + hosts, ... on a mesh of its own devices (`--config.mesh.fsdp=4`), OUT is a folder that
-all of them see.
+On several hosts each runs the command with `--distributed`, see `ba_jax.distributed`, OUT is a
+folder that all of them see. Host H takes items H, H + hosts, ... on a mesh of its own devices
+(`--config.mesh.fsdp=4`); with `--config.hosts=together` one mesh has the devices of all hosts, for
+a model larger than one host's memory: all of them work on every item, and the first one writes.
+Exit codes are those of `ba_jax.train`.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags, logging
+
+from ba_jax.files import write_whole
 
 # JAX and all that stands on it is imported by functions: the judge's processes import this module.
 
@@ -112,13 +116,6 @@ class _Progress:
             self._bar = None
 
 
-def _write(path: Path, text: str) -> None:
-    """Writes a file that appears whole."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
 def _done(path: Path, made: Mapping[str, str]) -> dict[str, Any] | None:
     """A suite's results, if they are there and were made with this."""
     try:
@@ -128,7 +125,7 @@ def _done(path: Path, made: Mapping[str, str]) -> dict[str, Any] | None:
     return found if found.get("made_with") == made else None
 
 
-def _hosts():
+def _hosts(together: bool):
     """This process among those of `jax.distributed`, with a name for this run that all agree on."""
     import jax
 
@@ -140,16 +137,7 @@ def _hosts():
 
     token = int.from_bytes(os.urandom(3), "big")
     token = int(multihost_utils.broadcast_one_to_all(np.asarray(token, np.int32)))
-    return Hosts(jax.process_index(), jax.process_count(), f"{token:06x}")
-
-
-def _agreed(done: Sequence[bool], hosts) -> list[bool]:
-    """The first host's opinion."""
-    if hosts.count == 1:
-        return list(done)
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(done, np.int32))).tolist()
+    return Hosts(jax.process_index(), jax.process_count(), f"{token:06x}", together)
 
 
 def evaluate(
@@ -163,7 +151,7 @@ def evaluate(
     """Runs evaluations and returns the figures of all, see the module.
 
     Args:
-      config: with `model`, `eval` and perhaps `mesh`, as `configs/eval.py` makes it.
+      config: with `model`, `eval` and perhaps `mesh` and `hosts`, as `configs/eval.py` makes it.
       checkpoints: as on the command line; with start "judge" or "score" none is needed.
       out: folder for the results.
       suites: names of `ba_jax.evals.suites.SUITES`.
@@ -182,14 +170,15 @@ def evaluate(
     from ba_jax.evals.judge import Judge
     from ba_jax.evals.suite import EvalError
     from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-    from ba_jax.restore import find, load, on_mesh
-    from ba_jax.sharding import MeshSettings
+    from ba_jax.restore import HOSTS, check_hosts, find, load, on_mesh
+    from ba_jax.sharding import MeshSettings, of_the_first
 
     if start not in stages.STARTS:
         raise EvalError(f"stage {start!r}, expected one of {stages.STARTS[1:]}")
     model = from_mapping(BaichuanAudioConfig, config["model"])
     settings = from_mapping(EvalSettings, config["eval"], "eval")
     mesh_settings = from_mapping(MeshSettings, config.get("mesh", {}), "mesh")
+    sharing = check_hosts(config.get("hosts", HOSTS[0]))
     vocoder = settings.synthesis.vocoder
     needed = suites_lib.components(suites, vocoder)
     saved = start in ("judge", "score")
@@ -198,7 +187,7 @@ def evaluate(
     (out / "suites").mkdir(parents=True, exist_ok=True)
     results: dict[str, dict] = {}
     progress = _Progress()
-    hosts = _hosts()
+    hosts = _hosts(sharing == "together")
     own = {
         name: {part: sources[part] for part in suites_lib.components([name], vocoder) if sources}
         for name in suites
@@ -206,7 +195,7 @@ def evaluate(
     made = {name: made_with(config, parts) for name, parts in own.items()}
     paths = {name: out / "suites" / f"{name}.json" for name in suites}
     found = {name: None if start != "go on" else _done(paths[name], made[name]) for name in suites}
-    there = _agreed([found[name] is not None for name in suites], hosts)
+    there = of_the_first([found[name] is not None for name in suites])
     done = dict(zip(suites, there, strict=True))
     for name in suites:
         if not done[name]:
@@ -224,9 +213,9 @@ def evaluate(
             if bench is None:
                 variables, place = {}, None
                 if not saved:
-                    mesh, place = on_mesh(mesh_settings, _rows(settings))
+                    mesh, place = on_mesh(mesh_settings, _rows(settings), sharing)
                     variables = load(model, sources, mesh)
-                bench = Bench(model, variables, settings, out, judge, progress, place)
+                bench = Bench(model, variables, settings, out, judge, progress, place, hosts.writes)
             started = time.monotonic()
             outcome = stages.run(suites_lib.SUITES[name], bench, made[name], hosts, start)
             progress.close()
@@ -240,7 +229,7 @@ def evaluate(
                 "checkpoints": before.get("checkpoints", {}) if saved else own[name],
                 "seconds": before.get("seconds", seconds) if saved else seconds,
             }
-            _write(paths[name], json.dumps(results[name], ensure_ascii=False, indent=1))
+            write_whole(paths[name], json.dumps(results[name], ensure_ascii=False, indent=1))
             _tell_failed(progress.suite, outcome["failed"], len(outcome["items"]))
     return {} if hosts.index else _summarise(out, results)
 
@@ -279,8 +268,8 @@ def _summarise(out: Path, results: Mapping[str, dict]) -> dict[str, Any]:
         figures["checkpoints"] |= found["checkpoints"]
     for name, lines in (("items", items), ("failed", failed)):
         text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
-        _write(out / f"{name}.jsonl", text)
-    _write(out / "figures.json", json.dumps(figures, ensure_ascii=False, indent=1) + "\n")
+        write_whole(out / f"{name}.jsonl", text)
+    write_whole(out / "figures.json", json.dumps(figures, ensure_ascii=False, indent=1) + "\n")
     evaluation.write(out)
     return figures
 
@@ -288,6 +277,8 @@ def _summarise(out: Path, results: Mapping[str, dict]) -> dict[str, Any]:
 def define_flags() -> None:
     """The command line's."""
     from ml_collections import config_flags
+
+    from ba_jax import distributed
 
     config_flags.DEFINE_config_file("config", None, "A config with `model` and `eval`.")
     flags.DEFINE_list("checkpoint", None, "WORKDIRs or checkpoints; the last that holds a part.")
@@ -302,18 +293,14 @@ def define_flags() -> None:
         "Begin anew, with the saved judge inputs, or with all that is saved; default: go on.",
     )
     flags.DEFINE_bool("overwrite", False, "The same as --stage=generate.")
-    flags.DEFINE_bool("distributed", False, "One process of several, see jax.distributed.")
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
-    flags.DEFINE_integer("processes", None, "How many there are.")
-    flags.DEFINE_integer("process", None, "Which of them this is, from 0 on.")
+    distributed.define_flags()
     for name in ("config", "out"):
         flags.mark_flag_as_required(name)
 
 
 def main(argv: list[str]) -> None:
     """Evaluates and prints the figures."""
-    import jax
-
+    from ba_jax import distributed
     from ba_jax.restore import use_compilation_cache
 
     values = flags.FLAGS
@@ -323,12 +310,14 @@ def main(argv: list[str]) -> None:
     config = values.config.to_dict()
     use_compilation_cache(config.get("compilation_cache", ""))
     start = values.stage or ("generate" if values.overwrite else "go on")
+    command = distributed.own_command("ba_jax.evaluate")
     try:
-        if values.distributed:
-            jax.distributed.initialize(values.coordinator, values.processes, values.process)
+        joined = distributed.start_from_flags(command)
+        if joined:
+            print(joined, flush=True)
         figures = evaluate(config, values.checkpoint or (), values.out, values.suite, start=start)
     except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"ba_jax.evaluate: {error}")
+        distributed.fail(command, error)
     for name, value in figures.items():
         interval = figures.get(f"{name}_ci95")
         around = "" if interval is None else f"  [{interval[0]:.4f}, {interval[1]:.4f}]"

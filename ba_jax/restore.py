@@ -1,4 +1,4 @@
-"""Weights of a model out of several checkpoints, on a host's devices; and what XLA compiled."""
+"""Weights of a model out of several checkpoints, on a mesh; and what XLA compiled."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from ba_jax import sharding
@@ -21,6 +22,9 @@ from ba_jax.config import ConfigError
 from ba_jax.models import layers
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
 from ba_jax.run_state import weights_folder
+
+HOSTS = ("apart", "together")
+"""How several hosts share a run: each its items on a mesh of its own, or all on one mesh."""
 
 
 def find(
@@ -85,28 +89,47 @@ def load(
 
 
 def on_mesh(
-    settings: sharding.MeshSettings, rows: Mapping[str, int]
+    settings: sharding.MeshSettings, rows: Mapping[str, int], hosts: str = HOSTS[0]
 ) -> tuple[Mesh, Callable[[Any], Any]]:
-    """(this host's devices as a mesh, what puts batches, rows first, on it).
+    """(a mesh, what puts batches, rows first, on it).
 
-    Hosts share nothing but the folder of results, so that each may take as long as its items take:
-    a mesh is of one host's own devices.
+    Hosts that work "apart" share nothing but the folder of results, so that each may take as long
+    as its items take: a mesh is of one host's own devices. "together" they have one mesh of all
+    devices, for a model larger than one host's memory, and all put the same batches on it.
 
     Args:
-      settings: how they are laid out.
+      settings: how the devices are laid out.
       rows: setting -> its batch size.
+      hosts: one of HOSTS.
 
     Raises:
       ShardingError: axes that the devices do not fill, or rows that do not divide among them.
     """
-    mesh = sharding.make_mesh(settings, jax.local_devices())
+    mesh = sharding.make_mesh(
+        settings, jax.devices() if hosts == "together" else jax.local_devices()
+    )
     shards, batches = sharding.batch_shards(mesh), sharding.batch_sharding(mesh)
     for name, count in rows.items():
         if count % shards:
             raise sharding.ShardingError(
                 f"{name} = {count} on {shards} devices: expected a multiple"
             )
-    return mesh, lambda arrays: jax.tree.map(lambda array: jax.device_put(array, batches), arrays)
+
+    def place(array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, batches, lambda index: array[index])
+
+    return mesh, lambda arrays: jax.tree.map(place, arrays)
+
+
+def check_hosts(hosts: str) -> str:
+    """How hosts share a run: one of HOSTS.
+
+    Raises:
+      ConfigError: anything else.
+    """
+    if hosts not in HOSTS:
+        raise ConfigError(f"hosts {hosts!r}, expected one of {HOSTS}")
+    return hosts
 
 
 def use_compilation_cache(folder: str) -> None:

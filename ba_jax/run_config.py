@@ -43,6 +43,13 @@ class TrainSettings:
       evaluate_batches: batches of `eval_data`, the same each time.
       pictures: write pictures and audio of the first of them.
       record_batches: write each batch's hash to batches.csv (see `ba_jax.data.hash`).
+      spike: stop when the loss is so many standard deviations above the mean of the last ones; 0:
+        never. The step has been taken by then, and is not saved.
+      spike_window: how many last ones; before there are as many since the run was started, no loss
+        is too high.
+      deadline: seconds that a step, a batch of an evaluation or a checkpoint may take once the
+        first step is done; then the process ends with exit code 75. More than the evaluation takes
+        to compile. 0: any time.
       profile_step: write a trace from this step on; -1: only on SIGUSR1.
       profile_steps: how many steps it takes.
       peak_flops: of a device, for MFU where the device's kind is unknown; 0: no MFU there.
@@ -58,6 +65,9 @@ class TrainSettings:
     evaluate_batches: int = 4
     pictures: bool = True
     record_batches: bool = False
+    spike: float = 0.0
+    spike_window: int = 128
+    deadline: float = 0.0
     profile_step: int = -1
     profile_steps: int = 3
     peak_flops: float = 0.0
@@ -69,7 +79,9 @@ class TrainSettings:
                 f"steps {self.steps}, accumulate {self.accumulate}, log_every {self.log_every}:"
                 " expected at least 1"
             )
-        for name in ("evaluate_every", "peak_flops"):
+        if self.spike_window < 2:
+            raise ValueError(f"spike_window = {self.spike_window}, expected at least 2")
+        for name in ("evaluate_every", "peak_flops", "spike", "deadline"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected at least 0")
         for name in ("evaluate_batches", "profile_steps"):

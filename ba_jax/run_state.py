@@ -7,26 +7,32 @@ WORKDIR/checkpoints/STEP holds two Orbax trees and a note:
             holds their average), the stage's extra state.
   note/     step, stage, the data's position (the step: batches are a pure function of it), metrics.
 Random keys are a function of the step too. Writing goes on while training does; a folder gets its
-name when it is complete.
+name when it is complete, with the checksums of its files in checksums.json. They are compared
+before a run goes on from it, by all hosts together, and before `weights` is read.
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from ba_jax import checkpoint
+from ba_jax import checkpoint, checksums
 from ba_jax.checkpoint import CheckpointError
 
 FOLDER = "checkpoints"
+DAMAGED = "damaged"
+_METRICS = "metrics"  # Orbax's own name
+_MESSAGE_BYTES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +41,8 @@ class KeepSettings:
 
     Attributes:
       every: steps between two; 0: at the end alone.
-      last: how many of the latest stay.
+      last: how many of the latest stay. With 1 there is nothing to fall back on should a file of
+        it be damaged.
       best: how many of the best stay, by `metric` (lowest first); 0: none for being good.
       metric: an evaluation's metric.
     """
@@ -50,17 +57,35 @@ class KeepSettings:
             raise ValueError(f"{self}: expected every >= 0, last >= 1, best >= 0")
 
 
+class _Folder(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """A step's folder while it is written: it gets its checksums, and then its name."""
+
+    async def finalize(self) -> None:
+        # Orbax takes this class for weights/, train/, ... too.
+        if self.get_final().name.isdecimal():
+            await asyncio.to_thread(checksums.write, self.get())
+        await super().finalize()
+
+
 class Checkpoints:
     """The checkpoints of a run; close it, or use it in a `with`.
+
+    The last complete step is compared with its checksums. If it is damaged, it is moved aside, to
+    damaged-STEP, and the one before is the last. On several hosts all come here: each looks at its
+    share of the files, and all get the same answer.
 
     Args:
       workdir: of the run.
       settings: which stay.
+
+    Raises:
+      CheckpointError: all are damaged; they stay where they are.
     """
 
     def __init__(self, workdir: str | os.PathLike, settings: KeepSettings = KeepSettings()):
         self.folder = Path(workdir).absolute() / FOLDER
         self.settings = settings
+        _set_damaged_aside(self.folder)
         policies = [LatestN(settings.last)]
         if settings.best:
             policies.append(
@@ -78,6 +103,7 @@ class Checkpoints:
                 best_fn=(lambda metrics: metrics[settings.metric]) if settings.best else None,
                 best_mode="min",
                 cleanup_tmp_directories=True,
+                temporary_path_class=_Folder,
             ),
             item_names=("weights", "train", "note"),
         )
@@ -188,6 +214,67 @@ class Checkpoints:
             self._manager.close()
         except Exception as error:  # the one under way says what is wrong
             logging.warning("%s: %s", self.folder, error)
+
+
+def _set_damaged_aside(folder: Path) -> None:
+    """Leaves a last step that is good, and no step whose metrics Orbax could not read."""
+    damaged: dict[int, str] = {}
+    good = None
+    for step in reversed(complete_steps(folder)):
+        problem = shared_damage(folder / str(step), "" if good is None else _METRICS)
+        if problem is not None:
+            damaged[step] = problem
+        elif good is None:
+            good = step
+    if damaged and good is None:
+        raise CheckpointError(
+            f"{next(iter(damaged.values()))}; every checkpoint is damaged, steps "
+            f"{sorted(damaged)}: expected a good one. Copy one back, or use a new workdir"
+        )
+    for step, problem in damaged.items():
+        aside, number = folder / f"{DAMAGED}-{step}", 1
+        while aside.exists():
+            number += 1
+            aside = folder / f"{DAMAGED}-{step}-{number}"
+        logging.warning("%s; moved to %s, step %d is the last good one", problem, aside, good)
+        _sync(f"damaged {step}")  # none looks for a name while another takes it
+        if jax.process_index() == 0:
+            (folder / str(step)).rename(aside)
+    if damaged:
+        _sync("moved aside")
+
+
+def _sync(place: str) -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(f"ba_jax.run_state {place}")
+
+
+def shared_damage(folder: Path, within: str = "") -> str | None:
+    """`checksums.damage`, of which every host does its share; all get the same answer."""
+    hosts = jax.process_count()
+    found = checksums.damage(folder, within, jax.process_index(), hosts)
+    if hosts == 1:
+        return found
+    from jax.experimental import multihost_utils
+
+    message = np.zeros(_MESSAGE_BYTES, np.uint8)
+    told = (found or "").encode()[:_MESSAGE_BYTES]
+    message[: len(told)] = np.frombuffer(told, np.uint8)
+    for one in multihost_utils.process_allgather(message):
+        if one.any():
+            return one.tobytes().rstrip(b"\0").decode(errors="replace")
+    return None
+
+
+def check_weights(folder: Path) -> None:
+    """What `checkpoint.check_files` does, but that hosts divide the work: all of them call it.
+
+    Raises:
+      CheckpointError: a file is damaged; on all hosts.
+    """
+    checkpoint.refuse_damage(shared_damage(folder.parent, folder.name))
 
 
 def _check_names(folder: Path, expected: Mapping[str, Any]) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
@@ -116,6 +117,27 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def batch_shards(mesh: Mesh) -> int:
     """Into how many parts a batch is split."""
     return mesh.shape["replica"] * mesh.shape["fsdp"]
+
+
+def to_host(arrays: Any) -> Any:
+    """Arrays as NumPy, whole, whichever devices hold them.
+
+    Of a mesh that spans hosts, all of them have to call this alike.
+    """
+
+    def gathered(array: Any) -> Any:
+        if not isinstance(array, jax.Array):
+            return array
+        if array.is_fully_addressable or array.is_fully_replicated:
+            return array
+        return multihost_utils.process_allgather(array, tiled=True)
+
+    return jax.device_get(jax.tree.map(gathered, arrays))
+
+
+def of_the_first(values: Sequence[bool]) -> list[bool]:
+    """What the first process gives, on all of them; each gives as many."""
+    return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(values, bool))).tolist()
 
 
 def to_devices(arrays: Mapping[str, Any], mesh: Mesh) -> Any:

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from ba_jax import distributed
 from ba_jax.audio.lengths import SAMPLE_RATE
 from ba_jax.checkpoint import CheckpointError, flatten, load_variables
 from ba_jax.config import ConfigError, from_mapping
@@ -338,7 +339,7 @@ def define_flags() -> None:
     default = TokenizeSettings()
     flags.DEFINE_float("batch_seconds", default.batch_seconds, "Of audio in a device's batch.")
     flags.DEFINE_integer("workers", default.workers, "Threads that decode audio.", 1)
-    flags.DEFINE_bool("distributed", False, "Join jax.distributed: shards are divided.")
+    distributed.define_flags()
     flags.DEFINE_bool("quiet", False, "No progress bar.")
     flags.mark_flags_as_required(["config", "checkpoint", "out"])
 
@@ -359,15 +360,24 @@ def _sync(place: str) -> None:
     multihost_utils.sync_global_devices(f"ba_jax.tokenize {place}")
 
 
+def _failed(command: str, error: Exception, code: int) -> int:
+    if flags.FLAGS.distributed:
+        distributed.fail(command, error, code)  # the others are not waited for
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
 def main(argv: list[str]) -> int:
     """Makes the dataset."""
     args = flags.FLAGS
     logging.getLogger("absl").setLevel(logging.ERROR)
     if argv[1:]:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    if args.distributed:
-        jax.distributed.initialize()
+    command = distributed.own_command("ba_jax.tokenize")
     try:
+        joined = distributed.start_from_flags(command)
+        if joined:
+            print(joined, flush=True)
         settings = TokenizeSettings(
             batch_seconds=args.batch_seconds, on_error=args.on_error, workers=args.workers
         )
@@ -389,11 +399,13 @@ def main(argv: list[str]) -> int:
             barrier=_sync if jax.process_count() > 1 else None,
         )
     except (PrepareError, ShardError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        return _failed(command, error, FAILED)
+    except RuntimeError as error:
+        if not distributed.is_loss(error):
+            raise
+        distributed.fail(command, error)
     except (ConfigError, CheckpointError, SourceError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+        return _failed(command, error, USER_ERROR)
     except KeyboardInterrupt:
         print("interrupted: run again to go on", file=sys.stderr)
         return INTERRUPTED

@@ -6,10 +6,30 @@
 
 The same command goes on where a run stopped: after a crash, a SIGTERM or Ctrl-C (which save first
 and exit with 0), or with a larger `--config.train.steps`. On several hosts every one runs it with
-`--distributed` (and `--coordinator`, `--processes`, `--process` where JAX cannot find them out);
-WORKDIR is a folder that all of them see. It holds checkpoints/, metrics.csv, TensorBoard's files,
-pictures/ of a fixed set of examples, and config.json. SIGUSR1 writes a trace of the next steps for
+`--distributed` (see `ba_jax.distributed`); WORKDIR is a folder that all of them see. It holds
+checkpoints/, metrics.csv, TensorBoard's files, pictures/ of a fixed set of examples, config.json,
+and `done` once the run is at its last step. SIGUSR1 writes a trace of the next steps for
 TensorBoard's profiler into profile/.
+
+Exit codes:
+
+    0    WORKDIR/done is there: at the last step. It is not: stopped by a signal, and saved; the
+         same command goes on.
+    1    somebody has to look: the config, the data, a checkpoint, a full disk, a loss that is not
+         finite or that jumped. The last line, `ba_jax.train: ...`, says which.
+    2    the command line is wrong.
+    75   another host was lost, or a step took longer than `train.deadline`: start it again on all
+         hosts; it goes on from the last checkpoint.
+    129 and above, as a shell tells it: killed by a signal (137: SIGKILL, 134: JAX ended the
+         process): the same as 75.
+
+They are the same on all hosts, but that one with an error of its own (a file that it cannot read)
+exits with 1 and those that lose it with 75: where any gives 1, end all. A host that is started
+waits 300 s for the others and then exits with 75.
+
+So a loop that restarts runs the command while it exits with 0 and there is no WORKDIR/done, or with
+75 or more than 128, and ends otherwise. WORKDIR/done is removed when a run with steps to go starts,
+and is written before the first of the hosts exits.
 """
 
 from __future__ import annotations
@@ -19,9 +39,8 @@ import itertools
 import json
 import os
 import re
-import signal
-import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +49,7 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from ba_jax import sharding
+from ba_jax import distributed, sharding
 from ba_jax.checkpoint import CheckpointError, flatten
 from ba_jax.config import ConfigError, to_mapping
 from ba_jax.data.batches import open_batches
@@ -45,46 +64,22 @@ from ba_jax.run_state import Checkpoints, complete_steps
 from ba_jax.steps import start
 from ba_jax.steps.base import Stage
 from ba_jax.steps.update import TrainState
+from ba_jax.stops import Losses, Signals, mark_done, report_batch
 
 
 class TrainError(RuntimeError):
     """A run that stopped: what happened, at which step, and what it left."""
 
 
-class _Signals:
-    """SIGTERM or Ctrl-C asks to stop (a second Ctrl-C stops at once), SIGUSR1 for a trace.
+class _SpikeError(TrainError):
+    """The loss jumped: what was learnt from it is not worth keeping."""
 
-    Handlers are put back at the end.
-    """
 
-    NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-    def __init__(self):
-        self.stop = self.trace = False
-
-    def __enter__(self) -> _Signals:
-        self._before = {number: signal.signal(number, self._note) for number in self.NUMBERS}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _) -> None:
-        if number == signal.SIGUSR1:
-            self.trace = True
-            return
-        self.stop = True
-        if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)
-
-    def agreed_stop(self) -> bool:
-        """Some host was asked to stop; the same answer on all."""
-        if jax.process_count() == 1:
-            return self.stop
-        from jax.experimental import multihost_utils
-
-        return bool(multihost_utils.process_allgather(np.asarray(self.stop)).any())
+def _open_batches(data: Mapping[str, Any], model: Mapping[str, Any]):
+    """Hosts that keep their counts of records in one folder count once."""
+    cached = data.get("index_cache")
+    with distributed.first_alone("counting") if cached else contextlib.nullcontext():
+        return open_batches(data, model, _count_records)
 
 
 def _count_records(counted: int) -> None:
@@ -110,7 +105,7 @@ class _Evaluation:
             for _, batch in loader:
                 yield self._stage.arrays(batch)
 
-    def run(self, state: TrainState) -> dict[str, float]:
+    def run(self, state: TrainState, deadline: distributed.Deadline) -> dict[str, float]:
         """`eval/NAME` -> mean over the batches."""
         variables = state.variables(averaged=True)
         found: dict[str, list[float]] = {}
@@ -118,6 +113,7 @@ class _Evaluation:
             self._first = arrays if number == 0 else self._first
             placed = sharding.to_devices(arrays, self._mesh)
             metrics = self._evaluate(variables, placed, jax.random.fold_in(self._key, number))
+            deadline.beat(f"batch {number + 1} of an evaluation")
             for name, value in jax.device_get(metrics).items():
                 found.setdefault(f"eval/{name}", []).append(float(value))
         return {name: float(np.mean(values)) for name, values in found.items()}
@@ -139,7 +135,7 @@ class _Evaluation:
 class _Trace:
     """A profiler trace of some steps."""
 
-    def __init__(self, folder: Path, settings: TrainSettings, signals: _Signals):
+    def __init__(self, folder: Path, settings: TrainSettings, signals: Signals):
         self._folder, self._settings, self._signals = folder, settings, signals
         self._until: int | None = None
 
@@ -164,8 +160,18 @@ class _Trace:
             logging.info("trace in %s", self._folder)
 
 
-def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
+def train(
+    config: Mapping[str, Any], workdir: str | os.PathLike, command: str = "python -m ba_jax.train"
+) -> TrainState:
     """Runs a stage to its last step, or from where `workdir` left off; returns the last state.
+
+    Where another host is lost, or nothing happens for `train.deadline` seconds, it ends the process
+    with `distributed.LOST`, see there.
+
+    Args:
+      config: of the run.
+      workdir: a folder that all hosts see.
+      command: what to run to go on, for messages.
 
     Raises:
       ConfigError, OptimError, StageError, ShardingError, CheckpointError, RecordError: something
@@ -188,14 +194,15 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
     _log_counts(program)
 
     # Data: a batch is a function of the step, so that the position is the step alone.
-    batches = open_batches(config.data, config.model, _count_records)
+    batches = _open_batches(config.data, config.model)
     eval_batches = None
     if config.eval_data:
-        eval_batches = open_batches(config.eval_data, config.model, _count_records)
+        eval_batches = _open_batches(config.eval_data, config.model)
     elif settings.evaluate_every or config.checkpoint.best:
         logging.warning("eval_data is empty: nothing is evaluated, and no checkpoint is the best")
 
-    signals = _Signals()
+    signals = Signals()
+    deadline = distributed.Deadline(settings.deadline, command)
     with Checkpoints(workdir, config.checkpoint) as checkpoints, signals:
         # Restore, in this order:
         # 1. the run's own latest checkpoint: everything, and the data go on at its step;
@@ -221,6 +228,8 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
             state = program.begin(variables)
         _write_config(workdir, config)
         first = latest or 0
+        if first < settings.steps:
+            mark_done(workdir, None)
 
         # Evaluations.
         evaluation = None
@@ -229,9 +238,21 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
 
         # Loop.
         writers = Writers(workdir, latest, is_writer=jax.process_index() == 0)
-        with contextlib.closing(writers):
-            loop = _Loop(config, stage, workdir, mesh, batches, checkpoints, writers, signals)
-            return loop.run(state, first, program.step(), evaluation, program.seed_key)
+        with contextlib.closing(writers), deadline.watch():
+            loop = _Loop(
+                config, stage, workdir, mesh, batches, checkpoints, writers, signals, deadline
+            )
+            try:
+                state = loop.run(state, first, program.step(), evaluation, program.seed_key)
+                if loop.done == settings.steps:
+                    mark_done(workdir, loop.done)
+            except Exception as error:
+                if distributed.is_loss(error):
+                    # What closes from here on would wait for the others.
+                    reason = f"{distributed.first_line(error)}; {loop.saved_steps()}"
+                    distributed.lost(command, f"after step {loop.done}: {reason}")
+                raise
+            return state
 
 
 def _first_batches(batches, stage: Stage, mesh: jax.sharding.Mesh) -> Iterator[Any]:
@@ -245,11 +266,16 @@ def _first_batches(batches, stage: Stage, mesh: jax.sharding.Mesh) -> Iterator[A
 class _Loop:
     """The loop's parts that do not change while it runs."""
 
-    def __init__(self, config, stage, workdir, mesh, batches, checkpoints, writers, signals):
+    def __init__(
+        self, config, stage, workdir, mesh, batches, checkpoints, writers, signals, deadline
+    ):
         self.config, self.settings, self.stage = config, config.train, stage
         self.workdir, self.mesh, self.batches = workdir, mesh, batches
         self.checkpoints, self.writers, self.signals = checkpoints, writers, signals
+        self.deadline = deadline
+        self.losses = Losses(self.settings.spike, self.settings.spike_window)
         self.saved = self.evaluated = -1
+        self.done = 0
         self.pending = None  # the last step's metrics, which the device may not have yet
         self.throughput = Throughput(
             jax.device_count(),
@@ -266,7 +292,7 @@ class _Loop:
         trace = _Trace(self.workdir / "profile", settings, self.signals)
         hashes = _Hashes(self.workdir, first) if settings.record_batches else None
         self.saved = first if first else -1
-        done = first
+        self.done = first
         bar = ProgressBar(settings.steps, first, shown=self.is_first)
         loader = Loader(
             self.batches,
@@ -288,7 +314,7 @@ class _Loop:
                     flops = self.stage.flops(arrays)
                     placed = sharding.to_devices(arrays, self.mesh)
                     state, metrics = step_function(state, placed, seed_key)
-                    done = step + 1
+                    self.done = done = step + 1
                     before, self.pending = self.pending, (done, metrics, amounts, flops)
                     # While the device works on this step, the one before is looked at.
                     self._finish(before, bar)
@@ -303,11 +329,14 @@ class _Loop:
                         self._stop(state, done, bar)
                         return state
                 self._finish_last(bar)
-                if evaluation and done > first and self.evaluated != done:
-                    self._evaluate(state, done, evaluation)
+                if evaluation and self.done > first and self.evaluated != self.done:
+                    self._evaluate(state, self.done, evaluation)
             except CheckpointError:
                 raise  # it names what there is to go on from
             except Exception as error:
+                done = self.done
+                if distributed.is_loss(error):
+                    raise
                 if isinstance(error, BatchError) and self.signals.stop and hosts == 1:
                     # The signal went to the workers too.
                     self._stop(state, done, bar)
@@ -322,7 +351,7 @@ class _Loop:
                 trace.close()
                 if hashes:
                     hashes.close()
-        self._save(state, done)
+        self._save(state, self.done)
         self.checkpoints.wait()
         return state
 
@@ -338,13 +367,19 @@ class _Loop:
         # may know of no error, would be waited for without end.
         lost = any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
         alone = jax.process_count() > 1 and not isinstance(error, TrainError)
-        if not lost and not alone and done > max(self.saved, 0):
+        spoilt = isinstance(error, _SpikeError)
+        if not (lost or alone or spoilt) and done > max(self.saved, 0):
             try:
                 self._finish_last(bar)
             except (TrainError, ValueError, OSError) as more:
                 logging.warning("%s", more)
             self._save(state, done)
+        if not alone:
             self.checkpoints.wait()
+        return self.saved_steps()
+
+    def saved_steps(self) -> str:
+        """What there is to go on from."""
         steps = complete_steps(self.checkpoints.folder)
         return f"saved at step {steps[-1]}" if steps else "nothing was saved"
 
@@ -363,6 +398,9 @@ class _Loop:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not values.pop("finite"):
             self._not_finite(done, values)
+        if jump := self.losses.jump(values["loss"]):
+            self._spike(done, values, jump)
+        self.deadline.beat(f"what follows step {done}")
         self.throughput.step(amounts, flops)
         bar.update(done, {"loss": values["loss"]})
         if done % self.settings.log_every == 0 or done in (1, self.settings.steps):
@@ -371,19 +409,25 @@ class _Loop:
     def _not_finite(self, done: int, values: Mapping[str, float]) -> None:
         """Stops, and leaves the batch's ids; the step has changed nothing."""
         bad = sorted(name for name, value in values.items() if not np.isfinite(value))
-        ids = self.batches.ids(done - 1)
         path = self.workdir / f"not_finite-step{done}.json"
-        report = {"step": done, "metrics": {k: repr(v) for k, v in values.items()}, "rows": ids}
-        if self.is_first:
-            path.write_text(json.dumps(report, indent=1, ensure_ascii=False))
-        some = [name for row in ids for name in row][:4]
+        batch = report_batch(path, done, values, self.batches.ids(done - 1))
         raise TrainError(
             f"step {done}: {', '.join(bad) or 'new values'} not finite, the step changed nothing; "
-            f"its batch holds {some}, ...: all ids are in {path}"
+            f"{batch}"
+        )
+
+    def _spike(self, done: int, values: Mapping[str, float], jump: str) -> None:
+        """Stops, and leaves the batch's ids; the step has been taken, and its state is not kept."""
+        path = self.workdir / f"spike-step{done}.json"
+        batch = report_batch(path, done, values, self.batches.ids(done - 1))
+        raise _SpikeError(
+            f"step {done}: {jump}. Its update and what came after are given up; from what was "
+            "saved before the run comes to the same batch again: change the data, the optimizer "
+            f"or train.spike; {batch}"
         )
 
     def _evaluate(self, state: TrainState, done: int, evaluation: _Evaluation) -> None:
-        self.metrics = evaluation.run(state)
+        self.metrics = evaluation.run(state, self.deadline)
         self.evaluated = done
         self.writers.write(done, self.metrics)
         evaluation.show(state, self.writers, done)
@@ -395,8 +439,10 @@ class _Loop:
         metrics = self.metrics if self.evaluated == done else None
         weights, train = _split_state(state)
         note = {"stage": self.stage.name, "seed": self.config.seed}
+        self.deadline.beat(f"the checkpoint of step {done}, or the one before,")
         self.checkpoints.save(done, weights, train, note, metrics)
         self.saved = done
+        self.deadline.beat(f"what follows the checkpoint of step {done}")
 
 
 class _Hashes:
@@ -485,10 +531,7 @@ def define_flags() -> None:
 
     config_flags.DEFINE_config_file("config", None, "A stage's config: configs/STAGE.py:SIZE.")
     flags.DEFINE_string("workdir", None, "Where the run lives.")
-    flags.DEFINE_bool("distributed", False, "One process of several, see jax.distributed.")
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
-    flags.DEFINE_integer("processes", None, "How many there are.")
-    flags.DEFINE_integer("process", None, "Which of them this is, from 0 on.")
+    distributed.define_flags()
     flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -502,15 +545,27 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.INFO)
     _quieten()
     values, started = flags.FLAGS, time.time()
+    command = distributed.own_command("ba_jax.train")
+    go_on = distributed.resume_line(command)
     try:
-        if values.distributed:
-            jax.distributed.initialize(values.coordinator, values.processes, values.process)
-        state = train(config, values.workdir)
-    except (ValueError, OSError, TrainError) as error:
+        joined = distributed.start_from_flags(command)
+        if joined:
+            logging.info("%s", joined)
+        state = train(config, values.workdir, command)
+    except TrainError as error:
+        distributed.fail(command, error, 1, go_on)
+    except (ValueError, OSError, distributed.LostError) as error:
         logging.debug("", exc_info=True)
-        sys.exit(f"ba_jax.train: {error}")
-    minutes = (time.time() - started) / 60
-    logging.info("%s: at step %d after %.1f min", values.workdir, int(state.step), minutes)
+        distributed.fail(command, error)
+    except Exception as error:
+        if not values.distributed:
+            raise
+        traceback.print_exc()
+        distributed.fail(command, error)
+    step, minutes = int(state.step), (time.time() - started) / 60
+    logging.info("%s: at step %d after %.1f min", values.workdir, step, minutes)
+    if step < config["train"]["steps"]:
+        logging.info("%s", go_on)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ init         component -> the WORKDIR or checkpoint that it starts from; "random
              where the stage trains it and an error where it does not
 optimizer    AdamW; `rules` say which parameters train (`ba_jax.optim.OptimizerSettings`)
 mesh         devices along replica, fsdp, tensor; -1 takes what is left
-train        steps, microbatches, precision, how often to log and evaluate, profiling
-checkpoint   how often, and which stay; `metric` is what "best" means
+train        steps, microbatches, precision, how often to log and evaluate, profiling; what stops a
+             run: a loss `spike` deviations above the last `spike_window`, `deadline` seconds
+checkpoint   how often, and which stay: the `last` ones (1: none to fall back on, should it be
+             damaged) and the `best` by `metric`
 """
 
 from __future__ import annotations
@@ -63,6 +65,9 @@ def base(size: str, stage: str) -> ConfigDict:
                 "evaluate_batches": 4,
                 "pictures": True,
                 "record_batches": False,
+                "spike": 0.0,
+                "spike_window": 128,
+                "deadline": 0.0,
                 "profile_step": -1,
                 "profile_steps": 3,
                 "peak_flops": 0.0,
@@ -73,12 +78,39 @@ def base(size: str, stage: str) -> ConfigDict:
     )
 
 
+def sampling(
+    temperature: float, top_k: int, top_p: float, repetition_penalty: float = 1.0
+) -> dict[str, float]:
+    """How ids or codes are chosen, see `ba_jax.sampling.logits.Sampling`."""
+    return {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+    }
+
+
+def synthesis(nano: bool, longest: int) -> dict[str, Any]:
+    """How codes become waves, in segments of at most so many frames (64 at nano)."""
+    return {
+        "vocoder": "griffin_lim" if nano else "vocoder",
+        # Some 250 steps do not teach a flow more than the decoder knows.
+        "mel": "decoder" if nano else "flow",
+        "steps": 10,
+        "guidance": 0.7,
+        "iterations": 32,
+        "rows": 16,
+        "frames": (40, 64) if nano else (64, 128, longest),
+    }
+
+
 def at_scale(config: ConfigDict, *, fsdp: int = -1, replica: int = 1) -> ConfigDict:
     """Sets what any run on a pod has: bfloat16, remat, FSDP over a slice, workers, checkpoints."""
     config.loader = ConfigDict({"workers": 16, "prefetch": 2})
     config.mesh = ConfigDict({"replica": replica, "fsdp": fsdp, "tensor": 1})
     config.train.update({"dtype": "bfloat16", "remat": "full", "log_every": 20})
     config.train.update({"evaluate_every": 1000, "evaluate_batches": 16})
+    config.train.update({"spike": 12.0, "deadline": 1800.0})
     config.checkpoint.update({"every": 500, "last": 3, "best": 1})
     return config
 

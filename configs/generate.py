@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import models
+from configs import common, models
 
 SIZES = ("nano", "nano_whisper", "1b5", "7b")
 
@@ -33,7 +33,7 @@ def get_config(size: str = "nano") -> ConfigDict:
     if size not in SIZES:
         raise ValueError(f"size {size!r}: expected one of {SIZES}")
     nano = size.startswith("nano")
-    greedy = _sampling(0.0, 0, 1.0, 1.0)
+    greedy = common.sampling(0.0, 0, 1.0)
     return ConfigDict(
         {
             "model": models.get_config(size),
@@ -44,11 +44,11 @@ def get_config(size: str = "nano") -> ConfigDict:
                 "answers": "spoken",
                 "transcript": greedy,
                 # A nano model knows one answer.
-                "text": greedy if nano else _sampling(0.8, 20, 0.85, 1.1),
-                "audio": _sampling(0.5, 5, 0.85, 1.0 if nano else 1.3),
+                "text": greedy if nano else common.sampling(0.8, 20, 0.85, 1.1),
+                "audio": common.sampling(0.5, 5, 0.85, 1.0 if nano else 1.3),
                 "alternation": {
                     "mode": "clean",
-                    "later_text": greedy if nano else _sampling(0.3, 20, 0.85, 1.05),
+                    "later_text": greedy if nano else common.sampling(0.3, 20, 0.85, 1.05),
                     # What nano models are trained on is text and then speech.
                     "stops": () if nano else (",", "!", "?", "，", "。", "！", "？", ". "),
                     "stretch": 50,
@@ -62,15 +62,7 @@ def get_config(size: str = "nano") -> ConfigDict:
                 "capacity": 512 if nano else 8192,
                 "encode_rows": 16,
                 "encode_seconds": (4.0,) if nano else (5.0, 15.0, 30.0),
-                "synthesis": {
-                    "vocoder": "griffin_lim" if nano else "vocoder",
-                    "mel": "decoder" if nano else "flow",
-                    "steps": 10,
-                    "guidance": 0.7,
-                    "iterations": 32,
-                    "rows": 16,
-                    "frames": (40, 64) if nano else (64, 128, 500),
-                },
+                "synthesis": common.synthesis(nano, 500),
                 "stream": {"chunk": 4, "blocks": (16, 48), "norm_frames": 4, "player": ""},
                 "seed": 0,
             },
@@ -79,12 +71,3 @@ def get_config(size: str = "nano") -> ConfigDict:
             "compilation_cache": "~/.cache/ba_jax/jax",
         }
     )
-
-
-def _sampling(temperature: float, top_k: int, top_p: float, penalty: float) -> dict:
-    return {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "repetition_penalty": penalty,
-    }

@@ -147,6 +147,7 @@ def export_checkpoint(
         if path is not None and out.resolve() in (path.resolve(), *path.resolve().parents):
             raise ConversionError(f"{out}: holds {path}, which is read; expected another folder")
     reader = checkpoint.Reader(folder)
+    checkpoint.check_files(reader.directory)
     kind, config = sources.checkpoint_config(folder)
     manifest = _read_manifest(folder)
     if "components" in manifest:

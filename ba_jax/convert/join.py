@@ -161,6 +161,7 @@ def _open(label: str, out: Path) -> _Run:
     if inner == outer or outer in inner.parents:
         raise ConversionError(f"{out}: holds the run {label}, expected another folder")
     reader = checkpoint.Reader(folder)
+    checkpoint.check_files(folder)
     config = _read_config(label, folder)
     held = dict.fromkeys(path.split("/")[1] for path in reader.arrays if "/" in path)
     components = tuple(c for c in COMPONENTS if c in held)

@@ -35,6 +35,8 @@ PIECE_TASKS = ("asr", "tts", "itts", "iasr")
 """Tasks of one part cut into pieces."""
 SHUFFLED_TASKS = ("asr", "tts")
 """Those of them that put the pieces together again in another order."""
+READ_BACK_END = "\n"
+"""Ends what was heard, where an answer begins with it (`ExampleMaker.read_back`)."""
 
 
 class NotForTask(ValueError):  # noqa: N818 (a record that another task may use)
@@ -328,7 +330,7 @@ class ExampleMaker:
         """An answer's text; perhaps below that of what was asked."""
         if not self.read_back or asked is None:
             return _text(part)
-        return f"{_text(asked)}\n{_text(part)}"
+        return f"{_text(asked)}{READ_BACK_END}{_text(part)}"
 
     def _question(self, part: Part, record: Record) -> tasks.Speech | str:
         return self._heard(part, record) if self.questions == "spoken" else _text(part)

@@ -14,6 +14,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pathlib
+import signal
 import tempfile
 import threading
 import traceback
@@ -255,12 +256,16 @@ class _Worker:
     """Runs at the start of each worker: leaves its process id in a folder, for the loader to watch.
 
     Grain takes a worker that ends with exit code 0 for one that works. And it leaves workers behind
-    when the training process is killed: these here end with it.
+    when the training process is killed: these here end with it. A signal to the whole group, as
+    SLURM sends it, is the training process's to answer: it needs batches until all hosts stop.
     """
 
     folder: str
 
     def __call__(self, *_) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
         pathlib.Path(self.folder, str(os.getpid())).touch()
         threading.Thread(target=self._watch, name="ba_jax-parent-watch", daemon=True).start()
 

@@ -6,7 +6,6 @@ import base64
 import binascii
 import io
 import json
-import os
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
@@ -24,6 +23,7 @@ from ba_jax.data.text_tokenizer import (
     byte_symbols,
     check_unicode,
 )
+from ba_jax.files import write_whole
 
 SPECIAL_TOKENS = (*AUDIO_TOKEN_NAMES.values(), *ROLE_NAMES.values())
 """A trained tokenizer's special tokens: ids 3, 4, ..., after <unk>, <s>, </s>."""
@@ -114,7 +114,7 @@ def train_sentencepiece(
         if tokenizer.special_tokens.get(name) != 3 + index:
             found = tokenizer.special_tokens.get(name)
             raise TokenizerError(f"{out}: {name} has id {found}, expected {3 + index}")
-    _write(pathlib.Path(out), content)
+    write_whole(pathlib.Path(out), content)
     return tokenizer
 
 
@@ -177,7 +177,7 @@ def convert_tiktoken(
     library.add_special_tokens(list(added))
     content = library.to_str()
     tokenizer = BpeTokenizer(content, str(out))
-    _write(pathlib.Path(out), content.encode("utf-8"))
+    write_whole(pathlib.Path(out), content.encode("utf-8"))
     return tokenizer
 
 
@@ -230,11 +230,3 @@ def _read(file: pathlib.Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise TokenizerError(f"{file}: {error.strerror or type(error).__name__}") from error
-
-
-def _write(file: pathlib.Path, content: bytes) -> None:
-    """Whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    os.replace(part, file)

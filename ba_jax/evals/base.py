@@ -73,6 +73,8 @@ class EvalSettings:
       limit: at most so many records of each kind and language; 0: all.
       generation, synthesis, judge: see there.
       encode_rows, encode_seconds: batch size and padded lengths of the encoder.
+      read_back: the model answers below a transcript of what it hears (`ExampleMaker.read_back`);
+        likelihoods of endings are then those below the transcript that it writes.
       seed: of everything that is drawn.
       save_every: items between two times that lines are written.
       benchmarks: where those lie that are no datasets of records.
@@ -89,6 +91,7 @@ class EvalSettings:
     judge: JudgeSettings = JudgeSettings()
     encode_rows: int = 16
     encode_seconds: tuple[float, ...] = (4.0,)
+    read_back: bool = False
     seed: int = 0
     save_every: int = 64
     benchmarks: Benchmarks = Benchmarks()
@@ -116,6 +119,7 @@ class Bench:
       judge: the recogniser.
       progress: told what goes on.
       place: puts a batch of arrays (rows first) where the model computes; by default JAX does.
+      writes: recordings are saved; False on hosts that do the same as one that saves them.
     """
 
     def __init__(
@@ -127,7 +131,9 @@ class Bench:
         judge: Judge,
         progress: Progress = lambda what, done, of: None,
         place: Callable[[Any], Any] | None = None,
+        writes: bool = True,
     ):
+        self._writes = writes
         self.config, self.variables, self.settings = config, variables, settings
         self.out, self.judge, self.progress = pathlib.Path(out), judge, progress
         self.damaged: dict[int, str] = {}
@@ -152,9 +158,7 @@ class Bench:
         Raises:
           TokenizerError: one that does not fit the model.
         """
-        given = self.settings.tokenizer
-        path = dataset_directory(given)
-        tokenizer = load_text_tokenizer(path / "tokenizer.model" if given == "embedded" else path)
+        tokenizer = load_text_tokenizer(dataset_directory(self.settings.tokenizer))
         tokenizer.check_against(self.config.tokens, self.config.llm.vocab_size)
         return tokenizer
 
@@ -467,8 +471,9 @@ class Bench:
         if wave is None:
             return ""
         path = _path(suite, name)
-        (self.out / path).parent.mkdir(parents=True, exist_ok=True)
-        write_audio(self.out / path, wave.wave_S, wave.rate)
+        if self._writes:
+            (self.out / path).parent.mkdir(parents=True, exist_ok=True)
+            write_audio(self.out / path, wave.wave_S, wave.rate)
         return path.as_posix()
 
     def _encoding(self, waves: Sequence[np.ndarray]) -> Callable[[int], None]:

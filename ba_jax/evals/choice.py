@@ -4,6 +4,11 @@ Of the endings of a context the likeliest is chosen: by the mean over its tokens
 called perplexity in the field, and what S2SBench scores), and by the total. Context and endings are
 spoken or written: s->t hears the context, t->t reads it, and whole spoken stories (TWIST) have
 neither, but codes to be scored. A tie is no right choice, and what fails is wrong and says why.
+
+A model that reads back what it hears before it answers (`EvalSettings.read_back`) has learnt what
+is likely below that transcript alone: in s->t it writes down the context, and its endings are
+scored below the line that it wrote. Where it wrote no whole line they follow the speech, as they do
+without `read_back`. Whole spoken stories have no context to read back.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ba_jax.audio.io import AudioError
-from ba_jax.data.examples import ExampleMaker
+from ba_jax.data.examples import READ_BACK_END, ExampleMaker
 from ba_jax.data.prepare.corpus import closed
 from ba_jax.data.record import Part, Record
 from ba_jax.data.sequence import to_sequence
@@ -30,6 +35,7 @@ from ba_jax.evals.layouts import cmmlu, s2sbench, story_cloze
 from ba_jax.evals.layouts.choice import Choice
 from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite
 from ba_jax.sampling.likelihood import LENGTHS, Scored
+from ba_jax.sampling.prompt import Prompt, prompt_of
 from ba_jax.types import Example, Segment
 
 INSTRUCTIONS: Mapping[str, str] = {
@@ -56,16 +62,24 @@ class Comparison(Suite):
 
     Figures: `name`, the share of choices whose right ending has the highest mean log-likelihood;
     `name_total`, by the sum; `name` of each subset and language; `name_pairs` where there are more
-    than two endings: the share of others that the right one beats, as S2SBench scores sCMMLU.
+    than two endings: the share of others that the right one beats, as S2SBench scores sCMMLU;
+    `name_read_back`, where models read back: the share of contexts that were.
     """
 
     def examples(self, bench: Bench, items: Sequence[ChoiceItem]) -> list[list[Example] | Failure]:
-        """Of each item one example an ending, with loss on the ending alone."""
+        """Of each item one example an ending, which is its last segment and has loss alone."""
         raise NotImplementedError
 
     def generate(self, bench: Bench, items: Sequence[Item]) -> list[Line | Failure]:
-        """`nats`, each ending's log-likelihood, and how many `tokens` or codes it has."""
-        found: list[Any] = [_scored(bench, own) for own in self.examples(bench, items)]
+        """`nats`, each ending's log-likelihood, and how many `tokens` or codes it has.
+
+        Of a model that reads back, `read_back`: the line that the endings were scored below.
+        """
+        examples = self.examples(bench, items)
+        said = _read_back(bench, items, examples)
+        found: list[Any] = [
+            _scored(bench, own, line) for own, line in zip(examples, said, strict=True)
+        ]
         flat = [one for own in found if not isinstance(own, Failure) for one in own]
         scores = iter(bench.score(flat, f"scoring ({self.name})") if flat else ())
         for i, own in enumerate(found):
@@ -76,7 +90,7 @@ class Comparison(Suite):
                 found[i] = {
                     "nats": [one.total for one in made],
                     "tokens": [one.tokens + one.codes for one in made],
-                }
+                } | ({} if said[i] is None else {"read_back": said[i]})
             else:
                 found[i] = Failure("a likelihood that is not finite")
         return found
@@ -105,14 +119,18 @@ class Comparison(Suite):
         totals = made["nats"]
         means = [total / count for total, count in zip(totals, made["tokens"], strict=True)]
         won = _wins(means, choice.right)
-        return row | {
-            "hypothesis": names[int(np.argmax(means))],
-            "correct": won == len(names) - 1,
-            "correct_total": _wins(totals, choice.right) == len(names) - 1,
-            "pairs_won": won,
-            "nats": [round(total, 4) for total in totals],
-            "tokens": made["tokens"],
-        }
+        return (
+            row
+            | {
+                "hypothesis": names[int(np.argmax(means))],
+                "correct": won == len(names) - 1,
+                "correct_total": _wins(totals, choice.right) == len(names) - 1,
+                "pairs_won": won,
+                "nats": [round(total, 4) for total in totals],
+                "tokens": made["tokens"],
+            }
+            | {key: made[key] for key in ("read_back",) if key in made}
+        )
 
     def figures(self, bench: Bench, rows: Sequence[Line]) -> dict[str, Any]:
         """Shares of right choices."""
@@ -134,26 +152,86 @@ class Comparison(Suite):
         found[f"{name}_scored"] = (
             "the ending with the highest mean log-likelihood of its tokens; _total: of the sum"
         )
+        lines = [row["read_back"] for row in rows if "read_back" in row]
+        if lines:
+            found[f"{name}_read_back"] = sum(map(bool, lines)) / len(lines)
+            found[f"{name}_scored"] += "; below the transcript that the model wrote"
         return found
 
 
-def _scored(bench: Bench, examples: Sequence[Example] | Failure) -> list[Scored] | Failure:
-    """The examples as tokens."""
-    if isinstance(examples, Failure):
-        return examples
+def _read_back(
+    bench: Bench, items: Sequence[Item], examples: Sequence[Sequence[Example] | Failure]
+) -> list[str | Failure | None]:
+    """Of each item the line that the model writes before it answers; "" where it writes none.
+
+    None where none is asked for: by the settings, or as nothing is heard or the endings are spoken.
+    """
+    said: list[Any] = [None] * len(items)
+    asked: dict[int, Prompt | Failure] = {}
+    for i, own in enumerate(examples):
+        if not bench.settings.read_back or isinstance(own, Failure):
+            continue
+        *before, ending = own[0].segments
+        if ending.is_audio or not any(segment.is_audio for segment in before):
+            continue
+        try:
+            asked[i] = prompt_of(own[0], bench.tokenizer, _sizes(bench))
+        except ValueError as error:  # of sequences, codes and prompts
+            asked[i] = Failure(str(error))
+    if not asked:
+        return said
+    numbers = [items[i].number for i in asked]
+    made = bench.generate(list(asked.values()), "reading back", numbers)
+    for i, one in zip(asked, made, strict=True):
+        if isinstance(one, Failure):
+            said[i] = one
+            continue
+        line, end, _ = bench.tokenizer.decode(one.ids).partition(READ_BACK_END)
+        said[i] = line.strip() if end else ""
+    return said
+
+
+def _sizes(bench: Bench) -> tuple[int, ...]:
+    return bench.config.audio_embed.codebook_sizes if bench.config.audio_embed else ()
+
+
+def _below(example: Example, line: str) -> Example:
+    """The example with its ending below a line."""
+    *before, ending = example.segments
+    text = f"{line}{READ_BACK_END}{ending.text.lstrip()}"
+    return dataclasses.replace(example, segments=(*before, dataclasses.replace(ending, text=text)))
+
+
+def _scored(
+    bench: Bench, examples: Sequence[Example] | Failure, line: str | Failure | None
+) -> list[Scored] | Failure:
+    """The examples as tokens, below a line that is read and not scored, if there is one."""
+    for failed in (examples, line):
+        if isinstance(failed, Failure):
+            return failed
+    if line:
+        examples = [_below(example, line) for example in examples]
     tokenizer, config = bench.tokenizer, bench.config
-    sizes = config.audio_embed.codebook_sizes if config.audio_embed else ()
     try:
-        sequences = [to_sequence(example, tokenizer, sizes) for example in examples]
+        sequences = [to_sequence(example, tokenizer, _sizes(bench)) for example in examples]
     except ValueError as error:  # of sequences and codes
         return Failure(str(error))
     made = [Scored.of(one, config.tokens, tokenizer.eos_id) for one in sequences]
+    if line:
+        made = [one.without_first(_line_tokens(bench, one)) for one in made]
     longest = max(map(len, made))
     if longest > LENGTHS[-1]:
         return Failure(f"{longest} positions, expected at most {LENGTHS[-1]}")
     if not all(one.text_L.any() or one.audio_L.any() for one in made):
         return Failure("an ending without a token")
     return made
+
+
+def _line_tokens(bench: Bench, one: Scored) -> int:
+    """How many of the tokens of text that are scored end its first line."""
+    ids = one.ids_L[one.text_L].tolist()
+    counts = range(1, len(ids) + 1)
+    return next(n for n in counts if READ_BACK_END in bench.tokenizer.decode(ids[:n]))
 
 
 def _wins(values: Sequence[float], right: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ba_jax.data.examples import READ_BACK_END
 from ba_jax.evals import bootstrap, spoken, text
 from ba_jax.evals.base import Bench
 from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite, items_of
@@ -156,7 +157,7 @@ def suites() -> tuple[Suite, ...]:
 
 def _lines(written: str) -> tuple[str, str]:
     """(what stands before the last line, the last line)."""
-    before, _, last = written.rpartition("\n")
+    before, _, last = written.rpartition(READ_BACK_END)
     return before.strip(), last.strip()
 
 

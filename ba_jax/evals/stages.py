@@ -5,8 +5,9 @@
 hold a first line that says what they were made with, then one line an item: its id, and what the
 stage said of it or `failed` and the reason. While a suite runs, host H of several, which has items
 H, H + hosts, ..., writes OUT/hosts/H/STAGE/SUITE.jsonl after each batch; at the end host 0 puts all
-of them together. A run that was killed goes on after the lines that are there, on any number of
-hosts. OUT is a folder that all hosts see.
+of them together. Hosts that share one mesh (`Hosts.together`) do all items at the same time, host 0
+alone writes and judges. A run that was killed goes on after the lines that are there, on any number
+of hosts. OUT is a folder that all hosts see.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 from ba_jax.data.record import LANGUAGES
 from ba_jax.evals.base import Bench
 from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite
+from ba_jax.files import write_whole
 
 FOLDERS = {"generate": "generations", "present": "judge_inputs", "judge": "judged"}
 """Stage -> the folder of its lines."""
@@ -40,11 +42,22 @@ class Hosts:
     Attributes:
       index, count: which of how many this is.
       token: of this run; the same on all.
+      together: all compute the same on one mesh; else each has its share of the items.
     """
 
     index: int = 0
     count: int = 1
     token: str = "0"
+    together: bool = False
+
+    @property
+    def writes(self) -> bool:
+        """What this one computes is what it has to write down."""
+        return self.index == 0 or not self.together
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The items that this one works on."""
+        return items if self.together else items[self.index :: self.count]
 
 
 class LineError(ValueError):
@@ -82,12 +95,7 @@ def read_lines(path: pathlib.Path) -> tuple[dict[str, Any] | None, dict[str, Lin
 
 def write_lines(path: pathlib.Path, header: Mapping[str, Any], lines: Iterable[Line]) -> None:
     """Writes a file of lines that appears whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        for value in (header, *lines):
-            file.write(_encoded(value))
-    partial.replace(path)
+    write_whole(path, b"".join(map(_encoded, (header, *lines))))
 
 
 def _encoded(value: Mapping[str, Any]) -> bytes:
@@ -223,33 +231,44 @@ def _run_stage(
 ) -> None:
     """What this host has to do of a stage."""
     folder = bench.out
+    if stage == "judge" and not hosts.writes:  # without the model
+        return
+    in_step = hosts.together and stage != "judge"
+    if in_step:  # all lines of the stage before are written,
+        _meet(folder, hosts, suite.name, f"before-{stage}")
     known = {
         name: _known(folder, name, suite.name, stamps[name])
         for name in stages[: stages.index(stage) + 1]
     }
+    if in_step:  # and read by all, before one writes on
+        _meet(folder, hosts, suite.name, f"read-{stage}")
     done = known.pop(stage)
     todo = [
         item
-        for item in items[hosts.index :: hosts.count]
+        for item in hosts.share(items)
         if item.id not in done and all("failed" not in own[item.id] for own in known.values())
     ]
     if not todo:
         return
     work: Callable = getattr(suite, stage)
-    journal = _Journal(_own(folder, hosts, stage, suite.name), stamps[stage])
     size = bench.settings.save_every
     bench.begin(len(todo))
-    try:
+    with contextlib.ExitStack() as stack:
+        journal = None
+        if hosts.writes:
+            journal = _Journal(_own(folder, hosts, stage, suite.name), stamps[stage])
+            stack.callback(journal.close)
         for first in range(0, len(todo), size):
             batch = todo[first : first + size]
             usable = [item for item in batch if not _trouble(item)]
             before = [[own[item.id] for item in usable] for own in known.values()]
             made = work(bench, usable, *before) if usable else []
             said = {item.id: one for item, one in zip(usable, made, strict=True)}
-            journal.add(_line(item, said.get(item.id) or Failure(_trouble(item))) for item in batch)
+            if journal is not None:
+                journal.add(
+                    _line(item, said.get(item.id) or Failure(_trouble(item))) for item in batch
+                )
             bench.advance(len(batch))
-    finally:
-        journal.close()
 
 
 def _trouble(item: Item) -> str:
@@ -268,10 +287,7 @@ def _line(item: Item, said: Line | Failure) -> Line:
 def _mark(folder: pathlib.Path, hosts: Hosts, name: str, what: str, says: str = "") -> None:
     if hosts.count > 1:
         mark = folder / "hosts" / "marks" / f"{name}-{what}-{hosts.index}"
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        partial = mark.with_name(mark.name + ".partial")
-        partial.write_text(hosts.token + says)
-        partial.replace(mark)
+        write_whole(mark, hosts.token + says)
 
 
 def _meet(folder: pathlib.Path, hosts: Hosts, name: str, what: str) -> None:
@@ -284,10 +300,10 @@ def _meet(folder: pathlib.Path, hosts: Hosts, name: str, what: str) -> None:
     waiting = set(range(hosts.count)) if hosts.count > 1 else set()
     while waiting:
         for index in sorted(waiting):
-            said = _said(folder / "hosts" / "marks" / f"{name}-{what}-{index}")
-            if said == hosts.token + _STOPPED:
+            marks = folder / "hosts" / "marks"
+            if _said(marks / f"{name}-done-{index}") == hosts.token + _STOPPED:
                 raise HostError(f"{name}: host {index} stopped; the same command goes on")
-            if said == hosts.token:
+            if _said(marks / f"{name}-{what}-{index}") == hosts.token:
                 waiting.remove(index)
         if waiting:
             time.sleep(_POLL)

@@ -18,6 +18,10 @@ does one request after the other, tells text and writes (or plays, `generate.str
 as it comes, and prints the time to the first of both and the real-time factor; its waves have the
 synthesis' own rate, 16 kHz where the audio decoder's mel is what is heard.
 
+With `--distributed` (see `ba_jax.distributed`) several processes share one mesh of all their
+devices, for a model larger than one host's memory: all of them do every request and the first one
+writes. All need to see the checkpoints and the requests.
+
 Exit codes: 0 all done, 1 the run failed, 2 a wrong command line, config or checkpoint, 3 some
 requests failed, 130 interrupted.
 """
@@ -71,6 +75,7 @@ def generate(
       RequestError, ResultsError, ConfigError, CheckpointError, ShardingError, TokenizerError,
       PlayerError, ValueError: see there.
     """
+    import jax
     import tqdm
 
     from ba_jax import sharding
@@ -80,18 +85,29 @@ def generate(
     from ba_jax.models.baichuan_audio import BaichuanAudioConfig
     from ba_jax.restore import find, load, on_mesh
 
+    first, several = jax.process_index() == 0, jax.process_count() > 1
     model = from_mapping(BaichuanAudioConfig, config["model"])
     settings = from_mapping(GenerateSettings, config["generate"], "generate")
     mesh_settings = from_mapping(sharding.MeshSettings, config.get("mesh", {}), "mesh")
     if stream and task == "reconstruct":
         raise requests.RequestError("reconstruct with --stream: expected a task that generates")
+    if stream and several:
+        raise requests.RequestError("--stream with --distributed: expected one process")
     asked = requests.read_requests(task, source, settings.language, settings.system)
     needed = engine.components(task, settings, engine.hears(task, asked))
     sources = find(checkpoints, model, needed)
+    # The first alone reads and writes results; the others do what it finds to be done.
     found = results.Results(
-        out, _made_with(config, task, sources, stream), overwrite=overwrite, retry=retry
+        out,
+        _made_with(config, task, sources, stream),
+        overwrite=overwrite,
+        retry=retry,
+        writes=first,
     )
-    todo = [request for request in asked if request.id not in found.lines]
+    before = [found.lines.get(request.id) for request in asked]
+    done = sharding.of_the_first([line is not None for line in before])
+    failed = sum(sharding.of_the_first([line is not None and "error" in line for line in before]))
+    todo = [request for request, is_done in zip(asked, done, strict=True) if not is_done]
     counts = {"requests": len(asked), "done_before": len(asked) - len(todo)}
     if todo:
         rows = {"rows": settings.rows, "encode_rows": settings.encode_rows}
@@ -99,7 +115,7 @@ def generate(
         if stream:
             mesh, place = None, lambda arrays: arrays
         else:
-            mesh, place = on_mesh(mesh_settings, rows)
+            mesh, place = on_mesh(mesh_settings, rows, "together" if several else "apart")
         worker = engine.Engine(
             task,
             model,
@@ -126,12 +142,12 @@ def generate(
                     bar.update()
             else:
                 size = settings.rows * (1 if task == "chat" else _BATCHES)
-                for first in range(0, len(todo), size):
-                    some = todo[first : first + size]
+                for start in range(0, len(todo), size):
+                    some = todo[start : start + size]
                     found.add(batched.run(worker, some, found))
                     bar.update(len(some))
-    own = [found.lines[request.id] for request in asked]
-    return counts | {"failed": sum("error" in line for line in own)}
+    failed += sum("error" in found.lines[request.id] for request in todo)
+    return counts | {"failed": failed}
 
 
 def _made_with(
@@ -161,6 +177,8 @@ def define_flags() -> None:
     """The command line's."""
     from ml_collections import config_flags
 
+    from ba_jax import distributed
+
     config_flags.DEFINE_config_file("config", None, "A config with `model` and `generate`.")
     flags.DEFINE_list("checkpoint", None, "WORKDIRs or checkpoints; the last that holds a part.")
     flags.DEFINE_string("input", None, "File, folder or JSONL list of requests.")
@@ -169,11 +187,15 @@ def define_flags() -> None:
     flags.DEFINE_bool("overwrite", False, "Discard results of other settings in --out.")
     flags.DEFINE_bool("retry", False, "Do requests that failed again.")
     flags.DEFINE_bool("quiet", False, "No progress bar, no text.")
+    distributed.define_flags()
     flags.mark_flags_as_required(["config", "checkpoint", "input", "out"])
 
 
 def main(argv: list[str]) -> int:
     """Does the requests and prints how it went."""
+    import jax
+
+    from ba_jax import distributed
     from ba_jax.config import ConfigError
     from ba_jax.data.text_tokenizer import TokenizerError
     from ba_jax.generate.requests import TASKS, RequestError
@@ -186,7 +208,9 @@ def main(argv: list[str]) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
     config = values.config.to_dict()
     use_compilation_cache(config.get("compilation_cache", ""))
+    command = distributed.own_command("ba_jax.generate")
     try:
+        distributed.start_from_flags(command)
         counts = generate(
             config,
             argv[1],
@@ -200,17 +224,16 @@ def main(argv: list[str]) -> int:
             show_progress=not values.quiet and not values.stream,
         )
     except (ConfigError, RequestError, ResultsError, TokenizerError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+        distributed.fail(command, error, USER_ERROR)
     except (RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        distributed.fail(command, error, FAILED)
     except KeyboardInterrupt:
         print("interrupted: run again to go on", file=sys.stderr)
         return INTERRUPTED
     before, failed = counts["done_before"], counts["failed"]
     more = f", {before} of them before" if before else ""
-    print(f"{counts['requests']} requests{more}, {failed} failed: {values.out}/results.jsonl")
+    if jax.process_index() == 0:
+        print(f"{counts['requests']} requests{more}, {failed} failed: {values.out}/results.jsonl")
     return SOME_FAILED if failed else 0
 
 

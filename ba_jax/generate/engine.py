@@ -88,10 +88,7 @@ class Engine:
         Raises:
           TokenizerError: one that does not fit the model.
         """
-        path = dataset_directory(self.settings.tokenizer)
-        if self.settings.tokenizer == "embedded":
-            path = path / "tokenizer.model"
-        tokenizer = load_text_tokenizer(path)
+        tokenizer = load_text_tokenizer(dataset_directory(self.settings.tokenizer))
         tokenizer.check_against(self.config.tokens, self.config.llm.vocab_size)
         return tokenizer
 

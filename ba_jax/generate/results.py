@@ -16,6 +16,7 @@ import numpy as np
 
 from ba_jax.audio.io import write_audio
 from ba_jax.audio.resample import resample
+from ba_jax.files import write_whole
 
 RATE = 24000
 """Hz of the waves that are written."""
@@ -34,6 +35,8 @@ class Results:
       made_with: settings and weights that decide the results; another run's must be the same.
       overwrite: discard another run's.
       retry: forget the lines of requests that failed.
+      writes: False leaves the folder alone and begins without lines: on hosts that do the same as
+        one that writes.
 
     Raises:
       ResultsError: it holds results of other settings, or a damaged line before the last.
@@ -46,8 +49,12 @@ class Results:
         *,
         overwrite: bool = False,
         retry: bool = False,
+        writes: bool = True,
     ):
-        self.out = Path(out)
+        self.out, self._writes = Path(out), writes
+        self.lines: dict[str, dict[str, Any]] = {}
+        if not writes:
+            return
         self.out.mkdir(parents=True, exist_ok=True)
         self._path, stamp = self.out / RESULTS, self.out / MADE_WITH
         made = json.loads(json.dumps(made_with))
@@ -65,12 +72,12 @@ class Results:
             raise ResultsError(
                 f"{self.out}: {RESULTS} without {MADE_WITH}; --overwrite discards it"
             )
-        _replace(stamp, json.dumps(made, ensure_ascii=False, indent=1) + "\n")
+        write_whole(stamp, json.dumps(made, ensure_ascii=False, indent=1) + "\n")
         self.lines = self._read()
         if retry:
             self.lines = {id: line for id, line in self.lines.items() if "error" not in line}
         # A line that a kill cut in two is gone, too.
-        _replace(self._path, "".join(_line(line) for line in self.lines.values()))
+        write_whole(self._path, "".join(_line(line) for line in self.lines.values()))
 
     def _read(self) -> dict[str, dict[str, Any]]:
         if not self._path.is_file():
@@ -91,24 +98,27 @@ class Results:
 
     def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Adds the results of some requests."""
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write("".join(_line(line) for line in lines))
-            file.flush()
-            os.fsync(file.fileno())
+        if self._writes:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write("".join(_line(line) for line in lines))
+                file.flush()
+                os.fsync(file.fileno())
         self.lines |= {line["id"]: dict(line) for line in lines}
 
     def wave_path(self, id: str, turn: int | None = None) -> Path:
         """Where the wave of a request, or of a turn of it, is written; its folder is made."""
         name = id if turn is None else f"{id}-{turn + 1}"
         path = self.out / "audio" / f"{name}.wav"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if self._writes:
+            path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def save(self, path: Path, wave_S: np.ndarray, rate: int) -> str:
         """Writes a wave at RATE; its path below the folder."""
         if rate != RATE:
             wave_S = resample(wave_S, rate, RATE)
-        write_audio(path, wave_S, RATE)
+        if self._writes:
+            write_audio(path, wave_S, RATE)
         return self.relative(path)
 
     def relative(self, path: Path) -> str:
@@ -118,10 +128,3 @@ class Results:
 
 def _line(line: Mapping[str, Any]) -> str:
     return json.dumps(line, ensure_ascii=False) + "\n"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file that appears whole."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

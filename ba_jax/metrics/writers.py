@@ -20,26 +20,10 @@ from typing import Any, TextIO
 import numpy as np
 
 from ba_jax.audio import io as audio_io
+from ba_jax.files import naming, write_whole
 from ba_jax.metrics import pictures
 
 CSV_HEADER = "step,name,value\n"
-
-
-def _naming(error: OSError, path: Path) -> OSError:
-    """The same error (a full disk, say) with the file's name, which `write` leaves out."""
-    return OSError(error.errno, error.strerror, str(path))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file whole, or leaves it as it was."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _naming(error, path) from error
 
 
 def _check_name(name: str) -> None:
@@ -85,7 +69,7 @@ class CSVFile:
                 if step <= resume_step:
                     kept.append(line)
                     self._last[name] = step, value
-        _replace(path, "".join(kept).encode())
+        write_whole(path, "".join(kept).encode())
 
     def _read(self) -> Iterable[tuple[str, int, str, float]]:
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -126,7 +110,7 @@ class CSVFile:
             with open(self._path, "a", encoding="utf-8") as stream:
                 stream.write("".join(lines))
         except OSError as error:
-            raise _naming(error, self._path) from error
+            raise naming(error, self._path) from error
         self._last.update({name: (step, value) for name, value in values.items()})
 
 
@@ -148,7 +132,7 @@ class EventFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = open(path, "wb")
         except OSError as error:
-            raise _naming(error, path) from error
+            raise naming(error, path) from error
         self._write([event_pb2.Event(file_version="brain.Event:2")])
         if purge_step is not None:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -164,7 +148,7 @@ class EventFile:
                 records.write(event.SerializeToString())
             records.flush()
         except OSError as error:
-            raise _naming(error, self._path) from error
+            raise naming(error, self._path) from error
 
     def _summarize(self, step: int, values: Iterable[Mapping[str, Any]]) -> None:
         from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -194,7 +178,7 @@ class EventFile:
         try:
             self._stream.close()
         except OSError as error:
-            raise _naming(error, self._path) from error
+            raise naming(error, self._path) from error
 
 
 class Writers:
@@ -261,7 +245,7 @@ class Writers:
         if not self._is_writer:
             return
         png = pictures.encode_png(pixels)
-        _replace(self._file(step, name, ".png"), png)
+        write_whole(self._file(step, name, ".png"), png)
         self._events.image(step, name, png, *pixels.shape[:2])
 
     def audio(self, step: int, name: str, wave_S: np.ndarray, rate: int) -> None:
@@ -277,7 +261,7 @@ class Writers:
             return
         stream = io.BytesIO()
         audio_io.write_audio(stream, wave, rate, "wav")
-        _replace(self._file(step, name, ".wav"), stream.getvalue())
+        write_whole(self._file(step, name, ".wav"), stream.getvalue())
         self._events.audio(step, name, stream.getvalue(), len(wave), rate)
 
     def close(self) -> None:

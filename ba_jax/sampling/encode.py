@@ -15,6 +15,7 @@ from ba_jax.audio.mel import WHISPER_MEL, MelGeometry, whisper_log_mel
 from ba_jax.models import layers
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
 from ba_jax.sampling import batching
+from ba_jax.sharding import to_host
 
 
 class Encoder:
@@ -87,7 +88,7 @@ class Encoder:
         for bucket, some in batching.batches([len(m) for m in mels], buckets, self.rows, "piece"):
             mel_BTM, lengths_B = batching.pad([mels[i] for i in some], self.rows, bucket)
             arrays = self._place((mel_BTM, lengths_B))
-            codes_BNQ, frames_B = jax.device_get(self._encode(self._variables, *arrays))
+            codes_BNQ, frames_B = to_host(self._encode(self._variables, *arrays))
             for row, i in enumerate(some):
                 found[i] = codes_BNQ[row, : frames_B[row]]
             if progress is not None:

@@ -21,6 +21,7 @@ from ba_jax.losses.lm import cross_entropy, front, sum_over_chunks
 from ba_jax.models import layers
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
 from ba_jax.sampling import batching
+from ba_jax.sharding import to_host
 from ba_jax.vocab import AudioTokens
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
@@ -56,6 +57,12 @@ class Scored:
             sequence.text_target_L & (ids_L != eos_id) & (ids_L != tokens.audiogen_start),
             sequence.audio_target_L & (ids_L == tokens.audio_pad),
         )
+
+    def without_first(self, count: int) -> Scored:
+        """The same, the first `count` of the tokens of text that are scored now only read."""
+        text_L = self.text_L.copy()
+        text_L[np.flatnonzero(text_L)[:count]] = False
+        return dataclasses.replace(self, text_L=text_L)
 
 
 class Likelihood(NamedTuple):
@@ -156,7 +163,7 @@ class Scorer:
             texts, frames = (_room(mask_BL, bucket) for mask_BL in (text_BL, audio_BL))
             codes_BLQ = codes_BLQ if self._has_audio(own) else None
             arrays = self._place((ids_BL, codes_BLQ, lengths_B, text_BL, audio_BL))
-            text_B, audio_B = jax.device_get(
+            text_B, audio_B = to_host(
                 self._run(self._variables, *arrays, texts=texts, frames=frames)
             )
             for row, i in enumerate(some):

@@ -11,12 +11,12 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from ba_jax.sampling.alternate import DONE, SPEAKING, WRITING, Limits, Turn
 from ba_jax.sampling.prompt import Prompt, PromptError
 from ba_jax.sampling.step import State, Stepper
+from ba_jax.sharding import to_host
 from ba_jax.vocab import check_codes, check_token_ids
 
 TEXT, SEGMENT, FRAME, SEGMENT_END, END = "text", "segment", "frame", "segment_end", "end"
@@ -157,9 +157,8 @@ class Session:
             raise ValueError(f"{len(seeds)} seeds, expected 1 to {stepper.rows}: one a row")
         self._stepper, self._lengths = stepper, tuple(sorted(lengths))
         self._count = len(seeds)
-        seeds_B = np.zeros(stepper.rows, np.uint32)
-        seeds_B[: len(seeds)] = seeds
-        self._keys_B = jax.vmap(jax.random.key)(seeds_B)
+        self._seeds_B = np.zeros(stepper.rows, np.uint32)
+        self._seeds_B[: len(seeds)] = seeds
         self._state: State | None = None
         self._wants_B = np.zeros(stepper.rows, bool)
         self._generated = [False] * len(seeds)
@@ -175,7 +174,7 @@ class Session:
         """Slots of the cache that each conversation takes up, of the stepper's `capacity`."""
         if self._state is None:
             return [0] * self._count
-        return jax.device_get(self._state.cache.lengths_B)[: self._count].tolist()
+        return to_host(self._state.cache.lengths_B)[: self._count].tolist()
 
     # Reading
 
@@ -243,7 +242,7 @@ class Session:
         """The ids that each conversation's last turn still lacks."""
         if self._state is None:
             return [[]] * self._count
-        open_B, ended_B = jax.device_get((self._state.turn.open_B, self._state.turn.ended_B))
+        open_B, ended_B = to_host((self._state.turn.open_B, self._state.turn.ended_B))
         closers: list[list[int]] = [[] for _ in range(self._count)]
         for row, own in enumerate(closers):
             if not self._generated[row]:  # two prompts, one after the other
@@ -275,7 +274,7 @@ class Session:
         self._told = [told if told.ended else _Told() for told in self._told]
         self._advance(limits, EVERYTHING)
         snapshot = self._snapshot()
-        text_BL, codes_BNQ = jax.device_get((self._state.text_BL, self._state.codes_BNQ))
+        text_BL, codes_BNQ = to_host((self._state.text_BL, self._state.codes_BNQ))
         origins = [(0, 0)] * self._count
         found = collect(
             self._events(snapshot, text_BL, codes_BNQ, origins), len(self._stepper.sizes)
@@ -311,7 +310,7 @@ class Session:
             snapshot = self._snapshot()
             told_B2 = np.asarray([(told.text, told.frames) for told in self._told], np.int32)
             window = self._stepper.window(self._state, (told_B2[:, 0], told_B2[:, 1]), chunk)
-            text_BL, codes_BNQ = jax.device_get(window)
+            text_BL, codes_BNQ = to_host(window)
             events = self._events(snapshot, text_BL, codes_BNQ, told_B2.tolist())
             if events:
                 yield events
@@ -337,11 +336,11 @@ class Session:
     def _advance(self, limits: Limits, steps: int) -> None:
         for row in range(self._count):
             self._generated[row] |= not self._told[row].ended
-        self._state = self._stepper.run(self._state, self._keys_B, limits, steps)
+        self._state = self._stepper.run(self._state, self._seeds_B, limits, steps)
 
     def _snapshot(self) -> _Snapshot:
         state = self._state
-        return _Snapshot(*jax.device_get((state.turn, state.begins_BG2, state.cuts_BG)))
+        return _Snapshot(*to_host((state.turn, state.begins_BG2, state.cuts_BG)))
 
     def _events(self, snapshot: _Snapshot, text_BL, codes_BNQ, origins) -> list[Event]:
         """What was not told yet; `origins`: the ids and frames that the arrays begin after."""

@@ -162,10 +162,10 @@ class Stepper:
         arrays = self._place((ids_BL, codes_BLQ, real_BL, mode_B))
         return self._read(self._variables, state, *arrays)
 
-    def run(self, state: State, keys_B, limits: Limits, steps: int) -> State:
-        """At most so many steps, fewer once every row is done. Donates `state`."""
-        keys_B, limits = self._place((keys_B, limits))
-        return self._run(self._variables, state, keys_B, limits, np.int32(steps))
+    def run(self, state: State, seeds_B, limits: Limits, steps: int) -> State:
+        """At most so many steps, fewer once every row is done; uint32 seeds. Donates `state`."""
+        seeds_B, limits = self._place((seeds_B, limits))
+        return self._run(self._variables, state, seeds_B, limits, np.int32(steps))
 
     def window(self, state: State, counts: Sequence[np.ndarray], size: int):
         """The ids (B, size) and frames (B, size, Q) of the turn from (ids, frames) on."""
@@ -239,8 +239,9 @@ class Stepper:
             seen_BV=seen_BV,
         )
 
-    def _run_in_jit(self, variables, state: State, keys_B, limits: Limits, steps) -> State:
+    def _run_in_jit(self, variables, state: State, seeds_B, limits: Limits, steps) -> State:
         self.traces["loop"] += 1
+        keys_B = jax.vmap(jax.random.key)(seeds_B)
 
         def goes_on(carry) -> jax.Array:
             state, left = carry

@@ -23,6 +23,7 @@ from ba_jax.models.blocks import Blocks
 from ba_jax.models.flow_matching import draw_noise
 from ba_jax.models.flow_unet import FlowUNetConfig
 from ba_jax.sampling import batching
+from ba_jax.sharding import to_host
 
 VOCODERS = ("vocoder", "griffin_lim")
 MELS = ("flow", "decoder")
@@ -200,7 +201,7 @@ class Synthesizer:
 
         def call(variables, *args):
             own = variables_of(self.config, variables, needed)
-            return jax.device_get(jitted(own, *self._place(args)))
+            return to_host(jitted(own, *self._place(args)))
 
         return call
 

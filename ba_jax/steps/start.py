@@ -116,6 +116,7 @@ def start_variables(
     for path in dict.fromkeys(found.values()):
         components = [name for name, of in found.items() if of == path]
         folder = run_state.weights_folder(path)
+        run_state.check_weights(folder)
         reader = checkpoint.Reader(folder)
         stored = reader.arrays
         if _EMBED in components and _PROJECTION in stored and f"{_EMBED_PATH}0" not in stored:
@@ -141,6 +142,7 @@ def start_variables(
                 shapes=unflatten(wanted),
                 sharding=unflatten({name: flat_shardings[name] for name in wanted}),
                 dtype=jax.numpy.float32,
+                checked=True,
             )
         )
     rest = [name for name in flat if name not in loaded]

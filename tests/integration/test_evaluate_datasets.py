@@ -61,10 +61,89 @@ def test_translation_on_fleurs(checkpoints, tmp_path):
     assert "tok:13a" in figures["s2tt_bleu_zh_en_signature"]
 
 
-def bench(dataset, out):
-    """With a model that writes what was said."""
-    given = {"dataset": str(dataset), "split": "test", "sources": (), "limit": 0}
-    return small_bench.bench_of(out, lambda record: (record.parts[0].text, 0), **given)
+def test_recognition_on_aishell(checkpoints, tmp_path):
+    """Characters count, without the spaces that the transcripts have between words."""
+    root = tmp_path / "data_aishell"
+    texts = {"BAC009S0764W0121": "甚至 出现 交易", "BAC009S0764W0122": "一 二线 城市"}
+    for name in texts:
+        put(root / "wav" / "test" / "S0764" / f"{name}.wav", seconds=1.0)
+    lines = [f"{name} {text}\n" for name, text in texts.items()]
+    put_text(root / "transcript" / "aishell_transcript_v0.8.txt", "".join(lines))
+    made(config("aishell", folder=root, splits=("test",)), tmp_path / "data")
+    figures, items = run(tmp_path / "data", "test", "asr", checkpoints, tmp_path / "out")
+    assert [item["reference"] for item in items] == ["甚至出现交易", "一二线城市"]
+    assert [item["units"] for item in items] == [6, 5] and figures["asr_failed"] == 0
+    assert figures["asr_wer"] == figures["asr_cer_zh"] and "asr_wer_en" not in figures
+    assert "characters in Mandarin" in figures["asr_scored"]
+    assert figures["asr_normaliser"]["zh"].startswith("Mandarin: simplified (OpenCC t2s)")
+
+
+def test_recognition_on_wenetspeech(tmp_path):
+    """Segments of a long recording, of an evaluation set alone; a character is wrong."""
+    root = tmp_path / "wenetspeech"
+    name = "Y0000000001_dev"
+    put(root / "audio" / "test_net" / f"{name}.opus", seconds=4.0)
+    texts = ("怎么样这些日子", "习惯吧")
+    segments = [
+        {
+            "sid": f"{name}_S{n:05d}",
+            "begin_time": 2.0 * n,
+            "end_time": 2.0 * n + 1.5,
+            "subsets": ["TEST_NET"],
+            "text": text,
+        }
+        for n, text in enumerate(texts)
+    ]
+    audio = {"aid": name, "duration": 4.0, "path": f"audio/test_net/{name}.opus"}
+    listing = {"audios": [{**audio, "segments": segments}]}
+    put_text(root / "WenetSpeech.json", json.dumps(listing, ensure_ascii=False))
+    made(config("wenetspeech", folder=root), tmp_path / "data")
+    model = bench(
+        tmp_path / "data", tmp_path / "out", "test_net", lambda part: part.text.replace("怎", "這")
+    )
+    outcome = small_bench.run("asr", model)
+    assert [item["id"] for item in outcome.items] == [one["sid"] for one in segments]
+    assert [item["hypothesis"] for item in outcome.items] == ["這么样这些日子", texts[1]]
+    assert [item["errors"] for item in outcome.items] == [1, 0]
+    assert outcome.figures["asr_cer_zh"] == outcome.figures["asr_wer"] == 1 / 10
+    assert "asr_wer_en" not in outcome.figures
+
+
+def test_translation_on_covost2(checkpoints, tmp_path):
+    """Both directions of it; sacreBLEU's signature names the target's tokenizer."""
+    pairs = {"en": ("zh-CN", "He said so.", "他是这么说的。"), "zh-CN": ("en", "早上好。", "Good.")}
+    header = "client_id\tpath\tsentence\tup_votes\tdown_votes\tage\tgender\taccent\n"
+    for spoken, (written, said, translation) in pairs.items():
+        folder, clip = tmp_path / spoken, f"common_voice_{spoken}_1.mp3"
+        put(folder / "clips" / clip, rate=32000, seconds=1.0)
+        put_text(folder / "validated.tsv", f"{header}speaker\t{clip}\t{said}\t2\t0\t\t\t\n")
+        for split in ("train", "dev", "test"):
+            put_text(folder / f"{split}.tsv", header)
+        put_text(
+            folder / f"covost_v2.{spoken}_{written}.tsv",
+            f"path\ttranslation\tsplit\n{clip}\t{translation}\ttest\n",
+        )
+        source = config("covost2", folder=folder, spoken=spoken, written=written)
+        records, _ = made(source, tmp_path / "data" / spoken)
+        assert [one.parts[0].translation for one in records.values()] == [translation]
+    # One of them with the tiny model, the other with one that writes what was said.
+    figures, items = run(tmp_path / "data" / "en", "test", "s2tt", checkpoints, tmp_path / "out")
+    assert [item["reference"] for item in items] == ["他是这么说的。"]
+    assert figures["s2tt_items"] == figures["s2tt_bleu_en_zh_items"] == 1
+    assert "tok:zh" in figures["s2tt_bleu_en_zh_signature"]
+    assert "s2tt_bleu_zh_en" not in figures
+    model = bench(
+        tmp_path / "data" / "zh-CN", tmp_path / "zh", "test", lambda part: part.translation
+    )
+    figures = small_bench.run("s2tt", model).figures
+    assert figures["s2tt_items"] == figures["s2tt_bleu_zh_en_items"] == 1
+    assert "tok:13a" in figures["s2tt_bleu_zh_en_signature"]
+
+
+def bench(dataset, out, split="test", writes=lambda part: part.text):
+    """With a model that writes what was said, or what `writes` gives."""
+    given = {"dataset": str(dataset), "split": split, "sources": (), "limit": 0}
+    return small_bench.bench_of(out, lambda record: (writes(record.parts[0]), 0), **given)
 
 
 def test_a_missing_file_in_the_middle_of_a_manifest(tmp_path):

@@ -8,6 +8,7 @@ import socket
 
 import pytest
 
+from ba_jax.distributed import LOST
 from ba_jax.evals import judge
 from ba_jax.evaluate import evaluate
 from tests.integration import evaluate_driver
@@ -80,41 +81,55 @@ def test_rows_that_do_not_divide_among_the_devices(config, checkpoints, tmp_path
     assert "generation.rows = 12 on 8 devices: expected a multiple" in done.stderr
 
 
+def two_processes(config, out, *flags, kill_after=0, devices=2):
+    """Both of a run on several hosts; kills the first after so many batches."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = ("--distributed", f"--coordinator=127.0.0.1:{port}", "--processes=2")
+    waits = [
+        evaluate_driver.start(
+            config,
+            out,
+            *flags,
+            *shared,
+            f"--process={number}",
+            kill_after=0 if number else kill_after,
+            XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+        )
+        for number in range(2)
+    ]
+    return [wait() for wait in waits]
+
+
 def test_two_processes_of_two_devices_each(config, checkpoints, one, tmp_path):
     """Killed in the middle; what they left is not made again."""
     meshed = {**config, "mesh": {"replica": 1, "fsdp": 2}}
-    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-
-    def both(kill_after):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        shared = ("--distributed", f"--coordinator=127.0.0.1:{port}", "--processes=2")
-        waits = [
-            evaluate_driver.start(
-                meshed,
-                tmp_path / "out",
-                *flags(checkpoints, ["asr"]),
-                *shared,
-                f"--process={number}",
-                kill_after=0 if number else kill_after,
-                **two,
-            )
-            for number in range(2)
-        ]
-        return [wait() for wait in waits]
-
+    given = meshed, tmp_path / "out", *flags(checkpoints, ["asr"])
     # The first is killed after a batch; JAX ends the other.
-    first, second = both(1)
-    assert first.returncode == -9 and second.returncode not in (0, 1), second.stderr
+    first, second = two_processes(*given, kill_after=1)
+    assert first.returncode == -9 and second.returncode == LOST, second.stderr
+    assert second.stderr.splitlines()[-1].startswith("to go on: python -m ba_jax.evaluate ")
     part = tmp_path / "out" / "hosts" / "0" / "generations" / "asr.jsonl"
     assert len(part.read_text().splitlines()) == 1 + 2
-    first, second = both(0)
+    first, second = two_processes(*given)
     assert "asr recognising: 2\n" in first.stdout  # of its four items
     for number, done in enumerate((first, second)):
         assert done.returncode == 0, done.stderr
         assert ("asr_wer" in done.stdout) == (number == 0)
     assert_same(one, tmp_path / "out", ["asr"])
+
+
+def test_two_processes_that_share_a_mesh(config, checkpoints, one, tmp_path):
+    """Each has half of every large parameter; both do every item, and the first writes."""
+    meshed = {**config, "hosts": "together", "mesh": {"replica": 1, "fsdp": 2}}
+    out = tmp_path / "out"
+    both = two_processes(meshed, out, *flags(checkpoints, ["asr"]), devices=1)
+    for number, done in enumerate(both):
+        assert done.returncode == 0, done.stderr
+        assert "asr recognising: 8\n" in done.stdout
+        assert ("asr_wer" in done.stdout) == (number == 0)
+    assert_same(one, out, ["asr"])
 
 
 def test_killed_in_the_middle(config, checkpoints, one, tmp_path):

@@ -105,6 +105,7 @@ def test_a_run_learns_and_leaves_what_it_should(whole):
     assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == STEPS
     assert len((workdir / "batches.csv").read_text().splitlines()) == STEPS + 1
     assert not (workdir / "profile").exists()
+    assert (workdir / "done").read_text() == f"{STEPS}\n"
 
 
 def test_killed_at_a_random_step_a_run_goes_on_exactly(whole, tmp_path):
@@ -135,6 +136,8 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(whole, tmp_path, how):
     done = train_driver.run(config, tmp_path / "run", how, 4)
     assert done.returncode == 0, done.stderr
     assert "stopped at step 5; the same command goes on there" in done.stderr
+    assert done.stderr.splitlines()[-1].partition("to go on: python -m ba_jax.train ")[2]
+    assert not (tmp_path / "run" / "done").exists()
     assert complete_steps(tmp_path / "run" / "checkpoints")[-1] == 5
     assert max(metrics(tmp_path / "run")) == 5
     train(config, tmp_path / "run")
@@ -216,6 +219,44 @@ def test_not_finite_stops_with_the_batchs_ids(dataset, tmp_path, not_finite):
     assert sorted(metrics(tmp_path)) == [1, 2, 3, 4, 6]
     train(config, tmp_path)
     assert sorted(metrics(tmp_path)) == [1, 2, 3, 4, 6, 7, 8]
+
+
+def test_a_loss_that_jumps_stops_and_is_not_kept(dataset, tmp_path, monkeypatch):
+    loss = TextLMStage.loss
+
+    def jumping(self, variables, arrays, totals, key, step):
+        value, aux = loss(self, variables, arrays, totals, key, step)
+        return value * jnp.where(step == 5, 3.0, 1.0), aux
+
+    monkeypatch.setattr(TextLMStage, "loss", jumping)
+    changes = {"checkpoint__every": 2, "train__spike": 6.0, "train__spike_window": 3}
+    config = text_run(dataset, **changes)
+    with pytest.raises(TrainError) as error:
+        train(config, tmp_path)
+    file = tmp_path / "spike-step6.json"
+    text = str(error.value)
+    assert re.search(r"step 6: loss \d+\.\d+ after 3 of mean .* expected at most", text), text
+    assert str(file) in text and text.endswith("saved at step 4")
+    report = json.loads(file.read_text())
+    assert report["rows"] == open_batches(config["data"], config["model"]).ids(5)
+    # Step 7 was under way; neither is kept, nor told.
+    assert complete_steps(tmp_path / "checkpoints") == [4]
+    assert not (tmp_path / "done").exists()
+    monkeypatch.undo()
+    train(config, tmp_path)
+    assert sorted(metrics(tmp_path)) == list(range(1, STEPS + 1))
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_exactly(copied, whole):
+    config, workdir = copied
+    folder = workdir / "checkpoints" / str(STEPS)
+    file = max((folder / "train").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    train(config, workdir)
+    assert (workdir / "checkpoints" / f"damaged-{STEPS}").is_dir()
+    assert_same_run(whole[1], workdir)
 
 
 def test_a_rate_that_is_too_large_stops(dataset, tmp_path):
@@ -357,6 +398,7 @@ def test_the_command_says_it_in_a_line(dataset, tmp_path, monkeypatch, changes, 
         distributed=False,
     )
     monkeypatch.setattr(train_module, "flags", types.SimpleNamespace(FLAGS=values))
+    monkeypatch.setattr(train_module.distributed, "start_from_flags", lambda command: None)
     with pytest.raises(SystemExit) as error:
         train_module.main(["train"])
     assert re.match(f"ba_jax.train: .*{message}", str(error.value), re.DOTALL)

@@ -1,9 +1,8 @@
-"""The same run on one device, on eight, and in two processes."""
+"""The same run on one device and on eight; of processes see test_train_hosts.py."""
 
 from __future__ import annotations
 
 import pathlib
-import socket
 
 import numpy as np
 import pytest
@@ -81,37 +80,3 @@ def test_rows_that_do_not_divide_among_the_devices(dataset, tmp_path):
     done = train_driver.run(config, tmp_path / "run", **EIGHT)
     assert done.returncode == 1
     assert "a batch of 6 rows on 8 devices: expected a multiple; nothing was saved" in done.stderr
-
-
-def test_two_processes(text, tmp_path):
-    """Each loads half of the rows; they write one checkpoint together and go on from it."""
-    config, workdir = text
-    config = small_run.changed(config, {"checkpoint__every": 2})
-
-    def both(event: str, step: int):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        flags = ("--distributed", f"--coordinator=127.0.0.1:{port}", "--processes=2")
-        waits = [
-            train_driver.start(
-                config,
-                tmp_path / "run",
-                event if number else "none",
-                step,
-                *flags,
-                f"--process={number}",
-            )
-            for number in range(2)
-        ]
-        return [wait() for wait in waits]
-
-    # One is asked to stop: both do.
-    for done in both("term", 2):
-        assert done.returncode == 0, done.stderr
-        assert "stopped at step 3" in done.stderr
-    for done in both("none", 0):
-        assert done.returncode == 0, done.stderr
-    assert_near(workdir, tmp_path / "run", ("loss", "grad_norm", "text_accuracy"))
-    hashes = [(tmp_path / "run" / f"batches-{n}.csv").read_text().splitlines() for n in (0, 1)]
-    assert len(hashes[0]) == len(hashes[1]) == STEPS + 1 and hashes[0][1:] != hashes[1][1:]

@@ -1,6 +1,9 @@
 """`python -m ba_jax.train` as a process to which something happens at a step.
 
 python -m tests.integration.train_driver CONFIG.json WORKDIR EVENT STEP [FLAG ...]
+
+With READS=FILE in the environment a line of FILE tells each batch's step, its rows, and how many
+records were read for it; the first line those that were read before.
 """
 
 from __future__ import annotations
@@ -10,8 +13,10 @@ import os
 import pathlib
 import resource
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +24,8 @@ from absl import app
 from ml_collections import ConfigDict, config_flags
 
 from ba_jax import train
+from ba_jax.data.packed import PackedBatches
+from ba_jax.data.record import RecordSource
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -33,6 +40,8 @@ EVENTS = {
     "none": lambda: None,
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "group": lambda: os.killpg(0, signal.SIGTERM),
+    "hang": lambda: time.sleep(1000),
     "interrupt": lambda: os.kill(os.getpid(), signal.SIGINT),
     "full": full_disk,
 }
@@ -71,6 +80,7 @@ def start(config, workdir, event="none", step=0, *flags: str, **environment: str
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
     def wait() -> subprocess.CompletedProcess:
@@ -83,6 +93,53 @@ def start(config, workdir, event="none", step=0, *flags: str, **environment: str
     return wait
 
 
+def together(
+    config: Mapping[str, Any],
+    workdir: pathlib.Path,
+    processes: int,
+    events: Mapping[int, tuple[str, int]] = {},
+    *flags: str,
+) -> list[subprocess.CompletedProcess]:
+    """Runs processes that form one run; `events` happen to some: process -> (event, step)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = ("--distributed", f"--coordinator=127.0.0.1:{port}", f"--processes={processes}")
+    waits = [
+        start(
+            config,
+            workdir,
+            *events.get(number, ("none", 0)),
+            *shared,
+            f"--process={number}",
+            *flags,
+            READS=f"{workdir}-reads-{processes}-{number}.jsonl",
+        )
+        for number in range(processes)
+    ]
+    return [wait() for wait in waits]
+
+
+def _record_reads(file: pathlib.Path) -> None:
+    reads: list[int] = []
+    get, build = RecordSource.__getitem__, PackedBatches.build
+
+    def get_and_count(self, index):
+        reads.append(index)
+        return get(self, index)
+
+    def build_and_tell(self, step, rows=None):
+        with file.open("a") as stream:
+            if not stream.tell():
+                stream.write(f"{len(reads)}\n")
+            reads.clear()
+            batch = build(self, step, rows)
+            stream.write(json.dumps([step, list(rows), len(reads)]) + "\n")
+        return batch
+
+    RecordSource.__getitem__, PackedBatches.build = get_and_count, build_and_tell
+
+
 def _main(file: str, workdir: str, event: str, step: str, *flags: str) -> None:
     config = ConfigDict(json.loads(pathlib.Path(file).read_text()))
     add = train._Hashes.add
@@ -93,6 +150,8 @@ def _main(file: str, workdir: str, event: str, step: str, *flags: str) -> None:
             EVENTS[event]()
 
     train._Hashes.add = add_and_more
+    if reads := os.environ.get("READS"):
+        _record_reads(pathlib.Path(reads))
 
     # The config is given, not read from a Python file.
     config_flags.DEFINE_config_file = lambda name, *_: config_flags.DEFINE_config_dict(name, config)

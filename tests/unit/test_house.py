@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAYERS = {
     "ba_jax": 0,
     "ba_jax.config": 0,
+    "ba_jax.files": 0,
     "ba_jax.vocab": 0,
     "ba_jax.types": 0,
     "ba_jax.audio": 0,
@@ -28,10 +29,13 @@ LAYERS = {
     "ba_jax.losses": 2,
     "ba_jax.sharding": 2,
     "ba_jax.optim": 2,
+    "ba_jax.checksums": 2,
     "ba_jax.checkpoint": 2,
     "ba_jax.run_state": 2,
     "ba_jax.restore": 2,
     "ba_jax.metrics": 2,
+    "ba_jax.distributed": 2,
+    "ba_jax.stops": 2,
     "ba_jax.convert": 2,
     "ba_jax.sampling": 3,
     "ba_jax.data": 3,
@@ -57,6 +61,7 @@ ENTRY_LAYER = 5
 # data feeds workers that fork or spawn: it stands on these alone.
 DATA_MAY_IMPORT = (
     "ba_jax.config",
+    "ba_jax.files",
     "ba_jax.vocab",
     "ba_jax.types",
     "ba_jax.audio",

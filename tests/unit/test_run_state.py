@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ba_jax import run_state
-from ba_jax.checkpoint import CheckpointError, save_variables
+from ba_jax import checksums, run_state
+from ba_jax.checkpoint import CheckpointError, check_files, load_variables, save_variables
 from ba_jax.run_state import Checkpoints, KeepSettings, complete_steps, weights_folder
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -139,15 +139,93 @@ def test_an_interrupted_write_is_ignored(run, tmp_path):
 
 
 @pytest.mark.parametrize("item", ["weights", "train"])
-def test_a_damaged_checkpoint_is_named(run, tmp_path, item):
+def test_a_damaged_checkpoint_without_checksums_is_named(run, tmp_path, item):
     work = tmp_path / "run"
     shutil.copytree(run, work)
+    (work / "checkpoints" / "2" / checksums.FILE).unlink()
     for file in (work / "checkpoints" / "2" / item).rglob("*"):
         if file.is_file() and "METADATA" not in file.name and not file.name.startswith("_"):
             file.write_bytes(b"")
     with pytest.raises(CheckpointError, match=f"checkpoints/2.*{item}|checkpoints/2: cannot be"):
         restore(work, 2)
     np.testing.assert_array_equal(restore(work, 1)[1]["step"], 1)
+
+
+def flip(work: pathlib.Path, step: int, item: str) -> pathlib.Path:
+    """Flips a bit in the largest file of an item."""
+    files = (work / "checkpoints" / str(step) / item).rglob("[!_]*")
+    file = max((file for file in files if file.is_file()), key=lambda file: file.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    return file
+
+
+@pytest.mark.parametrize("item", ["weights", "train", "note"])
+def test_a_flipped_bit_makes_it_fall_back(run, tmp_path, item, caplog):
+    work = tmp_path / "run"
+    shutil.copytree(run, work)
+    file = flip(work, 2, item)
+    with Checkpoints(work, KeepSettings(last=2)) as checkpoints:
+        assert checkpoints.latest() == 1
+        aside = work / "checkpoints" / "damaged-2"
+        assert f"{file}: " in caplog.text and f"moved to {aside}, step 1 is" in caplog.text
+        # It can be saved again, and be damaged again.
+        save(checkpoints, 2)
+    assert aside.is_dir() and complete_steps(work / "checkpoints") == [1, 2]
+    np.testing.assert_array_equal(restore(work, 2)[1]["step"], 2)
+    flip(work, 2, item)
+    with Checkpoints(work, KeepSettings(last=2)) as checkpoints:
+        assert checkpoints.latest() == 1
+    assert (work / "checkpoints" / "damaged-2-2").is_dir()
+
+
+def test_any_file_may_be_damaged(tmp_path):
+    """Metrics too, which Orbax reads when it looks what there is."""
+    settings = KeepSettings(last=2, best=1)
+    whole, work = tmp_path / "whole", tmp_path / "run"
+    with Checkpoints(whole, settings) as checkpoints:
+        save(checkpoints, 1, 0.5)
+        save(checkpoints, 2, 0.4)
+    assert len(list((whole / "checkpoints").rglob(checksums.FILE))) == 2
+    for step in (1, 2):
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(whole, work)
+        (work / "checkpoints" / str(step) / "metrics" / "metrics").write_bytes(b"")
+        with Checkpoints(work, settings) as checkpoints:
+            assert checkpoints.latest() == 3 - step
+        assert (work / "checkpoints" / f"damaged-{step}").is_dir()
+
+
+def test_without_a_good_one_nothing_is_moved(run, tmp_path):
+    work = tmp_path / "run"
+    shutil.copytree(run, work)
+    flip(work, 1, "train")
+    file = flip(work, 2, "weights")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=f"{file}: .*every .* damaged, steps .1, 2."):
+            Checkpoints(work, KeepSettings(last=2))
+    assert complete_steps(work / "checkpoints") == [1, 2]
+
+
+def test_readers_of_weights_refuse_a_flipped_bit(run, tmp_path):
+    work = tmp_path / "run"
+    shutil.copytree(run, work)
+    flip(work, 2, "train")
+    load_variables(weights_folder(work))  # of no interest to them
+    file = flip(work, 2, "weights")
+    for read in (load_variables, check_files, run_state.check_weights):
+        with pytest.raises(CheckpointError, match=f"{file}: .* expected another of the run"):
+            read(weights_folder(work))
+    load_variables(work / "checkpoints" / "1")
+
+
+def test_a_checkpoint_without_checksums_is_read_as_it_is(run, tmp_path):
+    work = tmp_path / "run"
+    shutil.copytree(run, work)
+    (work / "checkpoints" / "2" / "checksums.json").unlink()
+    with Checkpoints(work, KeepSettings(last=2)) as checkpoints:
+        assert checkpoints.latest() == 2
 
 
 def test_where_weights_lie(run, tmp_path):

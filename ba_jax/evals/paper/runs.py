@@ -64,33 +64,39 @@ class Runs:
         Raises:
           RunError: an unknown name, or a command that failed.
         """
+        return self._found(name, lambda target: self._commands(name, target))
+
+    def tokenizer_of(self, codebooks: int) -> pathlib.Path:
+        """A tokenizer trained with the first so many codebooks alone.
+
+        Raises:
+          RunError: a command that failed.
+        """
+        from configs.models import get_config
+
+        sizes = tuple(get_config(self.model).vq_bridge.codebook_sizes[:codebooks])
+        flags = [
+            f"--config.model.{part}.codebook_sizes={sizes!r}".replace(" ", "")
+            for part in ("vq_bridge", "audio_embed", "audio_head")
+        ]
+        return self._found(
+            f"tokenizer_{codebooks}", lambda target: [self._tokenizer(target) + flags]
+        )
+
+    def _found(
+        self, name: str, commands: Callable[[pathlib.Path], Sequence[Sequence[str]]]
+    ) -> pathlib.Path:
+        """The folder of that name, made by the commands if it is nowhere."""
         for folder in self.folders:
             if _is_done(folder / name):
                 return folder / name
         target = self.folders[-1] / name
-        for command in self._commands(name, target):
+        for command in commands(target):
             self._execute(command)
         if not _is_done(target):
             raise RunError(
                 f"{target}: the command ended, but the run is not complete: run it again"
             )
-        return target
-
-    def tokenizer_of(self, codebooks: int) -> pathlib.Path:
-        """A tokenizer trained with the first so many codebooks alone."""
-        name = f"tokenizer_{codebooks}"
-        for folder in self.folders:
-            if _is_done(folder / name):
-                return folder / name
-        from configs.models import get_config
-
-        target = self.folders[-1] / name
-        sizes = get_config(self.model).vq_bridge.codebook_sizes[:codebooks]
-        flags = [
-            f"--config.model.{part}.codebook_sizes={tuple(sizes)!r}".replace(" ", "")
-            for part in ("vq_bridge", "audio_embed", "audio_head")
-        ]
-        self._execute(self._tokenizer(target) + flags)
         return target
 
     def steps(self, name: str) -> int | None:

@@ -270,6 +270,11 @@ class Maker:
             "one stage": str(self.runs.steps("single")),
             "two stages": "+".join(str(self.runs.steps(r)) for r in ("stage1", "words", "stage2")),
         }
+        shares = ", ".join(
+            f"{name}: {figures['cloze_s2t_read_back']:.0%} of the questions"
+            for name, figures in found.items()
+            if "cloze_s2t_read_back" in figures
+        )
         rows = {}
         for name, figures in found.items():
             for way in ("t2t", "s2t"):
@@ -281,8 +286,9 @@ class Maker:
                     }
         notes = [
             "cloze: the right answer of a closed question against another of its category, by the "
-            "mean log-likelihood of its tokens (chance 50 %); questions: written freely, exact "
-            "match. Held-out phrasings, and for s->t held-out voices.",
+            "mean log-likelihood of its tokens (chance 50 %), for s->t below the question as the "
+            f"model reads it back ({shares}); questions: written freely, exact match. Held-out "
+            "phrasings, and for s->t held-out voices.",
             "The runs have different numbers of steps, and the second stage begins with single "
             "words (`nano_words`), which the single stage has not: not the paper's ablation of the "
             "staging alone.",

@@ -8,25 +8,34 @@ import pytest
 
 from ba_jax.audio.io import write_audio
 from ba_jax.config import from_mapping
+from ba_jax.data.examples import ExampleMaker
 from ba_jax.data.prepare.corpus import closed
+from ba_jax.data.sequence import to_sequence
 from ba_jax.evals import choice, stages
 from ba_jax.evals.base import Bench, EvalSettings
 from ba_jax.evals.benchmarks import Benchmarks
 from ba_jax.evals.layouts.choice import Choice
 from ba_jax.evals.layouts.tables import LayoutError
-from ba_jax.evals.suite import EvalError
+from ba_jax.evals.suite import EvalError, Failure
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-from ba_jax.sampling.likelihood import Likelihood
+from ba_jax.sampling.likelihood import LENGTHS, Likelihood, Scored, Scorer
+from ba_jax.sampling.loop import Generated
 from configs.eval import get_config
+from tests.unit.evals import small_bench
+from tests.unit.models import conftest
 
 SUITES = {suite.name: suite for suite in choice.suites()}
 STAMPS = {stage: "x" for stage in stages.FOLDERS}
 
 
-def bench_of(tmp_path, likelihood, **benchmarks):
-    """A bench whose model says `likelihood(text)` of an ending; codes are 7, as long as heard."""
+def bench_of(tmp_path, likelihood, writes=None, **benchmarks):
+    """A bench whose model says `likelihood(text)` of an ending; codes are 7, as long as heard.
+
+    With `writes` it reads back: it writes `writes(number)` of item `number`.
+    """
     config = get_config("nano").to_dict()
-    settings = from_mapping(EvalSettings, config["eval"] | {"limit": 2})
+    changes = {"limit": 2, "read_back": writes is not None}
+    settings = from_mapping(EvalSettings, config["eval"] | changes)
     settings = dataclasses.replace(settings, benchmarks=Benchmarks(**benchmarks))
     bench = Bench(
         from_mapping(BaichuanAudioConfig, config["model"]), {}, settings, tmp_path / "out", None
@@ -48,7 +57,15 @@ def bench_of(tmp_path, likelihood, **benchmarks):
             )
         return found
 
-    bench.encoder, bench.score = encoder, score
+    def generate(prompts, what, numbers):
+        bench.asked = [one if isinstance(one, Failure) else len(one) for one in prompts]
+        said = map(writes, numbers)
+        return [
+            one if isinstance(one, Failure) else Generated(bench.tokenizer.encode(one), None, True)
+            for one in said
+        ]
+
+    bench.encoder, bench.score, bench.generate = encoder, score, generate
     return bench
 
 
@@ -82,6 +99,88 @@ def test_miniature(tmp_path):
             assert first != second and (row["language"] == "zh" or second in right)
         assert {bool(before(bench, one)[1]) for one in bench.seen} == {heard}
         bench.seen.clear()
+
+
+def test_endings_below_what_was_read_back(tmp_path):
+    """As trained; an answer without a line before it follows the speech, a failure is wrong."""
+    written = {0: "What is it?\nIt is", 1: "It is.", 2: "什么？\n", 3: Failure("cut")}
+    bench = bench_of(tmp_path, lambda ending: -1.0 * len(ending), written.get)
+    found = run(bench, "cloze_s2t")
+    rows, figures = found["items"], found["figures"]
+    assert [row.get("read_back") for row in rows] == ["What is it?", "", "什么？", None]
+    assert figures["cloze_s2t_read_back"] == pytest.approx(2 / 3)
+    assert "below the transcript" in figures["cloze_s2t_scored"]
+    assert [one["reason"] for one in found["failed"]] == ["cut"]
+    assert len(bench.seen) == 3 * 2
+    for number, one in enumerate(bench.seen):
+        text, frames = before(bench, one)
+        row = rows[number // 2]
+        line = f"{row['read_back']}\n" if row["read_back"] else ""
+        assert text.endswith((":", "：")) if not line else text.endswith(line)
+        assert (
+            frames
+            and bench.tokenizer.decode(one.ids_L[one.text_L].tolist())
+            == (row["endings"][number % 2])
+        )
+        # asked for with what stands before that line
+        first = int(one.text_L.argmax())
+        assert bench.asked[number // 2] == first - len(bench.tokenizer.encode(line))
+
+
+def test_a_spoken_context_is_read_back_and_a_written_one_is_not(tmp_path, s2s):
+    def writes(number):
+        return f"Story {number}.\nOnce"
+
+    bench = bench_of(
+        tmp_path, lambda ending: -1.0, writes, s2sbench=str(s2s), subsets=("sStoryCloze",)
+    )
+    found = run(bench, "s2sbench_s2t")
+    assert [row.get("read_back") for row in found["items"]] == ["Story 0.", "Story 1.", None]
+    text, frames = before(bench, bench.seen[0])
+    assert text.endswith("content: Story 0.\n") and frames == 4
+    assert bench.tokenizer.decode(bench.seen[0].ids_L[bench.seen[0].text_L].tolist()) == "good end"
+    figures = run(bench, "s2sbench_t2t")["figures"]
+    assert "s2sbench_t2t_read_back" not in figures
+    for name in ("1_correct", "1_incorrect"):
+        wav(tmp_path / "sSC" / f"{name}.wav", 0.4)
+    stories = bench_of(tmp_path / "b", lambda frames: -1.0, writes,
+                       spoken_story_cloze=str(tmp_path / "sSC"))  # fmt: skip
+    assert "read_back" not in run(stories, "spoken_story_cloze")["items"][0]
+
+
+def test_likelihoods_below_a_line_are_those_of_training(tmp_path):
+    """A tiny model: the scores of the training examples' answers, without the line before them."""
+    given = small_bench.tiny(read_back=True)
+    config = from_mapping(BaichuanAudioConfig, given["model"])
+    variables = conftest.variables.__wrapped__(config.only("llm", "audio_embed", "audio_head"))
+    settings = from_mapping(EvalSettings, given["eval"])
+    bench = Bench(config, variables, settings, tmp_path, None)
+    dialogues = bench.dialogues
+    codes = [np.full((3 + i, 3), i, np.int32) for i in range(len(dialogues))]
+    bench.codes = lambda parts: codes
+    bench.generate = lambda prompts, what, numbers: [
+        Generated(bench.tokenizer.encode(f"{dialogues[i].parts[0].text}\nx"), None, True)
+        for i in numbers
+    ]
+    rows = run(bench, "cloze_s2t")["items"]
+    maker, wanted = ExampleMaker("aqa", read_back=True), []
+    for dialogue, own in zip(dialogues, codes, strict=True):
+        question, answer = dialogue.parts
+        for text in (answer.text, choice.wrong_answer(dialogue)):
+            parts = (
+                dataclasses.replace(question, codes_NQ=own),
+                dataclasses.replace(answer, text=text),
+            )
+            example = maker(dataclasses.replace(dialogue, parts=parts))
+            sequence = to_sequence(example, bench.tokenizer, (64, 32, 16))
+            one = Scored.of(sequence, config.tokens, bench.tokenizer.eos_id)
+            line = bench.tokenizer.encode(f"{question.text}\n")
+            assert one.ids_L[one.text_L].tolist()[: len(line)] == line
+            wanted.append(one.without_first(len(line)))
+    scorer = Scorer(config, variables, rows=4, lengths=LENGTHS)
+    nats = [one.text for one in scorer(wanted)]
+    assert [n for row in rows for n in row["nats"]] == pytest.approx(nats, abs=1e-3)
+    assert [n for row in rows for n in row["tokens"]] == [int(one.text_L.sum()) for one in wanted]
 
 
 def test_wrong_answers_are_of_the_category(tmp_path):

@@ -158,12 +158,12 @@ def test_scored_and_judged_again(tmp_path):
         stages.run(Doubling(), bench_in(tmp_path), MADE, start="score")
 
 
-def on_hosts(folder, suites, token="t", start="go on"):
+def on_hosts(folder, suites, token="t", start="go on", together=False):
     """One thread a host; what each gave or raised."""
     found = [None] * len(suites)
 
     def work(index):
-        hosts = Hosts(index, len(suites), token)
+        hosts = Hosts(index, len(suites), token, together)
         try:
             found[index] = stages.run(suites[index], bench_in(folder), MADE, hosts, start)
         except BaseException as error:  # noqa: BLE001 (an interrupt, which a thread keeps)
@@ -207,6 +207,29 @@ def test_a_host_that_stops_stops_the_others_and_any_number_goes_on(tmp_path, mon
     suite = Doubling()
     assert stages.run(suite, bench_in(tmp_path / "two"), MADE) == whole
     assert suite.calls["generate"] == [[5, 7]]
+
+
+def test_hosts_that_work_together_do_the_same_and_one_writes(tmp_path, monkeypatch):
+    """Whatever was saved: each sees the same lines before the first adds its own."""
+    monkeypatch.setattr(stages, "_POLL", 0.01)
+    whole = stages.run(Doubling(), bench_in(tmp_path / "one"), MADE)
+    stopped = [Doubling(stop_after=("present", 2)), Doubling()]
+    before = on_hosts(tmp_path / "two", stopped, "s", together=True)
+    assert [type(error) for error in before] == [KeyboardInterrupt, HostError]
+    assert not (tmp_path / "two" / "hosts" / "1").exists()
+    suites = [Doubling(), Doubling()]
+    assert on_hosts(tmp_path / "two", suites, together=True) == [whole, None]
+    assert [suite.calls for suite in suites] == [
+        {"generate": [], "present": [[2, 4], [5, 6], [7]], "judge": suites[0].calls["judge"]},
+        {"generate": [], "present": [[2, 4], [5, 6], [7]], "judge": []},
+    ]
+    assert sum(map(len, suites[0].calls["judge"])) == 7
+    for stage in stages.FOLDERS:
+        assert saved(tmp_path / "two", stage) == saved(tmp_path / "one", stage)
+    # one that stops before the other comes to a stage does not keep it waiting
+    suites = [Doubling(), Doubling(stop_after=("generate", 4))]
+    first, _ = on_hosts(tmp_path / "three", suites, together=True)
+    assert isinstance(first, HostError) and "host 1 stopped" in str(first)
 
 
 def test_no_items_two_of_one_id_and_damaged_records(tmp_path):

@@ -50,3 +50,13 @@ def test_waves_are_at_24_khz(tmp_path):
     assert results.save(path, wave_S, 16000) == "audio/deep/name-2.wav"
     saved_S, rate = read_audio(path)
     assert rate == 24000 and len(saved_S) == 24000
+
+
+def test_a_host_that_does_not_write(tmp_path):
+    """It works as the one that does, on no file."""
+    out = tmp_path / "out"
+    found = Results(out, {"task": "tts"}, writes=False)
+    path = found.wave_path("a")
+    assert found.save(path, np.zeros(240, np.float32), 24000) == "audio/a.wav"
+    found.add([{"id": "a", "audio": "audio/a.wav"}])
+    assert list(found.lines) == ["a"] and not out.exists()

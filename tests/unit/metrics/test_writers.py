@@ -14,6 +14,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from ba_jax import files
 from ba_jax.metrics.pictures import draw_mel
 from ba_jax.metrics.writers import CSVFile, EventFile, ProgressBar, Writers
 
@@ -169,14 +170,16 @@ def test_full_disk_names_the_event_file(tmp_path):
         EventFile(path)
 
 
-def test_full_disk_while_replacing_leaves_the_file(tmp_path):
+def test_full_disk_while_replacing_leaves_the_file(tmp_path, monkeypatch):
     train(tmp_path, 1, 3)
     before = (tmp_path / "metrics.csv").read_bytes()
-    (tmp_path / "metrics.csv.tmp").symlink_to("/dev/full")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda count: "00")
+    partial = tmp_path / ".metrics.csv.00.partial"
+    partial.symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device: .*metrics\.csv"):
         CSVFile(tmp_path / "metrics.csv", 2)
     assert (tmp_path / "metrics.csv").read_bytes() == before
-    assert not os.path.lexists(tmp_path / "metrics.csv.tmp")
+    assert not os.path.lexists(partial)
 
 
 # --- TensorBoard and pictures -------------------------------------------------------------------

@@ -101,6 +101,12 @@ def test_runs_that_cannot_be_had(tmp_path, made):
     stopped = Runs([tmp_path], "nano", lambda command: None)
     with pytest.raises(RunError, match="text: the command ended, but the run is not complete"):
         stopped.get("text")
+    for name in ("text", "whisper"):
+        finish(tmp_path / "there" / name)
+    stopped = Runs([tmp_path / "there", tmp_path], "nano", lambda command: None)
+    with pytest.raises(RunError, match="tokenizer_4: the command ended, but the run is not"):
+        stopped.tokenizer_of(4)
+    stopped = Runs([tmp_path], "nano", lambda command: None)
     # a run that was stopped is none
     finish(tmp_path / "text", steps=300)
     (tmp_path / "text" / "config.json").write_text('{"train": {"steps": 600}}')

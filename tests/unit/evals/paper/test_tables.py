@@ -15,11 +15,18 @@ from configs.eval import get_config
 
 FIGURES = {
     "text": {"cloze_t2t": 0.9, "qa_t2t": 0.8},
-    "single": {"cloze_t2t": 0.89, "cloze_s2t": 0.6, "qa_t2t": 0.79, "qa_s2t": 0.3},
+    "single": {
+        "cloze_t2t": 0.89,
+        "cloze_s2t": 0.6,
+        "cloze_s2t_read_back": 0.9,
+        "qa_t2t": 0.79,
+        "qa_s2t": 0.3,
+    },
     "stage2": {
         "cloze_t2t": 0.88,
         "cloze_s2t": 0.7,
         "cloze_s2t_ci95": [0.6, 0.8],
+        "cloze_s2t_read_back": 1.0,
         "qa_t2t": 0.78,
         "qa_s2t": 0.2,
         "asr_wer": 0.2,
@@ -123,6 +130,8 @@ def test_stages_are_told_apart(maker):
         rows["two stages, s->t"]["steps"] == "7+7+7" and rows["text alone, t->t"]["steps"] == "300"
     )
     assert "text alone, s->t" not in rows
+    note = maker(5).notes[0]
+    assert "(one stage: 90% of the questions, two stages: 100% of the questions)" in note
 
 
 def test_where_weights_come_from(maker):

@@ -1,0 +1,35 @@
+"""Files that appear whole under their names."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+
+def naming(error: OSError, path: Path) -> OSError:
+    """The same error (a full disk, say) with the file's name, which `write` leaves out."""
+    return OSError(error.errno, error.strerror, str(path))
+
+
+def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
+    """Writes a file with its folders, whole, or leaves it as it was; a text as UTF-8.
+
+    Several processes may write the same file: the last one's stays.
+
+    Raises:
+      OSError: naming the file, of a full disk too.
+      UnicodeEncodeError: a text with half of a surrogate pair.
+    """
+    path = Path(path)
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise naming(error, path) from error

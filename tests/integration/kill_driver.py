@@ -1,0 +1,64 @@
+"""Runs that are killed at random moments of writing a checkpoint.
+
+python -m tests.integration.kill_driver CONFIG.json FOLDER SEED ...
+
+The run of a seed is in FOLDER/SEED; it is a fork, so that JAX is imported once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import random
+import signal
+import sys
+import threading
+import time
+import traceback
+
+from absl import flags
+
+from ba_jax import train
+from ba_jax.run_state import Checkpoints
+
+LONGEST_SECONDS = 0.4
+"""From the begin of a checkpoint on; one takes some 0.2 s, and the next begins then."""
+
+
+def kill_at_random(seed: int, steps: int) -> None:
+    """From a random step's checkpoint on, at a random moment."""
+    chosen = random.Random(seed)
+    step, seconds = chosen.randrange(3, steps), chosen.uniform(0, LONGEST_SECONDS)
+    save = Checkpoints.save
+
+    def kill() -> None:
+        time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def save_and_count(self, number, *args):
+        if number == step:
+            threading.Thread(target=kill, daemon=True).start()
+        save(self, number, *args)
+
+    Checkpoints.save = save_and_count
+
+
+def _main(file: str, folder: str, *seeds: str) -> None:
+    flags.FLAGS.mark_as_parsed()
+    config = json.loads(pathlib.Path(file).read_text())
+    for seed in seeds:
+        child = os.fork()
+        if not child:
+            try:
+                kill_at_random(int(seed), config["train"]["steps"])
+                train.train(config, pathlib.Path(folder) / seed)
+            except BaseException:
+                traceback.print_exc()
+            os._exit(1)
+        _, status = os.waitpid(child, 0)
+        print("killed", seed, os.waitstatus_to_exitcode(status), flush=True)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

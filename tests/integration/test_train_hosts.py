@@ -1,0 +1,193 @@
+"""A run in two processes, then in four, then in one on another mesh; what ends it in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ba_jax import checksums
+from ba_jax.data.batches import open_batches
+from ba_jax.data.hash import batch_hash, row_digests
+from ba_jax.data.loader import host_rows
+from ba_jax.data.record import RecordSource
+from ba_jax.distributed import LOST
+from ba_jax.run_state import complete_steps
+from ba_jax.train import train
+from tests.integration import train_driver
+from tests.unit.data import small_corpus
+from tests.unit.steps import small_run
+
+STEPS, ROWS = 8, 8
+TWO, FOUR = {"replica": 1, "fsdp": 2, "tensor": 1}, {"replica": 2, "fsdp": 2, "tensor": 1}
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus") / "small"
+    dataset = small_corpus.write_dataset(folder, small_run.records())
+    changes = {"train__steps": STEPS, "data__rows": ROWS, "eval_data": {}}
+    return small_run.text_run(dataset, **changes, checkpoint__every=2, checkpoint__last=2)
+
+
+@pytest.fixture(scope="module")
+def one(config, tmp_path_factory):
+    """The workdir of the run in one process, on one device."""
+    workdir = tmp_path_factory.mktemp("runs") / "one"
+    train(config, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def moved(config, tmp_path_factory):
+    """(workdir, what two processes ended with, at which step, what four did, at which step)."""
+    workdir = tmp_path_factory.mktemp("moved") / "run"
+    cache = {"data__index_cache": str(workdir.parent / "counts")}
+    config = small_run.changed(config, cache)
+    # The one that the others find each other through, while step 4 is saved.
+    pair = train_driver.together(
+        small_run.changed(config, {"mesh": TWO}), workdir, 2, {0: ("kill", 4)}, "--heartbeat=10"
+    )
+    (*_, killed) = complete_steps(workdir / "checkpoints")
+    assert not (workdir / "done").exists()
+    four = train_driver.together(
+        small_run.changed(config, {"mesh": FOUR}), workdir, 4, {2: ("term", 5)}
+    )
+    (*_, stopped) = complete_steps(workdir / "checkpoints")
+    assert not (workdir / "done").exists()
+    train(config, workdir)
+    return workdir, pair, killed, four, stopped
+
+
+def test_one_that_is_killed_ends_the_other(moved):
+    _, (first, second), killed, *_ = moved
+    assert killed in (2, 4)
+    assert first.returncode == -signal.SIGKILL
+    assert second.returncode == LOST, second.stderr
+    what, how = second.stderr.splitlines()[-2:]
+    assert re.match(r"ba_jax\.train: .*another (process|one) was lost", what), what
+    assert how.startswith("to go on: python -m ba_jax.train ") and "--process=1" in how
+
+
+def test_a_signal_to_one_of_four_stops_all_at_the_same_step(moved):
+    *_, four, stopped = moved
+    assert 6 <= stopped < STEPS
+    for number, done in enumerate(four):
+        assert done.returncode == 0, done.stderr
+        assert f"process {number} of 4 (from flags): 1 of 4 cpu devices" in done.stderr
+        assert f"stopped at step {stopped}; the same command goes on there" in done.stderr
+        assert "to go on: python -m ba_jax.train " in done.stderr.splitlines()[-1]
+
+
+def test_losses_and_parameters_are_those_of_one_process(one, moved):
+    workdir = moved[0]
+    assert (workdir / "done").read_text() == f"{STEPS}\n" == (one / "done").read_text()
+    for name in ("loss", "grad_norm", "text_accuracy"):
+        here, there = small_run.metrics(one, name), small_run.metrics(workdir, name)
+        assert sorted(here) == sorted(there) == list(range(1, STEPS + 1)), name
+        values = np.array([list(here.values()), list(there.values())])
+        np.testing.assert_allclose(values[1], values[0], rtol=1e-5, err_msg=name)
+    arrays, others = small_run.saved(one, STEPS), small_run.saved(workdir, STEPS)
+    assert arrays.keys() == others.keys()
+    for name, array in arrays.items():
+        np.testing.assert_allclose(others[name], array, rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_each_host_has_its_rows_of_every_batch(config, moved):
+    """Whatever number of hosts came before: the hashes are those of rows built here."""
+    workdir, _, killed, _, stopped = moved
+    batches = open_batches(config["data"], config["model"])
+    for host in range(4):
+        lines = (workdir / f"batches-{host}.csv").read_text().splitlines()[1:]
+        found = dict(line.split(",") for line in lines)
+        expected = {
+            str(step): batch_hash(row_digests(batches.build(step, host_rows(ROWS, host, hosts))))
+            for hosts, steps in ((2, range(killed)), (4, range(killed, stopped)))
+            if host < hosts
+            for step in steps
+        }
+        assert found == expected, host
+
+
+def test_each_host_reads_its_share_alone(config, moved, monkeypatch):
+    workdir, _, killed, _, stopped = moved
+
+    def told(hosts: int, host: int):
+        path = pathlib.Path(f"{workdir}-reads-{hosts}-{host}.jsonl")
+        before, *lines = map(json.loads, path.read_text().splitlines())
+        return before, {step: (rows, reads) for step, rows, reads in lines}
+
+    # The first counted the records, for all that came.
+    (first, _), (second, _) = told(2, 0), told(2, 1)
+    assert first > 0 and second == 0
+    four = [told(4, host) for host in range(4)]
+    assert [before for before, _ in four] == [0] * 4
+
+    batches, reads = open_batches(config["data"], config["model"]), []
+    get = RecordSource.__getitem__
+    monkeypatch.setattr(
+        RecordSource, "__getitem__", lambda self, index: reads.append(index) or get(self, index)
+    )
+    for step in range(killed, stopped):
+        reads.clear()
+        batches.build(step)
+        assert sum(built[step][1] for _, built in four) == len(reads)
+        for host, (_, built) in enumerate(four):
+            assert built[step][0] == list(host_rows(ROWS, host, 4))
+    assert all(min(built) == killed for _, built in four)
+
+
+def test_what_hangs_is_ended(config, tmp_path):
+    """A process whose heartbeat goes on: only the deadline tells."""
+    changes = {"train__deadline": 6.0, "train__steps": 6}
+    done = train_driver.run(small_run.changed(config, changes), tmp_path / "run", "hang", 5)
+    assert done.returncode == LOST, done.stderr
+    what, how = done.stderr.splitlines()[-2:]
+    assert what.startswith("ba_jax.train: what follows the checkpoint of step 4 took longer than 6")
+    assert how.startswith("to go on: python -m ba_jax.train ")
+    assert "train_driver.py" in done.stderr  # where it hung
+    assert complete_steps(tmp_path / "run" / "checkpoints") == [2, 4]
+
+
+def test_killed_while_it_saves_a_run_goes_on_exactly(config, tmp_path):
+    """At 4 moments, or at 20 with BA_JAX_DEEP=1: what is complete is whole, and is gone on from."""
+    seeds = [str(seed) for seed in range(20 if os.environ.get("BA_JAX_DEEP") else 4)]
+    changes = {"checkpoint__every": 1, "data__rows": 4, "train__steps": 6}
+    config = small_run.changed(config, changes)
+    train(config, tmp_path / "whole")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    command = [sys.executable, "-m", "tests.integration.kill_driver", str(tmp_path / "config.json")]
+    done = subprocess.run(
+        [*command, str(tmp_path), *seeds],
+        env=os.environ | {"PYTHONPATH": str(train_driver.ROOT)},
+        cwd=train_driver.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=True,
+    )
+    ended = [line for line in done.stdout.splitlines() if line.startswith("killed")]
+    assert ended == [f"killed {seed} -9" for seed in seeds], done.stderr
+    interrupted = 0
+    for seed in seeds:
+        folder = tmp_path / seed / "checkpoints"
+        interrupted += any(not path.name.isdecimal() for path in folder.iterdir())
+        steps = complete_steps(folder)
+        assert steps and all(checksums.damage(folder / str(step)) is None for step in steps)
+        train(config, tmp_path / seed)
+        assert not list(folder.glob("damaged-*"))
+        for name in ("metrics.csv", "batches.csv"):
+            assert (tmp_path / seed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        small_run.assert_equal(
+            small_run.saved(tmp_path / "whole", 6), small_run.saved(tmp_path / seed, 6)
+        )
+    print(f"{interrupted} of {len(seeds)} were killed before a checkpoint was complete")
+    assert interrupted

@@ -1,0 +1,159 @@
+"""How other processes are found; of what happens to them see tests/integration/test_train_hosts."""
+
+from __future__ import annotations
+
+import pytest
+from absl import flags as absl_flags
+
+from ba_jax import distributed
+from ba_jax.distributed import DistributedError, LostError
+
+COMMAND = "python -m ba_jax.train --workdir=x"
+FLAGS = ("host:1", 4, 3)
+
+
+def settings(environment=None, coordinator=None, processes=None, process=None):
+    return distributed._settings(environment or {}, coordinator, processes, process)
+
+
+def explicit(address: str, count: int, index: int) -> dict:
+    return {"coordinator_address": address, "num_processes": count, "process_id": index}
+
+
+def variables(**changes) -> dict[str, str]:
+    named = {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
+    return {name: value for name, value in (named | changes).items() if value}
+
+
+def slurm(**changes) -> dict[str, str]:
+    named = {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "8", "SLURM_LOCALID": "1"}
+    return named | {"SLURM_STEP_TASKS_PER_NODE": "2(x3),1"} | changes
+
+
+def test_flags_come_first():
+    assert settings(variables() | slurm(), "other:2", 2, 0) == (
+        explicit("other:2", 2, 0),
+        "from flags",
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"JAX_COORDINATOR_ADDRESS": "host", "JAX_COORDINATOR_PORT": "1"},
+        {"JAX_PROCESS_ID": "", "JOB_COMPLETION_INDEX": "3"},
+    ],
+)
+def test_variables_come_next(changes):
+    found = settings(variables(**changes) | slurm())
+    assert found == (explicit("host:1", 4, 3), "from variables")
+
+
+def test_jax_finds_the_rest():
+    assert settings() == ({}, "found by JAX")
+    # A Kubernetes job of which JAX knows, or an address for it alone.
+    assert settings({"JOB_COMPLETION_INDEX": "3"}) == ({}, "found by JAX")
+    assert settings({"JAX_COORDINATOR_ADDRESS": "host:1"}) == ({}, "found by JAX")
+
+
+@pytest.mark.parametrize(
+    ("changes", "devices"),
+    [
+        ({}, [4, 5, 6, 7]),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_LOCALID": "0"}, list(range(8))),
+        ({"SLURM_STEP_TASKS_PER_NODE": "8"}, [1]),
+        ({"SLURM_GPUS_ON_NODE": "0"}, None),
+    ],
+)
+def test_a_task_of_slurm_gets_its_share_of_the_gpus(changes, devices):
+    found, where = settings(slurm(**changes))
+    assert found == ({} if devices is None else {"local_device_ids": devices})
+    assert where == "SLURM job 7"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"coordinator": "host:1"}, "--coordinator without --processes and --process"),
+        ({"processes": 2, "process": 0}, "--processes, --process without --coordinator"),
+        ({"process": 0}, "--process without --coordinator and --processes"),
+        ({"coordinator": "host", "processes": 2, "process": 0}, "'host': expected HOST:PORT"),
+        ({"coordinator": "h:1", "processes": 2, "process": 2}, "--process = 2: expected 0 to 1"),
+        ({"environment": variables(JAX_NUM_PROCESSES="")}, "without JAX_NUM_PROCESSES"),
+        ({"environment": variables(JAX_PROCESS_ID="")}, "without JAX_PROCESS_ID"),
+        ({"environment": variables(JAX_COORDINATOR_ADDRESS="")}, "without JAX_COORDINATOR_ADDRESS"),
+        ({"environment": variables(JAX_PROCESS_ID="first")}, "JAX_PROCESS_ID = 'first': expected"),
+        ({"environment": slurm(SLURM_GPUS_ON_NODE="3")}, "3 GPUs and 2 tasks on a node"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_named(arguments, message):
+    with pytest.raises(DistributedError, match=message):
+        settings(**arguments)
+
+
+@pytest.fixture
+def flag_values(monkeypatch):
+    values = absl_flags.FlagValues()
+    monkeypatch.setattr(distributed.flags, "FLAGS", values)
+    for kind in ("bool", "string", "integer"):
+        define = getattr(absl_flags, f"DEFINE_{kind}")
+        monkeypatch.setattr(
+            distributed.flags,
+            f"DEFINE_{kind}",
+            lambda *args, define=define: define(*args, flag_values=values),
+        )
+    distributed.define_flags()
+    return values
+
+
+def test_flags_without_distributed_are_refused(flag_values):
+    flag_values(["x"])
+    assert distributed.start_from_flags(COMMAND) is None
+    flag_values(["x", "--process=1"])
+    with pytest.raises(DistributedError, match="--process without --distributed"):
+        distributed.start_from_flags(COMMAND)
+
+
+def test_nothing_found_is_said(monkeypatch):
+    for name in (*variables(), *slurm(), "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(distributed, "_on_abort", lambda: None)
+
+    def initialize(**_):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(distributed.jax.distributed, "initialize", initialize)
+    with pytest.raises(DistributedError, match="expected a TPU pod, SLURM, .*or --coordinator"):
+        distributed.start(COMMAND)
+
+
+def test_an_error_in_one_process_is_no_loss():
+    assert not distributed.is_loss(ValueError("Gloo all-reduce failed: Connection closed by peer"))
+    assert distributed.is_loss(LostError("not all came"))
+
+
+@pytest.mark.parametrize(
+    ("text", "loss"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: [...] Connection closed by peer [127.0.0.1]:4", True),
+        ("Timed out while waiting for async_write_complete barrier.", True),
+        ("UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats)", True),
+        ("NCCL operation ncclAllReduce failed: remote process exited", True),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes", False),
+        ("No space left on device", False),
+    ],
+)
+def test_what_is_raised_when_another_process_is_gone(monkeypatch, text, loss):
+    monkeypatch.setattr(distributed, "_are_several", lambda: True)
+    assert distributed.is_loss(RuntimeError(text)) == loss
+
+
+def test_a_failure_of_one_process_is_told_as_ever(capfd):
+    with pytest.raises(SystemExit) as error:
+        distributed.fail(COMMAND, ValueError("wrong"), 1, "more")
+    assert str(error.value) == "ba_jax.train: wrong\nmore"
+    with pytest.raises(SystemExit) as error:
+        distributed.fail(COMMAND, ValueError("wrong"), 2)
+    assert error.value.code == 2
+    assert capfd.readouterr().err == "ba_jax.train: wrong\n"
