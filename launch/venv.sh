@@ -5,12 +5,11 @@
 # installs the second and further arguments first, one by one, then the package with its extras;
 # skipped while they and setup.cfg are what they were. PYTHON=... names another interpreter.
 # Needs Python 3.11 or later with its venv module (Debian: apt-get install python3 python3-venv).
+# $root and $venv are set by the script that sources this.
 # shellcheck shell=bash disable=SC2154
 
-fail() {
-  printf '%s: %s\n' "$0" "$*" >&2
-  exit 2
-}
+# shellcheck source=launch/common.sh
+. "$root/launch/common.sh"
 
 find_python() {
   local candidate
@@ -24,7 +23,6 @@ find_python() {
   fail "Python 3.11 or later not found; on Debian: apt-get install python3 python3-venv"
 }
 
-# $root and $venv are set by the script that sources this.
 ensure_venv() {
   local package=$1 python stamp want
   shift

@@ -31,8 +31,10 @@ ONE_PART_TASKS = ("asr", "s2tt", "tts", "audio")
 """Tasks that are made of one part of a record."""
 
 
-PIECE_TASKS = ("asr", "itts", "iasr")
+PIECE_TASKS = ("asr", "tts", "itts", "iasr")
 """Tasks of one part cut into pieces."""
+SHUFFLED_TASKS = ("asr", "tts")
+"""Those of them that put the pieces together again in another order."""
 
 
 class NotForTask(ValueError):  # noqa: N818 (a record that another task may use)
@@ -60,17 +62,17 @@ class ExampleMaker:
       turn: what the tasks of one part use: "" speech records; "user", "assistant" dialogues, the
         first turn of that role that has what the task needs; "any" speech records and, of
         dialogues and interleaved records, the first part that has it.
-      pieces: of asr, itts and iasr: one part (chosen as by `turn`) that has codes and word times
-        is cut between words into pieces of so many words. 0: itts and iasr use the parts of
-        interleaved records. asr puts the pieces together again in an order of the record's own:
-        what is said can then only be heard, not guessed from what was said before.
+      pieces: of asr, tts, itts and iasr: one part (chosen as by `turn`) that has codes and word
+        times is cut between words into pieces of so many words. 0: itts and iasr use the parts of
+        interleaved records. asr and tts put the pieces together again in an order of the record's
+        own: what is said can then only be heard (or read), not guessed from what was said before.
         aqa takes pieces with questions = "mixed" alone.
       speakers: the tasks that choose a turn use speech by these alone; () by anyone.
       read_back: of aqa, and of sft with spoken questions: a written answer begins with what the
         question was, on a line of its own. A model that answers in writing what it can read then
         answers what it can hear (chain of modality: SpeechGPT, arXiv 2305.11000).
-      order: of asr with pieces, and of mixed questions: another number is another order, or another
-        choice of spoken pieces, of every record.
+      order: of asr and tts with pieces, and of mixed questions: another number is another order,
+        or another choice of spoken pieces, of every record.
     """
 
     task: str
@@ -99,11 +101,11 @@ class ExampleMaker:
                 f"task {self.task!r} with pieces = {self.pieces}: expected 0, or at least 1 with "
                 f"one of {PIECE_TASKS}"
             )
-        ordered = mixed or (self.task == "asr" and self.pieces)
+        ordered = mixed or (self.task in SHUFFLED_TASKS and self.pieces)
         if self.order < 0 or (self.order and not ordered):
             raise ValueError(
                 f"task {self.task!r} with pieces = {self.pieces}, order = {self.order}: expected "
-                "0, or at least 1 with pieces of asr or of mixed questions"
+                "0, or at least 1 with pieces of asr, of tts or of mixed questions"
             )
         chooses = self.task in ONE_PART_TASKS or (self.pieces and not mixed)
         if (self.turn or self.speakers) and not chooses:
@@ -155,13 +157,15 @@ class ExampleMaker:
 
     def _asr(self, record: Record):
         if self.pieces:
-            return self._first(record, lambda part: self._shuffled(part, record))
+            return self._first(record, lambda part: self._shuffled(part, record)[::-1])
         return self._first(record, lambda part: (self._question(part, record), _text(part)))
 
     def _s2tt(self, record: Record):
         return self._first(record, lambda part: (self._question(part, record), _translation(part)))
 
     def _tts(self, record: Record):
+        if self.pieces:
+            return self._first(record, lambda part: self._shuffled(part, record))
         return self._first(record, lambda part: (_text(part), self._heard(part, record)))
 
     def _audio(self, record: Record):
@@ -256,14 +260,13 @@ class ExampleMaker:
             found.append((piece, codes_NQ))
         return found
 
-    def _shuffled(self, part: Part, record: Record) -> tuple[np.ndarray, str]:
-        """(codes, text) of a part's pieces in another order."""
+    def _shuffled(self, part: Part, record: Record) -> tuple[str, np.ndarray]:
+        """(text, codes) of a part's pieces in another order."""
         pieces = self._cut(part)
         rng = self._draws(record)
         chosen = [pieces[number] for number in rng.permutation(len(pieces))]
-        return np.concatenate([codes for _, codes in chosen]), _space(record).join(
-            t for t, _ in chosen
-        )
+        text = _space(record).join(text for text, _ in chosen)
+        return text, np.concatenate([codes_NQ for _, codes_NQ in chosen])
 
     def _mixed(self, part: Part, record: Record) -> list[tasks.Speech | str]:
         """A part's pieces in their order, some of them spoken, at least one."""

@@ -125,6 +125,12 @@ LAYOUTS = [
         TIMED,
         "{prompt} audio_start [3] [4] [0] [1] [2] audio_end c. a, b* </s>*",
     ),
+    (
+        "tts",
+        {"pieces": 1, "order": 1},
+        TIMED,
+        "c. a, b audiogen_start [3]^ [4]^ [0]^ [1]^ [2]^ audiogen_end^ </s>*",
+    ),
     ("asr", {"questions": "written"}, SPEECH, "{prompt} hi hi* </s>*"),
     ("s2tt", {"questions": "written"}, SPEECH, "{prompt} hi 你好* </s>*"),
     ("aqa", {"questions": "written"}, QUESTION, "{prompt} q a* </s>*"),

@@ -1,0 +1,62 @@
+# Sourced by the other scripts: errors, settings, --dry-run.
+# shellcheck shell=bash disable=SC2154
+
+fail() { # WORDS...: a setting or argument is wrong
+  printf '%s: %s\n' "$0" "$*" >&2
+  exit 2
+}
+
+say() { # WORDS...: what goes on, beside the output of the commands
+  printf '%s: %s\n' "${0##*/}" "$*" >&2
+}
+
+usage() { # the comment at the top of the script is its documentation
+  awk 'NR == 1 || /^#SBATCH/ { next } !/^#/ { exit } { sub(/^# ?/, ""); print }' "$0"
+}
+
+quoted() { # WORDS...: one line that a shell reads back as the same words
+  local word line=''
+  for word in "$@"; do
+    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="'${word//"'"/"'\\''"}'"
+    line+=" $word"
+  done
+  printf '%s\n' "${line# }"
+}
+
+run() { # COMMAND...: runs it; with dry=yes prints it
+  if [ -n "${dry:-}" ]; then
+    quoted "$@"
+  else
+    "$@"
+  fi
+}
+
+need() { # NAME WHAT: a setting without a default
+  [ -n "${!1:-}" ] || fail "$1 is not set: expected $2"
+}
+
+whole_number() { # NAME VALUE LEAST
+  case $2 in
+    '' | *[!0-9]*) fail "$1=$2: expected a whole number, at least $3" ;;
+  esac
+  [ "$2" -ge "$3" ] || fail "$1=$2: expected at least $3"
+}
+
+pack() { # FILE: the tree of $root, without what running it leaves behind, into a .tar.gz
+  local folder left=()
+  for folder in .git .venv .cache .hypothesis .ruff_cache build dist runs report; do
+    left+=(--exclude="./$folder")
+  done
+  run mkdir -p "$(dirname "$1")" &&
+    run tar -czf "$1" "${left[@]}" --exclude=__pycache__ --exclude='*.egg-info' -C "$root" .
+}
+
+workdir_of() { # COMMAND...: the run's folder, out of its --workdir; nothing if it has none
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --workdir=* | -workdir=*) printf '%s' "${1#*=}" ;;
+      --workdir | -workdir) printf '%s' "${2:-}" ;;
+    esac
+    shift
+  done
+}

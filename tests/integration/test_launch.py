@@ -1,0 +1,667 @@
+"""The scripts of launch/, with stub tools: what they would run, and what they do when it fails."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+README = pathlib.Path(__file__).parents[2] / "README.md"
+LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
+TRAIN = ("python", "-m", "ba_jax.train", "--config=configs/lm_stage2.py:7b", "--distributed")
+WORKDIR = "--workdir=/mnt/my bucket/it's $HOME"
+"""What quoting has to get right: spaces, a quote, a dollar."""
+POD = {"NAME": "stage2", "PROJECT": "p", "ZONE": "us-east5-a", "TYPE": "v5p-128", "BUCKET": "b"}
+GKE = {
+    "NAME": "stage2",
+    "PROJECT": "p",
+    "ZONE": "us-east5-a",
+    "TYPE": "v6e-256",
+    "CLUSTER": "c",
+    "STORAGE": "b",
+}
+PATIENCE = 120
+"""Seconds for what takes one or two on an idle machine."""
+
+
+def start(script, *arguments, tools=None, root=LAUNCH.parent, **settings):
+    """A script as a process whose output is collected; `tools` comes first on PATH."""
+    path = f"{tools}:/usr/bin:/bin" if tools else "/usr/bin:/bin"
+    environment = {"PATH": path, "HOME": "/nowhere", "LC_ALL": "C", **settings}
+    command = ["bash", str(root / "launch" / f"{script}.sh"), *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def call(script, *arguments, **settings):
+    """(exit code, output) of a script."""
+    process = start(script, *arguments, **settings)
+    output, _ = process.communicate(timeout=PATIENCE)
+    return process.returncode, output
+
+
+def dry_run(script, *arguments, **settings):
+    """The commands that a script prints, split as a shell would."""
+    code, output = call(script, *arguments, **settings)
+    assert code == 0, output
+    return [shlex.split(line) for line in output.splitlines() if not line.startswith("#")]
+
+
+def write_tool(folder, name, text):
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/usr/bin/env bash\nset -eu\n{text}\n")
+    path.chmod(0o755)
+
+
+def wait_for(condition):
+    end = time.time() + PATIENCE
+    while not condition():
+        assert time.time() < end
+        time.sleep(0.02)
+
+
+def alive(pid):
+    """Not one that merely was not waited for."""
+    status = pathlib.Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+# What would run.
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in LAUNCH.glob("*.sh")))
+def test_every_script_begins_with_its_documentation(script):
+    lines = (LAUNCH / f"{script}.sh").read_text().splitlines()
+    is_sourced = script in ("common", "venv")
+    assert (lines[0] == "#!/usr/bin/env bash") != is_sourced
+    assert sum(line.startswith("#") for line in lines[:8]) >= 2
+    if script in ("restart", "on_host", "local_mesh", "slurm", "setup_tpu", "run_pod", "xpk"):
+        code, output = call(script, "--help")
+        assert code == 0 and "--dry-run" in output and "set -euo" not in output
+
+
+def test_setup_tpu_dry_run(tmp_path):
+    commands = dry_run("setup_tpu", "--dry-run", BUCKET="b", MOUNT="/mnt/x y")
+    assert [c[:2] for c in commands if c[0] == "sudo"] == [
+        *[["sudo", "add-apt-repository"], ["sudo", "apt-get"], ["sudo", "apt-get"]],
+        *[["sudo", "apt-get"], ["sudo", "apt-get"], ["sudo", "mkdir"], ["sudo", "chown"]],
+    ]
+    venv = str(LAUNCH.parent / ".venv")
+    assert ["python3.11", "-m", "venv", venv] in commands
+    assert [f"{venv}/bin/python", "-m", "pip", "install", "--quiet", "--editable", ".[tpu]"] in (
+        commands
+    )
+    mount = next(c for c in commands if c[0] == "gcsfuse")
+    assert mount[-2:] == ["b", "/mnt/x y"] and "--rename-dir-limit=200000" in mount
+    assert "--metadata-cache-ttl-secs=0" in mount
+    compile(commands[-1][2], "check", "exec")
+    assert "jax.devices()" in commands[-1][2]
+    bare = dry_run("setup_tpu", "--dry-run", "--no-mount", "--no-check")
+    assert not any(c[0] == "gcsfuse" or "-c" in c for c in bare)
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_run_pod_dry_run(slices):
+    settings = {**POD, "SLICES": str(slices), "SPOT": "yes", "CREATE_FLAGS": "--internal-ips"}
+    commands = dry_run("run_pod", "run", "--dry-run", "--delete", *TRAIN, WORKDIR, **settings)
+    gcloud = ["gcloud", "compute", "tpus", "queued-resources"]
+    where = ["--zone=us-east5-a", "--project=p"]
+    nodes = ["--node-id=stage2"] if slices == 1 else ["--node-count=2", "--node-prefix=stage2"]
+    create = [*gcloud, "create", "stage2", *where, "--accelerator-type=v5p-128"]
+    create += ["--runtime-version=v2-alpha-tpuv5", *nodes, "--spot", "--internal-ips"]
+    assert commands[1] == create
+    delete = [*gcloud, "delete", "stage2", *where, "--force", "--quiet"]
+    assert commands[2] == commands[-1] == delete
+    archive = str(LAUNCH.parent / ".cache" / "ba_jax.tar.gz")
+    everywhere = ["--node=all", "--worker=all", "--batch-size=all"]
+    assert commands[-4] == [*[*gcloud, "scp", archive, "stage2:ba_jax.tar.gz", *where, *everywhere]]
+    setup, run = commands[-3], commands[-2]
+    alive = "--ssh-flag=-oServerAliveInterval=30"
+    assert setup[:-1] == run[:-1] == [*gcloud, "ssh", "stage2", *where, *everywhere, alive]
+    assert "env BUCKET=b bash ba_jax/launch/setup_tpu.sh" in setup[-1]
+    words = shlex.split(run[-1].removeprefix("--command="))  # by the hosts' shell
+    assert words[:3] == ["cd", "ba_jax", "&&"] and words[-6:] == [*TRAIN, WORKDIR]
+    assert "launch/on_host.sh" in words
+    for other in ("create", "status", "stop", "delete"):
+        assert all(
+            c[0] in ("gcloud", "tar", "mkdir")
+            for c in dry_run("run_pod", other, "--dry-run", **POD)
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "runtime"),
+    [("v5litepod-256", "v2-alpha-tpuv5-lite"), ("v6e-256", "v2-alpha-tpuv6e")],
+)
+def test_run_pod_knows_the_runtime(kind, runtime):
+    commands = dry_run("run_pod", "create", "--dry-run", **{**POD, "TYPE": kind})
+    assert f"--runtime-version={runtime}" in commands[1]
+
+
+def test_xpk_dry_run_is_what_runs(tmp_path):
+    shutil.copytree(LAUNCH, tmp_path / "tree" / "launch")
+    write_tool(tmp_path / "tools", "xpk", f'printf "%s\\0" "$@" >>{tmp_path}/calls')
+    for arguments in (["run", *TRAIN, WORKDIR], ["attach"], ["status"], ["delete"]):
+        settings = {**GKE, "BUCKET": "b", "root": tmp_path / "tree"}
+        printed = dry_run("xpk", arguments[0], "--dry-run", *arguments[1:], **settings)[-1]
+        code, output = call("xpk", *arguments, tools=tmp_path / "tools", **settings)
+        assert code == 0, output
+        called = (tmp_path / "calls").read_text().split("\0")[:-1]
+        (tmp_path / "calls").unlink()
+        assert ["xpk", *called] == printed
+        if arguments[0] == "run":
+            assert {"--restart-on-exit-codes=75", "--max-restarts=50", "--tpu-type=v6e-256"} < {
+                *called
+            }
+            command = called[-1].removeprefix("--command=")
+            assert "setup_tpu.sh --no-mount --no-check && exec bash launch/restart.sh" in command
+            assert shlex.split(command)[-6:] == [*TRAIN, WORKDIR]
+    assert (tmp_path / "tree" / ".cache" / "tree" / "launch" / "restart.sh").exists()
+    image = dry_run("xpk", "run", "--dry-run", *TRAIN, IMAGE="gcr.io/p/i", **GKE)
+    assert len(image) == 1 and "--docker-image=gcr.io/p/i" in image[0]
+    assert "--command=exec bash launch/restart.sh " + " ".join(TRAIN) == image[0][-1]
+
+
+@pytest.mark.parametrize(
+    ("processes", "gpus", "tasks", "environment"),
+    [
+        ("gpu", 8, 32, []),
+        ("node", 8, 4, ["env", "JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7"]),
+        ("gpu", 0, 4, ["env", "JAX_PLATFORMS=cpu"]),
+    ],
+)
+def test_slurm_dry_run(processes, gpus, tasks, environment):
+    settings = {"SLURM_JOB_NUM_NODES": "4", "PROCESSES": processes}
+    if gpus:
+        settings["SLURM_GPUS_ON_NODE"] = str(gpus)
+    srun, stop, requeue = dry_run("slurm", "--dry-run", *TRAIN, WORKDIR, **settings)
+    assert srun[:4] == ["srun", "--nodes=4", f"--ntasks={tasks}", f"--ntasks-per-node={tasks // 4}"]
+    restart = ["bash", str(LAUNCH / "restart.sh"), "--once"]
+    assert srun[-9 - len(environment) :] == [*environment, *restart, *TRAIN, WORKDIR]
+    assert stop == ["scancel", "--signal=TERM", "JOB"] and requeue == ["scontrol", "requeue", "JOB"]
+
+
+def test_local_mesh_dry_run():
+    (one,) = dry_run("local_mesh", "--dry-run", 8, "python", "a b.py", XLA_FLAGS="--xla_x")
+    flags = "XLA_FLAGS=--xla_x --xla_force_host_platform_device_count=8"
+    assert one == ["env", "JAX_PLATFORMS=cpu", flags, "python", "a b.py"]
+    options = ("--processes", "--devices=4", "--port=25000", "--dry-run")
+    two = dry_run("local_mesh", 2, *options, *TRAIN[:-1], WORKDIR)
+    for number, command in enumerate(two):
+        assert command[2] == "XLA_FLAGS=--xla_force_host_platform_device_count=4"
+        assert command[3:] == [
+            *[*TRAIN[:-1], WORKDIR, "--distributed", "--coordinator=127.0.0.1:25000"],
+            *["--processes=2", f"--process={number}"],
+        ]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "settings", "names"),
+    [
+        ("setup_tpu", [], {}, "BUCKET"),
+        ("setup_tpu", [], {"BUCKET": "gs://b"}, "gs://b"),
+        ("setup_tpu", [], {"BUCKET": "b", "MOUNT": "x"}, "MOUNT=x"),
+        ("run_pod", [], POD, "subcommand"),
+        ("run_pod", ["start"], POD, "start"),
+        ("run_pod", ["run"], POD, "no command"),
+        ("run_pod", ["run", "--what", "x"], POD, "--what"),
+        ("run_pod", ["delete", "--delete"], POD, "--delete"),
+        *[("run_pod", ["run", "x"], {**POD, name: ""}, name) for name in POD],
+        ("run_pod", ["run", "x"], {**POD, "TYPE": "tpu7x-128"}, "xpk.sh"),
+        ("run_pod", ["run", "x"], {**POD, "TYPE": "v9-8"}, "RUNTIME"),
+        ("run_pod", ["run", "x"], {**POD, "SPOT": "true"}, "SPOT=true"),
+        ("run_pod", ["run", "x"], {**POD, "SLICES": "0"}, "SLICES=0"),
+        *[("xpk", ["run", "x"], {**GKE, name: ""}, name) for name in GKE],
+        ("xpk", ["attach"], GKE, "BUCKET"),
+        ("xpk", ["run", "x"], {**GKE, "NAME": "Stage_2"}, "Stage_2"),
+        ("xpk", ["run", "x"], {**GKE, "IMAGE": "a", "BASE_IMAGE": "b"}, "IMAGE"),
+        ("slurm", ["x"], {}, "sbatch"),
+        ("slurm", ["--dry-run", "x"], {"PROCESSES": "core"}, "PROCESSES=core"),
+        ("slurm", ["--dry-run"], {}, "no command"),
+        ("local_mesh", ["x", "y"], {}, "N=x"),
+        ("local_mesh", ["0", "y"], {}, "N=0"),
+        ("local_mesh", ["2"], {}, "no command"),
+        ("local_mesh", ["2", "--devices=2", "y"], {}, "--processes"),
+        ("restart", [], {}, "no command"),
+        ("restart", ["--restarts=many", "x"], {}, "--restarts=many"),
+        ("restart", ["--never", "x"], {}, "--never"),
+        ("on_host", [], {}, "no command"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_named(script, arguments, settings, names):
+    code, output = call(script, *arguments, **settings)
+    assert code == 2 and names in output, output
+
+
+def readme_commands():
+    """(script, arguments with --dry-run among them, settings) of each command of ours."""
+    section = README.read_text().split("\n## From zero to a pod\n")[1].split("\n## ")[0]
+    settings = {}
+    for line in section.split("```")[1].replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["export"]:
+            settings.update(word.split("=") for word in words[1:])
+        at = next((i for i, word in enumerate(words) if word.startswith("launch/")), None)
+        if at is not None and "--dry-run" not in words:
+            first = next(i for i, word in enumerate(words) if not re.match("[A-Z]+=", word))
+            own = dict(word.split("=") for word in words[:first])
+            script = words[at].removeprefix("launch/").removesuffix(".sh")
+            rest = words[at + 1 :]
+            rest.insert(1 if script in ("run_pod", "xpk") else 0, "--dry-run")
+            yield script, rest, {**settings, **own}
+
+
+def test_the_readmes_commands():
+    scripts = set()
+    for script, arguments, settings in readme_commands():
+        assert dry_run(script, *arguments, **settings)
+        scripts.add(script)
+    assert scripts == {"local_mesh", "restart", "setup_tpu", "run_pod", "xpk", "slurm"}
+
+
+# The loop.
+
+
+def loop(*arguments, **settings):
+    return call("restart", "--delay=0", *arguments, **settings)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """(a fake training command with a --workdir, the workdir): its exit codes are given in order;
+    `+` before one writes a checkpoint, `!` writes `done`."""
+
+    def make(*codes):
+        (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
+        workdir = tmp_path / "run dir"
+        (workdir / "checkpoints" / "3.orbax-tmp").mkdir(parents=True)
+        write_tool(
+            tmp_path / "bin",
+            "train",
+            f"""
+            cd {shlex.quote(str(workdir))}
+            code=$(head -n 1 ../codes)
+            sed -i 1d ../codes
+            echo "argument: $2"
+            case $code in +*) mkdir checkpoints/$(($(ls checkpoints | wc -l) * 100)) ;; esac
+            case $code in *!*) touch done ;; esac
+            code=${{code#+}}
+            code=${{code#!}}
+            [ "$code" -lt 128 ] || kill -s $((code - 128)) $$
+            exit "$code"
+            """,
+        )
+        return [str(tmp_path / "bin" / "train"), f"--workdir={workdir}", "two words"], workdir
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "starts"),
+    [
+        (["+75", "+137", "!0"], 0, 3),  # a lost host, a crash, done
+        (["+0", "+0", "!0"], 0, 3),  # stopped by signals that others sent
+        (["1", "!0"], 1, 1),  # somebody has to look
+        (["+75", "2", "!0"], 2, 2),
+        (["75", "134", "75", "!0"], 1, 3),  # twice again without a checkpoint, then no more
+        (["75", "75", "+75", "75", "75", "!0"], 0, 6),  # a checkpoint counts from the start
+    ],
+    ids=str,
+)
+def test_restarts_until_done(run, codes, code, starts):
+    command, _ = run(*codes)
+    found, output = loop("--restarts=2", *command)
+    assert (found, output.count("argument: two words")) == (code, starts), output
+    assert ("gives up" in output) == (starts == 3 and code == 1)
+
+
+def test_what_no_restart_helps_against_ends_the_others(run):
+    command, workdir = run("75", "1", "75", "+75", "!0")
+    for code in (75, 1):  # two processes under srun, say: the highest code is 75
+        assert call("restart", "--once", *command)[0] == code
+    assert (workdir / "failed").read_text().endswith(" ended with 1\n")
+    # Another host's loop, in which that happens meanwhile.
+    other = ["bash", "-c", f"echo host 3 ended with 2 >'{workdir}/failed'; exit 75", "x"]
+    code, output = loop(*other, f"--workdir={workdir}")
+    assert code == 1 and "as host 3 ended with 2" in output
+    assert loop(*command)[0] == 0  # a new start forgets it
+
+
+def test_a_command_without_a_workdir_is_done_with_0(tmp_path):
+    status = tmp_path / "status"
+    code, output = loop(f"--status={status}", "bash", "-c", "echo once")
+    assert (code, output, status.read_text()) == (0, "once\n", "0\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_saves_and_ends_the_loop(tmp_path, number):
+    name = number.name.removeprefix("SIG")
+    command = f"trap 'echo traced' USR1; trap 'echo saved {name}; exit 0' {name}; echo up; "
+    command += "while :; do sleep 0.1; done"
+    process = start("restart", f"--workdir={tmp_path}", "bash", "-c", command)
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGUSR1)
+    assert process.stdout.readline() == "traced\n"
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 75  # not done
+    assert output.startswith(f"saved {name}\n") and output.count("saved") == 1
+
+
+def test_a_stop_between_two_starts(tmp_path):
+    process = start("restart", "--delay=60", f"--workdir={tmp_path}", "bash", "-c", "exit 75")
+    assert "starts again in 60 s" in process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=PATIENCE) == 75
+
+
+# One host.
+
+
+def test_on_host_outlives_its_connection(tmp_path):
+    (tmp_path / "go").write_text("")
+    command = ["bash", "-c", f"echo up; while [ -e {tmp_path}/go ]; do sleep 0.1; done; echo end"]
+    first = start("on_host", *command, HOME=str(tmp_path))
+    assert first.stdout.readline() == "up\n"
+    assert call("on_host", "--ended", HOME=str(tmp_path))[0] == 1
+    os.killpg(first.pid, signal.SIGKILL)  # as sshd ends what is left of a session
+    code, output = call("on_host", "other", "command", HOME=str(tmp_path))
+    assert code == 2 and "up" in output
+    again = start("on_host", *command, HOME=str(tmp_path))
+    assert "attached" in again.stdout.readline()
+    (tmp_path / "go").unlink()
+    output, _ = again.communicate(timeout=PATIENCE)
+    assert (again.returncode, output) == (0, "up\nend\n")
+    assert call("on_host", "--ended", HOME=str(tmp_path))[0] == 0
+
+
+@pytest.mark.parametrize("by", ["--stop", "the host"])
+def test_on_host_tells_a_stop_from_the_end_of_the_host(tmp_path, by):
+    command = "trap 'echo saved; exit 0' TERM; echo up; while :; do sleep 0.1; done"
+    command = ["bash", "-c", command, "x", f"--workdir={tmp_path}"]
+    process = start("on_host", *command, HOME=str(tmp_path))
+    assert process.stdout.readline() == "up\n"
+    if by == "--stop":
+        code, output = call("on_host", "--stop", HOME=str(tmp_path))
+        assert code == 0 and "saved" in output and "ended with 75" in output
+    else:
+        os.kill(int((tmp_path / ".ba_jax_run" / "pid").read_text()), signal.SIGTERM)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert "saved" in output and process.returncode == (75 if by == "--stop" else 76)
+
+
+def test_setup_tpu_does_what_is_missing(tmp_path):
+    shutil.copytree(LAUNCH, tmp_path / "tree" / "launch")
+    for name in ("setup.cfg", "pyproject.toml"):
+        (tmp_path / "tree" / name).write_text("")
+    tools, log, mounted = tmp_path / "tools", tmp_path / "calls", tmp_path / "mounted"
+    python = tmp_path / "tools" / "python3.11"
+    write_tool(
+        tools,
+        "python3.11",
+        f"""[ "$1" = -c ] && [ "$#" = 2 ] && case $2 in *version_info*) exit ;; esac
+        echo "python $*" >>{log}
+        [ "$2" != venv ] || {{ mkdir -p "$3/bin"; cp {python} "$3/bin/python"; }}""",
+    )
+    write_tool(tools, "sudo", f'echo "sudo $*" >>{log}')
+    write_tool(tools, "gcsfuse", f'echo "gcsfuse ${{*: -2}}" >>{log}; echo b >{mounted}')
+    write_tool(tools, "findmnt", f"cat {mounted}")
+    settings = {"BUCKET": "b", "root": tmp_path / "tree", "tools": tools}
+    code, output = call("setup_tpu", **settings)
+    assert code == 0, output
+    calls = [line.split(" ")[:3] for line in log.read_text().splitlines()]
+    venv = [["python", "-m", "venv"], ["python", "-m", "pip"]]
+    mount = [["sudo", "mkdir", "-p"], ["sudo", "chown", calls[3][2]], ["gcsfuse", "b", "/mnt/b"]]
+    check = [["python", "-c", "import"]]
+    assert calls[: len(venv + mount + check)] == venv + mount + check
+    log.unlink()
+    code, output = call("setup_tpu", **settings)
+    assert code == 0 and log.read_text().startswith("python -c import jax"), output
+    mounted.write_text("another\n")
+    code, output = call("setup_tpu", **settings)
+    assert code == 2 and "has another, expected b" in output
+
+
+# A pod.
+
+
+GCLOUD = """
+shift 3
+echo "$1" >>$pod/calls
+case $1 in
+  describe)
+    [ -e $pod/state ] || { echo "ERROR: NOT_FOUND: no such resource" >&2; exit 1; }
+    cat $pod/state
+    [ "$(cat $pod/state)" != WAITING_FOR_RESOURCES ] || echo ACTIVE >$pod/state
+    ;;
+  create)
+    [ -z "${REFUSED:-}" ] || { echo "ERROR: no quota" >&2; exit 1; }
+    echo WAITING_FOR_RESOURCES >$pod/state
+    mkdir -p $pod/0 $pod/1
+    ;;
+  delete) rm -rf $pod/state $pod/0 $pod/1 ;;
+  scp) for host in 0 1; do cp "$2" "$pod/$host/"; done ;;
+  ssh)
+    command=${*: -1}
+    command=${command#--command=}
+    command=${command/bash ba_jax\\/launch\\/setup_tpu.sh/echo setup >>$pod/calls}
+    pids=() code=0
+    for host in 0 1; do
+      [ -d $pod/$host ] || exit 1
+      (cd $pod/$host && HOME=$PWD host=$host exec bash -c "$command") &
+      pids+=($!)
+    done
+    for pid in "${pids[@]}"; do wait $pid || code=$?; done
+    # Hosts that are gone answer with nothing.
+    case $(cat $pod/state) in ACTIVE) exit $code ;; *) exit 255 ;; esac
+    ;;
+esac
+"""
+
+
+@pytest.fixture
+def pod(tmp_path):
+    """(folder, settings): a gcloud with a pod of two hosts, which are folders."""
+    shutil.copytree(LAUNCH, tmp_path / "tree" / "launch")
+    folder = tmp_path / "pod"
+    folder.mkdir()
+    write_tool(tmp_path / "tools", "gcloud", f"pod={folder}\n{GCLOUD}")
+    settings = {"tools": tmp_path / "tools", "root": tmp_path / "tree", "POLL": "0"}
+    return folder, {**POD, **settings, "DELAY": "0", "RESTARTS": "1"}
+
+
+def on_each_host(folder, text):
+    """A command for each host of a pod; $host is its number, $turn counts the pod's starts."""
+    script = folder / "command"
+    script.write_text(
+        f"pod={folder}\necho x >>$pod/starts-$host\nturn=$(wc -l <$pod/starts-$host)\n{text}"
+    )
+    return ["bash", script, f"--workdir={folder}/run"]
+
+
+def calls(folder):
+    return (folder / "calls").read_text().split()
+
+
+def test_a_preempted_pod_is_asked_for_again(pod):
+    folder, settings = pod
+    command = on_each_host(
+        folder,
+        """
+        echo "host $host, turn $turn"
+        mkdir -p $pod/run/checkpoints/$turn
+        if [ $turn = 1 ]; then
+          # Both are taken away together.
+          touch $pod/here-$host
+          until [ -e $pod/here-0 ] && [ -e $pod/here-1 ]; do sleep 0.1; done
+          echo SUSPENDED >$pod/state
+          kill -s KILL $(cat $HOME/.ba_jax_run/pid) $$
+        fi
+        touch $pod/run/done
+        """,
+    )
+    code, output = call("run_pod", "run", "--delete", *command, **settings)
+    assert code == 0, output
+    for line in ("host 0, turn 1", "host 1, turn 2", "stage2 is SUSPENDED", "stage2 is ACTIVE"):
+        assert line in output
+    found = [name for name in calls(folder) if name not in ("describe", "setup")]
+    assert found[:4] == ["create", "scp", "ssh", "ssh"]
+    assert found[-6:] == ["delete", "create", "scp", "ssh", "ssh", "delete"]
+    assert calls(folder).count("setup") == 4 and not (folder / "state").exists()
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_an_error_that_no_restart_helps_ends_the_run(pod, code):
+    folder, settings = pod
+    command = on_each_host(folder, f"exit {code}")
+    found, output = call("run_pod", "run", *command, **settings)
+    assert found == code and "delete" not in calls(folder), output
+    assert (folder / "starts-0").read_text() == "x\n"
+
+
+def test_a_crash_is_restarted_on_the_host(pod):
+    folder, settings = pod
+    command = on_each_host(
+        folder, "[ $turn = 2 ] || exit 75\nmkdir -p $pod/run\ntouch $pod/run/done"
+    )
+    code, output = call("run_pod", "run", *command, **settings)
+    assert code == 0 and calls(folder).count("create") == 1, output
+
+
+def test_stop_and_the_same_command_again(pod):
+    folder, settings = pod
+    command = on_each_host(
+        folder,
+        """
+        mkdir -p $pod/run
+        [ $turn = 1 ] || { touch $pod/run/done; exit 0; }
+        trap 'exit 0' TERM
+        touch $pod/ready-$host
+        while :; do sleep 0.1; done
+        """,
+    )
+    process = start("run_pod", "run", *command, **settings)
+    wait_for(lambda: all((folder / f"ready-{host}").exists() for host in (0, 1)))
+    code, output = call("run_pod", "stop", **settings)
+    assert code == 0 and output.count("ended with 75") == 2, output
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 75, output
+    code, output = call("run_pod", "run", *command, **settings)
+    assert code == 0 and calls(folder).count("create") == 1, output
+
+
+def test_requests_that_are_refused_end(pod):
+    folder, settings = pod
+    code, output = call("run_pod", "run", "true", FAILURES="3", REFUSED="yes", **settings)
+    assert code == 1 and output.count("no quota") == 3 and "3 requests failed" in output, output
+
+
+# SLURM.
+
+
+@pytest.mark.parametrize("ends", ["in time", "by the limit", "by scancel"])
+def test_slurm_job(tmp_path, ends):
+    shutil.copytree(LAUNCH, tmp_path / "launch")
+    spool = tmp_path / "spool" / "launch"
+    spool.mkdir(parents=True)
+    shutil.copy(LAUNCH / "slurm.sh", spool / "slurm.sh")  # as SLURM does
+    tools = tmp_path / "tools"
+    # As the real ones: a SIGTERM to srun would kill its tasks.
+    srun = """
+    while [[ $1 == -* ]]; do shift; done
+    "$@" &
+    echo $! >pid
+    trap 'kill -s KILL $(cat pid)' TERM
+    wait $(cat pid)
+    """
+    write_tool(tools, "srun", srun)
+    write_tool(tools, "scancel", '[ "$*" = "--signal=TERM 7" ]; kill -s TERM $(cat pid)')
+    write_tool(tools, "scontrol", f'echo "$*" >>{tmp_path}/calls')
+    command = f"trap 'echo saved; exit 0' TERM; [ '{ends}' != 'in time' ] || touch $1/done; "
+    command += "echo up; until [ -e $1/done ]; do sleep 0.1; done"
+    process = start(
+        "slurm",
+        *["bash", "-c", command, "x", str(tmp_path), f"--workdir={tmp_path}"],
+        root=tmp_path / "spool",
+        tools=tools,
+        SLURM_JOB_ID="7",
+        SLURM_SUBMIT_DIR=str(tmp_path),
+    )
+    assert process.stdout.readline() == "up\n"
+    if ends != "in time":
+        process.send_signal(signal.SIGUSR2 if ends == "by the limit" else signal.SIGTERM)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert ("saved" in output) == (ends != "in time"), output
+    assert process.returncode == (75 if ends == "by scancel" else 0)
+    assert (tmp_path / "calls").exists() == (ends == "by the limit")
+    if ends == "by the limit":
+        assert (tmp_path / "calls").read_text() == "requeue 7\n"
+
+
+# This machine.
+
+
+def test_local_mesh_of_simulated_devices():
+    code, output = call(
+        "local_mesh", 4, sys.executable, "-c", "import jax; print(jax.device_count(), 'devices')"
+    )
+    assert code == 0 and "4 devices" in output
+
+
+def test_local_mesh_of_processes():
+    script = 'echo "out of $# words: ${*: -1}"; echo "of $2" >&2'
+    code, output = call("local_mesh", 2, "--processes", "bash", "-c", script, "x", "a b", "c d")
+    assert code == 0, output
+    assert sorted(output.splitlines()) == [
+        *["[0] of c d", "[0] out of 6 words: --process=0"],
+        *["[1] of c d", "[1] out of 6 words: --process=1"],
+    ]
+
+
+@pytest.mark.parametrize("grace", [0, 20])
+def test_local_mesh_ends_with_the_first_that_fails(tmp_path, grace):
+    script = f"""
+    echo $$ >{tmp_path}/pid${{*: -1}}
+    trap '[ {grace} = 0 ] || {{ echo saved; exit 0; }}' TERM
+    touch {tmp_path}/ready${{*: -1}}
+    until [ -e {tmp_path}/ready--process=0 ]; do sleep 0.1; done
+    [ ${{*: -1}} = --process=0 ] || kill -s KILL $$
+    while :; do sleep 0.1; done
+    """
+    code, output = call(
+        "local_mesh", 2, "--processes", f"--grace={grace}", "bash", "-c", script, "x"
+    )
+    assert code == 137 and ("[0] saved" in output) == bool(grace), output
+    assert not alive(int((tmp_path / "pid--process=0").read_text()))
+
+
+def test_local_mesh_gives_the_code_that_needs_a_look():
+    script = "[ ${*: -1} = --process=1 ] || exit 75; trap '' TERM; sleep 1; exit 1"
+    code, output = call("local_mesh", 2, "--processes", "bash", "-c", script, "x")
+    assert code == 1, output
+
+
+def test_local_mesh_passes_signals_on(tmp_path):
+    script = f"trap 'echo saved; exit 0' TERM; touch {tmp_path}/up${{*: -1}}; "
+    script += "while :; do sleep 0.1; done"
+    process = start("local_mesh", 2, "--processes", "bash", "-c", script, "x")
+    wait_for(lambda: len(list(tmp_path.glob("up*"))) == 2)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert sorted(output.splitlines()) == ["[0] saved", "[1] saved"]
