@@ -22,14 +22,14 @@ from absl import flags
 from ba_jax import train
 from ba_jax.run_state import Checkpoints
 
-LONGEST_SECONDS = 0.4
-"""From the begin of a checkpoint on; one takes some 0.2 s, and the next begins then."""
+LONGEST_SECONDS = 0.25
+"""From the begin of a checkpoint on; the next begins when it is complete."""
 
 
 def kill_at_random(seed: int, steps: int) -> None:
     """From a random step's checkpoint on, at a random moment."""
     chosen = random.Random(seed)
-    step, seconds = chosen.randrange(3, steps), chosen.uniform(0, LONGEST_SECONDS)
+    step, seconds = chosen.randrange(3, steps - 1), chosen.uniform(0, LONGEST_SECONDS)
     save = Checkpoints.save
 
     def kill() -> None:
@@ -53,6 +53,7 @@ def _main(file: str, folder: str, *seeds: str) -> None:
             try:
                 kill_at_random(int(seed), config["train"]["steps"])
                 train.train(config, pathlib.Path(folder) / seed)
+                time.sleep(LONGEST_SECONDS)
             except BaseException:
                 traceback.print_exc()
             os._exit(1)

@@ -160,8 +160,7 @@ def test_what_hangs_is_ended(config, tmp_path):
 def test_killed_while_it_saves_a_run_goes_on_exactly(config, tmp_path):
     """At 4 moments, or at 20 with BA_JAX_DEEP=1: what is complete is whole, and is gone on from."""
     seeds = [str(seed) for seed in range(20 if os.environ.get("BA_JAX_DEEP") else 4)]
-    changes = {"checkpoint__every": 1, "data__rows": 4, "train__steps": 6}
-    config = small_run.changed(config, changes)
+    config = small_run.changed(config, {"checkpoint__every": 1, "data__rows": 4})
     train(config, tmp_path / "whole")
     (tmp_path / "config.json").write_text(json.dumps(config))
     command = [sys.executable, "-m", "tests.integration.kill_driver", str(tmp_path / "config.json")]
@@ -187,7 +186,7 @@ def test_killed_while_it_saves_a_run_goes_on_exactly(config, tmp_path):
         for name in ("metrics.csv", "batches.csv"):
             assert (tmp_path / seed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
         small_run.assert_equal(
-            small_run.saved(tmp_path / "whole", 6), small_run.saved(tmp_path / seed, 6)
+            small_run.saved(tmp_path / "whole", STEPS), small_run.saved(tmp_path / seed, STEPS)
         )
     print(f"{interrupted} of {len(seeds)} were killed before a checkpoint was complete")
     assert interrupted
