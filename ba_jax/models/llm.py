@@ -69,24 +69,25 @@ class KVCache(NamedTuple):
     """Keys and values of all layers, of fixed capacity; each row fills from slot 0.
 
     Attributes:
-      k_EBPKD, v_EBPKD: (layers, batch, capacity, kv heads, head_dim); slots at or past a row's
-        length hold whatever was there and are never read.
+      k_EBKPD, v_EBKPD: (layers, batch, kv heads, capacity, head_dim), so that attention reads a
+        layer's slice where it lies; slots at or past a row's length hold whatever was there and
+        are never read.
       lengths_B: filled slots of each row, int32.
     """
 
-    k_EBPKD: jax.Array
-    v_EBPKD: jax.Array
+    k_EBKPD: jax.Array
+    v_EBKPD: jax.Array
     lengths_B: jax.Array
 
     @property
     def capacity(self) -> int:
         """Slots a row."""
-        return self.k_EBPKD.shape[2]
+        return self.k_EBKPD.shape[3]
 
 
 def init_cache(config: LLMConfig, batch: int, capacity: int, dtype: layers.Dtype) -> KVCache:
     """An empty cache."""
-    shape = (config.layers, batch, capacity, config.kv_heads, config.head_dim)
+    shape = (config.layers, batch, config.kv_heads, capacity, config.head_dim)
     zeros = jnp.zeros(shape, dtype)
     return KVCache(zeros, zeros, jnp.zeros((batch,), jnp.int32))
 
@@ -150,12 +151,12 @@ class LLMLayer(nn.Module):
             row = jnp.arange(batch)[:, None]
             # Slots at the capacity (padding, or an overfull row) are dropped, not clamped.
             cache = tuple(
-                stored.at[index, row, slots_BL].set(new.astype(stored.dtype), mode="drop")
+                stored.at[index, row, :, slots_BL].set(new.astype(stored.dtype), mode="drop")
                 for stored, new in zip(cache, (k, v), strict=True)
             )
             if "cache" in masks:
-                k, v = (jax.lax.dynamic_index_in_dim(a, index, keepdims=False) for a in cache)
-                k, v = k.astype(self.dtype), v.astype(self.dtype)
+                here = [jax.lax.dynamic_index_in_dim(a, index, keepdims=False) for a in cache]
+                k, v = (jnp.swapaxes(a, 1, 2).astype(self.dtype) for a in here)
         (mask_B1LP,) = masks.values()
         y = layers.attention(q, k, v, mask_B1LP).reshape(batch, length, c.heads * c.head_dim)
         x_BLD = x_BLD + dense("out", y, c.width)
@@ -248,7 +249,7 @@ class LLM(nn.Module):
         stored = None
         if cache is not None:
             slots_BL = jnp.where(real_BL, slots_BL, cache.capacity)
-            stored = (cache.k_EBPKD, cache.v_EBPKD)
+            stored = (cache.k_EBKPD, cache.v_EBKPD)
         (x, stored), _ = self.layers((x, stored), jnp.arange(c.layers), rope, masks, slots_BL)
         hidden = jnp.where(real_BL[:, :, None], self.norm(x), 0)
         if cache is not None:
