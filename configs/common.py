@@ -10,7 +10,8 @@ loader       worker processes of a host, and how many batches each builds ahead
 init         component -> the WORKDIR or checkpoint that it starts from; "random"; "" is random
              where the stage trains it and an error where it does not
 optimizer    AdamW; `rules` say which parameters train (`ba_jax.optim.OptimizerSettings`)
-mesh         devices along replica, fsdp, tensor; -1 takes what is left
+mesh         devices along replica, fsdp, tensor, sequence; -1 takes what is left. `slices`:
+             how many TPU slices (or groups of hosts) replica is laid over first
 train        steps, microbatches, precision, how often to log and evaluate, profiling
 checkpoint   how often, and which stay; `metric` is what "best" means
 """
@@ -52,7 +53,7 @@ def base(size: str, stage: str) -> ConfigDict:
                 "clip_groups": (),
                 "average": 0.0,
             },
-            "mesh": {"replica": -1, "fsdp": 1, "tensor": 1},
+            "mesh": {"replica": -1, "fsdp": 1, "tensor": 1, "sequence": 1, "slices": 1},
             "train": {
                 "steps": 1,
                 "accumulate": 1,
@@ -76,7 +77,7 @@ def base(size: str, stage: str) -> ConfigDict:
 def at_scale(config: ConfigDict, *, fsdp: int = -1, replica: int = 1) -> ConfigDict:
     """Sets what any run on a pod has: bfloat16, remat, FSDP over a slice, workers, checkpoints."""
     config.loader = ConfigDict({"workers": 16, "prefetch": 2})
-    config.mesh = ConfigDict({"replica": replica, "fsdp": fsdp, "tensor": 1})
+    config.mesh.update({"replica": replica, "fsdp": fsdp})
     config.train.update({"dtype": "bfloat16", "remat": "full", "log_every": 20})
     config.train.update({"evaluate_every": 1000, "evaluate_batches": 16})
     config.checkpoint.update({"every": 500, "last": 3, "best": 1})

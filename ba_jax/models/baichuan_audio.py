@@ -51,6 +51,20 @@ class BaichuanAudioConfig:
         """Names of the components present, in the order of COMPONENTS."""
         return tuple(name for name in COMPONENTS if getattr(self, name) is not None)
 
+    @property
+    def heads(self) -> dict[str, tuple[int, int]]:
+        """Component -> (heads of its queries, heads of its keys and values), for `sharding`."""
+        found = {}
+        for name in ("audio_encoder", "audio_decoder", "flow_prenet", "flow_unet"):
+            if config := getattr(self, name):
+                found[name] = (config.heads, config.heads)
+        if self.llm:
+            found["llm"] = (self.llm.heads, self.llm.kv_heads)
+        if self.audio_head:
+            number = self.audio_head.width // self.audio_head.head_dim
+            found["audio_head"] = (number, number)
+        return found
+
     def only(self, *components: str) -> BaichuanAudioConfig:
         """This config with all other components left out."""
         return dataclasses.replace(

@@ -47,6 +47,7 @@ class Stage:
     Attributes:
       name: as in `config.stage.name`.
       settings_class: frozen dataclass of the other keys of `config.stage`.
+      divides_positions: its batches are rows of positions, which mesh.sequence may divide.
       trained: components most of whose parameters train, for `flops`; the loop sets it.
 
     Args:
@@ -58,6 +59,7 @@ class Stage:
 
     name = ""
     settings_class: type = NoSettings
+    divides_positions = False
     trained: Collection[str] = ()
 
     def __init__(

@@ -110,6 +110,7 @@ class LMStage(Stage):
 
     name = "lm"
     settings_class = LMSettings
+    divides_positions = True
     trained: Collection[str] = ("llm", "audio_head")
 
     def __init__(self, config: BaichuanAudioConfig, settings: LMSettings, **options: Any):

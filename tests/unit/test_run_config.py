@@ -13,8 +13,10 @@ from jax.sharding import AbstractMesh
 
 from ba_jax import optim, sharding
 from ba_jax.checkpoint import flatten
-from ba_jax.config import ConfigError
+from ba_jax.config import ConfigError, from_mapping
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
 from ba_jax.run_config import STAGES, make_stage, parse_config
+from configs import models
 from tests.unit.steps import small_run
 
 CONFIGS = {
@@ -38,6 +40,12 @@ SIZES = {
     "sft": ("nano", "nano_lora", "1b5", "7b", "7b_lora"),
 }
 LM_SIZES = ("nano", "nano_codes", "1b5", "7b")
+# fsdp and tensor.
+MESHES = {
+    "tiny": ((4, 1), (8, 2), (32, 4)),
+    "nano": ((4, 1), (8, 2), (64, 4)),
+    "full": ((4, 1), (16, 2), (64, 4), (256, 1), (256, 4)),
+}
 ALL = [(name, size) for name in CONFIGS for size in SIZES.get(name, LM_SIZES)]
 
 
@@ -121,12 +129,26 @@ def test_every_config_is_built_at_full_size(name, size):
     optimizer = optim.make_optimizer(parsed.optimizer, trained, flat, parsed.train.steps)
     params = {path: jax.ShapeDtypeStruct(flat[path], "float32") for path in trained}
     jax.eval_shape(optimizer.init, params)
-    mesh = AbstractMesh((2, 4, 2), ("replica", "fsdp", "tensor"))
-    for path, shape in flat.items():
-        spec = sharding.parameter_spec(path, shape, mesh)
-        # Nothing large is whole on every device, but adapters, which are thin.
-        small = math.prod(shape) < 1 << 21 or "/lora_" in path
-        assert any(spec) or small, (path, shape)
+    check_places(flat, stage.config.heads, "nano" if "nano" in size else "full")
+
+
+def test_the_smallest_size_has_a_place():
+    """No stage's config is of it."""
+    config = from_mapping(BaichuanAudioConfig, models.get_config("tiny").to_dict())
+    shapes = variable_shapes(config)["params"]
+    flat = {path: leaf.shape for path, leaf in flatten(shapes).items()}
+    check_places(flat, config.heads, "tiny")
+
+
+def check_places(flat, heads, kind):
+    """Every parameter has one, and nothing large is whole on every device."""
+    for sizes in MESHES[kind]:
+        mesh = AbstractMesh((2, *sizes, 2), sharding.AXES)
+        for path, shape in flat.items():
+            spec = sharding.parameter_spec(path, shape, mesh, heads)
+            # Adapters are thin.
+            small = math.prod(shape) <= sharding.WHOLE or "/lora_" in path
+            assert any(spec) or small, (path, shape, sizes)
 
 
 def test_what_each_language_stage_trains():
