@@ -148,10 +148,16 @@ class LLMLayer(nn.Module):
         k = apply_rope(project("key", y, c.kv_heads), rope)
         v = project("value", y, c.kv_heads)
         if cache is not None:
-            row = jnp.arange(batch)[:, None]
+            places = (jnp.arange(batch)[:, None], slice(None), slots_BL)
+            if length == 1:
+                # Heads one by one: XLA:TPU then writes in place. With a window over them it copies
+                # all of the cache into another layout and back; for a prompt that is cheaper.
+                row_B11 = jnp.arange(batch)[:, None, None]
+                heads_11K = jnp.arange(c.kv_heads)[None, None]
+                places = (row_B11, heads_11K, slots_BL[:, :, None])
             # Slots at the capacity (padding, or an overfull row) are dropped, not clamped.
             cache = tuple(
-                stored.at[index, row, :, slots_BL].set(new.astype(stored.dtype), mode="drop")
+                stored.at[index, *places].set(new.astype(stored.dtype), mode="drop")
                 for stored, new in zip(cache, (k, v), strict=True)
             )
             if "cache" in masks:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -89,7 +88,7 @@ def placed_shapes(batch: FullBatch, mesh: jax.sharding.Mesh) -> Any:
     """Shapes, types and shardings of the global arrays.
 
     Raises:
-      PlanError: rows that do not divide among the devices.
+      PlanError: rows or positions that do not divide among the devices.
     """
     shards = sharding.batch_shards(mesh)
     if batch.rows % shards:
@@ -97,13 +96,20 @@ def placed_shapes(batch: FullBatch, mesh: jax.sharding.Mesh) -> Any:
             f"a batch of {batch.rows} rows on a mesh {dict(mesh.shape)}, which splits it in "
             f"{shards}: expected a multiple; set --rows or --config.data.rows"
         )
-    where = sharding.batch_sharding(mesh)
+    sequence = mesh.shape["sequence"]
 
-    def place(array: np.ndarray) -> jax.ShapeDtypeStruct:
+    def place(path, array: np.ndarray) -> jax.ShapeDtypeStruct:
+        names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
+        where = sharding.batch_sharding(mesh, names[-1])
+        if len(where.spec) > 1 and array.shape[1] % sequence:
+            raise PlanError(
+                f"{names[-1]}: {array.shape[1]} positions on mesh.sequence = {sequence}: expected "
+                "a multiple"
+            )
         dtype = jax.dtypes.canonicalize_dtype(array.dtype)
         return jax.ShapeDtypeStruct((batch.rows, *array.shape[1:]), dtype, sharding=where)
 
-    return jax.tree.map(place, batch.row)
+    return jax.tree_util.tree_map_with_path(place, batch.row)
 
 
 def _packed_row(
@@ -155,8 +161,9 @@ def _chunks(
         )
         if "hifigan_mel" in settings.targets:
             frames = bucket.samples // HIFIGAN_MEL.hop
+            shape = (1, bucket.count, frames, HIFIGAN_MEL.n_mels)
             chunks = chunks._replace(
-                hifigan_mel_BCTM=np.zeros((1, bucket.count, frames, HIFIGAN_MEL.n_mels), np.float32),
+                hifigan_mel_BCTM=np.zeros(shape, np.float32),
                 hifigan_lengths_BC=np.where(used_C, frames, 0).astype(np.int32)[None],
             )
         found.append(chunks)
@@ -182,12 +189,3 @@ def bytes_a_device(shapes: Any) -> int:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(shapes)
     )
-
-
-def component_bytes(flat: Mapping[str, Any]) -> dict[str, int]:
-    """Component -> bytes a device, of a flat dict of placed parameters."""
-    found: dict[str, int] = {}
-    for name, leaf in flat.items():
-        component = name.split("/")[0]
-        found[component] = found.get(component, 0) + bytes_a_device(leaf)
-    return found

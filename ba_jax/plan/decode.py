@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ba_jax import sharding
 from ba_jax.audio.lengths import FRAME_SECONDS
@@ -108,14 +109,12 @@ def decode_step(
         state = state._replace(turn=state.turn._replace(mode_B=mode_B))
         return stepper.step(variables, state, keys_B, limits)
 
-    state = _state(stepper, config, variables, mesh)
+    state = _state(stepper, config, mesh)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
     limits = Limits(*(np.zeros((rows,), t) for t in (np.int32, np.int32, bool)))
     arguments = (variables, state, *_over_rows((keys, limits), mesh))
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    function = jax.jit(
-        sharding.for_mesh(mesh, step), donate_argnums=1, out_shardings=places
-    )
+    function = jax.jit(sharding.for_mesh(mesh, step), donate_argnums=1, out_shardings=places)
     counts = {
         name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
         for name, tree in variables["params"].items()
@@ -192,25 +191,17 @@ def _over_rows(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     )
 
 
-def _state(
-    stepper: Stepper, config: BaichuanAudioConfig, variables: Any, mesh: jax.sharding.Mesh
-) -> State:
+def _state(stepper: Stepper, config: BaichuanAudioConfig, mesh: jax.sharding.Mesh) -> State:
     """A state's shapes; rows over the batch's axes, the cache's heads over tensor."""
-    rows = stepper.rows
-    ids = jax.ShapeDtypeStruct((rows, 1), jnp.int32)
-    codes = jax.ShapeDtypeStruct((rows, 1, len(stepper.sizes)), jnp.int32)
-    real = jax.ShapeDtypeStruct((rows, 1), bool)
-    mode = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    plain = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
-    state = jax.eval_shape(stepper.start_in_jit, plain, ids, codes, real, mode)
-    cache = sharding.cache_sharding(mesh, config.llm.kv_heads)
-
-    def place(leaf, where):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-
-    placed = _over_rows(state, mesh)
-    return placed._replace(
-        cache=placed.cache._replace(
-            k_EBKPD=place(state.cache.k_EBKPD, cache), v_EBKPD=place(state.cache.v_EBKPD, cache)
-        )
-    )
+    heads = sharding.LOGICAL_AXES["kv_heads"]
+    if config.llm.kv_heads % mesh.shape[heads]:
+        heads = None
+    axes = (None, sharding.LOGICAL_AXES["batch"], heads)
+    where = NamedSharding(mesh, PartitionSpec(*axes))
+    state = _over_rows(stepper.state_shapes(), mesh)
+    cache = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+        for name, leaf in state.cache._asdict().items()
+        if name != "lengths_B"
+    }
+    return state._replace(cache=state.cache._replace(**cache))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from ba_jax.plan.compiled import Compiled, CollectiveSum
+from ba_jax.plan.compiled import CollectiveSum, Compiled
 from ba_jax.plan.topology import Topology
 
 DAY = 86400.0

@@ -1,8 +1,8 @@
 """Plans a run for a pod or GPUs that need not be there.
 
     python -m ba_jax.plan --config=configs/lm_stage2.py:7b --topology=v5p:4x4x4
-    python -m ba_jax.plan --config=configs/lm_stage2.py:7b --topology=v6e:16x16 --slices=2 --rows=2 \
-        --json=plan.json --picture=plan.png
+    python -m ba_jax.plan --config=configs/lm_stage2.py:7b --topology=v6e:16x16 --slices=2 \
+        --rows=2 --json=plan.json --picture=plan.png
     python -m ba_jax.plan --config=configs/lm_stage2.py:7b --topology=v5p:4x4x4 --sweep
     python -m ba_jax.plan --config=configs/generate.py:7b --topology=v6e:1x1 --decode --rows=16
 
@@ -17,6 +17,8 @@ Exit code: 0 it fits, 3 it does not, 1 it cannot be planned.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -30,7 +32,7 @@ from ba_jax.plan import plan as planning
 from ba_jax.plan.chips import PlanError
 from ba_jax.plan.report import Plan, as_dict, lines
 from ba_jax.plan.topology import Topology, open_topology, prepare_process
-from ba_jax.run_config import RunConfig, make_stage, parse_config
+from ba_jax.run_config import STAGES, RunConfig, parse_config
 from ba_jax.sharding import MeshSettings
 
 DOES_NOT_FIT = 3
@@ -78,9 +80,7 @@ def main(argv: list[str]) -> None:
 
 def _training(config: RunConfig, topology: Topology, values: Any) -> None:
     try:
-        plan = planning.training(
-            config, topology, rows=values.rows, audio_share=values.audio_share
-        )
+        plan = planning.training(config, topology, rows=values.rows, audio_share=values.audio_share)
     except planning.DoesNotFit as error:
         _fail(error, values)
     _show(plan)
@@ -117,11 +117,16 @@ def _decode(config: dict[str, Any], topology: Topology, values: Any) -> None:
 def _sweep(config: RunConfig, topology: Topology, values: Any) -> None:
     if not topology.compiles:
         raise PlanError(f"--sweep for {topology.name}: expected devices that can be compiled for")
-    stage = make_stage(config)
+    name = config.stage.get("name")
+    if name not in STAGES:
+        raise PlanError(f"stage.name = {name!r}, expected one of {sorted(STAGES)}")
     tries = sweep.candidates(
-        len(topology.devices), topology.slices, divides_positions=stage.divides_positions
+        len(topology.devices), topology.slices, divides_positions=STAGES[name].divides_positions
     )
-    label = f"{stage.name} {config.model} {topology.name} x {topology.slices}"
+    # Whatever else may change what a try gives.
+    fixed = dataclasses.replace(config, mesh=MeshSettings())
+    digest = hashlib.sha256(repr(fixed).encode()).hexdigest()[:12]
+    label = f"{name} {digest} {topology.name} x {topology.slices}"
     results = []
     for result in sweep.run(
         tries,
@@ -132,8 +137,8 @@ def _sweep(config: RunConfig, topology: Topology, values: Any) -> None:
     ):
         results.append(result)
         if result["status"] != sweep.SKIPPED:
-            done = f"{len(results)} of {len(tries)}"
-            print(f"{done}: {result['candidate']}: {result['status']} {result['reason']}", flush=True)
+            told = f"{result['candidate']}: {result['status']} {result['reason']}"
+            print(f"{len(results)} of {len(tries)}: {told}", flush=True)
     print("\n".join(["", "ranked by time a token", *sweep.lines(results)]))
     if values.json:
         Path(values.json).write_text(json.dumps(results, indent=1) + "\n")

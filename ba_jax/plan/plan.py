@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from ba_jax import sharding
 from ba_jax.plan import advice, batch, decode, traced
@@ -39,7 +38,8 @@ class DoesNotFit(Exception):
         ]
         if error.largest:
             lines.append("its largest arrays:")
-            lines += [f"  {size(n)}  {shape}  {source[-90:]}" for n, shape, source in error.largest[:5]]
+            for count, shape, source in error.largest[:5]:
+                lines.append(f"  {size(count)}  {shape}  {source[-90:]}")
         super().__init__("\n".join(lines))
 
 
@@ -64,17 +64,13 @@ def training(
     total = None if rows is None else rows * shards
     full = batch.full_batch(program.stage, config, total, audio_share)
     state, arrays = program.placed_shapes(), batch.placed_shapes(full, mesh)
-    key = jax.ShapeDtypeStruct(
-        (), program.seed_key.dtype, sharding=sharding.replicated(mesh)
-    )
+    key = jax.ShapeDtypeStruct((), program.seed_key.dtype, sharding=sharding.replicated(mesh))
     kinds = {
         "trained parameters": batch.bytes_a_device(state.trained),
         "frozen parameters": batch.bytes_a_device(state.frozen),
         "optimiser": batch.bytes_a_device(state.optimizer),
         "average": batch.bytes_a_device(state.average),
-        "codebooks and buffers": batch.bytes_a_device(
-            (state.codebook, state.buffers, state.extra)
-        ),
+        "codebooks and buffers": batch.bytes_a_device((state.codebook, state.buffers, state.extra)),
         "batch": batch.bytes_a_device(arrays),
     }
     plan = Plan(

@@ -78,6 +78,8 @@ def prepare_process(name: str) -> None:
     TPUs that a host may have are left to others: what is compiled here never runs.
     """
     chip, shape = parse(name)
+    # Programs for devices that are not there cannot be read back from the cache.
+    jax.config.update("jax_enable_compilation_cache", False)
     if chip.is_tpu:
         for key, value in ENVIRONMENT.items():
             os.environ.setdefault(key, value)

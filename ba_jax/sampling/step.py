@@ -171,6 +171,17 @@ class Stepper:
         """The ids (B, size) and frames (B, size, Q) of the turn from (ids, frames) on."""
         return self._window(state, *self._place(tuple(counts)), size)
 
+    def state_shapes(self) -> State:
+        """Shapes and types of a state; nothing is allocated."""
+        row = (self.rows, 1)
+        arrays = (
+            jax.ShapeDtypeStruct(row, jnp.int32),
+            jax.ShapeDtypeStruct((*row, len(self.sizes)), jnp.int32),
+            jax.ShapeDtypeStruct(row, bool),
+            jax.ShapeDtypeStruct(row[:1], jnp.int32),
+        )
+        return jax.eval_shape(self._start_in_jit, self._variables, *arrays)
+
     # In jit
 
     def _start_in_jit(self, variables, ids_BL, codes_BLQ, real_BL, mode_B) -> State:
