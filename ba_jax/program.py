@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from ba_jax import optim, sharding
 from ba_jax.checkpoint import flatten, unflatten
-from ba_jax.run_config import RunConfig, make_stage
+from ba_jax.run_config import DTYPES, RunConfig, make_stage
 from ba_jax.steps.base import Variables
 from ba_jax.steps.update import TrainState, make_step, new_state
 
@@ -41,7 +41,7 @@ class Program:
 
     def __init__(self, config: RunConfig, mesh: Mesh):
         self.config, self.mesh = config, mesh
-        self.stage = make_stage(config)
+        self.stage = make_stage(config, mesh.devices.flat[0].platform)
         if mesh.shape["sequence"] > 1 and not self.stage.divides_positions:
             raise sharding.ShardingError(
                 f"stage {self.stage.name} on mesh.sequence = {mesh.shape['sequence']}: expected 1, "
@@ -64,7 +64,15 @@ class Program:
         self.placement = _state_placement(self.state_shapes, mesh, self.heads)
 
     def _begin(self, variables: Variables) -> TrainState:
-        return new_state(self.stage, variables, self.rates, self.optimizer, self.config.optimizer)
+        config = self.config
+        return new_state(
+            self.stage,
+            variables,
+            self.rates,
+            self.optimizer,
+            config.optimizer,
+            DTYPES[config.train.frozen_dtype],
+        )
 
     def begin(self, variables: Variables) -> TrainState:
         """The state before the first step; the variables are used up."""

@@ -15,6 +15,7 @@ of those goes. What no rule covers is an error, and so is a parameter that does 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -122,9 +123,12 @@ LOGICAL_AXES: dict[str | None, str | tuple[str, ...] | None] = {
     "mlp": "tensor",
     "vocab": "tensor",
     "channels": "fsdp",
-    # of activations, batches and caches
+    # of activations, batches and caches: rows; their positions; positions taken out of the rows;
+    # rows while a table's width is divided
     "batch": ("replica", "fsdp"),
     "length": "sequence",
+    "frames": ("replica", "fsdp", "sequence"),
+    "copies": "replica",
     # whole on every device: depths, taps, features of a position, positions that are looked at
     None: None,
 }
@@ -308,14 +312,25 @@ def to_devices(arrays: Mapping[str, Any], mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, arrays)
 
 
-def for_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+def for_mesh(mesh: Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, to be jitted, for whose activations `constrain` follows the mesh."""
+    if mesh is None:
+        return function
 
-    def run(*arguments):
+    @functools.wraps(function)
+    def run(*arguments, **options):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return function(*arguments)
+            return function(*arguments, **options)
 
     return run
+
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """The mesh that arrays, or their shapes, lie on; None without one."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(getattr(leaf, "sharding", None), NamedSharding):
+            return leaf.sharding.mesh
+    return None
 
 
 def current_mesh() -> Any:
@@ -324,6 +339,14 @@ def current_mesh() -> Any:
     if mesh.empty or mesh.size == 1 or set(AXES) - set(mesh.axis_names):
         return None
     return mesh
+
+
+def parts_of(logical: str) -> int:
+    """Into how many parts the mesh that is traced for cuts a logical axis; 1 without a mesh."""
+    mesh, axes = current_mesh(), LOGICAL_AXES[logical]
+    if mesh is None:
+        return 1
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
@@ -335,9 +358,8 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     mesh = current_mesh()
     if mesh is None:
         return x
-    axes = []
-    for size, name in zip(x.shape, logical, strict=True):
-        axis = LOGICAL_AXES[name]
-        names = (axis,) if isinstance(axis, str) else axis or ()
-        axes.append(axis if size % math.prod(mesh.shape[n] for n in names) == 0 else None)
+    axes = [
+        LOGICAL_AXES[name] if name and size % parts_of(name) == 0 else None
+        for size, name in zip(x.shape, logical, strict=True)
+    ]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))

@@ -12,7 +12,9 @@ init         component -> the WORKDIR or checkpoint that it starts from; "random
 optimizer    AdamW; `rules` say which parameters train (`ba_jax.optim.OptimizerSettings`)
 mesh         devices along replica, fsdp, tensor, sequence; -1 takes what is left. `slices`:
              how many TPU slices (or groups of hosts) replica is laid over first
-train        steps, microbatches, precision, how often to log and evaluate, profiling
+train        steps, microbatches, precision, how often to log and evaluate, profiling. `attention`:
+             "xla", "splash" on TPUs, "cudnn" on GPUs. `frozen_dtype`: "bfloat16" halves what
+             frozen parameters take, but for the tokenizer's
 checkpoint   how often, and which stay; `metric` is what "best" means
 """
 
@@ -59,6 +61,8 @@ def base(size: str, stage: str) -> ConfigDict:
                 "accumulate": 1,
                 "dtype": "float32",
                 "remat": "none",
+                "attention": "xla",
+                "frozen_dtype": "float32",
                 "log_every": 10,
                 "evaluate_every": 0,
                 "evaluate_batches": 4,

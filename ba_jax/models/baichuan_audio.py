@@ -94,6 +94,7 @@ class BaichuanAudio(nn.Module):
       param_dtype: type parameters are initialised in.
       remat: policy of the scanned transformers, see `layers.REMAT_POLICIES`.
       scan: scan over layers instead of unrolling them.
+      attention: of the language model's packed rows, see `packed_attention`.
     """
 
     config: BaichuanAudioConfig
@@ -101,6 +102,7 @@ class BaichuanAudio(nn.Module):
     param_dtype: layers.Dtype = jnp.float32
     remat: str = "none"
     scan: bool = True
+    attention: str = "xla"
 
     def setup(self):
         c = self.config
@@ -119,7 +121,7 @@ class BaichuanAudio(nn.Module):
         if c.vocoder:
             self.vocoder = Vocoder(c.vocoder, **dtypes)
         if c.llm:
-            self.llm = LLM(c.llm, **deep)
+            self.llm = LLM(c.llm, **deep, attention=self.attention)
         if c.audio_embed:
             self.audio_embed = AudioEmbed(c.audio_embed, **dtypes)
         if c.audio_head:

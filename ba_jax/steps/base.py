@@ -55,6 +55,7 @@ class Stage:
       settings: an instance of `settings_class`.
       dtype: compute type.
       remat: of the scanned transformers, see `layers.REMAT_POLICIES`.
+      attention: of the language model's packed rows, see `packed_attention`.
     """
 
     name = ""
@@ -69,13 +70,14 @@ class Stage:
         *,
         dtype: Any = jnp.float32,
         remat: str = "none",
+        attention: str = "xla",
     ):
         self.settings = settings
         lacking = [name for name in self.components if getattr(config, name) is None]
         if lacking:
             raise StageError(f"stage {self.name}: the model's config has no {lacking}")
         self.config = config.only(*self.components)
-        self.model = BaichuanAudio(self.config, dtype=dtype, remat=remat)
+        self.model = BaichuanAudio(self.config, dtype=dtype, remat=remat, attention=attention)
 
     @property
     def components(self) -> tuple[str, ...]:
