@@ -83,6 +83,7 @@ class Compiled:
       collectives: by kind.
       unknown_loops: loops that count once because their number could not be read.
       seconds: that tracing and compiling took.
+      text: the program.
     """
 
     memory: Memory
@@ -92,6 +93,7 @@ class Compiled:
     collectives: dict[str, CollectiveSum]
     unknown_loops: tuple[str, ...]
     seconds: float
+    text: str = dataclasses.field(repr=False, default="")
 
 
 def compile_step(function: Callable, arguments: Iterable[Any], topology: Topology) -> Compiled:
@@ -118,7 +120,8 @@ def compile_step(function: Callable, arguments: Iterable[Any], topology: Topolog
     seconds = time.monotonic() - started
     stats = compiled.memory_analysis()
     slice_size = len(topology.devices) // topology.slices
-    program = hlo.Program(compiled.as_text(), slice_size if topology.slices > 1 else None)
+    text = compiled.as_text()
+    program = hlo.Program(text, slice_size if topology.slices > 1 else None)
     return Compiled(
         Memory(
             stats.argument_size_in_bytes,
@@ -133,6 +136,7 @@ def compile_step(function: Callable, arguments: Iterable[Any], topology: Topolog
         sum_collectives(program.collectives()),
         tuple(dict.fromkeys(program.unknown_loops)),
         seconds,
+        text,
     )
 
 

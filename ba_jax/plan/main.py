@@ -53,6 +53,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("sweep_limit", 12, "How many of them to compile.")
     flags.DEFINE_string("sweep_file", None, "JSONL of their results, to go on from.")
     flags.DEFINE_string("json", None, "Write everything there.")
+    flags.DEFINE_string("hlo", None, "Write the compiled program's text there.")
     flags.DEFINE_string("picture", None, "Write a bar of the memory there, PNG.")
     flags.DEFINE_float("effort", -1.0, "XLA's optimisation effort: -1 compiles 4 times faster.")
     flags.mark_flags_as_required(["config", "topology"])
@@ -153,6 +154,8 @@ def _write(found: dict[str, Any], plan: Plan, values: Any) -> None:
         Path(values.json).write_text(json.dumps(found, indent=1) + "\n")
     if values.picture:
         picture.draw(plan, values.picture)
+    if values.hlo and plan.compiled:
+        Path(values.hlo).write_text(plan.compiled.text)
 
 
 def _fail(error: planning.DoesNotFit, values: Any) -> None:

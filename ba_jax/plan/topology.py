@@ -84,8 +84,7 @@ def prepare_process(name: str) -> None:
         for key, value in ENVIRONMENT.items():
             os.environ.setdefault(key, value)
         jax.config.update("jax_platforms", "cpu")
-    elif not _gpus():
-        jax.config.update("jax_platforms", "cpu")
+    else:
         jax.config.update("jax_num_cpu_devices", math.prod(shape))
 
 
