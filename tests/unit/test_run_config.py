@@ -69,6 +69,8 @@ def test_a_config_is_a_mapping_or_a_configdict():
         ({"train__log_every": 0}, "log_every 0"),
         ({"train__dtype": "float16"}, "dtype 'float16', expected one of"),
         ({"train__remat": "some"}, "remat 'some', expected one of"),
+        ({"train__attention": "flash"}, "attention 'flash', expected one of"),
+        ({"train__frozen_dtype": "int8"}, "frozen_dtype 'int8', expected one of"),
         ({"train__evaluate_every": -1}, "evaluate_every = -1"),
         ({"train__evaluate_batches": 0}, "evaluate_batches = 0"),
         ({"train__profile_steps": 0}, "profile_steps = 0"),
@@ -100,6 +102,7 @@ def test_a_missing_section():
     [
         ({"stage": {"name": "lmm"}}, r"stage.name = 'lmm', expected one of \['flow', 'lm'"),
         ({"stage": {}}, "stage.name = None"),
+        ({"train__attention": "cudnn"}, "train: attention 'cudnn' on cpu: expected NVIDIA"),
         ({"stage__chunks": 3}, r"stage: unknown keys \['chunks'\]"),
         ({"stage__audio": "wave"}, "stage: audio = 'wave'"),
         ({"model__llm__widht": 3}, r"model.llm: unknown keys \['widht'\]"),
@@ -108,6 +111,13 @@ def test_a_missing_section():
 def test_a_stage_that_is_none(changes, message):
     with pytest.raises(ConfigError, match=message):
         make_stage(parse_config(config(**changes)))
+
+
+def test_attention_is_of_a_language_model():
+    values = CONFIGS["vocoder"]("nano").to_dict()
+    values["train"]["attention"] = "splash"
+    with pytest.raises(ConfigError, match="stage vocoder has no language model, expected 'xla'"):
+        make_stage(parse_config(values))
 
 
 def test_every_stage_has_a_config():
