@@ -136,8 +136,8 @@ def test_half_a_chip_has_half_of_everything():
 def test_chips_agree_with_what_training_reports():
     from ba_jax.metrics.throughput import GPU_PEAKS, TPU_PEAKS
 
-    for kind, name in (("TPU v4", "v4"), ("TPU v5e", "v5e"), ("TPU v5p", "v5p"), ("TPU v6e", "v6e")):
-        assert CHIPS[name].peak == TPU_PEAKS[kind][0]
+    for name in ("v4", "v5e", "v5p", "v6e"):
+        assert CHIPS[name].peak == TPU_PEAKS[f"TPU {name}"][0]
     assert CHIPS["tpu7x"].peak == TPU_PEAKS["TPU7x"][0]
     assert {CHIPS["h100"].peak, CHIPS["h200"].peak} == set(GPU_PEAKS.values())
 

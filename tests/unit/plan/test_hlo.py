@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,79 +12,7 @@ from ba_jax.plan import compiled, hlo
 
 # A loop of 3 over a layer whose weights it slices out of a stack, gathers and multiplies; a fusion
 # that writes into a buffer in place; XLA:TPU's reduce-scatter; a conditional; an array in VMEM.
-TEXT = """\
-HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[3,8,16]{2,1,0})->f32[8,16]}
-
-%add.1 (a: f32[], b: f32[]) -> f32[] {
-  %a = f32[] parameter(0)
-  %b = f32[] parameter(1)
-  ROOT %sum.1 = f32[]{:T(128)} add(%a, %b)
-}
-
-%sliced (p0: f32[3,8,16], p1: s32[]) -> f32[8,16] {
-  %p0 = f32[3,8,16]{2,1,0:T(8,128)} parameter(0)
-  %p1 = s32[]{:T(128)} parameter(1)
-  %zero = s32[]{:T(128)} constant(0)
-  %ds = f32[1,8,16]{2,1,0:T(8,128)} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,8,16}
-  ROOT %flat = f32[8,16]{1,0:T(8,128)} bitcast(%ds)
-}
-
-%written (q0: f32[3,8,16], q1: f32[1,8,16], q2: s32[]) -> f32[3,8,16] {
-  %q0 = f32[3,8,16]{2,1,0:T(8,128)} parameter(0)
-  %q1 = f32[1,8,16]{2,1,0:T(8,128)} parameter(1)
-  %q2 = s32[]{:T(128)} parameter(2)
-  %none = s32[]{:T(128)} constant(0)
-  ROOT %dus = f32[3,8,16]{2,1,0:T(8,128)} dynamic-update-slice(%q0, %q1, %q2, %none, %none)
-}
-
-%scattered (r0: f32[32,16]) -> f32[8,16] {
-  %r0 = f32[32,16]{1,0:T(8,128)} parameter(0)
-  %from = s32[]{:T(128)} constant(0)
-  %all-reduce.2 = f32[32,16]{1,0:T(8,128)} all-reduce(%r0), channel_id=2, replica_groups={{0,1,2,3}}, to_apply=%add.1
-  ROOT %mine = f32[8,16]{1,0:T(8,128)} dynamic-slice(%all-reduce.2, %from, %from), dynamic_slice_sizes={8,16}
-}
-
-%body (c: (s32[], f32[3,8,16], /*index=2*/f32[3,8,16])) -> (s32[], f32[3,8,16], f32[3,8,16]) {
-  %c = (s32[]{:T(128)}, f32[3,8,16]{2,1,0:T(8,128)}, /*index=2*/f32[3,8,16]{2,1,0:T(8,128)}) parameter(0)
-  %i = s32[]{:T(128)} get-tuple-element(%c), index=0
-  %stack = f32[3,8,16]{2,1,0:T(8,128)} get-tuple-element(%c), index=1
-  %kept = f32[3,8,16]{2,1,0:T(8,128)} get-tuple-element(%c), index=2
-  %one = s32[]{:T(128)} constant(1)
-  %layer = f32[8,16]{1,0:T(8,128)} fusion(%stack, %i), kind=kLoop, calls=%sliced
-  %gathered = f32[32,16]{1,0:T(8,128)S(1)} all-gather(%layer), channel_id=1, replica_groups=[1,4]<=[4], dimensions={0}, metadata={op_name="jit(step)/layers/up"}
-  %new = f32[1,8,16]{2,1,0:T(8,128)S(1)} slice(%gathered), slice={[0:1]}
-  %after = f32[3,8,16]{2,1,0:T(8,128)} fusion(%kept, %new, %i), kind=kLoop, calls=%written
-  %next = s32[]{:T(128)} add(%i, %one)
-  ROOT %out = (s32[]{:T(128)}, f32[3,8,16]{2,1,0:T(8,128)}, f32[3,8,16]{2,1,0:T(8,128)}) tuple(%next, %stack, %after)
-}
-
-%condition (d: (s32[], f32[3,8,16], f32[3,8,16])) -> pred[] {
-  %d = (s32[]{:T(128)}, f32[3,8,16]{2,1,0:T(8,128)}, f32[3,8,16]{2,1,0:T(8,128)}) parameter(0)
-  %at = s32[]{:T(128)} get-tuple-element(%d), index=0
-  %many = s32[]{:T(128)} constant(3)
-  ROOT %lt = pred[]{:T(512)} compare(%at, %many), direction=LT
-}
-
-%small (e: f32[8,16]) -> f32[8,16] {
-  ROOT %e = f32[8,16]{1,0:T(8,128)} parameter(0)
-}
-
-%large (g: f32[8,16]) -> f32[8,16] {
-  %g = f32[8,16]{1,0:T(8,128)} parameter(0)
-  ROOT %moved = f32[8,16]{1,0:T(8,128)} copy(%g)
-}
-
-ENTRY %main (stack.1: f32[3,8,16], which: s32[], wide: f32[32,16]) -> f32[8,16] {
-  %stack.1 = f32[3,8,16]{2,1,0:T(8,128)} parameter(0)
-  %which = s32[]{:T(128)} parameter(1)
-  %wide = f32[32,16]{1,0:T(8,128)} parameter(2)
-  %start = s32[]{:T(128)} constant(0)
-  %carry = (s32[]{:T(128)}, f32[3,8,16]{2,1,0:T(8,128)}, f32[3,8,16]{2,1,0:T(8,128)}) tuple(%start, %stack.1, %stack.1)
-  %while.1 = (s32[]{:T(128)}, f32[3,8,16]{2,1,0:T(8,128)}, f32[3,8,16]{2,1,0:T(8,128)}) while(%carry), condition=%condition, body=%body
-  %part = f32[8,16]{1,0:T(8,128)} fusion(%wide), kind=kCustom, calls=%scattered
-  ROOT %chosen = f32[8,16]{1,0:T(8,128)} conditional(%which, %part, %part), branch_computations={%small, %large}
-}
-"""
+TEXT = (pathlib.Path(__file__).parents[2] / "data" / "plan" / "loop.hlo").read_text()
 LAYER = 8 * 16 * 4
 
 

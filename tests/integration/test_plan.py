@@ -1,0 +1,103 @@
+"""Gates on what XLA makes of the step for a pod: compiled for four v5e, none needed.
+
+A small run's collectives and memory are checked against stored figures (`tests/data/plan`, with the
+libtpu that they come from). Figures that follow from shapes have to be equal; what another version
+of XLA may do better or worse has to be within TOLERANCE. Faults that would cost a pod its speed or
+memory have to leave that: a parameter that is whole on every device, remat that got lost.
+
+New figures: `python -m tests.integration.plan_driver tests/data/plan/v5e_2x2.json "as it is" frame`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STORED = json.loads((ROOT / "tests" / "data" / "plan" / "v5e_2x2.json").read_text())
+TOLERANCE = 0.25
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict:
+    """Name -> plan, of two processes: a fault stays in its own."""
+    folder, plans = tmp_path_factory.mktemp("plan"), {}
+    for names in (("as it is", "frame", "too large", "no remat"), ("replicated",)):
+        out = folder / f"{len(plans)}.json"
+        line = [sys.executable, "-m", "tests.integration.plan_driver", str(out), *names]
+        done = subprocess.run(
+            line, cwd=ROOT, capture_output=True, text=True, timeout=900, env=dict(os.environ)
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        plans |= json.loads(out.read_text())
+    return plans
+
+
+def differences(plan: dict, stored: dict) -> list[str]:
+    """Where a plan is not what is stored."""
+    wrong = []
+
+    def near(name: str, value: float, expected: float, tolerance: float = TOLERANCE) -> None:
+        if abs(value - expected) > tolerance * expected:
+            wrong.append(f"{name}: {value:,.0f}, stored {expected:,.0f}")
+
+    for name in ("model_flops", "device_flops"):
+        near(name, plan[name], stored[name], 1e-6)
+    for kind, count in stored["argument_kinds"].items():
+        near(f"arguments, {kind}", plan["argument_kinds"][kind], count, 1e-6)
+    near("temporaries", plan["memory"]["temporaries"], stored["memory"]["temporaries"])
+    near("peak", plan["peak_bytes"], stored["peak_bytes"])
+    near("bytes accessed", plan["bytes_accessed"], stored["bytes_accessed"])
+    if set(plan["collectives"]) != set(stored["collectives"]):
+        wrong.append(f"collectives: {sorted(plan['collectives'])}")
+    for kind, sums in stored["collectives"].items():
+        now = plan["collectives"].get(kind, {"count": 0, "received": 0})
+        near(f"{kind}, times", now["count"], sums["count"])
+        near(f"{kind}, received", now["received"], sums["received"])
+    return wrong
+
+
+def test_the_step_is_what_it_was(found):
+    assert differences(found["as it is"], STORED["as it is"]) == []
+
+
+def test_a_step_of_generation_reads_what_it_needs(found):
+    frame, stored = found["frame"], STORED["frame"]
+    assert frame["collectives"] == {} and frame["fits"]
+    assert abs(frame["bytes_accessed"] / stored["bytes_accessed"] - 1) < TOLERANCE
+    assert frame["bytes_accessed"] < 1.35 * frame["needed_bytes"]
+
+
+def test_weights_are_gathered_and_gradients_scattered(found):
+    """FSDP: the batch's activations do not travel, weights do."""
+    plan = found["as it is"]
+    weights = sum(plan["argument_kinds"][kind] for kind in ("trained parameters",))
+    gathered = plan["collectives"]["all-gather"]["received"]
+    # In bfloat16 or float32, forward, and again for the backward pass.
+    assert 0.5 * 3 * weights < gathered < 4 * 3 * weights
+
+
+def test_a_replicated_parameter_is_noticed(found):
+    wrong = "\n".join(differences(found["replicated"], STORED["as it is"]))
+    assert "arguments, trained parameters" in wrong and "arguments, optimiser" in wrong
+
+
+def test_lost_remat_is_noticed(found):
+    wrong = "\n".join(differences(found["no remat"], STORED["as it is"]))
+    assert "device_flops" in wrong and "temporaries" in wrong
+
+
+def test_too_large_says_by_how_much_and_what_to_change(found):
+    told = found["too large"]
+    assert told["peak_bytes"] > told["hbm_bytes"] > 15 * 2**30
+    assert "GB over. What to change:" in told["message"]
+    assert any("--config.train.remat=full" in line for line in told["advice"])
+    assert any("--rows=32" in line for line in told["advice"])
+    assert "its largest arrays:" in told["message"]
