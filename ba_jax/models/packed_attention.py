@@ -63,6 +63,11 @@ def packed_attention(
     if mesh is not None and heads % mesh.shape["tensor"] == 0:
         tensor = mesh.shape["tensor"]
     length = q_BLHD.shape[1]
+    rows = 1 if mesh is None else sharding.parts_of("batch")
+    if q_BLHD.shape[0] % rows:
+        raise AttentionError(
+            f"{q_BLHD.shape[0]} rows (of a microbatch) on {rows} devices: expected a multiple"
+        )
     if length % parts:
         raise AttentionError(f"{length} positions on mesh.sequence = {parts}: expected a multiple")
     if kind == "cudnn":
@@ -83,8 +88,8 @@ def packed_attention(
     shared = tensor > 1 and kv_heads % tensor != 0
     if shared and tensor % kv_heads:
         raise AttentionError(f"{kv_heads} key heads on mesh.tensor = {tensor}: expected a divisor")
-    rows = sharding.LOGICAL_AXES["batch"]
-    keys = PartitionSpec(rows, None, None if shared else split)
+    batch = sharding.LOGICAL_AXES["batch"]
+    keys = PartitionSpec(batch, None, None if shared else split)
 
     def local(kernel, q, k, v, seen, segments):
         if shared:
@@ -97,13 +102,13 @@ def packed_attention(
         mesh=mesh,
         in_specs=(
             kernel_spec,
-            PartitionSpec(rows, "sequence", split),
+            PartitionSpec(batch, "sequence", split),
             keys,
             keys,
-            PartitionSpec(rows, "sequence"),
-            PartitionSpec(rows),
+            PartitionSpec(batch, "sequence"),
+            PartitionSpec(batch),
         ),
-        out_specs=PartitionSpec(rows, "sequence", split),
+        out_specs=PartitionSpec(batch, "sequence", split),
         check_vma=False,
     )(kernel, q_BLHD, k_BLKD, v_BLKD, segments_BL, segments_BL)
 

@@ -15,9 +15,11 @@ from ba_jax import optim, sharding
 from ba_jax.checkpoint import flatten
 from ba_jax.config import ConfigError, from_mapping
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
+from ba_jax.program import Program
 from ba_jax.run_config import STAGES, make_stage, parse_config
 from configs import models
 from tests.unit.steps import small_run
+from tests.unit.test_sharding import chips
 
 CONFIGS = {
     name: importlib.import_module(f"configs.{name}").get_config
@@ -118,6 +120,12 @@ def test_attention_is_of_a_language_model():
     values["train"]["attention"] = "splash"
     with pytest.raises(ConfigError, match="stage vocoder has no language model, expected 'xla'"):
         make_stage(parse_config(values))
+
+
+def test_positions_are_divided_of_the_language_model_alone():
+    mesh = sharding.make_mesh(sharding.MeshSettings(sequence=2), chips(2, 2))
+    with pytest.raises(sharding.ShardingError, match="stage vocoder on mesh.sequence = 2"):
+        Program(parse_config(CONFIGS["vocoder"]("nano")), mesh)
 
 
 def test_every_stage_has_a_config():
