@@ -5,7 +5,7 @@ libtpu that they come from). Figures that follow from shapes have to be equal; w
 of XLA may do better or worse has to be within TOLERANCE. Faults that would cost a pod its speed or
 memory have to leave that: a parameter that is whole on every device, remat that got lost.
 
-New figures: `python -m tests.integration.plan_driver tests/data/plan/v5e_2x2.json "as it is" frame`.
+New figures: `python -m tests.integration.plan_driver OUT "as it is" frame`, OUT being that file.
 """
 
 from __future__ import annotations
