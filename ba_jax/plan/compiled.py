@@ -22,12 +22,14 @@ class OutOfMemory(Exception):
 
     Attributes:
       used, limit: bytes of a device; 0 where the message does not say.
+      temporaries_alone: `used` are the temporaries, the arguments come on top.
       largest: its largest arrays, (bytes, shape, where it comes from).
     """
 
     def __init__(self, message: str):
         super().__init__(message)
         self.used, self.limit, self.largest = parse_out_of_memory(message)
+        self.temporaries_alone = "for HLO temporaries" in message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +162,9 @@ def parse_out_of_memory(message: str) -> tuple[int, int, list[tuple[int, str, st
     def size(match: re.Match | None, group: int = 1) -> int:
         return int(float(match[group]) * _UNITS[match[group + 1]]) if match else 0
 
-    both = re.search(rf"Used {_SIZE} of {_SIZE} hbm", message)
+    both = re.search(rf"Used {_SIZE} of {_SIZE} hbm", message) or re.search(
+        rf"memory required for [\w ]+ \({_SIZE}\) exceeds available HBM \({_SIZE}\)", message
+    )
     used, limit = size(both), size(both, 3)
     if not both:
         used = size(re.search(rf"(?:allocate|allocating) {_SIZE}", message))

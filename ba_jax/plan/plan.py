@@ -176,7 +176,8 @@ def _compiled(plan: Plan, function, arguments, help_: list[str]) -> Plan:
     try:
         found = compile_step(function, arguments, plan.topology)
     except OutOfMemory as error:
-        known = {"peak_bytes": error.used or plan.hbm_bytes + 1}
+        more = sum(plan.kinds.values()) if error.temporaries_alone else 0
+        known = {"peak_bytes": error.used + more if error.used else plan.hbm_bytes + 1}
         if error.limit:
             known["hbm_bytes"] = error.limit
         raise DoesNotFit(dataclasses.replace(plan, **known), error, help_) from error

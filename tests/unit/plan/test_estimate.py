@@ -99,6 +99,15 @@ def test_the_message_of_too_little_memory():
     ]
 
 
+def test_the_message_of_temporaries_alone():
+    error = compiled.OutOfMemory(
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (34.39G) exceeds available HBM (15.75G)."
+    )
+    assert error.used == int(34.39 * 2**30) and error.limit == int(15.75 * 2**30)
+    assert error.temporaries_alone and error.largest == []
+
+
 def test_a_message_without_sizes_still_is_one():
     error = compiled.OutOfMemory("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 3.5G")
     assert (error.used, error.limit, error.largest) == (int(3.5 * 2**30), 0, [])
