@@ -3,7 +3,7 @@
     python -m tests.integration.plan_driver OUT.json NAME ...
 
 NAME is "as it is", a fault of FAULTS, "frame" (a step of generation) or "too large". A process of
-its own: libtpu, and faults that stay.
+its own, for libtpu.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable
+from unittest import mock
 
 import jax
 
 from ba_jax import sharding
-from ba_jax.models import llm
+from ba_jax.models import layers
 from ba_jax.plan import plan as planning
-from ba_jax.plan.report import as_dict
+from ba_jax.plan.report import Plan, as_dict
 from ba_jax.plan.topology import Topology, open_topology, prepare_process
 from ba_jax.run_config import RunConfig, parse_config
 from ba_jax.sharding import MeshSettings
@@ -54,23 +55,25 @@ def config() -> RunConfig:
     return parse_config(values)
 
 
-def replicate() -> None:
-    """A rule that leaves the largest matrices whole on every device."""
+def replicate(topology: Topology) -> Plan:
+    """A rule that leaves the largest matrices whole on every device; shapes show it."""
     rule = (r"llm/layers/(gate|up|down)/kernel", ())
-    sharding.RULES = (rule, *sharding.RULES)
+    with mock.patch.object(sharding, "RULES", (rule, *sharding.RULES)):
+        return planning.training(config(), dataclasses.replace(topology, compiles=False))
 
 
-def drop_remat() -> None:
+def drop_remat(topology: Topology) -> Plan:
     """Layers whose policy is lost on the way."""
-    stacked = llm.layers.stacked
+    stacked = layers.stacked
 
     def without(*arguments, remat, **options):
         return stacked(*arguments, remat="none", **options)
 
-    llm.layers.stacked = without
+    with mock.patch.object(layers, "stacked", without):
+        return planning.training(config(), topology)
 
 
-FAULTS: dict[str, Callable[[], None]] = {"replicated": replicate, "no remat": drop_remat}
+FAULTS: dict[str, Callable[[Topology], Plan]] = {"replicated": replicate, "no remat": drop_remat}
 
 
 def too_large(topology: Topology) -> dict:
@@ -99,8 +102,9 @@ def main(out: str, *names: str) -> None:
             plan = planning.decoding(
                 config().model, MeshSettings(), topology, "frame", rows=1, context=256
             )
+        elif name in FAULTS:
+            plan = FAULTS[name](topology)
         else:
-            FAULTS.get(name, lambda: None)()
             plan = planning.training(config(), topology)
         found[name] = as_dict(plan)
     pathlib.Path(out).write_text(json.dumps(found, indent=1) + "\n")

@@ -11,7 +11,6 @@ New figures: `python -m tests.integration.plan_driver OUT "as it is" frame`, OUT
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -27,17 +26,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict:
-    """Name -> plan, of two processes: a fault stays in its own."""
-    folder, plans = tmp_path_factory.mktemp("plan"), {}
-    for names in (("as it is", "frame", "too large", "no remat"), ("replicated",)):
-        out = folder / f"{len(plans)}.json"
-        line = [sys.executable, "-m", "tests.integration.plan_driver", str(out), *names]
-        done = subprocess.run(
-            line, cwd=ROOT, capture_output=True, text=True, timeout=900, env=dict(os.environ)
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        plans |= json.loads(out.read_text())
-    return plans
+    """Name -> plan."""
+    out = tmp_path_factory.mktemp("plan") / "plans.json"
+    names = ("as it is", "frame", "too large", "no remat", "replicated")
+    line = [sys.executable, "-m", "tests.integration.plan_driver", str(out), *names]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text())
 
 
 def differences(plan: dict, stored: dict) -> list[str]:
@@ -52,6 +47,8 @@ def differences(plan: dict, stored: dict) -> list[str]:
         near(name, plan[name], stored[name], 1e-6)
     for kind, count in stored["argument_kinds"].items():
         near(f"arguments, {kind}", plan["argument_kinds"][kind], count, 1e-6)
+    if plan["memory"] is None:  # not compiled
+        return wrong
     near("temporaries", plan["memory"]["temporaries"], stored["memory"]["temporaries"])
     near("peak", plan["peak_bytes"], stored["peak_bytes"])
     near("bytes accessed", plan["bytes_accessed"], stored["bytes_accessed"])
@@ -76,10 +73,10 @@ def test_a_step_of_generation_reads_what_it_needs(found):
     assert frame["needed_bytes"] < frame["bytes_accessed"] < 1.6 * frame["needed_bytes"]
 
 
-def test_weights_are_gathered_and_gradients_scattered(found):
-    """FSDP: the batch's activations do not travel, weights do."""
+def test_weights_travel_and_activations_do_not(found):
+    """FSDP: a layer's weights are gathered where they are needed."""
     plan = found["as it is"]
-    weights = sum(plan["argument_kinds"][kind] for kind in ("trained parameters",))
+    weights = plan["argument_kinds"]["trained parameters"]
     gathered = plan["collectives"]["all-gather"]["received"]
     # In bfloat16 or float32, forward, and again for the backward pass.
     assert 0.5 * 3 * weights < gathered < 4 * 3 * weights
