@@ -8,7 +8,7 @@ from ba_jax.plan.report import size
 from ba_jax.run_config import RunConfig
 
 # Policies by what they keep, the least first.
-REMAT_ORDER = ("full", "dots_no_batch", "dots", "none")
+REMAT_ORDER = ("full", "attention", "dots_no_batch", "dots", "none")
 
 
 def training(
@@ -18,6 +18,7 @@ def training(
     kinds: Mapping[str, int],
     limit: int,
     divides_positions: bool,
+    on_tpu: bool,
 ) -> list[str]:
     """Changes that make a training step smaller, the most useful first.
 
@@ -27,12 +28,21 @@ def training(
       rows: of each share of the batch.
       kinds: of the arguments, bytes of a device.
       limit: bytes of memory that a device has.
-      divides_positions: the stage can divide positions over `sequence`.
+      divides_positions: the stage can divide positions over `sequence`: it is the language
+        model's.
+      on_tpu: the devices are TPUs.
     """
     state = sum(count for kind, count in kinds.items() if kind != "batch")
     found = []
     if config.train.remat != "full":
         found.append(f"--config.train.remat=full (now {config.train.remat}): keep less")
+    if divides_positions and on_tpu and config.train.attention == "xla":
+        found.append("--config.train.attention=splash (now xla): no scores of all pairs")
+    frozen = kinds.get("frozen parameters", 0)
+    if frozen > limit / 20 and config.train.frozen_dtype == "float32":
+        found.append(
+            f"--config.train.frozen_dtype=bfloat16 (now float32): {size(frozen // 2)} less"
+        )
     share = rows // config.train.accumulate
     if share > 1:
         found.append(

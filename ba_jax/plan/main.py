@@ -29,6 +29,7 @@ from absl import app, flags
 
 from ba_jax.plan import picture, sweep
 from ba_jax.plan import plan as planning
+from ba_jax.plan.advice import REMAT_ORDER
 from ba_jax.plan.chips import PlanError
 from ba_jax.plan.report import Plan, as_dict, lines
 from ba_jax.plan.topology import Topology, open_topology, prepare_process
@@ -121,8 +122,13 @@ def _sweep(config: RunConfig, topology: Topology, values: Any) -> None:
     name = config.stage.get("name")
     if name not in STAGES:
         raise PlanError(f"stage.name = {name!r}, expected one of {sorted(STAGES)}")
+    # Of attention with scores, its policy keeps nothing.
+    remats = [p for p in REMAT_ORDER if p != "attention" or config.train.attention == "splash"]
     tries = sweep.candidates(
-        len(topology.devices), topology.slices, divides_positions=STAGES[name].divides_positions
+        len(topology.devices),
+        topology.slices,
+        divides_positions=STAGES[name].divides_positions,
+        remats=remats,
     )
     # Whatever else may change what a try gives.
     fixed = dataclasses.replace(config, mesh=MeshSettings())

@@ -97,6 +97,7 @@ def training(
         plan.kinds,
         plan.hbm_bytes,
         program.stage.divides_positions,
+        topology.chip.is_tpu,
     )
     return _compiled(plan, program.step(), arguments, help_)
 

@@ -117,8 +117,8 @@ def duration(seconds: float) -> str:
 
 
 def amount(value: float) -> str:
-    """12.3 G, 45.6 M, 789 k, 12."""
-    for unit, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    """12.3 P, 45.6 G, 789 k, 12."""
+    for unit, factor in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= factor:
             return f"{value / factor:.3g} {unit}"
     return f"{value:.3g}"
@@ -211,5 +211,5 @@ def _bound(bound: Bound, amounts: Mapping[str, float]) -> list[str]:
     told = []
     if "audio_seconds" in day:
         told.append(f"{amount(day.pop('audio_seconds') / 3600)} hours of audio")
-    told += [f"{amount(value)} {name}" for name, value in day.items()]
+    told += [f"{amount(value)} {name}" for name, value in day.items() if name != "examples"]
     return [*found, f"  a day at most {', '.join(told)}"]

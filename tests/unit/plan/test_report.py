@@ -102,10 +102,13 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_change():
     config = parse_config(lm_stage2.get_config("7b"))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, remat="none"))
     mesh = {"replica": 2, "fsdp": 4, "tensor": 1, "sequence": 1}
-    told = advice.training(config, mesh, 4, {"optimiser": 12 * GIB}, 16 * GIB, True)
+    kinds = {"optimiser": 12 * GIB, "frozen parameters": 2 * GIB}
+    told = advice.training(config, mesh, 4, kinds, 16 * GIB, True, True)
     text = "\n".join(told)
     for expected in (
         "--config.train.remat=full (now none)",
+        "--config.train.attention=splash (now xla)",
+        "--config.train.frozen_dtype=bfloat16 (now float32): 1.07 GB less",
         "--config.train.accumulate=2 (now 1)",
         "--rows=2 (now 4)",
         "larger --config.mesh.fsdp (now 4)",
@@ -119,7 +122,8 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_change():
     assert "22 GB of 16.9 GB, 5.12 GB over" in message
     assert "f32[4,2048,152064]" in message and told[0] in message
     full = dataclasses.replace(config, train=dataclasses.replace(config.train, remat="full"))
-    assert "remat" not in "\n".join(advice.training(full, mesh, 1, {}, GIB, False))
+    few = "\n".join(advice.training(full, mesh, 1, {}, GIB, False, False))
+    assert not any(word in few for word in ("remat", "splash", "frozen", "sequence", "rows"))
 
 
 def test_copies_of_the_model_go_over_slices():
