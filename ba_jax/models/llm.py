@@ -271,7 +271,8 @@ class LLM(nn.Module):
         positions_BL = slots_BL if positions_BL is None else positions_BL
         positions_BL = jnp.where(real_BL, positions_BL, 0)
         rope = rope_table(positions_BL, c.head_dim, c.rope_theta)
-        if cache is None and self.attention != "xla":
+        # Kernels take no row as short as one to initialise with.
+        if cache is None and self.attention != "xla" and not self.is_initializing():
             masks = {self.attention: segments_BL}
         elif cache is None or fresh:
             mask = constrain(packed_mask(segments_BL), "batch", None, "length", None)
