@@ -48,9 +48,10 @@ def row(arguments: Sequence[str], plan: Mapping[str, Any]) -> tuple[str, ...]:
     if bound is None:
         return (*first, "", "", "", "")
     day = bound["a_day"]
-    amount = f"{day['tokens'] / 1e9:.1f} G tokens"
     if stage.startswith("tokenizer"):
         amount = f"{day['audio_seconds'] / 3.6e9:.2f} M hours"
+    else:
+        amount = f"{day['tokens'] / 1e9:.1f} G tokens"
     return (*first, f"{bound['seconds']:.2f}", bound["by"], f"{bound['mfu']:.0%}", amount)
 
 
