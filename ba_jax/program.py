@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from ba_jax import optim, sharding
 from ba_jax.checkpoint import flatten, unflatten
-from ba_jax.run_config import RunConfig, make_stage
+from ba_jax.run_config import DTYPES, RunConfig, make_stage
 from ba_jax.steps.base import Variables
 from ba_jax.steps.update import TrainState, make_step, new_state
 
@@ -31,6 +31,7 @@ class Program:
       rates: parameter -> what multiplies its learning rate; None: frozen.
       counts: component -> (its parameters, how many of them train).
       optimizer: of those that train.
+      heads: of its components' attention, see `sharding.Heads`.
       variable_placement: shardings of the variables.
       state_shapes, placement: shapes and shardings of the training state.
 
@@ -40,7 +41,12 @@ class Program:
 
     def __init__(self, config: RunConfig, mesh: Mesh):
         self.config, self.mesh = config, mesh
-        self.stage = make_stage(config)
+        self.stage = make_stage(config, mesh.devices.flat[0].platform)
+        if mesh.shape["sequence"] > 1 and not self.stage.divides_positions:
+            raise sharding.ShardingError(
+                f"stage {self.stage.name} on mesh.sequence = {mesh.shape['sequence']}: expected 1, "
+                "it does not divide positions"
+            )
         keys = jax.random.split(jax.random.key(config.seed), 3)
         self.init_key, self.eval_key, self.seed_key = keys
         self.shapes = jax.eval_shape(self.stage.init, self.init_key)
@@ -52,12 +58,21 @@ class Program:
             name for name, (total, training) in self.counts.items() if 2 * training > total
         )
         self.optimizer = optim.make_optimizer(config.optimizer, trained, flat, config.train.steps)
-        self.variable_placement = _variable_placement(self.shapes, mesh)
+        self.heads = self.stage.config.heads
+        self.variable_placement = _variable_placement(self.shapes, mesh, self.heads)
         self.state_shapes = jax.eval_shape(self._begin, self.shapes)
-        self.placement = _state_placement(self.state_shapes, mesh)
+        self.placement = _state_placement(self.state_shapes, mesh, self.heads)
 
     def _begin(self, variables: Variables) -> TrainState:
-        return new_state(self.stage, variables, self.rates, self.optimizer, self.config.optimizer)
+        config = self.config
+        return new_state(
+            self.stage,
+            variables,
+            self.rates,
+            self.optimizer,
+            config.optimizer,
+            DTYPES[config.train.frozen_dtype],
+        )
 
     def begin(self, variables: Variables) -> TrainState:
         """The state before the first step; the variables are used up."""
@@ -74,14 +89,15 @@ class Program:
     def step(self) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict]]:
         """The jitted step, see `steps.update.make_step`; the state that it is given is used up."""
         config = self.config
+        step = make_step(
+            self.stage,
+            self.optimizer,
+            config.optimizer,
+            optim.schedule(config.optimizer, config.train.steps),
+            config.train.accumulate,
+        )
         return jax.jit(
-            make_step(
-                self.stage,
-                self.optimizer,
-                config.optimizer,
-                optim.schedule(config.optimizer, config.train.steps),
-                config.train.accumulate,
-            ),
+            sharding.for_mesh(self.mesh, step),
             donate_argnums=0,
             out_shardings=(self.placement, None),
         )
@@ -97,25 +113,27 @@ def _counts(shapes: dict[str, tuple], trained: dict[str, float]) -> dict[str, tu
     return counts
 
 
-def _variable_placement(tree: Any, mesh: Mesh) -> Any:
-    """Of variables: parameters by the rules, everything else whole on every device."""
-    placed = {}
-    for name, leaf in flatten(tree).items():
-        placed[name] = sharding.replicated(mesh)
-        if name.startswith("params/"):
-            path = name.removeprefix("params/")
-            placed[name] = sharding.parameter_sharding(path, leaf.shape, mesh)
-    return unflatten(placed)
+def _variable_placement(tree: Any, mesh: Mesh, heads: sharding.Heads) -> Any:
+    """Of variables, by the rules."""
+    return unflatten(
+        {
+            name: sharding.variable_sharding(name, leaf.shape, mesh, heads)
+            for name, leaf in flatten(tree).items()
+        }
+    )
 
 
-def _state_placement(state: TrainState, mesh: Mesh) -> TrainState:
+def _state_placement(state: TrainState, mesh: Mesh, heads: sharding.Heads) -> TrainState:
     """Of a state: optimiser state and averages lie where their parameters do."""
 
     def place(path, leaf):
-        for key in reversed(path):
-            name = getattr(key, "key", None)
+        keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        for name in reversed(keys):
             if name in state.trained or name in state.frozen:
-                return sharding.parameter_sharding(name, leaf.shape, mesh)
-        return sharding.replicated(mesh)
+                return sharding.variable_sharding(f"params/{name}", leaf.shape, mesh, heads)
+        if not leaf.shape:
+            return sharding.replicated(mesh)
+        name = "/".join((path[0].name, *map(str, keys)))
+        return sharding.variable_sharding(name, leaf.shape, mesh, heads)
 
     return jax.tree_util.tree_map_with_path(place, state)

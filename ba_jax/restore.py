@@ -75,13 +75,12 @@ def load(
         shapes = variable_shapes(config.only(*own))
         placed = None
         if mesh is not None:
-            placed = {}
-            for name, leaf in flatten(shapes).items():
-                collection, _, path = name.partition("/")
-                placed[name] = sharding.replicated(mesh)
-                if collection == "params":
-                    placed[name] = sharding.parameter_sharding(path, leaf.shape, mesh)
-            placed = unflatten(placed)
+            placed = unflatten(
+                {
+                    name: sharding.variable_sharding(name, leaf.shape, mesh, config.heads)
+                    for name, leaf in flatten(shapes).items()
+                }
+            )
         found = load_variables(folder, shapes, placed, dtype, components=own)
         for collection, tree in found.items():
             variables.setdefault(collection, {}).update(tree)
@@ -103,8 +102,14 @@ def on_mesh(
       hosts: one of HOSTS.
 
     Raises:
-      ShardingError: axes that the devices do not fill, or rows that do not divide among them.
+      ShardingError: axes that the devices do not fill, rows that do not divide among them, or
+        positions that are divided.
     """
+    if settings.sequence != 1 or settings.slices != 1:
+        raise sharding.ShardingError(
+            f"mesh.sequence = {settings.sequence}, mesh.slices = {settings.slices}: expected 1 and "
+            "1, only training divides positions and reaches over slices"
+        )
     mesh = sharding.make_mesh(
         settings, jax.devices() if hosts == "together" else jax.local_devices()
     )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from ba_jax import optim, sharding
 from ba_jax.config import ConfigError, from_mapping
 from ba_jax.data.loader import LoaderSettings
+from ba_jax.models import packed_attention
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.models.layers import REMAT_POLICIES
 from ba_jax.run_state import KeepSettings
@@ -38,6 +39,10 @@ class TrainSettings:
       accumulate: microbatches of a step, one after another.
       dtype: compute type, "float32" or "bfloat16"; parameters are float32.
       remat: of the transformers, see `layers.REMAT_POLICIES`.
+      attention: of the language model: "xla", "splash" (TPU) or "cudnn" (GPU), see
+        `models.packed_attention`.
+      frozen_dtype: that frozen parameters are kept in, "float32" or "bfloat16"; the tokenizer's
+        (audio_encoder, vq_bridge) stay float32, so that its codes do.
       log_every: steps between lines of metrics.
       evaluate_every: steps between evaluations; 0: none but at the end, if there is eval_data.
       evaluate_batches: batches of `eval_data`, the same each time.
@@ -60,6 +65,8 @@ class TrainSettings:
     accumulate: int = 1
     dtype: str = "float32"
     remat: str = "none"
+    attention: str = "xla"
+    frozen_dtype: str = "float32"
     log_every: int = 10
     evaluate_every: int = 0
     evaluate_batches: int = 4
@@ -87,8 +94,13 @@ class TrainSettings:
         for name in ("evaluate_batches", "profile_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected at least 1")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype {self.dtype!r}, expected one of {tuple(DTYPES)}")
+        for name in ("dtype", "frozen_dtype"):
+            if getattr(self, name) not in DTYPES:
+                raise ValueError(f"{name} {getattr(self, name)!r}, expected one of {tuple(DTYPES)}")
+        if self.attention not in packed_attention.KINDS:
+            raise ValueError(
+                f"attention {self.attention!r}, expected one of {packed_attention.KINDS}"
+            )
         if self.remat not in REMAT_POLICIES:
             raise ValueError(f"remat {self.remat!r}, expected one of {tuple(REMAT_POLICIES)}")
 
@@ -126,11 +138,12 @@ def parse_config(config: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(f"config: {error}") from error
 
 
-def make_stage(config: RunConfig) -> Stage:
-    """The stage of a config.
+def make_stage(config: RunConfig, platform: str = "cpu") -> Stage:
+    """The stage of a config, to run on "cpu", "gpu" or "tpu".
 
     Raises:
-      ConfigError: an unknown stage, or settings that it does not have.
+      ConfigError: an unknown stage, settings that it does not have, or attention that it does not
+        have or that does not run there.
     """
     values = dict(config.stage.items())
     name = values.pop("name", None)
@@ -144,4 +157,14 @@ def make_stage(config: RunConfig) -> Stage:
         raise
     except ValueError as error:
         raise ConfigError(f"stage: {error}") from error
-    return cls(model, settings, dtype=DTYPES[config.train.dtype], remat=config.train.remat)
+    dtype, attention = DTYPES[config.train.dtype], config.train.attention
+    try:
+        kind = packed_attention.on_platform(attention, platform, dtype)
+    except ValueError as error:
+        raise ConfigError(f"train: {error}") from error
+    stage = cls(model, settings, dtype=dtype, remat=config.train.remat, attention=kind)
+    if attention != "xla" and "llm" not in stage.components:
+        raise ConfigError(
+            f"train.attention = {attention!r}: stage {name} has no language model, expected 'xla'"
+        )
+    return stage

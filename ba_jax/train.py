@@ -92,14 +92,14 @@ class _Evaluation:
     def __init__(self, stage: Stage, batches, mesh, settings: TrainSettings, key: jax.Array):
         self._stage, self._mesh, self._settings, self._key = stage, mesh, settings, key
         self._batches, self._first = batches, None
-        self._evaluate = jax.jit(
-            lambda variables, arrays, key: stage.evaluate(
-                variables, arrays, stage.totals(arrays), key
-            )
-        )
+
+        def evaluate(variables, arrays, key):
+            return stage.evaluate(variables, arrays, stage.totals(arrays), key)
+
+        self._evaluate = jax.jit(sharding.for_mesh(mesh, evaluate))
 
     def _arrays(self):
-        host, hosts = jax.process_index(), jax.process_count()
+        host, hosts = sharding.row_share(self._mesh)
         stop = self._settings.evaluate_batches
         with Loader(self._batches, start=0, stop=stop, host=host, hosts=hosts) as loader:
             for _, batch in loader:
@@ -257,7 +257,7 @@ def train(
 
 def _first_batches(batches, stage: Stage, mesh: jax.sharding.Mesh) -> Iterator[Any]:
     """The run's batches from its first step on, as arrays on the devices, built when asked for."""
-    host, hosts = jax.process_index(), jax.process_count()
+    host, hosts = sharding.row_share(mesh)
     for step in itertools.count():
         rows = host_rows(batches.global_rows(step), host, hosts)
         yield sharding.to_devices(stage.arrays(batches.build(step, rows)), mesh)
@@ -280,7 +280,7 @@ class _Loop:
         self.throughput = Throughput(
             jax.device_count(),
             config.train.peak_flops or peak_flops(jax.devices()[0]),
-            processes=jax.process_count(),
+            processes=sharding.row_share(mesh)[1],
         )
         self.metrics: dict[str, float] = {}
         self.is_first = jax.process_index() == 0
@@ -288,7 +288,7 @@ class _Loop:
     def run(self, state, first, step_function, evaluation, seed_key) -> TrainState:
         """From step `first` to the last."""
         settings = self.settings
-        host, hosts = jax.process_index(), jax.process_count()
+        host, hosts = sharding.row_share(self.mesh)
         trace = _Trace(self.workdir / "profile", settings, self.signals)
         hashes = _Hashes(self.workdir, first) if settings.record_batches else None
         self.saved = first if first else -1
@@ -337,7 +337,7 @@ class _Loop:
                 done = self.done
                 if distributed.is_loss(error):
                     raise
-                if isinstance(error, BatchError) and self.signals.stop and hosts == 1:
+                if isinstance(error, BatchError) and self.signals.stop and jax.process_count() == 1:
                     # The signal went to the workers too.
                     self._stop(state, done, bar)
                     return state

@@ -10,9 +10,12 @@ loader       worker processes of a host, and how many batches each builds ahead
 init         component -> the WORKDIR or checkpoint that it starts from; "random"; "" is random
              where the stage trains it and an error where it does not
 optimizer    AdamW; `rules` say which parameters train (`ba_jax.optim.OptimizerSettings`)
-mesh         devices along replica, fsdp, tensor; -1 takes what is left
-train        steps, microbatches, precision, how often to log and evaluate, profiling; what stops a
-             run: a loss `spike` deviations above the last `spike_window`, `deadline` seconds
+mesh         devices along replica, fsdp, tensor, sequence; -1 takes what is left. `slices`:
+             how many TPU slices (or groups of hosts) replica is laid over first
+train        steps, microbatches, precision, how often to log and evaluate, profiling. `attention`:
+             "xla", "splash" on TPUs, "cudnn" on GPUs. `frozen_dtype`: "bfloat16" halves what
+             frozen parameters take, but for the tokenizer's. What stops a run: a loss `spike`
+             deviations above the last `spike_window`, `deadline` seconds
 checkpoint   how often, and which stay: the `last` ones (1: none to fall back on, should it be
              damaged) and the `best` by `metric`
 """
@@ -54,12 +57,14 @@ def base(size: str, stage: str) -> ConfigDict:
                 "clip_groups": (),
                 "average": 0.0,
             },
-            "mesh": {"replica": -1, "fsdp": 1, "tensor": 1},
+            "mesh": {"replica": -1, "fsdp": 1, "tensor": 1, "sequence": 1, "slices": 1},
             "train": {
                 "steps": 1,
                 "accumulate": 1,
                 "dtype": "float32",
                 "remat": "none",
+                "attention": "xla",
+                "frozen_dtype": "float32",
                 "log_every": 10,
                 "evaluate_every": 0,
                 "evaluate_batches": 4,
@@ -107,7 +112,7 @@ def synthesis(nano: bool, longest: int) -> dict[str, Any]:
 def at_scale(config: ConfigDict, *, fsdp: int = -1, replica: int = 1) -> ConfigDict:
     """Sets what any run on a pod has: bfloat16, remat, FSDP over a slice, workers, checkpoints."""
     config.loader = ConfigDict({"workers": 16, "prefetch": 2})
-    config.mesh = ConfigDict({"replica": replica, "fsdp": fsdp, "tensor": 1})
+    config.mesh.update({"replica": replica, "fsdp": fsdp})
     config.train.update({"dtype": "bfloat16", "remat": "full", "log_every": 20})
     config.train.update({"evaluate_every": 1000, "evaluate_batches": 16})
     config.train.update({"spike": 12.0, "deadline": 1800.0})

@@ -305,18 +305,9 @@ class AudioBatches:
             pieces[rate] = np.pad(piece_S, (0, size - len(piece_S)))
         return samples, pieces
 
-    def _shapes(self, bucket: Bucket) -> dict[str, tuple[int, ...]]:
-        samples = _samples_at(WAVE_RATE, bucket.samples)
-        return {
-            "wave": (samples,),
-            "whisper_mel": (bucket.mel_frames, self.model.mel_bins),
-            "hifigan_mel": (bucket.samples // HIFIGAN_MEL.hop, HIFIGAN_MEL.n_mels),
-            "flow_mel": (samples // FLOW_MEL.hop, FLOW_MEL.n_mels),
-        }
-
     def _empty(self, bucket: Bucket, rows: int) -> AudioBatch:
         arrays: dict[str, np.ndarray | None] = {}
-        for name, shape in self._shapes(bucket).items():
+        for name, shape in feature_shapes(bucket, self.model.mel_bins).items():
             wanted = name in self.settings.features
             suffix = "_BS" if name == "wave" else "_BTM"
             arrays[name + suffix] = np.zeros((rows, *shape), np.float32) if wanted else None
@@ -371,6 +362,17 @@ class AudioBatches:
             share = samples / (clips * bucket.samples) if clips else 0.0
             found[f"bucket {bucket.seconds:g} s"] = {"clips": clips, "real_share": float(share)}
         return found
+
+
+def feature_shapes(bucket: Bucket, mel_bins: int) -> dict[str, tuple[int, ...]]:
+    """Feature -> its shape in a clip of the bucket's length; `mel_bins` of Whisper's mel."""
+    samples = _samples_at(WAVE_RATE, bucket.samples)
+    return {
+        "wave": (samples,),
+        "whisper_mel": (bucket.mel_frames, mel_bins),
+        "hifigan_mel": (bucket.samples // HIFIGAN_MEL.hop, HIFIGAN_MEL.n_mels),
+        "flow_mel": (samples // FLOW_MEL.hop, FLOW_MEL.n_mels),
+    }
 
 
 def _samples_at(rate: int, samples: int) -> int:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ba_jax import sharding
+
 
 class CrossEntropy(NamedTuple):
     """Of each position, or (after `sums`) of each row; float32.
@@ -87,8 +89,8 @@ def sum_over_chunks(
 ) -> Any:
     """Sum of `function(mask, *pieces)` over pieces of `chunk` positions of each row.
 
-    The last piece is filled up with zeros, false in the mask. Rows stay whole, so a batch sharded
-    over its rows needs no communication.
+    The last piece is filled up with zeros, false in the mask. A batch sharded over its rows needs
+    no communication, nor does one sharded over its positions: a piece takes its share of each part.
 
     Args:
       function: of arrays (B, chunk, ...) to a pytree of float arrays, sums over masked positions.
@@ -104,12 +106,18 @@ def sum_over_chunks(
     length = mask_BL.shape[1]
     if chunk <= 0 or length <= chunk:
         return function(*arrays)
-    pieces = -(-length // chunk)
+    parts = sharding.parts_of("length")
+    if length % parts or chunk % parts:
+        parts = 1
+    own, share = length // parts, chunk // parts
+    pieces = -(-own // share)
 
     def cut(array: jax.Array) -> jax.Array:
-        fill = [(0, 0), (0, pieces * chunk - length)] + [(0, 0)] * (array.ndim - 2)
-        shape = (array.shape[0], pieces, chunk, *array.shape[2:])
-        return jnp.moveaxis(jnp.pad(array, fill).reshape(shape), 1, 0)
+        rows, rest = array.shape[0], array.shape[2:]
+        fill = [(0, 0), (0, 0), (0, pieces * share - own)] + [(0, 0)] * len(rest)
+        array = jnp.pad(array.reshape(rows, parts, own, *rest), fill)
+        array = array.reshape(rows, parts, pieces, share, *rest)
+        return jnp.moveaxis(array, 2, 0).reshape(pieces, rows, chunk, *rest)
 
     xs = tuple(map(cut, arrays))
     shapes = jax.eval_shape(function, *(x[0] for x in xs))

@@ -39,7 +39,7 @@ class AudioEmbed(nn.Module):
 
     def code(self, q: int, codes: jax.Array) -> jax.Array:
         """Rows of table `q`: codes (...) to (..., D)."""
-        return self.tables[q][codes].astype(self.dtype)
+        return layers.look_up(self.tables[q], codes, self.dtype)
 
     def depths(self, codes_XQ: jax.Array) -> jax.Array:
         """Rows of all tables: (..., Q) to (..., Q, D)."""

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from ba_jax.models import layers
+from ba_jax.sharding import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,11 +135,13 @@ class AudioHead(nn.Module):
         Returns:
           `depth` arrays of logits (X, codebook_size + 1), float32.
         """
+        hidden_XD = constrain(hidden_XD, "frames", None)
+        embeddings_XQD = constrain(embeddings_XQD, "frames", None, None)
         before = jnp.cumsum(embeddings_XQD[:, : self.config.depth - 1], axis=1)
         x = jnp.concatenate([hidden_XD[:, None], before.astype(hidden_XD.dtype)], axis=1)
         x = x.astype(self.dtype)
         for layer in self.layers:
-            x = layer(x)
+            x = constrain(layer(x), "frames", None, None)
         x = self.norm(x)
         return [
             classify(x[:, i]).astype(jnp.float32) for i, classify in enumerate(self.classifiers)

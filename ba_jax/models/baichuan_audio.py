@@ -51,6 +51,20 @@ class BaichuanAudioConfig:
         """Names of the components present, in the order of COMPONENTS."""
         return tuple(name for name in COMPONENTS if getattr(self, name) is not None)
 
+    @property
+    def heads(self) -> dict[str, tuple[int, int]]:
+        """Component -> (heads of its queries, heads of its keys and values), for `sharding`."""
+        found = {}
+        for name in ("audio_encoder", "audio_decoder", "flow_prenet", "flow_unet"):
+            if config := getattr(self, name):
+                found[name] = (config.heads, config.heads)
+        if self.llm:
+            found["llm"] = (self.llm.heads, self.llm.kv_heads)
+        if self.audio_head:
+            number = self.audio_head.width // self.audio_head.head_dim
+            found["audio_head"] = (number, number)
+        return found
+
     def only(self, *components: str) -> BaichuanAudioConfig:
         """This config with all other components left out."""
         return dataclasses.replace(
@@ -80,6 +94,7 @@ class BaichuanAudio(nn.Module):
       param_dtype: type parameters are initialised in.
       remat: policy of the scanned transformers, see `layers.REMAT_POLICIES`.
       scan: scan over layers instead of unrolling them.
+      attention: of the language model's packed rows, see `packed_attention`.
     """
 
     config: BaichuanAudioConfig
@@ -87,6 +102,7 @@ class BaichuanAudio(nn.Module):
     param_dtype: layers.Dtype = jnp.float32
     remat: str = "none"
     scan: bool = True
+    attention: str = "xla"
 
     def setup(self):
         c = self.config
@@ -105,7 +121,7 @@ class BaichuanAudio(nn.Module):
         if c.vocoder:
             self.vocoder = Vocoder(c.vocoder, **dtypes)
         if c.llm:
-            self.llm = LLM(c.llm, **deep)
+            self.llm = LLM(c.llm, **deep, attention=self.attention)
         if c.audio_embed:
             self.audio_embed = AudioEmbed(c.audio_embed, **dtypes)
         if c.audio_head:

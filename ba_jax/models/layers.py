@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ba_jax.models.blocks import KeyValue
+from ba_jax.models.packed_attention import RESIDUALS
+from ba_jax.sharding import constrain
 
 Dtype = Any
 
@@ -32,9 +34,11 @@ REMAT_POLICIES: dict[str, Callable | None] = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_saveable,
     "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(RESIDUALS),
 }
 """What the backward pass keeps of a layer: `none` everything, `full` only its input, `dots` the
-matrix products, `dots_no_batch` those without batch dimensions (not the attention scores)."""
+matrix products, `dots_no_batch` those without batch dimensions (not the attention scores),
+`attention` its input and what splash attention leaves, which then is not run twice."""
 
 
 def length_mask(lengths_B: jax.Array, size: int) -> jax.Array:
@@ -264,6 +268,18 @@ def mish(x: jax.Array) -> jax.Array:
 def gelu(x: jax.Array) -> jax.Array:
     """The exact GELU, not the tanh approximation."""
     return jax.nn.gelu(x, approximate=False)
+
+
+def look_up(table_VD: jax.Array, ids: jax.Array, dtype: Dtype) -> jax.Array:
+    """Rows of a table: ids (...) to (..., D).
+
+    On a mesh every device looks up its part of the width for all rows of a copy, and then they
+    change places: the table, which may be large, stays where it is.
+    """
+    places = ("length",) * (ids.ndim > 1) + (None,) * (ids.ndim - 2)
+    ids = constrain(ids, "copies", *places)
+    rows = table_VD[ids].astype(dtype)
+    return constrain(constrain(rows, "copies", *places, "embed"), "batch", *places, None)
 
 
 def attention(

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ba_jax.models import layers, lora
+from ba_jax.models.packed_attention import packed_attention
+from ba_jax.sharding import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,26 +71,31 @@ class KVCache(NamedTuple):
     """Keys and values of all layers, of fixed capacity; each row fills from slot 0.
 
     Attributes:
-      k_EBPKD, v_EBPKD: (layers, batch, capacity, kv heads, head_dim); slots at or past a row's
-        length hold whatever was there and are never read.
+      k_EBKPD, v_EBKPD: (layers, batch, kv heads, capacity, head_dim), so that attention reads a
+        layer's slice where it lies; slots at or past a row's length hold whatever was there and
+        are never read.
       lengths_B: filled slots of each row, int32.
     """
 
-    k_EBPKD: jax.Array
-    v_EBPKD: jax.Array
+    k_EBKPD: jax.Array
+    v_EBKPD: jax.Array
     lengths_B: jax.Array
 
     @property
     def capacity(self) -> int:
         """Slots a row."""
-        return self.k_EBPKD.shape[2]
+        return self.k_EBKPD.shape[3]
 
 
 def init_cache(config: LLMConfig, batch: int, capacity: int, dtype: layers.Dtype) -> KVCache:
     """An empty cache."""
-    shape = (config.layers, batch, capacity, config.kv_heads, config.head_dim)
-    zeros = jnp.zeros(shape, dtype)
+    shape = (config.layers, batch, config.kv_heads, capacity, config.head_dim)
+    zeros = _lay_out_cache(jnp.zeros(shape, dtype))
     return KVCache(zeros, zeros, jnp.zeros((batch,), jnp.int32))
+
+
+def _lay_out_cache(stored_EBKPD: jax.Array) -> jax.Array:
+    return constrain(stored_EBKPD, None, "batch", "kv_heads", None, None)
 
 
 def rope_table(positions_BL: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
@@ -118,7 +125,8 @@ class LLMLayer(nn.Module):
     """One decoder layer; with a cache, it reads and writes its slice of the carried arrays.
 
     `masks` has one entry, and its key says what the queries see: "chunk", the keys computed here,
-    or "cache", the whole capacity. A key, because it must be static inside the scan.
+    "cache", the whole capacity, or else a kind of `packed_attention`, given the segments. A key,
+    because it must be static inside the scan.
     """
 
     config: LLMConfig
@@ -147,31 +155,50 @@ class LLMLayer(nn.Module):
         k = apply_rope(project("key", y, c.kv_heads), rope)
         v = project("value", y, c.kv_heads)
         if cache is not None:
-            row = jnp.arange(batch)[:, None]
+            places = (jnp.arange(batch)[:, None], slice(None), slots_BL)
+            if length == 1:
+                # Heads one by one: XLA:TPU then writes in place. With a window over them it copies
+                # all of the cache into another layout and back; for a prompt that is cheaper.
+                row_B11 = jnp.arange(batch)[:, None, None]
+                heads_11K = jnp.arange(c.kv_heads)[None, None]
+                places = (row_B11, heads_11K, slots_BL[:, :, None])
             # Slots at the capacity (padding, or an overfull row) are dropped, not clamped.
             cache = tuple(
-                stored.at[index, row, slots_BL].set(new.astype(stored.dtype), mode="drop")
+                _lay_out_cache(stored.at[index, *places].set(new.astype(stored.dtype), mode="drop"))
                 for stored, new in zip(cache, (k, v), strict=True)
             )
             if "cache" in masks:
-                k, v = (jax.lax.dynamic_index_in_dim(a, index, keepdims=False) for a in cache)
-                k, v = k.astype(self.dtype), v.astype(self.dtype)
-        (mask_B1LP,) = masks.values()
-        y = layers.attention(q, k, v, mask_B1LP).reshape(batch, length, c.heads * c.head_dim)
-        x_BLD = x_BLD + dense("out", y, c.width)
+                here = [jax.lax.dynamic_index_in_dim(a, index, keepdims=False) for a in cache]
+                k, v = (jnp.swapaxes(a, 1, 2).astype(self.dtype) for a in here)
+        ((kind, mask),) = masks.items()
+        # Queries stay where their positions are; keys and values of whole rows come to them.
+        q = constrain(q, "batch", "length", "heads", None)
+        k, v = (constrain(a, "batch", None, "kv_heads", None) for a in (k, v))
+        if kind in ("chunk", "cache"):
+            y = layers.attention(q, k, v, mask)
+        else:
+            y = packed_attention(kind, q, k, v, mask)
+        y = y.reshape(batch, length, c.heads * c.head_dim)
+        x_BLD = constrain(x_BLD + dense("out", y, c.width), "batch", "length", None)
         y = layers.rms_norm("ffn_norm", c.norm_epsilon, **dtypes)(x_BLD)
         y = jax.nn.silu(dense("gate", y, c.ffn_width)) * dense("up", y, c.ffn_width)
-        return (x_BLD + dense("down", y, c.width), cache), None
+        y = constrain(y, "batch", "length", "mlp")
+        x_BLD = constrain(x_BLD + dense("down", y, c.width), "batch", "length", None)
+        return (x_BLD, cache), None
 
 
 class LLM(nn.Module):
-    """Embedding, layers, final norm, output layer; each callable on its own."""
+    """Embedding, layers, final norm, output layer; each callable on its own.
+
+    `attention` is of packed rows without a cache, see `packed_attention`.
+    """
 
     config: LLMConfig
     dtype: layers.Dtype = jnp.float32
     param_dtype: layers.Dtype = jnp.float32
     remat: str = "none"
     scan: bool = True
+    attention: str = "xla"
 
     def setup(self):
         c = self.config
@@ -192,17 +219,18 @@ class LLM(nn.Module):
 
     def embed(self, ids_BL: jax.Array) -> jax.Array:
         """Token embeddings (B, L, D). Ids must be in range: check them on the host."""
-        return self.embedding[ids_BL].astype(self.dtype)
+        return layers.look_up(self.embedding, ids_BL, self.dtype)
 
     def logits(self, hidden_XD: jax.Array) -> jax.Array:
         """Text logits (..., V), float32, from normed hidden states."""
         table = self.embedding if self.config.tied_embeddings else self.lm_head
-        return jnp.einsum(
+        logits = jnp.einsum(
             "...d,vd->...v",
             hidden_XD.astype(self.dtype),
             table.astype(self.dtype),
             preferred_element_type=jnp.float32,
         )
+        return constrain(logits, "batch", *("length",) * (logits.ndim - 2), "vocab")
 
     def __call__(
         self,
@@ -235,20 +263,25 @@ class LLM(nn.Module):
             segments_BL = jnp.ones((batch, length), jnp.int32)
         real_BL = segments_BL > 0
         x = jnp.where(real_BL[:, :, None], x_BLD, 0).astype(self.dtype)
+        x = constrain(x, "batch", "length", None)
         start_B = jnp.zeros((batch,), jnp.int32) if cache is None else cache.lengths_B
         slots_BL = start_B[:, None] + jnp.cumsum(real_BL, axis=1, dtype=jnp.int32) - 1
         positions_BL = slots_BL if positions_BL is None else positions_BL
         positions_BL = jnp.where(real_BL, positions_BL, 0)
         rope = rope_table(positions_BL, c.head_dim, c.rope_theta)
-        if cache is None or fresh:
-            masks = {"chunk": packed_mask(segments_BL)}
+        # Kernels take no row as short as one to initialise with.
+        if cache is None and self.attention != "xla" and not self.is_initializing():
+            masks = {self.attention: segments_BL}
+        elif cache is None or fresh:
+            mask = constrain(packed_mask(segments_BL), "batch", None, "length", None)
+            masks = {"chunk": mask}
         else:
             seen = jnp.arange(cache.capacity)[None, None] <= slots_BL[:, :, None]
             masks = {"cache": seen[:, None]}
         stored = None
         if cache is not None:
             slots_BL = jnp.where(real_BL, slots_BL, cache.capacity)
-            stored = (cache.k_EBPKD, cache.v_EBPKD)
+            stored = (cache.k_EBKPD, cache.v_EBKPD)
         (x, stored), _ = self.layers((x, stored), jnp.arange(c.layers), rope, masks, slots_BL)
         hidden = jnp.where(real_BL[:, :, None], self.norm(x), 0)
         if cache is not None:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ba_jax import sharding
 from ba_jax.data.sequence import Sequence as TokenSequence
 from ba_jax.losses.lm import cross_entropy, front, sum_over_chunks
 from ba_jax.models import layers
@@ -133,7 +134,8 @@ class Scorer:
             for collection, tree in variables.items()
         }
         self._model = BaichuanAudio(self.config, dtype=dtype)
-        self._run = jax.jit(self._batch, static_argnames=("texts", "frames"))
+        run = sharding.for_mesh(sharding.mesh_of(self._variables), self._batch)
+        self._run = jax.jit(run, static_argnames=("texts", "frames"))
 
     def __call__(
         self, items: Sequence[Scored], progress: Callable[[int], None] | None = None

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ba_jax import sharding
 from ba_jax.models import layers
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
 from ba_jax.models.llm import KVCache, init_cache
@@ -117,9 +118,14 @@ class Stepper:
         }
         self._allowed = self._allowed_ids(np.asarray(writable_V, bool))
         self._stops = self._checked_stops(stops)
-        self._start = jax.jit(self._start_in_jit)
-        self._read = jax.jit(self._read_in_jit, donate_argnums=1)
-        self._run = jax.jit(self._run_in_jit, donate_argnums=1)
+        mesh = sharding.mesh_of(self._variables)
+        start, read, run = (
+            sharding.for_mesh(mesh, function)
+            for function in (self._start_in_jit, self._read_in_jit, self._run_in_jit)
+        )
+        self._start = jax.jit(start)
+        self._read = jax.jit(read, donate_argnums=1)
+        self._run = jax.jit(run, donate_argnums=1)
         self._window = jax.jit(self._window_in_jit, static_argnums=3)
 
     def _allowed_ids(self, writable_V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -170,6 +176,17 @@ class Stepper:
     def window(self, state: State, counts: Sequence[np.ndarray], size: int):
         """The ids (B, size) and frames (B, size, Q) of the turn from (ids, frames) on."""
         return self._window(state, *self._place(tuple(counts)), size)
+
+    def state_shapes(self) -> State:
+        """Shapes and types of a state; nothing is allocated."""
+        row = (self.rows, 1)
+        arrays = (
+            jax.ShapeDtypeStruct(row, jnp.int32),
+            jax.ShapeDtypeStruct((*row, len(self.sizes)), jnp.int32),
+            jax.ShapeDtypeStruct(row, bool),
+            jax.ShapeDtypeStruct(row[:1], jnp.int32),
+        )
+        return jax.eval_shape(self._start_in_jit, self._variables, *arrays)
 
     # In jit
 

@@ -47,6 +47,7 @@ class Stage:
     Attributes:
       name: as in `config.stage.name`.
       settings_class: frozen dataclass of the other keys of `config.stage`.
+      divides_positions: its batches are rows of positions, which mesh.sequence may divide.
       trained: components most of whose parameters train, for `flops`; the loop sets it.
 
     Args:
@@ -54,10 +55,12 @@ class Stage:
       settings: an instance of `settings_class`.
       dtype: compute type.
       remat: of the scanned transformers, see `layers.REMAT_POLICIES`.
+      attention: of the language model's packed rows, see `packed_attention`.
     """
 
     name = ""
     settings_class: type = NoSettings
+    divides_positions = False
     trained: Collection[str] = ()
 
     def __init__(
@@ -67,13 +70,14 @@ class Stage:
         *,
         dtype: Any = jnp.float32,
         remat: str = "none",
+        attention: str = "xla",
     ):
         self.settings = settings
         lacking = [name for name in self.components if getattr(config, name) is None]
         if lacking:
             raise StageError(f"stage {self.name}: the model's config has no {lacking}")
         self.config = config.only(*self.components)
-        self.model = BaichuanAudio(self.config, dtype=dtype, remat=remat)
+        self.model = BaichuanAudio(self.config, dtype=dtype, remat=remat, attention=attention)
 
     @property
     def components(self) -> tuple[str, ...]:

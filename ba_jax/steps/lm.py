@@ -24,6 +24,7 @@ from ba_jax.audio.lengths import FRAME_SECONDS, bridge_length, encoder_length
 from ba_jax.losses.lm import CrossEntropy, cross_entropy, front, sum_over_chunks
 from ba_jax.metrics import flops
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
+from ba_jax.sharding import constrain
 from ba_jax.steps.base import Aux, Stage, StageError, Variables
 from ba_jax.vocab import check_codes, check_token_ids
 
@@ -110,6 +111,7 @@ class LMStage(Stage):
 
     name = "lm"
     settings_class = LMSettings
+    divides_positions = True
     trained: Collection[str] = ("llm", "audio_head")
 
     def __init__(self, config: BaichuanAudioConfig, settings: LMSettings, **options: Any):
@@ -396,6 +398,7 @@ class LMStage(Stage):
             target_BL, *values = front(target_BL, target_BL.shape[1], *values)
 
         def piece(target_BL, hidden_BLD, ids_BL, plain_BL):
+            hidden_BLD = constrain(hidden_BLD, "batch", "length", None)
             logits_BLV = self.model.apply(variables, hidden_BLD, method="text_logits")
             values = cross_entropy(logits_BLV, ids_BL, label_smoothing)
             return values.sums(target_BL), values.sums(target_BL & plain_BL)
@@ -413,6 +416,8 @@ class LMStage(Stage):
 
         def piece(target_BN, hidden_BND, codes_BNQ, end_BN) -> tuple[CrossEntropy, ...]:
             codes_BNQ = jnp.where(target_BN[:, :, None], codes_BNQ, 0)
+            # Of whole rows: the audio head divides rows and positions as one.
+            hidden_BND = constrain(hidden_BND, "batch", None, None)
             logits = self.model.apply(
                 variables,
                 hidden_BND.reshape(-1, hidden_BND.shape[-1]),

@@ -17,6 +17,9 @@ from ba_jax import optim
 from ba_jax.checkpoint import flatten, unflatten
 from ba_jax.steps.base import Aux, Stage, StageError, Variables
 
+EXACT = ("audio_encoder", "vq_bridge")
+"""Components that are float32 in every state: the codes that they make depend on it."""
+
 
 class TrainState(NamedTuple):
     """Everything that a step reads and writes.
@@ -60,11 +63,19 @@ def new_state(
     rates: Mapping[str, float | None],
     optimizer: optax.GradientTransformation,
     settings: optim.OptimizerSettings,
+    frozen_dtype: Any = jnp.float32,
 ) -> TrainState:
-    """The state before the first step; works under jit and `eval_shape`."""
+    """The state before the first step; works under jit and `eval_shape`.
+
+    What is frozen is kept in `frozen_dtype`, but for the tokenizer: its codes would change.
+    """
     flat = flatten(variables["params"])
     trained = {name: leaf for name, leaf in flat.items() if rates[name] is not None}
-    frozen = {name: leaf for name, leaf in flat.items() if rates[name] is None}
+    frozen = {
+        name: leaf if name.split("/")[0] in EXACT else leaf.astype(frozen_dtype)
+        for name, leaf in flat.items()
+        if rates[name] is None
+    }
     average = {}
     if settings.average:
         average = {name: leaf.astype(jnp.float32) for name, leaf in trained.items()}

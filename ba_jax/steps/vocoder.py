@@ -164,8 +164,8 @@ class VocoderStage(ClipStage):
     settings_class = VocoderSettings
     components = ("vocoder",)
 
-    def __init__(self, config, settings, *, dtype=jnp.float32, remat="none"):
-        super().__init__(config, settings, dtype=dtype, remat=remat)
+    def __init__(self, config, settings, *, dtype=jnp.float32, **options):
+        super().__init__(config, settings, dtype=dtype, **options)
         vocoder = self.config.vocoder
         found = (vocoder.sample_rate, vocoder.frame_samples, vocoder.mel_bins)
         expected = (WAVE_RATE, FLOW_MEL.hop, FLOW_MEL.n_mels)

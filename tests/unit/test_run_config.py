@@ -13,9 +13,13 @@ from jax.sharding import AbstractMesh
 
 from ba_jax import optim, sharding
 from ba_jax.checkpoint import flatten
-from ba_jax.config import ConfigError
+from ba_jax.config import ConfigError, from_mapping
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
+from ba_jax.program import Program
 from ba_jax.run_config import STAGES, make_stage, parse_config
+from configs import models
 from tests.unit.steps import small_run
+from tests.unit.test_sharding import chips
 
 CONFIGS = {
     name: importlib.import_module(f"configs.{name}").get_config
@@ -38,6 +42,12 @@ SIZES = {
     "sft": ("nano", "nano_lora", "1b5", "7b", "7b_lora"),
 }
 LM_SIZES = ("nano", "nano_codes", "1b5", "7b")
+# fsdp and tensor.
+MESHES = {
+    "tiny": ((4, 1), (8, 2), (32, 4)),
+    "nano": ((4, 1), (8, 2), (64, 4)),
+    "full": ((4, 1), (16, 2), (64, 4), (256, 1), (256, 4)),
+}
 ALL = [(name, size) for name in CONFIGS for size in SIZES.get(name, LM_SIZES)]
 
 
@@ -61,6 +71,8 @@ def test_a_config_is_a_mapping_or_a_configdict():
         ({"train__log_every": 0}, "log_every 0"),
         ({"train__dtype": "float16"}, "dtype 'float16', expected one of"),
         ({"train__remat": "some"}, "remat 'some', expected one of"),
+        ({"train__attention": "flash"}, "attention 'flash', expected one of"),
+        ({"train__frozen_dtype": "int8"}, "frozen_dtype 'int8', expected one of"),
         ({"train__evaluate_every": -1}, "evaluate_every = -1"),
         ({"train__evaluate_batches": 0}, "evaluate_batches = 0"),
         ({"train__profile_steps": 0}, "profile_steps = 0"),
@@ -92,6 +104,7 @@ def test_a_missing_section():
     [
         ({"stage": {"name": "lmm"}}, r"stage.name = 'lmm', expected one of \['flow', 'lm'"),
         ({"stage": {}}, "stage.name = None"),
+        ({"train__attention": "cudnn"}, "train: attention 'cudnn' on cpu: expected NVIDIA"),
         ({"stage__chunks": 3}, r"stage: unknown keys \['chunks'\]"),
         ({"stage__audio": "wave"}, "stage: audio = 'wave'"),
         ({"model__llm__widht": 3}, r"model.llm: unknown keys \['widht'\]"),
@@ -100,6 +113,19 @@ def test_a_missing_section():
 def test_a_stage_that_is_none(changes, message):
     with pytest.raises(ConfigError, match=message):
         make_stage(parse_config(config(**changes)))
+
+
+def test_attention_is_of_a_language_model():
+    values = CONFIGS["vocoder"]("nano").to_dict()
+    values["train"]["attention"] = "splash"
+    with pytest.raises(ConfigError, match="stage vocoder has no language model, expected 'xla'"):
+        make_stage(parse_config(values))
+
+
+def test_positions_are_divided_of_the_language_model_alone():
+    mesh = sharding.make_mesh(sharding.MeshSettings(sequence=2), chips(2, 2))
+    with pytest.raises(sharding.ShardingError, match="stage vocoder on mesh.sequence = 2"):
+        Program(parse_config(CONFIGS["vocoder"]("nano")), mesh)
 
 
 def test_every_stage_has_a_config():
@@ -121,12 +147,26 @@ def test_every_config_is_built_at_full_size(name, size):
     optimizer = optim.make_optimizer(parsed.optimizer, trained, flat, parsed.train.steps)
     params = {path: jax.ShapeDtypeStruct(flat[path], "float32") for path in trained}
     jax.eval_shape(optimizer.init, params)
-    mesh = AbstractMesh((2, 4, 2), ("replica", "fsdp", "tensor"))
-    for path, shape in flat.items():
-        spec = sharding.parameter_spec(path, shape, mesh)
-        # Nothing large is whole on every device, but adapters, which are thin.
-        small = math.prod(shape) < 1 << 21 or "/lora_" in path
-        assert any(spec) or small, (path, shape)
+    check_places(flat, stage.config.heads, "nano" if "nano" in size else "full")
+
+
+def test_the_smallest_size_has_a_place():
+    """No stage's config is of it."""
+    config = from_mapping(BaichuanAudioConfig, models.get_config("tiny").to_dict())
+    shapes = variable_shapes(config)["params"]
+    flat = {path: leaf.shape for path, leaf in flatten(shapes).items()}
+    check_places(flat, config.heads, "tiny")
+
+
+def check_places(flat, heads, kind):
+    """Every parameter has one, and nothing large is whole on every device."""
+    for sizes in MESHES[kind]:
+        mesh = AbstractMesh((2, *sizes, 2), sharding.AXES)
+        for path, shape in flat.items():
+            spec = sharding.parameter_spec(path, shape, mesh, heads)
+            # Adapters are thin.
+            small = math.prod(shape) <= sharding.WHOLE or "/lora_" in path
+            assert any(spec) or small, (path, shape, sizes)
 
 
 def test_what_each_language_stage_trains():

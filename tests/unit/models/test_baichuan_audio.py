@@ -144,7 +144,7 @@ def test_the_released_size_lowers_for_tpu_and_gpu():
     assert decoded.hidden_BTD.shape == (2, 1499, 1280)
     assert decoded.refined_mel_BTM.shape == (2, 1873, 80)
     hidden, cache = lowered("hidden", array(4, 1), array(4, 1, 8), None, None, cache)
-    assert cache.k_EBPKD.shape == (28, 4, 2048, 4, 128) and hidden.dtype == jnp.bfloat16
+    assert cache.k_EBKPD.shape == (28, 4, 4, 2048, 128) and hidden.dtype == jnp.bfloat16
     assert lowered("generate_frame", array(4, 3584, dtype=jnp.bfloat16), choose=choose).shape == (
         4,
         8,

@@ -100,7 +100,7 @@ def test_an_overfull_row_loses_its_tail_and_nothing_else(config, step):
     _, short = step(ids_of(2, 4), codes_of(2, 4), np.ones((2, 4), np.int32), cache, fresh=True)
     _, full = step(ids_of(2, 1), codes_of(2, 1), np.ones((2, 1), np.int32), short)
     assert full.lengths_B.tolist() == [4, 4]
-    np.testing.assert_array_equal(full.k_EBPKD, short.k_EBPKD)
+    np.testing.assert_array_equal(full.k_EBKPD, short.k_EBKPD)
 
 
 def test_left_and_right_padding_agree(run):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ba_jax import optim
-from ba_jax.checkpoint import flatten
+from ba_jax.checkpoint import flatten, unflatten
 from ba_jax.optim import OptimizerSettings
 from ba_jax.steps.base import Aux, Stage, StageError
 from ba_jax.steps.update import TrainState, make_step, new_state
@@ -87,6 +88,22 @@ def make(accumulate: int = 1, noise: float = 0.0, **changes):
 @pytest.fixture(scope="module")
 def one():
     return make()
+
+
+def test_what_is_frozen_is_kept_in_its_type_but_for_the_tokenizer():
+    names = ("llm/w", "llm/head", "audio_encoder/w", "vq_bridge/w")
+    params = {"params": unflatten({name: jnp.ones(2) for name in names})}
+    rates = {name: 1.0 if name == "llm/w" else None for name in names}
+    settings = OptimizerSettings(rules=RULES)
+    state = jax.eval_shape(
+        lambda: new_state(Line(0.0), params, rates, optax.sgd(0.1), settings, jnp.bfloat16)
+    )
+    assert {name: leaf.dtype.name for name, leaf in (state.trained | state.frozen).items()} == {
+        "llm/w": "float32",
+        "llm/head": "bfloat16",
+        "audio_encoder/w": "float32",
+        "vq_bridge/w": "float32",
+    }
 
 
 def test_gradients_and_their_norms(one):

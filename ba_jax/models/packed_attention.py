@@ -1,0 +1,173 @@
+"""Attention of the language model's packed rows in training: causal, within segments, no cache.
+
+Kinds, `train.attention` in a run's config:
+
+  xla     `layers.attention` on a mask: runs everywhere, keeps scores of all pairs of positions
+  splash  the Pallas kernel for TPUs, blocks of positions; on a CPU it is interpreted, for tests
+  cudnn   cuDNN's flash attention on NVIDIA GPUs, in bfloat16, the segments as a mask
+
+On a mesh, rows, heads and queries' positions are divided; every device has the keys and values of
+whole rows. What a padded position gets is finite and differs between the kinds.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from ba_jax import sharding
+
+KINDS = ("xla", "splash", "cudnn")
+INTERPRETED = "splash_interpreted"
+"""What stands in for splash on a CPU."""
+RESIDUALS = "attention"
+"""Name of what attention leaves for the backward pass, for remat policies."""
+_BLOCKS = (512, 256, 128)
+
+
+class AttentionError(ValueError):
+    """A kind of attention that cannot run there, or sizes that it does not take."""
+
+
+def on_platform(kind: str, platform: str, dtype: jnp.dtype) -> str:
+    """The kind that a model on this platform ("cpu", "gpu", "tpu") is given.
+
+    Raises:
+      AttentionError: it does not run there, or not in this dtype.
+    """
+    if kind not in KINDS:
+        raise AttentionError(f"attention {kind!r}: expected one of {KINDS}")
+    if kind == "splash" and platform not in ("tpu", "cpu"):
+        raise AttentionError(f"attention 'splash' on {platform}: expected TPUs, or 'xla'")
+    if kind == "cudnn" and platform not in ("gpu", "cuda"):
+        raise AttentionError(f"attention 'cudnn' on {platform}: expected NVIDIA GPUs, or 'xla'")
+    if kind == "cudnn" and dtype != jnp.bfloat16:
+        raise AttentionError(f"attention 'cudnn' in {jnp.dtype(dtype)}: expected dtype bfloat16")
+    return INTERPRETED if kind == "splash" and platform == "cpu" else kind
+
+
+def packed_attention(
+    kind: str, q_BLHD: jax.Array, k_BLKD: jax.Array, v_BLKD: jax.Array, segments_BL: jax.Array
+) -> jax.Array:
+    """Attention with scale 1/sqrt(D) to a segment's positions so far; K divides H.
+
+    Raises:
+      AttentionError: sizes that the kernel does not take.
+    """
+    mesh = sharding.current_mesh()
+    heads, kv_heads, tensor = q_BLHD.shape[2], k_BLKD.shape[2], 1
+    parts = 1 if mesh is None else mesh.shape["sequence"]
+    if mesh is not None and heads % mesh.shape["tensor"] == 0:
+        tensor = mesh.shape["tensor"]
+    length = q_BLHD.shape[1]
+    rows = 1 if mesh is None else sharding.parts_of("batch")
+    if q_BLHD.shape[0] % rows:
+        raise AttentionError(
+            f"{q_BLHD.shape[0]} rows (of a microbatch) on {rows} devices: expected a multiple"
+        )
+    if length % parts:
+        raise AttentionError(f"{length} positions on mesh.sequence = {parts}: expected a multiple")
+    if kind == "cudnn":
+        kernel, kernel_spec, run = (), (), _cudnn
+    else:
+        kernel = _splash_kernel(
+            length, q_BLHD.shape[3], heads, tensor, parts, interpret=kind == INTERPRETED
+        )
+        run = _splash
+    if mesh is None:
+        return run(kernel, q_BLHD, k_BLKD, v_BLKD, segments_BL, segments_BL)
+    split = "tensor" if tensor > 1 else None
+    if kind != "cudnn":
+        kernel_spec = kernel.manual_sharding_spec(
+            jax.sharding.NamedSharding(mesh, PartitionSpec(split, "sequence"))
+        )
+    # Fewer key heads than devices: all devices have all, and each takes the one it needs.
+    shared = tensor > 1 and kv_heads % tensor != 0
+    if shared and tensor % kv_heads:
+        raise AttentionError(f"{kv_heads} key heads on mesh.tensor = {tensor}: expected a divisor")
+    batch = sharding.LOGICAL_AXES["batch"]
+    keys = PartitionSpec(batch, None, None if shared else split)
+
+    def local(kernel, q, k, v, seen, segments):
+        if shared:
+            head = jax.lax.axis_index("tensor") * kv_heads // tensor
+            k, v = (jax.lax.dynamic_slice_in_dim(a, head, 1, axis=2) for a in (k, v))
+        return run(kernel, q, k, v, seen, segments)
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(
+            kernel_spec,
+            PartitionSpec(batch, "sequence", split),
+            keys,
+            keys,
+            PartitionSpec(batch, "sequence"),
+            PartitionSpec(batch),
+        ),
+        out_specs=PartitionSpec(batch, "sequence", split),
+        check_vma=False,
+    )(kernel, q_BLHD, k_BLKD, v_BLKD, segments_BL, segments_BL)
+
+
+def _block(length: int) -> int:
+    for block in _BLOCKS:
+        if length % block == 0:
+            return block
+    raise AttentionError(
+        f"attention 'splash' on {length} positions a device: expected a multiple of {_BLOCKS[-1]}"
+    )
+
+
+def _splash_kernel(
+    length: int, head_dim: int, heads: int, tensor: int, parts: int, *, interpret: bool
+):
+    """The kernel of a causal mask, of which every device takes its heads' and positions' part."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    if head_dim % 128:
+        raise AttentionError(
+            f"attention 'splash' with head_dim {head_dim}: expected a multiple of 128"
+        )
+    queries, keys = _block(length // parts), _block(length)
+    mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * heads)
+    return splash.make_splash_mha(
+        mask,
+        block_sizes=splash.BlockSizes(
+            block_q=queries,
+            block_kv=keys,
+            block_kv_compute=keys,
+            block_q_dkv=queries,
+            block_kv_dkv=keys,
+            block_kv_dkv_compute=keys,
+            block_q_dq=queries,
+            block_kv_dq=keys,
+        ),
+        head_shards=tensor,
+        q_seq_shards=parts,
+        residual_checkpoint_name=RESIDUALS,
+        interpret=interpret,
+    )
+
+
+def _splash(kernel, q, k, v, seen, segments) -> jax.Array:
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    q = q * (q.shape[-1] ** -0.5)
+    q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q, k, v))
+    out = jax.vmap(kernel)(q, k, v, splash.SegmentIds(seen, segments))
+    return jnp.swapaxes(out, 1, 2)
+
+
+def _cudnn(_, q, k, v, seen, segments) -> jax.Array:
+    first = 0
+    if q.shape[1] < k.shape[1]:
+        first = jax.lax.axis_index("sequence") * q.shape[1]
+    places = first + jnp.arange(q.shape[1])
+    so_far = jnp.arange(k.shape[1])[None] <= places[:, None]
+    mask = (seen[:, :, None] == segments[:, None]) & so_far[None]
+    attend = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    return attend(q, k, v, mask=mask[:, None])

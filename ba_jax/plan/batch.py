@@ -1,0 +1,191 @@
+"""A stage's batch without data: a row that is full, and the arrays of as many rows as asked for.
+
+The row is built as the data pipeline lays rows out and goes through the stage's own `arrays`,
+`amounts` and `flops`, so that what is planned is what trains.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from ba_jax import sharding
+from ba_jax.audio.mel import HIFIGAN_MEL
+from ba_jax.data import features
+from ba_jax.data.audio_batches import AudioBatch, AudioSettings, feature_shapes
+from ba_jax.data.batches import batch_settings
+from ba_jax.data.features import Bucket, ModelFormat
+from ba_jax.data.packed import AudioChunks, PackedBatch, PackedSettings
+from ba_jax.data.packing import PackedRows
+from ba_jax.plan.chips import PlanError
+from ba_jax.run_config import RunConfig
+from ba_jax.steps.base import Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class FullBatch:
+    """A batch of rows that are full.
+
+    Attributes:
+      row: the stage's arrays of one row.
+      rows: of the global batch.
+      amounts, flops: of the whole batch, as the stage counts them.
+      text: what the batch is, in words.
+    """
+
+    row: dict[str, Any]
+    rows: int
+    amounts: dict[str, float]
+    flops: float
+    text: str
+
+
+def full_batch(
+    stage: Stage, config: RunConfig, rows: int | None = None, audio_share: float = 0.5
+) -> FullBatch:
+    """A stage's batch, full.
+
+    Args:
+      stage: of the config.
+      config: of the run.
+      rows: default those of the config's data.
+      audio_share: of the positions of a packed row, those that are frames of audio.
+
+    Packed rows are one example each, as long as the row: its text first, all of it to be predicted,
+    then its audio. Of clips the bucket with the most seconds is taken, the longest of these.
+
+    Raises:
+      ConfigError: the config's data are wrong.
+      PlanError: a share that is not one.
+    """
+    if not 0 <= audio_share < 1:
+        raise PlanError(f"audio share {audio_share}: expected 0 <= it < 1")
+    settings, model = batch_settings(config.data), ModelFormat.of(config.model)
+    if isinstance(settings, PackedSettings):
+        batch, text = _packed_row(settings, model, audio_share)
+        rows = settings.rows if rows is None else rows
+    else:
+        bucket = max(settings.buckets, key=lambda b: (b.seconds * b.count, b.seconds))
+        batch, text = _clip(settings, bucket, model), f"clips of {bucket.seconds:g} s"
+        rows = bucket.count if rows is None else rows
+    if rows < 1:
+        raise PlanError(f"a batch of {rows} rows: expected at least 1")
+    row = stage.arrays(batch)
+    return FullBatch(
+        row,
+        rows,
+        {name: amount * rows for name, amount in stage.amounts(row).items()},
+        stage.flops(row) * rows,
+        f"{rows} {text}",
+    )
+
+
+def placed_shapes(batch: FullBatch, mesh: jax.sharding.Mesh) -> Any:
+    """Shapes, types and shardings of the global arrays.
+
+    Raises:
+      PlanError: rows or positions that do not divide among the devices.
+    """
+    shards = sharding.batch_shards(mesh)
+    if batch.rows % shards:
+        raise PlanError(
+            f"a batch of {batch.rows} rows on a mesh {dict(mesh.shape)}, which splits it in "
+            f"{shards}: expected a multiple; set --rows or --config.data.rows"
+        )
+    sequence = mesh.shape["sequence"]
+
+    def place(path, array: np.ndarray) -> jax.ShapeDtypeStruct:
+        names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
+        where = sharding.batch_sharding(mesh, names[-1])
+        if len(where.spec) > 1 and array.shape[1] % sequence:
+            raise PlanError(
+                f"{names[-1]}: {array.shape[1]} positions on mesh.sequence = {sequence}: expected "
+                "a multiple"
+            )
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+        return jax.ShapeDtypeStruct((batch.rows, *array.shape[1:]), dtype, sharding=where)
+
+    return jax.tree_util.tree_map_with_path(place, batch.row)
+
+
+def _packed_row(
+    settings: PackedSettings, model: ModelFormat, audio_share: float
+) -> tuple[PackedBatch, str]:
+    length, tokens = settings.row_length, model.tokens
+    frames = math.floor(audio_share * length)
+    audio: tuple[AudioChunks, ...] = ()
+    if settings.audio == "features":
+        audio, frames = _chunks(settings, model, length - frames, frames)
+    start = length - frames
+    is_audio_L = np.arange(length) >= start
+    rows = PackedRows(
+        ids_BL=np.where(is_audio_L, tokens.audio_pad, 0).astype(np.int32)[None],
+        codes_BLQ=np.zeros((1, length, len(model.codebook_sizes)), np.int32),
+        positions_BL=np.arange(length, dtype=np.int32)[None],
+        segments_BL=np.ones((1, length), np.int32),
+        # Nothing predicts the first position.
+        text_target_BL=(~is_audio_L & (np.arange(length) > 0))[None],
+        audio_target_BL=is_audio_L[None],
+    )
+    text = f"rows of {length} positions, {frames} of them frames of audio"
+    return PackedBatch(rows, audio, np.zeros(1, np.int32)), text
+
+
+def _chunks(
+    settings: PackedSettings, model: ModelFormat, start: int, room: int
+) -> tuple[tuple[AudioChunks, ...], int]:
+    """Chunks of whole buckets, the longest first, for as many positions as there is room."""
+    buckets = features.check_buckets(settings.buckets)
+    lengths = {bucket: features.code_frames(bucket.samples) for bucket in buckets}
+    filled: dict[Bucket, int] = {}
+    left = room
+    for bucket in reversed(buckets):
+        filled[bucket] = min(bucket.count, left // lengths[bucket])
+        left -= filled[bucket] * lengths[bucket]
+    at, found = start + left, []
+    for bucket in buckets:
+        used_C = np.arange(bucket.count) < filled[bucket]
+        starts_C = at + lengths[bucket] * np.arange(bucket.count)
+        at += filled[bucket] * lengths[bucket]
+        shape = (1, bucket.count, bucket.mel_frames, model.mel_bins)
+        chunks = AudioChunks(
+            np.zeros(shape, np.float32),
+            *(
+                np.where(used_C, values, 0).astype(np.int32)[None]
+                for values in (bucket.mel_frames, starts_C, lengths[bucket])
+            ),
+        )
+        if "hifigan_mel" in settings.targets:
+            frames = bucket.samples // HIFIGAN_MEL.hop
+            shape = (1, bucket.count, frames, HIFIGAN_MEL.n_mels)
+            chunks = chunks._replace(
+                hifigan_mel_BCTM=np.zeros(shape, np.float32),
+                hifigan_lengths_BC=np.where(used_C, frames, 0).astype(np.int32)[None],
+            )
+        found.append(chunks)
+    return tuple(found), room - left
+
+
+def _clip(settings: AudioSettings, bucket: Bucket, model: ModelFormat) -> AudioBatch:
+    arrays: dict[str, np.ndarray | None] = {}
+    for name, shape in feature_shapes(bucket, model.mel_bins).items():
+        wanted = name in settings.features
+        suffix = "_BS" if name == "wave" else "_BTM"
+        arrays[name + suffix] = np.zeros((1, *shape), np.float32) if wanted else None
+        if name != "wave":
+            length = np.full(1, shape[0], np.int32) if wanted else None
+            arrays[name.removesuffix("_mel") + "_lengths_B"] = length
+    samples = np.full(1, bucket.samples, np.int32)
+    return AudioBatch(**arrays, samples_B=samples, skipped_B=np.zeros(1, np.int32))
+
+
+def bytes_a_device(shapes: Any) -> int:
+    """Of arrays that are placed, those of one device; padding of layouts does not count."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(shapes)
+    )

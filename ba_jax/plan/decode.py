@@ -1,0 +1,207 @@
+"""The step of generation to plan: an id of text or a frame of speech for every row.
+
+It is the step that `ba_jax.sampling` runs, with its cache and its sampling, and all rows in one
+mode, so that of its two heads the one that is not needed is not there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ba_jax import sharding
+from ba_jax.audio.lengths import FRAME_SECONDS
+from ba_jax.checkpoint import flatten, unflatten
+from ba_jax.config import from_mapping
+from ba_jax.metrics import flops
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig, init_variables
+from ba_jax.plan.chips import PlanError
+from ba_jax.sampling import alternate
+from ba_jax.sampling.alternate import SPEAKING, WRITING, Limits
+from ba_jax.sampling.step import State, Stepper
+
+KINDS = {"text": WRITING, "frame": SPEAKING}
+_PARTS = ("llm", "audio_embed", "audio_head")
+_TURN = 512  # ids and frames that a turn has room for
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeStep:
+    """A step of generation.
+
+    Attributes:
+      function: jitted; its state is used up.
+      arguments: shapes, placed.
+      parameters: component -> how many.
+      amounts: "tokens" (text) or "frames" and "audio_seconds" of a step, all rows.
+      flops: of the model, all rows.
+      bytes: that one copy of the model has to read, analytically.
+    """
+
+    function: Callable
+    arguments: tuple[Any, ...]
+    parameters: dict[str, int]
+    amounts: dict[str, float]
+    flops: float
+    bytes: float
+
+
+def decode_step(
+    model: Mapping[str, Any],
+    mesh: jax.sharding.Mesh,
+    kind: str,
+    *,
+    rows: int = 1,
+    context: int = 2048,
+    dtype: Any = jnp.bfloat16,
+) -> DecodeStep:
+    """A step of generation on a mesh.
+
+    Args:
+      model: a config's.
+      mesh: rows go over replica and fsdp, heads over tensor.
+      kind: "text" or "frame".
+      rows: of the whole mesh.
+      context: slots of the cache, all filled.
+      dtype: of parameters, cache and computation.
+
+    Raises:
+      PlanError: a model without audio, or rows that do not divide.
+    """
+    config = from_mapping(BaichuanAudioConfig, model, "model").only(*_PARTS)
+    if config.components != _PARTS:
+        raise PlanError(f"model of {config.components}: expected {_PARTS} to generate with")
+    shards = sharding.batch_shards(mesh)
+    if rows < 1 or rows % shards or context < 2:
+        raise PlanError(
+            f"{rows} rows with {context} positions on a mesh {dict(mesh.shape)}: expected a "
+            f"multiple of {shards} rows, and at least 2"
+        )
+    variables = _variables(config, mesh, dtype)
+    stepper = Stepper(
+        config,
+        variables,
+        eos_id=_free_id(config),
+        writable_V=np.ones(config.llm.vocab_size, bool),
+        text=alternate.FIRST_TEXT,
+        later_text=alternate.FIRST_TEXT,
+        audio=alternate.AUDIO,
+        alternation=None,
+        stops=None,
+        rows=rows,
+        capacity=context,
+        max_text=_TURN,
+        max_frames=_TURN,
+        dtype=dtype,
+    )
+
+    def step(variables, state: State, keys_B, limits: Limits) -> State:
+        # Known while it is compiled: the other mode's head is left out.
+        mode_B = jnp.full((rows,), KINDS[kind], jnp.int32)
+        state = state._replace(turn=state.turn._replace(mode_B=mode_B))
+        return stepper.step(variables, state, keys_B, limits)
+
+    state = _state(stepper, config, mesh)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    limits = Limits(*(np.zeros((rows,), t) for t in (np.int32, np.int32, bool)))
+    arguments = (variables, state, *_over_rows((keys, limits), mesh))
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    function = jax.jit(sharding.for_mesh(mesh, step), donate_argnums=1, out_shardings=places)
+    counts = {
+        name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+        for name, tree in variables["params"].items()
+    }
+    amounts = {"tokens": float(rows)}
+    if kind == "frame":
+        amounts = {"frames": float(rows), "audio_seconds": rows * FRAME_SECONDS}
+    return DecodeStep(
+        function,
+        arguments,
+        counts,
+        amounts,
+        _flops(config, kind, rows, context),
+        needed_bytes(config, kind, rows // shards, context, jnp.dtype(dtype).itemsize),
+    )
+
+
+def needed_bytes(
+    config: BaichuanAudioConfig, kind: str, rows: int, context: int, size: int
+) -> float:
+    """What a step has to read: each weight that it uses once, those of the audio head's attention
+    once a depth, and keys and values of the context. `size` is that of a value in bytes."""
+    shapes = jax.eval_shape(functools.partial(init_variables, config), jax.random.key(0))
+    total = 0
+    for name, leaf in flatten(shapes["params"]).items():
+        component, _, rest = name.partition("/")
+        values = math.prod(leaf.shape)
+        if component == "llm" and not rest.startswith(("embedding", "lm_head")):
+            total += values
+        if kind == "text":
+            head = "embedding" if config.llm.tied_embeddings else "lm_head"
+            total += values * (name == f"llm/{head}")
+        elif component == "audio_head":
+            again = rest.split("/")[1] in ("query", "key", "value", "out", "attention_norm")
+            total += values * (config.audio_head.depth if again else 1)
+    llm = config.llm
+    total += 2 * llm.layers * llm.kv_heads * llm.head_dim * context * rows
+    return float(total * size)
+
+
+def _flops(config: BaichuanAudioConfig, kind: str, rows: int, context: int) -> float:
+    """The model's, of all rows."""
+    logits = rows if kind == "text" else 0
+    total = flops.llm(config.llm, rows, rows * context, logits)
+    if kind == "frame":
+        total += flops.audio_head(config.audio_head, rows)
+    return float(total)
+
+
+def _free_id(config: BaichuanAudioConfig) -> int:
+    """An id that is none of the audio tokens, for the end of text."""
+    taken = dataclasses.astuple(config.tokens)
+    return next(i for i in range(config.llm.vocab_size) if i not in taken)
+
+
+def _variables(config: BaichuanAudioConfig, mesh: jax.sharding.Mesh, dtype: Any) -> Any:
+    shapes = jax.eval_shape(functools.partial(init_variables, config), jax.random.key(0))
+    return unflatten(
+        {
+            name: jax.ShapeDtypeStruct(
+                leaf.shape,
+                dtype,
+                sharding=sharding.variable_sharding(name, leaf.shape, mesh, config.heads),
+            )
+            for name, leaf in flatten(shapes).items()
+        }
+    )
+
+
+def _over_rows(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    where = sharding.batch_sharding(mesh)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree
+    )
+
+
+def _state(stepper: Stepper, config: BaichuanAudioConfig, mesh: jax.sharding.Mesh) -> State:
+    """A state's shapes; rows over the batch's axes, the cache's heads over tensor."""
+    heads = sharding.LOGICAL_AXES["kv_heads"]
+    if config.llm.kv_heads % mesh.shape[heads]:
+        heads = None
+    axes = (None, sharding.LOGICAL_AXES["batch"], heads)
+    where = NamedSharding(mesh, PartitionSpec(*axes))
+    state = _over_rows(stepper.state_shapes(), mesh)
+    cache = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+        for name, leaf in state.cache._asdict().items()
+        if name != "lengths_B"
+    }
+    return state._replace(cache=state.cache._replace(**cache))

@@ -1,0 +1,79 @@
+"""The README's table of plans at full size: stages 1 and 2 and the tokenizer on three pods.
+
+    python -m benchmarks.plans --out=DIR [--only=lm_stage2]
+
+Each plan is a process of its own, some minutes of one core, one after another; its JSON and output
+stay in DIR, and the same command goes on where one stopped. What does not fit is in the table too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+STAGES = ("lm_stage1:7b", "lm_stage2:7b", "tokenizer:1b5")
+# Rows of each chip; of the tokenizer, with 230 s of audio a row, one.
+ROWS = {"v5e:16x16": (1, 1), "v5p:4x4x4": (1, 1), "v6e:16x16": (2, 1)}
+HEAD = ("stage", "on", "rows a chip", "peak, GB of", "fits", "step, s", "bound by", "MFU", "a day")
+
+
+def commands(only: str = "") -> dict[str, list[str]]:
+    """Name -> arguments of `ba_jax.plan`."""
+    found = {}
+    for stage in STAGES:
+        for topology, (rows, tokenizer_rows) in ROWS.items():
+            name, _, size = stage.partition(":")
+            count = tokenizer_rows if name == "tokenizer" else rows
+            if only in name:
+                found[f"{name}_{topology.replace(':', '_')}"] = [
+                    f"--config=configs/{name}.py:{size}",
+                    f"--topology={topology}",
+                    f"--rows={count}",
+                ]
+    return found
+
+
+def row(arguments: Sequence[str], plan: Mapping[str, Any]) -> tuple[str, ...]:
+    """A line of the table."""
+    values = dict(argument.lstrip("-").split("=", 1) for argument in arguments)
+    stage = Path(values["config"]).name.replace(".py", "")
+    peak = f"{plan['peak_bytes'] / 1e9:.1f} of {plan['hbm_bytes'] / 1e9:.0f}"
+    first = (stage, values["topology"], values["rows"], peak, "yes" if plan["fits"] else "no")
+    bound = plan["bound"]
+    if bound is None:
+        return (*first, "", "", "", "")
+    day = bound["a_day"]
+    if stage.startswith("tokenizer"):
+        amount = f"{day['audio_seconds'] / 3.6e9:.2f} M hours"
+    else:
+        amount = f"{day['tokens'] / 1e9:.1f} G tokens"
+    return (*first, f"{bound['seconds']:.2f}", bound["by"], f"{bound['mfu']:.0%}", amount)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of JSON and output")
+    parser.add_argument("--only", default="", help="stages whose name holds this")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = [HEAD, ("---",) * len(HEAD)]
+    for name, arguments in commands(options.only).items():
+        path = options.out / f"{name}.json"
+        if not path.exists():
+            line = [sys.executable, "-m", "ba_jax.plan", *arguments, f"--json={path}"]
+            with (options.out / f"{name}.txt").open("w") as file:
+                done = subprocess.run(line, stdout=file, stderr=subprocess.STDOUT)
+            if not path.exists():
+                sys.exit(f"{name}: exit code {done.returncode}, see {file.name}")
+        rows.append(row(arguments, json.loads(path.read_text())))
+        print(f"| {' | '.join(rows[-1])} |", flush=True)
+    print("\n".join(["", *(f"| {' | '.join(cells)} |" for cells in rows)]))
+
+
+if __name__ == "__main__":
+    main()

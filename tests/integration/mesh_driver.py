@@ -1,0 +1,231 @@
+"""A few steps of every stage on one device and on meshes of eight, in one process.
+
+python -m tests.integration.mesh_driver DATASET OUT.json [STAGE ...]
+
+OUT.json: case -> what `compare` finds; "uneven": what rows that do not divide are told;
+and, unless stages are named, splash attention and caches on meshes. Prints CPU seconds so far.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import re
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ba_jax import sharding
+from ba_jax.checkpoint import flatten, unflatten
+from ba_jax.config import to_mapping
+from ba_jax.data.batches import open_batches
+from ba_jax.models import layers
+from ba_jax.models.llm import LLMConfig, init_cache, packed_mask
+from ba_jax.models.packed_attention import INTERPRETED, packed_attention
+from ba_jax.program import Program
+from ba_jax.run_config import parse_config
+from ba_jax.sharding import MeshSettings
+from tests.unit.steps import small_run, test_flow, test_vocoder
+
+ENVIRONMENT = {
+    # The compiler's own time is nearly all of it.
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1 "
+    "--xla_llvm_disable_expensive_passes=true"
+}
+STEPS = 3
+ROWS = 8
+CHUNK = 16
+EIGHT = {"replica": 8}
+SPLIT = {"replica": 1, "fsdp": 4, "tensor": 2}
+COPIES = {"replica": 2, "fsdp": 2, "tensor": 2}
+ALL = {"replica": 1, "fsdp": 2, "tensor": 2, "sequence": 2}
+CASES = {
+    "text_lm": (EIGHT,),
+    "lm": (SPLIT, ALL),
+    "tokenizer": (COPIES,),
+}
+# Their steps are the longest to compile, some minutes for eight devices: run where they are named.
+NAMED = {"flow": (SPLIT,), "vocoder": ({"replica": 4, "fsdp": 2},)}
+# Rows, heads and positions divided; more devices along tensor than key heads.
+ATTENTION = {"splash": ALL, "splash_shared": {"replica": 1, "fsdp": 2, "tensor": 4}}
+
+
+def case(stage: str, mesh: dict[str, int]) -> str:
+    """Its name in the file."""
+    return " ".join([stage, *(f"{axis}={size}" for axis, size in mesh.items())])
+
+
+NAMES = [case(stage, mesh) for stage, meshes in CASES.items() for mesh in meshes]
+
+
+def config_of(stage: str, dataset: pathlib.Path) -> dict[str, Any]:
+    """A run's config."""
+    rate = {"optimizer__learning_rate": 1e-3}
+    lm = {"data__rows": ROWS, "stage__chunk": CHUNK, "stage__word_dropout": 0.2, **rate}
+    if stage == "text_lm":
+        return small_run.text_run(dataset, **lm)
+    if stage == "lm":
+        return small_run.codes_run(dataset, **lm)
+    if stage == "tokenizer":
+        return small_run.tokenizer_run(dataset, data__rows=ROWS, **rate)
+    config = small_run.text_run(dataset, **rate)
+    of = test_flow if stage == "flow" else test_vocoder
+    config["model"] = {k: v for k, v in to_mapping(of.CONFIG).items() if v is not None}
+    config["stage"] = {"name": stage}
+    if stage == "vocoder":
+        config["stage"] |= to_mapping(of.SETTINGS) | {"discriminator_start": 1}
+    else:
+        rules = ((r"(flow_prenet|flow_unet)/.*", 1.0), (".*", None))
+        config["optimizer"]["rules"] = rules
+    return config
+
+
+def batches_of(stage: str, program: Program) -> list[Any]:
+    """Arrays of each step."""
+    if stage in ("flow", "vocoder"):
+        of = test_flow if stage == "flow" else test_vocoder
+        longest = 0.5 if stage == "flow" else test_vocoder.SECONDS
+        seconds = longest * np.linspace(0.6, 1, ROWS)
+        batch = of.batch_of(*seconds)
+        return [program.stage.arrays(batch)] * STEPS
+    config = program.config
+    batches = open_batches(config.data, config.model)
+    return [program.stage.arrays(batches.build(step)) for step in range(STEPS)]
+
+
+def values_of(shapes: Any) -> Any:
+    """Variables by NumPy, which takes no compilation: kernels scaled by their fan-in."""
+    rng = np.random.default_rng(0)
+
+    def draw(name: str, leaf) -> np.ndarray:
+        kind = name.split("/")[-1]
+        if kind in ("scale", "alpha", "kernel_g") or "cluster_size" in kind:
+            return np.ones(leaf.shape, leaf.dtype)
+        if kind == "bias":
+            return np.zeros(leaf.shape, leaf.dtype)
+        scale = np.prod(leaf.shape[-2:-1]) ** -0.5 if kind.startswith("kernel") else 0.3
+        return (scale * rng.normal(size=leaf.shape)).astype(leaf.dtype)
+
+    flat = {name: draw(name, leaf) for name, leaf in flatten(shapes).items()}
+    for name in flat:  # sums of what the codebooks' rows are means of
+        if "/embed_avg_" in name:
+            flat[name] = flat[name.replace("embed_avg_", "embed_")].copy()
+    return unflatten(flat)
+
+
+def run(program: Program, values: Any, batches: list[Any]) -> dict[str, Any]:
+    """Losses, gradients' norms, the last state, the largest float32 array of a device."""
+    placed = jax.tree.map(jax.device_put, values, program.variable_placement)
+    state = program.begin(placed)
+    arrays = [sharding.to_devices(batch, program.mesh) for batch in batches]
+    step = program.step().lower(state, arrays[0], program.seed_key).compile()
+    shapes = re.findall(r"\bf32\[([\d,]+)\]", step.as_text())
+    found = {"loss": [], "grad_norm": [], "largest": max(map(_size, shapes))}
+    for batch in arrays:
+        state, metrics = step(state, batch, program.seed_key)
+        for name in ("loss", "grad_norm"):
+            found[name].append(float(metrics[name]))
+        assert metrics["finite"]
+    found["state"] = jax.tree_util.tree_flatten_with_path(jax.device_get(state))[0]
+    return found
+
+
+def _size(dimensions: str) -> int:
+    return math.prod(map(int, dimensions.split(",")))
+
+
+def compare(one: dict[str, Any], many: dict[str, Any]) -> dict[str, float]:
+    """Largest relative differences of losses and norms, and how far values are apart."""
+    found = {}
+    for name in ("loss", "grad_norm"):
+        here, there = np.array(one[name]), np.array(many[name])
+        found[name] = float(np.max(np.abs(there / here - 1)))
+    found["state"] = 0.0
+    for (_, here), (_, there) in zip(one["state"], many["state"], strict=True):
+        if jax.dtypes.issubdtype(here.dtype, jax.dtypes.prng_key):
+            continue
+        apart = np.abs(np.asarray(there, np.float64) - here) / (1 + np.abs(here))
+        found["state"] = max(found["state"], float(np.max(apart, initial=0)))
+    return found
+
+
+def mesh_of(sizes: dict[str, int] | None) -> Mesh:
+    """A mesh of all devices; None: of one."""
+    if sizes is None:
+        return sharding.make_mesh(MeshSettings(), jax.devices()[:1])
+    return sharding.make_mesh(MeshSettings(**sizes))
+
+
+def attention_apart(mesh: Mesh) -> list[float]:
+    """Largest differences of splash's result and gradients from XLA's."""
+    heads, kv_heads = (4, 2)
+    segments = jnp.asarray(np.repeat([[1, 2, 0], [1, 1, 1]], [60, 160, 36], axis=1))
+    rng = np.random.default_rng(0)
+    q, k, v, weights = (
+        rng.normal(size=(2, 256, number, 128)).astype(np.float32)
+        for number in (heads, kv_heads, kv_heads, heads)
+    )
+
+    def gradients(kind: str):
+        def loss(q, k, v):
+            if kind == "xla":
+                y = layers.attention(q, k, v, packed_mask(segments))
+            else:
+                y = packed_attention(kind, q, k, v, segments)
+            y = jnp.where((segments > 0)[:, :, None, None], y, 0)
+            return jnp.sum(y * weights), y
+
+        return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
+
+    want = jax.jit(gradients("xla"))(q, k, v)
+    places = sharding.replicated(mesh)
+    found = jax.jit(sharding.for_mesh(mesh, gradients(INTERPRETED)))(
+        *(jax.device_put(array, places) for array in (q, k, v))
+    )
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True)
+    return [float(np.max(np.abs(np.asarray(one) - np.asarray(two)))) for one, two in pairs]
+
+
+def main(dataset: str, out: str, *stages: str) -> None:
+    """Runs the cases (of these stages) and writes what was found."""
+    found: dict[str, Any] = {}
+    for stage in stages or CASES:
+        meshes = (CASES | NAMED)[stage]
+        config = parse_config(config_of(stage, pathlib.Path(dataset)))
+        one = Program(config, mesh_of(None))
+        batches, values = batches_of(stage, one), values_of(one.shapes)
+        alone = run(one, values, batches)
+        for sizes in meshes:
+            program = Program(config, mesh_of(sizes))
+            many = run(program, values, batches)
+            found[case(stage, sizes)] = compare(alone, many)
+            if "ids_BL" in batches[0]:
+                logits = batches[0]["ids_BL"].size * config.model["llm"]["vocab_size"]
+                share = {"largest": many["largest"], "logits": logits // 8}
+                found[case(stage, sizes)] |= share
+        print(stage, time.process_time(), flush=True)
+    if stages:
+        pathlib.Path(out).write_text(json.dumps(found, indent=1))
+        return
+    for name, sizes in ATTENTION.items():
+        found[name] = attention_apart(mesh_of(sizes))
+    mesh = mesh_of(SPLIT)
+    llm = LLMConfig(**small_run.LLM | {"kv_heads": 2})
+    cache = jax.jit(sharding.for_mesh(mesh, lambda: init_cache(llm, ROWS, 4, "float32")))()
+    found["cache"] = str(cache.k_EBPKD.sharding.spec)
+    try:
+        mesh = mesh_of(EIGHT)
+        sharding.to_devices({"ids_BL": np.zeros((6, 4), np.int32)}, mesh)
+    except sharding.ShardingError as error:
+        found["uneven"] = str(error)
+    pathlib.Path(out).write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,114 @@
+"""Plans a small run for four TPUs as it is and with a fault, and writes what came out.
+
+    python -m tests.integration.plan_driver OUT.json NAME ...
+
+NAME is "as it is", a fault of FAULTS, "frame" (a step of generation) or "too large". A process of
+its own, for libtpu.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Callable
+from unittest import mock
+
+import jax
+
+from ba_jax import sharding
+from ba_jax.models import layers
+from ba_jax.plan import plan as planning
+from ba_jax.plan.report import Plan, as_dict
+from ba_jax.plan.topology import Topology, open_topology, prepare_process
+from ba_jax.run_config import RunConfig, parse_config
+from ba_jax.sharding import MeshSettings
+from configs import lm_stage2
+
+NAME = "v5e:2x2"
+# Wide enough that weights outweigh everything else, and little to compile.
+LLM = {
+    "vocab_size": 2048,
+    "width": 512,
+    "layers": 4,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_dim": 128,
+    "ffn_width": 2048,
+}
+CODEBOOKS = (512, 256)
+
+
+def config() -> RunConfig:
+    """Stage 2 as on a pod, with a small model."""
+    values = lm_stage2.get_config("nano_codes")
+    values.model.llm = LLM
+    values.model.vq_bridge.codebook_sizes = CODEBOOKS
+    values.model.audio_embed = {"width": 512, "codebook_sizes": CODEBOOKS}
+    values.model.audio_head = {"width": 512, "layers": 1, "codebook_sizes": CODEBOOKS}
+    values.stage.gather = "row"
+    values.stage.update({"code_dropout": 0.0, "frame_dropout": 0.0, "word_dropout": 0.0})
+    values.data.update({"row_length": 512, "rows": 4})
+    values.mesh.update({"replica": 1, "fsdp": 4})
+    values.train.update({"dtype": "bfloat16", "remat": "full"})
+    return parse_config(values)
+
+
+def replicate(topology: Topology) -> Plan:
+    """A rule that leaves the largest matrices whole on every device; shapes show it."""
+    rule = (r"llm/layers/(gate|up|down)/kernel", ())
+    with mock.patch.object(sharding, "RULES", (rule, *sharding.RULES)):
+        return planning.training(config(), dataclasses.replace(topology, compiles=False))
+
+
+def drop_remat(topology: Topology) -> Plan:
+    """Layers whose policy is lost on the way."""
+    stacked = layers.stacked
+
+    def without(*arguments, remat, **options):
+        return stacked(*arguments, remat="none", **options)
+
+    with mock.patch.object(layers, "stacked", without):
+        return planning.training(config(), topology)
+
+
+FAULTS: dict[str, Callable[[Topology], Plan]] = {"replicated": replicate, "no remat": drop_remat}
+
+
+def too_large(topology: Topology) -> dict:
+    """A batch that no v5e holds."""
+    run = config()
+    data = dict(run.data) | {"row_length": 4096}
+    train = dataclasses.replace(run.train, remat="none")
+    try:
+        planning.training(dataclasses.replace(run, data=data, train=train), topology, rows=64)
+    except planning.DoesNotFit as error:
+        plan = error.plan
+        found = {"peak_bytes": plan.peak_bytes, "hbm_bytes": plan.hbm_bytes}
+        return found | {"message": str(error), "advice": error.advice}
+    return {"message": ""}
+
+
+def main(out: str, *names: str) -> None:
+    prepare_process(NAME)
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    topology, found = open_topology(NAME), {}
+    for name in names:
+        if name == "too large":
+            found[name] = too_large(topology)
+            continue
+        if name == "frame":
+            plan = planning.decoding(
+                config().model, MeshSettings(), topology, "frame", rows=1, context=256
+            )
+        elif name in FAULTS:
+            plan = FAULTS[name](topology)
+        else:
+            plan = planning.training(config(), topology)
+        found[name] = as_dict(plan)
+    pathlib.Path(out).write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,100 @@
+"""Gates on what XLA makes of the step for a pod: compiled for four v5e, none needed.
+
+A small run's collectives and memory are checked against stored figures (`tests/data/plan`, with the
+libtpu that they come from). Figures that follow from shapes have to be equal; what another version
+of XLA may do better or worse has to be within TOLERANCE. Faults that would cost a pod its speed or
+memory have to leave that: a parameter that is whole on every device, remat that got lost.
+
+New figures: `python -m tests.integration.plan_driver OUT "as it is" frame`, OUT being that file.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STORED = json.loads((ROOT / "tests" / "data" / "plan" / "v5e_2x2.json").read_text())
+TOLERANCE = 0.25
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict:
+    """Name -> plan."""
+    out = tmp_path_factory.mktemp("plan") / "plans.json"
+    names = ("as it is", "frame", "too large", "no remat", "replicated")
+    line = [sys.executable, "-m", "tests.integration.plan_driver", str(out), *names]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+def differences(plan: dict, stored: dict) -> list[str]:
+    """Where a plan is not what is stored."""
+    wrong = []
+
+    def near(name: str, value: float, expected: float, tolerance: float = TOLERANCE) -> None:
+        if abs(value - expected) > tolerance * expected:
+            wrong.append(f"{name}: {value:,.0f}, stored {expected:,.0f}")
+
+    near("model FLOPs", plan["model_flops"], stored["model_flops"], 1e-6)
+    for kind, count in stored["argument_kinds"].items():
+        near(f"arguments, {kind}", plan["argument_kinds"][kind], count, 1e-6)
+    if plan["memory"] is None:  # not compiled
+        return wrong
+    near("FLOPs of the devices", plan["device_flops"], stored["device_flops"], 1e-6)
+    near("temporaries", plan["memory"]["temporaries"], stored["memory"]["temporaries"])
+    near("peak", plan["peak_bytes"], stored["peak_bytes"])
+    near("bytes accessed", plan["bytes_accessed"], stored["bytes_accessed"])
+    if set(plan["collectives"]) != set(stored["collectives"]):
+        wrong.append(f"collectives: {sorted(plan['collectives'])}")
+    for kind, sums in stored["collectives"].items():
+        now = plan["collectives"].get(kind, {"count": 0, "received": 0})
+        near(f"{kind}, times", now["count"], sums["count"])
+        near(f"{kind}, received", now["received"], sums["received"])
+    return wrong
+
+
+def test_the_step_is_what_it_was(found):
+    assert differences(found["as it is"], STORED["as it is"]) == []
+
+
+def test_a_step_of_generation_reads_what_it_needs(found):
+    frame, stored = found["frame"], STORED["frame"]
+    assert sum(one["received"] for one in frame["collectives"].values()) < 1000 and frame["fits"]
+    assert abs(frame["bytes_accessed"] / stored["bytes_accessed"] - 1) < TOLERANCE
+    # 1.42 here, where choosing weighs much; 1.02 at full size.
+    assert frame["needed_bytes"] < frame["bytes_accessed"] < 1.6 * frame["needed_bytes"]
+
+
+def test_weights_travel_and_activations_do_not(found):
+    """FSDP: a layer's weights are gathered where they are needed."""
+    plan = found["as it is"]
+    weights = plan["argument_kinds"]["trained parameters"]
+    gathered = plan["collectives"]["all-gather"]["received"]
+    # In bfloat16 or float32, forward, and again for the backward pass.
+    assert 0.5 * 3 * weights < gathered < 4 * 3 * weights
+
+
+def test_a_replicated_parameter_is_noticed(found):
+    wrong = "\n".join(differences(found["replicated"], STORED["as it is"]))
+    assert "arguments, trained parameters" in wrong and "arguments, optimiser" in wrong
+
+
+def test_lost_remat_is_noticed(found):
+    wrong = "\n".join(differences(found["no remat"], STORED["as it is"]))
+    assert "FLOPs of the devices" in wrong and "temporaries" in wrong
+
+
+def test_too_large_says_by_how_much_and_what_to_change(found):
+    told = found["too large"]
+    assert told["peak_bytes"] > 1.1 * told["hbm_bytes"] and told["hbm_bytes"] > 15 * 2**30
+    assert "GB over. What to change:" in told["message"]
+    assert any("--config.train.remat=full" in line for line in told["advice"])
+    assert any("--rows=32" in line for line in told["advice"])

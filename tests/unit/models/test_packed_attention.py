@@ -1,0 +1,127 @@
+"""Kinds of attention agree with each other on packed rows; where each runs."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ba_jax.models import layers
+from ba_jax.models.llm import LLM, LLMConfig, packed_mask
+from ba_jax.models.packed_attention import (
+    INTERPRETED,
+    AttentionError,
+    on_platform,
+    packed_attention,
+)
+
+LENGTH, HEADS, KV_HEADS, HEAD_DIM = 256, 2, 1, 128
+# Two examples, the second across blocks of 128, and padding at the end of a row.
+SEGMENTS_BL = np.repeat([[1, 2, 0], [1, 1, 1]], [100, 120, 36], axis=1).astype(np.int32)
+CONFIG = LLMConfig(
+    vocab_size=16,
+    width=16,
+    layers=1,
+    heads=HEADS,
+    kv_heads=KV_HEADS,
+    head_dim=HEAD_DIM,
+    ffn_width=16,
+)
+
+
+def draw(heads: int, seed: int) -> np.ndarray:
+    shape = (2, LENGTH, heads, HEAD_DIM)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def values_and_gradients(attend):
+    """Of real positions, under random weights."""
+    weights = draw(HEADS, 3) * (SEGMENTS_BL > 0)[:, :, None, None]
+
+    def loss(q, k, v):
+        y = attend(q, k, v)
+        return jnp.sum(y * weights), y * (weights != 0)
+
+    function = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+    (_, y), gradients = function(draw(HEADS, 0), draw(KV_HEADS, 1), draw(KV_HEADS, 2))
+    return [y, *gradients]
+
+
+@pytest.fixture(scope="module")
+def plain():
+    mask = packed_mask(jnp.asarray(SEGMENTS_BL))
+    return values_and_gradients(lambda q, k, v: layers.attention(q, k, v, mask))
+
+
+def test_splash_is_attention(plain):
+    found = values_and_gradients(
+        lambda q, k, v: packed_attention(INTERPRETED, q, k, v, jnp.asarray(SEGMENTS_BL))
+    )
+    for one, two in zip(found, plain, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+def test_cudnn_is_given_the_same_mask(plain, monkeypatch):
+    """What stands in for cuDNN here is XLA."""
+    whole = jax.nn.dot_product_attention
+
+    def instead(*args, implementation, **options):
+        assert implementation == "cudnn"
+        return whole(*args, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", instead)
+    found = values_and_gradients(
+        lambda q, k, v: packed_attention("cudnn", q, k, v, jnp.asarray(SEGMENTS_BL))
+    )
+    for one, two in zip(found, plain, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+@functools.cache
+def jaxpr(remat: str) -> str:
+    model = LLM(CONFIG, attention=INTERPRETED, remat=remat)
+    x = jnp.ones((1, 128, 16))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    return str(jax.make_jaxpr(jax.grad(lambda v: jnp.sum(model.apply(v, x)[0])))(shapes))
+
+
+def test_the_language_model_runs_the_kind_that_it_is_given():
+    """And a remat policy keeps what the kernel leaves: the backward pass makes none of it again."""
+    assert jaxpr("none").count("pallas_call[") == 3
+    left = {remat: jaxpr(remat).count("name[name=attention]") for remat in ("full", "attention")}
+    assert left["attention"] == 2 < left["full"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "platform", "dtype", "message"),
+    [
+        ("flash", "tpu", "float32", "attention 'flash': expected one of"),
+        ("splash", "gpu", "float32", "'splash' on gpu: expected TPUs"),
+        ("cudnn", "tpu", "bfloat16", "'cudnn' on tpu: expected NVIDIA GPUs"),
+        ("cudnn", "cpu", "bfloat16", "'cudnn' on cpu: expected NVIDIA GPUs"),
+        ("cudnn", "gpu", "float32", "'cudnn' in float32: expected dtype bfloat16"),
+    ],
+)
+def test_a_kind_that_does_not_run_there(kind, platform, dtype, message):
+    with pytest.raises(AttentionError, match=message):
+        on_platform(kind, platform, jnp.dtype(dtype))
+
+
+def test_a_kind_on_its_platform():
+    assert on_platform("splash", "tpu", jnp.float32) == "splash"
+    assert on_platform("splash", "cpu", jnp.float32) == INTERPRETED
+    assert on_platform("cudnn", "gpu", jnp.bfloat16) == "cudnn"
+    assert on_platform("xla", "gpu", jnp.float32) == "xla"
+
+
+@pytest.mark.parametrize(
+    ("length", "head_dim", "message"),
+    [(128, 64, "head_dim 64: expected a multiple of 128"), (192, 128, "on 192 positions a device")],
+)
+def test_sizes_that_splash_does_not_take(length, head_dim, message):
+    q = jnp.zeros((1, length, 2, head_dim))
+    with pytest.raises(AttentionError, match=message):
+        packed_attention("splash", q, q, q, jnp.ones((1, length), jnp.int32))

@@ -1,0 +1,104 @@
+"""Reading a compiled program's text: counts by hand."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ba_jax.plan import compiled, hlo
+
+# A loop of 3 over a layer whose weights it slices out of a stack, gathers and multiplies; a fusion
+# that writes into a buffer in place; XLA:TPU's reduce-scatter; a conditional; an array in VMEM.
+TEXT = (pathlib.Path(__file__).parents[2] / "data" / "plan" / "loop.hlo").read_text()
+LAYER = 8 * 16 * 4
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+    program = hlo.Program(TEXT)
+    assert program.unknown_loops == []
+    assert program.weights["body"] == 3
+    found = {one.kind: one for one in program.collectives()}
+    assert set(found) == {"all-gather", "reduce-scatter"}
+    gather, scatter = found["all-gather"], found["reduce-scatter"]
+    assert (gather.times, gather.bytes, gather.group) == (3, 4 * LAYER, 4)
+    assert gather.received == 3 * 3 * LAYER  # of four parts it has one
+    assert gather.source == "jit(step)/layers/up"
+    assert (scatter.times, scatter.bytes) == (1, LAYER)
+    assert scatter.received == 3 * LAYER
+
+
+def test_bytes_are_what_moves_through_hbm():
+    scalars = 3 * (3 * 4)  # next, and i and one that make it
+    slices = 3 * (2 * LAYER + 4)  # layer: a slice read, a slice written, i
+    gathers = 3 * LAYER  # its result is in VMEM
+    updates = 3 * (16 * 8 * 4 + 4)  # in place: what is new, which comes from VMEM, and i
+    scattered = 5 * LAYER
+    branch = 2 * LAYER  # the one that moves more
+    expected = scalars + slices + gathers + updates + scattered + branch
+    assert hlo.Program(TEXT).bytes_accessed == expected
+
+
+def test_a_loop_that_cannot_be_read_counts_once_and_is_told():
+    program = hlo.Program(TEXT.replace("direction=LT", "direction=NE"))
+    assert program.unknown_loops and program.weights["body"] == 1
+    told = TEXT.replace(
+        "condition=%condition, body=%body",
+        'condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"7"}}',
+    )
+    assert hlo.Program(told).weights["body"] == 7
+
+
+def test_text_that_is_no_program():
+    with pytest.raises(ValueError, match="without an entry"):
+        hlo.Program("HloModule nothing\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "groups"),
+    [
+        ("replica_groups={{0,2},{1,3}}, x", [[0, 2], [1, 3]]),
+        ("replica_groups=[2,2]<=[4], x", [[0, 1], [2, 3]]),
+        ("replica_groups=[2,2]<=[2,2]T(1,0), x", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'b'}, x", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a'}, x", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=4] {'a':(1)2}, x", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=4] {'a':(2)2}, x", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}, x", [[0, 1, 2, 3]]),
+        ("dimensions={0}", []),
+    ],
+)
+def test_groups_of_devices(text, groups):
+    assert sorted(map(sorted, hlo.replica_groups(text))) == groups
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2))
+def test_groups_of_a_mesh_part_the_devices(x, y, z, axis):
+    text = f"replica_groups=mesh['x'={x},'y'={y},'z'={z}] {{'{'xyz'[axis]}'}}"
+    groups = hlo.replica_groups(text)
+    assert sorted(device for group in groups for device in group) == list(range(x * y * z))
+    assert {len(group) for group in groups} == {(x, y, z)[axis]}
+
+
+def test_what_crosses_slices_is_counted_apart():
+    text = TEXT.replace("replica_groups={{0,1,2,3}}", "replica_groups={{0,1},{2,3}}")
+    text = text.replace("[1,4]<=[4]", "[2,2]<=[2,2]T(1,0)")
+    found = compiled.sum_collectives(hlo.Program(text, slice_size=2).collectives())
+    assert found["all-gather"].received == 0 and found["all-gather"].received_across > 0
+    assert found["reduce-scatter"].received > 0 and found["reduce-scatter"].received_across == 0
+
+
+def test_collectives_that_run_beside_others():
+    """Started and done: the result is the second of what the start gives."""
+    text = TEXT.replace(
+        "%gathered = f32[32,16]{1,0:T(8,128)S(1)} all-gather(%layer)",
+        "%g.1 = (f32[8,16]{1,0:T(8,128)}, f32[32,16]{1,0:T(8,128)S(1)}) all-gather-start(%layer)",
+    ).replace(
+        "  %new = ",
+        "  %gathered = f32[32,16]{1,0:T(8,128)S(1)} all-gather-done(%g.1)\n  %new = ",
+    )
+    (gather,) = [c for c in hlo.Program(text).collectives() if c.kind == "all-gather"]
+    assert (gather.times, gather.bytes) == (3, 4 * LAYER)
+    assert hlo.Program(text).bytes_accessed == hlo.Program(TEXT).bytes_accessed
