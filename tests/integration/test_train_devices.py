@@ -60,7 +60,7 @@ def meshes(dataset, tmp_path_factory):
         cwd=train_driver.ROOT,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())

@@ -94,7 +94,7 @@ def test_what_is_frozen_is_kept_in_its_type_but_for_the_tokenizer():
     names = ("llm/w", "llm/head", "audio_encoder/w", "vq_bridge/w")
     params = {"params": unflatten({name: jnp.ones(2) for name in names})}
     rates = {name: 1.0 if name == "llm/w" else None for name in names}
-    settings = OptimizerSettings(rules=RULES)
+    settings = OptimizerSettings(rules=RULES, learning_rate=0.1)
     state = jax.eval_shape(
         lambda: new_state(Line(0.0), params, rates, optax.sgd(0.1), settings, jnp.bfloat16)
     )
