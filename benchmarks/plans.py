@@ -37,7 +37,7 @@ def commands(only: str = "") -> dict[str, list[str]]:
                     f"--rows={count}",
                 ]
                 if name != "tokenizer":
-                    # XLA's own attention moves its scores through HBM, two thirds of all bytes on v6e.
+                    # XLA's own attention moves its scores through HBM: 63 % of all bytes on v6e.
                     found[f"{name}_{topology.replace(':', '_')}"].append(SPLASH)
     return found
 
