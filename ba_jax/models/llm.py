@@ -164,9 +164,7 @@ class LLMLayer(nn.Module):
                 places = (row_B11, heads_11K, slots_BL[:, :, None])
             # Slots at the capacity (padding, or an overfull row) are dropped, not clamped.
             cache = tuple(
-                _lay_out_cache(
-                    stored.at[index, *places].set(new.astype(stored.dtype), mode="drop")
-                )
+                _lay_out_cache(stored.at[index, *places].set(new.astype(stored.dtype), mode="drop"))
                 for stored, new in zip(cache, (k, v), strict=True)
             )
             if "cache" in masks:
