@@ -217,8 +217,12 @@ def main(dataset: str, out: str, *stages: str) -> None:
         found[name] = attention_apart(mesh_of(sizes))
     mesh = mesh_of(SPLIT)
     llm = LLMConfig(**small_run.LLM | {"kv_heads": 2})
-    cache = jax.jit(sharding.for_mesh(mesh, lambda: init_cache(llm, ROWS, 4, "float32")))()
-    found["cache"] = str(cache.k_EBPKD.sharding.spec)
+    make = sharding.for_mesh(
+        mesh,
+        lambda zero: init_cache(llm, ROWS, 4, "float32")._replace(lengths_B=jnp.full(ROWS, zero)),
+    )
+    cache = jax.jit(make)(jax.device_put(np.int32(0), sharding.replicated(mesh)))
+    found["cache"] = list(cache.k_EBPKD.sharding.spec)
     try:
         mesh = mesh_of(EIGHT)
         sharding.to_devices({"ids_BL": np.zeros((6, 4), np.int32)}, mesh)

@@ -76,7 +76,7 @@ def test_every_stage_on_eight_devices(meshes, case):
 @pytest.mark.parametrize("case", [name for name in mesh_driver.NAMES if "lm" in name])
 def test_no_device_holds_the_logits_of_all_its_positions(meshes, case):
     """Nor anything else in float32 of that size."""
-    assert meshes[case]["largest"] < meshes[case]["logits"] / 2
+    assert meshes[case]["largest"] < meshes[case]["logits"]
 
 
 def test_rows_that_do_not_divide_among_the_devices(meshes):
@@ -90,7 +90,7 @@ def test_splash_attention_on_eight_devices(meshes, case):
 
 
 def test_caches_follow_the_mesh(meshes):
-    assert meshes["cache"] == "PartitionSpec(None, ('replica', 'fsdp'), None, 'tensor', None)"
+    assert meshes["cache"] == [None, "fsdp", None, "tensor"]
 
 
 def test_a_run_on_eight_devices(text, tmp_path):
