@@ -222,7 +222,7 @@ def main(dataset: str, out: str, *stages: str) -> None:
         lambda zero: init_cache(llm, ROWS, 4, "float32")._replace(lengths_B=jnp.full(ROWS, zero)),
     )
     cache = jax.jit(make)(jax.device_put(np.int32(0), sharding.replicated(mesh)))
-    found["cache"] = list(cache.k_EBPKD.sharding.spec)
+    found["cache"] = list(cache.k_EBKPD.sharding.spec)
     try:
         mesh = mesh_of(EIGHT)
         sharding.to_devices({"ids_BL": np.zeros((6, 4), np.int32)}, mesh)

@@ -89,7 +89,7 @@ def test_splash_attention_on_eight_devices(meshes, case):
 
 
 def test_caches_follow_the_mesh(meshes):
-    assert meshes["cache"] == [None, "fsdp", None, "tensor"]
+    assert meshes["cache"] == [None, "fsdp", "tensor"]
 
 
 def test_a_run_on_eight_devices(text, tmp_path):

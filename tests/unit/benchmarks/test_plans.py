@@ -12,6 +12,7 @@ def test_all_stages_on_all_pods():
         "--config=configs/lm_stage2.py:7b",
         "--topology=v6e:16x16",
         "--rows=2",
+        "--config.train.attention=splash",
     ]
 
 
