@@ -144,6 +144,10 @@ while [ ${#alive[@]} -gt 0 ]; do
   fi
   sleep 0.1
 done
+for number in "${!pids[@]}"; do
+  # One that was ended before it wrote has left its reader waiting for a writer.
+  : <>"$folder/$number"
+done
 for pid in "${readers[@]}"; do
   while kill -0 "$pid" 2>/dev/null; do
     wait "$pid" || true

@@ -650,8 +650,11 @@ def test_local_mesh_ends_with_the_first_that_fails(tmp_path, grace):
     assert not alive(int((tmp_path / "pid--process=0").read_text()))
 
 
-def test_local_mesh_gives_the_code_that_needs_a_look():
-    script = "[ ${*: -1} = --process=1 ] || exit 75; trap '' TERM; sleep 1; exit 1"
+def test_local_mesh_gives_the_code_that_needs_a_look(tmp_path):
+    up = shlex.quote(str(tmp_path / "up"))
+    first = f"until [ -e {up} ]; do sleep 0.05; done; exit 75"
+    script = f"[ ${{*: -1}} = --process=1 ] || {{ {first}; }}; trap '' TERM; touch {up}; "
+    script += "sleep 0.5; exit 1"
     code, output = call("local_mesh", 2, "--processes", "bash", "-c", script, "x")
     assert code == 1, output
 
