@@ -201,20 +201,6 @@ def _lm_codes_nano() -> dict:
         # The assistant's voice alone: some minutes teach one voice a language, not twenty.
         "tts": _member("embedded", "tts", 2.0, turn="any", speakers=_ASSISTANT),
         "tts_phrases": _member("embedded", "itts", 1.0, turn="any", pieces=2, speakers=_ASSISTANT),
-        "tts_words": _member("embedded", "itts", 1.0, turn="any", pieces=1, speakers=_ASSISTANT),
-        # Words and phrases in any order: what is read has to be said, not the sentence it recalls.
-        **{
-            f"tts_shuffled_{order}": _member(
-                "embedded",
-                "tts",
-                0.5,
-                turn="any",
-                pieces=1 + order % 2,
-                order=order,
-                speakers=_ASSISTANT,
-            )
-            for order in range(6)
-        },
         "itts": _member("embedded", "itts", 0.2),
         "audio": _member("embedded", "audio", 0.2),
         "text": _member("embedded", "text", 0.5),
@@ -256,7 +242,6 @@ def _lm_words_nano() -> dict:
         "words_fast": 2.0,
         "answer_words": 2.0,
         "phrases": 2.0,
-        "tts_words": 1.5,
         "written": 0.7,
         "text": 0.3,
     }

@@ -108,7 +108,7 @@ train text configs/lm_text.py:nano 300 600
 # 2. The tokenizer, and the corpus as its codes.
 init=()
 [ "$encoder" != whisper ] || init=(--config.init.audio_encoder="$runs/whisper")
-train tokenizer "configs/tokenizer.py:$size" 220 900 --config.init.llm="$runs/text" "${init[@]}"
+train tokenizer "configs/tokenizer.py:$size" 220 600 --config.init.llm="$runs/text" "${init[@]}"
 codes_of() { # NAME SPEED
   run "codes${1#embedded}" python -m ba_jax.tokenize --config="configs/tokenizer.py:$size" \
     --checkpoint="$runs/tokenizer" --dataset=embedded --speed="$2" --out="$runs/codes/$1"
@@ -139,7 +139,7 @@ lane_a() {
 lane_b() {
   train stage1 configs/lm_stage1.py:nano_codes 40 100 "${start[@]}" "${codes[@]}" &&
     train words configs/lm_stage2.py:nano_words 320 900 "${stage1[@]}" "${codes[@]}" &&
-    train stage2 configs/lm_stage2.py:nano_codes 660 3300 "${words[@]}" "${codes[@]}"
+    train stage2 configs/lm_stage2.py:nano_codes 660 3000 "${words[@]}" "${codes[@]}"
 }
 set -m # a process group of its own, so that it can be stopped whole
 lane_a &

@@ -78,7 +78,10 @@ def losses(model, mel, lengths, ids, codes):
     return sum(jnp.mean(jnp.square(y.astype(jnp.float32))) for y in outputs)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "dtype",
+    [jnp.float32, pytest.param(jnp.bfloat16, marks=[pytest.mark.slow, pytest.mark.deep])],
+)
 def test_gradients_reach_every_parameter_and_are_finite(config, variables, dtype):
     rng = np.random.default_rng(0)
     mel = rng.normal(size=(2, 33, 128)).astype(np.float32)

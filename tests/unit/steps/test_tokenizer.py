@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +28,6 @@ from ba_jax.steps.tokenizer import (
     replaced_share,
 )
 from ba_jax.vocab import AudioTokens
-from tests.conftest import ROOT
 
 CONFIG = BaichuanAudioConfig(
     audio_encoder=AudioEncoderConfig(mel_bins=80, width=16, layers=1, heads=2, ffn_width=32),
@@ -478,45 +474,3 @@ def test_without_text_there_is_no_language_model():
         lambda v: stage.loss(v, arrays, stage.totals(arrays), jax.random.key(0), 0), shapes
     )
     assert loss.shape == () and "text" not in aux.metrics
-
-
-SHARDED = """
-import sys
-import jax, numpy as np
-jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
-from ba_jax import sharding
-from tests.unit.steps import test_tokenizer as here
-mesh = sharding.make_mesh(sharding.MeshSettings())
-stage = here.TokenizerStage(here.CONFIG, here.SETTINGS)
-variables = jax.jit(stage.init, compiler_options=here.QUICK)(jax.random.key(0))
-variables = jax.device_put(variables, sharding.replicated(mesh))
-arrays = sharding.to_devices(stage.arrays(here.batch_of()), mesh)
-(loss, aux), grads = here.compiled(stage)(
-    *here.split(variables), arrays, stage.totals(arrays), jax.random.key(1), 30
-)
-extra = stage.init_extra(variables)
-after = jax.jit(stage.after)(variables["codebook"], extra, aux.updates, jax.random.key(0), 30)
-np.savez(sys.argv[2], *jax.tree.leaves((loss, aux, grads, after)))
-"""
-
-
-@pytest.mark.slow
-def test_the_same_on_1_and_2_devices(tmp_path):
-    """Loss, gradients, codebooks after the step: within 7e-7 of an array's largest value."""
-    found = []
-    for devices in ("1", "2"):
-        path = tmp_path / f"{devices}.npz"
-        done = subprocess.run(
-            [sys.executable, "-c", SHARDED, devices, str(path)],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        found.append(list(np.load(path).values()))
-    assert len(found[0]) > 100
-    for one, two in zip(*found, strict=True):
-        scale = np.abs(one).max() if one.size else 0
-        np.testing.assert_allclose(two, one, rtol=0, atol=1e-5 * scale + 1e-9)
