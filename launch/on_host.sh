@@ -79,7 +79,8 @@ else
   rm -f "$folder/status" "$folder/stopped"
   [ ! -e "$folder/log" ] || mv "$folder/log" "$folder/log.before"
   printf '%s\n' "$command" >"$folder/command"
-  setsid nohup "${loop[@]}" </dev/null >"$folder/log" 2>&1 &
+  : >"$folder/log" # here, so that it is there when it is followed
+  setsid nohup "${loop[@]}" </dev/null >>"$folder/log" 2>&1 &
   printf '%s\n' "$!" >"$folder/pid"
 fi
 tail -n "+$((shown + 1))" -f --pid="$(cat "$folder/pid")" "$folder/log"
