@@ -145,8 +145,10 @@ while [ -z "$stopped" ]; do
   fi
   say "ended with $code, not done; starts again in $delay s (latest checkpoint: $step;" \
     "$fruitless of $restarts without a new one)"
-  sleep "$delay" &
-  wait $! || true
+  began=$SECONDS # short sleeps: a signal that comes just before a long one would wait for its end
+  while [ -z "$stopped" ] && [ "$((SECONDS - began))" -lt "$delay" ]; do
+    sleep 0.2
+  done
 done
 say "stopped, not done (latest checkpoint: $(latest_step)); the same command goes on"
 finish 75
