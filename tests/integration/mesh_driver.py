@@ -50,7 +50,7 @@ CASES = {
     "lm": (SPLIT, ALL),
     "tokenizer": (COPIES,),
 }
-# Their steps are the longest to compile, some minutes for eight devices: run where they are named.
+# Their steps are the longest to compile (90 s of a core together): run where they are named.
 NAMED = {"flow": (SPLIT,), "vocoder": ({"replica": 4, "fsdp": 2},)}
 # Rows, heads and positions divided; more devices along tensor than key heads.
 ATTENTION = {"splash": ALL, "splash_shared": {"replica": 1, "fsdp": 2, "tensor": 4}}

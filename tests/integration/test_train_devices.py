@@ -49,12 +49,15 @@ def assert_near(one: pathlib.Path, two: pathlib.Path, names: tuple[str, ...]) ->
         np.testing.assert_allclose(others[name], array, rtol=1e-3, atol=1e-3, err_msg=name)
 
 
-@pytest.fixture(scope="module")
-def meshes(dataset, tmp_path_factory):
-    """What `mesh_driver` finds on eight devices."""
-    out = tmp_path_factory.mktemp("meshes") / "found.json"
+def assert_equal(found: dict) -> None:
+    assert found["loss"] <= 1e-5 and found["grad_norm"] <= 1e-4 and found["state"] <= 1e-3, found
+
+
+def on_eight_devices(dataset, out: pathlib.Path, *stages: str) -> dict:
+    """What `mesh_driver` finds."""
+    arguments = [str(dataset), str(out), *stages]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.integration.mesh_driver", str(dataset), str(out)],
+        [sys.executable, "-m", "tests.integration.mesh_driver", *arguments],
         env=os.environ | {"PYTHONPATH": str(train_driver.ROOT)} | mesh_driver.ENVIRONMENT,
         cwd=train_driver.ROOT,
         capture_output=True,
@@ -65,11 +68,24 @@ def meshes(dataset, tmp_path_factory):
     return json.loads(out.read_text())
 
 
+@pytest.fixture(scope="module")
+def meshes(dataset, tmp_path_factory):
+    return on_eight_devices(dataset, tmp_path_factory.mktemp("meshes") / "found.json")
+
+
 @pytest.mark.parametrize("case", mesh_driver.NAMES)
 def test_every_stage_on_eight_devices(meshes, case):
     """Losses and norms of gradients; Adam divides differences of rounding by small moments."""
-    found = meshes[case]
-    assert found["loss"] <= 1e-5 and found["grad_norm"] <= 1e-4 and found["state"] <= 1e-3, found
+    assert_equal(meshes[case])
+
+
+@pytest.mark.deep
+def test_flow_and_vocoder_on_eight_devices(dataset, tmp_path):
+    """Theirs are the longest steps to compile."""
+    found = on_eight_devices(dataset, tmp_path / "found.json", *mesh_driver.NAMED)
+    assert len(found) == 2
+    for one in found.values():
+        assert_equal(one)
 
 
 @pytest.mark.parametrize("case", [name for name in mesh_driver.NAMES if "lm" in name])
