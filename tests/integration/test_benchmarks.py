@@ -29,6 +29,7 @@ def test_every_component_is_compared_and_agrees(tmp_path, capsys):
     assert numbers["environment"]["threads"] == int(threads)
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_loading_is_compared(tmp_path):
     out = tmp_path / "numbers.json"

@@ -54,6 +54,7 @@ def test_losses_are_those_that_are_stored(name, dataset, tmp_path):
     assert stored["loss"][-1] < stored["loss"][0] - 1
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_a_run_with_audio_goes_on_exactly(dataset, tmp_path):
     """Codebooks, their ages, microbatches and averages: all come back. Pictures are drawn."""

@@ -186,6 +186,8 @@ def test_the_frozen_get_a_gradient_of_zero(variables, arrays, gradient):
         assert norm(grads[name]) > 1e-3, name
 
 
+@pytest.mark.deep
+@pytest.mark.slow
 def test_the_decoder_learns_where_it_is_asked_to(variables, arrays, gradient):
     stage = FlowStage(CONFIG, FlowSettings(decoder=0.5))
     with pytest.raises(StageError, match="batches without .'hifigan_mel'"):

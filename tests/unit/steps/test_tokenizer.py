@@ -201,6 +201,8 @@ def test_a_stage_without_any_loss_is_refused():
         TokenizerSettings(weight_mel=0, weight_second_scale=0, weight_text=0)
 
 
+@pytest.mark.deep
+@pytest.mark.slow
 def test_a_new_bridge_is_fitted_to_its_first_batches(stage, variables, arrays):
     fitting = TokenizerStage(CONFIG, dataclasses.replace(SETTINGS, fit_frames=40))
     taken = []
