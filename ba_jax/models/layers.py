@@ -356,10 +356,12 @@ class TransformerLayer(nn.Module):
         y = norm("attention_norm")(x_BTD)
         q, k, v = project("query", y), project("key", y, use_bias=False), project("value", y)
         y, own = attend(q, k, v, mask_B1TP, past)
-        x_BTD = x_BTD + nn.Dense(width, name="out", **dtypes)(y.reshape(batch, frames, width))
+        y = nn.Dense(width, name="out", **dtypes)(y.reshape(batch, frames, width))
+        x_BTD = constrain(x_BTD + y, "batch", None, None)
         y = norm("ffn_norm")(x_BTD)
         y = gelu(nn.Dense(self.ffn_width, name="ffn_in", **dtypes)(y))
-        return x_BTD + nn.Dense(width, name="ffn_out", **dtypes)(y), own
+        y = nn.Dense(width, name="ffn_out", **dtypes)(constrain(y, "batch", None, "mlp"))
+        return constrain(x_BTD + y, "batch", None, None), own
 
 
 def stacked(
