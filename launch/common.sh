@@ -31,6 +31,26 @@ run() { # COMMAND...: runs it; with dry=yes prints it
   fi
 }
 
+subcommand() { # LIST WORDS...: sets what to the first word, one of "run, status or delete"
+  local list=$1 word
+  shift
+  [ $# -gt 0 ] || fail "no subcommand: expected $list (--help explains)"
+  what=$1
+  case $what in -h | --help) usage && exit ;; esac
+  for word in ${list//,/}; do
+    [ "$word" = or ] || [ "$word" != "$what" ] || return 0
+  done
+  fail "$what: expected $list"
+}
+
+takes_command() { # WORDS...: what is left, of which run alone takes any
+  if [ "$what" = run ]; then
+    [ $# -gt 0 ] || fail "run: no command (--help explains)"
+  else
+    [ $# -eq 0 ] || fail "$what takes no command, found $1"
+  fi
+}
+
 need() { # NAME WHAT: a setting without a default
   [ -n "${!1:-}" ] || fail "$1 is not set: expected $2"
 }

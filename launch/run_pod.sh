@@ -34,15 +34,9 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/common.sh
 . "$root/launch/common.sh"
 
-[ $# -gt 0 ] || fail "no subcommand: expected run, create, status, stop or delete (--help explains)"
-what=$1
+subcommand "run, create, status, stop or delete" "$@"
 shift
 dry='' delete=''
-case $what in
-  run | create | status | stop | delete) ;;
-  -h | --help) usage && exit ;;
-  *) fail "$what: expected run, create, status, stop or delete" ;;
-esac
 while [ $# -gt 0 ]; do
   case $1 in
     --dry-run) dry=yes ;;
@@ -52,12 +46,8 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-if [ "$what" = run ]; then
-  [ $# -gt 0 ] || fail "run: no command (--help explains)"
-else
-  [ $# -eq 0 ] || fail "$what takes no command, found $1"
-  [ -z "$delete" ] || fail "--delete: expected with run alone"
-fi
+takes_command "$@"
+[ "$what" = run ] || [ -z "$delete" ] || fail "--delete: expected with run alone"
 
 need NAME "a name for the queued resource and its nodes"
 need PROJECT "a Google Cloud project"

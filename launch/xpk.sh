@@ -28,14 +28,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/common.sh
 . "$root/launch/common.sh"
 
-[ $# -gt 0 ] || fail "no subcommand: expected attach, run, status or delete (--help explains)"
-what=$1
+subcommand "attach, run, status or delete" "$@"
 shift
-case $what in
-  attach | run | status | delete) ;;
-  -h | --help) usage && exit ;;
-  *) fail "$what: expected attach, run, status or delete" ;;
-esac
 dry=''
 while [ $# -gt 0 ]; do
   case $1 in
@@ -45,11 +39,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-if [ "$what" = run ]; then
-  [ $# -gt 0 ] || fail "run: no command (--help explains)"
-else
-  [ $# -eq 0 ] || fail "$what takes no command, found $1"
-fi
+takes_command "$@"
 
 need CLUSTER "a cluster that xpk made"
 need PROJECT "a Google Cloud project"
