@@ -323,7 +323,7 @@ class Reader:
                 self.arrays[path] = opened.result()
             except ValueError as error:
                 raise CheckpointError(
-                    f"{self.directory}: array {path} cannot be opened: {_first_line(error)}"
+                    f"{self.directory}: array {path} cannot be opened: {first_line(error)}"
                 ) from error
 
     def check_chunks(self, paths: Iterable[str]) -> None:
@@ -378,7 +378,7 @@ class Reader:
             return np.asarray(self._array(path)[index].read().result())
         except (ValueError, IndexError) as error:
             raise CheckpointError(
-                f"{self.directory}: {path}[{index}] cannot be read: {_first_line(error)}"
+                f"{self.directory}: {path}[{index}] cannot be read: {first_line(error)}"
             ) from error
 
 
@@ -398,7 +398,8 @@ def refuse_damage(problem: str | None) -> None:
         raise CheckpointError(f"{problem}: the checkpoint is damaged, expected another of the run")
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
@@ -485,7 +486,7 @@ def load_variables(
             return checkpointer.restore(reader.directory, args=restore)
     except Exception as error:  # Orbax raises bare ones for unreadable data
         raise CheckpointError(
-            f"{reader.directory}: cannot be restored: {_first_line(error)}"
+            f"{reader.directory}: cannot be restored: {first_line(error)}"
         ) from error
 
 

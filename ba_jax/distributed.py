@@ -36,6 +36,8 @@ from typing import NoReturn
 import jax
 from absl import flags
 
+from ba_jax.checkpoint import first_line
+
 LOST = 75
 """Exit code of a process that lost another, or waited too long: run it again (EX_TEMPFAIL)."""
 HEARTBEAT_SECONDS = 100
@@ -221,11 +223,6 @@ def is_loss(error: BaseException) -> bool:
 
 def _are_several() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in a line."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 # (exit code, last lines) of an end that JAX may bring about: the last entry counts.

@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ba_jax import optim, sharding
-from ba_jax.checkpoint import flatten, unflatten
+from ba_jax.checkpoint import flatten
+from ba_jax.restore import placement
 from ba_jax.run_config import DTYPES, RunConfig, make_stage
 from ba_jax.steps.base import Variables
 from ba_jax.steps.update import TrainState, make_step, new_state
@@ -59,7 +60,7 @@ class Program:
         )
         self.optimizer = optim.make_optimizer(config.optimizer, trained, flat, config.train.steps)
         self.heads = self.stage.config.heads
-        self.variable_placement = _variable_placement(self.shapes, mesh, self.heads)
+        self.variable_placement = placement(self.shapes, mesh, self.heads)
         self.state_shapes = jax.eval_shape(self._begin, self.shapes)
         self.placement = _state_placement(self.state_shapes, mesh, self.heads)
 
@@ -111,16 +112,6 @@ def _counts(shapes: dict[str, tuple], trained: dict[str, float]) -> dict[str, tu
         size = int(np.prod(shape))
         counts[name.split("/")[0]] = (total + size, training + size * (name in trained))
     return counts
-
-
-def _variable_placement(tree: Any, mesh: Mesh, heads: sharding.Heads) -> Any:
-    """Of variables, by the rules."""
-    return unflatten(
-        {
-            name: sharding.variable_sharding(name, leaf.shape, mesh, heads)
-            for name, leaf in flatten(tree).items()
-        }
-    )
 
 
 def _state_placement(state: TrainState, mesh: Mesh, heads: sharding.Heads) -> TrainState:

@@ -75,16 +75,25 @@ def load(
         shapes = variable_shapes(config.only(*own))
         placed = None
         if mesh is not None:
-            placed = unflatten(
-                {
-                    name: sharding.variable_sharding(name, leaf.shape, mesh, config.heads)
-                    for name, leaf in flatten(shapes).items()
-                }
-            )
+            placed = placement(shapes, mesh, config.heads)
         found = load_variables(folder, shapes, placed, dtype, components=own)
         for collection, tree in found.items():
             variables.setdefault(collection, {}).update(tree)
     return variables
+
+
+def placement(shapes: Any, mesh: Mesh, heads: sharding.Heads) -> Any:
+    """Shardings of variables, a tree like their shapes.
+
+    Raises:
+      ShardingError: see `sharding.variable_sharding`.
+    """
+    return unflatten(
+        {
+            name: sharding.variable_sharding(name, leaf.shape, mesh, heads)
+            for name, leaf in flatten(shapes).items()
+        }
+    )
 
 
 def on_mesh(

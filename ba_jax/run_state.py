@@ -163,7 +163,7 @@ class Checkpoints:
 
     def _failed(self, step: int | None, error: Exception) -> CheckpointError:
         what = "the last checkpoint" if step is None else f"checkpoint {step}, or the one before,"
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = checkpoint.first_line(error)
         kept = complete_steps(self.folder)
         return CheckpointError(
             f"{self.folder}: {what} could not be written: {reason}. Complete ones: {kept or 'none'}"
@@ -194,7 +194,7 @@ class Checkpoints:
                 ),
             )
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = checkpoint.first_line(error)
             raise CheckpointError(f"{folder}: cannot be restored: {reason}") from error
         return restored["weights"], restored["train"], restored["note"]
 

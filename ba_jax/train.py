@@ -50,11 +50,12 @@ import numpy as np
 from absl import app, flags, logging
 
 from ba_jax import distributed, sharding
-from ba_jax.checkpoint import CheckpointError, flatten
+from ba_jax.checkpoint import CheckpointError, first_line, flatten
 from ba_jax.config import ConfigError, to_mapping
 from ba_jax.data.batches import open_batches
 from ba_jax.data.hash import batch_hash, row_digests
 from ba_jax.data.loader import BatchError, Loader, host_rows
+from ba_jax.files import write_whole
 from ba_jax.metrics.throughput import Throughput, peak_flops
 from ba_jax.metrics.writers import ProgressBar, Writers
 from ba_jax.program import Program
@@ -249,7 +250,7 @@ def train(
             except Exception as error:
                 if distributed.is_loss(error):
                     # What closes from here on would wait for the others.
-                    reason = f"{distributed.first_line(error)}; {loop.saved_steps()}"
+                    reason = f"{first_line(error)}; {loop.saved_steps()}"
                     distributed.lost(command, f"after step {loop.done}: {reason}")
                 raise
             return state
@@ -508,9 +509,7 @@ def _log_counts(program: Program) -> None:
 def _write_config(workdir: Path, config: RunConfig) -> None:
     if jax.process_index() == 0:
         text = json.dumps(to_mapping(config), indent=1, ensure_ascii=False, default=str)
-        partial = workdir / "config.json.tmp"
-        partial.write_text(text + "\n")
-        partial.replace(workdir / "config.json")
+        write_whole(workdir / "config.json", text + "\n")
 
 
 def _quieten() -> None:

@@ -240,7 +240,7 @@ class AudioBatches:
         rows = check_rows(step, rows, self.global_rows(step))
         stream, number = self._steps[step]
         bucket, members, clips, draws = self._streams[stream]
-        batch = self._empty(bucket, len(rows))
+        batch = empty_batch(self.settings.features, bucket, len(rows), self.model.mel_bins)
         with features.one_blas_thread():
             for place, row in enumerate(rows):
                 draw = number * bucket.count + row
@@ -305,18 +305,6 @@ class AudioBatches:
             pieces[rate] = np.pad(piece_S, (0, size - len(piece_S)))
         return samples, pieces
 
-    def _empty(self, bucket: Bucket, rows: int) -> AudioBatch:
-        arrays: dict[str, np.ndarray | None] = {}
-        for name, shape in feature_shapes(bucket, self.model.mel_bins).items():
-            wanted = name in self.settings.features
-            suffix = "_BS" if name == "wave" else "_BTM"
-            arrays[name + suffix] = np.zeros((rows, *shape), np.float32) if wanted else None
-            if name != "wave":
-                length = name.removesuffix("_mel") + "_lengths_B"
-                arrays[length] = np.zeros(rows, np.int32) if wanted else None
-        zeros = {name: np.zeros(rows, np.int32) for name in ("samples_B", "skipped_B")}
-        return AudioBatch(**arrays, **zeros)
-
     def _fill(
         self, batch: AudioBatch, place: int, samples: int, waves: dict[int, np.ndarray], rng
     ) -> None:
@@ -373,6 +361,20 @@ def feature_shapes(bucket: Bucket, mel_bins: int) -> dict[str, tuple[int, ...]]:
         "hifigan_mel": (bucket.samples // HIFIGAN_MEL.hop, HIFIGAN_MEL.n_mels),
         "flow_mel": (samples // FLOW_MEL.hop, FLOW_MEL.n_mels),
     }
+
+
+def empty_batch(features: Sequence[str], bucket: Bucket, rows: int, mel_bins: int) -> AudioBatch:
+    """Clips of a bucket with nothing in them; features that are not named are None."""
+    arrays: dict[str, np.ndarray | None] = {}
+    for name, shape in feature_shapes(bucket, mel_bins).items():
+        wanted = name in features
+        suffix = "_BS" if name == "wave" else "_BTM"
+        arrays[name + suffix] = np.zeros((rows, *shape), np.float32) if wanted else None
+        if name != "wave":
+            length = name.removesuffix("_mel") + "_lengths_B"
+            arrays[length] = np.zeros(rows, np.int32) if wanted else None
+    zeros = {name: np.zeros(rows, np.int32) for name in ("samples_B", "skipped_B")}
+    return AudioBatch(**arrays, **zeros)
 
 
 def _samples_at(rate: int, samples: int) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from ba_jax import sharding
 from ba_jax.audio.mel import HIFIGAN_MEL
 from ba_jax.data import features
-from ba_jax.data.audio_batches import AudioBatch, AudioSettings, feature_shapes
+from ba_jax.data.audio_batches import AudioBatch, AudioSettings, empty_batch
 from ba_jax.data.batches import batch_settings
 from ba_jax.data.features import Bucket, ModelFormat
 from ba_jax.data.packed import AudioChunks, PackedBatch, PackedSettings
@@ -171,16 +171,13 @@ def _chunks(
 
 
 def _clip(settings: AudioSettings, bucket: Bucket, model: ModelFormat) -> AudioBatch:
-    arrays: dict[str, np.ndarray | None] = {}
-    for name, shape in feature_shapes(bucket, model.mel_bins).items():
-        wanted = name in settings.features
-        suffix = "_BS" if name == "wave" else "_BTM"
-        arrays[name + suffix] = np.zeros((1, *shape), np.float32) if wanted else None
-        if name != "wave":
-            length = np.full(1, shape[0], np.int32) if wanted else None
-            arrays[name.removesuffix("_mel") + "_lengths_B"] = length
-    samples = np.full(1, bucket.samples, np.int32)
-    return AudioBatch(**arrays, samples_B=samples, skipped_B=np.zeros(1, np.int32))
+    batch = empty_batch(settings.features, bucket, 1, model.mel_bins)
+    full = {"samples_B": np.full(1, bucket.samples, np.int32)}
+    for name in ("whisper", "hifigan", "flow"):
+        mel_BTM = getattr(batch, f"{name}_mel_BTM")
+        if mel_BTM is not None:
+            full[f"{name}_lengths_B"] = np.full(1, mel_BTM.shape[1], np.int32)
+    return batch._replace(**full)
 
 
 def bytes_a_device(shapes: Any) -> int:

@@ -19,11 +19,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ba_jax import sharding
 from ba_jax.audio.lengths import FRAME_SECONDS
-from ba_jax.checkpoint import flatten, unflatten
+from ba_jax.checkpoint import flatten
 from ba_jax.config import from_mapping
 from ba_jax.metrics import flops
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, init_variables
 from ba_jax.plan.chips import PlanError
+from ba_jax.restore import placement
 from ba_jax.sampling import alternate
 from ba_jax.sampling.alternate import SPEAKING, WRITING, Limits
 from ba_jax.sampling.step import State, Stepper
@@ -172,15 +173,10 @@ def _free_id(config: BaichuanAudioConfig) -> int:
 
 def _variables(config: BaichuanAudioConfig, mesh: jax.sharding.Mesh, dtype: Any) -> Any:
     shapes = jax.eval_shape(functools.partial(init_variables, config), jax.random.key(0))
-    return unflatten(
-        {
-            name: jax.ShapeDtypeStruct(
-                leaf.shape,
-                dtype,
-                sharding=sharding.variable_sharding(name, leaf.shape, mesh, config.heads),
-            )
-            for name, leaf in flatten(shapes).items()
-        }
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where),
+        shapes,
+        placement(shapes, mesh, config.heads),
     )
 
 
