@@ -158,7 +158,7 @@ def test_what_hangs_is_ended(config, tmp_path):
 
 
 def test_killed_while_it_saves_a_run_goes_on_exactly(config, tmp_path):
-    """At 4 moments, or at 20 with BA_JAX_DEEP=1: what is complete is whole, and is gone on from."""
+    """At 4 moments, or at 20 with BA_JAX_DEEP=1: what is kept is whole, and is gone on from."""
     seeds = [str(seed) for seed in range(20 if os.environ.get("BA_JAX_DEEP") else 4)]
     config = small_run.changed(config, {"checkpoint__every": 1, "data__rows": 4})
     train(config, tmp_path / "whole")
@@ -179,8 +179,8 @@ def test_killed_while_it_saves_a_run_goes_on_exactly(config, tmp_path):
     for seed in seeds:
         folder = tmp_path / seed / "checkpoints"
         interrupted += any(not path.name.isdecimal() for path in folder.iterdir())
-        steps = complete_steps(folder)
-        assert steps and all(checksums.damage(folder / str(step)) is None for step in steps)
+        kept = complete_steps(folder)[-2:]  # one before them may be half removed
+        assert kept and all(checksums.damage(folder / str(step)) is None for step in kept)
         train(config, tmp_path / seed)
         assert not list(folder.glob("damaged-*"))
         for name in ("metrics.csv", "batches.csv"):

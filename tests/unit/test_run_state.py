@@ -167,7 +167,7 @@ def test_a_flipped_bit_makes_it_fall_back(run, tmp_path, item, caplog):
     work = tmp_path / "run"
     shutil.copytree(run, work)
     file = flip(work, 2, item)
-    caplog.set_level(logging.WARNING)  # other tests set absl's
+    caplog.set_level(logging.WARNING, "absl")  # other tests set it
     with Checkpoints(work, KeepSettings(last=2)) as checkpoints:
         assert checkpoints.latest() == 1
         aside = work / "checkpoints" / "damaged-2"
