@@ -9,7 +9,8 @@
   arg         model  data
   nano        nano   the embedded corpus, all tasks, as mels: the tokenizer runs in the step
   nano_codes  nano   the same as codes, in runs/codes: embedded, embedded_slow, embedded_fast
-                     (`python -m ba_jax.tokenize` with --speed=1, 0.9, 1.1)
+                     (`python -m ba_jax.tokenize` with --speed=1, 0.9, 1.1), and spliced
+                     (`configs/prepare.py:spliced`)
   nano_words  nano   of these, single words and phrases: the stage's first part
   1b5         1b5    the paper's mixture as codes, in datasets/
   7b          7b     the same
@@ -64,7 +65,7 @@ def get_config(size: str = "nano") -> ConfigDict:
         config.stage.update({"code_dropout": 0.2, "frame_dropout": 0.05, "word_dropout": 0.05})
         # Without one of a kind in it, a split has no batches of that kind.
         config.eval_data = common.of_split(config.data, "validation", rows=4)
-        for name in ("intlv", "itts", "s2tt", "audio", "text"):
+        for name in ("intlv", "itts", "s2tt", "audio", "text", "tts_spliced"):
             if name in config.eval_data.mixture:
                 del config.eval_data.mixture[name]
         config.optimizer.update({"learning_rate": 2.5e-3, "warmup": 20})

@@ -16,6 +16,7 @@
   text           source.path: a text file, or a folder of .txt files
   crawl          source.path: long recordings, cut into interleaved speech and text
   synthetic      source.path: text, spoken by synthetic voices
+  spliced        source.dataset: a folder with codes, whose words are put together anew
 
 `source` has the fields of the kind's class (`ba_jax.data.prepare.sources.SOURCES`), with its
 defaults, and `source.audio` what clips are taken and how they are stored. Beside it,
@@ -38,8 +39,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "crawl": {"items_per_shard": 1, "max_rejected": 1.0},
     # ... some three minutes of speech to be made, of which single sentences are lost, ...
     "synthetic": {"items_per_shard": 8, "max_rejected": 1.0},
-    # ... or a paragraph.
+    # ... or a paragraph. Of a whole voice, what cannot be cut is a rejection.
     "text": {"items_per_shard": 10_000},
+    "spliced": {"items_per_shard": 1000, "max_rejected": 1.0},
 }
 
 

@@ -14,6 +14,7 @@ text        any with text
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import zlib
 from collections.abc import Callable
 
@@ -46,6 +47,30 @@ class NotForTask(ValueError):  # noqa: N818 (a record that another task may use)
 def stable_hash(text: str) -> int:
     """32 bits of a string, the same in every process."""
     return zlib.crc32(text.encode("utf-8"))
+
+
+def word_bounds(part: Part) -> tuple[list[int], list[int]]:
+    """Where each word of a part begins: letters of its text, frames of its codes.
+
+    The first word begins at 0, and one more entry is both's end.
+
+    Raises:
+      NotForTask: no codes, no word times, or words that the text has not.
+    """
+    if part.codes_NQ is None:
+        raise NotForTask("no codes")
+    if not part.words:
+        raise NotForTask("no word times")
+    text, letters, at = _text(part), [], 0
+    for word in part.words:
+        first = word.text.split()[0]
+        at = text.find(first, at)
+        if at < 0:
+            raise NotForTask("words that are not those of the text")
+        letters.append(at)
+        at += len(first)
+    frames = [round(word.start / FRAME_SECONDS) for word in part.words]
+    return [0, *letters[1:], len(text)], [0, *frames[1:], len(part.codes_NQ)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,28 +263,18 @@ class ExampleMaker:
 
     def _cut(self, part: Part) -> list[tuple[str, np.ndarray]]:
         """(text, codes) of pieces of `pieces` words each, cut where the next one's first begins."""
-        if part.codes_NQ is None or self.frames is not None:
+        if self.frames is not None:
             raise NotForTask("no codes")
-        if not part.words:
-            raise NotForTask("no word times")
-        text, frames = _text(part), len(part.codes_NQ)
-        letters, times, at = [], [], 0
-        for word in part.words[:: self.pieces]:
-            first = word.text.split()[0]
-            at = text.find(first, at)
-            if at < 0:
-                raise NotForTask("words that are not those of the text")
-            letters.append(at)
-            times.append(round(word.start / FRAME_SECONDS))
-            at += len(first)
-        letters, times = [0, *letters[1:], len(text)], [0, *times[1:], frames]
+        text, codes_NQ = _text(part), part.codes_NQ
+        letters, frames = word_bounds(part)
+        firsts = [*range(0, len(letters) - 1, self.pieces), len(letters) - 1]
         found = []
-        for number in range(len(letters) - 1):
-            piece = text[letters[number] : letters[number + 1]].strip()
-            codes_NQ = part.codes_NQ[times[number] : times[number + 1]]
-            if not piece or not len(codes_NQ):
+        for first, end in itertools.pairwise(firsts):
+            piece = text[letters[first] : letters[end]].strip()
+            piece_NQ = codes_NQ[frames[first] : frames[end]]
+            if not piece or not len(piece_NQ):
                 raise NotForTask("a piece shorter than a frame")
-            found.append((piece, codes_NQ))
+            found.append((piece, piece_NQ))
         return found
 
     def _shuffled(self, part: Part, record: Record) -> tuple[str, np.ndarray]:
@@ -267,7 +282,7 @@ class ExampleMaker:
         pieces = self._cut(part)
         rng = self._draws(record)
         chosen = [pieces[number] for number in rng.permutation(len(pieces))]
-        text = _space(record).join(text for text, _ in chosen)
+        text = space_between(record.language).join(text for text, _ in chosen)
         return text, np.concatenate([codes_NQ for _, codes_NQ in chosen])
 
     def _mixed(self, part: Part, record: Record) -> list[tasks.Speech | str]:
@@ -281,7 +296,9 @@ class ExampleMaker:
             if spoken[number]:
                 found.append(np.concatenate([found.pop(), codes_NQ]) if again else codes_NQ)
             else:
-                found.append(f"{found.pop()}{_space(record)}{text}" if again else text)
+                found.append(
+                    f"{found.pop()}{space_between(record.language)}{text}" if again else text
+                )
         return found
 
     def _draws(self, record: Record) -> np.random.Generator:
@@ -370,6 +387,6 @@ def audio_segments(example: Example) -> list[Segment]:
     return [segment for segment in example.segments if segment.is_audio]
 
 
-def _space(record: Record) -> str:
+def space_between(language: str) -> str:
     """What stands between the pieces of a text."""
-    return " " if record.language == "en" else ""
+    return " " if language == "en" else ""

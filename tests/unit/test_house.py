@@ -82,6 +82,7 @@ CONFIG_ARGUMENTS = {
         "vocoder",
         "lm_nano",
         "lm_codes_nano",
+        "lm_words_nano",
         "lm",
         "sft_nano",
         "sft",

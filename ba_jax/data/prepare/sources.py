@@ -21,6 +21,7 @@ SOURCES: Mapping[str, str] = {
     "embedded": "ba_jax.data.prepare.corpus:EmbeddedCorpus",
     "crawl": "ba_jax.data.prepare.crawl:Crawl",
     "synthetic": "ba_jax.data.prepare.synthetic:Synthetic",
+    "spliced": "ba_jax.data.prepare.spliced:Spliced",
 }
 """Kind -> module:class, imported when asked for: some need heavy tools."""
 
