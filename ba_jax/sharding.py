@@ -307,30 +307,50 @@ def row_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
     return shares.index(tuple(sorted(held[process]))), len(shares)
 
 
-def to_devices(arrays: Mapping[str, Any], mesh: Mesh) -> Any:
-    """A host's share of the rows as global arrays, see `row_share`.
+def batch_placement(arrays: Mapping[str, Any], rows: int, mesh: Mesh) -> Any:
+    """Where the arrays of a batch lie: a sharding for each, by its name.
+
+    Args:
+      arrays: (B, ...), of any B.
+      rows: of all hosts together.
+      mesh: of all of them.
 
     Raises:
       ShardingError: rows or positions that do not divide among the devices.
     """
-    shards, (_, shares) = batch_shards(mesh), row_share(mesh)
-    sequence = mesh.shape["sequence"]
+    shards, sequence = batch_shards(mesh), mesh.shape["sequence"]
+    if rows % shards:
+        raise ShardingError(f"a batch of {rows} rows on {shards} devices: expected a multiple")
 
-    def place(path, array: np.ndarray) -> jax.Array:
+    def place(path, array: np.ndarray) -> NamedSharding:
         names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
         sharding = batch_sharding(mesh, names[-1])
-        rows = array.shape[0] * shares
-        if rows % shards:
-            raise ShardingError(f"a batch of {rows} rows on {shards} devices: expected a multiple")
         if len(sharding.spec) > 1 and array.shape[1] % sequence:
             raise ShardingError(
                 f"{names[-1]}: {array.shape[1]} positions on mesh.sequence = {sequence}: "
                 "expected a multiple"
             )
+        return sharding
+
+    return jax.tree_util.tree_map_with_path(place, arrays)
+
+
+def to_devices(arrays: Mapping[str, Any], mesh: Mesh) -> Any:
+    """A host's share of the rows as global arrays, see `row_share`.
+
+    Raises:
+      ShardingError: see `batch_placement`; or arrays of different numbers of rows.
+    """
+    counts = {array.shape[0] for array in jax.tree.leaves(arrays)}
+    if len(counts) > 1:
+        raise ShardingError(f"a batch with arrays of {sorted(counts)} rows: expected one number")
+    rows = max(counts, default=0) * row_share(mesh)[1]
+
+    def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
         shape = (rows, *array.shape[1:])
         return jax.make_array_from_process_local_data(sharding, array, shape)
 
-    return jax.tree_util.tree_map_with_path(place, arrays)
+    return jax.tree.map(place, arrays, batch_placement(arrays, rows, mesh))
 
 
 def for_mesh(mesh: Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -384,3 +404,8 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
         for size, name in zip(x.shape, logical, strict=True)
     ]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def constrain_rows(x: jax.Array) -> jax.Array:
+    """`constrain` of (B, ...): rows over the devices, each of them whole."""
+    return constrain(x, "batch", *(None,) * (x.ndim - 1))

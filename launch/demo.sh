@@ -119,7 +119,8 @@ codes_of embedded_fast 1.1
 # What the assistant says, in other orders of words.
 run spliced python -m ba_jax.data.prepare --config=configs/prepare.py:spliced \
   --config.source.dataset="$runs/codes/embedded" --config.source.utterances=4000 \
-  --config.source.speakers="('af_heart','zf_xiaoxiao')" --out="$runs/codes/spliced"
+  --config.source.speakers="('af_heart','zf_xiaoxiao')" --config.source.sources="('closed',)" \
+  --out="$runs/codes/spliced"
 
 # 3. Two lanes, as a step alone does not keep two cores busy: speech out of codes and the
 #    single-stage ablation; and the two stages of the language model, the second one with words

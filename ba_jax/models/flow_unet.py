@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from ba_jax.models import layers
 from ba_jax.models.blocks import Blocks, KeyValue, no_key_values, piece_mask
+from ba_jax.sharding import constrain, constrain_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +136,7 @@ class CausalBlock(nn.Module):
     ) -> tuple[jax.Array, jax.Array | None]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x, tail = causal_conv("conv", self.channels, x_BTC, lengths_B, past_B2C, **dtypes)
-        x = layers.mish(layers.layer_norm("norm", **dtypes)(x))
+        x = layers.mish(layers.layer_norm("norm", **dtypes)(constrain_rows(x)))
         return layers.zero_past(x, lengths_B), tail
 
 
@@ -186,10 +187,12 @@ class UNetTransformerLayer(nn.Module):
         y = layers.layer_norm("attention_norm", **dtypes)(x_BTC)
         q, k, v = project("query", y), project("key", y), project("value", y)
         y, own = layers.attend(q, k, v, mask_B1TP, past)
-        x = x_BTC + nn.Dense(channels, name="out", **dtypes)(y.reshape(batch, frames, inner))
+        y = nn.Dense(channels, name="out", **dtypes)(y.reshape(batch, frames, inner))
+        x = constrain_rows(x_BTC + y)
         y = layers.layer_norm("ffn_norm", **dtypes)(x)
         y = layers.gelu(nn.Dense(4 * channels, name="ffn_in", **dtypes)(y))
-        return x + nn.Dense(channels, name="ffn_out", **dtypes)(y), own
+        y = nn.Dense(channels, name="ffn_out", **dtypes)(constrain(y, "batch", None, "mlp"))
+        return constrain_rows(x + y), own
 
 
 class UNetStage(nn.Module):

@@ -25,7 +25,7 @@ import numpy as np
 
 from ba_jax.models.blocks import KeyValue
 from ba_jax.models.packed_attention import RESIDUALS
-from ba_jax.sharding import constrain
+from ba_jax.sharding import constrain, constrain_rows
 
 Dtype = Any
 
@@ -357,11 +357,11 @@ class TransformerLayer(nn.Module):
         q, k, v = project("query", y), project("key", y, use_bias=False), project("value", y)
         y, own = attend(q, k, v, mask_B1TP, past)
         y = nn.Dense(width, name="out", **dtypes)(y.reshape(batch, frames, width))
-        x_BTD = constrain(x_BTD + y, "batch", None, None)
+        x_BTD = constrain_rows(x_BTD + y)
         y = norm("ffn_norm")(x_BTD)
         y = gelu(nn.Dense(self.ffn_width, name="ffn_in", **dtypes)(y))
         y = nn.Dense(width, name="ffn_out", **dtypes)(constrain(y, "batch", None, "mlp"))
-        return constrain(x_BTD + y, "batch", None, None), own
+        return constrain_rows(x_BTD + y), own
 
 
 def stacked(

@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ba_jax.sharding import constrain_rows
+
 Dtype = Any
 
 # A kernel_v of zeros then gives a kernel of zeros and finite gradients; any other is unaffected.
@@ -86,7 +88,7 @@ class WeightNormConv(nn.Module):
             dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
             precision=self.precision,
         )
-        return y + bias.astype(self.dtype).reshape((1,) * (spatial + 1) + (-1,))
+        return constrain_rows(y + bias.astype(self.dtype).reshape((1,) * (spatial + 1) + (-1,)))
 
 
 class WeightNormConvTranspose(nn.Module):
@@ -131,4 +133,4 @@ class WeightNormConvTranspose(nn.Module):
         )
         y = blocks.reshape(batch, -1, self.features)
         y = jax.lax.slice_in_dim(y, excess // 2, excess // 2 + frames * self.stride, axis=1)
-        return y + bias.astype(self.dtype)[None, None]
+        return constrain_rows(y + bias.astype(self.dtype)[None, None])

@@ -88,28 +88,14 @@ def placed_shapes(batch: FullBatch, mesh: jax.sharding.Mesh) -> Any:
     """Shapes, types and shardings of the global arrays.
 
     Raises:
-      PlanError: rows or positions that do not divide among the devices.
+      ShardingError: rows or positions that do not divide among the devices.
     """
-    shards = sharding.batch_shards(mesh)
-    if batch.rows % shards:
-        raise PlanError(
-            f"a batch of {batch.rows} rows on a mesh {dict(mesh.shape)}, which splits it in "
-            f"{shards}: expected a multiple; set --rows or --config.data.rows"
-        )
-    sequence = mesh.shape["sequence"]
 
-    def place(path, array: np.ndarray) -> jax.ShapeDtypeStruct:
-        names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
-        where = sharding.batch_sharding(mesh, names[-1])
-        if len(where.spec) > 1 and array.shape[1] % sequence:
-            raise PlanError(
-                f"{names[-1]}: {array.shape[1]} positions on mesh.sequence = {sequence}: expected "
-                "a multiple"
-            )
+    def place(array: np.ndarray, where: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
         dtype = jax.dtypes.canonicalize_dtype(array.dtype)
         return jax.ShapeDtypeStruct((batch.rows, *array.shape[1:]), dtype, sharding=where)
 
-    return jax.tree_util.tree_map_with_path(place, batch.row)
+    return jax.tree.map(place, batch.row, sharding.batch_placement(batch.row, batch.rows, mesh))
 
 
 def _packed_row(

@@ -41,6 +41,7 @@ class Spliced:
       dataset: a folder that `python -m ba_jax.tokenize` made.
       split: of the dataset; the new one has this alone.
       speakers: whose utterances; () for all.
+      sources: corpora that its records come from; () for all.
       name: of the new dataset.
       utterances: of each voice and language.
       pieces: least and most of an utterance.
@@ -51,6 +52,7 @@ class Spliced:
     dataset: str = ""
     split: str = "train"
     speakers: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
     name: str = "spliced"
     utterances: int = 1000
     pieces: tuple[int, int] = (1, 4)
@@ -211,6 +213,8 @@ def _pool(source: Spliced) -> _Pool:
                 if split != source.split:
                     pool.held_out |= {_plain(part.text) for part in record.parts}
                     continue
+                if source.sources and record.source not in source.sources:
+                    continue
                 for part in record.parts:
                     if not part.is_spoken or not _chosen(source, part):
                         continue
@@ -222,7 +226,8 @@ def _pool(source: Spliced) -> _Pool:
     if not coded:
         raise SourceError(
             f"{source.dataset}: split {source.split!r} has no codes by "
-            f"{source.speakers or 'anyone'}, expected a dataset of `python -m ba_jax.tokenize`"
+            f"{source.speakers or 'anyone'} from {source.sources or 'any source'}, expected a "
+            "dataset of `python -m ba_jax.tokenize`"
         )
     return pool
 

@@ -23,7 +23,11 @@ STEPS: Mapping[str, int] = {
 """Run -> optimiser steps, as in launch/demo.sh."""
 SPEEDS: Mapping[str, float] = {"embedded": 1.0, "embedded_slow": 0.9, "embedded_fast": 1.1}
 """Dataset of codes -> how fast recordings are played."""
-SPLICED = {"utterances": "4000", "speakers": "('af_heart','zf_xiaoxiao')"}
+SPLICED = {
+    "utterances": "4000",
+    "speakers": "('af_heart','zf_xiaoxiao')",
+    "sources": "('closed',)",
+}
 """The source of the dataset `spliced`, which makes a folder of codes complete."""
 WEIGHTS = {"llm": "text", "audio_embed": "tokenizer"}
 

@@ -159,7 +159,7 @@ def test_texts_of_other_splits_are_not_made(tmp_path):
 
 def test_the_same_again_and_other_seeds_and_voices(tmp_path):
     folder = dataset(tmp_path / "toy")
-    first = made(folder, tmp_path / "1", speakers=["ann"], utterances=20)
+    first = made(folder, tmp_path / "1", speakers=["ann"], sources=["toy"], utterances=20)
     again = made(folder, tmp_path / "2", speakers=["ann"], utterances=20)
     other = made(folder, tmp_path / "3", speakers=["ann"], utterances=20, seed=1)
     assert [r.parts[0].text for r in first] == [r.parts[0].text for r in again]
@@ -201,7 +201,8 @@ def test_what_cannot_be_cut_is_counted(tmp_path):
         ({"dataset": ""}, SourceError, "no source.dataset"),
         ({"dataset": "/nowhere"}, SourceError, "/nowhere/dataset_info.json"),
         ({"split": "dev"}, SourceError, r"split = 'dev', expected one of \['test', 'train'\]"),
-        ({"speakers": ["eve"]}, SourceError, r"no codes by \('eve',\)"),
+        ({"speakers": ["eve"]}, SourceError, r"no codes by \('eve',\) from any source"),
+        ({"sources": ["x"]}, SourceError, r"no codes by anyone from \('x',\)"),
         ({"pieces": [0, 2]}, SourceError, r"pieces = \(0, 2\), expected least and most"),
         ({"words": [3, 2]}, SourceError, r"words = \(3, 2\)"),
         ({"utterances": 0}, SourceError, "utterances = 0, expected at least 1"),
