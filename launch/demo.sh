@@ -137,14 +137,15 @@ mapfile -t stage1 < <(from "$runs/stage1" llm audio_embed audio_head)
 mapfile -t words < <(from "$runs/words" llm audio_embed audio_head)
 start=("--config.init.llm=$runs/text" "--config.init.audio_embed=$runs/tokenizer")
 codes=(--config.data.folder="$runs/codes" --config.eval_data.folder="$runs/codes")
-lane_a() {
-  train flow "configs/flow_matching.py:$size" 300 1500 "${tokenizer[@]}" &&
-    train single configs/lm_single.py:nano_codes 440 1200 "${start[@]}" "${codes[@]}"
+lane_a() { # behind the other, which takes longer
+  renice -n 5 -p "$BASHPID" >/dev/null
+  train flow "configs/flow_matching.py:$size" 300 500 "${tokenizer[@]}" &&
+    train single configs/lm_single.py:nano_codes 440 800 "${start[@]}" "${codes[@]}"
 }
 lane_b() {
   train stage1 configs/lm_stage1.py:nano_codes 40 100 "${start[@]}" "${codes[@]}" &&
     train words configs/lm_stage2.py:nano_words 320 900 "${stage1[@]}" "${codes[@]}" &&
-    train stage2 configs/lm_stage2.py:nano_codes 660 3000 "${words[@]}" "${codes[@]}"
+    train stage2 configs/lm_stage2.py:nano_codes 660 2600 "${words[@]}" "${codes[@]}"
 }
 set -m # a process group of its own, so that it can be stopped whole
 lane_a &
