@@ -59,8 +59,8 @@ def get_config(size: str = "nano") -> ConfigDict:
         rules.insert(0, (r"(audio_encoder|vq_bridge)/.*", None))
     config.optimizer.update({"rules": tuple(rules), "weight_decay": 0.05})
     if nano:
-        # On one device: targets of all rows side by side.
-        config.stage.update({"gather": "batch", "chunk": 256})
+        # On one device: targets of all rows side by side. Of every fourth frame all codebooks.
+        config.stage.update({"gather": "batch", "chunk": 128, "head_stride": 4})
         # Some 1,000 utterances are soon learnt by heart.
         config.stage.update({"code_dropout": 0.2, "frame_dropout": 0.05, "word_dropout": 0.05})
         # Without one of a kind in it, a split has no batches of that kind.

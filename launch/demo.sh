@@ -138,7 +138,7 @@ mapfile -t words < <(from "$runs/words" llm audio_embed audio_head)
 start=("--config.init.llm=$runs/text" "--config.init.audio_embed=$runs/tokenizer")
 codes=(--config.data.folder="$runs/codes" --config.eval_data.folder="$runs/codes")
 lane_a() { # behind the other, which takes longer
-  renice -n 5 -p "$BASHPID" >/dev/null
+  renice -n 19 -p "$BASHPID" >/dev/null
   train flow "configs/flow_matching.py:$size" 300 500 "${tokenizer[@]}" &&
     train single configs/lm_single.py:nano_codes 440 800 "${start[@]}" "${codes[@]}"
 }

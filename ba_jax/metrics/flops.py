@@ -93,11 +93,11 @@ def llm(config: LLMConfig, tokens: int, attention_pairs: int, logits: int) -> in
     return c.layers * layer + dense(logits, c.width, c.vocab_size)
 
 
-def audio_head(config: AudioHeadConfig, frames: int) -> int:
-    """All depths of `frames` frames in one teacher-forced pass."""
-    c = config
-    layer = _transformer(frames * c.depth, frames * causal_pairs(c.depth), 1, c.width, 2 * c.width)
-    classifiers = dense(frames, c.width, sum(size + 1 for size in c.codebook_sizes))
+def audio_head(config: AudioHeadConfig, frames: int, depths: int | None = None) -> int:
+    """The first `depths` depths (None: all) of `frames` frames in one teacher-forced pass."""
+    c, depths = config, config.depth if depths is None else depths
+    layer = _transformer(frames * depths, frames * causal_pairs(depths), 1, c.width, 2 * c.width)
+    classifiers = dense(frames, c.width, sum(size + 1 for size in c.codebook_sizes[:depths]))
     return c.layers * layer + classifiers
 
 

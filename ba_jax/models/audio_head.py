@@ -125,26 +125,31 @@ class AudioHead(nn.Module):
         self.norm = layers.rms_norm(None, 1e-6, **dtypes)
         self.classifiers = [nn.Dense(size + 1, **dtypes) for size in c.codebook_sizes]
 
-    def __call__(self, hidden_XD: jax.Array, embeddings_XQD: jax.Array) -> list[jax.Array]:
-        """Teacher-forced logits of all depths in one pass.
+    def __call__(
+        self, hidden_XD: jax.Array, embeddings_XQD: jax.Array, depths: int | None = None
+    ) -> list[jax.Array]:
+        """Teacher-forced logits of the first `depths` depths (None: all) in one pass.
 
         Args:
           hidden_XD: the language model's normed hidden state at X positions.
-          embeddings_XQD: embeddings of the true codes; those of the first `depth - 1` are read.
+          embeddings_XQD: embeddings of the true codes; those of the first `depths - 1` are read.
+          depths: how many.
 
         Returns:
-          `depth` arrays of logits (X, codebook_size + 1), float32.
+          An array of logits (X, codebook_size + 1) a depth, float32.
         """
+        depths = self.config.depth if depths is None else depths
         hidden_XD = constrain(hidden_XD, "frames", None)
         embeddings_XQD = constrain(embeddings_XQD, "frames", None, None)
-        before = jnp.cumsum(embeddings_XQD[:, : self.config.depth - 1], axis=1)
+        before = jnp.cumsum(embeddings_XQD[:, : depths - 1], axis=1)
         x = jnp.concatenate([hidden_XD[:, None], before.astype(hidden_XD.dtype)], axis=1)
         x = x.astype(self.dtype)
         for layer in self.layers:
             x = constrain(layer(x), "frames", None, None)
         x = self.norm(x)
         return [
-            classify(x[:, i]).astype(jnp.float32) for i, classify in enumerate(self.classifiers)
+            classify(x[:, i]).astype(jnp.float32)
+            for i, classify in enumerate(self.classifiers[:depths])
         ]
 
     def generate(

@@ -247,9 +247,12 @@ class BaichuanAudio(nn.Module):
         """Logits (..., V) over the text vocabulary, float32."""
         return self.llm.logits(hidden_XD)
 
-    def audio_logits(self, hidden_XD: jax.Array, codes_XQ: jax.Array) -> list[jax.Array]:
-        """Teacher-forced logits of every codebook at X positions that predict a frame."""
-        return self.audio_head(hidden_XD, self.audio_embed.depths(codes_XQ))
+    def audio_logits(
+        self, hidden_XD: jax.Array, codes_XQ: jax.Array, depths: int | None = None
+    ) -> list[jax.Array]:
+        """Teacher-forced logits of the first `depths` codebooks (None: of every one) at X positions
+        that predict a frame."""
+        return self.audio_head(hidden_XD, self.audio_embed.depths(codes_XQ), depths)
 
     def generate_frame(
         self, hidden_XD: jax.Array, choose: Callable[[int, jax.Array], jax.Array]

@@ -12,6 +12,7 @@ release) and runs on the positions that predict a frame alone.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -56,6 +57,10 @@ class LMSettings:
         for all. See `losses.lm`.
       recompute: make them, and what is inside the audio head, again in the backward pass instead of
         keeping them: less memory, more work.
+      head_stride: of the audio targets every so many-th, from a random one on, is predicted with all
+        its codebooks, the others with the first alone, which makes an eighth of the head's work
+        (after Sesame's CSM, 2025: "compute amortization"). `audio/q` from q = 1 on are then
+        estimates without bias. 1: all. Training only.
       code_dropout: probability that an input frame shows only its first codebooks, 1 to Q - 1 of
         them. Targets, and what the audio head is fed, are untouched. Training only.
       frame_dropout: probability that an input frame's embedding is 0. Training only.
@@ -73,6 +78,7 @@ class LMSettings:
     audio_capacity: float = 1.0
     chunk: int = 512
     recompute: bool = True
+    head_stride: int = 1
     code_dropout: float = 0.0
     frame_dropout: float = 0.0
     word_dropout: float = 0.0
@@ -88,6 +94,8 @@ class LMSettings:
             )
         if not 0 < self.audio_capacity <= 1:
             raise ValueError(f"audio_capacity = {self.audio_capacity}, expected 0 < it <= 1")
+        if self.head_stride < 1:
+            raise ValueError(f"head_stride = {self.head_stride}, expected at least 1")
         for name in ("label_smoothing", "code_dropout", "frame_dropout", "word_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected 0 <= it < 1")
@@ -258,8 +266,10 @@ class LMStage(Stage):
             int(arrays["text_target_BL"].sum()),
         )
         if self.with_audio:
-            targets = int(arrays["audio_target_BL"].sum())
-            counts["audio_head"] = flops.audio_head(self.config.audio_head, targets)
+            targets, stride = int(arrays["audio_target_BL"].sum()), self.settings.head_stride
+            counts["audio_head"] = flops.audio_head(self.config.audio_head, round(targets / stride))
+            if stride > 1:
+                counts["audio_head"] += flops.audio_head(self.config.audio_head, targets, 1)
         total = sum(flops.train(count, name in self.trained) for name, count in counts.items())
         for chunks in arrays.get("audio", ()):
             total += flops.audio_encoder(self.config.audio_encoder, chunks["mel_lengths_BC"])
@@ -319,7 +329,7 @@ class LMStage(Stage):
             plain_loss, loss = jnp.sum(plain.loss_BL), jnp.sum(text.loss_BL)
             metrics["text_plain_rows"] = plain_loss / totals["text_plain_rows"]
             metrics["text_audio_rows"] = (loss - plain_loss) / totals["text_audio_rows"]
-            audio = self._audio(variables, arrays, hidden_BLD, codes_BLQ)
+            audio = self._audio(variables, arrays, hidden_BLD, codes_BLQ, key)
             terms += [
                 (weight, f"audio/{q}", sums)
                 for q, (weight, sums) in enumerate(zip(self.audio_weights, audio, strict=True))
@@ -405,7 +415,9 @@ class LMStage(Stage):
 
         return self._sum(piece, target_BL, *values)
 
-    def _audio(self, variables, arrays: Arrays, hidden_BLD, codes_BLQ) -> tuple[CrossEntropy, ...]:
+    def _audio(
+        self, variables, arrays: Arrays, hidden_BLD, codes_BLQ, key
+    ) -> tuple[CrossEntropy, ...]:
         """Sums of each codebook's loss, the audio head run on the gathered frames alone."""
         target_BL = _next(arrays["audio_target_BL"])
         end_BL = _next(arrays["ids_BL"] == self.config.tokens.audiogen_end)
@@ -414,7 +426,9 @@ class LMStage(Stage):
             target_BL, *values = _one_row(target_BL, *values)
         gathered = front(target_BL, self._capacity(target_BL.shape[1]), *values)
 
-        def piece(target_BN, hidden_BND, codes_BNQ, end_BN) -> tuple[CrossEntropy, ...]:
+        def piece(
+            depths: int, target_BN, hidden_BND, codes_BNQ, end_BN
+        ) -> tuple[CrossEntropy, ...]:
             codes_BNQ = jnp.where(target_BN[:, :, None], codes_BNQ, 0)
             # Of whole rows: the audio head divides rows and positions as one.
             hidden_BND = constrain(hidden_BND, "batch", None, None)
@@ -422,6 +436,7 @@ class LMStage(Stage):
                 variables,
                 hidden_BND.reshape(-1, hidden_BND.shape[-1]),
                 codes_BNQ.reshape(-1, codes_BNQ.shape[-1]),
+                depths,
                 method="audio_logits",
             )
             values = [
@@ -432,7 +447,14 @@ class LMStage(Stage):
             first, *rest = values
             return first.sums(target_BN), *(value.sums(target_BN & ~end_BN) for value in rest)
 
-        return self._sum(piece, *gathered)
+        all_depths = functools.partial(piece, len(self.codebook_sizes))
+        stride = self.settings.head_stride
+        if stride == 1 or key is None:
+            return self._sum(all_depths, *gathered)
+        (first,) = self._sum(functools.partial(piece, 1), *gathered)
+        begin = jax.random.randint(jax.random.fold_in(key, 2), (), 0, stride)
+        _, *rest = self._sum(all_depths, *(_every(array, stride, begin) for array in gathered))
+        return first, *(jax.tree.map(lambda x: stride * x, sums) for sums in rest)
 
     def _sum(self, piece, mask_BL, *arrays):
         settings = self.settings
@@ -464,6 +486,15 @@ def _next(array_BL: jax.Array) -> jax.Array:
 def _one_row(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """(B, L, ...) to (1, B L, ...)."""
     return tuple(array.reshape(1, -1, *array.shape[2:]) for array in arrays)
+
+
+def _every(array_BN: jax.Array, stride: int, begin: jax.Array) -> jax.Array:
+    """Every `stride`-th position of (B, N, ...) from `begin` < stride on; zeros past N."""
+    count = -(-array_BN.shape[1] // stride)
+    fill = [(0, 0)] * array_BN.ndim
+    fill[1] = (0, count * stride - array_BN.shape[1])
+    array = jnp.pad(array_BN, fill).reshape(-1, count, stride, *array_BN.shape[2:])
+    return jax.lax.dynamic_index_in_dim(array, begin, axis=2, keepdims=False)
 
 
 def _put(codes_LQ, codes_CNQ, starts_C, frames_C) -> jax.Array:

@@ -59,6 +59,8 @@ def test_audio_head_by_hand(released):
     assert flops.audio_head(released.audio_head, 1) == frame
     assert flops.audio_head(released.audio_head, 7) == 7 * frame
     assert flops.train(frame) / GIGA == pytest.approx(15.2, rel=2e-3)
+    first = 3 * (projections + feed_forward) / 8 + 3 * 2 * 2 * 3584 + 2 * 3584 * 8193
+    assert flops.audio_head(released.audio_head, 5, 1) == 5 * first
 
 
 def test_encoder_and_bridge_by_hand(released):

@@ -49,6 +49,17 @@ def test_logits_of_the_cached_head_equal_the_teacher_forced_ones(run, config):
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+def test_the_first_depths_alone_are_those_of_all(run, config):
+    hidden = hidden_of(4)
+    codes = np.random.default_rng(1).integers(0, 8, (4, config.audio_head.depth)).astype(np.int32)
+    want = run("audio_logits", hidden, codes)
+    for depths in (1, 3):
+        got = run("audio_logits", hidden, codes, depths, jit=False)
+        assert len(got) == depths
+        for one, other in zip(got, want, strict=False):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_a_frame_costs_one_evaluation_a_depth(run, config):
     """Each depth's feed-forward runs once, on one position: 8 evaluations, not 64."""
     calls = []

@@ -209,6 +209,34 @@ def test_losses_are_numpys(stage, done, reference):
     np.testing.assert_allclose(aux.metrics["text_audio_rows"], with_audio, rtol=1e-4)
 
 
+@pytest.mark.parametrize("gather", ["row", "batch"])
+def test_a_stride_of_the_audio_head(stage, variables, done, gather):
+    """Of its whole cycle the mean is the loss; the first codebook's is the same every time."""
+    capacity = {"row": 0.25, "batch": 1.0}[gather]
+    settings = dataclasses.replace(
+        stage.settings, gather=gather, audio_capacity=capacity, head_stride=3
+    )
+    strided, arrays = LMStage(CONFIG, settings), stage.arrays(BATCH)
+    step, found = forward(strided), {}
+    for seed in range(40):
+        key = jax.random.key(seed)
+        begin = int(jax.random.randint(jax.random.fold_in(key, 2), (), 0, 3))
+        if begin not in found:
+            loss, aux = step(variables, arrays, key)
+            found[begin] = {"loss": loss, **aux.metrics}
+    assert sorted(found) == [0, 1, 2]
+    (whole, aux), _ = done
+    want = {"loss": whole, **aux.metrics}
+    for name in want:
+        values = [float(found[begin][name]) for begin in found]
+        assert np.mean(values) == pytest.approx(float(want[name]), rel=1e-5), name
+        if name in ("text", "audio/0", "audio_accuracy/0"):
+            assert values == pytest.approx([values[0]] * 3, rel=1e-6)
+    assert np.ptp([float(found[begin]["audio/1"]) for begin in found]) > 0.01
+    scored = jax.jit(lambda v, a: strided.evaluate(v, a, strided.totals(a), KEY))(variables, arrays)
+    assert float(scored["loss"]) == pytest.approx(float(whole), rel=1e-5)
+
+
 def test_a_batch_gathered_as_a_whole_gives_the_same(stage, variables, done):
     """Text and audio targets of all rows side by side, chunks left out, nothing recomputed."""
     settings = dataclasses.replace(
@@ -520,6 +548,9 @@ def test_amounts_and_flops(stage, variables):
     stage.trained = ("audio_head",)
     assert stage.flops(arrays) == 2 * llm + 3 * head
     del stage.trained
+    strided = LMStage(CONFIG, dataclasses.replace(stage.settings, head_stride=3))
+    head = flops.audio_head(CONFIG.audio_head, 2) + flops.audio_head(CONFIG.audio_head, 6, 1)
+    assert strided.flops(arrays) == 3 * (llm + head)
 
 
 BAD = {
@@ -567,6 +598,7 @@ def test_bad_batches(stage, message):
     [
         {"audio": "mels"},
         {"gather": "column"},
+        {"head_stride": 0},
         {"gather": "batch", "audio_capacity": 0.5},
         {"audio_capacity": 0.0},
         {"code_dropout": 1.0},
