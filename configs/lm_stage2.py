@@ -9,8 +9,7 @@
   arg         model  data
   nano        nano   the embedded corpus, all tasks, as mels: the tokenizer runs in the step
   nano_codes  nano   the same as codes, in runs/codes: embedded, embedded_slow, embedded_fast
-                     (`python -m ba_jax.tokenize` with --speed=1, 0.9, 1.1), and spliced
-                     (`configs/prepare.py:spliced`)
+                     (`python -m ba_jax.tokenize` with --speed=1, 0.9, 1.1)
   nano_words  nano   of these, single words and phrases: the stage's first part
   1b5         1b5    the paper's mixture as codes, in datasets/
   7b          7b     the same
@@ -59,8 +58,8 @@ def get_config(size: str = "nano") -> ConfigDict:
         rules.insert(0, (r"(audio_encoder|vq_bridge)/.*", None))
     config.optimizer.update({"rules": tuple(rules), "weight_decay": 0.05})
     if nano:
-        # On one device: targets of all rows side by side. Of every fourth frame all codebooks.
-        config.stage.update({"gather": "batch", "chunk": 128, "head_stride": 4})
+        # On one device: targets of all rows side by side.
+        config.stage.update({"gather": "batch", "chunk": 256})
         # Some 1,000 utterances are soon learnt by heart.
         config.stage.update({"code_dropout": 0.2, "frame_dropout": 0.05, "word_dropout": 0.05})
         # Without one of a kind in it, a split has no batches of that kind.

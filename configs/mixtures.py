@@ -164,8 +164,7 @@ def _lm_nano() -> dict:
 def _lm_codes_nano() -> dict:
     """As lm_nano from codes, which `python -m ba_jax.tokenize` wrote into a copy of the corpus.
 
-    What is heard comes at three speeds, from two more copies (`--speed`). `spliced` is what
-    `python -m ba_jax.data.prepare --config=configs/prepare.py:spliced` makes of the first.
+    What is heard comes at three speeds, from two more copies (`--speed`).
     """
     mixture = {
         **_at_all_speeds("asr", "asr", 5.0, turn="any"),
@@ -201,9 +200,9 @@ def _lm_codes_nano() -> dict:
         "intlv": _member("embedded", "intlv", 0.2),
         # The assistant's voice alone: some minutes teach one voice a language, not twenty.
         "tts": _member("embedded", "tts", 2.0, turn="any", speakers=_ASSISTANT),
-        # Its words in other orders: a text has to be read, not recognised as one that is known.
-        "tts_spliced": _member("spliced", "tts", 8.0),
         "tts_phrases": _member("embedded", "itts", 1.0, turn="any", pieces=2, speakers=_ASSISTANT),
+        # An experiment: its words in other orders (`configs/prepare.py:spliced`), to be read.
+        "tts_spliced": _member("spliced", "tts", 0.0),
         "itts": _member("embedded", "itts", 0.2),
         "audio": _member("embedded", "audio", 0.2),
         "text": _member("embedded", "text", 0.5),
@@ -245,8 +244,7 @@ def _lm_words_nano() -> dict:
         "words_fast": 2.0,
         "answer_words": 2.0,
         "phrases": 2.0,
-        "tts": 1.0,
-        "tts_spliced": 4.0,
+        "tts_spliced": 0.0,
         "written": 0.7,
         "text": 0.3,
     }

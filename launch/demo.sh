@@ -108,7 +108,7 @@ train text configs/lm_text.py:nano 300 600
 # 2. The tokenizer, and the corpus as its codes.
 init=()
 [ "$encoder" != whisper ] || init=(--config.init.audio_encoder="$runs/whisper")
-train tokenizer "configs/tokenizer.py:$size" 220 900 --config.init.llm="$runs/text" "${init[@]}"
+train tokenizer "configs/tokenizer.py:$size" 220 600 --config.init.llm="$runs/text" "${init[@]}"
 codes_of() { # NAME SPEED
   run "codes${1#embedded}" python -m ba_jax.tokenize --config="configs/tokenizer.py:$size" \
     --checkpoint="$runs/tokenizer" --dataset=embedded --speed="$2" --out="$runs/codes/$1"
@@ -116,11 +116,6 @@ codes_of() { # NAME SPEED
 codes_of embedded 1.0
 codes_of embedded_slow 0.9
 codes_of embedded_fast 1.1
-# What the assistant says, in other orders of words.
-run spliced python -m ba_jax.data.prepare --config=configs/prepare.py:spliced \
-  --config.source.dataset="$runs/codes/embedded" --config.source.utterances=4000 \
-  --config.source.speakers="('af_heart','zf_xiaoxiao')" --config.source.sources="('closed',)" \
-  --out="$runs/codes/spliced"
 
 # 3. Two lanes, as a step alone does not keep two cores busy: speech out of codes and the
 #    single-stage ablation; and the two stages of the language model, the second one with words
@@ -137,15 +132,14 @@ mapfile -t stage1 < <(from "$runs/stage1" llm audio_embed audio_head)
 mapfile -t words < <(from "$runs/words" llm audio_embed audio_head)
 start=("--config.init.llm=$runs/text" "--config.init.audio_embed=$runs/tokenizer")
 codes=(--config.data.folder="$runs/codes" --config.eval_data.folder="$runs/codes")
-lane_a() { # behind the other, which takes longer
-  renice -n 19 -p "$BASHPID" >/dev/null
-  train flow "configs/flow_matching.py:$size" 300 500 "${tokenizer[@]}" &&
-    train single configs/lm_single.py:nano_codes 440 800 "${start[@]}" "${codes[@]}"
+lane_a() {
+  train flow "configs/flow_matching.py:$size" 300 1500 "${tokenizer[@]}" &&
+    train single configs/lm_single.py:nano_codes 440 1200 "${start[@]}" "${codes[@]}"
 }
 lane_b() {
   train stage1 configs/lm_stage1.py:nano_codes 40 100 "${start[@]}" "${codes[@]}" &&
     train words configs/lm_stage2.py:nano_words 320 900 "${stage1[@]}" "${codes[@]}" &&
-    train stage2 configs/lm_stage2.py:nano_codes 660 2600 "${words[@]}" "${codes[@]}"
+    train stage2 configs/lm_stage2.py:nano_codes 660 3000 "${words[@]}" "${codes[@]}"
 }
 set -m # a process group of its own, so that it can be stopped whole
 lane_a &

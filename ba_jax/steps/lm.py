@@ -57,8 +57,8 @@ class LMSettings:
         for all. See `losses.lm`.
       recompute: make them, and what is inside the audio head, again in the backward pass instead of
         keeping them: less memory, more work.
-      head_stride: of the audio targets every so many-th, from a random one on, is predicted with all
-        its codebooks, the others with the first alone, which makes an eighth of the head's work
+      head_stride: of the audio targets every so many-th, from a random one on, is predicted with
+        all its codebooks, the others with the first alone, an eighth of the audio head's work
         (after Sesame's CSM, 2025: "compute amortization"). `audio/q` from q = 1 on are then
         estimates without bias. 1: all. Training only.
       code_dropout: probability that an input frame shows only its first codebooks, 1 to Q - 1 of

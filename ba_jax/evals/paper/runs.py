@@ -21,14 +21,8 @@ STEPS: Mapping[str, int] = {
     "stage2": 660,
 }
 """Run -> optimiser steps, as in launch/demo.sh."""
-SPEEDS: Mapping[str, float] = {"embedded": 1.0, "embedded_slow": 0.9, "embedded_fast": 1.1}
-"""Dataset of codes -> how fast recordings are played."""
-SPLICED = {
-    "utterances": "4000",
-    "speakers": "('af_heart','zf_xiaoxiao')",
-    "sources": "('closed',)",
-}
-"""The source of the dataset `spliced`, which makes a folder of codes complete."""
+SPEEDS: Mapping[str, float] = {"embedded_slow": 0.9, "embedded_fast": 1.1, "embedded": 1.0}
+"""Dataset of codes -> how fast recordings are played; the last one makes the folder complete."""
 WEIGHTS = {"llm": "text", "audio_embed": "tokenizer"}
 
 
@@ -114,7 +108,7 @@ class Runs:
 
     def _commands(self, name: str, target: pathlib.Path) -> list[list[str]]:
         if name == "codes":
-            return [*(self._codes(target, dataset) for dataset in SPEEDS), _spliced(target)]
+            return [self._codes(target, dataset) for dataset in SPEEDS]
         return [self._command(name, target)]
 
     def _codes(self, target: pathlib.Path, dataset: str) -> list[str]:
@@ -179,16 +173,6 @@ class Runs:
         )
 
 
-def _spliced(codes: pathlib.Path) -> list[str]:
-    source = {"dataset": codes / "embedded"} | SPLICED
-    return _python(
-        "ba_jax.data.prepare",
-        "--config=configs/prepare.py:spliced",
-        *(f"--config.source.{key}={value}" for key, value in source.items()),
-        f"--out={codes / 'spliced'}",
-    )
-
-
 def _python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", module, *arguments]
 
@@ -215,7 +199,7 @@ def _steps(folder: pathlib.Path) -> int | None:
 
 def _is_done(folder: pathlib.Path) -> bool:
     """A run at its last step, converted weights, or a dataset."""
-    if (folder / "weights").is_dir() or (folder / "spliced" / "dataset_info.json").is_file():
+    if (folder / "weights").is_dir() or (folder / "embedded" / "dataset_info.json").is_file():
         return True
     steps = _steps(folder)
     return steps is not None and (folder / "checkpoints" / str(steps) / "weights").is_dir()
