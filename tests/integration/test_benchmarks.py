@@ -1,4 +1,4 @@
-"""`python -m benchmarks.components`, `.data` and `.generate` end to end at their smallest."""
+"""`python -m benchmarks.NAME` of components, data, generate and lm_step, end to end and small."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import cases, components, generate
+from benchmarks import cases, components, generate, lm_step
 
 
 @pytest.mark.slow
@@ -74,6 +74,20 @@ def test_generation_is_compared_and_agrees(tmp_path):
         assert row["difference"] == 0, row["what"]  # the same ids and codes
         assert (row["real_time"] is not None) == (row["unit"] == "frames")
     assert "generation alone" in rows[-1]["what"]
+
+
+@pytest.mark.deep
+def test_steps_of_the_language_model_are_compared(tmp_path):
+    out = tmp_path / "numbers.json"
+    settings = ['{"chunk": 64}', '{"chunk": 0}', '{"chunk": 64, "head_stride": 3}']
+    threads = str(len(os.sched_getaffinity(0)))
+    options = ["--rows", "1", "--seconds", "0", "--threads", threads, "--json", str(out)]
+    lm_step.main(["--settings", *settings, *options])
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["stage"] for row in rows] == settings
+    assert rows[0]["difference"] == 0 and rows[1]["difference"] < 1e-5
+    assert 0 < rows[2]["difference"] < 0.1
+    assert rows[2]["flops"] < 0.8 * rows[0]["flops"] == 0.8 * rows[1]["flops"]
 
 
 def test_cases_that_disagree_in_shape_are_refused():

@@ -52,13 +52,16 @@ def test_resuming_anywhere_gives_the_same_batches(config, expected):
     assert (step, batch_hash(row_digests(batch))) == (101, expected[101])
 
 
-def test_step_a_million_comes_within_a_second(config, expected):
+def test_step_a_million_comes_as_soon_as_any(config, expected):
     batches = open_batches(config["data"], config["model"])
     batches.build(0)  # opens the files
-    start = time.process_time()
-    found = batch_hash(row_digests(batches.build(10**6)))
-    assert time.process_time() - start < 1
-    assert found == expected[10**6]
+
+    def seconds(step: int) -> float:
+        start = time.process_time()
+        assert batch_hash(row_digests(batches.build(step))) == expected[step]
+        return time.process_time() - start
+
+    assert seconds(10**6) < 3 * seconds(100)
 
 
 def test_seed_and_mixture_change_the_batch(config, expected):
