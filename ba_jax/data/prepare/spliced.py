@@ -14,23 +14,23 @@ import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from ba_jax.audio.lengths import FRAME_SECONDS
 from ba_jax.data.examples import NotForTask, space_between, stable_hash, word_bounds
+from ba_jax.data.prepare.derived import Derived
 from ba_jax.data.prepare.listing import SourceError
 from ba_jax.data.prepare.source import Item, Rejected, Rejection
-from ba_jax.data.record import Part, Record, RecordError, RecordSource, Word, dataset_directory
+from ba_jax.data.record import Part, Record, RecordError, RecordSource, Word
 
-_INFO = "dataset_info.json"
 _DRAWS = 20  # until a text is none of another split's
 
 
 @dataclasses.dataclass(frozen=True)
-class Spliced:
+class Spliced(Derived):
     """Spliced utterances of each voice of a dataset with codes and word times.
 
     A piece is a run of words of one utterance. Its place is drawn by one of its words, all of the
@@ -67,33 +67,10 @@ class Spliced:
         if self.utterances < 1:
             raise ValueError(f"utterances = {self.utterances}, expected at least 1")
 
-    @functools.cached_property
-    def info(self) -> Mapping:
-        """The dataset's own description.
-
-        Raises:
-          SourceError: no dataset there.
-        """
-        path = dataset_directory(self.dataset) / _INFO
-        try:
-            if not self.dataset:
-                raise OSError("no source.dataset")
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise SourceError(f"{path}: {error}, expected a dataset's {_INFO}") from None
-
     @property
     def description(self) -> str:
         """The dataset's, and what was done to it."""
-        return f"{self.info.get('description', '')}\nIts words in other orders.".strip()
-
-    @property
-    def licence(self) -> str:
-        """The dataset's."""
-        path = dataset_directory(self.dataset) / "LICENSE"
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-        return self.info.get("redistributionInfo", {}).get("license", "")
+        return self.described("Its words in other orders.")
 
     def items(self) -> Iterator[Item | Rejection]:
         """As `Source.items`; parts that cannot be cut are rejections."""

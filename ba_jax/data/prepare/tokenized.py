@@ -25,13 +25,13 @@ from ba_jax.data import features
 from ba_jax.data.augment import Augmentation
 from ba_jax.data.features import Bucket
 from ba_jax.data.prepare import report as reports
+from ba_jax.data.prepare.derived import INFO, Derived
 from ba_jax.data.prepare.listing import SourceError
 from ba_jax.data.prepare.runner import STATE, PrepareConfig
 from ba_jax.data.prepare.shards import Job, write_json
 from ba_jax.data.prepare.source import Item, Rejected, Rejection
 from ba_jax.data.record import Part, Record, RecordError, RecordSource, Word, dataset_directory
 
-INFO = "dataset_info.json"
 # Of a dataset's folder, what its copy with codes has of its own.
 _OWN_FILES = {
     STATE,
@@ -54,7 +54,7 @@ class Entry:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokenized:
+class Tokenized(Derived):
     """A source for `prepare`: the records of a dataset, in order.
 
     Attributes:
@@ -78,19 +78,6 @@ class Tokenized:
         Bucket(self.chunk_seconds, 1)  # checks the length
         Augmentation(speeds=(self.speed,))  # checks the speed
 
-    @functools.cached_property
-    def info(self) -> Mapping:
-        """The dataset's own description.
-
-        Raises:
-          SourceError: no dataset there.
-        """
-        path = dataset_directory(self.dataset) / INFO
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise SourceError(f"{path}: {error}, expected a dataset's {INFO}") from None
-
     @property
     def name(self) -> str:
         """The dataset's."""
@@ -99,15 +86,7 @@ class Tokenized:
     @property
     def description(self) -> str:
         """The dataset's, and whose codes these are."""
-        return f"{self.info.get('description', '')}\nAudio codes: tokenizer {self.weights}.".strip()
-
-    @property
-    def licence(self) -> str:
-        """The dataset's: TFDS writes it to LICENSE, which may have been put there since."""
-        path = dataset_directory(self.dataset) / "LICENSE"
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-        return self.info.get("redistributionInfo", {}).get("license", "")
+        return self.described(f"Audio codes: tokenizer {self.weights}.")
 
     def items(self) -> Iterator[Item | Rejection]:
         """All records; a damaged one is a rejection."""
