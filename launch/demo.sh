@@ -108,7 +108,7 @@ train text configs/lm_text.py:nano 300 600
 # 2. The tokenizer, and the corpus as its codes.
 init=()
 [ "$encoder" != whisper ] || init=(--config.init.audio_encoder="$runs/whisper")
-train tokenizer "configs/tokenizer.py:$size" 220 600 --config.init.llm="$runs/text" "${init[@]}"
+train tokenizer "configs/tokenizer.py:$size" 220 900 --config.init.llm="$runs/text" "${init[@]}"
 codes_of() { # NAME SPEED
   run "codes${1#embedded}" python -m ba_jax.tokenize --config="configs/tokenizer.py:$size" \
     --checkpoint="$runs/tokenizer" --dataset=embedded --speed="$2" --out="$runs/codes/$1"
