@@ -53,6 +53,8 @@ def get_config(size: str = "nano") -> ConfigDict:
                 # As the nano models are trained (configs/mixtures.py): cloze_s2t and the like score
                 # endings below the transcript that the model writes.
                 "read_back": nano,
+                # The same of speech: text and speech in turns, two words (or characters) at a time.
+                "tts_words": 2 if nano else 0,
                 "encode_rows": 16,
                 # Closed sentences last 3.25 s at most.
                 "encode_seconds": (3.5,) if nano else (5.0, 15.0, 30.0),

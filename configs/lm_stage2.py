@@ -64,7 +64,8 @@ def get_config(size: str = "nano") -> ConfigDict:
         config.stage.update({"code_dropout": 0.2, "frame_dropout": 0.05, "word_dropout": 0.05})
         # Without one of a kind in it, a split has no batches of that kind.
         config.eval_data = common.of_split(config.data, "validation", rows=4)
-        for name in ("intlv", "itts", "s2tt", "audio", "text", "tts_spliced"):
+        spliced = [name for name in config.eval_data.mixture if name.startswith("spliced")]
+        for name in ("intlv", "itts", "s2tt", "audio", "text", *spliced):
             if name in config.eval_data.mixture:
                 del config.eval_data.mixture[name]
         config.optimizer.update({"learning_rate": 2.5e-3, "warmup": 20})

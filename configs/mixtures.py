@@ -199,10 +199,11 @@ def _lm_codes_nano() -> dict:
         "s2tt": _member("embedded", "s2tt", 0.2),
         "intlv": _member("embedded", "intlv", 0.2),
         # The assistant's voice alone: some minutes teach one voice a language, not twenty.
-        "tts": _member("embedded", "tts", 2.0, turn="any", speakers=_ASSISTANT),
-        "tts_phrases": _member("embedded", "itts", 1.0, turn="any", pieces=2, speakers=_ASSISTANT),
-        # An experiment: its words in other orders (`configs/prepare.py:spliced`), to be read.
-        "tts_spliced": _member("spliced", "tts", 0.0),
+        "tts": _member("embedded", "tts", 0.5, turn="any", speakers=_ASSISTANT),
+        # Text and speech in turns, some words at a time: which word is next has not to be found.
+        **_in_turns("tts_turns", "embedded", 1.25),
+        # The same of words in other orders (`configs/prepare.py:spliced`), which have to be read.
+        **_in_turns("spliced_turns", "spliced", 1.25),
         "itts": _member("embedded", "itts", 0.2),
         "audio": _member("embedded", "audio", 0.2),
         "text": _member("embedded", "text", 0.5),
@@ -235,6 +236,22 @@ def _at_all_speeds(name: str, task: str, weight: float, **options) -> dict:
     }
 
 
+def _in_turns(name: str, dataset: str, weight: float) -> dict:
+    """A member for pieces of one, two and three words, which share the weight."""
+    return {
+        f"{name}_{pieces}": _member(
+            dataset,
+            "itts",
+            weight / 3,
+            turn="any",
+            pieces=pieces,
+            given=True,
+            speakers=_ASSISTANT,
+        )
+        for pieces in (1, 2, 3)
+    }
+
+
 def _lm_words_nano() -> dict:
     """Single words first: what a frame says is soon learnt where there is nothing to align."""
     nano = _lm_codes_nano()
@@ -244,7 +261,8 @@ def _lm_words_nano() -> dict:
         "words_fast": 2.0,
         "answer_words": 2.0,
         "phrases": 2.0,
-        "tts_spliced": 0.0,
+        **{f"tts_turns_{pieces}": 0.7 for pieces in (1, 2, 3)},
+        **{f"spliced_turns_{pieces}": 0.7 for pieces in (1, 2, 3)},
         "written": 0.7,
         "text": 0.3,
     }

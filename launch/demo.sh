@@ -116,6 +116,10 @@ codes_of() { # NAME SPEED
 codes_of embedded 1.0
 codes_of embedded_slow 0.9
 codes_of embedded_fast 1.1
+# The assistant's words in other orders, which have to be read to be said.
+run spliced python -m ba_jax.data.prepare --config=configs/prepare.py:spliced --out="$runs/codes/spliced" \
+  --config.source.dataset="$runs/codes/embedded" --config.source.utterances=4000 \
+  --config.source.speakers="('af_heart', 'zf_xiaoxiao')" --config.source.sources="('closed',)"
 
 # 3. Two lanes, as a step alone does not keep two cores busy: speech out of codes and the
 #    single-stage ablation; and the two stages of the language model, the second one with words

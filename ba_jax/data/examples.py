@@ -98,6 +98,7 @@ class ExampleMaker:
       read_back: of aqa, and of sft with spoken questions: a written answer begins with what the
         question was, on a line of its own. A model that answers in writing what it can read then
         answers what it can hear (chain of modality: SpeechGPT, arXiv 2305.11000).
+      given: of itts, all text is read and none written, see `tasks.itts`.
       order: of asr and tts with pieces, and of mixed questions: another number is another order,
         or another choice of spoken pieces, of every record.
     """
@@ -111,6 +112,7 @@ class ExampleMaker:
     order: int = 0
     speakers: tuple[str, ...] = ()
     read_back: bool = False
+    given: bool = False
 
     def __post_init__(self):
         if self.task not in tasks.TASKS:
@@ -147,6 +149,8 @@ class ExampleMaker:
                 f"task {self.task!r} with questions = {self.questions!r}: read_back, expected aqa "
                 "or sft with questions that are heard"
             )
+        if self.given and self.task != "itts":
+            raise ValueError(f"task {self.task!r} with given texts: expected itts")
 
     def __call__(self, record: Record) -> Example:
         """The example; its prompt's wording depends on the record's id alone.
@@ -158,6 +162,8 @@ class ExampleMaker:
         options = {}
         if self.task in tasks.PROMPTS:
             options["variant"] = stable_hash(record.id)
+        if self.given:
+            options["given"] = True
         example = tasks.make_example(
             self.task,
             *values,

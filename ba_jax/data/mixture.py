@@ -29,7 +29,7 @@ class Selection:
       weight: its share of the mixture, relative to the others'.
       split: of the dataset.
       languages: records in other languages are left out; () takes all.
-      questions, answers, turn, pieces, order, speakers, read_back: see `ExampleMaker`.
+      questions, answers, turn, pieces, order, speakers, read_back, given: see `ExampleMaker`.
     """
 
     dataset: str
@@ -44,6 +44,7 @@ class Selection:
     order: int = 0
     speakers: tuple[str, ...] = ()
     read_back: bool = False
+    given: bool = False
 
     def __post_init__(self):
         self.maker()  # checks what it is given
@@ -64,6 +65,7 @@ class Selection:
         more += [f"{self.pieces}-words"] if self.pieces else []
         more += [f"order-{self.order}"] if self.order else []
         more += ["read-back"] if self.read_back else []
+        more += ["given"] if self.given else []
         more += [f"by-{'+'.join(self.speakers)}"] if self.speakers else []
         more += ["+".join(self.languages)] if self.languages else []
         return "/".join([self.dataset, self.split, self.task, *more])
@@ -80,6 +82,7 @@ class Selection:
             self.order,
             self.speakers,
             self.read_back,
+            self.given,
         )
 
 

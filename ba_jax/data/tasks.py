@@ -18,6 +18,8 @@ A task decides segments, prompts and loss; `ba_jax.data.sequence` turns segments
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -44,6 +46,10 @@ PROMPTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "en": ("Translate the speech into Chinese:", "Write in Chinese what is said:"),
     },
 }
+
+
+_HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD_BEGIN = re.compile(rf"^\s*\S|[{_HAN}]|(?<=\s)\S|(?<=[{_HAN}，。！？；：、])\w")
 
 
 class TaskError(ValueError):
@@ -157,15 +163,35 @@ def tts(text: str, audio) -> tuple[Segment, ...]:
     return words(text), speech(audio, loss=True, spoken=True)
 
 
-def itts(parts: Sequence[str | Speech]) -> tuple[Segment, ...]:
-    """Text and its speech in turns; loss on everything but the first text."""
+def itts(parts: Sequence[str | Speech], *, given: bool = False) -> tuple[Segment, ...]:
+    """Text and its speech in turns; loss on everything but the first text.
+
+    `given`: no loss on any text, which is read piece by piece and not written.
+    """
     segments = []
     for part in _interleaved(parts):
         if isinstance(part, str):
-            segments.append(words(part, loss=bool(segments)))
+            segments.append(words(part, loss=bool(segments) and not given))
         else:
             segments.append(speech(part, loss=True, spoken=True))
     return tuple(segments)
+
+
+def in_pieces(text: str, count: int) -> list[str]:
+    """A text in pieces of `count` words, each Han character being one; the last may have fewer.
+
+    As `ExampleMaker.pieces` cuts recordings of the embedded corpus, whose texts are known.
+
+    Raises:
+      TaskError: no text.
+      ValueError: a count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"pieces of {count} words, expected at least 1")
+    words(text)
+    begins = [match.start() for match in _WORD_BEGIN.finditer(text)]
+    edges = [0, *begins[count::count], len(text)]
+    return [text[first:end].strip() for first, end in itertools.pairwise(edges)]
 
 
 def iasr(parts: Sequence[str | Speech], *, language: str, variant: int = 0) -> tuple[Segment, ...]:

@@ -33,7 +33,7 @@ from ba_jax.sampling.encode import Encoder
 from ba_jax.sampling.likelihood import Likelihood, Scored, Scorer
 from ba_jax.sampling.logits import Sampling
 from ba_jax.sampling.loop import Generated, Generator
-from ba_jax.sampling.prompt import Prompt, prompt_of
+from ba_jax.sampling.prompt import Prompt, prompt_of, text_in_turns
 from ba_jax.sampling.synthesize import SynthesisSettings, Synthesizer, Wave
 from ba_jax.types import Example
 
@@ -75,6 +75,8 @@ class EvalSettings:
       encode_rows, encode_seconds: batch size and padded lengths of the encoder.
       read_back: the model answers below a transcript of what it hears (`ExampleMaker.read_back`);
         likelihoods of endings are then those below the transcript that it writes.
+      tts_words: what is to be said is read in pieces of so many words (Mandarin: characters), each
+        said before the next is read (`Generator.in_turns`); 0: all of it at once.
       seed: of everything that is drawn.
       save_every: items between two times that lines are written.
       benchmarks: where those lie that are no datasets of records.
@@ -92,17 +94,16 @@ class EvalSettings:
     encode_rows: int = 16
     encode_seconds: tuple[float, ...] = (4.0,)
     read_back: bool = False
+    tts_words: int = 0
     seed: int = 0
     save_every: int = 64
     benchmarks: Benchmarks = Benchmarks()
     verdict: VerdictSettings = VerdictSettings()
 
     def __post_init__(self):
-        if self.limit < 0 or self.seed < 0 or self.save_every < 1:
-            raise ValueError(
-                f"limit {self.limit}, seed {self.seed}, save_every {self.save_every}: expected at "
-                "least 0, 0 and 1"
-            )
+        least = {"limit": 0, "tts_words": 0, "seed": 0, "save_every": 1}
+        if wrong := {name: getattr(self, name) for name in least if getattr(self, name) < least[name]}:
+            raise ValueError(f"{wrong}: expected at least {least}")
 
 
 Progress = Callable[[str, int, int], None]
@@ -368,13 +369,28 @@ class Bench:
                 made.append(Failure(f"task {task}: {error}"))
         return made
 
+    def prompts_in_turns(self, records: Sequence[Record]) -> list[list[Prompt] | Failure]:
+        """Of each record's first text, `tts_words` at a time."""
+        sizes, found = self.config.audio_embed.codebook_sizes, []
+        for record in records:
+            text, words = record.parts[0].text, self.settings.tts_words
+            name = {"id": record.id, "language": record.language}
+            try:
+                found.append(text_in_turns(text, words, self.tokenizer, sizes, **name))
+            except ValueError as error:  # of tasks and sequences
+                found.append(Failure(f"task tts: {error}"))
+        return found
+
     def generate(
-        self, prompts: Sequence[Prompt | Failure], what: str, numbers: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Prompt | list[Prompt] | Failure],
+        what: str,
+        numbers: Sequence[int] | None = None,
     ) -> list[Generated | Failure]:
         """What the model makes of prompts; one that is too long for the generator fails.
 
         Args:
-          prompts: some of which may have failed.
+          prompts: some of which may have failed; all of texts in turns, or none.
           what: is being done, for the progress.
           numbers: of the items, which decide what is drawn for them; default their places.
         """
@@ -382,17 +398,22 @@ class Bench:
         longest = self.settings.generation.lengths[-1]
         found: list[Any] = list(prompts)
         for i, prompt in enumerate(prompts):
-            if not isinstance(prompt, Failure) and not 1 <= len(prompt) <= longest:
-                found[i] = Failure(
-                    f"a prompt of {len(prompt)} positions, expected at most {longest} "
-                    "(generation.lengths)"
-                )
+            if isinstance(prompt, Failure):
+                continue
+            for one in prompt if isinstance(prompt, list) else [prompt]:
+                if not 1 <= len(one) <= longest:
+                    found[i] = Failure(
+                        f"a prompt of {len(one)} positions, expected at most {longest} "
+                        "(generation.lengths)"
+                    )
         fitting = [i for i, one in enumerate(found) if not isinstance(one, Failure)]
         if not fitting:
             return found
+        in_turns = isinstance(found[fitting[0]], list)
+        generate = self.generator.in_turns if in_turns else self.generator
         tell = functools.partial(self._tell, what, len(fitting))
         seeds = [self._seed(numbers[i]) for i in fitting]
-        made = self.generator([prompts[i] for i in fitting], seeds=seeds, progress=tell)
+        made = generate([prompts[i] for i in fitting], seeds=seeds, progress=tell)
         for i, one in zip(fitting, made, strict=True):
             found[i] = one
         return found
@@ -408,6 +429,15 @@ class Bench:
     def ask(self, items: Sequence[Item], task: str, what: str, **options) -> list[Line | Failure]:
         """What the model makes of items, as `generated` writes it down."""
         prompts = self.prompts([item.record for item in items], task, **options)
+        return self._answers(items, prompts, what)
+
+    def say(self, items: Sequence[Item], what: str) -> list[Line | Failure]:
+        """The same of what the items' texts are in speech."""
+        if not self.settings.tts_words:
+            return self.ask(items, "tts", what)
+        return self._answers(items, self.prompts_in_turns([item.record for item in items]), what)
+
+    def _answers(self, items: Sequence[Item], prompts, what: str) -> list[Line | Failure]:
         made = self.generate(prompts, what, [item.number for item in items])
         return [one if isinstance(one, Failure) else self.generated(one) for one in made]
 

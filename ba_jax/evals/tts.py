@@ -28,7 +28,7 @@ class Speaking(Suite):
 
     def generate(self, bench: Bench, items: Sequence[Item]) -> list[Line | Failure]:
         """Codes."""
-        return bench.ask(items, "tts", "speaking")
+        return bench.say(items, "speaking")
 
     def present(
         self, bench: Bench, items: Sequence[Item], made: Sequence[Line]
@@ -78,6 +78,7 @@ class Speaking(Suite):
             own = [row for row in rows if row["language"] == language]
             if own:
                 found |= bootstrap.macro_figures(name, own, **keys)
+        found["tts_words"] = bench.settings.tts_words
         found["tts_judge"] = bench.judge.names
         found["tts_scored"] = "words in English, toneless syllables in Mandarin, corpus level"
         found["tts_macro_scored"] = (

@@ -195,6 +195,60 @@ class Generator:
         session.read(prompts)
         return session.stream(chunk=chunk, text_limit=text_limit, frame_limit=frame_limit)
 
+    def in_turns(
+        self,
+        prompts: Sequence[Sequence[Prompt]],
+        *,
+        frame_limit: int | None = None,
+        seeds: Sequence[int] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Generated]:
+        """Says texts that are given in pieces: a piece is read and said, and then the next one.
+
+        Args:
+          prompts: of each text, as `prompt.cut_at_speech` makes them.
+          frame_limit: the most frames of a text, all pieces together; default what there is room
+            for.
+          seeds, progress: as in `__call__`.
+
+        Returns:
+          One for each text, a segment of speech a piece. A text that comes to the limit, or to the
+          end of the cache, is not complete, and what is left of it is not said.
+
+        Raises:
+          as `__call__`; ValueError for a text without a piece.
+        """
+        if not all(prompts):
+            raise ValueError("a text without a piece, expected at least one")
+        firsts = [own[0] for own in prompts]
+        seeds = self._checked(firsts, seeds)
+        limit = self._stepper.max_frames if frame_limit is None else frame_limit
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        results: dict[int, Generated] = {}
+        for first in range(0, len(order), self.rows):
+            some = order[first : first + self.rows]
+            session = self.session([seeds[i] for i in some])
+            said: list[list[Generated]] = [[] for _ in some]
+            for number in range(max(len(prompts[i]) for i in some)):
+                left = [limit - sum(len(one.codes_NQ) for one in own) for own in said]
+                used, now = session.used, []
+                for row, i in enumerate(some):
+                    # What ends a segment that was cut, the piece, a frame, and what ends those.
+                    goes_on = len(said[row]) == number < len(prompts[i]) and left[row] > 0
+                    fits = goes_on and len(prompts[i][number]) + 3 <= session.capacity - used[row]
+                    now.append(prompts[i][number] if fits else None)
+                if all(one is None for one in now):
+                    break
+                session.read(now)
+                made = session.generate(frame_limit=[max(1, own) for own in left])
+                for own, one in zip(said, made, strict=True):
+                    own += [one] if one is not None else []
+            for i, own in zip(some, said, strict=True):
+                results[i] = _joined(own, len(prompts[i]))
+            if progress is not None:
+                progress(len(results))
+        return [results[i] for i in range(len(prompts))]
+
     def session(self, seeds: Sequence[int]) -> Session:
         """Conversations, one a seed, at most `rows`: several turns over one cache."""
         return Session(self._stepper, self.lengths, seeds)
@@ -211,3 +265,13 @@ class Generator:
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts, expected one each")
         return seeds
+
+
+def _joined(said: Sequence[Generated], pieces: int) -> Generated:
+    """What was said of a text of so many pieces, as one."""
+    return Generated(
+        ids=[token_id for one in said for token_id in one.ids],
+        codes_NQ=np.concatenate([one.codes_NQ for one in said]),
+        complete=len(said) == pieces and all(one.complete for one in said),
+        pieces=tuple(piece for one in said for piece in one.pieces),
+    )

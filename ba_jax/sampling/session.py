@@ -195,7 +195,7 @@ class Session:
                 f" expected one for each of {self._count} conversations, or None, not all None"
             )
         rows = self._stepper.rows
-        used, closers = self.used, self._closers()
+        used, closers = self.used, self._closers(prompts)
         ids: list[np.ndarray] = [np.zeros(0, np.int32)] * rows
         codes: list[np.ndarray] = [np.zeros((0, len(self._stepper.sizes)), np.int32)] * rows
         mode_B = np.full(rows, DONE, np.int32)
@@ -238,8 +238,8 @@ class Session:
         else:
             self._state = self._stepper.read(self._state, ids_BL, codes_BLQ, real_BL, mode_B)
 
-    def _closers(self) -> list[list[int]]:
-        """The ids that each conversation's last turn still lacks."""
+    def _closers(self, prompts: Sequence[Prompt | None]) -> list[list[int]]:
+        """The ids that each conversation's last turn still lacks before its prompt."""
         if self._state is None:
             return [[]] * self._count
         open_B, ended_B = to_host((self._state.turn.open_B, self._state.turn.ended_B))
@@ -249,14 +249,14 @@ class Session:
                 continue
             if open_B[row]:
                 own.append(self._stepper.config.tokens.audiogen_end)
-            if not ended_B[row]:
+            if not ended_B[row] and not (prompts[row] is not None and prompts[row].goes_on):
                 own.append(self._stepper.eos_id)
         return closers
 
     # Generating
 
     def generate(
-        self, *, text_limit: int | None = None, frame_limit: int | None = None
+        self, *, text_limit: int | None = None, frame_limit: int | Sequence[int] | None = None
     ) -> list[Generated | None]:
         """The turns that `read` began, to their ends; None for a conversation that has none.
 
@@ -265,6 +265,7 @@ class Session:
 
         Args:
           text_limit, frame_limit: the most ids and frames of each; default what there is room for.
+            Frames: one limit for all, or one a conversation.
 
         Raises:
           ValueError: a limit over what there is room for, or nothing was read.
@@ -315,11 +316,15 @@ class Session:
             if events:
                 yield events
 
-    def _limits(self, text_limit: int | None, frame_limit: int | None) -> Limits:
+    def _limits(
+        self, text_limit: int | None, frame_limit: int | Sequence[int] | None
+    ) -> Limits:
         most_text, most_frames = self._stepper.max_text, self._stepper.max_frames
         text_limit = most_text if text_limit is None else text_limit
         frame_limit = most_frames if frame_limit is None else frame_limit
-        if not 1 <= text_limit <= most_text or not 1 <= frame_limit <= most_frames:
+        frames_B = np.full(self._stepper.rows, most_frames, np.int32)
+        frames_B[: self._count] = frame_limit
+        if not 1 <= text_limit <= most_text or not (1 <= frames_B.min() <= frames_B.max() <= most_frames):
             raise ValueError(
                 f"limits of {text_limit} ids and {frame_limit} frames: expected 1 to "
                 f"{most_text} and 1 to {most_frames}"
@@ -329,7 +334,7 @@ class Session:
         rows = self._stepper.rows
         return Limits(
             np.full(rows, text_limit, np.int32),
-            np.full(rows, frame_limit, np.int32),
+            frames_B,
             self._wants_B.copy(),
         )
 

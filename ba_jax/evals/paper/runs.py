@@ -22,7 +22,13 @@ STEPS: Mapping[str, int] = {
 }
 """Run -> optimiser steps, as in launch/demo.sh."""
 SPEEDS: Mapping[str, float] = {"embedded_slow": 0.9, "embedded_fast": 1.1, "embedded": 1.0}
-"""Dataset of codes -> how fast recordings are played; the last one makes the folder complete."""
+"""Dataset of codes -> how fast recordings are played."""
+SPLICED: Mapping[str, object] = {
+    "utterances": 4000,
+    "speakers": ("af_heart", "zf_xiaoxiao"),
+    "sources": ("closed",),
+}
+"""Of the dataset that is put together from their words last (`configs/prepare.py:spliced`)."""
 WEIGHTS = {"llm": "text", "audio_embed": "tokenizer"}
 
 
@@ -108,7 +114,7 @@ class Runs:
 
     def _commands(self, name: str, target: pathlib.Path) -> list[list[str]]:
         if name == "codes":
-            return [self._codes(target, dataset) for dataset in SPEEDS]
+            return [*(self._codes(target, dataset) for dataset in SPEEDS), _spliced(target)]
         return [self._command(name, target)]
 
     def _codes(self, target: pathlib.Path, dataset: str) -> list[str]:
@@ -173,6 +179,16 @@ class Runs:
         )
 
 
+def _spliced(target: pathlib.Path) -> list[str]:
+    return _python(
+        "ba_jax.data.prepare",
+        "--config=configs/prepare.py:spliced",
+        f"--out={target / 'spliced'}",
+        f"--config.source.dataset={target / 'embedded'}",
+        *(f"--config.source.{key}={value}" for key, value in SPLICED.items()),
+    )
+
+
 def _python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", module, *arguments]
 
@@ -199,7 +215,7 @@ def _steps(folder: pathlib.Path) -> int | None:
 
 def _is_done(folder: pathlib.Path) -> bool:
     """A run at its last step, converted weights, or a dataset."""
-    if (folder / "weights").is_dir() or (folder / "embedded" / "dataset_info.json").is_file():
+    if (folder / "weights").is_dir() or (folder / "spliced" / "dataset_info.json").is_file():
         return True
     steps = _steps(folder)
     return steps is not None and (folder / "checkpoints" / str(steps) / "weights").is_dir()
