@@ -12,7 +12,8 @@ Longer recordings are encoded in pieces of that length. `generate.text` and
 `generate.alternation.later_text` choose the text of answers, `generate.audio` the codes; 1b5 and 7b
 have the release's sampling. `--config.generate.alternation.mode=reference` alternates text and
 speech as the public demo does, quirks included; `--config.generate.answers=written` answers in
-writing alone; `--config.generate.stream.player="aplay -q -t raw -f S16_LE -r {rate}"` plays.
+writing alone; `--config.generate.tts_words=0` has texts read all at once before they are said;
+`--config.generate.stream.player="aplay -q -t raw -f S16_LE -r {rate}"` plays.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def get_config(size: str = "nano") -> ConfigDict:
                 "language": "en",
                 "system": "",
                 "answers": "spoken",
+                # Text and speech in turns, two words (or characters) at a time.
+                "tts_words": 2 if nano else 0,
                 "transcript": greedy,
                 # A nano model knows one answer.
                 "text": greedy if nano else common.sampling(0.8, 20, 0.85, 1.1),

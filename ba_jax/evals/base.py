@@ -102,7 +102,9 @@ class EvalSettings:
 
     def __post_init__(self):
         least = {"limit": 0, "tts_words": 0, "seed": 0, "save_every": 1}
-        if wrong := {name: getattr(self, name) for name in least if getattr(self, name) < least[name]}:
+        if wrong := {
+            name: getattr(self, name) for name in least if getattr(self, name) < least[name]
+        }:
             raise ValueError(f"{wrong}: expected at least {least}")
 
 

@@ -79,17 +79,21 @@ def _one_turn(engine: Engine, requests: Sequence[Request], results: Results) -> 
     """Transcripts, translations, and speech of texts."""
     lines = _refused(engine, requests)
     some = _open(lines)
-    prompts: dict[int, Prompt] = {}
+    prompts: dict[int, Prompt | list[Prompt]] = {}
     heard = engine.hear([requests[i].turns[0] for i in some]) if engine.task != "tts" else None
     for place, i in enumerate(some):
         own = None if heard is None else heard[place]
-        made = own if isinstance(own, Failure) else engine.prompt(requests[i], 0, own)
+        if engine.in_turns:
+            made = engine.pieces(requests[i])
+        else:
+            made = own if isinstance(own, Failure) else engine.prompt(requests[i], 0, own)
         if isinstance(made, Failure):
             fail(lines[i], made.reason)
         else:
             prompts[i] = made
     seeds = [engine.seed(requests[i]) for i in prompts]
-    made = engine.generator(list(prompts.values()), seeds=seeds, frame_limit=engine.frame_limit)
+    generate = engine.generator.in_turns if engine.in_turns else engine.generator
+    made = generate(list(prompts.values()), seeds=seeds, frame_limit=engine.frame_limit)
     if engine.task != "tts":
         for i, generated in zip(prompts, made, strict=True):
             lines[i] |= {"text": said(engine, generated), "complete": generated.complete}

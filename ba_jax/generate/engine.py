@@ -25,7 +25,7 @@ from ba_jax.generate.settings import GenerateSettings
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.encode import Encoder
 from ba_jax.sampling.loop import Generator
-from ba_jax.sampling.prompt import Prompt, prompt_of
+from ba_jax.sampling.prompt import Prompt, prompt_of, text_in_turns
 from ba_jax.sampling.session import Generated
 from ba_jax.sampling.stream import StreamingSynthesizer, for_streaming
 from ba_jax.sampling.synthesize import Synthesizer, Wave
@@ -191,6 +191,31 @@ class Engine:
         if len(prompt) > longest:
             return Failure(f"its prompt takes {len(prompt)} positions, expected at most {longest}")
         return prompt
+
+    def pieces(self, request: Request) -> list[Prompt] | Failure:
+        """What is read of a text that is said piece by piece (`GenerateSettings.tts_words`)."""
+        s, sizes = self.settings, self.config.audio_embed.codebook_sizes
+        name = {"id": request.id, "language": request.language}
+        try:
+            prompts = text_in_turns(
+                request.turns[0].text, s.tts_words, self.tokenizer, sizes, **name
+            )
+        except (TaskError, SequenceError) as error:
+            return Failure(str(error))
+        longest = max(len(prompt) for prompt in prompts)
+        if longest > s.lengths[-1]:
+            return Failure(
+                f"a piece of it takes {longest} positions, expected at most {s.lengths[-1]}"
+            )
+        # With a frame and what ends a segment.
+        if (positions := sum(len(prompt) + 2 for prompt in prompts)) > s.capacity:
+            return Failure(f"its text takes {positions} positions, expected at most {s.capacity}")
+        return prompts
+
+    @property
+    def in_turns(self) -> bool:
+        """Texts are said piece by piece."""
+        return self.task == "tts" and self.settings.tts_words > 0
 
     @property
     def frame_limit(self) -> int:

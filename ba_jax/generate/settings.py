@@ -47,6 +47,8 @@ class GenerateSettings:
       language: of requests that name none.
       system: prompt of chats that have none; "": none.
       answers: of chat, "spoken" or "written".
+      tts_words: texts are read in pieces of so many words (Mandarin: characters), each said before
+        the next is read (`Generator.in_turns`), for models trained so; 0: all at once.
       transcript: how ids of transcripts and translations are chosen.
       text: how ids of answers are chosen, until the first speech; after that as `alternation` says.
       audio: how codes are chosen.
@@ -65,6 +67,7 @@ class GenerateSettings:
     language: str = "en"
     system: str = ""
     answers: str = "spoken"
+    tts_words: int = 0
     transcript: Sampling = GREEDY
     text: Sampling = FIRST_TEXT
     audio: Sampling = GREEDY
@@ -85,8 +88,10 @@ class GenerateSettings:
             raise ValueError(f"answers {self.answers!r}, expected one of {ANSWERS}")
         if self.language not in LANGUAGES:
             raise ValueError(f"language {self.language!r}, expected one of {LANGUAGES}")
-        if self.seed < 0:
-            raise ValueError(f"seed {self.seed}: expected at least 0")
+        if self.seed < 0 or self.tts_words < 0:
+            raise ValueError(
+                f"seed {self.seed}, tts_words {self.tts_words}: expected at least 0 of both"
+            )
         if self.alternation.segment > self.synthesis.frames[-1]:
             raise ValueError(
                 f"alternation.segment {self.alternation.segment}, synthesis.frames "

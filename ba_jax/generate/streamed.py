@@ -161,7 +161,7 @@ class Streamer:
             for _ in session.stream(chunk=chunk, text_limit=2, frame_limit=2):
                 pass
             # A later turn is read by another function.
-            if engine.task == "chat" and not lacking(session, 0, length):
+            if (engine.task == "chat" or engine.in_turns) and not lacking(session, 0, length):
                 session.read([some])
         if engine.task in ("tts", "chat") and self._speaks:
             engine.streaming_synthesizer.warm_up()
@@ -186,7 +186,9 @@ class Streamer:
         segments = 0
         for number, turn in enumerate(request.turns):
             started = time.monotonic()
-            prompt = self._read(request, number, turn)
+            prompt, more = self._read(request, number, turn), []
+            if isinstance(prompt, list):
+                prompt, *more = prompt
             if chats and isinstance(prompt, Prompt):
                 short = lacking(session, 0, len(prompt))
                 prompt = Failure(short) if short else prompt
@@ -196,7 +198,9 @@ class Streamer:
                 return line
             session.read([prompt])
             path = results.wave_path(request.id, number if chats else None)
-            told, segments, timing, saved = self._turn(session, request, path, segments, started)
+            told, segments, timing, saved = self._turn(
+                session, request, path, segments, started, more
+            )
             if chats:
                 line["turns"].append(own := turn_line(self._engine, request, number, told))
             else:
@@ -214,7 +218,10 @@ class Streamer:
             fail(line, "the model spoke no frame")
         return line
 
-    def _read(self, request: Request, number: int, turn: Turn) -> Prompt | Failure:
+    def _read(self, request: Request, number: int, turn: Turn) -> Prompt | list[Prompt] | Failure:
+        """A turn's prompt, or the pieces of its text."""
+        if self._engine.in_turns:
+            return self._engine.pieces(request)
         if not turn.audio:
             return self._engine.prompt(request, number, None)
         (codes_NQ,) = self._engine.hear([turn])
@@ -222,7 +229,15 @@ class Streamer:
             return codes_NQ
         return self._engine.prompt(request, number, codes_NQ)
 
-    def _turn(self, session: Session, request: Request, path: Path, segments: int, started: float):
+    def _turn(
+        self,
+        session: Session,
+        request: Request,
+        path: Path,
+        segments: int,
+        started: float,
+        more: list[Prompt],
+    ):
         """(what came, segments so far, times, whether a wave was written) of one turn."""
         settings, timing = self._engine.settings.stream, Timing()
         decoder, voice = None, None
@@ -234,7 +249,7 @@ class Streamer:
         events = []
         whole = False
         try:
-            for event in self._events(session, settings.chunk):
+            for event in self._events(session, settings.chunk, more):
                 events.append(event)
                 if event.kind == sessions.TEXT and decoder is not None:
                     self._tell(decoder.push(event.token_id))
@@ -253,9 +268,25 @@ class Streamer:
         found = sessions.collect(events, len(self._engine.config.audio_embed.codebook_sizes))
         return found[0], segments, timing, saved
 
-    def _events(self, session: Session, chunk: int) -> Iterator[Event]:
-        for some in session.stream(chunk=chunk, frame_limit=self._engine.frame_limit):
-            yield from some
+    def _events(self, session: Session, chunk: int, more: list[Prompt]) -> Iterator[Event]:
+        """The events of a turn; pieces of its text, what comes of them is one segment."""
+        left, joins, begun = self._engine.frame_limit, bool(more), False
+        while True:
+            held = []  # the end, if it is not the last piece's
+            for some in session.stream(chunk=chunk, frame_limit=left):
+                for event in some:
+                    left -= event.kind == sessions.FRAME
+                    if more and event.kind in (sessions.SEGMENT_END, sessions.END):
+                        held.append(event)
+                    elif not (joins and begun and event.kind == sessions.SEGMENT):
+                        begun |= event.kind == sessions.SEGMENT
+                        yield event
+            if not more:
+                return
+            if left < 1 or len(more[0]) + 3 > session.capacity - session.used[0]:
+                yield from (event._replace(complete=False) for event in held)
+                return
+            session.read([more.pop(0)])
 
 
 def _of_length(prompt: Prompt, length: int) -> Prompt:

@@ -73,6 +73,7 @@ class Generator:
                 "expected at least 1 of each"
             )
         self.rows, self.lengths = rows, tuple(sorted(lengths))
+        self._alternates = alternation is not None
         if capacity is None:
             # A segment is read with its two delimiters, a turn with the end of text.
             segments = 1 if alternation is None else min(alternation.segments, max_text + 1)
@@ -216,8 +217,11 @@ class Generator:
           end of the cache, is not complete, and what is left of it is not said.
 
         Raises:
-          as `__call__`; ValueError for a text without a piece.
+          as `__call__`; ValueError for a text without a piece, or with an `alternation`, which has
+            the model write what comes next.
         """
+        if self._alternates:
+            raise ValueError("texts in turns with an alternation, expected a generator without")
         if not all(prompts):
             raise ValueError("a text without a piece, expected at least one")
         firsts = [own[0] for own in prompts]

@@ -316,15 +316,15 @@ class Session:
             if events:
                 yield events
 
-    def _limits(
-        self, text_limit: int | None, frame_limit: int | Sequence[int] | None
-    ) -> Limits:
+    def _limits(self, text_limit: int | None, frame_limit: int | Sequence[int] | None) -> Limits:
         most_text, most_frames = self._stepper.max_text, self._stepper.max_frames
         text_limit = most_text if text_limit is None else text_limit
         frame_limit = most_frames if frame_limit is None else frame_limit
         frames_B = np.full(self._stepper.rows, most_frames, np.int32)
         frames_B[: self._count] = frame_limit
-        if not 1 <= text_limit <= most_text or not (1 <= frames_B.min() <= frames_B.max() <= most_frames):
+        if not 1 <= text_limit <= most_text or not (
+            1 <= frames_B.min() <= frames_B.max() <= most_frames
+        ):
             raise ValueError(
                 f"limits of {text_limit} ids and {frame_limit} frames: expected 1 to "
                 f"{most_text} and 1 to {most_frames}"

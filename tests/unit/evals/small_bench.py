@@ -76,6 +76,7 @@ def bench_of(tmp_path, model, **changes):
     config = from_mapping(BaichuanAudioConfig, get_config("nano").to_dict()["model"])
     bench = Bench(config, {}, settings(**changes), tmp_path, FakeJudge())
     bench.prompts = lambda records, task, **options: [(r, task, options) for r in records]
+    bench.prompts_in_turns = lambda records: bench.prompts(records, "tts")
 
     def generate(prompts, what, numbers):
         found = []

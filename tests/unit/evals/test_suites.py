@@ -10,8 +10,9 @@ from ba_jax.data.record import RecordSource
 from ba_jax.data.speech.interfaces import SpeechToolError
 from ba_jax.evals import suites
 from ba_jax.evals.base import Bench
-from ba_jax.evals.suite import EvalError, Failure
+from ba_jax.evals.suite import EvalError, Failure, items_of
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+from ba_jax.sampling.loop import Generated
 from configs.eval import get_config
 from tests.unit.evals.small_bench import FakeJudge, bench_of, recorded, run, settings, tell
 
@@ -139,6 +140,39 @@ def test_prompts_hold_what_is_heard_and_no_answer(tmp_path):
     said = bench.prompts(bench.statements, "tts")
     assert all(pad not in prompt.ids_L for prompt in written + said) and len(encoded) == 1
     assert all(prompt.ids_L[-1] == tokens.audiogen_start for prompt in said)
+
+
+def test_texts_are_said_in_turns_or_at_once(tmp_path):
+    """What is asked of the generator, and that a text without words fails alone."""
+    config = from_mapping(BaichuanAudioConfig, get_config("nano").to_dict()["model"])
+    asked = []
+
+    class Fake:
+        def __call__(self, prompts, seeds, progress):
+            asked.append(("at once", prompts))
+            return [Generated([], np.zeros((2, 8), np.int32), True) for _ in prompts]
+
+        def in_turns(self, prompts, seeds, progress):
+            asked.append(("in turns", prompts))
+            return [Generated([], np.zeros((3, 8), np.int32), True) for _ in prompts]
+
+    for words, frames in ((0, 2), (2, 3)):
+        bench = Bench(config, {}, settings(tts_words=words), tmp_path, FakeJudge())
+        bench.generator = Fake()
+        items = items_of(bench.statements)
+        silent = dataclasses.replace(items[1].record.parts[0], text="")
+        items[1] = dataclasses.replace(
+            items[1], record=dataclasses.replace(items[1].record, parts=(silent,))
+        )
+        lines = bench.say(items, "speaking")
+        assert isinstance(lines[1], Failure) and "text" in lines[1].reason
+        assert [len(one["codes"]) for one in lines if not isinstance(one, Failure)] == [frames] * 3
+    (first, at_once), (second, in_turns) = asked
+    assert (first, second) == ("at once", "in turns")
+    for whole, pieces in zip(at_once, in_turns, strict=True):
+        words = [bench.tokenizer.decode(piece.ids_L[:-1].tolist()) for piece in pieces]
+        said = bench.tokenizer.decode(whole.ids_L[:-1].tolist())
+        assert len(pieces) > 1 and "".join(words).replace(" ", "") == said.replace(" ", "")
 
 
 def test_nothing_to_evaluate_on(tmp_path):

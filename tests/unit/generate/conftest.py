@@ -32,11 +32,24 @@ def config() -> dict:
 def weights(config, tmp_path_factory) -> str:
     """A checkpoint of it."""
     folder = tmp_path_factory.mktemp("weights") / "all"
-    model = from_mapping(BaichuanAudioConfig, config["model"])
-    checkpoint.save_variables(
-        folder, jax.jit(lambda k: init_variables(model, k))(jax.random.key(0))
-    )
+    checkpoint.save_variables(folder, _variables(config))
     return str(folder)
+
+
+@pytest.fixture(scope="package")
+def brief(config, tmp_path_factory) -> str:
+    """The same, but segments of speech soon end."""
+    folder = tmp_path_factory.mktemp("weights") / "brief"
+    variables = _variables(config)
+    last = variables["params"]["audio_head"]["classifiers_0"]
+    last["bias"] = last["bias"].at[-1].add(4.0)
+    checkpoint.save_variables(folder, variables)
+    return str(folder)
+
+
+def _variables(config):
+    model = from_mapping(BaichuanAudioConfig, config["model"])
+    return jax.jit(lambda k: init_variables(model, k))(jax.random.key(0))
 
 
 @pytest.fixture(scope="package")

@@ -180,6 +180,33 @@ def test_texts_in_speech_and_recordings_in_another_language(config, weights, rec
     assert len(lines) == 3 and all(isinstance(line["text"], str) for line in lines.values())
 
 
+def test_texts_in_turns_and_their_stream(config, brief, tmp_path):
+    """A text that is read in pieces is one recording, streamed or not."""
+    path = tmp_path / "say.txt"
+    path.write_text("The sky is blue today.\n天空是蓝色的。\n", encoding="utf-8")
+    longer = changed(config, max_frames=24)
+    assert generate(longer, "tts", [brief], path, tmp_path / "said")["failed"] == 0
+    assert generate(longer, "tts", [brief], path, tmp_path / "live", stream=True)["failed"] == 0
+    said, live = results(tmp_path / "said"), results(tmp_path / "live")
+    whole = changed(longer, tts_words=0)
+    generate(whole, "tts", [brief], path, tmp_path / "whole")
+    at_once = results(tmp_path / "whole")
+    for id, line in said.items():
+        assert line["complete"] == live[id]["complete"]
+        assert line["seconds"] == pytest.approx(live[id]["seconds"], abs=0.05)
+        assert line["seconds"] != at_once[id].get("seconds")
+    assert any(line["complete"] for line in said.values())
+
+
+def test_texts_that_cannot_be_said_in_turns(config, weights, tmp_path):
+    path = tmp_path / "say.txt"
+    path.write_text(f"{'a ' * 60}\n{'x' * 300} y\nGood.\n", encoding="utf-8")
+    generate(changed(config, capacity=100), "tts", [weights], path, tmp_path / "said")
+    lines = results(tmp_path / "said")
+    assert "its text takes" in lines["say-1"]["error"] and "at most 100" in lines["say-1"]["error"]
+    assert "a piece of it takes" in lines["say-2"]["error"] and "audio" in lines["say-3"]
+
+
 def test_a_run_that_was_stopped_goes_on(
     config, weights, conversations, chats, tmp_path, monkeypatch
 ):

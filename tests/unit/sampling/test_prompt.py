@@ -7,7 +7,7 @@ from ba_jax.data import tasks
 from ba_jax.data.record import dataset_directory
 from ba_jax.data.sequence import to_sequence
 from ba_jax.data.text_tokenizer import load_text_tokenizer
-from ba_jax.sampling.prompt import PromptError, cut, prompt_of
+from ba_jax.sampling.prompt import PromptError, cut, cut_at_speech, prompt_of, text_in_turns
 
 SIZES = (64, 32, 16)
 HEARD = np.arange(12).reshape(4, 3)
@@ -54,6 +54,32 @@ def test_spoken_answer(tokenizer):
         tokenizer.token_id("assistant"),
     ]
     assert prompt.wants_speech and not prompt.speaks
+
+
+@pytest.mark.parametrize("words", [1, 2, 3, 9])
+def test_text_in_turns_is_laid_out_as_in_training(tokenizer, words):
+    """With the speech between the pieces it is the sequence that a model is trained on."""
+    text = "It has four legs."
+    prompts = text_in_turns(text, words, tokenizer, SIZES, id="a", language="en")
+    pieces = tasks.in_pieces(text, words)
+    assert len(prompts) == len(pieces) == -(-4 // words) and " ".join(pieces) == text
+    parts = [part for piece in pieces for part in (piece, SAID)]
+    whole = to_sequence(example("itts", parts, given=True), tokenizer, SIZES)
+    tokens = tokenizer.audio_tokens
+    said = [*[tokens.audio_pad] * len(SAID), tokens.audiogen_end]
+    ids = [token_id for prompt in prompts for token_id in [*prompt.ids_L, *said]]
+    assert [*ids, tokenizer.eos_id] == whole.ids_L.tolist()
+    assert whole.text_target_L.nonzero()[0].tolist() == [len(whole) - 1]
+    assert [prompt.goes_on for prompt in prompts] == [False] + [True] * (len(pieces) - 1)
+    assert all(prompt.speaks and prompt.wants_speech for prompt in prompts)
+
+
+def test_nothing_to_say(tokenizer):
+    made = to_sequence(example("asr", HEARD, "Four."), tokenizer, SIZES)
+    with pytest.raises(PromptError, match="x: no audio in it is a target"):
+        cut_at_speech(made, "x")
+    with pytest.raises(tasks.TaskError, match="text: ' ', expected text"):
+        text_in_turns(" ", 2, tokenizer, SIZES, id="a", language="en")
 
 
 def test_refused(tokenizer):

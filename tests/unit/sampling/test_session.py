@@ -113,7 +113,10 @@ def test_nothing_is_compiled_again(config, drawn):
 
 
 def history(config, turns):
-    """Prompts and what came of them, as one prompt: codes where frames were said or heard."""
+    """Prompts and what came of them, as one prompt: codes where frames were said or heard.
+
+    A turn that the next prompt goes on with is not ended.
+    """
     tokens, ids, codes = config.tokens, [], []
 
     def put(token_id, frame=None):
@@ -121,6 +124,8 @@ def history(config, turns):
         codes.append(np.zeros(3, np.int32) if frame is None else frame)
 
     for read, made in turns:
+        if read.goes_on:
+            assert ids.pop() == EOS and not codes.pop().any()
         for token_id, frame in zip(read.ids_L, read.codes_LQ, strict=True):
             put(token_id, frame)
         if made is None:
@@ -164,6 +169,45 @@ def test_a_conversation_equals_its_history_as_one_prompt(config, whole, talking)
     assert any(piece.is_audio for own in turns for _, made in own[:-1] for piece in made.pieces)
     assert not all(made.complete for own in turns for _, made in own)  # cut turns are closed too
     assert talking.traces["read"] <= 2 and talking.traces["loop"] == 1
+
+
+def test_texts_in_turns(config, make, talking):
+    """Each piece comes after all that was read and said, as if that were one prompt."""
+    plain = {"rows": 2, "alternation": None, "stops": None}
+    short, whole = make(GREEDY, capacity=160, **plain), make(GREEDY, lengths=(160,), **plain)
+    texts = [
+        [
+            prompt(config, 7 + number, 10 * row + number, speaks=True, goes_on=number > 0)
+            for number in range(pieces)
+        ]
+        for row, pieces in enumerate((3, 1, 2))
+    ]
+    limit, done = 20, []
+    made = short.in_turns(texts, frame_limit=limit, progress=done.append)
+    assert done == [2, 3]
+    for own, one in zip(texts, made, strict=True):
+        turns, left = [], limit
+        for read, piece in zip(own, one.pieces, strict=False):
+            (want,) = whole([history(config, [*turns, (read, None)])], frame_limit=left)
+            np.testing.assert_array_equal(piece.codes_NQ, want.codes_NQ)
+            assert piece.complete == want.complete
+            turns.append((read, want))
+            left -= len(piece.codes_NQ)
+        assert one.ids == [] and len(one.codes_NQ) == limit - left
+        assert one.complete == (len(one.pieces) == len(own) and one.pieces[-1].complete)
+    assert max(len(one.pieces) for one in made) > 1
+    with pytest.raises(ValueError, match="a text without a piece"):
+        short.in_turns([texts[0], []])
+    with pytest.raises(ValueError, match="with an alternation"):
+        talking.in_turns(texts)
+
+
+def test_texts_in_turns_that_find_no_room(config, make):
+    """The limit is all pieces' together; a full cache ends a text too."""
+    texts = [[prompt(config, 7, i, speaks=True, goes_on=i > 0) for i in range(9)]]
+    small = make(GREEDY, rows=1, lengths=(8,), alternation=None, stops=None, capacity=40)
+    (made,) = small.in_turns(texts, frame_limit=24)
+    assert not made.complete and 0 < len(made.pieces) < 9 and len(made.codes_NQ) <= 24
 
 
 def test_breaking_in(config, whole, talking):
