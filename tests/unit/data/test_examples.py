@@ -114,6 +114,13 @@ LAYOUTS = [
         "audiogen_end^ </s>*",
     ),
     (
+        "itts",
+        {"pieces": 2, "given": True},
+        TIMED,
+        "a, b audiogen_start [0]^ [1]^ [2]^ audiogen_end^ c. audiogen_start [3]^ [4]^ "
+        "audiogen_end^ </s>*",
+    ),
+    (
         "asr",
         {"pieces": 1},
         TIMED,
@@ -345,6 +352,7 @@ def test_records_without_such_a_turn_are_a_reason(task, turn, record, reason):
         ({"task": "aqa", "pieces": 1}, "task 'aqa' with pieces = 1"),
         ({"task": "aqa", "order": 1}, "order = 1: expected 0"),
         ({"task": "iasr", "pieces": 1, "order": 1}, "order = 1: expected 0"),
+        ({"task": "tts", "given": True}, "task 'tts' with given texts: expected itts"),
         ({"task": "asr", "read_back": True}, "'asr' with questions = 'spoken': read_back"),
         (
             {"task": "sft", "questions": "written", "read_back": True},

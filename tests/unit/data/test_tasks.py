@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from ba_jax.data.make_tokenizer import train_sentencepiece
 from ba_jax.data.sequence import SequenceError, to_sequence
-from ba_jax.data.tasks import PROMPTS, TASKS, TaskError, make_example, prompt
+from ba_jax.data.tasks import PROMPTS, TASKS, TaskError, in_pieces, make_example, prompt
 from ba_jax.data.text_tokenizer import load_text_tokenizer
 from ba_jax.types import Example, Segment
 from ba_jax.vocab import CodeError
@@ -63,6 +65,12 @@ LAYOUTS = [
         (["a", codes(1), "b", codes(1, 5)],),
         {},
         "a audiogen_start [0]^ audiogen_end^ b* audiogen_start* [5]^ audiogen_end^ </s>*",
+    ),
+    (
+        "itts",
+        (["a", codes(1), "b", codes(1, 5)],),
+        {"given": True},
+        "a audiogen_start [0]^ audiogen_end^ b audiogen_start [5]^ audiogen_end^ </s>*",
     ),
     (
         "iasr",
@@ -191,3 +199,32 @@ def test_special_tokens_in_user_text_stay_text(tmp_path):
     ]
     text = tokenizer.decode([i for i in sequence.ids_L.tolist() if i not in special])
     assert text == "what is two and two" + nasty + "ok"
+
+
+@pytest.mark.parametrize(
+    "text, pieces",
+    [
+        ("It has four legs.", ["It has", "four legs."]),
+        ("大海是蓝色的。", ["大海", "是蓝", "色的。"]),
+        ("用Python写。他说：abc def", ["用Python", "写。他", "说：abc", "def"]),
+        (" “Hello,  world” ", ["“Hello,  world”"]),
+        ("?", ["?"]),
+    ],
+)
+def test_texts_in_pieces(text, pieces):
+    assert in_pieces(text, 2) == pieces
+    assert in_pieces(text, 99) == [text.strip()]
+
+
+@hypothesis.given(st.text("ab ,.。，大海1-’ \n"), st.integers(1, 4))
+def test_pieces_keep_all_of_a_text(text, count):
+    if not text.strip():
+        with pytest.raises(TaskError, match="expected text"):
+            in_pieces(text, count)
+        return
+    pieces = in_pieces(text, count)
+    assert all(pieces) and "".join("".join(pieces).split()) == "".join(text.split())
+    single = in_pieces(text, 1)
+    assert len(pieces) == -(-len(single) // count)
+    with pytest.raises(ValueError, match="pieces of 0 words"):
+        in_pieces(text, 0)
