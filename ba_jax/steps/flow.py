@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ba_jax.audio.lengths import bridge_length, encoder_length
-from ba_jax.audio.mel import FLOW_MEL
+from ba_jax.audio.lengths import FRAME_SECONDS, bridge_length, encoder_length
+from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL
 from ba_jax.data.audio_batches import AudioBatch
 from ba_jax.losses import flow as losses
 from ba_jax.losses.codec import mel_errors
@@ -47,6 +47,9 @@ class FlowSettings:
       prior, cfm: weights of the losses.
       codebook_dropout: share of items that are decoded from their first 1 to Q codebooks alone, the
         number drawn uniformly, so that codes cut short can be decoded.
+      rotation: share of items whose frames are rotated in time, codes and mels alike, by a number
+        drawn uniformly: of some minutes of speech a decoder otherwise learns when each thing is
+        said, and speaks the same codes unintelligibly at another place.
       decoder: weight of L1 + L2 of the audio decoder's coarse and refined mel. Above 0, the
         decoder and the projection before it follow into the voices of the data, by this loss and
         the prior's; the config's rules must train them, and batches hold `hifigan_mel`. Codes stay
@@ -62,13 +65,15 @@ class FlowSettings:
     prior: float = 1.0
     cfm: float = 1.0
     codebook_dropout: float = 0.0
+    rotation: float = 0.0
     decoder: float = 0.0
     eval_times: int = 4
     eval_steps: int = 4
 
     def __post_init__(self):
-        if not 0 <= self.codebook_dropout <= 1:
-            raise ValueError(f"codebook_dropout = {self.codebook_dropout}, expected 0 to 1")
+        for name in ("codebook_dropout", "rotation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} = {getattr(self, name)}, expected 0 to 1")
         for name in ("prior", "cfm", "decoder"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected at least 0")
@@ -86,6 +91,36 @@ def draw_codebooks(keys_B: jax.Array, share: float, codebooks: int) -> jax.Array
         return jnp.where(jax.random.uniform(drop_key) < share, count, codebooks)
 
     return jax.vmap(item)(keys_B)
+
+
+def draw_rotations(keys_B: jax.Array, share: float, lengths_B: jax.Array) -> jax.Array:
+    """By how many frames each item is rotated, (B,): 0, or with probability `share` 0 to N - 1."""
+
+    def item(key: jax.Array, length: jax.Array) -> jax.Array:
+        turn_key, by_key = jax.random.split(key)
+        by = jax.random.randint(by_key, (), 0, jnp.maximum(length, 1))
+        return jnp.where(jax.random.uniform(turn_key) < share, by, 0)
+
+    return jax.vmap(item)(keys_B, lengths_B)
+
+
+def rotated(
+    x_BTD: jax.Array, by_B: jax.Array, period_B: jax.Array, lengths_B: jax.Array
+) -> jax.Array:
+    """Each item with its first `by_B` frames behind its others.
+
+    Args:
+      x_BTD: frames.
+      by_B: how many, less than the period.
+      period_B: frames that are rotated.
+      lengths_B: how many of them there are; the last one stands for those that are missing.
+    """
+    places_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
+    turned_BT = (places_BT + by_B[:, None]) % jnp.maximum(period_B, 1)[:, None]
+    last_B1 = jnp.maximum(lengths_B - 1, 0)[:, None]
+    inside_BT = places_BT < lengths_B[:, None]
+    source_BT = jnp.where(inside_BT, jnp.minimum(turned_BT, last_B1), places_BT)
+    return jnp.take_along_axis(x_BTD, source_BT[..., None], axis=1)
 
 
 def quantized(
@@ -202,10 +237,32 @@ class FlowStage(ClipStage):
             name: jnp.maximum(jnp.sum(own), 1).astype(jnp.float32) for name, own in lengths.items()
         }
 
+    def _rotated(self, arrays: Mapping[str, jax.Array], by_B: jax.Array) -> dict[str, jax.Array]:
+        """The arrays with their mels rotated by so many frames of codes."""
+        codes_B = self._codes(arrays["whisper_lengths_B"])
+        found = dict(arrays)
+        for name, geometry in (("", FLOW_MEL), ("decoder_", HIFIGAN_MEL)):
+            if f"{name}mel_BTM" in arrays:
+                ratio = round(FRAME_SECONDS * geometry.sample_rate / geometry.hop)
+                found[f"{name}mel_BTM"] = rotated(
+                    arrays[f"{name}mel_BTM"],
+                    ratio * by_B,
+                    ratio * codes_B,
+                    arrays[f"{name}lengths_B"],
+                )
+        return found
+
     def _condition(
-        self, variables: Variables, arrays: Mapping[str, jax.Array], codebooks_B=None
+        self,
+        variables: Variables,
+        arrays: Mapping[str, jax.Array],
+        codebooks_B: jax.Array | None = None,
+        by_B: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array, AudioDecoderOutput]:
-        """(mu_BTM, mel_BTM) cut to the frames that both have, and what mu comes from."""
+        """(mu_BTM, mel_BTM) cut to the frames that both have, and what mu comes from.
+
+        `by_B`: by how many frames codes are rotated, as the mels are already.
+        """
         frozen = jax.lax.stop_gradient(variables)
         z, lengths_B = self.model.apply(
             frozen,
@@ -214,6 +271,8 @@ class FlowStage(ClipStage):
             codebooks_B,
             method=quantized,
         )
+        if by_B is not None:
+            z = rotated(z, by_B, lengths_B, lengths_B)
         z = jax.lax.stop_gradient(z)
         own = variables if self.settings.decoder else frozen
         output = self.model.apply(own, z, lengths_B, method=decoded)
@@ -270,7 +329,13 @@ class FlowStage(ClipStage):
         if settings.codebook_dropout:
             count = len(self.config.vq_bridge.codebook_sizes)
             codebooks_B = draw_codebooks(code_keys, settings.codebook_dropout, count)
-        mu, mel, output = self._condition(variables, arrays, codebooks_B)
+        by_B = None
+        if settings.rotation:
+            rotation_keys = jax.vmap(jax.random.fold_in, (0, None))(code_keys, 1)
+            codes_B = self._codes(arrays["whisper_lengths_B"])
+            by_B = draw_rotations(rotation_keys, settings.rotation, codes_B)
+            arrays = self._rotated(arrays, by_B)
+        mu, mel, output = self._condition(variables, arrays, codebooks_B, by_B)
         prior = jnp.sum(losses.l1_B(mu, mel, lengths_B)) / totals["frames"]
 
         noise = flow_matching.draw_noise(noise_keys, mel.shape[1], mel.shape[2])

@@ -25,7 +25,9 @@ from ba_jax.steps.flow import (
     FlowStage,
     decoded,
     draw_codebooks,
+    draw_rotations,
     quantized,
+    rotated,
 )
 
 CONFIG = BaichuanAudioConfig(
@@ -296,6 +298,40 @@ def test_codebook_dropout_draws_the_share_asked_for():
     assert (np.asarray(draw_codebooks(keys, 0.0, 8)) == 8).all()
 
 
+def test_rotations_draw_the_share_asked_for():
+    keys, lengths = jax.random.split(jax.random.key(0), 4000), jnp.full(4000, 5)
+    by = np.asarray(draw_rotations(keys, 0.5, lengths))
+    np.testing.assert_allclose(np.bincount(by) / 4000, [0.6, *[0.1] * 4], atol=0.03)
+    assert not np.asarray(draw_rotations(keys, 0.0, lengths)).any()
+    assert not np.asarray(draw_rotations(keys, 1.0, jnp.zeros(4000, jnp.int32))).any()
+
+
+def test_what_is_rotated_stays_together():
+    """Two frames of a mel for each of codes, the last one lacking; what is past stays."""
+    lengths, by = np.array([4, 3, 0]), np.array([1, 2, 0])
+    codes = np.tile(np.arange(5), (3, 1))[..., None]
+    mel = np.tile(np.arange(10), (3, 1))[..., None]
+    turned = np.asarray(rotated(codes, by, lengths, lengths))[..., 0]
+    assert turned.tolist() == [[1, 2, 3, 0, 4], [2, 0, 1, 3, 4], [0, 1, 2, 3, 4]]
+    own = np.asarray(rotated(mel, 2 * by, 2 * lengths, np.maximum(2 * lengths - 1, 0)))[..., 0]
+    assert own[0].tolist() == [2, 3, 4, 5, 6, 6, 0, 7, 8, 9]
+    assert own[1].tolist() == [4, 4, 0, 1, 2, 5, 6, 7, 8, 9]
+    assert own[2].tolist() == list(range(10))
+
+
+def test_a_rotated_item_is_another_item(variables, arrays, gradient):
+    """All of a batch rotated: another loss, the same where nothing is, and never in evaluations."""
+    key = jax.random.key(1)
+    stages = [FlowStage(CONFIG, FlowSettings(rotation=share)) for share in (1.0, 0.0)]
+    totals = stages[0].totals(arrays)
+    losses = [
+        jax.jit(stage.loss)(variables, arrays, totals, key, jnp.int32(0))[0] for stage in stages
+    ]
+    (plain, _), _ = gradient(variables, arrays, key)
+    np.testing.assert_allclose(losses[1], plain, rtol=1e-6)
+    assert abs(losses[0] - plain) > 1e-3
+
+
 def test_pictures_are_of_the_clips_lengths(stage, variables, arrays):
     pictures = stage.pictures(variables, arrays)
     assert {name: mel.shape for name, mel in pictures.items()} == {
@@ -320,3 +356,5 @@ def test_what_cannot_be_learnt_from_is_an_error(stage):
         FlowSettings(codebook_dropout=2.0)
     with pytest.raises(ValueError, match="eval_steps = 0"):
         FlowSettings(eval_steps=0)
+    with pytest.raises(ValueError, match="rotation = 2"):
+        FlowSettings(rotation=2.0)
