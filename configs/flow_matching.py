@@ -32,7 +32,7 @@ def get_config(size: str = "nano") -> ConfigDict:
     config.optimizer.rules = ((r"(flow_prenet|flow_unet)/.*", 1.0), (".*", None))
     if nano:
         # Some minutes of two voices: the decoder learns to speak with them, whoever was heard.
-        config.stage.update({"decoder": 1.0, "cfm": 0.2})
+        config.stage.update({"decoder": 1.0, "cfm": 0.2, "rotation": 0.8})
         config.optimizer.rules = (
             (r"(flow_prenet|flow_unet|audio_decoder)/.*", 1.0),
             # 2,048 inputs: at the full rate their common part would jump about.

@@ -67,6 +67,9 @@ class LMSettings:
       word_dropout: probability that the embedding of a token that was itself a text target is 0
         (Bowman et al. 2016, arXiv 1511.06349): what comes next has to be heard, not remembered.
         Training only.
+      speech_dropout: probability that the embedding of a frame that was itself an audio target is
+        0: the text says which word is next, and the frames before it all but say it, too, so that a
+        text is read where they are hidden. Training only.
     """
 
     text_weight: float = 1.0
@@ -82,6 +85,7 @@ class LMSettings:
     code_dropout: float = 0.0
     frame_dropout: float = 0.0
     word_dropout: float = 0.0
+    speech_dropout: float = 0.0
 
     def __post_init__(self):
         if self.audio not in AUDIO:
@@ -96,7 +100,8 @@ class LMSettings:
             raise ValueError(f"audio_capacity = {self.audio_capacity}, expected 0 < it <= 1")
         if self.head_stride < 1:
             raise ValueError(f"head_stride = {self.head_stride}, expected at least 1")
-        for name in ("label_smoothing", "code_dropout", "frame_dropout", "word_dropout"):
+        dropouts = ("code_dropout", "frame_dropout", "word_dropout", "speech_dropout")
+        for name in ("label_smoothing", *dropouts):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected 0 <= it < 1")
         if min(self.text_weight, self.z_loss, self.chunk, *self.audio_weights) < 0:
@@ -377,12 +382,16 @@ class LMStage(Stage):
             if settings.code_dropout or settings.frame_dropout:
                 kept_BL = _kept_codebooks(settings, len(self.codebook_sizes), key, ids_BL.shape)
         forgotten_BL = None
-        if key is not None and settings.word_dropout:
-            word_key = jax.random.fold_in(key, 1)
-            forgotten_BL = jax.random.bernoulli(word_key, settings.word_dropout, ids_BL.shape)
-            # Not what begins speech: the frames after it depend on it.
-            is_word_BL = ids_BL != self.config.tokens.audiogen_start
-            forgotten_BL &= arrays["text_target_BL"] & is_word_BL
+        if key is not None and (settings.word_dropout or settings.speech_dropout):
+            word_BL, frame_BL = (
+                jax.random.bernoulli(jax.random.fold_in(key, number), share, ids_BL.shape)
+                for number, share in ((1, settings.word_dropout), (2, settings.speech_dropout))
+            )
+            # Not what begins and ends speech: what comes after it depends on it.
+            tokens = self.config.tokens
+            word_BL &= arrays["text_target_BL"] & (ids_BL != tokens.audiogen_start)
+            frame_BL &= arrays["audio_target_BL"] & (ids_BL == tokens.audio_pad)
+            forgotten_BL = word_BL | frame_BL
 
         def run(model: BaichuanAudio) -> jax.Array:
             real_BL = segments_BL > 0
