@@ -22,11 +22,11 @@ checkpoint   how often, and which stay: the `last` ones (1: none to fall back on
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from ba_jax.config import to_mapping
 from ba_jax.models.baichuan_audio import COMPONENTS
 from ba_jax.run_config import STAGES
 from configs import models
@@ -38,7 +38,7 @@ def base(size: str, stage: str) -> ConfigDict:
         {
             "seed": 0,
             "model": models.get_config(size),
-            "stage": {"name": stage, **to_mapping(STAGES[stage].settings_class())},
+            "stage": {"name": stage, **dataclasses.asdict(STAGES[stage].settings_class())},
             "data": {},
             "eval_data": {},
             "loader": {"workers": 0, "prefetch": 2},

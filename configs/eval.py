@@ -53,8 +53,8 @@ def get_config(size: str = "nano") -> ConfigDict:
                 # As the nano models are trained (configs/mixtures.py): cloze_s2t and the like score
                 # endings below the transcript that the model writes.
                 "read_back": nano,
-                # The same of speech: text and speech in turns, two words (or characters) at a time.
-                "tts_words": 2 if nano else 0,
+                # The same of speech: text and speech in turns, a word (or character) at a time.
+                "tts_words": 1 if nano else 0,
                 "encode_rows": 16,
                 # Closed sentences last 3.25 s at most.
                 "encode_seconds": (3.5,) if nano else (5.0, 15.0, 30.0),
@@ -67,6 +67,8 @@ def get_config(size: str = "nano") -> ConfigDict:
                     "lengths": (64,) if nano else (128, 512),
                     "max_text": 48 if nano else 256,
                     "max_frames": 64 if nano else 376,
+                    # As the nano models learn to speak (configs/lm_stage2.py).
+                    "own_codebooks": 1 if nano else 0,
                 },
                 "synthesis": common.synthesis(nano, 376),
                 "judge": {"processes": 2, "beam": 1},

@@ -43,8 +43,8 @@ def get_config(size: str = "nano") -> ConfigDict:
                 "language": "en",
                 "system": "",
                 "answers": "spoken",
-                # Text and speech in turns, two words (or characters) at a time.
-                "tts_words": 2 if nano else 0,
+                # Text and speech in turns, a word (or character) at a time.
+                "tts_words": 1 if nano else 0,
                 "transcript": greedy,
                 # A nano model knows one answer.
                 "text": greedy if nano else common.sampling(0.8, 20, 0.85, 1.1),
@@ -63,6 +63,8 @@ def get_config(size: str = "nano") -> ConfigDict:
                 "max_text": 48 if nano else 512,
                 "max_frames": 64 if nano else 2048,
                 "capacity": 512 if nano else 8192,
+                # As the nano models learn to speak (configs/lm_stage2.py).
+                "own_codebooks": 1 if nano else 0,
                 "encode_rows": 16,
                 "encode_seconds": (4.0,) if nano else (5.0, 15.0, 30.0),
                 "synthesis": common.synthesis(nano, 500),

@@ -200,10 +200,7 @@ def _lm_codes_nano() -> dict:
         "intlv": _member("embedded", "intlv", 0.2),
         # The assistant's voice alone: some minutes teach one voice a language, not twenty.
         "tts": _member("embedded", "tts", 0.5, turn="any", speakers=_ASSISTANT),
-        # Text and speech in turns, some words at a time: which word is next has not to be found.
-        **_in_turns("tts_turns", "embedded", 1.25),
-        # The same of words in other orders (`configs/prepare.py:spliced`), which have to be read.
-        **_in_turns("spliced_turns", "spliced", 1.25),
+        **_IN_TURNS,
         "itts": _member("embedded", "itts", 0.2),
         "audio": _member("embedded", "audio", 0.2),
         "text": _member("embedded", "text", 0.5),
@@ -225,6 +222,18 @@ def _lm_codes_nano() -> dict:
 
 # Who answers in the embedded corpus, English and Mandarin.
 _ASSISTANT = ("af_heart", "zf_xiaoxiao")
+# Text and speech in turns. The codes of a recording know what is said next, as the encoder hears
+# all of it, and a model that learns from them goes on with what it knows, whatever the text says.
+# So each piece is of another recording (`configs/prepare.py:spliced`, of one word or two): what
+# comes has to be read.
+_IN_TURNS = {
+    f"said_{name}": _member(dataset, "itts", weight, turn="any", pieces=pieces, given=True)
+    for name, dataset, pieces, weight in (
+        ("words", "spliced_1", 1, 5.0),
+        ("two_words", "spliced_1", 2, 5.0),
+        ("pairs", "spliced_2", 2, 6.0),
+    )
+}
 _SPEEDS = ("embedded", "embedded_slow", "embedded_fast")
 
 
@@ -233,22 +242,6 @@ def _at_all_speeds(name: str, task: str, weight: float, **options) -> dict:
     return {
         dataset.replace("embedded", name): _member(dataset, task, weight / 3, **options)
         for dataset in _SPEEDS
-    }
-
-
-def _in_turns(name: str, dataset: str, weight: float) -> dict:
-    """A member for pieces of one, two and three words, which share the weight."""
-    return {
-        f"{name}_{pieces}": _member(
-            dataset,
-            "itts",
-            weight / 3,
-            turn="any",
-            pieces=pieces,
-            given=True,
-            speakers=_ASSISTANT,
-        )
-        for pieces in (1, 2, 3)
     }
 
 
@@ -261,8 +254,7 @@ def _lm_words_nano() -> dict:
         "words_fast": 2.0,
         "answer_words": 2.0,
         "phrases": 2.0,
-        **{f"tts_turns_{pieces}": 0.7 for pieces in (1, 2, 3)},
-        **{f"spliced_turns_{pieces}": 0.7 for pieces in (1, 2, 3)},
+        **dict.fromkeys(_IN_TURNS, 2.5),
         "written": 0.7,
         "text": 0.3,
     }

@@ -116,10 +116,16 @@ codes_of() { # NAME SPEED
 codes_of embedded 1.0
 codes_of embedded_slow 0.9
 codes_of embedded_fast 1.1
-# The assistant's words in other orders, which have to be read to be said.
-run spliced python -m ba_jax.data.prepare --config=configs/prepare.py:spliced --out="$runs/codes/spliced" \
-  --config.source.dataset="$runs/codes/embedded" --config.source.utterances=4000 \
-  --config.source.speakers="('af_heart', 'zf_xiaoxiao')" --config.source.sources="('closed',)"
+# Words of the assistant, and pairs of them, one after the other: they have to be read to be said.
+spliced() { # WORDS
+  run "spliced_$1" python -m ba_jax.data.prepare --config=configs/prepare.py:spliced \
+    --config.source.dataset="$runs/codes/embedded" --config.source.words="($1, $1)" \
+    --config.source.pieces="(1, 6)" --config.source.utterances=4000 \
+    --config.source.speakers="('af_heart', 'zf_xiaoxiao')" --config.source.sources="('closed',)" \
+    --out="$runs/codes/spliced_$1"
+}
+spliced 1
+spliced 2
 
 # 3. Two lanes, as a step alone does not keep two cores busy: speech out of codes and the
 #    single-stage ablation; and the two stages of the language model, the second one with words
@@ -137,13 +143,13 @@ mapfile -t words < <(from "$runs/words" llm audio_embed audio_head)
 start=("--config.init.llm=$runs/text" "--config.init.audio_embed=$runs/tokenizer")
 codes=(--config.data.folder="$runs/codes" --config.eval_data.folder="$runs/codes")
 lane_a() {
-  train flow "configs/flow_matching.py:$size" 300 1500 "${tokenizer[@]}" &&
+  train flow "configs/flow_matching.py:$size" 300 2000 "${tokenizer[@]}" &&
     train single configs/lm_single.py:nano_codes 440 1200 "${start[@]}" "${codes[@]}"
 }
 lane_b() {
   train stage1 configs/lm_stage1.py:nano_codes 40 100 "${start[@]}" "${codes[@]}" &&
     train words configs/lm_stage2.py:nano_words 320 900 "${stage1[@]}" "${codes[@]}" &&
-    train stage2 configs/lm_stage2.py:nano_codes 660 3000 "${words[@]}" "${codes[@]}"
+    train stage2 configs/lm_stage2.py:nano_codes 660 2200 "${words[@]}" "${codes[@]}"
 }
 set -m # a process group of its own, so that it can be stopped whole
 lane_a &

@@ -51,6 +51,7 @@ class GenerationSettings:
       rows: batch size.
       lengths: what prompts are padded to.
       max_text, max_frames: of an answer.
+      own_codebooks: of the frames that it says, the model reads the first so many; 0: all.
     """
 
     text: Sampling = Sampling()
@@ -59,6 +60,7 @@ class GenerationSettings:
     lengths: tuple[int, ...] = (64, 128)
     max_text: int = 32
     max_frames: int = 64
+    own_codebooks: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +183,7 @@ class Bench:
             lengths=generation.lengths,
             max_text=generation.max_text,
             max_frames=generation.max_frames,
+            own_codebooks=generation.own_codebooks,
             **self._place,
         )
 

@@ -116,6 +116,7 @@ class Engine:
             max_text=s.max_text,
             max_frames=s.max_frames,
             capacity=s.capacity,
+            own_codebooks=s.own_codebooks,
             place=self._place,
         )
 

@@ -56,6 +56,7 @@ class GenerateSettings:
       rows: requests side by side.
       lengths: what prompts are padded to; of chats, a longer one is read in parts.
       max_text, max_frames: the most ids and frames of speech of a turn.
+      own_codebooks: of the frames that it says, the model reads the first so many; 0: all.
       capacity: positions of a request, all turns together.
       encode_rows, encode_seconds: of recordings, as in `ba_jax.sampling.encode.Encoder`.
       synthesis: codes to waves.
@@ -76,6 +77,7 @@ class GenerateSettings:
     lengths: tuple[int, ...] = (64, 128, 256, 512)
     max_text: int = 256
     max_frames: int = 500
+    own_codebooks: int = 0
     capacity: int = 2048
     encode_rows: int = 8
     encode_seconds: tuple[float, ...] = (5.0, 15.0, 30.0)

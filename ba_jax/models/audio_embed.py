@@ -46,6 +46,6 @@ class AudioEmbed(nn.Module):
         rows = [self.code(q, codes_XQ[..., q]) for q in range(len(self.tables))]
         return jnp.stack(rows, axis=-2)
 
-    def __call__(self, codes_XQ: jax.Array) -> jax.Array:
-        """Frame embeddings: the sum over codebooks, (..., Q) to (..., D)."""
-        return sum(self.code(q, codes_XQ[..., q]) for q in range(len(self.tables)))
+    def __call__(self, codes_XQ: jax.Array, codebooks: int | None = None) -> jax.Array:
+        """Frame embeddings: the sum over the first `codebooks`, or all, (..., Q) to (..., D)."""
+        return sum(self.code(q, codes_XQ[..., q]) for q in range(len(self.tables))[:codebooks])

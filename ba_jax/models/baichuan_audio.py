@@ -211,20 +211,27 @@ class BaichuanAudio(nn.Module):
 
     # Text and audio through the language model
 
-    def embed(self, ids_BL: jax.Array, codes_BLQ: jax.Array | None, real_BL: jax.Array):
+    def embed(
+        self,
+        ids_BL: jax.Array,
+        codes_BLQ: jax.Array | None,
+        real_BL: jax.Array,
+        codebooks: int | None = None,
+    ):
         """Input embeddings (B, L, D): audio where the id is `audio_pad`, text elsewhere.
 
         Args:
           ids_BL: token ids, anything where `real_BL` is false.
           codes_BLQ: codes at the audio positions, anything elsewhere; None for text alone.
           real_BL: true at tokens that are not padding.
+          codebooks: the first so many of a frame are shown; None for all.
         """
         ids_BL = jnp.where(real_BL, ids_BL, 0)
         text = self.llm.embed(ids_BL)
         if codes_BLQ is None:
             return text
         is_audio = (ids_BL == self.config.tokens.audio_pad)[:, :, None]
-        audio = self.audio_embed(jnp.where(is_audio, codes_BLQ, 0))
+        audio = self.audio_embed(jnp.where(is_audio, codes_BLQ, 0), codebooks)
         return jnp.where(is_audio, audio, text)
 
     def hidden(
@@ -236,11 +243,12 @@ class BaichuanAudio(nn.Module):
         cache: KVCache | None = None,
         *,
         fresh: bool = False,
+        codebooks: int | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Normed hidden states of the language model; arguments as in `LLM` and `embed`."""
         if segments_BL is None:
             segments_BL = jnp.ones(ids_BL.shape, jnp.int32)
-        x = self.embed(ids_BL, codes_BLQ, segments_BL > 0)
+        x = self.embed(ids_BL, codes_BLQ, segments_BL > 0, codebooks)
         return self.llm(x, positions_BL, segments_BL, cache, fresh=fresh)
 
     def text_logits(self, hidden_XD: jax.Array) -> jax.Array:

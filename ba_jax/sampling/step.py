@@ -73,6 +73,8 @@ class Stepper:
       rows: batch size.
       capacity: slots of the cache, a row.
       max_text, max_frames: the most that a row may produce in a turn.
+      own_codebooks: of the frames that it says, the model reads the first so many; 0: all. For one
+        that learnt to speak so (`LMSettings.speech_dropout`).
       dtype: compute type, and that of the cache.
       place: puts a batch's arrays (rows first) on the devices.
     """
@@ -94,6 +96,7 @@ class Stepper:
         max_text: int,
         max_frames: int,
         dtype: layers.Dtype,
+        own_codebooks: int = 0,
         place: Callable[[Any], Any] = lambda arrays: arrays,
     ):
         parts = ("llm", "audio_embed", "audio_head")
@@ -104,7 +107,10 @@ class Stepper:
             raise ValueError(f"model of {needed}: expected {parts}, to alternate text and speech")
         self.config = config.only(*needed)
         self.sizes = config.audio_head.codebook_sizes if config.audio_head else ()
+        if not 0 <= own_codebooks <= len(self.sizes):
+            raise ValueError(f"own_codebooks {own_codebooks}, expected 0 to {len(self.sizes)}")
         self.rows, self.capacity = rows, capacity
+        self._own_codebooks = own_codebooks or None
         self.max_text, self.max_frames = max_text, max_frames
         self.segments = 1 if alternation is None else alternation.segments
         self.traces: collections.Counter = collections.Counter()
@@ -233,7 +239,9 @@ class Stepper:
         """The penalty counts whatever was read."""
         return self._alternation is not None and self._alternation.overwrites
 
-    def _advance(self, variables, state: State, ids_BL, codes_BLQ, real_BL, fresh=False) -> State:
+    def _advance(
+        self, variables, state: State, ids_BL, codes_BLQ, real_BL, fresh=False, codebooks=None
+    ) -> State:
         """Reads each row's real ids, which come first, if any."""
         hidden_BLD, cache = self._model.apply(
             variables,
@@ -243,6 +251,7 @@ class Stepper:
             real_BL.astype(jnp.int32),
             state.cache,
             fresh=fresh,
+            codebooks=codebooks,
             method="hidden",
         )
         last_B = jnp.maximum(jnp.sum(real_BL, axis=1) - 1, 0)
@@ -320,7 +329,14 @@ class Stepper:
             ),
         )
         ids_B1, reads_B1 = move.ids_B[:, None], move.reads_B[:, None]
-        return self._advance(variables, state, ids_B1, codes_BQ[:, None], reads_B1)
+        return self._advance(
+            variables,
+            state,
+            ids_B1,
+            codes_BQ[:, None],
+            reads_B1,
+            codebooks=self._own_codebooks,
+        )
 
     def _next_ids(self, variables, state: State, limits: Limits, keys_B) -> jax.Array:
         """What the rows that write choose; 0 elsewhere, or anything."""

@@ -67,9 +67,10 @@ class LMSettings:
       word_dropout: probability that the embedding of a token that was itself a text target is 0
         (Bowman et al. 2016, arXiv 1511.06349): what comes next has to be heard, not remembered.
         Training only.
-      speech_dropout: probability that the embedding of a frame that was itself an audio target is
-        0: the text says which word is next, and the frames before it all but say it, too, so that a
-        text is read where they are hidden. Training only.
+      speech_dropout: probability that an input frame that was itself an audio target shows its
+        first codebook alone. All codebooks of a frame tell from which recording it is: a model that
+        has heard that one goes on with it, whatever the text says, and at its own frames, which are
+        nearly those of some recording, with any. Training only.
     """
 
     text_weight: float = 1.0
@@ -100,10 +101,11 @@ class LMSettings:
             raise ValueError(f"audio_capacity = {self.audio_capacity}, expected 0 < it <= 1")
         if self.head_stride < 1:
             raise ValueError(f"head_stride = {self.head_stride}, expected at least 1")
-        dropouts = ("code_dropout", "frame_dropout", "word_dropout", "speech_dropout")
-        for name in ("label_smoothing", *dropouts):
+        for name in ("label_smoothing", "code_dropout", "frame_dropout", "word_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected 0 <= it < 1")
+        if not 0 <= self.speech_dropout <= 1:
+            raise ValueError(f"speech_dropout = {self.speech_dropout}, expected 0 to 1")
         if min(self.text_weight, self.z_loss, self.chunk, *self.audio_weights) < 0:
             raise ValueError(
                 f"text_weight {self.text_weight}, audio_weights {self.audio_weights}, z_loss "
@@ -379,19 +381,20 @@ class LMStage(Stage):
         settings = self.settings
         kept_BL = None
         if codes_BLQ is not None and key is not None:
-            if settings.code_dropout or settings.frame_dropout:
+            if settings.code_dropout or settings.frame_dropout or settings.speech_dropout:
                 kept_BL = _kept_codebooks(settings, len(self.codebook_sizes), key, ids_BL.shape)
+            if settings.speech_dropout:
+                speech_key = jax.random.fold_in(key, 2)
+                first_BL = jax.random.bernoulli(speech_key, settings.speech_dropout, ids_BL.shape)
+                first_BL &= arrays["audio_target_BL"]
+                kept_BL = jnp.where(first_BL, jnp.minimum(kept_BL, 1), kept_BL)
         forgotten_BL = None
-        if key is not None and (settings.word_dropout or settings.speech_dropout):
-            word_BL, frame_BL = (
-                jax.random.bernoulli(jax.random.fold_in(key, number), share, ids_BL.shape)
-                for number, share in ((1, settings.word_dropout), (2, settings.speech_dropout))
-            )
-            # Not what begins and ends speech: what comes after it depends on it.
-            tokens = self.config.tokens
-            word_BL &= arrays["text_target_BL"] & (ids_BL != tokens.audiogen_start)
-            frame_BL &= arrays["audio_target_BL"] & (ids_BL == tokens.audio_pad)
-            forgotten_BL = word_BL | frame_BL
+        if key is not None and settings.word_dropout:
+            word_key = jax.random.fold_in(key, 1)
+            forgotten_BL = jax.random.bernoulli(word_key, settings.word_dropout, ids_BL.shape)
+            # Not what begins speech: the frames after it depend on it.
+            is_word_BL = ids_BL != self.config.tokens.audiogen_start
+            forgotten_BL &= arrays["text_target_BL"] & is_word_BL
 
         def run(model: BaichuanAudio) -> jax.Array:
             real_BL = segments_BL > 0

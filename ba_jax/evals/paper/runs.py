@@ -24,11 +24,15 @@ STEPS: Mapping[str, int] = {
 SPEEDS: Mapping[str, float] = {"embedded_slow": 0.9, "embedded_fast": 1.1, "embedded": 1.0}
 """Dataset of codes -> how fast recordings are played."""
 SPLICED: Mapping[str, object] = {
+    "pieces": (1, 6),
     "utterances": 4000,
     "speakers": ("af_heart", "zf_xiaoxiao"),
     "sources": ("closed",),
 }
-"""Of the dataset that is put together from their words last (`configs/prepare.py:spliced`)."""
+"""Of the datasets that are put together from those words (`configs/prepare.py:spliced`)."""
+SPLICED_WORDS = (1, 2)
+"""Words of their pieces; the last of these datasets makes the folder of codes complete."""
+_LAST = f"spliced_{SPLICED_WORDS[-1]}"
 WEIGHTS = {"llm": "text", "audio_embed": "tokenizer"}
 
 
@@ -114,7 +118,10 @@ class Runs:
 
     def _commands(self, name: str, target: pathlib.Path) -> list[list[str]]:
         if name == "codes":
-            return [*(self._codes(target, dataset) for dataset in SPEEDS), _spliced(target)]
+            return [
+                *(self._codes(target, dataset) for dataset in SPEEDS),
+                *(_spliced(target, words) for words in SPLICED_WORDS),
+            ]
         return [self._command(name, target)]
 
     def _codes(self, target: pathlib.Path, dataset: str) -> list[str]:
@@ -179,12 +186,13 @@ class Runs:
         )
 
 
-def _spliced(target: pathlib.Path) -> list[str]:
+def _spliced(target: pathlib.Path, words: int) -> list[str]:
     return _python(
         "ba_jax.data.prepare",
         "--config=configs/prepare.py:spliced",
-        f"--out={target / 'spliced'}",
+        f"--out={target / f'spliced_{words}'}",
         f"--config.source.dataset={target / 'embedded'}",
+        f"--config.source.words={(words, words)}",
         *(f"--config.source.{key}={value}" for key, value in SPLICED.items()),
     )
 
@@ -215,7 +223,7 @@ def _steps(folder: pathlib.Path) -> int | None:
 
 def _is_done(folder: pathlib.Path) -> bool:
     """A run at its last step, converted weights, or a dataset."""
-    if (folder / "weights").is_dir() or (folder / "spliced" / "dataset_info.json").is_file():
+    if (folder / "weights").is_dir() or (folder / _LAST / "dataset_info.json").is_file():
         return True
     steps = _steps(folder)
     return steps is not None and (folder / "checkpoints" / str(steps) / "weights").is_dir()

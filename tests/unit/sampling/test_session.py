@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ba_jax.models.baichuan_audio import BaichuanAudio
 from ba_jax.sampling.alternate import Alternation, Stops
 from ba_jax.sampling.logits import GREEDY, Sampling
 from ba_jax.sampling.loop import Generator
@@ -200,6 +202,36 @@ def test_texts_in_turns(config, make, talking):
         short.in_turns([texts[0], []])
     with pytest.raises(ValueError, match="with an alternation"):
         talking.in_turns(texts)
+
+
+def test_own_frames_are_read_by_their_first_codebooks(config, biased, make):
+    """As if the later codebooks' embeddings were none; of what was read all count."""
+    plain = {"rows": 1, "alternation": None, "stops": None}
+    one = prompt(config, 7, 3, speaks=True)
+    (made,) = make(GREEDY, own_codebooks=1, **plain)([one])
+    assert len(made.codes_NQ) > 2
+    model = BaichuanAudio(config.only("llm", "audio_embed", "audio_head"))
+
+    def after(count):
+        """Hidden states at the frames, the first `count` codebooks shown of those said."""
+        ids = np.append(one.ids_L, np.full(len(made.codes_NQ), config.tokens.audio_pad))[None]
+        codes = np.concatenate([one.codes_LQ, made.codes_NQ])[None]
+        said = (np.arange(ids.shape[1]) >= len(one))[None, :, None]
+
+        def run(model):
+            real = np.ones(ids.shape, bool)
+            shown = model.embed(ids, codes, real, count)
+            x = jnp.where(said, shown, model.embed(ids, codes, real))
+            return model.llm(x, None, real.astype(np.int32))[0]
+
+        hidden = model.apply(biased, method=run)[0, len(one) - 1 : -1]
+        return model.apply(biased, hidden, made.codes_NQ, method="audio_logits")[0]
+
+    chosen, others = (np.asarray(after(count)).argmax(-1) for count in (1, None))
+    np.testing.assert_array_equal(chosen, made.codes_NQ[:, 0])
+    assert (others != chosen).any()
+    with pytest.raises(ValueError, match="own_codebooks 4, expected 0 to 3"):
+        make(GREEDY, own_codebooks=4)
 
 
 def test_texts_in_turns_that_find_no_room(config, make):

@@ -509,6 +509,27 @@ def test_forgotten_words(stage, variables):
     np.testing.assert_array_equal(zero_BL[real_BL], want_BL[real_BL])
 
 
+def test_own_frames_show_their_first_codebook(stage, variables):
+    """Frames that were targets themselves; what is heard keeps all of them."""
+    other = LMStage(CONFIG, dataclasses.replace(stage.settings, speech_dropout=1.0))
+    arrays = other.arrays(packed((ASR,), (SFT,)))
+    seen = []
+
+    def hidden(x_BLD, *_):
+        seen.append(np.asarray(x_BLD))
+        return x_BLD, None
+
+    with mock.patch.object(LLM, "__call__", lambda self, *a: hidden(*a)):
+        for one, key in ((stage, None), (other, KEY)):
+            one._hidden(variables, arrays, arrays["codes_BLQ"], key)
+    own_BL = arrays["audio_target_BL"] & (arrays["ids_BL"] == TOKENS.audio_pad)
+    assert own_BL.any() and (arrays["ids_BL"] == TOKENS.audio_pad).sum() > own_BL.sum()
+    real_BL = arrays["segments_BL"] > 0
+    np.testing.assert_array_equal(seen[0][real_BL & ~own_BL], seen[1][real_BL & ~own_BL])
+    first = variables["params"]["audio_embed"]["embedding_0"][arrays["codes_BLQ"][own_BL][:, 0]]
+    np.testing.assert_array_equal(seen[1][own_BL], first)
+
+
 def test_a_dropped_frame_shows_its_first_codebooks(stage, variables):
     kept = jax.jit(lambda k: _kept_codebooks(LMSettings(code_dropout=0.4), Q, k, (64, 64)))(KEY)
     shares = np.bincount(np.asarray(kept).ravel(), minlength=Q + 1) / kept.size
@@ -602,6 +623,7 @@ def test_bad_batches(stage, message):
         {"gather": "batch", "audio_capacity": 0.5},
         {"audio_capacity": 0.0},
         {"code_dropout": 1.0},
+        {"speech_dropout": 1.1},
         {"audio_weights": (1.0, -1.0)},
     ],
 )

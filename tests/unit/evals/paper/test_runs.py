@@ -8,15 +8,15 @@ import re
 import pytest
 
 from ba_jax.evals.paper.main import arguments, main, numbers
-from ba_jax.evals.paper.runs import SPEEDS, SPLICED, STEPS, RunError, Runs
+from ba_jax.evals.paper.runs import SPEEDS, SPLICED, SPLICED_WORDS, STEPS, RunError, Runs
 
 
 def finish(folder, steps=None):
     """A run's folder as training leaves it."""
     steps = STEPS.get(folder.name.split("_")[0], 0) if steps is None else steps
     if folder.name == "codes":
-        (folder / "spliced").mkdir(parents=True)
-        (folder / "spliced" / "dataset_info.json").touch()
+        (folder / "spliced_2").mkdir(parents=True)
+        (folder / "spliced_2" / "dataset_info.json").touch()
     elif folder.name == "whisper":
         (folder / "weights").mkdir(parents=True)
     else:
@@ -40,7 +40,7 @@ def made(tmp_path, monkeypatch):
             if a.startswith(("--workdir=", "--out=")) or a == "--never"
         ] or [command[command.index("--out") + 1]]
         target = tmp_path.__class__(target)
-        finish(target.parent if target.name == "spliced" else target)
+        finish(target.parent if target.name == "spliced_2" else target)
 
     return Runs([tmp_path / "runs", tmp_path / "own"], "nano", execute), commands
 
@@ -51,9 +51,10 @@ def test_steps_and_speeds_are_the_demos():
     assert {name: int(count) for name, count in steps.items()} == STEPS
     speeds = dict(re.findall(r"codes_of (\w+) ([\d.]+)", script))
     assert {name: float(speed) for name, speed in speeds.items()} == SPEEDS
-    spliced = dict(re.findall(r'--config\.source\.(\w+)=("\(.*?\)"|\d+)', script))
+    spliced = dict(re.findall(r'--config\.source\.(\w+)=("\([^$]*?\)"|\d+)', script))
     found = {name: ast.literal_eval(value.strip('"')) for name, value in spliced.items()}
     assert found == SPLICED
+    assert tuple(map(int, re.findall(r"^spliced (\d)", script, re.MULTILINE))) == SPLICED_WORDS
 
 
 def test_what_is_there_is_used(tmp_path, made):
