@@ -123,7 +123,7 @@ def compile_step(function: Callable, arguments: Iterable[Any], topology: Topolog
     stats = compiled.memory_analysis()
     slice_size = len(topology.devices) // topology.slices
     text = compiled.as_text()
-    program = hlo.Program(text, slice_size if topology.slices > 1 else None)
+    program = hlo.Program(text, slice_size if topology.slices > 1 else None, topology.slices)
     return Compiled(
         Memory(
             stats.argument_size_in_bytes,

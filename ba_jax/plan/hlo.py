@@ -19,6 +19,13 @@ _BYTES = {"pred": 1, "bf16": 2, "token": 0, "opaque": 0, "tuple": 0, "s4": 0.5, 
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_ACROSS = {
+    "ALL_GATHER": "all-gather",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_REDUCE": "all-reduce",
+    "ALL_TO_ALL": "all-to-all",
+}
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 # Neither read nor write memory: they name what others made, or run what is counted by itself.
 _FREE = {
@@ -158,14 +165,15 @@ class Program:
     Args:
       text: `compiled.as_text()`.
       slice_size: devices of a slice, to tell collectives that cross slices; None: one slice.
+      slices: how many. XLA:TPU writes what crosses them as transfers through the hosts (megascale).
 
     Raises:
       ValueError: text that is no program.
     """
 
-    def __init__(self, text: str, slice_size: int | None = None):
+    def __init__(self, text: str, slice_size: int | None = None, slices: int = 1):
         self.computations: dict[str, list[Instruction]] = {}
-        self.entry, self._slice_size = "", slice_size
+        self.entry, self._slice_size, self._slices = "", slice_size, slices
         self.unknown_loops: list[str] = []
         current: list[Instruction] | None = None
         for line in text.splitlines():
@@ -365,6 +373,11 @@ class Program:
         for name, times in self.weights.items():
             body = self.computations[name]
             for one in body:
+                if one.opcode == "recv" and (transfer := _TRANSFER.search(one.rest)):
+                    kind = _ACROSS.get(transfer[1], "collective-permute")
+                    size = one.arrays[0].bytes
+                    yield Collective(kind, size, self._slices, times, True, _source(one))
+                    continue
                 kind = _kind(one)
                 groups = replica_groups(one.rest) if kind else []
                 group = 2 if kind == "collective-permute" else len(groups[0]) if groups else 1

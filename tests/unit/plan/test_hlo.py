@@ -90,6 +90,23 @@ def test_what_crosses_slices_is_counted_apart():
     assert found["reduce-scatter"].received > 0 and found["reduce-scatter"].received_across == 0
 
 
+def test_transfers_through_hosts_are_collectives_of_slices():
+    """What XLA:TPU makes of an all-reduce over 2 slices, and of a copy to another one."""
+    transfer = (
+        "  %recv.{0} = (f32[9,8,128]{{2,1,0:T(8,128)}}, u32[], token[]) recv(%after-all.{0}), "
+        "channel_id={0}, is_host_transfer=true, frontend_attributes={{"
+        '_xla_megascale_target="{{1,2}}x{{0:3}}",_xla_megascale_transfer_type="{1}"}}\n'
+    )
+    lines = transfer.format(1, "ALL_REDUCE") + transfer.format(2, "ONE_TO_ONE")
+    text = TEXT.replace("  %new = ", f"{lines}  %new = ")
+    before = compiled.sum_collectives(hlo.Program(TEXT, 4, 2).collectives())
+    found = compiled.sum_collectives(hlo.Program(text, 4, 2).collectives())
+    size = 3 * 9 * 8 * 128 * 4  # in a loop of 3
+    assert found["all-reduce"].received_across == size
+    assert found["collective-permute"].received_across == size
+    assert before["all-gather"] == found["all-gather"]
+
+
 def test_collectives_that_run_beside_others():
     """Started and done: the result is the second of what the start gives."""
     text = TEXT.replace(
