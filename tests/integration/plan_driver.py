@@ -2,8 +2,8 @@
 
     python -m tests.integration.plan_driver OUT.json NAME ...
 
-NAME is "as it is", a fault of FAULTS, "frame" (a step of generation) or "too large". A process of
-its own, for libtpu.
+NAME is "as it is", a fault of FAULTS, "frame" (a step of generation), "two slices" or "too large".
+A process of its own, for libtpu.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ def config() -> RunConfig:
     values.model.vq_bridge.codebook_sizes = CODEBOOKS
     values.model.audio_embed = {"width": 512, "codebook_sizes": CODEBOOKS}
     values.model.audio_head = {"width": 512, "layers": 1, "codebook_sizes": CODEBOOKS}
-    values.stage.gather = "row"
-    values.stage.update({"code_dropout": 0.0, "frame_dropout": 0.0, "word_dropout": 0.0})
+    values.stage.update({"gather": "row", "chunk": 256, "head_stride": 1})
+    names = ("code_dropout", "frame_dropout", "word_dropout", "speech_dropout")
+    values.stage.update(dict.fromkeys(names, 0.0))
     values.data.update({"row_length": 512, "rows": 4})
     values.mesh.update({"replica": 1, "fsdp": 4})
     values.train.update({"dtype": "bfloat16", "remat": "full"})
@@ -102,6 +103,8 @@ def main(out: str, *names: str) -> None:
             plan = planning.decoding(
                 config().model, MeshSettings(), topology, "frame", rows=1, context=256
             )
+        elif name == "two slices":
+            plan = planning.training(config(), open_topology(NAME, 2), rows=1)
         elif name in FAULTS:
             plan = FAULTS[name](topology)
         else:

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 def found(tmp_path_factory) -> dict:
     """Name -> plan."""
     out = tmp_path_factory.mktemp("plan") / "plans.json"
-    names = ("as it is", "frame", "too large", "no remat", "replicated")
+    names = ("as it is", "frame", "two slices", "too large", "no remat", "replicated")
     line = [sys.executable, "-m", "tests.integration.plan_driver", str(out), *names]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -71,6 +71,15 @@ def test_a_step_of_generation_reads_what_it_needs(found):
     assert abs(frame["bytes_accessed"] / stored["bytes_accessed"] - 1) < TOLERANCE
     # 1.42 here, where choosing weighs much; 1.02 at full size.
     assert frame["needed_bytes"] < frame["bytes_accessed"] < 1.6 * frame["needed_bytes"]
+
+
+def test_gradients_alone_travel_between_slices(found):
+    """A copy of the model a slice: each device sends the other slice its part of the gradients."""
+    plan = found["two slices"]
+    across = sum(one["received_across"] for one in plan["collectives"].values())
+    own = plan["argument_kinds"]["trained parameters"]  # float32; gradients may be bfloat16
+    assert 0.45 * own < across < 1.2 * own
+    assert plan["argument_kinds"] == found["as it is"]["argument_kinds"]
 
 
 def test_weights_travel_and_activations_do_not(found):
