@@ -66,10 +66,13 @@ def get_config(size: str = "nano") -> ConfigDict:
         config.stage.speech_dropout = 1.0
         # Without one of a kind in it, a split has no batches of that kind.
         config.eval_data = common.of_split(config.data, "validation", rows=4)
-        spliced = [name for name in config.eval_data.mixture if name.startswith("said")]
+        mixture = config.eval_data.mixture
+        spliced = [name for name in mixture if name.startswith("said")]
         for name in ("intlv", "itts", "s2tt", "audio", "text", *spliced):
-            if name in config.eval_data.mixture:
-                del config.eval_data.mixture[name]
+            if name in mixture:
+                del mixture[name]
+        if spliced:  # of the training split alone
+            mixture.said = mixtures.said_in_turns("validation")
         config.optimizer.update({"learning_rate": 2.5e-3, "warmup": 20})
         steps = 320 if size == "nano_words" else 660
         config.train.update({"steps": steps, "evaluate_every": 100, "evaluate_batches": 2})

@@ -245,6 +245,12 @@ def _at_all_speeds(name: str, task: str, weight: float, **options) -> dict:
     }
 
 
+def said_in_turns(split: str) -> ConfigDict:
+    """A member: the assistant's recordings of a split, text and speech in turns, word by word."""
+    member = _member("embedded", "itts", 6.0, turn="any", pieces=1, given=True, speakers=_ASSISTANT)
+    return ConfigDict(member | {"split": split})
+
+
 def _lm_words_nano() -> dict:
     """Single words first: what a frame says is soon learnt where there is nothing to align."""
     nano = _lm_codes_nano()
