@@ -350,7 +350,7 @@ class Maker:
             "The paper's Table 7 is held against Qwen2-Audio-Base, which is not run here: no "
             "ordering of BLEU is claimed. The summary says that both directions are ahead of it.",
         ]
-        if words := figures["tts_words"]:
+        if words := figures.get("tts_words"):
             notes.append(f"TTS: texts are read and said in turns, {words} word(s) at a time.")
         columns = [
             Column("BLEU en->zh", share=False),
