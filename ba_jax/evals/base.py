@@ -183,7 +183,7 @@ class Bench:
             lengths=generation.lengths,
             max_text=generation.max_text,
             max_frames=generation.max_frames,
-            own_codebooks=generation.own_codebooks,
+            own_codebooks=generation.own_codebooks if config.audio_head else 0,
             **self._place,
         )
 
