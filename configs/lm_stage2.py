@@ -14,9 +14,10 @@
   1b5         1b5    the paper's mixture as codes, in datasets/
   7b          7b     the same
 
-nano_words, 320 steps, then nano_codes, 660 steps, are the demo's: some 3 and 6 min on two idle CPU
-cores (0.5 s a step). 900 and 3,000 steps (`MINUTES=long bash launch/demo.sh`) recognise with 6.8 %
-errors and answer 82.8 % of spoken questions in writing, 78.1 % in speech; README.md has both runs.
+nano_words, 320 steps, then nano_codes, 660 steps, are the demo's. 900 and 2,200 steps
+(`MINUTES=long bash launch/demo.sh`; 0.6 to 1 s each on two CPU cores that had other work, too)
+recognise with 7.2 % errors, answer 82.8 % of spoken questions in writing, 73.4 % in speech, and say
+texts with 24.3 % of words wrong; README.md has both runs.
 7b: 1 M tokens a step of 52.5 GFLOP each, so at half of its peak a v5p-128 (64 chips) would take
 3.8 s a step, 50,000 steps 2.2 days; computed, not run.
 

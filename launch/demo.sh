@@ -3,7 +3,7 @@
 # evaluates it on speakers and sentences that it has not met, and writes report/.
 #
 #   bash launch/demo.sh                       everything; open report/index.html afterwards
-#   MINUTES=long bash launch/demo.sh          two to five times the steps, about an hour and more
+#   MINUTES=long bash launch/demo.sh          two to seven times the steps, one and a half to two hours
 #   ENCODER=scratch bash launch/demo.sh       the audio encoder from scratch instead of Whisper-base
 #   RUNS=/data/runs REPORT=/data/report bash launch/demo.sh
 #
