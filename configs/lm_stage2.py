@@ -9,7 +9,8 @@
   arg         model  data
   nano        nano   the embedded corpus, all tasks, as mels: the tokenizer runs in the step
   nano_codes  nano   the same as codes, in runs/codes: embedded, embedded_slow, embedded_fast
-                     (`python -m ba_jax.tokenize` with --speed=1, 0.9, 1.1)
+                     (`python -m ba_jax.tokenize` with --speed=1, 0.9, 1.1), and spliced_1 and
+                     spliced_2 (`configs/prepare.py:spliced`, as in launch/demo.sh)
   nano_words  nano   of these, single words and phrases: the stage's first part
   1b5         1b5    the paper's mixture as codes, in datasets/
   7b          7b     the same
