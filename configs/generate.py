@@ -48,7 +48,7 @@ def get_config(size: str = "nano") -> ConfigDict:
                 "transcript": greedy,
                 # A nano model knows one answer.
                 "text": greedy if nano else common.sampling(0.8, 20, 0.85, 1.1),
-                "audio": common.sampling(0.5, 5, 0.85, 1.0 if nano else 1.3),
+                "audio": common.sampling(0.0 if nano else 0.5, 5, 0.85, 1.0 if nano else 1.3),
                 "alternation": {
                     "mode": "clean",
                     "later_text": greedy if nano else common.sampling(0.3, 20, 0.85, 1.05),
