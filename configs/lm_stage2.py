@@ -77,7 +77,7 @@ def get_config(size: str = "nano") -> ConfigDict:
             mixture.said = mixtures.said_in_turns("validation")
         config.optimizer.update({"learning_rate": 2.5e-3, "warmup": 20})
         steps = 320 if size == "nano_words" else 660
-        config.train.update({"steps": steps, "evaluate_every": 100, "evaluate_batches": 2})
+        config.train.update({"steps": steps, "evaluate_every": 100, "evaluate_batches": 6})
         return config
     config.optimizer.update({"learning_rate": 2e-5, "warmup": 1000, "b2": 0.95})
     config.train.steps = 50_000
