@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from ba_jax.data.interleave.text import HAN
 from ba_jax.data.record import LANGUAGES
 from ba_jax.types import Example, Segment
 
@@ -48,8 +49,7 @@ PROMPTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 
 
-_HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD_BEGIN = re.compile(rf"^\s*\S|[{_HAN}]|(?<=\s)\S|(?<=[{_HAN}，。！？；：、])\w")
+_WORD_BEGIN = re.compile(rf"^\s*\S|[{HAN}]|(?<=\s)\S|(?<=[{HAN}，。！？；：、])\w")
 
 
 class TaskError(ValueError):

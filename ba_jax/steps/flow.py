@@ -237,9 +237,12 @@ class FlowStage(ClipStage):
             name: jnp.maximum(jnp.sum(own), 1).astype(jnp.float32) for name, own in lengths.items()
         }
 
-    def _rotated(self, arrays: Mapping[str, jax.Array], by_B: jax.Array) -> dict[str, jax.Array]:
-        """The arrays with their mels rotated by so many frames of codes."""
+    def _rotated(
+        self, arrays: Mapping[str, jax.Array], keys_B: jax.Array
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
+        """The arrays with some of their mels rotated, and by how many frames of codes, (B,)."""
         codes_B = self._codes(arrays["whisper_lengths_B"])
+        by_B = draw_rotations(keys_B, self.settings.rotation, codes_B)
         found = dict(arrays)
         for name, geometry in (("", FLOW_MEL), ("decoder_", HIFIGAN_MEL)):
             if f"{name}mel_BTM" in arrays:
@@ -250,7 +253,7 @@ class FlowStage(ClipStage):
                     ratio * codes_B,
                     arrays[f"{name}lengths_B"],
                 )
-        return found
+        return found, by_B
 
     def _condition(
         self,
@@ -332,9 +335,7 @@ class FlowStage(ClipStage):
         by_B = None
         if settings.rotation:
             rotation_keys = jax.vmap(jax.random.fold_in, (0, None))(code_keys, 1)
-            codes_B = self._codes(arrays["whisper_lengths_B"])
-            by_B = draw_rotations(rotation_keys, settings.rotation, codes_B)
-            arrays = self._rotated(arrays, by_B)
+            arrays, by_B = self._rotated(arrays, rotation_keys)
         mu, mel, output = self._condition(variables, arrays, codebooks_B, by_B)
         prior = jnp.sum(losses.l1_B(mu, mel, lengths_B)) / totals["frames"]
 

@@ -38,7 +38,8 @@ _FULL_WIDTH = str.maketrans({",": "，", "?": "？", "!": "！", ";": "；", ":"
 _HALF_WIDTH = str.maketrans(
     {"，": ", ", "。": ". ", "？": "? ", "！": "! ", "；": "; ", "：": ": ", "、": ", "}
 )
-_HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+"""Ranges of Han characters, for a class of a regular expression."""
 _ABBREVIATIONS = frozenset(
     "mr mrs ms dr prof rev hon st sr jr gen col capt lt sgt gov sen rep pres vs etc eg ie cf al "
     "approx dept est fig no nos vol vols ch pp ed eds inc ltd co corp bros ave blvd rd mt ft jan "
@@ -89,10 +90,10 @@ def tidy(text: str, language: str) -> str:
     text = "".join(kept)
     if language == "zh":
         text = re.sub(
-            rf"(?<=[{_HAN}，。？！；：、”）])[ ]+(?=[{_HAN}，。？！；：、“”（）])", "", text
+            rf"(?<=[{HAN}，。？！；：、”）])[ ]+(?=[{HAN}，。？！；：、“”（）])", "", text
         )
-        text = re.sub(rf"(?<=[{_HAN}”）])[,?!;:]", lambda m: m.group().translate(_FULL_WIDTH), text)
-        text = re.sub(rf"(?<=[{_HAN}”）])\.(?!\w|\.)", "。", text)
+        text = re.sub(rf"(?<=[{HAN}”）])[,?!;:]", lambda m: m.group().translate(_FULL_WIDTH), text)
+        text = re.sub(rf"(?<=[{HAN}”）])\.(?!\w|\.)", "。", text)
         text = re.sub(r"(?<=[，。？！；：、])[ ]+", "", text)
     else:
         text = text.translate(_HALF_WIDTH)

@@ -320,7 +320,7 @@ def test_what_is_rotated_stays_together():
 
 
 def test_a_rotated_item_is_another_item(variables, arrays, gradient):
-    """All of a batch rotated: another loss, the same where nothing is, and never in evaluations."""
+    """All of a batch rotated: another loss; the same where nothing is."""
     key = jax.random.key(1)
     stages = [FlowStage(CONFIG, FlowSettings(rotation=share)) for share in (1.0, 0.0)]
     totals = stages[0].totals(arrays)
