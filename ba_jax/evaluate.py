@@ -170,7 +170,7 @@ def evaluate(
     from ba_jax.evals.judge import Judge
     from ba_jax.evals.suite import EvalError
     from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-    from ba_jax.restore import HOSTS, check_hosts, find, load, on_mesh
+    from ba_jax.restore import HOSTS, check_hosts, find, load_to_generate, on_mesh
     from ba_jax.sharding import MeshSettings, of_the_first
 
     if start not in stages.STARTS:
@@ -214,7 +214,7 @@ def evaluate(
                 variables, place = {}, None
                 if not saved:
                     mesh, place = on_mesh(mesh_settings, _rows(settings), sharing)
-                    variables = load(model, sources, mesh)
+                    variables = load_to_generate(model, sources, mesh)
                 bench = Bench(model, variables, settings, out, judge, progress, place, hosts.writes)
             started = time.monotonic()
             outcome = stages.run(suites_lib.SUITES[name], bench, made[name], hosts, start)

@@ -21,6 +21,7 @@ from ba_jax.checkpoint import (
 from ba_jax.config import ConfigError
 from ba_jax.models import layers
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
+from ba_jax.models.llm import layers_apart
 from ba_jax.run_state import weights_folder
 
 HOSTS = ("apart", "together")
@@ -79,6 +80,24 @@ def load(
         found = load_variables(folder, shapes, placed, dtype, components=own)
         for collection, tree in found.items():
             variables.setdefault(collection, {}).update(tree)
+    return variables
+
+
+def load_to_generate(
+    config: BaichuanAudioConfig,
+    sources: Mapping[str, str],
+    mesh: Mesh | None = None,
+    dtype: layers.Dtype | None = None,
+) -> dict[str, Any]:
+    """As `load`; on a single CPU device the language model's layers come apart, see `layers_apart`.
+
+    Raises:
+      CheckpointError, ShardingError: see `load`.
+    """
+    variables = load(config, sources, mesh, dtype)
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    if "llm" in sources and device.platform == "cpu" and (mesh is None or mesh.size == 1):
+        variables["params"]["llm"] = layers_apart(variables["params"]["llm"])
     return variables
 
 

@@ -83,7 +83,7 @@ def generate(
     from ba_jax.generate import batched, engine, requests, results, streamed
     from ba_jax.generate.settings import GenerateSettings
     from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-    from ba_jax.restore import find, load, on_mesh
+    from ba_jax.restore import find, load_to_generate, on_mesh
 
     first, several = jax.process_index() == 0, jax.process_count() > 1
     model = from_mapping(BaichuanAudioConfig, config["model"])
@@ -119,7 +119,7 @@ def generate(
         worker = engine.Engine(
             task,
             model,
-            load(model, sources, mesh),
+            load_to_generate(model, sources, mesh),
             settings,
             place=place,
             rows=1 if stream else None,

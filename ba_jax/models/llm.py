@@ -8,7 +8,7 @@ table), so that each can be sharded over its heads.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -187,9 +187,28 @@ class LLMLayer(nn.Module):
         return (x_BLD, cache), None
 
 
+def layers_apart(params: dict[str, Any]) -> dict[str, Any]:
+    """The LLM's params with each layer by itself, "layers_0" and so on, instead of stacked.
+
+    A step of generation on a CPU does little else than read weights, and XLA:CPU copies a layer's
+    out of the stack first whenever a scan comes to it. The stack is taken out of `params` and let
+    go of leaf by leaf, so that memory does not hold it twice.
+    """
+    found = {name: tree for name, tree in params.items() if name != "layers"}
+    leaves, treedef = jax.tree.flatten(params.pop("layers"))
+    slices = []
+    for i in range(len(leaves)):
+        slices.append(list(leaves[i]))
+        leaves[i] = None
+    for index, own in enumerate(zip(*slices, strict=True)):
+        found[f"layers_{index}"] = jax.tree.unflatten(treedef, own)
+    return found
+
+
 class LLM(nn.Module):
     """Embedding, layers, final norm, output layer; each callable on its own.
 
+    Variables hold the layers stacked, to be scanned, or each by itself, see `layers_apart`.
     `attention` is of packed rows without a cache, see `packed_attention`.
     """
 
@@ -208,6 +227,11 @@ class LLM(nn.Module):
         if not c.tied_embeddings:
             self.lm_head = self.param("lm_head", init, shape, self.param_dtype)
         self.norm = layers.rms_norm(None, c.norm_epsilon, self.dtype, self.param_dtype)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.apart = self.has_variable("params", "layers_0")
+        if self.apart:
+            self.layers = [LLMLayer(c, **dtypes) for _ in range(c.layers)]
+            return
         stack = layers.stacked(
             LLMLayer,
             c.layers,
@@ -215,7 +239,7 @@ class LLM(nn.Module):
             remat=self.remat,
             scan=self.scan,
         )
-        self.layers = stack(c, dtype=self.dtype, param_dtype=self.param_dtype)
+        self.layers = stack(c, **dtypes)
 
     def embed(self, ids_BL: jax.Array) -> jax.Array:
         """Token embeddings (B, L, D). Ids must be in range: check them on the host."""
@@ -282,7 +306,13 @@ class LLM(nn.Module):
         if cache is not None:
             slots_BL = jnp.where(real_BL, slots_BL, cache.capacity)
             stored = (cache.k_EBKPD, cache.v_EBKPD)
-        (x, stored), _ = self.layers((x, stored), jnp.arange(c.layers), rope, masks, slots_BL)
+        carry = (x, stored)
+        if self.apart:
+            for index, layer in enumerate(self.layers):
+                carry, _ = layer(carry, index, rope, masks, slots_BL)
+        else:
+            carry, _ = self.layers(carry, jnp.arange(c.layers), rope, masks, slots_BL)
+        x, stored = carry
         hidden = jnp.where(real_BL[:, :, None], self.norm(x), 0)
         if cache is not None:
             lengths_B = jnp.minimum(

@@ -7,9 +7,11 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+from ba_jax import sharding
 from ba_jax.audio.io import write_audio
 from ba_jax.checkpoint import CheckpointError, save_variables
 from ba_jax.config import from_mapping
@@ -19,7 +21,7 @@ from ba_jax.evals.base import Bench
 from ba_jax.evals.suite import EvalError
 from ba_jax.evaluate import evaluate
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-from ba_jax.restore import find, load
+from ba_jax.restore import find, load, load_to_generate
 from ba_jax.sharding import ShardingError
 from tests.unit.evals import small_bench
 
@@ -67,6 +69,17 @@ def test_a_component_comes_from_the_last_checkpoint_that_holds_it(tiny, checkpoi
     other = {**tiny["model"], "llm": {**tiny["model"]["llm"], "layers": 3}}
     with pytest.raises(CheckpointError, match="misshapen params/llm"):
         load(from_mapping(BaichuanAudioConfig, other), {"llm": sources["llm"]})
+
+
+def test_layers_come_apart_on_one_cpu(tiny, checkpoints):
+    config = from_mapping(BaichuanAudioConfig, tiny["model"])
+    sources = find(checkpoints, config, ("llm",))
+    mesh = sharding.make_mesh(sharding.MeshSettings(), jax.devices()[:1])
+    for given in (None, mesh):
+        llm = load_to_generate(config, sources, given)["params"]["llm"]
+        assert "layers_0" in llm and "layers" not in llm
+        assert sharding.mesh_of(llm["layers_0"]) == given
+    assert "layers" in load(config, sources)["params"]["llm"]
 
 
 def test_written_suites_and_going_on(tiny, checkpoints, tmp_path, asked, capsys):

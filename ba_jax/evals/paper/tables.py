@@ -87,7 +87,8 @@ class Maker:
         model = from_mapping(BaichuanAudioConfig, config["model"])
         settings = from_mapping(EvalSettings, config["eval"], "eval")
         sources = restore.find([str(run) for run in runs], model, components)
-        return Bench(model, restore.load(model, sources), settings, self.out, self._judge)
+        variables = restore.load_to_generate(model, sources)
+        return Bench(model, variables, settings, self.out, self._judge)
 
     def _evaluate(self, name: str, runs: Sequence[str], suites: Sequence[str]) -> dict[str, Any]:
         """Figures of suites; those that are there are not made again."""

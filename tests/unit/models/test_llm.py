@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ba_jax.models.baichuan_audio import BaichuanAudio
-from ba_jax.models.llm import LLM, LLMConfig, init_cache
+from ba_jax.models.llm import LLM, LLMConfig, init_cache, layers_apart
 
 
 def ids_of(batch: int, length: int, seed: int = 0) -> np.ndarray:
@@ -23,27 +23,31 @@ def codes_of(batch: int, length: int) -> np.ndarray:
 def step(config, variables):
     """One jitted call into the cache for each model and chunk shape; counts its compilations."""
     functions = {}
+    params = variables["params"]
+    llm = layers_apart(dict(params["llm"]))
+    apart = {**variables, "params": {**params, "llm": llm}}
 
-    def call(ids, codes, segments, cache, model=None, fresh=False):
+    def call(ids, codes, segments, cache, model=None, fresh=False, layers="stacked"):
         model = model or BaichuanAudio(config)
-        key = (model.scan, model.dtype, fresh)
+        key = (model.scan, model.dtype, fresh, layers)
         if key not in functions:
             functions[key] = jax.jit(
                 lambda v, *a: model.apply(
                     v, a[0], a[1], None, a[2], a[3], fresh=fresh, method="hidden"
                 )
             )
-        return functions[key](variables, ids, codes, segments, cache)
+        held = apart if layers == "apart" else variables
+        return functions[key](held, ids, codes, segments, cache)
 
     call.functions = functions
     return call
 
 
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("layers", ["scanned", "unrolled", "apart"])
 @pytest.mark.parametrize("fresh", [True, False])
-def test_cached_decoding_equals_the_full_pass(run, config, step, scan, fresh):
+def test_cached_decoding_equals_the_full_pass(run, config, step, layers, fresh):
     """Rows of different lengths, text and audio mixed: prefill, then one token at a time."""
-    model = BaichuanAudio(config, scan=scan)
+    model = BaichuanAudio(config, scan=layers != "unrolled")
     total, prompts = 12, np.array([7, 3, 5])
     ids, codes = ids_of(3, total), codes_of(3, total)
     ids[:, 2:9:2] = config.tokens.audio_pad
@@ -51,7 +55,7 @@ def test_cached_decoding_equals_the_full_pass(run, config, step, scan, fresh):
     cache = init_cache(config.llm, 3, total, jnp.float32)
     segments = (np.arange(7)[None] < prompts[:, None]).astype(np.int32)
     wild = np.where(segments > 0, ids[:, :7], -1)  # padding holds an illegal id
-    hidden, cache = step(wild, codes[:, :7], segments, cache, model, fresh)
+    hidden, cache = step(wild, codes[:, :7], segments, cache, model, fresh, layers)
     assert cache.lengths_B.tolist() == prompts.tolist()
     for row, n in enumerate(prompts):
         np.testing.assert_allclose(hidden[row, :n], want[row, :n], atol=2e-5)
@@ -64,8 +68,21 @@ def test_cached_decoding_equals_the_full_pass(run, config, step, scan, fresh):
             np.ones((3, 1), np.int32),
             cache,
             model,
+            layers=layers,
         )
         np.testing.assert_allclose(hidden[:, 0], np.asarray(want)[rows, at], atol=2e-5)
+
+
+def test_layers_apart_are_those_of_the_stack(config, variables):
+    stacked = variables["params"]["llm"]
+    given = dict(stacked)
+    apart = layers_apart(given)
+    assert "layers" not in given
+    names = {f"layers_{i}" for i in range(config.llm.layers)}
+    assert set(apart) == set(stacked) - {"layers"} | names
+    for i in range(config.llm.layers):
+        want = jax.tree.map(lambda leaf, i=i: leaf[i], stacked["layers"])
+        assert jax.tree.all(jax.tree.map(np.array_equal, apart[f"layers_{i}"], want))
 
 
 def test_rows_that_pause_keep_their_place(config, step, run):
@@ -89,7 +106,7 @@ def test_a_decode_step_compiles_once(config, step):
     cache = init_cache(config.llm, 2, 8, jnp.float32)
     for _ in range(4):
         _, cache = step(ids_of(2, 1), codes_of(2, 1), np.ones((2, 1), np.int32), cache)
-    (decode,) = [f for (scan, _, fresh), f in step.functions.items() if scan and not fresh]
+    decode = step.functions[True, jnp.float32, False, "stacked"]
     sizes = decode._cache_size()
     _, cache = step(ids_of(2, 1, 5), codes_of(2, 1), np.ones((2, 1), np.int32), cache)
     assert decode._cache_size() == sizes
