@@ -47,6 +47,7 @@ def _model(
     llm: dict,
     head_layers: int,
     tokens: dict,
+    flow: dict | None = None,
 ) -> dict:
     """Joins what must agree: widths between components and the codebooks."""
     width = encoder["width"]
@@ -76,6 +77,7 @@ def _model(
             "codebook_sizes": codebook_sizes,
         },
         "tokens": tokens,
+        "flow_matching": flow or {},
     }
 
 
@@ -176,6 +178,8 @@ def _nano_with(encoder: dict) -> dict:
         head_layers=2,
         # SentencePiece puts added symbols right after <unk>, <s>, </s>.
         tokens={name: 3 + i for i, name in enumerate(TOKENS)},
+        # 64 channels cannot pass on noise of 80 bins, and mu is about right.
+        flow={"residual_std": 0.7},
     )
 
 

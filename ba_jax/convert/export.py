@@ -159,6 +159,11 @@ def export_checkpoint(
         notes.append(f"not in the checkpoint: {', '.join(missing)}")
         if base is not None and missing != ["vocoder"]:
             notes[-1] += f"; as in {base}, but for the vocoder"
+    if config.flow_unet is not None and config.flow_matching.residual_std:
+        notes.append(
+            f"flow_matching.residual_std = {config.flow_matching.residual_std}: the release's code "
+            "does not know it, and takes for the velocity what the U-Net says beyond mu"
+        )
     with checkpoint.new_folder(out, overwrite) as partial:
         with tqdm.tqdm(
             desc=f"export {folder.name}",

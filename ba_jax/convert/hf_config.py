@@ -178,6 +178,7 @@ def baichuan_config(
             condition_dropout=cfm.get("training_cfg_rate", float),
             sigma_min=cfm.get("sigma_min", float, 1e-4),
             schedule=cfm.get("t_scheduler", str),
+            residual_std=cfm.get("residual_std", float, 0.0),
         ),
         tokens=AudioTokens(
             **{
@@ -270,6 +271,8 @@ def baichuan_values(config: BaichuanAudioConfig) -> dict[str, Any]:
                 "training_cfg_rate": flow.condition_dropout,
                 "inference_cfg_rate": flow.guidance,
                 "reg_loss_type": "l1",
+                # Not a key of the release, whose models have none.
+                **({"residual_std": flow.residual_std} if flow.residual_std else {}),
             },
         },
         "head_dim": llm.head_dim,

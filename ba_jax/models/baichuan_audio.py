@@ -191,11 +191,11 @@ class BaichuanAudio(nn.Module):
             )
             options = (blocks, jnp.tile(start_B, flow_matching.guidance_copies(guidance)))
 
-        def velocity(x_BTM, mu_BTM, t_B, lengths_B, *past):
+        def estimator(x_BTM, mu_BTM, t_B, lengths_B, *past):
             return self.flow_unet(x_BTM, mu_BTM, t_B, lengths_B, *options, *past)
 
         found = flow_matching.sample(
-            velocity,
+            flow_matching.preconditioned(estimator, flow),
             mu,
             lengths_B,
             noise_BTM,

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ba_jax.models import layers
+
 Velocity = Callable[..., Any]
 """(x_BTM, mu_BTM, t_B, lengths_B) -> velocity_BTM; or, where the flow goes on after an earlier
 piece, (x_BTM, mu_BTM, t_B, lengths_B, past) -> (velocity_BTM, what to remember)."""
@@ -29,6 +31,10 @@ class FlowMatchingConfig:
       condition_dropout: share of training items whose mu is zeroed.
       sigma_min: noise left at t = 1.
       schedule: "cosine" (t = 1 - cos(pi/2 u)) or "linear".
+      residual_std: how far mels are from mu, in nats: above 0 the estimator says what the velocity
+        of such mels leaves open, see `preconditioned`. The release has 0: its estimator says the
+        velocity itself.
+      mel_mean, mel_std: of mels, in nats, where there is no mu; not used with residual_std 0.
     """
 
     steps: int = 10
@@ -36,6 +42,16 @@ class FlowMatchingConfig:
     condition_dropout: float = 0.2
     sigma_min: float = 1e-6
     schedule: str = "cosine"
+    residual_std: float = 0.0
+    mel_mean: float = -4.0
+    mel_std: float = 2.3
+
+    def __post_init__(self):
+        if self.residual_std < 0 or self.mel_std <= 0:
+            raise ValueError(
+                f"flow_matching: residual_std = {self.residual_std}, mel_std = {self.mel_std}: "
+                "expected at least 0, and more than 0"
+            )
 
 
 def warp(u: jax.Array, schedule: str) -> jax.Array:
@@ -137,6 +153,41 @@ def sample(
 
     x, after = jax.lax.scan(step, noise_BTM.astype(jnp.float32), (times, deltas, past))
     return x if past is None else (x, after)
+
+
+def preconditioned(estimator: Velocity, config: FlowMatchingConfig) -> Velocity:
+    """The velocity by an estimator, with what is known of mels before anything is learnt.
+
+    Were mels normal around mu with a deviation s, the velocity at a point x_t had the mean
+    mu + (t s^2 - (1 - sigma_min) a) / r^2 (x_t - t mu) and the deviation s / r, with the noise's
+    share a = 1 - (1 - sigma_min) t and r^2 = a^2 + t^2 s^2. The estimator reads (x_t - t mu) / r
+    and the normalised mu, and says by how many such deviations the velocity differs from that mean.
+    So it starts as good as mu is, and need not pass on the noise, for which a small one is too
+    narrow. The idea is that of Karras et al. 2022 ("Elucidating the design space", section 5), to
+    whom the mean is 0. Frames whose mu is 0 have no condition: `mel_mean` and `mel_std` stand in.
+
+    With `config.residual_std` 0 it is the estimator itself.
+    """
+    if not config.residual_std:
+        return estimator
+
+    def velocity(x_BTM, mu_BTM, t_B, lengths_B, *past):
+        x_BTM, mu_BTM = x_BTM.astype(jnp.float32), mu_BTM.astype(jnp.float32)
+        t, kept = t_B.astype(jnp.float32)[:, None, None], 1 - config.sigma_min
+        known = jnp.any(mu_BTM != 0, axis=2, keepdims=True)
+        mean = jnp.where(known, mu_BTM, config.mel_mean)
+        std = jnp.where(known, config.residual_std, config.mel_std)
+        share = 1 - kept * t
+        r = jnp.sqrt(jnp.square(share) + jnp.square(t * std))
+        away = layers.zero_past(x_BTM - t * mean, lengths_B)
+        mu = jnp.where(known, (mu_BTM - config.mel_mean) / config.mel_std, 0)
+        found = estimator(away / r, mu, t_B, lengths_B, *past)
+        out, after = found if past else (found, None)
+        expected = mean + (t * jnp.square(std) - kept * share) / jnp.square(r) * away
+        v = layers.zero_past(expected + std / r * out.astype(jnp.float32), lengths_B)
+        return (v, after) if past else v
+
+    return velocity
 
 
 def guidance_copies(guidance: float) -> int:

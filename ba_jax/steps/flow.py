@@ -308,9 +308,12 @@ class FlowStage(ClipStage):
         return {"decoder": sum(sum(own) for own in errors), "decoder_mae": errors[0][0]}
 
     def _velocity(self, variables: Variables, *args: jax.Array) -> jax.Array:
-        return self.model.apply(
-            variables, *args, method=lambda model, *args: model.flow_unet(*args)
-        )
+        def estimator(*args):
+            return self.model.apply(
+                variables, *args, method=lambda model, *args: model.flow_unet(*args)
+            )
+
+        return flow_matching.preconditioned(estimator, self.config.flow_matching)(*args)
 
     def loss(
         self,

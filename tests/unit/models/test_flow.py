@@ -137,3 +137,63 @@ def test_training_pair_lies_on_the_path():
     np.testing.assert_allclose(point[0], z[0], atol=1e-6)
     np.testing.assert_allclose(point[1], mel[1], atol=1e-6)
     np.testing.assert_allclose(z + velocity, mel, atol=1e-6)
+
+
+CONDITIONED = fm.FlowMatchingConfig(residual_std=0.5, mel_mean=-3.0, mel_std=2.0)
+
+
+def silent(x_BTM, mu_BTM, t_B, lengths_B, *past):
+    """An estimator that has learnt nothing."""
+    return (jnp.zeros_like(x_BTM), *past) if past else jnp.zeros_like(x_BTM)
+
+
+def test_a_preconditioned_flow_starts_at_mels_around_mu():
+    """It carries noise to mu + s z: exactly, but for Euler's steps."""
+    z, mu = noise(2, 5, 80), noise(2, 5, 80, seed=1)
+    mu[1, 3] = 0  # a frame without a condition
+    velocity = fm.preconditioned(silent, CONDITIONED)
+    lengths = np.array([5, 4], np.int32)
+    mel = np.asarray(fm.sample(velocity, mu, lengths, z, steps=400, guidance=0))
+    np.testing.assert_allclose(mel[0], mu[0] + 0.5 * z[0], atol=0.02)
+    np.testing.assert_allclose(mel[1, 3], -3 + 2 * z[1, 3], atol=0.05)
+    np.testing.assert_array_equal(mel[1, 4], z[1, 4])  # padding stays
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.9])
+def test_what_is_left_to_the_estimator_has_one_scale(t):
+    """Over mels that are normal around mu: what it reads, and the best it can say, are of 1."""
+    mu = np.full((1, 4000, 80), -5, np.float32)
+    z, own = noise(*mu.shape), noise(*mu.shape, seed=1)
+    mel = mu + 0.5 * own
+    times, lengths = np.array([t], np.float32), np.array([4000], np.int32)
+    point, target = fm.training_pair(mel, z, times, CONDITIONED.sigma_min)
+    seen = {}
+
+    def estimator(x_BTM, mu_BTM, *rest):
+        seen.update(x=x_BTM, mu=mu_BTM)
+        return jnp.zeros_like(x_BTM)
+
+    left = target - fm.preconditioned(estimator, CONDITIONED)(point, mu, times, lengths)
+    ones = fm.preconditioned(lambda x, *rest: jnp.ones_like(x), CONDITIONED)
+    scale = ones(point, mu, times, lengths) - (target - left)
+    assert abs(float(jnp.std(seen["x"])) - 1) < 0.01
+    assert abs(float(jnp.std(left / scale)) - 1) < 0.01
+    # the mean given the point is out already
+    assert abs(float(jnp.mean(left * seen["x"]))) < 0.01
+    np.testing.assert_allclose(seen["mu"], (-5 + 3) / 2, atol=1e-6)
+
+
+def test_without_a_deviation_the_estimator_is_the_velocity():
+    assert fm.preconditioned(silent, fm.FlowMatchingConfig()) is silent
+    with pytest.raises(ValueError, match=r"residual_std = -1, mel_std = 2.3"):
+        fm.FlowMatchingConfig(residual_std=-1)
+
+
+def test_preconditioning_minds_no_padding_and_passes_on_what_is_remembered():
+    x, mu, lengths = noise(1, 6, 80), noise(1, 6, 80, seed=1), np.array([4], np.int32)
+    velocity = fm.preconditioned(silent, CONDITIONED)
+    want, past = velocity(x, mu, np.array([0.4], np.float32), lengths, "past")
+    assert past == "past" and not np.any(want[:, 4:]) and np.all(want[:, :4] != 0)
+    x[:, 4:], mu[:, 4:] = np.nan, np.nan
+    got = velocity(x, mu, np.array([0.4], np.float32), lengths)
+    np.testing.assert_array_equal(got, want)
