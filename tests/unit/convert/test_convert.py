@@ -169,7 +169,7 @@ def test_import_with_dtype_and_its_export(tmp_path):
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in got.tensors.values())
 
 
-def test_model_without_recorded_layout_is_sharded(imported, tmp_path):
+def test_model_without_recorded_layout_is_sharded(imported, tmp_path, capsys):
     scratch, again = tmp_path / "scratch", tmp_path / "again"
     shutil.copytree(imported, scratch)
     shutil.rmtree(scratch / "source")
@@ -185,6 +185,13 @@ def test_model_without_recorded_layout_is_sharded(imported, tmp_path):
     assert transformed.keys() == arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(transformed[name], array)
+    # A flow that the release's code would take for another is exported, and said to be one.
+    assert "residual_std" not in capsys.readouterr().out
+    values = json.loads((scratch / "config.json").read_text())
+    values["flow_matching_config"]["cfm_params"]["residual_std"] = 0.7
+    (scratch / "config.json").write_text(json.dumps(values))
+    assert run("export", "--checkpoint", scratch, "--out", tmp_path / "other", *limit) == 0
+    assert "residual_std = 0.7: the release's code does not know it" in capsys.readouterr().out
 
 
 def test_vision_is_left_out_and_restored_from_the_base(tmp_path):

@@ -265,6 +265,32 @@ def test_the_unet_hears_nothing_of_a_dropped_condition(variables, arrays, gradie
     assert norm(grads) == 0
 
 
+def test_a_preconditioned_stage_evaluates_what_its_model_samples(variables, arrays):
+    """With a U-Net that says nothing samples lie at mu, by the stage and by the assembly."""
+    flow = FlowMatchingConfig(residual_std=0.01, guidance=0.0)
+    config = dataclasses.replace(CONFIG, flow_matching=flow)
+    stage = FlowStage(config, FlowSettings(eval_steps=8, eval_times=1))
+    params = variables["params"]
+    out = jax.tree.map(np.zeros_like, params["flow_unet"]["out"])
+    silent = {**params, "flow_unet": {**params["flow_unet"], "out": out}}
+    silent = {**variables, "params": silent}
+
+    def sampled(model, *args):
+        hidden, lengths = features(model, *args)
+        mu, _ = model.flow_prenet(hidden, lengths)
+        return mu, model.flow_decode(hidden, lengths, jnp.zeros_like(mu))[0]
+
+    @jax.jit
+    def both(variables, arrays):
+        heard = arrays["whisper_mel_BTM"], arrays["whisper_lengths_B"]
+        found = BaichuanAudio(config).apply(variables, *heard, method=sampled)
+        return stage.evaluate(variables, arrays, stage.totals(arrays), jax.random.key(0)), found
+
+    metrics, (mu, mel) = jax.device_get(both(silent, arrays))
+    assert metrics["mel_mae"] == pytest.approx(float(metrics["prior"]), rel=0.02)
+    np.testing.assert_allclose(mel[0], mu[0], atol=1e-3)
+
+
 def test_evaluation_is_deterministic(variables, arrays, evaluate):
     first = evaluate(variables, arrays, jax.random.key(0))
     assert set(first) == {"loss", "prior", "cfm", "mel_mae"}
