@@ -84,17 +84,14 @@ def load(
 
 
 def load_to_generate(
-    config: BaichuanAudioConfig,
-    sources: Mapping[str, str],
-    mesh: Mesh | None = None,
-    dtype: layers.Dtype | None = None,
+    config: BaichuanAudioConfig, sources: Mapping[str, str], mesh: Mesh | None = None
 ) -> dict[str, Any]:
     """As `load`; on a single CPU device the language model's layers come apart, see `layers_apart`.
 
     Raises:
       CheckpointError, ShardingError: see `load`.
     """
-    variables = load(config, sources, mesh, dtype)
+    variables = load(config, sources, mesh)
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     if "llm" in sources and device.platform == "cpu" and (mesh is None or mesh.size == 1):
         variables["params"]["llm"] = layers_apart(variables["params"]["llm"])
