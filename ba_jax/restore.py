@@ -19,9 +19,8 @@ from ba_jax.checkpoint import (
     unflatten,
 )
 from ba_jax.config import ConfigError
-from ba_jax.models import layers
+from ba_jax.models import cpu_layout, layers
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
-from ba_jax.models.llm import layers_apart
 from ba_jax.run_state import weights_folder
 
 HOSTS = ("apart", "together")
@@ -86,15 +85,15 @@ def load(
 def load_to_generate(
     config: BaichuanAudioConfig, sources: Mapping[str, str], mesh: Mesh | None = None
 ) -> dict[str, Any]:
-    """As `load`; on a single CPU device the language model's layers come apart, see `layers_apart`.
+    """As `load`; on a single CPU device weights lie as `cpu_layout` has them.
 
     Raises:
       CheckpointError, ShardingError: see `load`.
     """
     variables = load(config, sources, mesh)
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    if "llm" in sources and device.platform == "cpu" and (mesh is None or mesh.size == 1):
-        variables["params"]["llm"] = layers_apart(variables["params"]["llm"])
+    if device.platform == "cpu" and (mesh is None or mesh.size == 1):
+        cpu_layout.lay_out(variables["params"])
     return variables
 
 

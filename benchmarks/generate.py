@@ -29,10 +29,11 @@ import torch
 
 from ba_jax.config import from_mapping
 from ba_jax.convert.tables import rows_for
+from ba_jax.models import cpu_layout
 from ba_jax.models.audio_embed import AudioEmbedConfig
 from ba_jax.models.audio_head import AudioHeadConfig
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-from ba_jax.models.llm import LLMConfig, layers_apart
+from ba_jax.models.llm import LLMConfig
 from ba_jax.sampling.alternate import Alternation, Stops
 from ba_jax.sampling.logits import GREEDY
 from ba_jax.sampling.loop import Generator
@@ -192,7 +193,7 @@ class Sides:
             audio_pad=TOKENS.audio_pad,
         ).load(torch_weights(self.variables, rows_for(self.config)))
         # As `restore.load_to_generate` leaves them on a CPU.
-        params["llm"] = layers_apart(params["llm"])
+        cpu_layout.lay_out(params)
         random = np.random.default_rng(1)
         ids = random.integers(special, sizes.llm.vocab_size, (ROWS, sizes.prompt))
         self.ids_BL = ids.astype(np.int32)

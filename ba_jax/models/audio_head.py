@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from ba_jax.models import layers
+from ba_jax.models.cpu_layout import Dense
 from ba_jax.sharding import constrain
 
 
@@ -61,14 +62,14 @@ class AudioHeadLayer(nn.Module):
         c = self.config
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.attention_norm = layers.rms_norm(None, 1e-6, **dtypes)
-        self.query = nn.Dense(c.width, **dtypes)
-        self.key = nn.Dense(c.width, **dtypes)
-        self.value = nn.Dense(c.width, **dtypes)
-        self.out = nn.Dense(c.width, **dtypes)
+        self.query = Dense(c.width, **dtypes)
+        self.key = Dense(c.width, **dtypes)
+        self.value = Dense(c.width, **dtypes)
+        self.out = Dense(c.width, **dtypes)
         self.ffn_norm = layers.rms_norm(None, 1e-6, **dtypes)
         wide, narrow = 2 * c.width, c.width
-        self.ffn_in = [nn.Dense(wide, use_bias=False, **dtypes) for _ in range(c.depth)]
-        self.ffn_out = [nn.Dense(narrow, use_bias=False, **dtypes) for _ in range(c.depth)]
+        self.ffn_in = [Dense(wide, use_bias=False, **dtypes) for _ in range(c.depth)]
+        self.ffn_out = [Dense(narrow, use_bias=False, **dtypes) for _ in range(c.depth)]
         self.variable("buffers", "ffn_in_bias", jnp.zeros, (wide,), self.param_dtype)
         self.variable("buffers", "ffn_out_bias", jnp.zeros, (narrow,), self.param_dtype)
 
@@ -123,7 +124,7 @@ class AudioHead(nn.Module):
             layer = nn.remat(layer, policy=policy, methods=["__call__"])
         self.layers = [layer(c, **dtypes) for _ in range(c.layers)]
         self.norm = layers.rms_norm(None, 1e-6, **dtypes)
-        self.classifiers = [nn.Dense(size + 1, **dtypes) for size in c.codebook_sizes]
+        self.classifiers = [Dense(size + 1, **dtypes) for size in c.codebook_sizes]
 
     def __call__(
         self, hidden_XD: jax.Array, embeddings_XQD: jax.Array, depths: int | None = None

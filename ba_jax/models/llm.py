@@ -8,14 +8,14 @@ table), so that each can be sharded over its heads.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ba_jax.models import layers, lora
+from ba_jax.models import cpu_layout, layers, lora
 from ba_jax.models.packed_attention import packed_attention
 from ba_jax.sharding import constrain
 
@@ -141,7 +141,7 @@ class LLMLayer(nn.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
         def dense(name: str, y: jax.Array, features: int, use_bias: bool = False) -> jax.Array:
-            product = nn.Dense(features, use_bias=use_bias, name=name, **dtypes)(y)
+            product = cpu_layout.Dense(features, use_bias=use_bias, name=name, **dtypes)(y)
             if c.lora_rank and name in c.lora_targets:
                 product = product + lora.adapt(self, c, name, y, features)
             return product
@@ -187,28 +187,10 @@ class LLMLayer(nn.Module):
         return (x_BLD, cache), None
 
 
-def layers_apart(params: dict[str, Any]) -> dict[str, Any]:
-    """The LLM's params with each layer by itself, "layers_0" and so on, instead of stacked.
-
-    A step of generation on a CPU does little else than read weights, and XLA:CPU copies a layer's
-    out of the stack first whenever a scan comes to it. The stack is taken out of `params` and let
-    go of leaf by leaf, so that memory does not hold it twice.
-    """
-    found = {name: tree for name, tree in params.items() if name != "layers"}
-    leaves, treedef = jax.tree.flatten(params.pop("layers"))
-    slices = []
-    for i in range(len(leaves)):
-        slices.append(list(leaves[i]))
-        leaves[i] = None
-    for index, own in enumerate(zip(*slices, strict=True)):
-        found[f"layers_{index}"] = jax.tree.unflatten(treedef, own)
-    return found
-
-
 class LLM(nn.Module):
     """Embedding, layers, final norm, output layer; each callable on its own.
 
-    Variables hold the layers stacked, to be scanned, or each by itself, see `layers_apart`.
+    Variables hold the layers stacked, to be scanned, or as `cpu_layout` lays them out.
     `attention` is of packed rows without a cache, see `packed_attention`.
     """
 
@@ -248,11 +230,11 @@ class LLM(nn.Module):
     def logits(self, hidden_XD: jax.Array) -> jax.Array:
         """Text logits (..., V), float32, from normed hidden states."""
         table = self.embedding if self.config.tied_embeddings else self.lm_head
+        hidden_XD, table_VD = hidden_XD.astype(self.dtype), table.astype(self.dtype)
+        if self.apart:
+            return cpu_layout.product(table_VD, hidden_XD, jnp.float32)
         logits = jnp.einsum(
-            "...d,vd->...v",
-            hidden_XD.astype(self.dtype),
-            table.astype(self.dtype),
-            preferred_element_type=jnp.float32,
+            "...d,vd->...v", hidden_XD, table_VD, preferred_element_type=jnp.float32
         )
         return constrain(logits, "batch", *("length",) * (logits.ndim - 2), "vocab")
 

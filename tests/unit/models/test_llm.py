@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ba_jax.models import cpu_layout
 from ba_jax.models.baichuan_audio import BaichuanAudio
-from ba_jax.models.llm import LLM, LLMConfig, init_cache, layers_apart
+from ba_jax.models.llm import LLM, LLMConfig, init_cache
 
 
 def ids_of(batch: int, length: int, seed: int = 0) -> np.ndarray:
@@ -24,8 +25,9 @@ def step(config, variables):
     """One jitted call into the cache for each model and chunk shape; counts its compilations."""
     functions = {}
     params = variables["params"]
-    llm = layers_apart(dict(params["llm"]))
-    apart = {**variables, "params": {**params, "llm": llm}}
+    own = {"llm": jax.tree.map(jnp.asarray, params["llm"])}
+    cpu_layout.lay_out(own)
+    apart = {**variables, "params": {**params, **own}}
 
     def call(ids, codes, segments, cache, model=None, fresh=False, layers="stacked"):
         model = model or BaichuanAudio(config)
@@ -36,14 +38,14 @@ def step(config, variables):
                     v, a[0], a[1], None, a[2], a[3], fresh=fresh, method="hidden"
                 )
             )
-        held = apart if layers == "apart" else variables
+        held = apart if layers == "laid out" else variables
         return functions[key](held, ids, codes, segments, cache)
 
     call.functions = functions
     return call
 
 
-@pytest.mark.parametrize("layers", ["scanned", "unrolled", "apart"])
+@pytest.mark.parametrize("layers", ["scanned", "unrolled", "laid out"])
 @pytest.mark.parametrize("fresh", [True, False])
 def test_cached_decoding_equals_the_full_pass(run, config, step, layers, fresh):
     """Rows of different lengths, text and audio mixed: prefill, then one token at a time."""
@@ -71,18 +73,6 @@ def test_cached_decoding_equals_the_full_pass(run, config, step, layers, fresh):
             layers=layers,
         )
         np.testing.assert_allclose(hidden[:, 0], np.asarray(want)[rows, at], atol=2e-5)
-
-
-def test_layers_apart_are_those_of_the_stack(config, variables):
-    stacked = variables["params"]["llm"]
-    given = dict(stacked)
-    apart = layers_apart(given)
-    assert "layers" not in given
-    names = {f"layers_{i}" for i in range(config.llm.layers)}
-    assert set(apart) == set(stacked) - {"layers"} | names
-    for i in range(config.llm.layers):
-        want = jax.tree.map(lambda leaf, i=i: leaf[i], stacked["layers"])
-        assert jax.tree.all(jax.tree.map(np.array_equal, apart[f"layers_{i}"], want))
 
 
 def test_rows_that_pause_keep_their_place(config, step, run):

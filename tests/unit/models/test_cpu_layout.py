@@ -1,0 +1,91 @@
+"""The layout for generation on one CPU: the same values, the same results."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ba_jax.models import cpu_layout
+from ba_jax.models.baichuan_audio import BaichuanAudio
+
+
+@pytest.fixture(scope="module")
+def laid_out(variables):
+    params = jax.tree.map(jnp.asarray, variables["params"])
+    cpu_layout.lay_out(params)
+    return {**variables, "params": params}
+
+
+def test_values_are_those_of_before(config, variables, laid_out):
+    before, after = variables["params"], laid_out["params"]
+    assert set(after) == set(before)
+    stacked = before["llm"]["layers"]
+    names = {f"layers_{i}" for i in range(config.llm.layers)}
+    assert set(after["llm"]) == set(before["llm"]) - {"layers"} | names
+    for i in range(config.llm.layers):
+        for name, dense in after["llm"][f"layers_{i}"].items():
+            assert set(dense) == {{"kernel": "kernel_OI"}.get(n, n) for n in stacked[name]}
+            for leaf in stacked[name]:
+                want = stacked[name][leaf][i]
+                got = dense["kernel_OI"].T if leaf == "kernel" else dense[leaf]
+                np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(
+        after["audio_head"]["classifiers_0"]["kernel_OI"].T,
+        before["audio_head"]["classifiers_0"]["kernel"],
+    )
+    for name in set(before) - {"llm", "audio_head"}:
+        assert jax.tree.all(jax.tree.map(np.array_equal, after[name], before[name]))
+
+
+def test_what_is_not_there_is_not_asked_for():
+    params = {"audio_embed": {"kernel": jnp.ones((2, 3))}}
+    cpu_layout.lay_out(params)
+    assert set(params["audio_embed"]) == {"kernel"}
+
+
+def test_logits_are_those_of_before(config, variables, laid_out):
+    """Of text, any rank of hidden states, and of a frame's codes, teacher-forced and chosen."""
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(3, config.llm.width)).astype(np.float32)
+    codes = rng.integers(0, 8, (3, config.audio_head.depth)).astype(np.int32)
+    model = BaichuanAudio(config)
+
+    def both(method, *args, **static):
+        return [model.apply(v, *args, method=method, **static) for v in (variables, laid_out)]
+
+    for given in (hidden, hidden[:, None], hidden[0]):
+        want, got = both("text_logits", given)
+        assert got.shape == want.shape and got.dtype == jnp.float32
+        np.testing.assert_allclose(got, want, atol=1e-5)
+    for want, got in zip(*both("audio_logits", hidden, codes), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+    def choose(q, logits):
+        return jnp.argmax(logits, axis=-1)
+
+    want, got = both("generate_frame", hidden, choose=choose)
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dense_is_linens(dtype):
+    x = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
+    options = {"dtype": dtype, "param_dtype": jnp.float32}
+    theirs = nn.Dense(6, **options)
+    variables = theirs.init(jax.random.key(0), x)
+    ours = cpu_layout.Dense(6, **options)
+    made = ours.init(jax.random.key(0), x)
+    assert jax.tree.all(jax.tree.map(np.array_equal, made, variables))
+    want = theirs.apply(variables, x)
+    assert want.dtype == dtype
+    np.testing.assert_array_equal(ours.apply(variables, x), want)
+    params = variables["params"]
+    turned = {"kernel_OI": params["kernel"].T, "bias": params["bias"]}
+    got = ours.apply({"params": turned}, x)
+    assert got.dtype == dtype
+    np.testing.assert_allclose(
+        np.float32(got), np.float32(want), atol=1e-6 if dtype == jnp.float32 else 2e-2
+    )
