@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,10 +20,10 @@ from ba_jax.checkpoint import (
     load_variables,
     unflatten,
 )
-from ba_jax.config import ConfigError
+from ba_jax.config import ConfigError, from_mapping, to_mapping
 from ba_jax.models import cpu_layout, layers
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
-from ba_jax.run_state import weights_folder
+from ba_jax.run_state import CONFIG_FILE, FOLDER, weights_folder
 
 HOSTS = ("apart", "together")
 """How several hosts share a run: each its items on a mesh of its own, or all on one mesh."""
@@ -34,7 +36,8 @@ def find(
 
     Raises:
       CheckpointError: no checkpoint, or none that holds a component.
-      ConfigError: a component that the model's config leaves out.
+      ConfigError: a component that the model's config leaves out, or that a run trained with other
+        settings than the config's; shapes do not tell them all.
     """
     absent = [name for name in components if getattr(config, name) is None]
     if absent:
@@ -49,7 +52,34 @@ def find(
                 f"{', '.join(checkpoints)}: none holds {name}, expected one that does"
             )
         sources[name] = str(found[-1])
+        _check_settings(found[-1], config, name)
     return sources
+
+
+def _check_settings(folder: Path, config: BaichuanAudioConfig, component: str) -> None:
+    """Raises ConfigError where the run that trained a component says other settings of it.
+
+    A folder without a run's config (converted weights, a checkpoint that was moved) passes.
+    """
+    checkpoints = folder.parent.parent
+    path = checkpoints.parent / CONFIG_FILE
+    if checkpoints.name != FOLDER or not path.is_file():
+        return
+    model = json.loads(path.read_text())["model"]
+    trained = from_mapping(BaichuanAudioConfig, model, f"{path}: model")
+    pairs = {component: [to_mapping(getattr(c, component)) for c in (trained, config)]}
+    if component == "flow_unet":  # what it learnt to say; the rest may be chosen when sampling
+        pairs["flow_matching"] = [
+            {key: getattr(c.flow_matching, key) for key in ("residual_std", "mel_mean", "mel_std")}
+            for c in (trained, config)
+        ]
+    for section, (was, now) in pairs.items():
+        for key in was:
+            if was[key] != now[key]:
+                raise ConfigError(
+                    f"{path}: trained with {section}.{key} = {was[key]!r}, but the config has "
+                    f"{now[key]!r}; give --config.model.{section}.{key}={was[key]!r}"
+                )
 
 
 def load(

@@ -30,6 +30,7 @@ from ba_jax import checkpoint, checksums
 from ba_jax.checkpoint import CheckpointError
 
 FOLDER = "checkpoints"
+CONFIG_FILE = "config.json"
 DAMAGED = "damaged"
 _METRICS = "metrics"  # Orbax's own name
 _MESSAGE_BYTES = 1024

@@ -61,7 +61,7 @@ from ba_jax.metrics.writers import ProgressBar, Writers
 from ba_jax.program import Program
 from ba_jax.restore import use_compilation_cache
 from ba_jax.run_config import RunConfig, TrainSettings, parse_config
-from ba_jax.run_state import Checkpoints, complete_steps
+from ba_jax.run_state import CONFIG_FILE, Checkpoints, complete_steps
 from ba_jax.steps import start
 from ba_jax.steps.base import Stage
 from ba_jax.steps.update import TrainState
@@ -509,7 +509,7 @@ def _log_counts(program: Program) -> None:
 def _write_config(workdir: Path, config: RunConfig) -> None:
     if jax.process_index() == 0:
         text = json.dumps(to_mapping(config), indent=1, ensure_ascii=False, default=str)
-        write_whole(workdir / "config.json", text + "\n")
+        write_whole(workdir / CONFIG_FILE, text + "\n")
 
 
 def _quieten() -> None:

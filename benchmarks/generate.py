@@ -192,6 +192,7 @@ class Sides:
             head_layers=sizes.head_layers,
             audio_pad=TOKENS.audio_pad,
         ).load(torch_weights(self.variables, rows_for(self.config)))
+        self.as_trained = jax.tree.map(lambda leaf: leaf, self.variables)
         # As `restore.load_to_generate` leaves them on a CPU.
         cpu_layout.lay_out(params)
         random = np.random.default_rng(1)
@@ -199,11 +200,11 @@ class Sides:
         self.ids_BL = ids.astype(np.int32)
         self.codes_LQ = np.zeros((sizes.prompt, len(sizes.codebooks)), np.int32)
 
-    def generator(self, rows: int, **options) -> Generator:
+    def generator(self, rows: int, as_trained: bool = False, **options) -> Generator:
         vocab = self.sizes.llm.vocab_size
         return Generator(
             self.config,
-            self.variables,
+            self.as_trained if as_trained else self.variables,
             eos_id=EOS,
             writable_V=np.ones(vocab, bool),
             rows=rows,
@@ -230,10 +231,18 @@ class Sides:
         return Conversation(self.torch, ids_L, torch.from_numpy(self.codes_LQ).long())
 
 
-def loops(sides: Sides) -> Iterator[Case]:
-    """Text, then frames: the reference, ours, and ours with eight requests at once."""
+def loops(sides: Sides, stacked: bool = False) -> Iterator[Case]:
+    """Text, then frames: the reference, ours, and ours with eight requests at once.
+
+    Args:
+      sides: both.
+      stacked: also ours with the weights as training has them, see `cpu_layout`.
+    """
     sizes = sides.sizes
     one, eight = sides.generator(1), sides.generator(ROWS)
+    layouts = {}
+    if stacked:
+        layouts = {n: sides.generator(n, as_trained=True) for n in (1, ROWS)}
     for unit, amount, speaks in (("ids", sizes.text, False), ("frames", sizes.frames, True)):
         first, several = sides.prompts(1, speaks), sides.prompts(ROWS, speaks)
 
@@ -248,13 +257,23 @@ def loops(sides: Sides) -> Iterator[Case]:
 
         theirs, name = on_torch(reference), "text ids" if unit == "ids" else "frames"
         expected = theirs()
-        apart = [difference(given(g(p)), expected) for g, p in ((one, first), (eight, several))]
+        pairs = [(one, first), (eight, several)]
+        candidates = {
+            "torch": theirs,
+            "ours": lambda first=first: one(first),
+            f"ours, {ROWS} at once": lambda several=several: eight(several),
+        }
+        extra = []
+        for rows, generator in layouts.items():
+            prompts, was = first if rows == 1 else several, f"stacked, {rows}"
+            pairs.append((generator, prompts))
+            candidates[was] = lambda g=generator, p=prompts: g(p)
+            label = f"{name}, {'one request' if rows == 1 else f'{rows} at once'}: stacked weights"
+            new = "ours" if rows == 1 else f"ours, {ROWS} at once"
+            extra.append(Row(f"{label} / laid out", was, new, rows * amount, rows * amount, unit))
+        apart = [difference(given(g(p)), expected) for g, p in pairs]
         yield Case(
-            {
-                "torch": theirs,
-                "ours": lambda first=first: one(first),
-                f"ours, {ROWS} at once": lambda several=several: eight(several),
-            },
+            candidates,
             [
                 Row(
                     f"{name}, one request",
@@ -282,6 +301,7 @@ def loops(sides: Sides) -> Iterator[Case]:
                     ROWS * amount,
                     unit,
                 ),
+                *extra,
             ],
             max(apart),
         )
@@ -427,6 +447,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default="nano",
         help="what makes sound of codes before first audio counts as heard, on both sides",
     )
+    parser.add_argument(
+        "--stacked", action="store_true", help="also time the layout of training on this CPU"
+    )
     cpus = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=int, default=min(2, cpus), help="CPUs, for both sides")
     parser.add_argument("--json", type=pathlib.Path, help="also write the numbers there")
@@ -440,7 +463,7 @@ def run(options: argparse.Namespace) -> Iterator[dict]:
     """Rows, one case after another."""
     sizes = SIZES[options.size]
     sides = Sides(sizes)
-    for case in loops(sides):
+    for case in loops(sides, options.stacked):
         yield from measure(case, sizes, options.seconds)
     synthesis = nano_synthesis(sizes) if options.synthesis == "nano" else None
     yield from measure(first_audio(sides, synthesis), sizes, options.seconds)

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ import pytest
 from ba_jax import sharding
 from ba_jax.audio.io import write_audio
 from ba_jax.checkpoint import CheckpointError, save_variables
-from ba_jax.config import from_mapping
+from ba_jax.config import ConfigError, from_mapping, to_mapping
 from ba_jax.data.record import Part, Record, RecordError, shard_name, write_metadata, write_shard
 from ba_jax.evals import judge as judge_lib
 from ba_jax.evals.base import Bench
@@ -69,6 +70,30 @@ def test_a_component_comes_from_the_last_checkpoint_that_holds_it(tiny, checkpoi
     other = {**tiny["model"], "llm": {**tiny["model"]["llm"], "layers": 3}}
     with pytest.raises(CheckpointError, match="misshapen params/llm"):
         load(from_mapping(BaichuanAudioConfig, other), {"llm": sources["llm"]})
+
+
+def test_settings_that_shapes_do_not_tell_are_those_of_the_run(tiny, checkpoints, tmp_path):
+    """An LLM or a flow with other constants than it was trained with gives noise, not an error."""
+    sizes = from_mapping(BaichuanAudioConfig, tiny["model"])
+    for component, source, section, key, trained in (
+        ("llm", checkpoints[1], "llm", "rope_theta", 5e5),
+        ("flow_unet", checkpoints[0], "flow_matching", "residual_std", 0.7),
+    ):
+        run = tmp_path / component
+        shutil.copytree(source, run / "checkpoints" / "5" / "weights")
+        model = to_mapping(sizes)
+        written = run / "config.json"
+        model["flow_matching"]["steps"] = 4  # may be chosen when sampling
+        written.write_text(json.dumps({"model": model}))
+        assert find([str(run)], sizes, (component,))
+        model[section][key] = trained
+        written.write_text(json.dumps({"model": model}))
+        message = f"trained with {section}.{key} = {trained}, .*--config.model.{section}.{key}="
+        with pytest.raises(ConfigError, match=message):
+            find([str(run)], sizes, (component,))
+        assert find([str(run)], from_mapping(BaichuanAudioConfig, model), (component,))
+        written.unlink()
+        assert find([str(run)], sizes, (component,))
 
 
 def test_layers_come_apart_on_one_cpu(tiny, checkpoints):
