@@ -59,6 +59,7 @@ def test_generation_is_compared_and_agrees(tmp_path):
     """On one CPU: it starts itself anew there, and torch's threads do not wait for each other."""
     out = tmp_path / "numbers.json"
     options = ["--size", "toy", "--seconds", "0", "--synthesis", "none", "--threads", "1"]
+    options.append("--stacked")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.generate", *options, "--json", str(out)],
         cwd=components.pathlib.Path(components.__file__).parents[1],
@@ -67,7 +68,7 @@ def test_generation_is_compared_and_agrees(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads(out.read_text())["rows"]
-    assert [row["unit"] for row in rows] == ["ids"] * 3 + ["frames"] * 3 + ["s"]
+    assert [row["unit"] for row in rows] == ["ids"] * 5 + ["frames"] * 5 + ["s"]
     for row in rows:
         assert row["what"] in done.stdout
         assert row["baseline_seconds"] > 0 and row["our_seconds"] > 0 and row["ratio"] > 0
