@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ba_jax.checkpoint import (
     load_variables,
     unflatten,
 )
-from ba_jax.config import ConfigError, from_mapping, to_mapping
+from ba_jax.config import ConfigError, from_mapping
 from ba_jax.models import cpu_layout, layers
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
 from ba_jax.run_state import CONFIG_FILE, FOLDER, weights_folder
@@ -52,12 +53,20 @@ def find(
                 f"{', '.join(checkpoints)}: none holds {name}, expected one that does"
             )
         sources[name] = str(found[-1])
-        _check_settings(found[-1], config, name)
+    for folder, own in _by_folder(sources).items():
+        _check_settings(Path(folder), config, own)
     return sources
 
 
-def _check_settings(folder: Path, config: BaichuanAudioConfig, component: str) -> None:
-    """Raises ConfigError where the run that trained a component says other settings of it.
+def _by_folder(sources: Mapping[str, str]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for name, folder in sources.items():
+        names.setdefault(folder, []).append(name)
+    return names
+
+
+def _check_settings(folder: Path, config: BaichuanAudioConfig, components: Sequence[str]) -> None:
+    """Raises ConfigError where the run that trained components says other settings of them.
 
     A folder without a run's config (converted weights, a checkpoint that was moved) passes.
     """
@@ -65,21 +74,21 @@ def _check_settings(folder: Path, config: BaichuanAudioConfig, component: str) -
     path = checkpoints.parent / CONFIG_FILE
     if checkpoints.name != FOLDER or not path.is_file():
         return
-    model = json.loads(path.read_text())["model"]
+    try:
+        model = json.loads(path.read_text())["model"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: damaged, expected the config of a run ({error!r})") from error
     trained = from_mapping(BaichuanAudioConfig, model, f"{path}: model")
-    pairs = {component: [to_mapping(getattr(c, component)) for c in (trained, config)]}
-    if component == "flow_unet":  # what it learnt to say; the rest may be chosen when sampling
-        pairs["flow_matching"] = [
-            {key: getattr(c.flow_matching, key) for key in ("residual_std", "mel_mean", "mel_std")}
-            for c in (trained, config)
-        ]
-    for section, (was, now) in pairs.items():
-        for key in was:
-            if was[key] != now[key]:
-                raise ConfigError(
-                    f"{path}: trained with {section}.{key} = {was[key]!r}, but the config has "
-                    f"{now[key]!r}; give --config.model.{section}.{key}={was[key]!r}"
-                )
+    checked = [(name, field.name) for name in components for field in fields(getattr(config, name))]
+    if "flow_unet" in components:  # what it learnt to say; the rest may be chosen when sampling
+        checked += [("flow_matching", key) for key in ("residual_std", "mel_mean", "mel_std")]
+    for section, key in checked:
+        was, now = (getattr(getattr(c, section), key) for c in (trained, config))
+        if was != now:
+            raise ConfigError(
+                f"{path}: trained with {section}.{key} = {was!r}, but the config has {now!r}; "
+                f"give --config.model.{section}.{key}={was!r}"
+            )
 
 
 def load(
@@ -100,8 +109,7 @@ def load(
       ShardingError: a parameter that no rule places.
     """
     variables: dict[str, Any] = {}
-    for folder in dict.fromkeys(sources.values()):
-        own = [name for name, source in sources.items() if source == folder]
+    for folder, own in _by_folder(sources).items():
         shapes = variable_shapes(config.only(*own))
         placed = None
         if mesh is not None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import pathlib
 import sys
@@ -162,9 +163,12 @@ class Case:
 
 
 class Sides:
-    """The same weights on both sides, and the requests."""
+    """The same weights on both sides, and the requests.
 
-    def __init__(self, sizes: Sizes):
+    `as_trained` are ours as training lays them out, None unless `stacked` asks for them.
+    """
+
+    def __init__(self, sizes: Sizes, stacked: bool = False):
         self.sizes = sizes
         width = sizes.llm.width
         self.config = BaichuanAudioConfig(
@@ -192,7 +196,7 @@ class Sides:
             head_layers=sizes.head_layers,
             audio_pad=TOKENS.audio_pad,
         ).load(torch_weights(self.variables, rows_for(self.config)))
-        self.as_trained = jax.tree.map(lambda leaf: leaf, self.variables)
+        self.as_trained = jax.tree.map(lambda leaf: leaf, self.variables) if stacked else None
         # As `restore.load_to_generate` leaves them on a CPU.
         cpu_layout.lay_out(params)
         random = np.random.default_rng(1)
@@ -231,20 +235,21 @@ class Sides:
         return Conversation(self.torch, ids_L, torch.from_numpy(self.codes_LQ).long())
 
 
-def loops(sides: Sides, stacked: bool = False) -> Iterator[Case]:
+def loops(sides: Sides) -> Iterator[Case]:
     """Text, then frames: the reference, ours, and ours with eight requests at once.
 
-    Args:
-      sides: both.
-      stacked: also ours with the weights as training has them, see `cpu_layout`.
+    With weights as training lays them out (`Sides.as_trained`), ours with those as well.
     """
     sizes = sides.sizes
-    one, eight = sides.generator(1), sides.generator(ROWS)
-    layouts = {}
-    if stacked:
-        layouts = {n: sides.generator(n, as_trained=True) for n in (1, ROWS)}
+    one, eight = "ours", f"ours, {ROWS} at once"
+    generators = {one: (1, sides.generator(1)), eight: (ROWS, sides.generator(ROWS))}
+    layouts = []
+    if sides.as_trained is not None:
+        for words, new in (("one request", one), (f"{ROWS} at once", eight)):
+            rows = generators[new][0]
+            generators[f"{new}, stacked"] = rows, sides.generator(rows, as_trained=True)
+            layouts.append((f"{words}: stacked weights / laid out", new, rows))
     for unit, amount, speaks in (("ids", sizes.text, False), ("frames", sizes.frames, True)):
-        first, several = sides.prompts(1, speaks), sides.prompts(ROWS, speaks)
 
         def reference(speaks: bool = speaks, amount: int = amount) -> np.ndarray:
             conversation = sides.conversation()
@@ -256,52 +261,31 @@ def loops(sides: Sides, stacked: bool = False) -> Iterator[Case]:
             return made[0].codes_NQ if speaks else np.asarray(made[0].ids)
 
         theirs, name = on_torch(reference), "text ids" if unit == "ids" else "frames"
-        expected = theirs()
-        pairs = [(one, first), (eight, several)]
-        candidates = {
-            "torch": theirs,
-            "ours": lambda first=first: one(first),
-            f"ours, {ROWS} at once": lambda several=several: eight(several),
+        ours = {
+            key: functools.partial(generator, sides.prompts(rows, speaks))
+            for key, (rows, generator) in generators.items()
         }
-        extra = []
-        for rows, generator in layouts.items():
-            prompts, was = first if rows == 1 else several, f"stacked, {rows}"
-            pairs.append((generator, prompts))
-            candidates[was] = lambda g=generator, p=prompts: g(p)
-            label = f"{name}, {'one request' if rows == 1 else f'{rows} at once'}: stacked weights"
-            new = "ours" if rows == 1 else f"ours, {ROWS} at once"
-            extra.append(Row(f"{label} / laid out", was, new, rows * amount, rows * amount, unit))
-        apart = [difference(given(g(p)), expected) for g, p in pairs]
+        expected = theirs()
+        apart = [difference(given(call()), expected) for call in ours.values()]
+        several, aim = ROWS * amount, 5 if speaks else None
+        against = f"{name}, {ROWS} at once / reference, one by one"
         yield Case(
-            candidates,
+            {"torch": theirs, **ours},
             [
-                Row(
-                    f"{name}, one request",
-                    "torch",
-                    "ours",
-                    amount,
-                    amount,
-                    unit,
-                    5 if speaks else None,
+                Row(f"{name}, one request", "torch", one, amount, amount, unit, aim),
+                Row(f"{name}, ours: {ROWS} at once / one", one, eight, amount, several, unit, 2.5),
+                Row(against, "torch", eight, amount, several, unit),
+                *(
+                    Row(
+                        f"{name}, {words}",
+                        f"{new}, stacked",
+                        new,
+                        rows * amount,
+                        rows * amount,
+                        unit,
+                    )
+                    for words, new, rows in layouts
                 ),
-                Row(
-                    f"{name}, ours: {ROWS} at once / one",
-                    "ours",
-                    f"ours, {ROWS} at once",
-                    amount,
-                    ROWS * amount,
-                    unit,
-                    2.5,
-                ),
-                Row(
-                    f"{name}, {ROWS} at once / reference, one by one",
-                    "torch",
-                    f"ours, {ROWS} at once",
-                    amount,
-                    ROWS * amount,
-                    unit,
-                ),
-                *extra,
             ],
             max(apart),
         )
@@ -462,8 +446,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> Iterator[dict]:
     """Rows, one case after another."""
     sizes = SIZES[options.size]
-    sides = Sides(sizes)
-    for case in loops(sides, options.stacked):
+    sides = Sides(sizes, options.stacked)
+    for case in loops(sides):
         yield from measure(case, sizes, options.seconds)
     synthesis = nano_synthesis(sizes) if options.synthesis == "nano" else None
     yield from measure(first_audio(sides, synthesis), sizes, options.seconds)

@@ -92,6 +92,9 @@ def test_settings_that_shapes_do_not_tell_are_those_of_the_run(tiny, checkpoints
         with pytest.raises(ConfigError, match=message):
             find([str(run)], sizes, (component,))
         assert find([str(run)], from_mapping(BaichuanAudioConfig, model), (component,))
+        written.write_text("{")
+        with pytest.raises(ConfigError, match="config.json: damaged, expected the config of a run"):
+            find([str(run)], sizes, (component,))
         written.unlink()
         assert find([str(run)], sizes, (component,))
 
