@@ -36,7 +36,7 @@ from typing import NoReturn
 import jax
 from absl import flags
 
-from ba_jax.checkpoint import first_line
+from ba_jax.checkpoints.arrays import first_line
 
 LOST = 75
 """Exit code of a process that lost another, or waited too long: run it again (EX_TEMPFAIL)."""

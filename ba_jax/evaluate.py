@@ -62,7 +62,7 @@ def made_with(config: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str
 
     What is generated does not depend on how it is synthesised or judged.
     """
-    from ba_jax.checkpoint import METADATA_FILE
+    from ba_jax.checkpoints.arrays import METADATA_FILE
 
     stamps = {
         name: (folder, os.stat(Path(folder) / METADATA_FILE).st_mtime_ns)
@@ -129,7 +129,7 @@ def _hosts(together: bool):
     """This process among those of `jax.distributed`, with a name for this run that all agree on."""
     import jax
 
-    from ba_jax.evals.stages import Hosts
+    from ba_jax.evals.runner import Hosts
 
     if jax.process_count() == 1:
         return Hosts()
@@ -154,8 +154,8 @@ def evaluate(
       config: with `model`, `eval` and perhaps `mesh` and `hosts`, as `configs/eval.py` makes it.
       checkpoints: as on the command line; with start "judge" or "score" none is needed.
       out: folder for the results.
-      suites: names of `ba_jax.evals.suites.SUITES`.
-      start: where suites begin, see `ba_jax.evals.stages.run`.
+      suites: names of `ba_jax.evals.suites.registry.SUITES`.
+      start: where suites begin, see `ba_jax.evals.runner.run`.
 
     Returns:
       What figures.json holds; on hosts other than the first nothing.
@@ -163,18 +163,18 @@ def evaluate(
     Raises:
       ConfigError, CheckpointError, EvalError, LineError, RecordError, ShardingError: see there.
     """
+    from ba_jax.checkpoints.components import HOSTS, check_hosts, find, load_to_generate, on_mesh
     from ba_jax.config import from_mapping
-    from ba_jax.evals import stages
-    from ba_jax.evals import suites as suites_lib
+    from ba_jax.evals import runner
     from ba_jax.evals.base import Bench, EvalSettings
-    from ba_jax.evals.judge import Judge
+    from ba_jax.evals.judges.recogniser import Judge
     from ba_jax.evals.suite import EvalError
+    from ba_jax.evals.suites import registry as suites_lib
     from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-    from ba_jax.restore import HOSTS, check_hosts, find, load_to_generate, on_mesh
     from ba_jax.sharding import MeshSettings, of_the_first
 
-    if start not in stages.STARTS:
-        raise EvalError(f"stage {start!r}, expected one of {stages.STARTS[1:]}")
+    if start not in runner.STARTS:
+        raise EvalError(f"stage {start!r}, expected one of {runner.STARTS[1:]}")
     model = from_mapping(BaichuanAudioConfig, config["model"])
     settings = from_mapping(EvalSettings, config["eval"], "eval")
     mesh_settings = from_mapping(MeshSettings, config.get("mesh", {}), "mesh")
@@ -217,7 +217,7 @@ def evaluate(
                     variables = load_to_generate(model, sources, mesh)
                 bench = Bench(model, variables, settings, out, judge, progress, place, hosts.writes)
             started = time.monotonic()
-            outcome = stages.run(suites_lib.SUITES[name], bench, made[name], hosts, start)
+            outcome = runner.run(suites_lib.SUITES[name], bench, made[name], hosts, start)
             progress.close()
             seconds = round(time.monotonic() - started, 1)
             print(f"{progress.suite}: {seconds} s", flush=True)
@@ -252,7 +252,7 @@ def _tell_failed(suite: str, failed: Sequence[Mapping[str, str]], of: int) -> No
 
 def _summarise(out: Path, results: Mapping[str, dict]) -> dict[str, Any]:
     """Writes figures.json, items.jsonl, failed.jsonl, report.md and index.html of these suites."""
-    from ba_jax.evals import bootstrap
+    from ba_jax.evals.scoring import bootstrap
     from ba_jax.report import evaluation
 
     figures: dict[str, Any] = {}
@@ -301,7 +301,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """Evaluates and prints the figures."""
     from ba_jax import distributed
-    from ba_jax.restore import use_compilation_cache
+    from ba_jax.checkpoints.components import use_compilation_cache
 
     values = flags.FLAGS
     if len(argv) > 1:

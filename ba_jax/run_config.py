@@ -12,17 +12,17 @@ from typing import Any
 import jax.numpy as jnp
 
 from ba_jax import optim, sharding
+from ba_jax.checkpoints.manager import KeepSettings
 from ba_jax.config import ConfigError, from_mapping
 from ba_jax.data.loader import LoaderSettings
 from ba_jax.models import packed_attention
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.models.layers import REMAT_POLICIES
-from ba_jax.run_state import KeepSettings
-from ba_jax.steps.base import Stage
-from ba_jax.steps.flow import FlowStage
-from ba_jax.steps.lm import LMStage, TextLMStage
-from ba_jax.steps.tokenizer import TokenizerStage
-from ba_jax.steps.vocoder import VocoderStage
+from ba_jax.stages.base import Stage
+from ba_jax.stages.flow import FlowStage
+from ba_jax.stages.lm import LMStage, TextLMStage
+from ba_jax.stages.tokenizer import TokenizerStage
+from ba_jax.stages.vocoder import VocoderStage
 
 STAGES: dict[str, type[Stage]] = {
     cls.name: cls for cls in (TokenizerStage, FlowStage, VocoderStage, LMStage, TextLMStage)
@@ -41,7 +41,7 @@ class TrainSettings:
       remat: of the transformers, see `layers.REMAT_POLICIES`.
       attention: of the language model: "xla", "splash" (TPU) or "cudnn" (GPU), see
         `models.packed_attention`.
-      frozen_dtype: that frozen parameters are kept in, "float32" or "bfloat16"; the tokenizer's
+      frozen_param_dtype: that frozen parameters are kept in, "float32" or "bfloat16"; the tokenizer's
         (audio_encoder, vq_bridge) stay float32, so that its codes do.
       log_every: steps between lines of metrics.
       evaluate_every: steps between evaluations; 0: none but at the end, if there is eval_data.
@@ -66,7 +66,7 @@ class TrainSettings:
     dtype: str = "float32"
     remat: str = "none"
     attention: str = "xla"
-    frozen_dtype: str = "float32"
+    frozen_param_dtype: str = "float32"
     log_every: int = 10
     evaluate_every: int = 0
     evaluate_batches: int = 4
@@ -94,7 +94,7 @@ class TrainSettings:
         for name in ("evaluate_batches", "profile_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected at least 1")
-        for name in ("dtype", "frozen_dtype"):
+        for name in ("dtype", "frozen_param_dtype"):
             if getattr(self, name) not in DTYPES:
                 raise ValueError(f"{name} {getattr(self, name)!r}, expected one of {tuple(DTYPES)}")
         if self.attention not in packed_attention.KINDS:

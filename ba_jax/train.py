@@ -50,7 +50,9 @@ import numpy as np
 from absl import app, flags, logging
 
 from ba_jax import distributed, sharding
-from ba_jax.checkpoint import CheckpointError, first_line, flatten
+from ba_jax.checkpoints.arrays import CheckpointError, first_line, flatten
+from ba_jax.checkpoints.components import use_compilation_cache
+from ba_jax.checkpoints.manager import CONFIG_FILE, Checkpoints, complete_steps
 from ba_jax.config import ConfigError, to_mapping
 from ba_jax.data.batches import open_batches
 from ba_jax.data.hash import batch_hash, row_digests
@@ -58,14 +60,12 @@ from ba_jax.data.loader import BatchError, Loader, host_rows
 from ba_jax.files import write_whole
 from ba_jax.metrics.throughput import Throughput, peak_flops
 from ba_jax.metrics.writers import ProgressBar, Writers
-from ba_jax.program import Program
-from ba_jax.restore import use_compilation_cache
+from ba_jax.run import Losses, Signals, mark_done, report_batch
 from ba_jax.run_config import RunConfig, TrainSettings, parse_config
-from ba_jax.run_state import CONFIG_FILE, Checkpoints, complete_steps
-from ba_jax.steps import start
-from ba_jax.steps.base import Stage
-from ba_jax.steps.update import TrainState
-from ba_jax.stops import Losses, Signals, mark_done, report_batch
+from ba_jax.stages import start
+from ba_jax.stages.base import Stage
+from ba_jax.stages.update import TrainState
+from ba_jax.train_state import Program
 
 
 class TrainError(RuntimeError):

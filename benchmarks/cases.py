@@ -14,8 +14,8 @@ import transformers
 from transformers.audio_utils import mel_filter_bank
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from ba_jax import checkpoint
 from ba_jax.audio import resample, whisper_log_mel, whisper_log_mel_batch
+from ba_jax.checkpoints import arrays
 from ba_jax.convert import engine
 from ba_jax.convert.tables import audio_encoder as encoder_table
 from ba_jax.convert.tables import llm as llm_table
@@ -131,13 +131,13 @@ def our_variables(config: BaichuanAudioConfig) -> dict:
         values *= 0.02 if "bias" in name else shape[-2] ** -0.5
         return jnp.asarray(values)
 
-    shapes = checkpoint.flatten(variable_shapes(config))
-    return checkpoint.unflatten({path: draw(path, leaf.shape) for path, leaf in shapes.items()})
+    shapes = arrays.flatten(variable_shapes(config))
+    return arrays.unflatten({path: draw(path, leaf.shape) for path, leaf in shapes.items()})
 
 
 def torch_weights(variables: Mapping, rows: Sequence) -> dict[str, torch.Tensor]:
     """Our variables under the checkpoint's names, by way of the conversion tables."""
-    flat = {path: np.asarray(leaf) for path, leaf in checkpoint.flatten(variables).items()}
+    flat = {path: np.asarray(leaf) for path, leaf in arrays.flatten(variables).items()}
     weights = {}
     for name, parts in engine.expand(rows, variables).items():
         pieces = [part.backward(flat[part.target][part.index]) for part in parts]

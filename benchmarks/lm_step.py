@@ -1,11 +1,11 @@
 """The language model's step, loss and gradients, with the audio head on all frames or on some.
 
     python -m benchmarks.lm_step                       # nano, two thirds of the positions audio
-    python -m benchmarks.lm_step --settings '{"chunk": 256}' '{"chunk": 128, "head_stride": 4}'
+    python -m benchmarks.lm_step --settings '{"chunk": 256}' '{"chunk": 128, "full_head_every": 4}'
 
 Each `--settings` is what a candidate changes of the config's `stage`, JSON. A ratio is the first
 one's time over the candidate's, all interleaved in one run: above 1 it is faster. `apart` is how
-far its loss is from the first one's, which for `head_stride` is an estimate of it.
+far its loss is from the first one's, which for `full_head_every` is an estimate of it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ SETTINGS = (
     '{"chunk": 256}',
     '{"chunk": 128}',
     '{"chunk": 256, "recompute": false}',
-    '{"chunk": 128, "head_stride": 2}',
-    '{"chunk": 128, "head_stride": 4}',
-    '{"chunk": 128, "head_stride": 8}',
+    '{"chunk": 128, "full_head_every": 2}',
+    '{"chunk": 128, "full_head_every": 4}',
+    '{"chunk": 128, "full_head_every": 8}',
 )
 COLUMNS = ("stage", "step, ms", "ratio (quartiles)", "FLOPs", "apart", "others")
 LEGEND = "\nratio: the first row's time over this row's; others: share of the CPUs taken meanwhile."

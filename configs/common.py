@@ -4,7 +4,7 @@
 
 seed         of parameters and of everything drawn in a step
 model        sizes, see configs/models.py
-stage        `name` and the settings of its class in ba_jax/steps
+stage        `name` and the settings of its class in ba_jax/stages
 data         what it is trained on, see configs/mixtures.py; eval_data: what it is evaluated on
 loader       worker processes of a host, and how many batches each builds ahead
 init         component -> the WORKDIR or checkpoint that it starts from; "random"; "" is random
@@ -13,7 +13,7 @@ optimizer    AdamW; `rules` say which parameters train (`ba_jax.optim.OptimizerS
 mesh         devices along replica, fsdp, tensor, sequence; -1 takes what is left. `slices`:
              how many TPU slices (or groups of hosts) replica is laid over first
 train        steps, microbatches, precision, how often to log and evaluate, profiling. `attention`:
-             "xla", "splash" on TPUs, "cudnn" on GPUs. `frozen_dtype`: "bfloat16" halves what
+             "xla", "splash" on TPUs, "cudnn" on GPUs. `frozen_param_dtype`: "bfloat16" halves what
              frozen parameters take, but for the tokenizer's. What stops a run: a loss `spike`
              deviations above the last `spike_window`, `deadline` seconds
 checkpoint   how often, and which stay: the `last` ones (1: none to fall back on, should it be
@@ -64,7 +64,7 @@ def base(size: str, stage: str) -> ConfigDict:
                 "dtype": "float32",
                 "remat": "none",
                 "attention": "xla",
-                "frozen_dtype": "float32",
+                "frozen_param_dtype": "float32",
                 "log_every": 10,
                 "evaluate_every": 0,
                 "evaluate_batches": 4,

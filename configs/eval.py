@@ -11,7 +11,7 @@
 Change what is evaluated on with `--config.eval.dataset=DIR`, `--config.eval.split=validation`, how
 ids and codes are chosen with `--config.eval.generation.audio.temperature=0.3`. What is longer than
 `generation.lengths` and `generation.max_frames` allow fails and counts as wrong; more room costs
-time on every step. A dataset that `ba_jax.data.prepare` made, LibriSpeech say:
+time on every step. A dataset that `ba_jax.corpora` made, LibriSpeech say:
 
     --config.eval.dataset=DIR --config.eval.split=test_clean '--config.eval.sources=()' \
     '--config.eval.encode_seconds=(5., 15., 30.)' '--config.eval.generation.lengths=(128, 512)'
@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from configs import common, models
 
-SIZES = ("nano", "nano_whisper", "1b5", "7b")
+ARGUMENTS = ("nano", "nano_whisper", "1b5", "7b")
 
 
 def get_config(size: str = "nano") -> ConfigDict:
@@ -37,8 +37,8 @@ def get_config(size: str = "nano") -> ConfigDict:
     Raises:
       ValueError: for an unknown size.
     """
-    if size not in SIZES:
-        raise ValueError(f"size {size!r}: expected one of {SIZES}")
+    if size not in ARGUMENTS:
+        raise ValueError(f"size {size!r}: expected one of {ARGUMENTS}")
     nano = size.startswith("nano")
     return ConfigDict(
         {
@@ -52,9 +52,9 @@ def get_config(size: str = "nano") -> ConfigDict:
                 "seed": 0,
                 # As the nano models are trained (configs/mixtures.py): cloze_s2t and the like score
                 # endings below the transcript that the model writes.
-                "read_back": nano,
+                "transcribe_first": nano,
                 # The same of speech: text and speech in turns, a word (or character) at a time.
-                "tts_words": 1 if nano else 0,
+                "tts_words_per_turn": 1 if nano else 0,
                 "encode_rows": 16,
                 # Closed sentences last 3.25 s at most.
                 "encode_seconds": (3.5,) if nano else (5.0, 15.0, 30.0),
@@ -69,11 +69,11 @@ def get_config(size: str = "nano") -> ConfigDict:
                     "max_text": 48 if nano else 256,
                     "max_frames": 64 if nano else 376,
                     # As the nano models learn to speak (configs/lm_stage2.py).
-                    "own_codebooks": 1 if nano else 0,
+                    "feedback_codebooks": 1 if nano else 0,
                 },
                 "synthesis": common.synthesis(nano, 376),
                 "judge": {"processes": 2, "beam": 1},
-                # Folders of downloads, see ba_jax/evals/layouts; "" for none.
+                # Folders of downloads, see ba_jax/evals/benchmarks; "" for none.
                 "benchmarks": {
                     "openaudiobench": "",
                     "voicebench": "",

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from configs import common, mixtures
 
-SIZES = ("nano", "nano_whisper", "1b5", "7b")
+ARGUMENTS = ("nano", "nano_whisper", "1b5", "7b")
 
 
 def get_config(size: str = "nano") -> ConfigDict:
@@ -29,7 +29,7 @@ def get_config(size: str = "nano") -> ConfigDict:
     Raises:
       ValueError: for an unknown size.
     """
-    config = common.base(common.choose(size, SIZES), "flow")
+    config = common.base(common.choose(size, ARGUMENTS), "flow")
     nano = size.startswith("nano")
     config.data = mixtures.get_config("flow_nano" if nano else "audio")
     config.optimizer.rules = ((r"(flow_prenet|flow_unet)/.*", 1.0), (".*", None))

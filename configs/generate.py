@@ -12,7 +12,7 @@ Longer recordings are encoded in pieces of that length. `generate.text` and
 `generate.alternation.later_text` choose the text of answers, `generate.audio` the codes; 1b5 and 7b
 have the release's sampling. `--config.generate.alternation.mode=reference` alternates text and
 speech as the public demo does, quirks included; `--config.generate.answers=written` answers in
-writing alone; `--config.generate.tts_words=0` has texts read all at once before they are said;
+writing alone; `--config.generate.tts_words_per_turn=0` has texts read all at once before they are said;
 `--config.generate.stream.player="aplay -q -t raw -f S16_LE -r {rate}"` plays.
 """
 
@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from configs import common, models
 
-SIZES = ("nano", "nano_whisper", "1b5", "7b")
+ARGUMENTS = ("nano", "nano_whisper", "1b5", "7b")
 
 
 def get_config(size: str = "nano") -> ConfigDict:
@@ -31,8 +31,8 @@ def get_config(size: str = "nano") -> ConfigDict:
     Raises:
       ValueError: for an unknown size.
     """
-    if size not in SIZES:
-        raise ValueError(f"size {size!r}: expected one of {SIZES}")
+    if size not in ARGUMENTS:
+        raise ValueError(f"size {size!r}: expected one of {ARGUMENTS}")
     nano = size.startswith("nano")
     greedy = common.sampling(0.0, 0, 1.0)
     return ConfigDict(
@@ -44,7 +44,7 @@ def get_config(size: str = "nano") -> ConfigDict:
                 "system": "",
                 "answers": "spoken",
                 # Text and speech in turns, a word (or character) at a time.
-                "tts_words": 1 if nano else 0,
+                "tts_words_per_turn": 1 if nano else 0,
                 "transcript": greedy,
                 # A nano model knows one answer.
                 "text": greedy if nano else common.sampling(0.8, 20, 0.85, 1.1),
@@ -64,7 +64,7 @@ def get_config(size: str = "nano") -> ConfigDict:
                 "max_frames": 64 if nano else 2048,
                 "capacity": 512 if nano else 8192,
                 # As the nano models learn to speak (configs/lm_stage2.py).
-                "own_codebooks": 1 if nano else 0,
+                "feedback_codebooks": 1 if nano else 0,
                 "encode_rows": 16,
                 "encode_seconds": (4.0,) if nano else (5.0, 15.0, 30.0),
                 "synthesis": common.synthesis(nano, 500),

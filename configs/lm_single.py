@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 
 from configs import lm_stage1, lm_stage2
 
+ARGUMENTS = ("nano", "nano_codes", "1b5", "7b")
+
 
 def get_config(size: str = "nano") -> ConfigDict:
     """The run's config.

@@ -9,7 +9,7 @@
   arg         model  data
   nano        nano   the embedded corpus, all tasks, as mels: the tokenizer runs in the step
   nano_codes  nano   the same as codes, in runs/codes: embedded, embedded_slow, embedded_fast
-                     (`python -m ba_jax.tokenize` with --speed=1, 0.9, 1.1), and spliced_1 and
+                     (`python -m ba_jax.corpora.tokenize` with --speed=1, 0.9, 1.1), and spliced_1 and
                      spliced_2 (`configs/prepare.py:spliced`, as in launch/demo.sh)
   nano_words  nano   of these, single words and phrases: the stage's first part
   1b5         1b5    the paper's mixture as codes, in datasets/
@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 
 from configs import common, mixtures
 
-SIZES = ("nano", "nano_words", "nano_codes", "1b5", "7b")
+ARGUMENTS = ("nano", "nano_words", "nano_codes", "1b5", "7b")
 MIXTURES = {
     "nano": "lm_nano",
     "nano_words": "lm_words_nano",
@@ -49,7 +49,7 @@ def get_config(size: str = "nano") -> ConfigDict:
     Raises:
       ValueError: for an unknown size.
     """
-    common.choose(size, SIZES)
+    common.choose(size, ARGUMENTS)
     nano = size.startswith("nano")
     config = common.base("nano" if nano else size, "lm")
     config.data = mixtures.get_config(MIXTURES[size])
@@ -61,9 +61,9 @@ def get_config(size: str = "nano") -> ConfigDict:
     config.optimizer.update({"rules": tuple(rules), "weight_decay": 0.05})
     if nano:
         # On one device: targets of all rows side by side.
-        config.stage.update({"gather": "batch", "chunk": 128, "head_stride": 4})
+        config.stage.update({"gather": "batch", "chunk": 128, "full_head_every": 4})
         # Some 1,000 utterances are soon learnt by heart.
-        config.stage.update({"code_dropout": 0.2, "frame_dropout": 0.05, "word_dropout": 0.05})
+        config.stage.update({"codebook_dropout": 0.2, "frame_dropout": 0.05, "word_dropout": 0.05})
         # Nor shall what was said tell which of them it is (see `mixtures._IN_TURNS`).
         config.stage.speech_dropout = 1.0
         # Without one of a kind in it, a split has no batches of that kind.

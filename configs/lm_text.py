@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import common, mixtures
 
-SIZES = ("nano",)
+ARGUMENTS = ("nano",)
 
 
 def get_config(size: str = "nano") -> ConfigDict:
@@ -21,7 +21,7 @@ def get_config(size: str = "nano") -> ConfigDict:
     Raises:
       ValueError: for an unknown size.
     """
-    config = common.base(common.choose(size, SIZES), "text_lm")
+    config = common.base(common.choose(size, ARGUMENTS), "text_lm")
     config.data = mixtures.get_config("text_nano")
     config.eval_data = common.of_split(config.data, "validation")
     config.stage.update({"gather": "batch", "chunk": 256})

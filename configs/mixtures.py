@@ -2,14 +2,14 @@
 
     --config=configs/mixtures.py:NAME          the names are at the end of this file
 
-`data.mixture` names the members; each is a dataset (a folder that `python -m ba_jax.data.prepare`
+`data.mixture` names the members; each is a dataset (a folder that `python -m ba_jax.corpora`
 made, or "embedded", the corpus in this tree) and a task; `data.folder`, if it is set, is where all
 of them are. Weights are shares of `data.unit`. Change
 one with `--config.data.mixture.asr.weight=2`, leave one out with weight 0, look at it all with
 `python -m ba_jax.data.show --config=configs/lm_stage2.py:nano --summary`.
 
 The large mixtures read codes that the audio tokenizer has written into the datasets
-(`data.audio = "codes"`, `python -m ba_jax.tokenize`), one a task, in `data.folder`.
+(`data.audio = "codes"`, `python -m ba_jax.corpora.tokenize`), one a task, in `data.folder`.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _lm_nano() -> dict:
 
 
 def _lm_codes_nano() -> dict:
-    """As lm_nano from codes, which `python -m ba_jax.tokenize` wrote into a copy of the corpus.
+    """As lm_nano from codes, which `python -m ba_jax.corpora.tokenize` wrote into a copy of the corpus.
 
     What is heard comes at three speeds, from two more copies (`--speed`).
     """
@@ -181,7 +181,7 @@ def _lm_codes_nano() -> dict:
         "answer_words": _member("embedded", "iasr", 1.0, turn="assistant", pieces=1),
         "phrases": _member("embedded", "iasr", 2.0, turn="any", pieces=3),
         # Answers begin with the question as it was heard.
-        **_at_all_speeds("aqa", "aqa", 5.0, read_back=True),
+        **_at_all_speeds("aqa", "aqa", 5.0, transcribe_first=True),
         # Some words of a question spoken, the others written: what is known of the one is then
         # known of the other.
         **{
@@ -192,7 +192,7 @@ def _lm_codes_nano() -> dict:
                 questions="mixed",
                 pieces=1,
                 order=order,
-                read_back=True,
+                transcribe_first=True,
             )
             for order in range(6)
         },
@@ -206,7 +206,7 @@ def _lm_codes_nano() -> dict:
         "text": _member("embedded", "text", 0.5),
         "written": _member("embedded", "sft", 1.5, questions="written", answers="written"),
         "spoken": _member(
-            "embedded", "sft", 5.0, questions="spoken", answers="spoken", read_back=True
+            "embedded", "sft", 5.0, questions="spoken", answers="spoken", transcribe_first=True
         ),
     }
     return _common("packed", mixture) | {
@@ -293,7 +293,7 @@ def _sft_nano() -> dict:
     nano = _lm_codes_nano()
     mixture = {
         "spoken": nano["mixture"]["spoken"] | {"weight": 0.5},
-        "heard": _member("embedded", "sft", 0.3, questions="spoken", read_back=True),
+        "heard": _member("embedded", "sft", 0.3, questions="spoken", transcribe_first=True),
         "written": nano["mixture"]["written"] | {"weight": 0.2},
     }
     return nano | {"mixture": mixture}
@@ -406,3 +406,4 @@ MIXTURES = {
     "audio_nano": _audio_nano,
     "audio": _audio_large,
 }
+ARGUMENTS = tuple(MIXTURES)

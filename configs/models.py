@@ -184,6 +184,7 @@ def _nano_with(encoder: dict) -> dict:
 
 
 SIZES = {"nano": _nano, "nano_whisper": _nano_whisper, "tiny": _tiny, "1b5": _1b5, "7b": _7b}
+ARGUMENTS = tuple(SIZES)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What `python -m ba_jax.data.prepare` makes datasets from.
+"""What `python -m ba_jax.corpora` makes datasets from.
 
     --config=configs/prepare.py:KIND --config.source.folder=/data/CORPUS --out=/data/records/CORPUS
 
@@ -18,7 +18,7 @@
   synthetic      source.path: text, spoken by synthetic voices
   spliced        source.dataset: a folder with codes, whose words are put together anew
 
-`source` has the fields of the kind's class (`ba_jax.data.prepare.sources.SOURCES`), with its
+`source` has the fields of the kind's class (`ba_jax.corpora.sources.registry.SOURCES`), with its
 defaults, and `source.audio` what clips are taken and how they are stored. Beside it,
 `items_per_shard` items make one file of records, and the run fails if more than `max_rejected` (a
 share) of everything is rejected.
@@ -31,6 +31,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ba_jax.corpora.sources.registry import SOURCES, source_class
+
+ARGUMENTS = tuple(SOURCES)
 # What is not as for the other kinds.
 CHANGES: dict[str, dict[str, Any]] = {
     # An item is a long recording with its segments, some hundreds of records, ...
@@ -46,13 +49,11 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def get_config(kind: str = "embedded") -> ConfigDict:
-    """The config of a kind, keyed like `ba_jax.data.prepare.runner.PrepareConfig`.
+    """The config of a kind, keyed like `ba_jax.corpora.runner.PrepareConfig`.
 
     Raises:
       ValueError: for an unknown kind.
     """
-    from ba_jax.data.prepare.sources import source_class
-
     config = {"kind": kind, "items_per_shard": 256, "max_rejected": 0.5}
     config["source"] = _defaults(source_class(kind))
     return ConfigDict(config | CHANGES.get(kind, {}))

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from configs import common, lm_stage2, mixtures
 
-SIZES = ("nano", "nano_lora", "1b5", "7b", "7b_lora")
+ARGUMENTS = ("nano", "nano_lora", "1b5", "7b", "7b_lora")
 
 
 def get_config(size: str = "nano") -> ConfigDict:
@@ -31,7 +31,7 @@ def get_config(size: str = "nano") -> ConfigDict:
     Raises:
       ValueError: for an unknown size.
     """
-    common.choose(size, SIZES)
+    common.choose(size, ARGUMENTS)
     model, _, lora = size.partition("_")
     nano = model == "nano"
     config = lm_stage2.get_config("nano_codes" if nano else model)

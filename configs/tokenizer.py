@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from configs import common, mixtures
 
 BRIDGE = r"vq_bridge/(gate|up|down|norm)/.*"
-SIZES = ("nano", "nano_whisper", "1b5")
+ARGUMENTS = ("nano", "nano_whisper", "1b5")
 
 
 def get_config(size: str = "nano") -> ConfigDict:
@@ -36,7 +36,7 @@ def get_config(size: str = "nano") -> ConfigDict:
     Raises:
       ValueError: for an unknown size.
     """
-    config = common.base(common.choose(size, SIZES), "tokenizer")
+    config = common.base(common.choose(size, ARGUMENTS), "tokenizer")
     given = ()
     if size == "nano_whisper":
         # Whisper's frames are quantised as they are: trained on half an hour, a bridge makes words
@@ -66,7 +66,7 @@ def get_config(size: str = "nano") -> ConfigDict:
     )
     if size == "nano_whisper":
         # What the codebooks quantise does not move: k-means, then slow averages.
-        config.stage.update({"fit_frames": 12_000, "decay": 0.99, "restart_after": 60})
+        config.stage.update({"kmeans_init_frames": 12_000, "decay": 0.99, "restart_after": 60})
         # Rows of the later codebooks differ by less than the default noise: it would drown them.
         config.stage.gumbel_temperature = 0.0005
     config.optimizer.update({"learning_rate": 2e-3, "warmup": 20})

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import common, mixtures
 
-SIZES = ("nano", "1b5", "7b")
+ARGUMENTS = ("nano", "1b5", "7b")
 
 
 def get_config(size: str = "nano") -> ConfigDict:
@@ -21,7 +21,7 @@ def get_config(size: str = "nano") -> ConfigDict:
     Raises:
       ValueError: for an unknown size.
     """
-    config = common.base(common.choose(size, SIZES), "vocoder")
+    config = common.base(common.choose(size, ARGUMENTS), "vocoder")
     nano = size == "nano"
     config.data = mixtures.get_config("vocoder_nano" if nano else "vocoder")
     config.optimizer.update(

@@ -98,10 +98,10 @@ export PATH="$venv/bin:$PATH" JAX_PLATFORMS=cpu
 rm -f "$runs/commands.txt"
 
 # 1. A text model, so that there is a language ability to keep; and the judge's weights.
-run assets python -m ba_jax.data.speech.assets whisper-base whisper-tiny.en
+run assets python -m ba_jax.speech.assets whisper-base whisper-tiny.en
 if [ "$encoder" = whisper ]; then
   run whisper python -m ba_jax.convert --quiet --overwrite --out "$runs/whisper" --source \
-    "$(python -c 'from ba_jax.data.speech import assets; print(assets.ensure("whisper-base"))')"
+    "$(python -c 'from ba_jax.speech import assets; print(assets.ensure("whisper-base"))')"
 fi
 train text configs/lm_text.py:nano 300 600
 
@@ -110,7 +110,7 @@ init=()
 [ "$encoder" != whisper ] || init=(--config.init.audio_encoder="$runs/whisper")
 train tokenizer "configs/tokenizer.py:$size" 220 900 --config.init.llm="$runs/text" "${init[@]}"
 codes_of() { # NAME SPEED
-  run "codes${1#embedded}" python -m ba_jax.tokenize --config="configs/tokenizer.py:$size" \
+  run "codes${1#embedded}" python -m ba_jax.corpora.tokenize --config="configs/tokenizer.py:$size" \
     --checkpoint="$runs/tokenizer" --dataset=embedded --speed="$2" --out="$runs/codes/$1"
 }
 codes_of embedded 1.0
@@ -118,7 +118,7 @@ codes_of embedded_slow 0.9
 codes_of embedded_fast 1.1
 # Words of the assistant, and pairs of them, one after the other: they have to be read to be said.
 spliced() { # WORDS
-  run "spliced_$1" python -m ba_jax.data.prepare --config=configs/prepare.py:spliced \
+  run "spliced_$1" python -m ba_jax.corpora --config=configs/prepare.py:spliced \
     --config.source.dataset="$runs/codes/embedded" --config.source.words="($1, $1)" \
     --config.source.pieces="(1, 6)" --config.source.utterances=4000 \
     --config.source.speakers="('af_heart', 'zf_xiaoxiao')" --config.source.sources="('closed',)" \

@@ -31,7 +31,7 @@ step() { # NAME COMMAND...
 prepare() { # KIND OUT FLAGS...
   local kind=$1 out=$2
   shift 2
-  step "prepare-$out" python -m ba_jax.data.prepare --config="configs/prepare.py:$kind" \
+  step "prepare-$out" python -m ba_jax.corpora --config="configs/prepare.py:$kind" \
     --out="$records/$out" --workers=16 "$@"
 }
 train() { # NAME CONFIG FLAGS...
@@ -73,7 +73,7 @@ train vocoder "configs/vocoder.py:$size" --config.data.folder="$records"
 
 # The corpora as codes, once: the language model's stages do not run the tokenizer.
 for task in asr aqa s2tt intlv tts itts audio sft; do
-  step "tokenize-$task" python -m ba_jax.tokenize --config="configs/lm_stage2.py:$size" \
+  step "tokenize-$task" python -m ba_jax.corpora.tokenize --config="configs/lm_stage2.py:$size" \
     --checkpoint="$runs/tokenizer" --dataset="$records/$task" --out="$codes/$task" --drop_audio
 done
 step link-text ln -sfn "$records/text" "$codes/text"

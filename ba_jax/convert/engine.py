@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from ba_jax import checkpoint
+from ba_jax.checkpoints import arrays
 from ba_jax.convert.rows import Row
 
 FLOAT_DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
@@ -192,7 +192,7 @@ def expand(rows: Iterable[Row], shapes: Mapping[str, Any]) -> dict[str, list[Pla
     A target may be the empty path in a row that splits vectors: that part is not stored, it is
     zero (the bias of k in a fused q, k, v of Whisper's, say).
     """
-    variables = {p: tuple(leaf.shape) for p, leaf in checkpoint.flatten(shapes).items()}
+    variables = {p: tuple(leaf.shape) for p, leaf in arrays.flatten(shapes).items()}
     filled: dict[str, set[tuple[int, ...]]] = {}
     placed: dict[str, list[Placement]] = {}
     problems: list[str] = []
@@ -310,7 +310,7 @@ def make_plan(
         all variables whose slices come in different dtypes.
     """
     placements = expand(rows, shapes)
-    variables = checkpoint.flatten(shapes)
+    variables = arrays.flatten(shapes)
     skipped = {
         name: prefix
         for name in source.tensors
@@ -373,7 +373,7 @@ def _row_step(part: Placement, itemsize: int) -> int:
     if part.row_axis is None or rows <= 1:
         return max(1, rows)
     row_bytes = math.prod(part.source_shape[1:]) * itemsize
-    chunks = max(1, -(-rows * row_bytes // checkpoint.MAX_CHUNK_BYTES))
+    chunks = max(1, -(-rows * row_bytes // arrays.MAX_CHUNK_BYTES))
     # Equal chunks where there is a number of them that divides the rows.
     chunks = next((n for n in range(chunks, 2 * chunks) if rows % n == 0), chunks)
     return -(-rows // min(chunks, rows))
@@ -403,7 +403,7 @@ def lazy_variables(plan: Plan, progress: Callable[[int], None] | None = None) ->
     `progress` is called with the number of source bytes after each piece.
     """
 
-    def lazy_array(path: str) -> checkpoint.LazyArray:
+    def lazy_array(path: str) -> arrays.LazyArray:
         parts, dtype, shape = plan.targets[path], plan.dtypes[path], plan.shapes[path]
         lead = len(parts[0].index)
 
@@ -424,16 +424,16 @@ def lazy_variables(plan: Plan, progress: Callable[[int], None] | None = None) ->
                 array[tuple(slice(o, o + n) for o, n in region)] = piece
             yield (0,) * len(shape), array
 
-        if math.prod(shape) * dtype.itemsize <= checkpoint.SMALL_BYTES:
-            return checkpoint.LazyArray(shape, dtype, shape, whole)
+        if math.prod(shape) * dtype.itemsize <= arrays.SMALL_BYTES:
+            return arrays.LazyArray(shape, dtype, shape, whole)
         _, chunk = parts[0].slice_rows(0, _row_step(parts[0], dtype.itemsize))
-        return checkpoint.LazyArray(shape, dtype, (1,) * lead + chunk, pieces)
+        return arrays.LazyArray(shape, dtype, (1,) * lead + chunk, pieces)
 
-    return checkpoint.unflatten({path: lazy_array(path) for path in plan.targets})
+    return arrays.unflatten({path: lazy_array(path) for path in plan.targets})
 
 
 def source_rows(
-    parts: Sequence[Placement], reader: checkpoint.Reader, dtype: Any = None
+    parts: Sequence[Placement], reader: arrays.Reader, dtype: Any = None
 ) -> Iterator[np.ndarray]:
     """The reference tensor that `parts` make up, read back from a checkpoint.
 
@@ -457,7 +457,7 @@ def source_rows(
             yield np.ascontiguousarray(rows).astype(dtype, copy=False)
 
 
-def stored_dtype(parts: Sequence[Placement], reader: checkpoint.Reader) -> np.dtype:
+def stored_dtype(parts: Sequence[Placement], reader: arrays.Reader) -> np.dtype:
     """The dtype in which a checkpoint holds a reference tensor.
 
     Raises:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from ba_jax import checkpoint
+from ba_jax.checkpoints import arrays as checkpoint
 from ba_jax.convert import engine, sources
 from ba_jax.convert.engine import ConversionError, Placement, TensorInfo, TensorSource
 from ba_jax.convert.importer import MANIFEST_FILE, SOURCE_FOLDER

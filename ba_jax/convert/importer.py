@@ -18,7 +18,7 @@ from typing import Any
 
 import tqdm
 
-from ba_jax import checkpoint
+from ba_jax.checkpoints import arrays
 from ba_jax.convert import engine, report, sources
 from ba_jax.convert.engine import ConversionError
 from ba_jax.convert.safetensors_io import INDEX_FILE, SafetensorsFile, SafetensorsFolder
@@ -59,7 +59,7 @@ def import_checkpoint(
     started = time.monotonic()
     source, out = Path(source), Path(out)
     _check_apart(source, out, vocoder)
-    with checkpoint.new_folder(out, overwrite) as folder:
+    with arrays.new_folder(out, overwrite) as folder:
         opened = sources.open_source(source, kind, vocoder)
         plans = _plan(opened, dtype)
         for plan in plans:
@@ -73,8 +73,8 @@ def import_checkpoint(
         ) as bar:
             tree: dict[str, Any] = {}
             for plan in plans:
-                tree |= checkpoint.flatten(engine.lazy_variables(plan, bar.update))
-            checkpoint.save_streamed(folder / checkpoint.WEIGHTS_FOLDER, checkpoint.unflatten(tree))
+                tree |= arrays.flatten(engine.lazy_variables(plan, bar.update))
+            arrays.save_streamed(folder / arrays.WEIGHTS_FOLDER, arrays.unflatten(tree))
         for name, data in opened.files.items():
             (folder / name).write_bytes(data)
         _write_manifest(folder / SOURCE_FOLDER, opened)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from ba_jax import checkpoint, run_state
+from ba_jax.checkpoints import arrays, manager
 from ba_jax.config import ConfigError, from_mapping, to_mapping
 from ba_jax.convert import sources
 from ba_jax.convert.engine import FLOAT_DTYPES, ConversionError, report_problems
@@ -47,7 +47,7 @@ class _Run:
 
     label: str
     config: BaichuanAudioConfig
-    reader: checkpoint.Reader
+    reader: arrays.Reader
     components: tuple[str, ...]
     helpers: tuple[str, ...]
 
@@ -132,7 +132,7 @@ def join_checkpoints(
         )
     _check_agreement(opened, givers)
     config = _whole_config(opened, givers)
-    lazy: dict[str, checkpoint.LazyArray] = {}
+    lazy: dict[str, arrays.LazyArray] = {}
     with tqdm.tqdm(
         desc=f"join {out.name}", unit="B", unit_scale=True, disable=None if progress else True
     ) as bar:
@@ -140,9 +140,9 @@ def join_checkpoints(
             own = tuple(c for c, giver in givers.items() if giver is run)
             lazy |= _lazy_variables(run, own, dtype, bar.update)
         bar.total = sum(array.nbytes for array in lazy.values())
-        with checkpoint.new_folder(out, overwrite) as folder:
+        with arrays.new_folder(out, overwrite) as folder:
             write_model_config(folder, config)
-            checkpoint.save_streamed(folder / checkpoint.WEIGHTS_FOLDER, checkpoint.unflatten(lazy))
+            arrays.save_streamed(folder / arrays.WEIGHTS_FOLDER, arrays.unflatten(lazy))
             manifest = {"kind": "baichuan", "components": {c: r.label for c, r in givers.items()}}
             (folder / SOURCE_FOLDER).mkdir()
             text = json.dumps(manifest, indent=1) + "\n"
@@ -156,12 +156,12 @@ def join_checkpoints(
 
 
 def _open(label: str, out: Path) -> _Run:
-    folder = run_state.weights_folder(label)
+    folder = manager.weights_folder(label)
     inner, outer = folder.resolve(), out.resolve()
     if inner == outer or outer in inner.parents:
         raise ConversionError(f"{out}: holds the run {label}, expected another folder")
-    reader = checkpoint.Reader(folder)
-    checkpoint.check_files(folder)
+    reader = arrays.Reader(folder)
+    arrays.check_files(folder)
     config = _read_config(label, folder)
     held = dict.fromkeys(path.split("/")[1] for path in reader.arrays if "/" in path)
     components = tuple(c for c in COMPONENTS if c in held)
@@ -174,7 +174,7 @@ def _open(label: str, out: Path) -> _Run:
 def _read_config(label: str, weights: Path) -> BaichuanAudioConfig:
     """The model's, from a run's config.json or an import's."""
     folders = [weights.parent]
-    if weights.parent.parent.name == run_state.FOLDER:
+    if weights.parent.parent.name == manager.FOLDER:
         folders.append(weights.parent.parent.parent)
     for folder in folders:
         path = folder / CONFIG_FILE
@@ -249,9 +249,9 @@ def _whole_config(runs: Sequence[_Run], givers: Mapping[str, _Run]) -> BaichuanA
 
 def _lazy_variables(
     run: _Run, components: Sequence[str], dtype: Any, progress: Callable[[int], None]
-) -> dict[str, checkpoint.LazyArray]:
+) -> dict[str, arrays.LazyArray]:
     """Path -> the array to be written, adapters merged; checks that the run is its config's."""
-    expected = checkpoint.flatten(variable_shapes(run.config.only(*components)))
+    expected = arrays.flatten(variable_shapes(run.config.only(*components)))
     run.reader.check_shapes(expected)
     stored = [path for path in run.reader.arrays if run.holds(path, components)]
     report_problems(
@@ -266,7 +266,7 @@ def _lazy_variables(
     }
 
 
-def _lazy_array(run: _Run, path: str, dtype: Any, progress) -> checkpoint.LazyArray:
+def _lazy_array(run: _Run, path: str, dtype: Any, progress) -> arrays.LazyArray:
     reader, shape = run.reader, run.reader.shape(path)
     out_dtype = reader.dtype(path)
     if dtype is not None and path.startswith("params/") and out_dtype in FLOAT_DTYPES:
@@ -290,7 +290,7 @@ def _lazy_array(run: _Run, path: str, dtype: Any, progress) -> checkpoint.LazyAr
                 offset = tuple(s + i for s, i in zip(start, inner, strict=True))
                 yield offset, piece.astype(out_dtype, copy=False)
 
-    return checkpoint.LazyArray(shape, out_dtype, part, pieces)
+    return arrays.LazyArray(shape, out_dtype, part, pieces)
 
 
 def _adapter(
@@ -335,7 +335,7 @@ def _blocks(shape: Sequence[int], stored: Sequence[int], itemsize: int) -> tuple
     """What to read at once: one stored chunk, or as many as `MAX_CHUNK_BYTES` allow."""
     block = [max(1, min(c, n)) for c, n in zip(stored, shape, strict=True)]
     for axis in reversed(range(len(block))):
-        fits = checkpoint.MAX_CHUNK_BYTES // (math.prod(block) * itemsize)
+        fits = arrays.MAX_CHUNK_BYTES // (math.prod(block) * itemsize)
         block[axis] = max(1, min(shape[axis], block[axis] * max(1, fits)))
     return tuple(block)
 
@@ -344,7 +344,7 @@ def _parts(block: Sequence[int], itemsize: int) -> tuple[int, ...]:
     """Chunks to write: parts of a block of at most `MAX_CHUNK_BYTES`, which tile it."""
     part = list(block)
     for axis, length in enumerate(block):
-        fits = checkpoint.MAX_CHUNK_BYTES // (math.prod(part[axis + 1 :]) * itemsize)
+        fits = arrays.MAX_CHUNK_BYTES // (math.prod(part[axis + 1 :]) * itemsize)
         part[axis] = max((n for n in range(1, min(fits, length) + 1) if length % n == 0), default=1)
         if fits:
             break

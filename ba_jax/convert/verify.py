@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ba_jax import audio, checkpoint
+from ba_jax import audio
+from ba_jax.checkpoints import arrays
 from ba_jax.convert import importer, sources
 from ba_jax.convert.engine import ConversionError
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig, variable_shapes
@@ -367,7 +368,7 @@ def verify_model(
       ConversionError, CheckpointError: the checkpoint is missing or damaged.
     """
     _, config = sources.checkpoint_config(folder)
-    variables = checkpoint.load_variables(folder, variable_shapes(config), dtype=jnp.float32)
+    variables = arrays.load_variables(folder, variable_shapes(config), dtype=jnp.float32)
     runner = Golden(config, variables, golden)
     results: dict[str, Result] = {}
     with jax.default_matmul_precision("highest"):
@@ -461,7 +462,7 @@ def to_table(results: Sequence[Result]) -> str:
 @contextlib.contextmanager
 def _imported(folder: Path) -> Iterator[Path]:
     """A checkpoint folder as it is; one with the reference's files, imported for the moment."""
-    if (folder / checkpoint.WEIGHTS_FOLDER).is_dir():
+    if (folder / arrays.WEIGHTS_FOLDER).is_dir():
         yield folder
         return
     with tempfile.TemporaryDirectory() as scratch:

@@ -37,7 +37,7 @@ PIECE_TASKS = ("asr", "tts", "itts", "iasr")
 SHUFFLED_TASKS = ("asr", "tts")
 """Those of them that put the pieces together again in another order."""
 READ_BACK_END = "\n"
-"""Ends what was heard, where an answer begins with it (`ExampleMaker.read_back`)."""
+"""Ends what was heard, where an answer begins with it (`ExampleMaker.transcribe_first`)."""
 
 
 class NotForTask(ValueError):  # noqa: N818 (a record that another task may use)
@@ -95,7 +95,7 @@ class ExampleMaker:
         own: what is said can then only be heard (or read), not guessed from what was said before.
         aqa takes pieces with questions = "mixed" alone.
       speakers: the tasks that choose a turn use speech by these alone; () by anyone.
-      read_back: of aqa, and of sft with spoken questions: a written answer begins with what the
+      transcribe_first: of aqa, and of sft with spoken questions: a written answer begins with what the
         question was, on a line of its own. A model that answers in writing what it can read then
         answers what it can hear (chain of modality: SpeechGPT, arXiv 2305.11000).
       given: of itts, all text is read and none written, see `tasks.itts`.
@@ -111,7 +111,7 @@ class ExampleMaker:
     pieces: int = 0
     order: int = 0
     speakers: tuple[str, ...] = ()
-    read_back: bool = False
+    transcribe_first: bool = False
     given: bool = False
 
     def __post_init__(self):
@@ -144,9 +144,9 @@ class ExampleMaker:
             )
 
         heard = self.questions != "written" and self.task in ("aqa", "sft")
-        if self.read_back and not heard:
+        if self.transcribe_first and not heard:
             raise ValueError(
-                f"task {self.task!r} with questions = {self.questions!r}: read_back, expected aqa "
+                f"task {self.task!r} with questions = {self.questions!r}: transcribe_first, expected aqa "
                 "or sft with questions that are heard"
             )
         if self.given and self.task != "itts":
@@ -351,7 +351,7 @@ class ExampleMaker:
 
     def _answer(self, part: Part, asked: Part | None) -> str:
         """An answer's text; perhaps below that of what was asked."""
-        if not self.read_back or asked is None:
+        if not self.transcribe_first or asked is None:
             return _text(part)
         return f"{_text(asked)}{READ_BACK_END}{_text(part)}"
 

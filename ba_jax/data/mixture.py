@@ -29,7 +29,7 @@ class Selection:
       weight: its share of the mixture, relative to the others'.
       split: of the dataset.
       languages: records in other languages are left out; () takes all.
-      questions, answers, turn, pieces, order, speakers, read_back, given: see `ExampleMaker`.
+      questions, answers, turn, pieces, order, speakers, transcribe_first, given: see `ExampleMaker`.
     """
 
     dataset: str
@@ -43,7 +43,7 @@ class Selection:
     pieces: int = 0
     order: int = 0
     speakers: tuple[str, ...] = ()
-    read_back: bool = False
+    transcribe_first: bool = False
     given: bool = False
 
     def __post_init__(self):
@@ -64,7 +64,7 @@ class Selection:
         more += [self.turn] if self.turn else []
         more += [f"{self.pieces}-words"] if self.pieces else []
         more += [f"order-{self.order}"] if self.order else []
-        more += ["read-back"] if self.read_back else []
+        more += ["read-back"] if self.transcribe_first else []
         more += ["given"] if self.given else []
         more += [f"by-{'+'.join(self.speakers)}"] if self.speakers else []
         more += ["+".join(self.languages)] if self.languages else []
@@ -81,7 +81,7 @@ class Selection:
             self.pieces,
             self.order,
             self.speakers,
-            self.read_back,
+            self.transcribe_first,
             self.given,
         )
 

@@ -26,6 +26,8 @@ import numpy as np
 KINDS = ("speech", "interleaved", "dialogue", "text")
 ROLES = ("", "system", "user", "assistant")
 LANGUAGES = ("en", "zh")
+HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+"""Unicode ranges of Han characters, for a character class of a regular expression."""
 EMBEDDED = "embedded"
 """In place of a folder: the corpus that comes with the package."""
 

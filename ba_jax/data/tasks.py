@@ -24,8 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ba_jax.data.interleave.text import HAN
-from ba_jax.data.record import LANGUAGES
+from ba_jax.data.record import HAN, LANGUAGES
 from ba_jax.types import Example, Segment
 
 # The first prompt of each list is the release's where it published one.

@@ -421,7 +421,7 @@ _SPACE_SYMBOL = "\u2581"
 
 
 class SentencePieceTokenizer(TextTokenizer):
-    """SentencePiece with byte fallback, as `ba_jax.data.make_tokenizer` trains it.
+    """SentencePiece with byte fallback, as `ba_jax.corpora.make_tokenizer` trains it.
 
     SentencePiece writes a space as U+2581 and so cannot tell the two apart; here a U+2581 of the
     text is encoded as its three bytes.

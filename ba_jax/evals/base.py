@@ -21,13 +21,12 @@ from ba_jax.audio.io import AudioError, read_audio, write_audio
 from ba_jax.data.examples import ExampleMaker, NotForTask, stable_hash
 from ba_jax.data.features import decode
 from ba_jax.data.record import Part, Record, RecordError, RecordSource, dataset_directory
-from ba_jax.data.speech.interfaces import SpeechToolError
 from ba_jax.data.tasks import TaskError
 from ba_jax.data.text_tokenizer import TextTokenizer, load_text_tokenizer
-from ba_jax.evals.benchmarks import Benchmarks
-from ba_jax.evals.judge import Judge, JudgeSettings
+from ba_jax.evals.benchmarks.folders import Benchmarks
+from ba_jax.evals.judges.answers import VerdictJudge, VerdictSettings
+from ba_jax.evals.judges.recogniser import Judge, JudgeSettings
 from ba_jax.evals.suite import EvalError, Failure, Item, Line
-from ba_jax.evals.verdict import VerdictJudge, VerdictSettings
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.encode import Encoder
 from ba_jax.sampling.likelihood import Likelihood, Scored, Scorer
@@ -35,6 +34,7 @@ from ba_jax.sampling.logits import Sampling
 from ba_jax.sampling.loop import Generated, Generator
 from ba_jax.sampling.prompt import Prompt, prompt_of, text_in_turns
 from ba_jax.sampling.synthesize import SynthesisSettings, Synthesizer, Wave
+from ba_jax.speech.interfaces import SpeechToolError
 from ba_jax.types import Example
 
 RATE = 16000
@@ -51,7 +51,7 @@ class GenerationSettings:
       rows: batch size.
       lengths: what prompts are padded to.
       max_text, max_frames: of an answer.
-      own_codebooks: of the frames that it says, the model reads the first so many; 0: all.
+      feedback_codebooks: of the frames that it says, the model reads the first so many; 0: all.
     """
 
     text: Sampling = Sampling()
@@ -60,7 +60,7 @@ class GenerationSettings:
     lengths: tuple[int, ...] = (64, 128)
     max_text: int = 32
     max_frames: int = 64
-    own_codebooks: int = 0
+    feedback_codebooks: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +75,9 @@ class EvalSettings:
       limit: at most so many records of each kind and language; 0: all.
       generation, synthesis, judge: see there.
       encode_rows, encode_seconds: batch size and padded lengths of the encoder.
-      read_back: the model answers below a transcript of what it hears (`ExampleMaker.read_back`);
+      transcribe_first: the model answers below a transcript of what it hears (`ExampleMaker.transcribe_first`);
         likelihoods of endings are then those below the transcript that it writes.
-      tts_words: what is to be said is read in pieces of so many words (Mandarin: characters), each
+      tts_words_per_turn: what is to be said is read in pieces of so many words (Mandarin: characters), each
         said before the next is read (`Generator.in_turns`); 0: all of it at once.
       seed: of everything that is drawn.
       save_every: items between two times that lines are written.
@@ -95,15 +95,15 @@ class EvalSettings:
     judge: JudgeSettings = JudgeSettings()
     encode_rows: int = 16
     encode_seconds: tuple[float, ...] = (4.0,)
-    read_back: bool = False
-    tts_words: int = 0
+    transcribe_first: bool = False
+    tts_words_per_turn: int = 0
     seed: int = 0
     save_every: int = 64
     benchmarks: Benchmarks = Benchmarks()
     verdict: VerdictSettings = VerdictSettings()
 
     def __post_init__(self):
-        least = {"limit": 0, "tts_words": 0, "seed": 0, "save_every": 1}
+        least = {"limit": 0, "tts_words_per_turn": 0, "seed": 0, "save_every": 1}
         if wrong := {
             name: getattr(self, name) for name in least if getattr(self, name) < least[name]
         }:
@@ -183,7 +183,7 @@ class Bench:
             lengths=generation.lengths,
             max_text=generation.max_text,
             max_frames=generation.max_frames,
-            own_codebooks=generation.own_codebooks if config.audio_head else 0,
+            feedback_codebooks=generation.feedback_codebooks if config.audio_head else 0,
             **self._place,
         )
 
@@ -375,10 +375,10 @@ class Bench:
         return made
 
     def prompts_in_turns(self, records: Sequence[Record]) -> list[list[Prompt] | Failure]:
-        """Of each record's first text, `tts_words` at a time."""
+        """Of each record's first text, `tts_words_per_turn` at a time."""
         sizes, found = self.config.audio_embed.codebook_sizes, []
         for record in records:
-            text, words = record.parts[0].text, self.settings.tts_words
+            text, words = record.parts[0].text, self.settings.tts_words_per_turn
             name = {"id": record.id, "language": record.language}
             try:
                 found.append(text_in_turns(text, words, self.tokenizer, sizes, **name))
@@ -428,7 +428,7 @@ class Bench:
         return self.scorer(scored, functools.partial(self._tell, what, len(scored)))
 
     def grade(self, inputs: Sequence[Line], what: str) -> list[Line]:
-        """What the judge of open answers says, see `ba_jax.evals.verdict`."""
+        """What the judge of open answers says, see `ba_jax.evals.judges.answers`."""
         return self.verdicts(inputs, functools.partial(self._tell, what, len(inputs)))
 
     def ask(self, items: Sequence[Item], task: str, what: str, **options) -> list[Line | Failure]:
@@ -438,7 +438,7 @@ class Bench:
 
     def say(self, items: Sequence[Item], what: str) -> list[Line | Failure]:
         """The same of what the items' texts are in speech."""
-        if not self.settings.tts_words:
+        if not self.settings.tts_words_per_turn:
             return self.ask(items, "tts", what)
         return self._answers(items, self.prompts_in_turns([item.record for item in items]), what)
 

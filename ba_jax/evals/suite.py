@@ -4,7 +4,7 @@
 
 `generate` is what the model makes of an item, raw; `present` what of that the judge is given, with
 recordings as files; `judge` what it answers. These three run in batches, and each line of theirs
-is saved before the next batch (`ba_jax.evals.stages`); `score` and `figures` are functions of the
+is saved before the next batch (`ba_jax.evals.runner`); `score` and `figures` are functions of the
 saved lines, so that a suite is scored again without a model and judged again without generating.
 
 An item that a stage cannot use is a `Failure` with its reason: later stages do not see it, `score`

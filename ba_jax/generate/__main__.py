@@ -79,11 +79,12 @@ def generate(
     import tqdm
 
     from ba_jax import sharding
+    from ba_jax.checkpoints.components import find, load_to_generate, on_mesh
     from ba_jax.config import from_mapping
-    from ba_jax.generate import batched, engine, requests, results, streamed
+    from ba_jax.generate import batched, requests, results, streamed
     from ba_jax.generate.settings import GenerateSettings
     from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-    from ba_jax.restore import find, load_to_generate, on_mesh
+    from ba_jax.sampling import speech_model
 
     first, several = jax.process_index() == 0, jax.process_count() > 1
     model = from_mapping(BaichuanAudioConfig, config["model"])
@@ -94,7 +95,7 @@ def generate(
     if stream and several:
         raise requests.RequestError("--stream with --distributed: expected one process")
     asked = requests.read_requests(task, source, settings.language, settings.system)
-    needed = engine.components(task, settings, engine.hears(task, asked))
+    needed = speech_model.components(task, settings, speech_model.hears(task, asked))
     sources = find(checkpoints, model, needed)
     # The first alone reads and writes results; the others do what it finds to be done.
     found = results.Results(
@@ -116,7 +117,7 @@ def generate(
             mesh, place = None, lambda arrays: arrays
         else:
             mesh, place = on_mesh(mesh_settings, rows, "together" if several else "apart")
-        worker = engine.Engine(
+        worker = speech_model.Engine(
             task,
             model,
             load_to_generate(model, sources, mesh),
@@ -135,7 +136,7 @@ def generate(
             if stream:
                 streamer = streamed.Streamer(worker, tell)
                 began = time.monotonic()
-                streamer.warm_up(engine.hears(task, todo))
+                streamer.warm_up(speech_model.hears(task, todo))
                 tell(f"[warmed up in {time.monotonic() - began:.1f} s]\n")
                 for request in todo:
                     found.add([streamer(request, found)])
@@ -154,7 +155,7 @@ def _made_with(
     config: Mapping[str, Any], task: str, sources: Mapping[str, str], stream: bool
 ) -> dict[str, Any]:
     """What results are known again by."""
-    from ba_jax.checkpoint import METADATA_FILE
+    from ba_jax.checkpoints.arrays import METADATA_FILE
 
     settings = dict(config["generate"])
     settings["stream"] = {k: v for k, v in settings["stream"].items() if k != "player"}
@@ -196,11 +197,11 @@ def main(argv: list[str]) -> int:
     import jax
 
     from ba_jax import distributed
+    from ba_jax.checkpoints.components import use_compilation_cache
     from ba_jax.config import ConfigError
     from ba_jax.data.text_tokenizer import TokenizerError
     from ba_jax.generate.requests import TASKS, RequestError
     from ba_jax.generate.results import ResultsError
-    from ba_jax.restore import use_compilation_cache
 
     values = flags.FLAGS
     if len(argv) != 2:

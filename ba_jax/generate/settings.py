@@ -47,7 +47,7 @@ class GenerateSettings:
       language: of requests that name none.
       system: prompt of chats that have none; "": none.
       answers: of chat, "spoken" or "written".
-      tts_words: texts are read in pieces of so many words (Mandarin: characters), each said before
+      tts_words_per_turn: texts are read in pieces of so many words (Mandarin: characters), each said before
         the next is read (`Generator.in_turns`), for models trained so; 0: all at once.
       transcript: how ids of transcripts and translations are chosen.
       text: how ids of answers are chosen, until the first speech; after that as `alternation` says.
@@ -56,7 +56,7 @@ class GenerateSettings:
       rows: requests side by side.
       lengths: what prompts are padded to; of chats, a longer one is read in parts.
       max_text, max_frames: the most ids and frames of speech of a turn.
-      own_codebooks: of the frames that it says, the model reads the first so many; 0: all.
+      feedback_codebooks: of the frames that it says, the model reads the first so many; 0: all.
       capacity: positions of a request, all turns together.
       encode_rows, encode_seconds: of recordings, as in `ba_jax.sampling.encode.Encoder`.
       synthesis: codes to waves.
@@ -68,7 +68,7 @@ class GenerateSettings:
     language: str = "en"
     system: str = ""
     answers: str = "spoken"
-    tts_words: int = 0
+    tts_words_per_turn: int = 0
     transcript: Sampling = GREEDY
     text: Sampling = FIRST_TEXT
     audio: Sampling = GREEDY
@@ -77,7 +77,7 @@ class GenerateSettings:
     lengths: tuple[int, ...] = (64, 128, 256, 512)
     max_text: int = 256
     max_frames: int = 500
-    own_codebooks: int = 0
+    feedback_codebooks: int = 0
     capacity: int = 2048
     encode_rows: int = 8
     encode_seconds: tuple[float, ...] = (5.0, 15.0, 30.0)
@@ -90,9 +90,9 @@ class GenerateSettings:
             raise ValueError(f"answers {self.answers!r}, expected one of {ANSWERS}")
         if self.language not in LANGUAGES:
             raise ValueError(f"language {self.language!r}, expected one of {LANGUAGES}")
-        if self.seed < 0 or self.tts_words < 0:
+        if self.seed < 0 or self.tts_words_per_turn < 0:
             raise ValueError(
-                f"seed {self.seed}, tts_words {self.tts_words}: expected at least 0 of both"
+                f"seed {self.seed}, tts_words_per_turn {self.tts_words_per_turn}: expected at least 0 of both"
             )
         if self.alternation.segment > self.synthesis.frames[-1]:
             raise ValueError(

@@ -39,9 +39,9 @@ def training(
     if divides_positions and on_tpu and config.train.attention == "xla":
         found.append("--config.train.attention=splash (now xla): no scores of all pairs")
     frozen = kinds.get("frozen parameters", 0)
-    if frozen > limit / 20 and config.train.frozen_dtype == "float32":
+    if frozen > limit / 20 and config.train.frozen_param_dtype == "float32":
         found.append(
-            f"--config.train.frozen_dtype=bfloat16 (now float32): {size(frozen // 2)} less"
+            f"--config.train.frozen_param_dtype=bfloat16 (now float32): {size(frozen // 2)} less"
         )
     share = rows // config.train.accumulate
     if share > 1:

@@ -23,7 +23,7 @@ from ba_jax.data.packed import AudioChunks, PackedBatch, PackedSettings
 from ba_jax.data.packing import PackedRows
 from ba_jax.plan.chips import PlanError
 from ba_jax.run_config import RunConfig
-from ba_jax.steps.base import Stage
+from ba_jax.stages.base import Stage
 
 
 @dataclasses.dataclass(frozen=True)

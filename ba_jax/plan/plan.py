@@ -15,9 +15,9 @@ from ba_jax.plan.compiled import OutOfMemory, compile_step
 from ba_jax.plan.estimate import bound, bound_of
 from ba_jax.plan.report import Plan, size
 from ba_jax.plan.topology import Topology
-from ba_jax.program import Program
 from ba_jax.run_config import RunConfig
 from ba_jax.sharding import MeshSettings
+from ba_jax.train_state import Program
 
 
 class DoesNotFit(Exception):

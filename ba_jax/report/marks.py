@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 
+from ba_jax.data.record import HAN
+
 # Chinese characters count one by one, everything else by words.
-_CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_TOKENS = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+|\s+")
+_TOKENS = re.compile(rf"[{HAN}]|[^\s{HAN}]+|\s+")
 
 Pieces = list[tuple[str, bool]]  # (text, whether it differs), adjoining
 

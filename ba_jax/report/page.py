@@ -33,7 +33,7 @@ _CAME = {
 }
 _MORE = {
     "text": "model wrote",
-    "read_back": "model read back",
+    "transcribe_first": "model read back",
     "heard_on_reference": "judge heard of the reference",
     "heard_without_flow": "judge heard without flow",
     "failed": "failed",

@@ -35,7 +35,14 @@ STAGE_ORDER = (
     "single",
     "sft",
 )
-TEXTS = ("question", "text", "read_back", "heard_on_reference", "heard_without_flow", "failed")
+TEXTS = (
+    "question",
+    "text",
+    "transcribe_first",
+    "heard_on_reference",
+    "heard_without_flow",
+    "failed",
+)
 SOUNDS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 _PNG = b"\x89PNG\r\n\x1a\n"
 

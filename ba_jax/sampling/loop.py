@@ -41,7 +41,7 @@ class Generator:
       max_text, max_frames: the most that a row may produce in a turn.
       capacity: slots of the cache, a row; default what the longest prompt and one turn take.
         Conversations of several turns need more.
-      own_codebooks: of the frames that it says, the model reads the first so many; 0: all.
+      feedback_codebooks: of the frames that it says, the model reads the first so many; 0: all.
       dtype: compute type, and that of the cache.
       place: puts a batch's arrays (rows first) on the devices; by default where JAX puts them.
 
@@ -65,7 +65,7 @@ class Generator:
         max_text: int = 64,
         max_frames: int = 128,
         capacity: int | None = None,
-        own_codebooks: int = 0,
+        feedback_codebooks: int = 0,
         dtype: layers.Dtype = jnp.float32,
         place: Callable[[Any], Any] = lambda arrays: arrays,
     ):
@@ -98,7 +98,7 @@ class Generator:
             capacity=capacity,
             max_text=max_text,
             max_frames=max_frames,
-            own_codebooks=own_codebooks,
+            feedback_codebooks=feedback_codebooks,
             dtype=dtype,
             place=place,
         )

@@ -73,7 +73,7 @@ class Stepper:
       rows: batch size.
       capacity: slots of the cache, a row.
       max_text, max_frames: the most that a row may produce in a turn.
-      own_codebooks: of the frames that it says, the model reads the first so many; 0: all. For one
+      feedback_codebooks: of the frames that it says, the model reads the first so many; 0: all. For one
         that learnt to speak so (`LMSettings.speech_dropout`).
       dtype: compute type, and that of the cache.
       place: puts a batch's arrays (rows first) on the devices.
@@ -96,7 +96,7 @@ class Stepper:
         max_text: int,
         max_frames: int,
         dtype: layers.Dtype,
-        own_codebooks: int = 0,
+        feedback_codebooks: int = 0,
         place: Callable[[Any], Any] = lambda arrays: arrays,
     ):
         parts = ("llm", "audio_embed", "audio_head")
@@ -107,10 +107,12 @@ class Stepper:
             raise ValueError(f"model of {needed}: expected {parts}, to alternate text and speech")
         self.config = config.only(*needed)
         self.sizes = config.audio_head.codebook_sizes if config.audio_head else ()
-        if not 0 <= own_codebooks <= len(self.sizes):
-            raise ValueError(f"own_codebooks {own_codebooks}, expected 0 to {len(self.sizes)}")
+        if not 0 <= feedback_codebooks <= len(self.sizes):
+            raise ValueError(
+                f"feedback_codebooks {feedback_codebooks}, expected 0 to {len(self.sizes)}"
+            )
         self.rows, self.capacity = rows, capacity
-        self._own_codebooks = own_codebooks or None
+        self._feedback_codebooks = feedback_codebooks or None
         self.max_text, self.max_frames = max_text, max_frames
         self.segments = 1 if alternation is None else alternation.segments
         self.traces: collections.Counter = collections.Counter()
@@ -335,7 +337,7 @@ class Stepper:
             ids_B1,
             codes_BQ[:, None],
             reads_B1,
-            codebooks=self._own_codebooks,
+            codebooks=self._feedback_codebooks,
         )
 
     def _next_ids(self, variables, state: State, limits: Limits, keys_B) -> jax.Array:

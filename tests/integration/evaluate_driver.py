@@ -18,7 +18,8 @@ from absl import app
 from ml_collections import ConfigDict, config_flags
 
 from ba_jax import evaluate
-from ba_jax.evals import judge, stages
+from ba_jax.evals import runner
+from ba_jax.evals.judges import recogniser
 from tests.unit.evals.small_bench import LengthJudge
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -53,7 +54,7 @@ def start(
 
 def _main(file: str, kill_after: str, *flags: str) -> None:
     config = ConfigDict(json.loads(pathlib.Path(file).read_text()))
-    add, calls = stages._Journal.add, []
+    add, calls = runner._Journal.add, []
 
     def add_and_more(self, lines):
         add(self, lines)
@@ -61,8 +62,8 @@ def _main(file: str, kill_after: str, *flags: str) -> None:
         if len(calls) == int(kill_after):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    stages._Journal.add = add_and_more
-    judge.Judge = LengthJudge
+    runner._Journal.add = add_and_more
+    recogniser.Judge = LengthJudge
 
     # The config is given, not read from a Python file.
     config_flags.DEFINE_config_file = lambda name, *_: config_flags.DEFINE_config_dict(name, config)

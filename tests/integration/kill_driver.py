@@ -20,7 +20,7 @@ import traceback
 from absl import flags
 
 from ba_jax import train
-from ba_jax.run_state import Checkpoints
+from ba_jax.checkpoints.manager import Checkpoints
 
 LONGEST_SECONDS = 0.25
 """From the begin of a checkpoint on; the next begins when it is complete."""

@@ -22,16 +22,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ba_jax import sharding
-from ba_jax.checkpoint import flatten, unflatten
+from ba_jax.checkpoints.arrays import flatten, unflatten
 from ba_jax.config import to_mapping
 from ba_jax.data.batches import open_batches
 from ba_jax.models import layers
 from ba_jax.models.llm import LLMConfig, init_cache, packed_mask
 from ba_jax.models.packed_attention import INTERPRETED, packed_attention
-from ba_jax.program import Program
 from ba_jax.run_config import parse_config
 from ba_jax.sharding import MeshSettings
-from tests.unit.steps import small_run, test_flow, test_vocoder
+from ba_jax.train_state import Program
+from tests.unit.stages import small_run, test_flow, test_vocoder
 
 ENVIRONMENT = {
     # The compiler's own time is nearly all of it.

@@ -80,7 +80,7 @@ def test_generation_is_compared_and_agrees(tmp_path):
 @pytest.mark.deep
 def test_steps_of_the_language_model_are_compared(tmp_path):
     out = tmp_path / "numbers.json"
-    settings = ['{"chunk": 64}', '{"chunk": 0}', '{"chunk": 64, "head_stride": 3}']
+    settings = ['{"chunk": 64}', '{"chunk": 0}', '{"chunk": 64, "full_head_every": 3}']
     threads = str(len(os.sched_getaffinity(0)))
     options = ["--rows", "1", "--seconds", "0", "--threads", threads, "--json", str(out)]
     lm_step.main(["--settings", *settings, *options])

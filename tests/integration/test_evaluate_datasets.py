@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from ba_jax.data.prepare.runner import PrepareError
+from ba_jax.corpora.runner import PrepareError
 from ba_jax.data.record import RecordError
 from ba_jax.evaluate import evaluate
-from tests.unit.data.prepare.corpora import config, made, manifest, put, put_text
+from tests.unit.corpora.corpora import config, made, manifest, put, put_text
 from tests.unit.evals import small_bench
 
 

@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from ba_jax.distributed import LOST
-from ba_jax.evals import judge
+from ba_jax.evals.judges import recogniser
 from ba_jax.evaluate import evaluate
 from tests.integration import evaluate_driver
 from tests.unit.evals import small_bench
@@ -39,7 +39,7 @@ def one(config, checkpoints, tmp_path_factory):
     """The folder of an evaluation on one device."""
     out = tmp_path_factory.mktemp("one") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judge, "Judge", small_bench.LengthJudge)
+        patch.setattr(recogniser, "Judge", small_bench.LengthJudge)
         evaluate(config, checkpoints, out, SUITES)
     return out
 

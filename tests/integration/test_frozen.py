@@ -8,7 +8,7 @@ import pytest
 from ba_jax import train as train_module
 from ba_jax.train import train
 from tests.unit.data import small_corpus
-from tests.unit.steps import small_run
+from tests.unit.stages import small_run
 
 STEPS = 3
 
@@ -19,7 +19,7 @@ def test_a_run_with_frozen_parameters_in_bfloat16_goes_on_exactly(tmp_path, monk
         dataset,
         eval_data={},
         train__steps=STEPS,
-        train__frozen_dtype="bfloat16",
+        train__frozen_param_dtype="bfloat16",
         init__llm="random",
         optimizer__rules=((r"llm/(embedding|lm_head)", None), (".*", 1.0)),
     )

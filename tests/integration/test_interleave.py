@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 
 from ba_jax.audio import read_audio, write_audio
+from ba_jax.corpora.interleave.voices import HELD_OUT
+from ba_jax.corpora.make_tokenizer import train_sentencepiece
+from ba_jax.corpora.runner import config_from, prepare
 from ba_jax.data.examples import ExampleMaker
 from ba_jax.data.features import code_frames, total_samples
-from ba_jax.data.interleave.voices import HELD_OUT
-from ba_jax.data.make_tokenizer import train_sentencepiece
-from ba_jax.data.prepare.runner import config_from, prepare
 from ba_jax.data.record import Record, RecordSource
 from ba_jax.data.sequence import to_sequence
-from ba_jax.data.speech.text_norm import error_rate, join_words
-from ba_jax.data.speech.tools import make_synthesiser
 from ba_jax.data.text_tokenizer import load_text_tokenizer
+from ba_jax.speech.text_norm import error_rate, join_words
+from ba_jax.speech.tools import make_synthesiser
 
 pytestmark = pytest.mark.slow
 

@@ -1,4 +1,4 @@
-"""`python -m ba_jax.data.prepare` as it is run: processes, signals, a Beam pipeline."""
+"""`python -m ba_jax.corpora` as it is run: processes, signals, a Beam pipeline."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import time
 
 import pytest
 
-from ba_jax.data.prepare import runner
-from ba_jax.data.prepare.beam import BeamRunner
-from ba_jax.data.prepare.listing import SourceError
+from ba_jax.corpora import runner
+from ba_jax.corpora.beam import BeamRunner
+from ba_jax.corpora.sources.listing import SourceError
 from ba_jax.data.record import RecordSource
-from tests.unit.data.prepare.corpora import config, contents, manifest, put, tone
+from tests.unit.corpora.corpora import config, contents, manifest, put, tone
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CLIPS, PER_SHARD = 48, 4
@@ -44,7 +44,7 @@ def command(corpus: pathlib.Path, out: pathlib.Path | None, *extra: str) -> list
     words = [
         sys.executable,
         "-m",
-        "ba_jax.data.prepare",
+        "ba_jax.corpora",
         "--config=configs/prepare.py:manifest",
         f"--config.source.path={corpus / 'm.jsonl'}",
         f"--config.items_per_shard={PER_SHARD}",
@@ -254,7 +254,7 @@ def test_beam_over_processes_goes_on_from_a_local_run(corpus, undisturbed, tmp_p
 
 
 def test_beam_tells_what_failed(corpus, tmp_path, monkeypatch):
-    from ba_jax.data.prepare import beam, shards
+    from ba_jax.corpora import beam, shards
 
     def failing(job, source, directory, fingerprint):
         raise shards.ShardError("item 'u1': lost")

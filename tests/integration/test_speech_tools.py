@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from ba_jax.data.speech import assets, tools
-from ba_jax.data.speech.interfaces import Spoken
-from ba_jax.data.speech.text_norm import error_rate, join_words
+from ba_jax.speech import assets, tools
+from ba_jax.speech.interfaces import Spoken
+from ba_jax.speech.text_norm import error_rate, join_words
 
 TEXTS = {
     "en": [
@@ -83,7 +83,7 @@ def test_what_is_said_is_heard(utterances):
     assert recogniser.recognise(silence_S, 24000, "en").text == ""
 
 
-# Medians of docstring of ba_jax.data.speech.align, with room for eight utterances' chance.
+# Medians of docstring of ba_jax.speech.align, with room for eight utterances' chance.
 @pytest.mark.parametrize(("name", "limit"), [("pocketsphinx", 0.03), ("whisper", 0.07)])
 def test_words_are_found_where_they_are_said(utterances, name, limit):
     aligner = tools.make_aligner(name)
@@ -123,8 +123,8 @@ def test_speakers_are_told_apart(utterances):
 
 def test_the_speaker_encoder_equals_torchs(utterances):
     """On the released weights, read by torch itself."""
-    from ba_jax.data.speech.speakers import cut_windows, mel_spectrogram
-    from ba_jax.data.speech.waves import to_16k
+    from ba_jax.speech.speakers import cut_windows, mel_spectrogram
+    from ba_jax.speech.waves import to_16k
 
     path = assets.ensure("resemblyzer") / "pretrained.pt"
     weights = torch.load(path, map_location="cpu", weights_only=True)["model_state"]

@@ -1,4 +1,4 @@
-"""`python -m ba_jax.tokenize`: its command line, several devices, several processes, Ctrl-C."""
+"""`python -m ba_jax.corpora.tokenize`: its command line, several devices, several processes, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import time
 import jax
 import pytest
 
-from ba_jax.checkpoint import save_variables
+from ba_jax.checkpoints.arrays import save_variables
 from ba_jax.config import from_mapping
 from ba_jax.data.record import RecordSource
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, init_variables
@@ -42,7 +42,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
 def command(folder: pathlib.Path, out: pathlib.Path, *more: str) -> list[str]:
     sizes = [f"--config.model.{name}={value}" for name, value in SMALL.items()]
     return [
-        *(sys.executable, "-m", "ba_jax.tokenize", "--config=configs/lm_stage2.py:nano"),
+        *(sys.executable, "-m", "ba_jax.corpora.tokenize", "--config=configs/lm_stage2.py:nano"),
         *(*sizes, "--config.model.vq_bridge.width=16"),
         *(f"--checkpoint={folder / 'weights'}", f"--dataset={folder / 'in'}", f"--out={out}"),
         *("--chunk-seconds=3", *more),

@@ -18,20 +18,20 @@ import pytest
 from ml_collections import ConfigDict
 
 from ba_jax import train as train_module
-from ba_jax.checkpoint import CheckpointError
+from ba_jax.checkpoints.arrays import CheckpointError
+from ba_jax.checkpoints.manager import complete_steps
 from ba_jax.config import ConfigError
 from ba_jax.data.batches import open_batches
 from ba_jax.data.packed import PackedBatches
 from ba_jax.data.record import RecordError
 from ba_jax.optim import OptimError
-from ba_jax.run_state import complete_steps
-from ba_jax.steps.base import StageError
-from ba_jax.steps.lm import TextLMStage
+from ba_jax.stages.base import StageError
+from ba_jax.stages.lm import TextLMStage
 from ba_jax.train import TrainError, train
 from tests.integration import train_driver
 from tests.unit.data import small_corpus
-from tests.unit.steps import small_run
-from tests.unit.steps.small_run import assert_equal, metrics, saved, text_run
+from tests.unit.stages import small_run
+from tests.unit.stages.small_run import assert_equal, metrics, saved, text_run
 
 STEPS = 8
 EVERYTHING = {

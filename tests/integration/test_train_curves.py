@@ -16,7 +16,7 @@ import pytest
 from ba_jax.train import train
 from tests.integration import train_driver
 from tests.unit.data import small_corpus
-from tests.unit.steps import small_run
+from tests.unit.stages import small_run
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "data" / "train"
 STEPS = 20

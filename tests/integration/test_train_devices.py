@@ -14,7 +14,7 @@ import pytest
 from ba_jax.train import train
 from tests.integration import mesh_driver, train_driver
 from tests.unit.data import small_corpus
-from tests.unit.steps import small_run
+from tests.unit.stages import small_run
 
 STEPS = 5
 CHANGES = {"train__steps": STEPS, "data__rows": 8, "eval_data": {}}

@@ -13,17 +13,17 @@ import sys
 import numpy as np
 import pytest
 
-from ba_jax import checksums
+from ba_jax.checkpoints import checksums
+from ba_jax.checkpoints.manager import complete_steps
 from ba_jax.data.batches import open_batches
 from ba_jax.data.hash import batch_hash, row_digests
 from ba_jax.data.loader import host_rows
 from ba_jax.data.record import RecordSource
 from ba_jax.distributed import LOST
-from ba_jax.run_state import complete_steps
 from ba_jax.train import train
 from tests.integration import train_driver
 from tests.unit.data import small_corpus
-from tests.unit.steps import small_run
+from tests.unit.stages import small_run
 
 STEPS, ROWS = 8, 8
 TWO, FOUR = {"replica": 1, "fsdp": 2, "tensor": 1}, {"replica": 2, "fsdp": 2, "tensor": 1}

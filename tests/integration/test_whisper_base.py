@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ba_jax import audio, checkpoint
+from ba_jax import audio
+from ba_jax.checkpoints import arrays
 from ba_jax.convert import sources
 from ba_jax.convert.importer import import_checkpoint
 from ba_jax.models.baichuan_audio import BaichuanAudio
@@ -39,7 +40,7 @@ def test_features_of_real_speech_equal_faster_whispers(whisper_base, tmp_path):
 
     import_checkpoint(whisper_base, tmp_path / "out", progress=False)
     _, config = sources.checkpoint_config(tmp_path / "out")
-    variables = checkpoint.load_variables(tmp_path / "out", dtype=jnp.float32)
+    variables = arrays.load_variables(tmp_path / "out", dtype=jnp.float32)
     model = BaichuanAudio(config)
     assert (config.audio_encoder.layers, config.audio_encoder.width) == (6, 512)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ba_jax import checkpoint
+from ba_jax.checkpoints import arrays
 from ba_jax.convert import sources, verify
 from ba_jax.models.baichuan_audio import variable_shapes
 from ba_jax.sampling.alternate import MODES, Alternation, Stops
@@ -29,9 +29,7 @@ def test_golden(tiny_checkpoint, mode):
     """
     golden = verify.read_golden(DATA / "tiny" / "golden.npz")
     _, config = sources.checkpoint_config(tiny_checkpoint)
-    variables = checkpoint.load_variables(
-        tiny_checkpoint, variable_shapes(config), dtype=jnp.float32
-    )
+    variables = arrays.load_variables(tiny_checkpoint, variable_shapes(config), dtype=jnp.float32)
     vocab, text = config.llm.vocab_size, golden["greedy_text"].tolist()
     generator = Generator(
         config,

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from ba_jax import checkpoint
+from ba_jax.checkpoints import arrays
 from ba_jax.convert import sources
 from ba_jax.convert.export import export_checkpoint
 from ba_jax.convert.importer import import_checkpoint
@@ -20,7 +20,7 @@ def imported(folder, out):
     """Imports a folder; returns (model, variables in float32)."""
     import_checkpoint(folder, out, progress=False)
     _, config = sources.checkpoint_config(out)
-    return BaichuanAudio(config), checkpoint.load_variables(out, dtype=jnp.float32)
+    return BaichuanAudio(config), arrays.load_variables(out, dtype=jnp.float32)
 
 
 def randomize(model: torch.nn.Module) -> None:

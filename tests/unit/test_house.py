@@ -8,6 +8,7 @@ import ast
 import importlib.util
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -27,37 +28,34 @@ LAYERS = {
     "ba_jax.audio": 0,
     "ba_jax.sharding": 0,
     "ba_jax.models": 1,
+    "ba_jax.data": 1,
     "ba_jax.losses": 2,
     "ba_jax.optim": 2,
-    "ba_jax.checksums": 2,
-    "ba_jax.checkpoint": 2,
-    "ba_jax.run_state": 2,
-    "ba_jax.restore": 2,
+    "ba_jax.checkpoints": 2,
     "ba_jax.metrics": 2,
     "ba_jax.distributed": 2,
-    "ba_jax.stops": 2,
     "ba_jax.convert": 2,
+    "ba_jax.stages": 3,
     "ba_jax.sampling": 3,
-    "ba_jax.data": 3,
+    "ba_jax.speech": 3,
+    "ba_jax.corpora": 4,
     "ba_jax.evals": 4,
-    "ba_jax.steps": 4,
-    "ba_jax.data.hash": 5,
-    "ba_jax.data.show": 5,
-    "ba_jax.convert.main": 5,
-    "ba_jax.convert.__main__": 5,
-    "ba_jax.data.prepare.__main__": 5,
-    "ba_jax.serving": 5,
-    "ba_jax.train": 5,
+    "ba_jax.generate": 4,
+    "ba_jax.run": 5,
     "ba_jax.run_config": 5,
-    "ba_jax.program": 5,
-    "ba_jax.tokenize": 5,
-    "ba_jax.report": 5,
+    "ba_jax.train_state": 5,
+    "ba_jax.train": 5,
     "ba_jax.evaluate": 5,
-    "ba_jax.evals.paper": 5,
-    "ba_jax.generate": 5,
     "ba_jax.plan": 5,
+    "ba_jax.report": 5,
+    "ba_jax.evals.paper": 5,
 }
 ENTRY_LAYER = 5
+# Commands inside the lower packages: modules with a `main` that reads flags.
+COMMAND = re.compile(r"^def main\(argv", re.MULTILINE)
+# Optional extras: what trains or samples imports nothing of them.
+EXTRAS = ("ba_jax.speech", "ba_jax.corpora")
+MAY_IMPORT_EXTRAS = (*EXTRAS, "ba_jax.evals")
 # data feeds workers that fork or spawn: it stands on these alone.
 DATA_MAY_IMPORT = (
     "ba_jax.config",
@@ -70,51 +68,6 @@ DATA_MAY_IMPORT = (
 JAX_FAMILY = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 MAX_LINES = 600
 LONG_FILES: frozenset[str] = frozenset()
-# The arguments that a config is instantiated with; one that is not named here takes none.
-CONFIG_ARGUMENTS = {
-    "models": ("nano", "nano_whisper", "tiny", "1b5", "7b"),
-    "mixtures": (
-        "text_nano",
-        "tokenizer_nano",
-        "tokenizer",
-        "flow_nano",
-        "vocoder_nano",
-        "vocoder",
-        "lm_nano",
-        "lm_codes_nano",
-        "lm_words_nano",
-        "lm",
-        "sft_nano",
-        "sft",
-        "audio_nano",
-        "audio",
-    ),
-    "lm_text": ("nano",),
-    "tokenizer": ("nano", "nano_whisper", "1b5"),
-    "flow_matching": ("nano", "nano_whisper", "1b5", "7b"),
-    "vocoder": ("nano", "1b5", "7b"),
-    "lm_stage1": ("nano", "nano_codes", "1b5", "7b"),
-    "lm_stage2": ("nano", "nano_codes", "1b5", "7b"),
-    "lm_single": ("nano", "nano_codes", "1b5", "7b"),
-    "sft": ("nano", "nano_lora", "1b5", "7b", "7b_lora"),
-    "eval": ("nano", "nano_whisper", "1b5", "7b"),
-    "prepare": (
-        "embedded",
-        "manifest",
-        "librispeech",
-        "libritts",
-        "ljspeech",
-        "aishell",
-        "wenetspeech",
-        "fleurs",
-        "common_voice",
-        "covost2",
-        "text",
-        "crawl",
-        "synthetic",
-    ),
-}
-
 Violations = list[str]
 
 
@@ -189,8 +142,18 @@ def imports(
 # --- the rules ----------------------------------------------------------------------------------
 
 
+def commands(modules: dict[str, str]) -> set[str]:
+    """Modules that are commands: a `__main__`, or a `main` that takes the command line."""
+    return {n for n, s in modules.items() if n.endswith(".__main__") or COMMAND.search(s)}
+
+
+COMMANDS = commands(BA_JAX)
+
+
 def layer(module: str) -> int | None:
     """The layer of a module, or None if no row of LAYERS but the bare package covers it."""
+    if module in COMMANDS:
+        return ENTRY_LAYER
     rows = [prefix for prefix in LAYERS if prefix != "ba_jax" and is_under(module, prefix)]
     if rows:
         return LAYERS[max(rows, key=len)]
@@ -213,18 +176,21 @@ def check_layers(name: str, source: str) -> Violations:
     return found
 
 
-def unit(module: str) -> str:
-    """The row of LAYERS that a module belongs to."""
-    rows = [prefix for prefix in LAYERS if is_under(module, prefix)]
-    return max(rows, key=len)
+def check_extras(name: str, source: str) -> Violations:
+    """Speech tools and corpus making are extras: what trains or samples does not import them."""
+    if any(is_under(name, allowed) for allowed in MAY_IMPORT_EXTRAS):
+        return []
+    targets = [t for t in imports(name, source) if any(is_under(t, extra) for extra in EXTRAS)]
+    return [f"{name} imports {target}" for target in targets]
 
 
 def find_cycle(modules: dict[str, str]) -> list[str]:
-    """A cycle among the units (rows of LAYERS), or [] if there is none."""
-    edges: dict[str, set[str]] = {}
+    """A circle of files that import each other, lazily and for types too, or []."""
+    edges: dict[str, list[str]] = {}
     for name, source in modules.items():
-        targets = {unit(t) for t in imports(name, source) if is_under(t, "ba_jax")}
-        edges.setdefault(unit(name), set()).update(targets - {unit(name), "ba_jax"})
+        targets = imports(name, source, packages=PACKAGES | {n for n in modules if n in PACKAGES})
+        # `import a.b.c` runs a and a.b too; they are packages without imports or re-exports.
+        edges[name] = sorted({t for t in targets if t in modules and t != name})
     done: set[str] = set()
 
     def visit(node: str, path: list[str]) -> list[str]:
@@ -232,13 +198,58 @@ def find_cycle(modules: dict[str, str]) -> list[str]:
             return path[path.index(node) :] + [node]
         if node in done:
             return []
-        for target in sorted(edges.get(node, ())):
+        for target in edges[node]:
             if cycle := visit(target, path + [node]):
                 return cycle
         done.add(node)
         return []
 
     return next((cycle for node in sorted(edges) if (cycle := visit(node, []))), [])
+
+
+def class_names(modules: dict[str, str]) -> dict[str, list[str]]:
+    """Public class name -> the modules that define it."""
+    names: dict[str, list[str]] = {}
+    for module, source in modules.items():
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef):
+                names.setdefault(node.name, []).append(module)
+    return names
+
+
+# Words that make a reader look for the verb or the noun; see CONTRIBUTING.md.
+BAD_OPENING = re.compile(r"(What|Of|As|Where|How)\b")
+BAD_VARIABLES = {"found", "said", "told", "one"}
+
+
+def check_openings(name: str, source: str) -> Violations:
+    """A docstring begins with an imperative verb or a noun phrase."""
+    tree = ast.parse(source)
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(tree) if isinstance(node, kinds)]
+    texts = [(node, ast.get_docstring(node) or "") for node in nodes]
+    # Texts below an assignment document it.
+    texts += [
+        (node, node.value.value.strip())
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    ]
+    return [
+        f"{name}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0]}"
+        for node, text in texts
+        if BAD_OPENING.match(text)
+    ]
+
+
+def check_variables(name: str, source: str) -> Violations:
+    """No variable is called `found`, `said`, `told` or `one`: name what it holds."""
+    tree = ast.parse(source)
+    stored = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id in BAD_VARIABLES]
+    arguments = [n for n in ast.walk(tree) if isinstance(n, ast.arg) and n.arg in BAD_VARIABLES]
+    lines = sorted({n.lineno for n in [*stored, *arguments]})
+    return [f"{name}:{line}" for line in lines]
 
 
 def check_data(name: str, source: str) -> Violations:
@@ -319,6 +330,9 @@ def check_length(name: str, source: str) -> Violations:
 
 MODULE_RULES = (
     check_layers,
+    check_extras,
+    check_openings,
+    check_variables,
     check_data,
     check_torch,
     check_configs,
@@ -340,7 +354,7 @@ BROKEN = [
     (check_layers, "ba_jax.models.llm", "def f():\n    import ba_jax.convert.engine"),
     (check_layers, "ba_jax.audio.mel", "from ..models import layers"),
     (check_layers, "ba_jax.losses.lm", "from ba_jax import train"),
-    (check_layers, "ba_jax.losses.lm", "importlib.import_module('ba_jax.steps.lm')"),
+    (check_layers, "ba_jax.losses.lm", "importlib.import_module('ba_jax.stages.lm')"),
     (check_layers, "ba_jax.models.llm", "import tests.helpers"),
     (check_layers, "ba_jax.utils", ""),
     (check_data, "ba_jax.data.loader", "def f():\n    import jax"),
@@ -350,7 +364,7 @@ BROKEN = [
     (check_torch, "ba_jax.convert.engine", "import torch"),
     (check_torch, "ba_jax.convert.engine", "from safetensors.torch import load_file"),
     (check_configs, "ba_jax.models.llm", "from ml_collections import ConfigDict"),
-    (check_configs, "ba_jax.steps.lm", "def f():\n    from configs import models"),
+    (check_configs, "ba_jax.stages.lm", "def f():\n    from configs import models"),
     (check_no_work_at_import, "ba_jax.models.llm", "jax.config.update('jax_enable_x64', True)"),
     (check_no_work_at_import, "ba_jax.vocab", "with open('x') as f:\n    X = f.read()"),
     (check_length, "ba_jax.models.llm", "x = 1\n" * (MAX_LINES + 1)),
@@ -365,7 +379,9 @@ def test_rule_catches(rule, name, source):
 FINE = [
     (check_layers, "ba_jax.sampling.loop", "from ba_jax.models import llm\nimport numpy"),
     (check_layers, "ba_jax.types", "from ba_jax import vocab"),
-    (check_layers, "ba_jax.convert.main", "from ba_jax.sampling import loop"),
+    (check_layers, "ba_jax.evals.runner", "from ba_jax.sampling import loop"),
+    (check_extras, "ba_jax.evals.judges.recogniser", "from ba_jax.speech import whisper"),
+    (check_openings, "ba_jax.models.llm", 'def f():\n    """Whatever it is."""'),
     (check_data, "ba_jax.data.loader", "import grain\nfrom ba_jax.audio import mel"),
     (check_torch, "ba_jax.convert.engine", "def f():\n    import torch"),
     (check_configs, "ba_jax.train", "from ml_collections import config_flags"),
@@ -379,15 +395,20 @@ def test_rule_lets_pass(rule, name, source):
     assert rule(name, source) == []
 
 
-def test_no_cycles_between_units():
+def test_no_class_name_twice():
+    twice = {name: homes for name, homes in class_names(BA_JAX).items() if len(homes) > 1}
+    assert twice == {}
+
+
+def test_no_cycles_between_files():
     assert find_cycle(BA_JAX) == []
 
 
 def test_cycle_is_caught():
     modules = {
         "ba_jax.types": "from ba_jax import vocab",
-        "ba_jax.vocab": "def f():\n    from ba_jax import audio",
-        "ba_jax.audio.mel": "from ba_jax.types import Batch",
+        "ba_jax.vocab": "def f():\n    from ba_jax.audio import mel",
+        "ba_jax.audio.mel": "if TYPE_CHECKING:\n    from ba_jax.types import Batch",
     }
     assert find_cycle(modules) != []
 
@@ -460,22 +481,29 @@ def load_config(path: pathlib.Path):
     return module
 
 
-def config_cases() -> list[tuple[str, str | None]]:
-    # common.py holds what the others share.
-    stems = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__", "common"}
-    stems |= set(CONFIG_ARGUMENTS)
-    return [(stem, arg) for stem in sorted(stems) for arg in CONFIG_ARGUMENTS.get(stem, (None,))]
+# Those with a `get_config`; the others hold what these share.
+CONFIGS = sorted(
+    path.stem for path in (ROOT / "configs").glob("*.py") if "def get_config(" in path.read_text()
+)
+
+
+def config_cases() -> list[tuple[str, str]]:
+    """(config, argument) of every argument that a config's ARGUMENTS names."""
+    return [
+        (stem, argument)
+        for stem in CONFIGS
+        for argument in load_config(ROOT / "configs" / f"{stem}.py").ARGUMENTS
+    ]
 
 
 @pytest.mark.parametrize(("stem", "argument"), config_cases())
 def test_every_config_is_instantiated(stem, argument):
-    get_config = load_config(ROOT / "configs" / f"{stem}.py").get_config
-    config = get_config() if argument is None else get_config(argument)
+    config = load_config(ROOT / "configs" / f"{stem}.py").get_config(argument)
     assert isinstance(config, ml_collections.ConfigDict)
     assert len(config) > 0
 
 
-@pytest.mark.parametrize("stem", sorted(CONFIG_ARGUMENTS))
+@pytest.mark.parametrize("stem", CONFIGS)
 def test_config_refuses_an_unknown_argument(stem):
     with pytest.raises((ValueError, KeyError), match="no-such-size"):
         load_config(ROOT / "configs" / f"{stem}.py").get_config("no-such-size")

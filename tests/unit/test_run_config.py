@@ -12,13 +12,13 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from ba_jax import optim, sharding
-from ba_jax.checkpoint import flatten
+from ba_jax.checkpoints.arrays import flatten
 from ba_jax.config import ConfigError, from_mapping
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
-from ba_jax.program import Program
 from ba_jax.run_config import STAGES, make_stage, parse_config
+from ba_jax.train_state import Program
 from configs import models
-from tests.unit.steps import small_run
+from tests.unit.stages import small_run
 from tests.unit.test_sharding import chips
 
 CONFIGS = {
@@ -72,7 +72,7 @@ def test_a_config_is_a_mapping_or_a_configdict():
         ({"train__dtype": "float16"}, "dtype 'float16', expected one of"),
         ({"train__remat": "some"}, "remat 'some', expected one of"),
         ({"train__attention": "flash"}, "attention 'flash', expected one of"),
-        ({"train__frozen_dtype": "int8"}, "frozen_dtype 'int8', expected one of"),
+        ({"train__frozen_param_dtype": "int8"}, "frozen_param_dtype 'int8', expected one of"),
         ({"train__evaluate_every": -1}, "evaluate_every = -1"),
         ({"train__evaluate_batches": 0}, "evaluate_batches = 0"),
         ({"train__profile_steps": 0}, "profile_steps = 0"),

@@ -70,13 +70,13 @@ def make(given: argparse.Namespace, wanted: Sequence[int]) -> int:
     """
     from absl import logging
 
+    from ba_jax.checkpoints.components import use_compilation_cache
     from ba_jax.config import from_mapping
-    from ba_jax.evals.judge import Judge, JudgeSettings
+    from ba_jax.evals.judges.recogniser import Judge, JudgeSettings
     from ba_jax.evals.paper import table as table_lib
     from ba_jax.evals.paper.published import TITLES
     from ba_jax.evals.paper.runs import Runs
     from ba_jax.evals.paper.tables import Maker
-    from ba_jax.restore import use_compilation_cache
     from configs.eval import get_config
 
     unknown = [number for number in wanted if number not in TITLES]

@@ -15,9 +15,9 @@ from ba_jax.audio.lengths import SAMPLE_RATE, mel_length
 from ba_jax.audio.mel import HIFIGAN_MEL, WHISPER_MEL, log_mel, whisper_log_mel
 from ba_jax.data.features import decode
 from ba_jax.data.record import Part
-from ba_jax.evals import bootstrap, sound, text
 from ba_jax.evals.base import Bench
 from ba_jax.evals.paper.table import Measured
+from ba_jax.evals.scoring import bootstrap, sound, text
 from ba_jax.evals.suite import EvalError, Failure
 from ba_jax.models.baichuan_audio import BaichuanAudio
 from ba_jax.sampling import batching

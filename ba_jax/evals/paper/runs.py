@@ -126,7 +126,7 @@ class Runs:
 
     def _codes(self, target: pathlib.Path, dataset: str) -> list[str]:
         return _python(
-            "ba_jax.tokenize",
+            "ba_jax.corpora.tokenize",
             f"--config=configs/tokenizer.py:{self.model}",
             f"--checkpoint={self.get('tokenizer')}",
             "--dataset=embedded",
@@ -136,7 +136,7 @@ class Runs:
 
     def _command(self, name: str, target: pathlib.Path) -> list[str]:
         if name == "whisper":
-            from ba_jax.data.speech import assets
+            from ba_jax.speech import assets
 
             source = str(assets.ensure("whisper-base"))
             options = ["--quiet", "--overwrite", "--out", str(target), "--source", source]
@@ -188,7 +188,7 @@ class Runs:
 
 def _spliced(target: pathlib.Path, words: int) -> list[str]:
     return _python(
-        "ba_jax.data.prepare",
+        "ba_jax.corpora",
         "--config=configs/prepare.py:spliced",
         f"--out={target / f'spliced_{words}'}",
         f"--config.source.dataset={target / 'embedded'}",

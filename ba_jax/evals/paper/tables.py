@@ -10,21 +10,22 @@ from typing import Any
 import numpy as np
 
 from ba_jax import evaluate as command
-from ba_jax import restore
 from ba_jax.audio.io import read_audio
 from ba_jax.audio.mel import HIFIGAN_MEL, log_mel
 from ba_jax.audio.resample import resample
+from ba_jax.checkpoints import components as restore
 from ba_jax.config import from_mapping
 from ba_jax.data.record import RecordSource
-from ba_jax.evals import bootstrap, stages, text
+from ba_jax.evals import runner
 from ba_jax.evals.base import Bench, EvalSettings
-from ba_jax.evals.judge import Judge
+from ba_jax.evals.judges.recogniser import Judge
 from ba_jax.evals.paper import measure
 from ba_jax.evals.paper.published import CODEBOOKS
 from ba_jax.evals.paper.runs import Runs
 from ba_jax.evals.paper.table import Column, Measured, Table
+from ba_jax.evals.scoring import bootstrap, text
 from ba_jax.evals.suite import EvalError, Failure
-from ba_jax.evals.suites import SUITES
+from ba_jax.evals.suites.registry import SUITES
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.synthesize import Wave
 
@@ -158,7 +159,7 @@ class Maker:
         sources["vq_bridge"] = str(self.runs.get("tokenizer"))
         folders = restore.find(list(sources.values()), bench.config, _LM)
         stamps = {s: f"{m}/{count}" for s, m in command.made_with(self.config, folders).items()}
-        return _figure(stages.run(SUITES["asr"], heard, stamps)["figures"], "asr_wer")
+        return _figure(runner.run(SUITES["asr"], heard, stamps)["figures"], "asr_wer")
 
     def _retrained(self, count: int) -> Measured:
         config = copy.deepcopy(dict(self.config))
@@ -272,9 +273,9 @@ class Maker:
             "two stages": "+".join(str(self.runs.steps(r)) for r in ("stage1", "words", "stage2")),
         }
         shares = ", ".join(
-            f"{name}: {figures['cloze_s2t_read_back']:.0%} of the questions"
+            f"{name}: {figures['cloze_s2t_transcribe_first']:.0%} of the questions"
             for name, figures in found.items()
-            if "cloze_s2t_read_back" in figures
+            if "cloze_s2t_transcribe_first" in figures
         )
         rows = {}
         for name, figures in found.items():
@@ -351,7 +352,7 @@ class Maker:
             "The paper's Table 7 is held against Qwen2-Audio-Base, which is not run here: no "
             "ordering of BLEU is claimed. The summary says that both directions are ahead of it.",
         ]
-        if words := figures.get("tts_words"):
+        if words := figures.get("tts_words_per_turn"):
             notes.append(f"TTS: texts are read and said in turns, {words} word(s) at a time.")
         columns = [
             Column("BLEU en->zh", share=False),

@@ -18,7 +18,7 @@ import safetensors.numpy
 import torch
 import transformers
 
-from ba_jax import checkpoint
+from ba_jax.checkpoints import arrays as checkpoint
 from ba_jax.convert import export, importer, sources
 from ba_jax.convert.engine import TensorInfo
 from ba_jax.convert.main import main

@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from ba_jax import checkpoint
+from ba_jax.checkpoints import arrays
 from ba_jax.convert.ctranslate2 import CTranslate2File, whisper_config_dict
 from ba_jax.convert.engine import ConversionError
 from ba_jax.convert.main import main
@@ -154,7 +154,7 @@ def test_import_into_the_encoder_and_export_as_whisper(path, tmp_path):
     path.write_bytes(model_bytes(variables))
     out, again = tmp_path / "out", tmp_path / "again"
     assert main(["--source", str(tmp_path), "--out", str(out), "--quiet"]) == 0
-    layers = checkpoint.load_variables(out)["params"]["audio_encoder"]["layers"]
+    layers = arrays.load_variables(out)["params"]["audio_encoder"]["layers"]
     fused = variables["encoder/layer_1/self_attention/linear_0/weight"]
     for i, name in enumerate(("query", "key", "value")):
         part = fused[8 * i : 8 * (i + 1)]

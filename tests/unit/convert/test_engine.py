@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ba_jax import checkpoint
+from ba_jax.checkpoints import arrays as checkpoint
 from ba_jax.convert import engine
 from ba_jax.convert.engine import ConversionError, TensorInfo, make_plan
 from ba_jax.convert.rows import Row, row

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from ba_jax import checkpoint
+from ba_jax.checkpoints import arrays
 from ba_jax.config import from_mapping
 from ba_jax.convert import engine, hf_config, tables
 from ba_jax.convert.engine import ConversionError
@@ -99,13 +99,13 @@ def test_a_model_from_scratch_is_exported_and_comes_back(tmp_path):
     )
     folder = tmp_path / "trained"
     folder.mkdir()
-    checkpoint.save_variables(folder / checkpoint.WEIGHTS_FOLDER, variables)
+    arrays.save_variables(folder / arrays.WEIGHTS_FOLDER, variables)
     hf_config.write_model_config(folder, config)
     export_checkpoint(folder, tmp_path / "hf", max_shard_bytes=2_000_000, progress=False)
     shards = sorted((tmp_path / "hf").glob("*.safetensors"))
     assert len(shards) > 3 and (tmp_path / "hf" / "hift.pt").is_file()
     import_checkpoint(tmp_path / "hf", tmp_path / "back", progress=False)
-    again = checkpoint.load_variables(tmp_path / "back", variable_shapes(config))
+    again = arrays.load_variables(tmp_path / "back", variable_shapes(config))
     jax.tree.map(np.testing.assert_array_equal, again, variables)
 
 

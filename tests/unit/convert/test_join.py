@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from ba_jax import checkpoint
+from ba_jax.checkpoints import arrays
+from ba_jax.checkpoints.manager import Checkpoints
 from ba_jax.config import from_mapping, to_mapping
 from ba_jax.convert import export, importer, join
 from ba_jax.convert.main import main
@@ -21,7 +22,6 @@ from ba_jax.convert.safetensors_io import SafetensorsFolder
 from ba_jax.convert.torch_pickle import load_pickle
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
 from ba_jax.models.lora import merge_lora
-from ba_jax.run_state import Checkpoints
 from configs import models
 
 SHAPES = functools.lru_cache(variable_shapes)
@@ -54,10 +54,10 @@ def model_config(**llm):
 
 def make_run(workdir, variables, model, step=3, **more):
     """A WORKDIR as `ba_jax.train` leaves it, with its latest checkpoint at `step`."""
-    flat = checkpoint.flatten(variables) | {f"params/{n}/w": a for n, a in more.items()}
+    flat = arrays.flatten(variables) | {f"params/{n}/w": a for n, a in more.items()}
     with Checkpoints(workdir) as saved:
         train = {"step": np.asarray(step)}
-        saved.save(step, checkpoint.unflatten(flat), train, {"stage": "any"})
+        saved.save(step, arrays.unflatten(flat), train, {"stage": "any"})
     model = to_mapping(from_mapping(BaichuanAudioConfig, model))
     config = {"model": model, "stage": {"name": "any"}, "seed": 0}
     (workdir / "config.json").write_text(json.dumps(config))
@@ -66,14 +66,14 @@ def make_run(workdir, variables, model, step=3, **more):
 
 def only(variables, components):
     """The variables of these components, as NumPy."""
-    flat = checkpoint.flatten(variables)
+    flat = arrays.flatten(variables)
     kept = {p: np.asarray(a) for p, a in flat.items() if p.split("/")[1] in components}
-    return checkpoint.unflatten(kept)
+    return arrays.unflatten(kept)
 
 
 def changed(variables, path, change):
-    flat = checkpoint.flatten(variables)
-    return checkpoint.unflatten(flat | {path: change(flat[path])})
+    flat = arrays.flatten(variables)
+    return arrays.unflatten(flat | {path: change(flat[path])})
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -95,7 +95,7 @@ def imported(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def variables(imported):
-    return checkpoint.load_variables(imported)
+    return arrays.load_variables(imported)
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +136,8 @@ def test_joined_runs_export_like_the_original(imported, runs, all_runs, tmp_path
     assert f"audio_head     from {runs / 'stage2'}\n" in said
     assert f"left out of {runs / 'tokenizer'}: text_projection\n" in said
     assert f"left out of {runs / 'vocoder'}: discriminators\n" in said
-    stored = checkpoint.Reader(joined).arrays
-    assert stored.keys() == checkpoint.Reader(imported).arrays.keys()
+    stored = arrays.Reader(joined).arrays
+    assert stored.keys() == arrays.Reader(imported).arrays.keys()
 
     shutil.copytree(imported, scratch)
     shutil.rmtree(scratch / "source")
@@ -211,7 +211,7 @@ def test_a_release_fills_what_a_partial_checkpoint_lacks(runs, tmp_path, capsys)
 
 
 def test_the_last_run_wins_and_parameters_are_cast(runs, variables, tmp_path):
-    flat = checkpoint.flatten(variables)
+    flat = arrays.flatten(variables)
     path = next(p for p in flat if p.startswith("params/audio_head/"))
     later = changed(only(variables, ("audio_head",)), path, lambda a: a + a)
     make_run(tmp_path / "later", later, model_config())
@@ -219,7 +219,7 @@ def test_the_last_run_wins_and_parameters_are_cast(runs, variables, tmp_path):
     out = tmp_path / "out"
     flags = ("--partial", "--dtype", "float32")
     assert run("join", "--checkpoint", both, "--out", out, *flags) == 0
-    reader = checkpoint.Reader(out)
+    reader = arrays.Reader(out)
     expected = 2 * np.asarray(flat[path], np.float32)
     np.testing.assert_array_equal(reader.read(path), expected)
     assert reader.dtype(path) == np.float32
@@ -232,33 +232,33 @@ def test_the_last_run_wins_and_parameters_are_cast(runs, variables, tmp_path):
 def adapted(variables):
     """The language model in float32 with adapters away from zero, and its config."""
     rng = np.random.default_rng(0)
-    parts = checkpoint.flatten(only(variables, LANGUAGE))
+    parts = arrays.flatten(only(variables, LANGUAGE))
     flat = {path: np.asarray(a, np.float32) for path, a in parts.items()}
     layers = "params/llm/layers"
     for name in LORA["lora_targets"]:
         depth, width, features = flat[f"{layers}/{name}/kernel"].shape
         for half, shape in (("a", (width, 3)), ("b", (3, features))):
             flat[f"{layers}/lora_{name}_{half}"] = rng.normal(size=(depth, *shape)).astype("f4")
-    return checkpoint.unflatten(flat), model_config(**LORA)
+    return arrays.unflatten(flat), model_config(**LORA)
 
 
 @pytest.mark.parametrize("piece_bytes", [64 << 20, 20_000])
 def test_adapters_are_merged_in_pieces(adapted, tmp_path, monkeypatch, capsys, piece_bytes):
     variables, model = adapted
     workdir, out = make_run(tmp_path / "sft", variables, model), tmp_path / "out"
-    monkeypatch.setattr(checkpoint, "MAX_CHUNK_BYTES", piece_bytes)
-    monkeypatch.setattr(checkpoint, "SMALL_BYTES", 0)
+    monkeypatch.setattr(arrays, "MAX_CHUNK_BYTES", piece_bytes)
+    monkeypatch.setattr(arrays, "SMALL_BYTES", 0)
     assert run("join", "--checkpoint", workdir, "--out", out, "--partial") == 0
     assert f"merged the adapters of {workdir}" in capsys.readouterr().out
-    got = checkpoint.flatten(checkpoint.load_variables(out))
+    got = arrays.flatten(arrays.load_variables(out))
     _, expected = merge_lora(from_mapping(BaichuanAudioConfig, model), variables)
-    expected = checkpoint.flatten(expected)
+    expected = arrays.flatten(expected)
     assert got.keys() == expected.keys()
     for path, array in expected.items():
         np.testing.assert_allclose(got[path], array, rtol=1e-6, atol=1e-6, err_msg=path)
     kernel = "params/llm/layers/query/kernel"
-    assert np.abs(got[kernel] - checkpoint.flatten(variables)[kernel]).max() > 0.1
-    chunk = checkpoint.Reader(out).arrays[kernel].chunk_layout.read_chunk.shape
+    assert np.abs(got[kernel] - arrays.flatten(variables)[kernel]).max() > 0.1
+    chunk = arrays.Reader(out).arrays[kernel].chunk_layout.read_chunk.shape
     assert np.prod(chunk) * 4 <= piece_bytes
     assert (chunk != got[kernel].shape) == (piece_bytes == 20_000)
     # The release's config.json knows no adapters.
@@ -271,7 +271,7 @@ def test_imports_are_joined_too(imported, runs, tmp_path):
     assert run("--source", TINY / "hift.pt", "--out", voice) == 0
     parts = ",".join(str(p) for p in (runs / "flow", runs / "stage2", voice))
     assert run("join", "--checkpoint", parts, "--out", tmp_path / "out") == 0
-    got, whole = (checkpoint.Reader(folder) for folder in (tmp_path / "out", imported))
+    got, whole = (arrays.Reader(folder) for folder in (tmp_path / "out", imported))
     assert got.arrays.keys() == whole.arrays.keys()
     for path in whole.arrays:
         assert got.read(path).tobytes() == whole.read(path).tobytes(), path
@@ -341,7 +341,7 @@ def test_a_run_that_is_not_its_configs_is_refused(variables, runs, tmp_path, cap
 
 
 def test_blocks_hold_whole_stored_chunks_and_parts_tile_them(monkeypatch):
-    monkeypatch.setattr(checkpoint, "MAX_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(arrays, "MAX_CHUNK_BYTES", 1000)
     # Small stored chunks are read together, ...
     assert join._blocks((6, 40, 10), (1, 5, 10), 4) == (1, 25, 10)
     # ... a large one once, and written in parts that divide it.

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from ba_jax.audio import read_audio
-from ba_jax.data.interleave.voices import is_held_out
-from ba_jax.data.prepare.corpus import closed, voices
+from ba_jax.corpora.embedded import voices
+from ba_jax.corpora.interleave.voices import is_held_out
+from ba_jax.data.corpus import facts
 from ba_jax.data.record import EMBEDDED, LANGUAGES, RecordSource, dataset_directory
 from ba_jax.data.text_tokenizer import load_text_tokenizer
 
 SPLITS = ("train", "validation", "test")
-FACTS = {fact.id: fact for fact in closed.facts()}
+FACTS = {fact.id: fact for fact in facts.facts()}
 
 
 @pytest.fixture(scope="module")

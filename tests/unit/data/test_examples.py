@@ -353,10 +353,13 @@ def test_records_without_such_a_turn_are_a_reason(task, turn, record, reason):
         ({"task": "aqa", "order": 1}, "order = 1: expected 0"),
         ({"task": "iasr", "pieces": 1, "order": 1}, "order = 1: expected 0"),
         ({"task": "tts", "given": True}, "task 'tts' with given texts: expected itts"),
-        ({"task": "asr", "read_back": True}, "'asr' with questions = 'spoken': read_back"),
         (
-            {"task": "sft", "questions": "written", "read_back": True},
-            "'sft' with questions = 'written': read_back",
+            {"task": "asr", "transcribe_first": True},
+            "'asr' with questions = 'spoken': transcribe_first",
+        ),
+        (
+            {"task": "sft", "questions": "written", "transcribe_first": True},
+            "'sft' with questions = 'written': transcribe_first",
         ),
     ],
 )
@@ -381,14 +384,14 @@ def test_mixed_questions_say_everything_once():
 
 def test_answers_that_begin_with_the_question():
     def answers(record, **options):
-        segments = ExampleMaker(**options, read_back=True)(record).segments
+        segments = ExampleMaker(**options, transcribe_first=True)(record).segments
         return [s.text for s in segments if s.loss and s.codes_NQ is None]
 
     assert answers(QUESTION, task="aqa") == ["q\na"]
     assert answers(ASKED, task="aqa", questions="mixed", pieces=1) == ["a, b c?\nd"]
     # Each answer with its own question; the speech is the answer's alone.
     assert answers(QUESTION, task="sft") == ["q\na", "r\nc"]
-    spoken = ExampleMaker("sft", answers="spoken", read_back=True)(QUESTION).segments
+    spoken = ExampleMaker("sft", answers="spoken", transcribe_first=True)(QUESTION).segments
     assert [s.codes_NQ[0, 0] for s in spoken if s.loss and s.codes_NQ is not None] == [3, 7]
     with pytest.raises(NotForTask, match="no text"):
         answers(without(QUESTION, 1, text=""), task="aqa")

@@ -14,8 +14,8 @@ import re
 import numpy as np
 import pytest
 
+from ba_jax.corpora.make_tokenizer import train_sentencepiece
 from ba_jax.data.batches import open_batches
-from ba_jax.data.make_tokenizer import train_sentencepiece
 from ba_jax.data.sequence import to_sequence
 from ba_jax.data.show import find_example, render, summary
 from ba_jax.data.tasks import Recording, make_example

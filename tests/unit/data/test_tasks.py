@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from ba_jax.data.make_tokenizer import train_sentencepiece
+from ba_jax.corpora.make_tokenizer import train_sentencepiece
 from ba_jax.data.sequence import SequenceError, to_sequence
 from ba_jax.data.tasks import PROMPTS, TASKS, TaskError, in_pieces, make_example, prompt
 from ba_jax.data.text_tokenizer import load_text_tokenizer

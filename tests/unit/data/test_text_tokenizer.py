@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from ba_jax.data.make_tokenizer import QWEN_PATTERN, SPECIAL_TOKENS, train_sentencepiece
+from ba_jax.corpora.make_tokenizer import QWEN_PATTERN, SPECIAL_TOKENS, train_sentencepiece
 from ba_jax.data.text_tokenizer import (
     BpeTokenizer,
     Roles,

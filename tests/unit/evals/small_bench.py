@@ -6,11 +6,12 @@ import types
 import numpy as np
 
 from ba_jax.audio.io import read_audio
-from ba_jax.checkpoint import save_variables
+from ba_jax.checkpoints.arrays import save_variables
 from ba_jax.config import from_mapping
-from ba_jax.evals import stages, suites
+from ba_jax.evals import runner
 from ba_jax.evals.base import Bench, EvalSettings
 from ba_jax.evals.suite import Failure
+from ba_jax.evals.suites import registry
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.loop import Generated
 from ba_jax.sampling.synthesize import Wave
@@ -114,8 +115,8 @@ def recorded(part):
 
 def run(name, bench, start="generate"):
     """A suite; by default with nothing saved before."""
-    made = dict.fromkeys(stages.FOLDERS, "test")
-    return types.SimpleNamespace(**stages.run(suites.SUITES[name], bench, made, start=start))
+    made = dict.fromkeys(runner.FOLDERS, "test")
+    return types.SimpleNamespace(**runner.run(registry.SUITES[name], bench, made, start=start))
 
 
 def tiny(**changes) -> dict:

@@ -12,12 +12,12 @@ from ba_jax.data.tasks import make_example
 from ba_jax.evals.suite import Failure
 from ba_jax.generate import batched
 from ba_jax.generate.__main__ import generate
-from ba_jax.generate.engine import Engine, components, hears
 from ba_jax.generate.requests import Request, RequestError, Turn
 from ba_jax.generate.results import ResultsError
 from ba_jax.generate.settings import GenerateSettings
 from ba_jax.generate.streamed import PlayerError, Speaker
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+from ba_jax.sampling.speech_model import Engine, components, hears
 
 
 def changed(config: dict, **changes) -> dict:
@@ -189,7 +189,7 @@ def test_texts_in_turns_and_their_stream(config, brief, tmp_path):
     assert generate(longer, "tts", [brief], path, tmp_path / "said")["failed"] == 0
     assert generate(longer, "tts", [brief], path, tmp_path / "live", stream=True)["failed"] == 0
     said, live = results(tmp_path / "said"), results(tmp_path / "live")
-    whole = changed(longer, tts_words=0)
+    whole = changed(longer, tts_words_per_turn=0)
     generate(whole, "tts", [brief], path, tmp_path / "whole")
     at_once = results(tmp_path / "whole")
     for id, line in said.items():

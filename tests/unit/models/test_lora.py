@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ba_jax.checkpoint import flatten, unflatten
+from ba_jax.checkpoints.arrays import flatten, unflatten
 from ba_jax.convert.engine import ConversionError
 from ba_jax.convert.hf_config import baichuan_values, read_model_config
 from ba_jax.models import lora

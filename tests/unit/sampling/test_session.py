@@ -208,7 +208,7 @@ def test_own_frames_are_read_by_their_first_codebooks(config, biased, make):
     """As if the later codebooks' embeddings were none; of what was read all count."""
     plain = {"rows": 1, "alternation": None, "stops": None}
     one = prompt(config, 7, 3, speaks=True)
-    (made,) = make(GREEDY, own_codebooks=1, **plain)([one])
+    (made,) = make(GREEDY, feedback_codebooks=1, **plain)([one])
     assert len(made.codes_NQ) > 2
     model = BaichuanAudio(config.only("llm", "audio_embed", "audio_head"))
 
@@ -230,8 +230,8 @@ def test_own_frames_are_read_by_their_first_codebooks(config, biased, make):
     chosen, others = (np.asarray(after(count)).argmax(-1) for count in (1, None))
     np.testing.assert_array_equal(chosen, made.codes_NQ[:, 0])
     assert (others != chosen).any()
-    with pytest.raises(ValueError, match="own_codebooks 4, expected 0 to 3"):
-        make(GREEDY, own_codebooks=4)
+    with pytest.raises(ValueError, match="feedback_codebooks 4, expected 0 to 3"):
+        make(GREEDY, feedback_codebooks=4)
 
 
 def test_texts_in_turns_that_find_no_room(config, make):

@@ -27,7 +27,7 @@ def finish(folder, steps=None):
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     """(runs, the commands that they ran): each command leaves a finished run."""
-    from ba_jax.data.speech import assets
+    from ba_jax.speech import assets
 
     monkeypatch.setattr(assets, "ensure", lambda name: tmp_path / name)
     commands = []
@@ -71,7 +71,7 @@ def test_what_is_missing_is_trained_with_what_it_starts_from(tmp_path, made):
     names = [
         next((a for a in c if a.startswith("--workdir=")), "=/x").split("/")[-1] for c in commands
     ]
-    assert modules.count("ba_jax.train") == 5 and modules.count("ba_jax.tokenize") == 3
+    assert modules.count("ba_jax.train") == 5 and modules.count("ba_jax.corpora.tokenize") == 3
     assert names[0] == "text" and names[-3:] == ["stage1", "words", "stage2"]
     own = tmp_path / "own"
     last = commands[-1]

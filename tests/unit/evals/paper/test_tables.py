@@ -18,7 +18,7 @@ FIGURES = {
     "single": {
         "cloze_t2t": 0.89,
         "cloze_s2t": 0.6,
-        "cloze_s2t_read_back": 0.9,
+        "cloze_s2t_transcribe_first": 0.9,
         "qa_t2t": 0.79,
         "qa_s2t": 0.3,
     },
@@ -26,7 +26,7 @@ FIGURES = {
         "cloze_t2t": 0.88,
         "cloze_s2t": 0.7,
         "cloze_s2t_ci95": [0.6, 0.8],
-        "cloze_s2t_read_back": 1.0,
+        "cloze_s2t_transcribe_first": 1.0,
         "qa_t2t": 0.78,
         "qa_s2t": 0.2,
         "asr_wer": 0.2,

@@ -1,0 +1,1 @@
+"""Checkpoints: streamed arrays, a run's checkpoints, components from several runs, checksums."""

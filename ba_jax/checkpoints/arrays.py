@@ -1,0 +1,498 @@
+"""Orbax checkpoints of variables: written slice by slice, read whole, by component or by slice.
+
+The streamed writer plugs into Orbax through its own extension point, a `TypeHandler` for
+`LazyArray` leaves, so what it leaves behind is an ordinary Orbax PyTree checkpoint: any process
+restores it with `ocp.StandardCheckpointer`, with any sharding, without this module.
+
+Paths are written `collection/component/...`, as in the conversion tables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from orbax.checkpoint import future as ocp_future
+
+from ba_jax.checkpoints import checksums
+
+# Bytes handed to TensorStore and not yet on disk. Two 64 MiB chunks in flight keep the disk busy
+# while the next one is prepared.
+MAX_PENDING_BYTES = 128 << 20
+# Chunks of a streamed array are at most this large, so that a host which restores a shard of an
+# array does not read much more than that shard.
+MAX_CHUNK_BYTES = 64 << 20
+# Arrays up to this size are worth no chunks of their own, and many of them are written at once.
+SMALL_BYTES = 1 << 20
+MAX_SMALL_WRITES = 32
+
+METADATA_FILE = "_METADATA"
+WEIGHTS_FOLDER = "weights"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, incomplete, or not what the caller asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyArray:
+    """An array that is produced in pieces while it is written.
+
+    Attributes:
+      shape: global shape.
+      dtype: stored dtype.
+      chunk_shape: shape of the stored chunks, one size an axis (0 is taken as 1). A piece should
+        cover whole chunks, or TensorStore has to read a chunk back to complete it.
+      pieces: called once; yields `(start, array)` where `start` is the offset of the piece in
+        every axis. The pieces must tile the array.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunk_shape: tuple[int, ...]
+    pieces: Callable[[], Iterable[tuple[tuple[int, ...], np.ndarray]]]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+def lazy(array: np.ndarray, chunk_shape: tuple[int, ...] | None = None) -> LazyArray:
+    """`array` as a `LazyArray` of one piece."""
+    array = np.asarray(array)
+    return LazyArray(
+        array.shape,
+        array.dtype,
+        array.shape if chunk_shape is None else chunk_shape,
+        lambda: [((0,) * array.ndim, array)],
+    )
+
+
+class _LazyArrayHandler(ocp.type_handlers.NumpyHandler):
+    """Writes `LazyArray` leaves; they are recorded, and read back, as NumPy arrays.
+
+    Orbax commits in a thread of its own, which outlives an exception in the caller: `stop` ends it.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._stopped = threading.Event()
+        self._writing = threading.Lock()
+
+    def stop(self) -> None:
+        """Makes the writer give up at its next piece, and waits until it has."""
+        self._stopped.set()
+        with self._writing:
+            pass
+
+    async def serialize(self, values, infos, args=None):
+        return [
+            ocp_future.CommitFutureAwaitingContractedSignals(
+                self._write_all(values, infos), name="lazy_array_handler"
+            )
+        ]
+
+    async def _write_all(self, values, infos):
+        with self._writing:
+            await self._write_in_turn(values, infos)
+
+    async def _write_in_turn(self, values, infos):
+        # Small arrays are mostly waiting for the file system: many at once. Large ones in turn.
+        small: collections.deque[asyncio.Task] = collections.deque()
+        try:
+            for value, info in zip(values, infos, strict=True):
+                if value.nbytes > SMALL_BYTES:
+                    await self._write(value, info)
+                    continue
+                if len(small) == MAX_SMALL_WRITES:
+                    await small.popleft()
+                small.append(asyncio.ensure_future(self._write(value, info)))
+            while small:
+                await small.popleft()
+        finally:
+            for task in small:
+                task.cancel()
+            await asyncio.gather(*small, return_exceptions=True)
+
+    async def _write(self, value, info):
+        await info.await_path_creation()
+        # `local_shape` is what Orbax takes as the chunk shape.
+        spec = ocp.type_handlers.get_json_tspec_write(
+            info,
+            use_ocdbt=info.is_ocdbt_checkpoint,
+            global_shape=value.shape,
+            local_shape=tuple(max(1, n) for n in value.chunk_shape),
+            dtype=value.dtype,
+        )
+        store = await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
+        pending: collections.deque[tuple[Any, int]] = collections.deque()
+        pending_bytes = written = 0
+        for start, piece in value.pieces():
+            if self._stopped.is_set():
+                raise CheckpointError(f"{info.name}: writing was stopped")
+            if piece.dtype != value.dtype:
+                raise CheckpointError(
+                    f"{info.name}: piece of dtype {piece.dtype}, expected {value.dtype}"
+                )
+            while pending and pending_bytes + piece.nbytes > MAX_PENDING_BYTES:
+                write, nbytes = pending.popleft()
+                await write
+                pending_bytes -= nbytes
+            region = tuple(slice(o, o + n) for o, n in zip(start, piece.shape, strict=True))
+            # The piece is ours and never written to again: TensorStore needs no copy.
+            write = store[region].write(piece, can_reference_source_data_indefinitely=True)
+            pending.append((write, piece.nbytes))
+            pending_bytes += piece.nbytes
+            written += piece.size
+            del piece
+        for write, _ in pending:
+            await write
+        if written != math.prod(value.shape):
+            raise CheckpointError(
+                f"{info.name}: pieces hold {written} elements, expected {value.shape}"
+            )
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary sibling of `path`, renamed to `path` if the block ends well, else removed.
+
+    Raises:
+      CheckpointError: `path` is a file, or a folder with something in it and not `overwrite`.
+    """
+    path = Path(path).absolute()
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"{path}: is a file, expected a new or empty folder")
+    if path.exists() and any(path.iterdir()) and not overwrite:
+        raise CheckpointError(f"{path}: is not empty; --overwrite replaces it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".{path.name}.partial-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        yield partial
+        replaced = path.parent / f".{path.name}.replaced-{os.getpid()}"
+        if path.exists():
+            path.rename(replaced)
+        partial.rename(path)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException:
+        _remove(partial)
+        raise
+
+
+def _remove(folder: Path, tries: int = 20) -> None:
+    """Removes a folder that writes still in flight may add to for a moment."""
+    for _ in range(tries):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
+
+
+def save_streamed(directory: str | os.PathLike, tree: Mapping[str, Any]) -> None:
+    """Writes a nested dict of `LazyArray` as an Orbax checkpoint, one piece after another.
+
+    Host memory stays within `MAX_PENDING_BYTES` plus the two pieces at hand. The folder appears
+    under its name only when everything is written. Arrays are stored uncompressed, one file a
+    chunk: weights hardly compress, and a slice can be read back at disk speed.
+
+    Raises:
+      CheckpointError: `directory` exists, or pieces do not tile their array.
+    """
+    directory = Path(directory).absolute()
+    if directory.exists():
+        raise CheckpointError(f"{directory}: exists already, expected a new folder")
+    writer = _LazyArrayHandler()
+    registry = ocp.type_handlers.create_type_handler_registry((LazyArray, writer))
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=False, use_compression=False, type_handler_registry=registry
+    )
+    with ocp.Checkpointer(handler) as checkpointer:
+        try:
+            checkpointer.save(directory, args=ocp.args.PyTreeSave(dict(tree)))
+        except BaseException:
+            writer.stop()
+            raise
+
+
+def save_variables(directory: str | os.PathLike, variables: Mapping[str, Any]) -> None:
+    """Writes variables (nested dict of jax or NumPy arrays) as an Orbax checkpoint.
+
+    Raises:
+      CheckpointError: `directory` exists.
+    """
+    directory = Path(directory).absolute()
+    if directory.exists():
+        raise CheckpointError(f"{directory}: exists already, expected a new folder")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory, dict(variables))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts to `{"collection/component/...": leaf}`, in order."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}/"))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        node = tree
+        *parents, name = path.split("/")
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[name] = value
+    return tree
+
+
+def _orbax_folder(directory: str | os.PathLike) -> Path:
+    directory = Path(directory).absolute()
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such folder, expected an Orbax checkpoint")
+    for folder in (directory, directory / WEIGHTS_FOLDER):
+        if (folder / METADATA_FILE).is_file():
+            return folder
+    raise CheckpointError(
+        f"{directory}: neither it nor its {WEIGHTS_FOLDER}/ holds {METADATA_FILE}: not an Orbax "
+        "checkpoint, or one whose writing was interrupted"
+    )
+
+
+class Reader:
+    """Reads single arrays, or slices of them, from a checkpoint.
+
+    `directory` is an Orbax folder or a folder that `ba_jax.convert` wrote. `arrays` maps each
+    path to an opened TensorStore with `.shape`; nothing is read before `read`.
+
+    Raises:
+      CheckpointError: not a checkpoint, or one with missing parts.
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        self.directory = _orbax_folder(directory)
+        try:
+            metadata = json.loads((self.directory / METADATA_FILE).read_text())
+            keys = [
+                tuple(str(k["key"]) for k in entry["key_metadata"])
+                for entry in metadata["tree_metadata"].values()
+                if not entry["value_metadata"].get("skip_deserialize")
+            ]
+            use_ocdbt = metadata.get("use_ocdbt", True)
+            driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self.directory / METADATA_FILE}: not Orbax metadata ({error!r})"
+            ) from error
+        context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
+        futures = {}
+        for key in keys:
+            name = ".".join(key)
+            if use_ocdbt:
+                base = {"driver": "file", "path": f"{self.directory}/"}
+                kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
+            else:
+                kvstore = {"driver": "file", "path": f"{self.directory / name}/"}
+            spec = {"driver": driver, "kvstore": kvstore, "fill_missing_data_reads": False}
+            futures["/".join(key)] = ts.open(spec, open=True, read=True, context=context)
+        self.arrays: dict[str, ts.TensorStore] = {}
+        for path, opened in futures.items():
+            try:
+                self.arrays[path] = opened.result()
+            except ValueError as error:
+                raise CheckpointError(
+                    f"{self.directory}: array {path} cannot be opened: {first_line(error)}"
+                ) from error
+
+    def check_chunks(self, paths: Iterable[str]) -> None:
+        """Raises `CheckpointError` naming the first chunk file of these arrays that is missing or
+        cut short. Checkpoints in Orbax's OCDBT format are left to TensorStore's own checks.
+        """
+        for path in paths:
+            spec = self.arrays[path].spec().to_json()
+            if spec["driver"] != "zarr" or spec["kvstore"]["driver"] != "file":
+                continue
+            metadata, folder = spec["metadata"], Path(spec["kvstore"]["path"])
+            grid = [-(-n // c) for n, c in zip(metadata["shape"], metadata["chunks"], strict=True)]
+            expected = None
+            if metadata["compressor"] is None:
+                expected = math.prod(metadata["chunks"]) * self.dtype(path).itemsize
+            for index in np.ndindex(*grid):
+                file = folder / (metadata["dimension_separator"].join(map(str, index)) or "0")
+                size = file.stat().st_size if file.is_file() else None
+                if size is None or expected not in (None, size):
+                    found = "missing" if size is None else f"{size} bytes, expected {expected}"
+                    raise CheckpointError(f"{self.directory}: chunk {file} of {path}: {found}")
+
+    def _array(self, path: str) -> ts.TensorStore:
+        if path not in self.arrays:
+            raise CheckpointError(f"{self.directory}: no array {path}")
+        return self.arrays[path]
+
+    def shape(self, path: str) -> tuple[int, ...]:
+        return tuple(self._array(path).shape)
+
+    def check_shapes(self, expected: Mapping[str, Any]) -> None:
+        """Raises `CheckpointError` unless every path of `expected` is stored with its `.shape`."""
+        problems = []
+        for path, leaf in expected.items():
+            if path not in self.arrays:
+                problems.append(f"missing {path} {tuple(leaf.shape)}")
+            elif self.shape(path) != tuple(leaf.shape):
+                problems.append(
+                    f"misshapen {path}: expected {tuple(leaf.shape)}, got {self.shape(path)}"
+                )
+        if problems:
+            raise CheckpointError(
+                f"{self.directory}: not the expected variables:\n  " + "\n  ".join(problems)
+            )
+
+    def dtype(self, path: str) -> np.dtype:
+        return np.dtype(self._array(path).dtype.numpy_dtype)
+
+    def read(self, path: str, index: Any = ()) -> np.ndarray:
+        """The part of array `path` that `index` (ints and slices, as in NumPy) selects."""
+        try:
+            return np.asarray(self._array(path)[index].read().result())
+        except (ValueError, IndexError) as error:
+            raise CheckpointError(
+                f"{self.directory}: {path}[{index}] cannot be read: {first_line(error)}"
+            ) from error
+
+
+def check_files(folder: str | os.PathLike) -> None:
+    """Compares the files of a checkpoint's `weights` with their checksums, if it has them.
+
+    Raises:
+      CheckpointError: one is damaged.
+    """
+    folder = Path(folder).absolute()
+    refuse_damage(checksums.damage(folder.parent, folder.name))
+
+
+def refuse_damage(problem: str | None) -> None:
+    """Raises `CheckpointError` if there is a problem."""
+    if problem is not None:
+        raise CheckpointError(f"{problem}: the checkpoint is damaged, expected another of the run")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def read_slice(directory: str | os.PathLike, path: str, index: Any = ()) -> np.ndarray:
+    """`Reader(directory).read(path, index)`: one slice, without loading the rest."""
+    return Reader(directory).read(path, index)
+
+
+def checkpoint_shapes(directory: str | os.PathLike) -> dict[str, Any]:
+    """Nested dict of `jax.ShapeDtypeStruct` as stored in the checkpoint."""
+    reader = Reader(directory)
+    return unflatten(
+        {p: jax.ShapeDtypeStruct(reader.shape(p), reader.dtype(p)) for p in reader.arrays}
+    )
+
+
+def load_variables(
+    directory: str | os.PathLike,
+    shapes: Mapping[str, Any] | None = None,
+    sharding: jax.sharding.Sharding | Mapping[str, Any] | None = None,
+    dtype: Any = None,
+    components: Iterable[str] | None = None,
+    checked: bool = False,
+) -> dict[str, Any]:
+    """Restores variables as jax Arrays.
+
+    Args:
+      directory: an Orbax folder, or a folder that `ba_jax.convert` wrote.
+      shapes: expected variables (nested dict of anything with `.shape`); every one of them must be
+        stored with that shape, and only they are read. None: everything stored.
+      sharding: one sharding for all arrays, or a nested dict of them. None: the default device.
+      dtype: floating arrays of `params` become this dtype, codebooks float32, whose precision they
+        need; buffers stay as stored, which tells the model how far they were rounded. None: all as
+        stored.
+      components: restrict to these components, the second level of the tree. None: all.
+      checked: its files have been compared with their checksums already, see `check_files`.
+
+    Returns:
+      Nested dict `{collection: {component: ...}}` of jax Arrays.
+
+    Raises:
+      CheckpointError: no checkpoint, a partial or damaged one, or one whose arrays differ from
+        `shapes`.
+    """
+    reader = Reader(directory)
+    if not checked:
+        check_files(reader.directory)
+    stored = {p: (reader.shape(p), reader.dtype(p)) for p in reader.arrays}
+    if components is not None:
+        components = set(components)
+        absent = components - {p.split("/")[1] for p in stored if "/" in p}
+        if absent:
+            raise CheckpointError(f"{reader.directory}: holds no component {sorted(absent)}")
+    wanted = _select(stored if shapes is None else flatten(shapes), components)
+    if shapes is not None:
+        reader.check_shapes(wanted)
+    reader.check_chunks(wanted)
+    if isinstance(sharding, Mapping):
+        shardings = flatten(sharding)
+        unplaced = [p for p in wanted if p not in shardings]
+        if unplaced:
+            raise CheckpointError(f"{reader.directory}: no sharding given for {unplaced}")
+    else:
+        default = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shardings = dict.fromkeys(wanted, default)
+
+    abstract, restore_args = {}, {}
+    for path in wanted:
+        shape, stored_dtype = stored[path]
+        if dtype is not None and jnp.issubdtype(stored_dtype, jnp.floating):
+            if path.startswith("params/"):
+                stored_dtype = dtype
+            elif not path.startswith("buffers/"):
+                stored_dtype = jnp.float32
+        abstract[path] = jax.ShapeDtypeStruct(shape, stored_dtype, sharding=shardings[path])
+        restore_args[path] = ocp.ArrayRestoreArgs(
+            restore_type=jax.Array, dtype=stored_dtype, sharding=shardings[path], global_shape=shape
+        )
+    restore = ocp.args.PyTreeRestore(
+        item=unflatten(abstract), restore_args=unflatten(restore_args), partial_restore=True
+    )
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(reader.directory, args=restore)
+    except Exception as error:  # Orbax raises bare ones for unreadable data
+        raise CheckpointError(
+            f"{reader.directory}: cannot be restored: {first_line(error)}"
+        ) from error
+
+
+def _select(flat: Mapping[str, Any], components: set[str] | None) -> dict[str, Any]:
+    return {
+        p: leaf
+        for p, leaf in flat.items()
+        if components is None or ("/" in p and p.split("/")[1] in components)
+    }

@@ -1,0 +1,280 @@
+"""Records of recordings that lie in files: what the sources with audio files share.
+
+A source lists `Recipe`s; reading, checking and encoding the files is done here, in workers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ba_jax.audio import AudioError, read_audio
+from ba_jax.corpora.encode import CODINGS, encode_speech
+from ba_jax.corpora.long_audio import LongAudio
+from ba_jax.corpora.sources.base import Item, Rejected, Rejection
+from ba_jax.data.record import Part, Record, Word
+
+LENGTH_SLACK = (0.05, 0.25)
+"""How far a file's length may be from the one stated: a share of it, plus seconds."""
+_CODE_RATE = 12.5  # frames of codes a second
+_MAX_FILE_SECONDS = 48 * 3600.0  # that a table is believed
+# Words of an AudioError -> the reason that its file is counted under.
+_REASONS = (
+    ("is empty", "empty file"),
+    ("0 samples", "empty file"),
+    ("cannot be opened", "missing file"),
+    ("not a regular file", "missing file"),
+    ("is a directory", "missing file"),
+    ("cut short", "truncated audio"),
+    ("cannot be decoded", "truncated audio"),
+    ("channels", "too many channels"),
+    ("sample rate", "bad sample rate"),
+    ("finite number", "NaN or infinite samples"),
+    (" s long", "too long"),
+    ("bytes", "too large"),
+    ("starts with", "not audio"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioConfig:
+    """What speech is taken and how it is stored.
+
+    Attributes:
+      coding: "opus" or "flac".
+      min_seconds, max_seconds: length of a clip, both inclusive. Examples of up to 30 s pass the
+        encoder at once; longer ones are cut into chunks, so ten minutes are fine.
+      max_bytes: of a file, and of its decoded samples (4 a sample).
+    """
+
+    coding: str = "opus"
+    min_seconds: float = 0.1
+    max_seconds: float = 600.0
+    max_bytes: int = 1 << 28
+
+    def __post_init__(self):
+        if self.coding not in CODINGS:
+            raise ValueError(f"coding = {self.coding!r}, expected one of {CODINGS}")
+        if not 0 <= self.min_seconds < self.max_seconds:
+            raise ValueError(
+                f"min_seconds = {self.min_seconds}, max_seconds = {self.max_seconds}: "
+                "expected 0 <= min < max"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A part of a record to come. Fields as in `record.Part`, but for:
+
+    Attributes:
+      path: of the audio file, or "".
+      start, end: of the stretch wanted, in seconds; None for the file's start and end.
+      stated_seconds: the whole file's length as the corpus states it, 0 if it does not.
+      stated_rate: Hz, as the corpus states it, 0 if it does not.
+      codes_path: of codes (N, Q) in a NumPy file, or "".
+    """
+
+    text: str = ""
+    path: str = ""
+    start: float | None = None
+    end: float | None = None
+    stated_seconds: float = 0.0
+    stated_rate: int = 0
+    codes_path: str = ""
+    codes_seconds: float = 0.0
+    translation: str = ""
+    role: str = ""
+    speaker: str = ""
+    words: tuple[Word, ...] = ()
+    loss: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A record to come: fields as in `record.Record`."""
+
+    id: str
+    kind: str
+    language: str
+    clips: tuple[Clip, ...]
+
+
+def speech_item(
+    id: str, split: str, where: str, language: str, clip: Clip, seconds: float = 0.0
+) -> Item:
+    """The item of one utterance."""
+    recipe = Recipe(id, "speech", language, (clip,))
+    return Item(id, split, where, (recipe,), seconds or clip.stated_seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSource:
+    """The part of a Source that is the same for all corpora of audio files.
+
+    Subclasses say `name`, `description` and `licence`, and list items whose payload is a tuple of
+    recipes.
+
+    Attributes:
+      folder: where the corpus lies.
+      audio: what is taken and how it is stored.
+    """
+
+    folder: str = ""
+    audio: AudioConfig = AudioConfig()
+
+    def records(self, item: Item) -> Iterator[Record | Rejection]:
+        """As `Source.records`."""
+        for recipe in item.payload:
+            try:
+                parts = tuple(make_part(clip, self.audio) for clip in recipe.clips)
+            except Rejected as rejected:
+                if len(item.payload) == 1:
+                    raise
+                where = f"{item.where} {recipe.id}"
+                yield Rejection(where, rejected.reason, rejected.detail, rejected.seconds)
+                continue
+            yield Record(recipe.id, recipe.kind, recipe.language, parts, self.name)
+
+    def finish(self, directory: Path) -> None:
+        """As `Source.finish`: nothing to add."""
+
+
+def make_part(clip: Clip, config: AudioConfig) -> Part:
+    """Reads, checks and encodes what a clip names.
+
+    Raises:
+      Rejected: a file that cannot be used, or is not what the corpus states.
+    """
+    audio, seconds, codes_NQ = b"", 0.0, None
+    if clip.path:
+        wave_S, rate = read_clip(clip, config)
+        seconds = len(wave_S) / rate
+        if seconds < config.min_seconds:
+            raise Rejected(
+                "too short",
+                f"{clip.path}: {seconds:.3f} s, expected at least {config.min_seconds} s",
+                seconds,
+            )
+        audio, seconds = encode_speech(wave_S, rate, config.coding)
+    if clip.codes_path:
+        codes_NQ = read_codes(clip.codes_path)
+        seconds = seconds or clip.codes_seconds or len(codes_NQ) / _CODE_RATE
+    for word in clip.words:
+        if not 0 <= word.start <= word.end <= seconds + LENGTH_SLACK[1]:
+            raise Rejected("bad word timings", f"{word}, expected within {seconds:.2f} s")
+    return Part(
+        text=clip.text,
+        audio=audio,
+        codes_NQ=codes_NQ,
+        seconds=seconds,
+        translation=clip.translation,
+        role=clip.role,
+        speaker=clip.speaker,
+        words=clip.words,
+        loss=clip.loss,
+    )
+
+
+def read_codes(path: str) -> np.ndarray:
+    """Audio codes (N, Q) from a .npy file; nothing in it is executed.
+
+    Raises:
+      Rejected: no integers of that shape.
+    """
+    try:
+        # Mapped, so that a header that claims much allocates nothing.
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise Rejected("bad codes", f"{path}: no NumPy array ({error})") from None
+    is_array = isinstance(mapped, np.ndarray)
+    if not is_array or mapped.ndim != 2 or not mapped.size or mapped.dtype.kind not in "iu":
+        found = f"{mapped.dtype}{mapped.shape}" if is_array else type(mapped).__name__
+        raise Rejected("bad codes", f"{path}: {found}, expected integers (N >= 1, codebooks)")
+    if mapped.min() < 0 or mapped.max() > np.iinfo(np.uint16).max:
+        found = f"from {mapped.min()} to {mapped.max()}"
+        raise Rejected("bad codes", f"{path}: {found}, expected 0 to 65535")
+    return np.array(mapped)
+
+
+def read_clip(clip: Clip, config: AudioConfig) -> tuple[np.ndarray, int]:
+    """The mono wave (S,) of a clip and its rate in Hz.
+
+    Raises:
+      Rejected: a file that cannot be used, or is not what the corpus states.
+    """
+    try:
+        if clip.start is None and clip.end is None:
+            wave_S, rate = read_audio(
+                clip.path, mono=True, max_seconds=config.max_seconds, max_bytes=config.max_bytes
+            )
+            _check_stated(clip, len(wave_S) / rate, rate)
+            return wave_S, rate
+        return _read_stretch(clip, config)
+    except AudioError as error:
+        raise Rejected(reason_of(error), str(error)) from None
+
+
+def reason_of(error: AudioError) -> str:
+    """A few words, the same for all errors of a kind."""
+    text = str(error)
+    return next((reason for words, reason in _REASONS if words in text), "unusable audio")
+
+
+def _check_stated(clip: Clip, seconds: float, rate: int) -> None:
+    if clip.stated_rate and clip.stated_rate != rate:
+        raise Rejected(
+            "header disagrees with the corpus",
+            f"{clip.path}: {rate} Hz, expected {clip.stated_rate} Hz",
+            seconds,
+        )
+    share, least = LENGTH_SLACK
+    stated = clip.stated_seconds
+    if stated and abs(seconds - stated) > share * stated + least:
+        raise Rejected(
+            "header disagrees with the corpus",
+            f"{clip.path}: {seconds:.2f} s at {rate} Hz, expected {stated:.2f} s",
+            seconds,
+        )
+
+
+def _read_stretch(clip: Clip, config: AudioConfig) -> tuple[np.ndarray, int]:
+    """A stretch of a file that may be hours long: what comes before it is not decoded."""
+    path, start = clip.path, clip.start or 0.0
+    if start < 0 or (clip.end is not None and clip.end <= start):
+        raise Rejected("bad times", f"{path}: from {start} s to {clip.end} s")
+    with LongAudio(path) as audio:
+        rate, length = audio.rate, audio.frames / audio.rate
+        _check_stated(clip, length, rate)
+        end = length if clip.end is None else clip.end
+        # Corpora round times: an end a little behind the file's is the file's.
+        if start >= length or end > length + LENGTH_SLACK[1]:
+            detail = f"{path}: from {start} s to {end} s, expected within {length:.2f} s"
+            raise Rejected("bad times", detail)
+        seconds = end - start
+        if seconds > config.max_seconds:
+            detail = f"{path}: {seconds:.2f} s, expected at most {config.max_seconds} s"
+            raise Rejected("too long", detail, seconds)
+        first = round(start * rate)
+        count = max(1, min(round(end * rate), audio.frames) - first)
+        if count * 4 > config.max_bytes:
+            detail = f"{path}: {count * 4} bytes of samples, expected at most {config.max_bytes}"
+            raise Rejected("too large", detail, seconds)
+        return audio.stretch(first, count), rate
+
+
+def stated_float(value: str, scale: float = 1.0) -> float:
+    """A length from a table, or 0 if it is not a sensible number."""
+    try:
+        number = float(value) * scale
+    except ValueError:
+        return 0.0
+    return number if 0 < number < _MAX_FILE_SECONDS else 0.0
+
+
+def sorted_files(folders: Iterable[Path], pattern: str) -> list[Path]:
+    """Files below folders, in order; the "._" files that macOS leaves are none."""
+    found = [path for folder in folders for path in folder.rglob(pattern)]
+    return sorted(path for path in found if not path.name.startswith("._"))

@@ -1,0 +1,469 @@
+"""What is said in the embedded corpus: scripts of its records, before anybody speaks.
+
+Everything here is a function of the texts, the size and the seed. No sentence of the test and
+validation splits is anywhere in the training split, neither spoken nor written; answers to closed
+questions are, because they are the labels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator, Sequence
+
+from ba_jax.corpora.embedded import voices
+from ba_jax.corpora.embedded.open_part import Exchange, Sentence
+from ba_jax.corpora.embedded.voices import Casting, Takes
+from ba_jax.data.corpus import facts as closed
+from ba_jax.data.corpus.facts import Fact
+from ba_jax.data.record import LANGUAGES
+
+OTHER = {"en": "zh", "zh": "en"}
+CLOSED, HSK, CHATTERBOT = "closed", "hsk_sentences", "chatterbot"
+"""`Record.source` of the parts of the corpus."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A part of a record to be.
+
+    Attributes:
+      text, translation, role: as in `record.Part`.
+      speaker: number of its cast in the script; None: not spoken.
+    """
+
+    text: str
+    translation: str = ""
+    role: str = ""
+    speaker: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Script:
+    """A record to be.
+
+    Attributes:
+      id, kind, language, source: as in `record.Record`.
+      split: "train", "validation" or "test".
+      lines: its parts.
+      casts: for each speaker who may speak, in order of preference; all of a speaker's lines are
+        in one voice, and speakers differ.
+      limit: highest error rate of the recogniser on a line.
+      repeats: its texts are those of other scripts, in another voice.
+    """
+
+    id: str
+    split: str
+    kind: str
+    language: str
+    source: str
+    lines: tuple[Line, ...]
+    casts: tuple[Takes, ...] = ()
+    limit: float = 0.0
+    repeats: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much is said.
+
+    Attributes:
+      questions: phrasings of a fact's question that are spoken in training, on average.
+      statements: statements that are spoken one by one in training, a language; the others are
+        spoken in lists.
+      by_assistant: statements of each fact that the assistant says too: who is to say any text has
+        to have said its words.
+      lists: of statements, a language.
+      takes: voices for each of these.
+      levels: HSK levels of the sentences that are spoken.
+      written_levels: of those that are only written.
+      sentences: HSK sentences spoken in training, in each language; None: all.
+      exchanges: English chatterbot dialogues in training; None: all. Mandarin has few: all.
+      passages: of HSK sentences of one topic, a language.
+      open_takes: voices for each sentence, exchange and passage.
+    """
+
+    questions: float
+    statements: int
+    by_assistant: int
+    lists: int
+    takes: int
+    levels: tuple[int, ...]
+    written_levels: tuple[int, ...]
+    sentences: int | None
+    exchanges: int | None
+    passages: int
+    open_takes: int
+
+
+SIZES = {
+    "embedded": Size(2.25, 110, 1, 9, 1, (1, 2), (1, 2, 3), 120, 26, 5, 1),
+    "large": Size(5, 1000, 3, 60, 20, (1, 2, 3, 4, 5, 6), (1, 2, 3, 4, 5, 6), None, None, 100, 4),
+}
+_SYSTEM = {"en": "Answer in one short sentence.", "zh": "请用一个短句回答。"}
+"""A system prompt, of some written dialogues."""
+
+_TEST, _VALIDATION = 32, 10
+"""Closed questions, and closed statements, of each language that are held out."""
+_OPEN_TEST, _OPEN_VALIDATION = 9, 5
+"""HSK sentences of each language; half as many exchanges."""
+_CLOSED_LIMIT = {"en": 0.0, "zh": 0.1}
+"""Mandarin may have one syllable of ten wrong: Whisper-base errs more on it than Kokoro does."""
+_OPEN_LIMIT = 0.1
+_BLOCK = 12
+"""Sentences in a written record."""
+
+
+def write(
+    sentences: Sequence[Sentence], exchanges: Sequence[Exchange], size: Size, seed: int
+) -> list[Script]:
+    """All scripts, in order.
+
+    Args:
+      sentences: the HSK sentences, each text once.
+      exchanges: chatterbot's, each question once a language.
+      size: one of SIZES.
+      seed: of all choices.
+    """
+    casting = {
+        (language, split): Casting(language, split, seed)
+        for language in LANGUAGES
+        for split in ("train", "validation", "test")
+    }
+    scripts = [
+        *_closed(size, seed, casting),
+        *_hsk(sentences, size, seed, casting),
+        *_chatterbot(exchanges, size, seed, casting),
+        *_by_assistant(size, seed),
+    ]
+    held_out = {
+        _bare(line.text) for script in scripts if script.split != "train" for line in _new(script)
+    }
+    # Mere chance: an HSK sentence that chatterbot's test has too.
+    return [
+        script
+        for script in scripts
+        if script.split != "train"
+        or not any(_bare(line.text) in held_out for line in script.lines if not _answers(line))
+    ]
+
+
+def _bare(text: str) -> str:
+    return "".join(character for character in text.lower() if character.isalnum())
+
+
+def _answers(line: Line) -> bool:
+    return line.role == "assistant"
+
+
+def _new(script: Script) -> list[Line]:
+    """The lines that nothing may train on: all but answers."""
+    return [line for line in script.lines if not _answers(line)]
+
+
+# --- the closed part ------------------------------------------------------------------------------
+
+
+def _closed(size: Size, seed: int, casting) -> Iterator[Script]:
+    facts = closed.facts()
+    chance = random.Random(f"closed {seed}")
+    held = {"q": _held_out(facts, closed.QUESTIONS, seed)}
+    held["s"] = _held_out(facts, closed.STATEMENTS, seed)
+    trained = {"q": [], "s": []}
+    for number, fact in enumerate(facts):
+        for kind, count in (("q", closed.QUESTIONS), ("s", closed.STATEMENTS)):
+            # Begins with another phrasing at each fact: all phrasings are spoken equally often.
+            for i in range(count):
+                phrasing = (number + i) % count
+                if (fact.id, phrasing) not in held[kind]:
+                    trained[kind].append((fact, phrasing))
+    spoken = _some_questions(trained["q"], size.questions)
+    statements = list(trained["s"])
+    chance.shuffle(spoken)
+    chance.shuffle(statements)
+
+    by_id = {fact.id: fact for fact in facts}
+    for language in LANGUAGES:
+        for split in ("test", "validation"):
+            cast = casting[language, split]
+            for kind in "qs":
+                for (id, phrasing), owner in held[kind].items():
+                    if owner == split:
+                        make = _question if kind == "q" else _statement
+                        yield make([(by_id[id], phrasing)], language, split, cast, 0)
+            if split == "test":
+                own = [(by_id[id], p) for (id, p), owner in held["s"].items() if owner == split]
+                yield _list(own[:4], language, split, cast, 0)
+        cast = casting[language, "train"]
+        for take in range(size.takes):
+            yield from _questions(spoken, language, cast, take)
+            for pair in statements[: size.statements]:
+                yield _statement([pair], language, "train", cast, take)
+            pairs = statements[size.statements :] or statements
+            for number in range(size.lists):
+                some = [pairs[i % len(pairs)] for i in range(4 * number, 4 * number + 6)]
+                yield _list(some[: 3 + number % 4], language, "train", cast, 1000 * take + number)
+        yield from _closed_writing(trained, language, chance)
+
+
+def _held_out(facts: Sequence[Fact], phrasings: int, seed: int) -> dict[tuple[str, int], str]:
+    return closed.hold_out(facts, phrasings, _TEST, _VALIDATION, seed)
+
+
+def _by_assistant(size: Size, seed: int) -> Iterator[Script]:
+    """Of each fact some statements that are trained on, said by the assistant."""
+    facts = closed.facts()
+    held = _held_out(facts, closed.STATEMENTS, seed)
+    for language in LANGUAGES:
+        takes = voices.answer_takes(language)
+        for number, fact in enumerate(facts):
+            known = [p for p in range(closed.STATEMENTS) if (fact.id, p) not in held]
+            for i in range(min(size.by_assistant, len(known))):
+                pair = fact, known[(number + i) % len(known)]
+                yield _statement([pair], language, "train", takes, "assistant")
+
+
+def _some_questions(pairs: list, questions: float) -> list:
+    """The first phrasings of each fact, `questions` on average."""
+    chosen, of_fact, number = [], {}, -1
+    for fact, phrasing in pairs:
+        if fact.id not in of_fact:
+            number += 1
+            of_fact[fact.id] = int((number + 1) * questions) - int(number * questions)
+        if of_fact[fact.id] > 0:
+            of_fact[fact.id] -= 1
+            chosen.append((fact, phrasing))
+    return chosen
+
+
+def _question_lines(fact: Fact, phrasing: int, language: str, spoken: bool) -> tuple[Line, Line]:
+    other = OTHER[language]
+    return (
+        Line(
+            fact.questions[language][phrasing],
+            fact.questions[other][phrasing],
+            "user",
+            0 if spoken else None,
+        ),
+        Line(fact.answers[language], fact.answers[other], "assistant", 1 if spoken else None),
+    )
+
+
+def _question(pairs, language: str, split: str, cast: Casting, take: int) -> Script:
+    """A dialogue of one or more questions and answers."""
+    (fact, phrasing), *_ = pairs
+    turns = f"-{len(pairs)}turns" if len(pairs) > 1 else ""
+    return Script(
+        id=f"{language}-{fact.id}-q{phrasing}{turns}-{take}",
+        split=split,
+        kind="dialogue",
+        language=language,
+        source=CLOSED,
+        lines=tuple(line for pair in pairs for line in _question_lines(*pair, language, True)),
+        casts=(_without_assistant(cast, language), voices.answer_takes(language)),
+        limit=_CLOSED_LIMIT[language],
+    )
+
+
+def _without_assistant(cast: Casting, language: str) -> Takes:
+    """The next voices to ask; nobody asks himself."""
+    takes = cast.takes()
+    while takes[0][0] == voices.ASSISTANT[language]:
+        takes = cast.takes()
+    return tuple(take for take in takes if take[0] != voices.ASSISTANT[language])
+
+
+def _questions(pairs, language: str, cast: Casting, take: int) -> Iterator[Script]:
+    """Dialogues; one in ten has two questions."""
+    number = 0
+    while number < len(pairs):
+        count = 2 if number % 10 == 0 and number + 1 < len(pairs) else 1
+        yield _question(pairs[number : number + count], language, "train", cast, take)
+        number += count
+
+
+def _statement(pairs, language: str, split: str, cast: Casting | Takes, take: int | str) -> Script:
+    """A sentence; with `cast` the takes of one who repeats what others say."""
+    ((fact, phrasing),) = pairs
+    repeats = not isinstance(cast, Casting)
+    line = Line(
+        fact.statements[language][phrasing], fact.statements[OTHER[language]][phrasing], speaker=0
+    )
+    return Script(
+        id=f"{language}-{fact.id}-s{phrasing}-{take}",
+        split=split,
+        kind="speech",
+        language=language,
+        source=CLOSED,
+        lines=(line,),
+        casts=(cast if repeats else cast.takes(),),
+        limit=_CLOSED_LIMIT[language],
+        repeats=repeats,
+    )
+
+
+def _list(pairs, language: str, split: str, cast: Casting, number: int) -> Script:
+    """Statements that one voice says one after the other."""
+    other = OTHER[language]
+    return Script(
+        id=f"{language}-{split}-list-{number}",
+        split=split,
+        kind="interleaved",
+        language=language,
+        source=CLOSED,
+        lines=tuple(
+            Line(fact.statements[language][p], fact.statements[other][p], speaker=0)
+            for fact, p in pairs
+        ),
+        casts=(cast.takes(),),
+        limit=_CLOSED_LIMIT[language],
+    )
+
+
+def _closed_writing(trained, language: str, chance: random.Random) -> Iterator[Script]:
+    """Everything that may be trained on, in writing: questions, statements, translations."""
+
+    def script(id: str, kind: str, lines) -> Script:
+        return Script(f"{language}-{id}", "train", kind, language, CLOSED, tuple(lines))
+
+    other = OTHER[language]
+    for number, (fact, phrasing) in enumerate(trained["q"]):
+        lines = _question_lines(fact, phrasing, language, False)
+        if number % 8 == 0:
+            lines = (Line(_SYSTEM[language], _SYSTEM[other], "system"), *lines)
+        yield script(f"{fact.id}-q{phrasing}-written", "dialogue", lines)
+    space = " " if language == "en" else ""
+    asked = [
+        Line(f"{fact.questions[language][p]}{space}{fact.answers[language]}")
+        for fact, p in trained["q"]
+    ]
+    stated = [Line(fact.statements[language][p]) for fact, p in trained["s"]]
+    for name, lines in (("asked", asked), ("stated", stated), ("mixed", asked + stated)):
+        for number, block in enumerate(_blocks(lines, chance)):
+            yield script(f"{name}-{number}", "text", block)
+    # A sentence and its translation below it.
+    pairs = [(fact.statements[language][p], fact.statements[other][p]) for fact, p in trained["s"]]
+    pairs += [(fact.questions[language][p], fact.questions[other][p]) for fact, p in trained["q"]]
+    chance.shuffle(pairs)
+    for number in range(0, len(pairs), _BLOCK // 2):
+        lines = [Line(text) for pair in pairs[number : number + _BLOCK // 2] for text in pair]
+        yield script(f"translated-{number}", "text", lines)
+
+
+def _blocks(lines: Sequence[Line], chance: random.Random) -> Iterator[list[Line]]:
+    mixed = list(lines)
+    chance.shuffle(mixed)
+    for start in range(0, len(mixed), _BLOCK):
+        yield mixed[start : start + _BLOCK]
+
+
+# --- the open part --------------------------------------------------------------------------------
+
+
+def _hsk(sentences: Sequence[Sentence], size: Size, seed: int, casting) -> Iterator[Script]:
+    chance = random.Random(f"hsk {seed}")
+    # The same sentences are held out at every size.
+    simple = [sentence for sentence in sentences if sentence.level <= 2]
+    chance.shuffle(simple)
+    splits = {s.id: "test" for s in simple[:_OPEN_TEST]}
+    splits |= {s.id: "validation" for s in simple[_OPEN_TEST:][:_OPEN_VALIDATION]}
+    usable = [s for s in simple + [s for s in sentences if s.level > 2] if s.level in size.levels]
+    usable = [s for s in usable if s.id not in splits][: size.sentences]
+    held = [s for s in simple if s.id in splits]
+    for language in LANGUAGES:
+        for sentence in held:
+            split = splits[sentence.id]
+            yield _sentence(sentence, language, split, casting[language, split], 0)
+        for take in range(size.open_takes):
+            for sentence in usable:
+                yield _sentence(sentence, language, "train", casting[language, "train"], take)
+    yield from _passages(sentences, splits, size, seed, casting)
+    written = [s for s in sentences if s.level in size.written_levels and s.id not in splits]
+    for language in LANGUAGES:
+        lines = [Line(getattr(s, language)) for s in written]
+        for number, block in enumerate(_blocks(lines, chance)):
+            yield Script(f"{language}-hsk-{number}", "train", "text", language, HSK, tuple(block))
+
+
+def _sentence(sentence: Sentence, language: str, split: str, cast: Casting, take: int) -> Script:
+    line = Line(getattr(sentence, language), getattr(sentence, OTHER[language]), speaker=0)
+    return Script(
+        id=f"{language}-{sentence.id}-{take}",
+        split=split,
+        kind="speech",
+        language=language,
+        source=HSK,
+        lines=(line,),
+        casts=(cast.takes(),),
+        limit=_OPEN_LIMIT,
+    )
+
+
+def _passages(sentences, splits, size: Size, seed: int, casting) -> Iterator[Script]:
+    """Three to five sentences of one level and topic, in the order of the list."""
+    topics: dict[tuple[int, str], list[Sentence]] = {}
+    for sentence in sentences:
+        if sentence.level in size.levels and sentence.id not in splits:
+            topics.setdefault((sentence.level, sentence.topic), []).append(sentence)
+    blocks = [found[i : i + 5] for found in topics.values() for i in range(0, len(found), 5)]
+    random.Random(f"passages {seed}").shuffle(blocks)
+    blocks = [block for block in blocks if len(block) == 5][: size.passages]
+    for language in LANGUAGES:
+        for number, block in enumerate(blocks):
+            lines = [
+                Line(getattr(s, language), getattr(s, OTHER[language]), speaker=0) for s in block
+            ]
+            yield Script(
+                id=f"{language}-hsk-passage-{number}",
+                split="train",
+                kind="interleaved",
+                language=language,
+                source=HSK,
+                lines=tuple(lines[: 3 + number % 3]),
+                casts=(casting[language, "train"].takes(),),
+                limit=_OPEN_LIMIT,
+            )
+
+
+def _chatterbot(exchanges: Sequence[Exchange], size: Size, seed: int, casting) -> Iterator[Script]:
+    for language in LANGUAGES:
+        own = [exchange for exchange in exchanges if exchange.language == language]
+        random.Random(f"chatterbot {language} {seed}").shuffle(own)
+        # Small talk before trivia: the embedded size has room for few.
+        own.sort(key=lambda exchange: "trivia" in exchange.where)
+        small = [exchange for exchange in own if "trivia" not in exchange.where]
+        tests, validations = _OPEN_TEST // 3, _OPEN_VALIDATION // 2
+        splits = {x.where: "test" for x in small[:tests]}
+        splits |= {x.where: "validation" for x in small[tests:][:validations]}
+        trained = [x for x in own if x.where not in splits]
+        for exchange in small:
+            if split := splits.get(exchange.where):
+                yield _exchange(exchange, split, casting[language, split], 0)
+        for take in range(size.open_takes):
+            for exchange in trained[: size.exchanges]:
+                yield _exchange(exchange, "train", casting[language, "train"], take)
+        for exchange in trained:
+            yield _exchange(exchange, "train", None, 0)
+
+
+def _exchange(exchange: Exchange, split: str, cast: Casting | None, take: int) -> Script:
+    """Question and answer, spoken if there is a cast."""
+    language = exchange.language
+    name = exchange.where.replace("/", "-").replace(".yml:", "-")
+    first, second = (None, None) if cast is None else (0, 1)
+    casts = ()
+    if cast is not None:
+        casts = (_without_assistant(cast, language), voices.answer_takes(language))
+    return Script(
+        id=f"{name}-{'written' if cast is None else take}",
+        split=split,
+        kind="dialogue",
+        language=language,
+        source=CHATTERBOT,
+        lines=(
+            Line(exchange.question, role="user", speaker=first),
+            Line(exchange.answer, role="assistant", speaker=second),
+        ),
+        casts=casts,
+        limit=_OPEN_LIMIT,
+    )

@@ -1,0 +1,168 @@
+"""Speaks lines and has them checked: nothing is recorded that a recogniser does not understand."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+from ba_jax.corpora.encode import encode_speech
+from ba_jax.data.record import Word
+from ba_jax.speech.assets import cache_folder
+from ba_jax.speech.interfaces import Recogniser, SpeechToolError, Synthesiser
+from ba_jax.speech.text_norm import error_rate, for_scoring, normalise
+
+_VERSION = 1  # of kept utterances: to be raised when the same call gives other speech
+
+_MINUS = re.compile(r"(?<=\d)\s*[-–−]\s*(?=\d)")  # else it is heard as a range
+# Whisper writes 7.6 where seven minus six is said in Mandarin, whoever says it.
+_POINT = re.compile(r"(?<=\d)\.(?=\d)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterance:
+    """A spoken line.
+
+    Attributes:
+      audio, seconds, words: as in `record.Part`.
+      heard: what the recogniser took it for.
+    """
+
+    audio: bytes
+    seconds: float
+    words: tuple[Word, ...]
+    heard: str
+
+
+def mistaken(text: str, heard: str, language: str) -> float:
+    """The share of a text that was heard wrongly.
+
+    Signs count as the words for them ("3 + 4" is "three plus four"). In Mandarin the syllables are
+    compared, without tones: what tells a mispronounced line is how it sounds, and for a sentence
+    without context a recogniser can but guess which of the characters of a syllable was meant.
+    """
+    heard = heard.strip()
+    if not for_scoring(heard, language).strip():
+        return 1.0
+    if language == "en":
+        forms = (heard, _spelled(heard, "equals"), _spelled(heard, "is"))
+        return min(error_rate(text, form, language) for form in forms)
+    import jiwer
+    import pypinyin
+
+    def syllables(form: str) -> str:
+        return " ".join(pypinyin.lazy_pinyin(for_scoring(form, language)))
+
+    heard = _MINUS.sub("减", heard)
+    forms = (heard, _POINT.sub("减", heard))
+    errors = [float(jiwer.wer(syllables(text), syllables(form))) for form in forms]
+    return min(error_rate(text, heard, language), *errors)
+
+
+def _spelled(heard: str, equals: str) -> str:
+    """Signs in words: "6-4=2" -> "six minus four equals two"."""
+    heard = _MINUS.sub(" minus ", heard)
+    return normalise(heard.replace("=", f" {equals} ").replace("+", " plus "), "en")
+
+
+class Studio:
+    """Speaks lines, and keeps them: a second run with the same lines costs next to nothing.
+
+    Args:
+      coding: of the audio, "opus" or "flac".
+      threads: of the synthesiser and of the recogniser.
+      folder: where utterances are kept; by default in the cache of the speech tools.
+      synthesiser, recogniser: by default Kokoro and Whisper-base.
+    """
+
+    def __init__(
+        self,
+        coding: str = "opus",
+        threads: int = 1,
+        folder: str | os.PathLike | None = None,
+        synthesiser: Synthesiser | None = None,
+        recogniser: Recogniser | None = None,
+    ):
+        self._coding = coding
+        self._threads = threads
+        self._folder = Path(folder) if folder is not None else cache_folder() / "embedded-corpus"
+        if synthesiser is not None:
+            self.synthesiser = synthesiser
+        if recogniser is not None:
+            self.recogniser = recogniser
+
+    @functools.cached_property
+    def synthesiser(self) -> Synthesiser:
+        """Kokoro, loaded on first use."""
+        from ba_jax.speech.kokoro import Kokoro
+
+        return Kokoro(threads=self._threads)
+
+    @functools.cached_property
+    def recogniser(self) -> Recogniser:
+        """Whisper-base, loaded on first use."""
+        from ba_jax.speech.whisper import Whisper
+
+        return Whisper(threads=self._threads)
+
+    def say(self, text: str, language: str, voice: str, speed: float) -> Utterance:
+        """Speaks a line and listens to it.
+
+        Raises:
+          SpeechToolError: a text that cannot be said, an unknown voice, a tool that is missing.
+        """
+        key = json.dumps([_VERSION, self._coding, text, language, voice, speed])
+        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        path = self._folder / name[:2] / f"{name}.json"
+        if path.is_file():
+            return _load(path)
+        spoken = self.synthesiser.speak(text, voice, speed)
+        heard = self.recogniser.recognise(spoken.wave_S, spoken.rate, language)
+        audio, seconds = encode_speech(spoken.wave_S, spoken.rate, self._coding)
+        utterance = Utterance(audio, seconds, spoken.words, heard.text)
+        _save(path, utterance, key)
+        return utterance
+
+    def check(self, language: str, voice: str) -> None:
+        """Speaks and hears a text that can be said, to tell one that cannot from a missing tool.
+
+        Raises:
+          SpeechToolError: a tool that is missing, an unknown voice.
+        """
+        spoken = self.synthesiser.speak({"en": "Hello.", "zh": "你好。"}[language], voice)
+        self.recogniser.recognise(spoken.wave_S, spoken.rate, language)
+
+
+def _save(path: Path, utterance: Utterance, key: str) -> None:
+    fields = dataclasses.asdict(utterance) | {
+        "audio": base64.b64encode(utterance.audio).decode(),
+        "words": [[word.text, word.start, word.end] for word in utterance.words],
+        "key": key,
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
+        part.write_text(json.dumps(fields, ensure_ascii=False), encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise SpeechToolError(
+            f"{path}: cannot be written ({error}); set BA_JAX_CACHE to a folder that can"
+        ) from error
+
+
+def _load(path: Path) -> Utterance:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return Utterance(
+            audio=base64.b64decode(fields["audio"]),
+            seconds=fields["seconds"],
+            words=tuple(Word(*word) for word in fields["words"]),
+            heard=fields["heard"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise SpeechToolError(f"{path}: {error!r}, expected a kept utterance; delete it") from None

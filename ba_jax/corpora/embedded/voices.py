@@ -1,0 +1,81 @@
+"""Who speaks in the embedded corpus: Kokoro's voices, and averages of two of one accent, "a+b"."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Mapping
+
+from ba_jax.corpora.interleave.voices import HELD_OUT
+
+_PREFIXES = {"en": ("a", "b"), "zh": ("z",)}
+
+ASSISTANT: Mapping[str, str] = {"en": "af_heart", "zh": "zf_xiaoxiao"}
+"""Who answers, in every split: what a model is to sound like when it answers."""
+
+# Of the English voices without the whispering af_nicole and novelties; of the eight Mandarin ones
+# without zf_xiaoni, which Whisper hears badly.
+_SINGLE: Mapping[str, tuple[str, ...]] = {
+    "en": tuple(
+        (
+            "af_heart af_alloy af_aoede af_bella af_jessica af_kore af_nova af_river af_sarah "
+            "af_sky am_echo am_eric am_fenrir am_liam am_michael am_onyx am_puck "
+            "bf_alice bf_isabella bf_lily bm_daniel bm_fable bm_george bm_lewis"
+        ).split()
+    ),
+    "zh": tuple("zf_xiaoxiao zf_xiaoyi zm_yunjian zm_yunxia zm_yunyang".split()),
+}
+_AVERAGES: Mapping[str, tuple[str, ...]] = {
+    "en": ("af_bella+am_michael", "af_nova+am_puck", "af_sky+am_onyx", "bf_isabella+bm_george"),
+    "zh": tuple("+".join(pair) for pair in itertools.combinations(_SINGLE["zh"], 2)),
+}
+
+SPEEDS = (0.9, 1.0, 1.05, 1.1, 1.15)
+_TRIES = 4
+
+Takes = tuple[tuple[str, float], ...]
+"""(voice, speed) in the order in which they are tried until the recogniser understands one."""
+
+
+def test_voices(language: str) -> tuple[str, ...]:
+    """The voices of the test split; nothing trains on them."""
+    return tuple(voice for voice in HELD_OUT if voice.startswith(_PREFIXES[language]))
+
+
+def training_voices(language: str) -> tuple[str, ...]:
+    """All voices of the training and validation splits."""
+    return (*_SINGLE[language], *_AVERAGES[language])
+
+
+def members(voice: str) -> tuple[str, ...]:
+    """The voices that a name averages: "a+b" -> (a, b)."""
+    return tuple(voice.split("+"))
+
+
+def answer_takes(language: str) -> Takes:
+    """The assistant, always at the same speed if that is understood: equal answers sound equal."""
+    return tuple((ASSISTANT[language], speed) for speed in (1.0, 1.05, 0.95, 1.1))
+
+
+class Casting:
+    """Gives out voices in turns, so that all speak equally often, with speeds at random.
+
+    Args:
+      language: of the voices.
+      split: "test" has the held-out voices, any other those of training.
+      seed: of order and speeds.
+    """
+
+    def __init__(self, language: str, split: str, seed: int):
+        self._random = random.Random(f"{language} {split} {seed}")
+        is_test = split == "test"
+        self._voices = list(test_voices(language) if is_test else training_voices(language))
+        self._random.shuffle(self._voices)
+        self._next = 0
+
+    def takes(self) -> Takes:
+        """The next voice, and after it others in case that it is not understood."""
+        voices = itertools.islice(itertools.cycle(self._voices), self._next, self._next + _TRIES)
+        found = tuple((voice, self._random.choice(SPEEDS)) for voice in voices)
+        self._next = (self._next + 1) % len(self._voices)
+        return found

@@ -1,0 +1,263 @@
+"""Text for synthesis: tidying it, and the natural places to cut it.
+
+A cut lies behind the end of a sentence or a clause, with the quotes and brackets that close there
+and the white space that follows; never inside a number ("3.14", "10:30", "1,000"), an abbreviation
+("Dr. Smith", "e.g. this", "U.S. army"), or a quotation or bracket that has both its ends and is not
+itself too long for one part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import unicodedata
+
+from ba_jax.corpora.interleave.cuts import best_cuts
+from ba_jax.data.record import HAN
+
+PARAGRAPH, SENTENCE, CLAUSE = 3, 2, 1
+"""How strong a break is; a paragraph's end is where the text has a line break."""
+
+COSTS = {PARAGRAPH: -0.5, SENTENCE: 0.0, CLAUSE: 0.3}
+"""Of a cut, in the unit of `best_cuts`: a clause is cut off where evenness gains 0.3 by it, a
+paragraph where it loses less than 0.5."""
+
+LETTERS_A_SECOND = 17.0
+HAN_A_SECOND = 5.1
+"""Reading speed of Kokoro, pauses included: the mean of six English voices (12 to 19) and of four
+Mandarin ones (5.0 to 5.4), on two paragraphs each."""
+
+_SENTENCE_ENDS = ".!?。！？…"
+_CLAUSE_ENDS = ",;:，、；：—"
+_PAIRS = {
+    "“": "”", "「": "」", "『": "』", "《": "》", "（": "）", "(": ")", "[": "]", "【": "】",
+}  # fmt: skip
+_CLOSERS = set(_PAIRS.values()) | {'"', "'", "’"}
+_MOST_OPEN = 50  # quotes and brackets inside each other; more is no text
+_FULL_WIDTH = str.maketrans({",": "，", "?": "？", "!": "！", ";": "；", ":": "："})
+_HALF_WIDTH = str.maketrans(
+    {"，": ", ", "。": ". ", "？": "? ", "！": "! ", "；": "; ", "：": ": ", "、": ", "}
+)
+_ABBREVIATIONS = frozenset(
+    "mr mrs ms dr prof rev hon st sr jr gen col capt lt sgt gov sen rep pres vs etc eg ie cf al "
+    "approx dept est fig no nos vol vols ch pp ed eds inc ltd co corp bros ave blvd rd mt ft jan "
+    "feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun".split()
+)
+# Of these, the ones that end a sentence as readily as not: with a capital behind, they do.
+_OPEN_ABBREVIATIONS = frozenset("etc inc ltd co corp bros jr sr al".split())
+_UNSPEAKABLE = (
+    ("a web or e-mail address", re.compile(r"https?:|www\.|\S@\S+\.\w", re.I)),
+    ("markup", re.compile(r"<[/!]?\w[^>]*>|\{\{|\]\(|```|&\w+;")),
+    ("a special token", re.compile(r"<\|?[\w]+\|?>")),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Seconds of a part: wanted, least and most."""
+
+    target: float = 5.0
+    low: float = 1.5
+    high: float = 15.0
+
+    def __post_init__(self):
+        if not 0 <= self.low <= self.target <= self.high or self.target <= 0:
+            raise ValueError(
+                f"low {self.low}, target {self.target}, high {self.high}: expected them in order"
+            )
+
+
+def tidy(text: str, language: str) -> str:
+    """Text as it is stored and spoken: NFC, single spaces, the language's own punctuation.
+
+    Paragraphs stay apart, by one line break. What cannot be seen (control and format characters)
+    goes; no word is changed. Letters and digits of full width become those of ASCII; in Mandarin,
+    punctuation between or behind characters becomes full width and spaces between them go.
+    """
+    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
+    kept = []
+    for c in text:
+        if "\uff10" <= c <= "\uff5a" and unicodedata.normalize("NFKC", c).isalnum():
+            c = unicodedata.normalize("NFKC", c)
+        if c in "\n\u2028\u2029":
+            kept.append("\n")
+        elif c.isspace():
+            kept.append(" ")
+        elif unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"):
+            kept.append(c)
+    text = "".join(kept)
+    if language == "zh":
+        text = re.sub(
+            rf"(?<=[{HAN}，。？！；：、”）])[ ]+(?=[{HAN}，。？！；：、“”（）])", "", text
+        )
+        text = re.sub(rf"(?<=[{HAN}”）])[,?!;:]", lambda m: m.group().translate(_FULL_WIDTH), text)
+        text = re.sub(rf"(?<=[{HAN}”）])\.(?!\w|\.)", "。", text)
+        text = re.sub(r"(?<=[，。？！；：、])[ ]+", "", text)
+    else:
+        text = text.translate(_HALF_WIDTH)
+    lines = (re.sub(" +", " ", line).strip() for line in text.split("\n"))
+    return "\n".join(line for line in lines if line)
+
+
+def find_unspeakable(text: str) -> str:
+    """What in a text no voice can read out ("markup"), or ""."""
+    for name, pattern in _UNSPEAKABLE:
+        if pattern.search(text):
+            return name
+    if not any(c.isalnum() for c in text):
+        return "nothing to say"
+    return ""
+
+
+def find_breaks(text: str, language: str, longest: float = math.inf) -> dict[int, int]:
+    """Where a text may be cut.
+
+    Args:
+      text: of one or more paragraphs.
+      language: ISO 639-1.
+      longest: seconds; a quotation or bracket estimated longer may be cut at its sentences' ends.
+
+    Returns:
+      offset -> PARAGRAPH, SENTENCE or CLAUSE, in order: text[:offset] and text[offset:] are what a
+      cut gives. The text's own end is not among them.
+    """
+    depths = _inside(text, language, longest)
+    last_said = max((i for i, c in enumerate(text) if c.isalnum()), default=-1)
+    found = {}
+    i = 0
+    is_said = False  # since the last break
+    while i < len(text):
+        is_said = is_said or text[i].isalnum()
+        strength = _strength(text, i)
+        if not strength:
+            i += 1
+            continue
+        end = i + 1
+        # "?!", "......", closing quotes and brackets belong to what they follow.
+        while end < len(text) and (
+            text[end] in _SENTENCE_ENDS + _CLAUSE_ENDS + "\n"
+            or (text[end] in _CLOSERS and not _opens(text, end))
+        ):
+            strength = max(strength, _strength(text, end))
+            end += 1
+        while end < len(text) and text[end].isspace():
+            strength = PARAGRAPH if text[end] == "\n" else strength
+            end += 1
+        depth = depths[end - 1]
+        is_free = depth == 0 or (depth < 0 and strength >= SENTENCE)
+        if is_free and is_said and end <= last_said:
+            found[end] = strength
+            is_said = False
+        i = end
+    return found
+
+
+def _strength(text: str, i: int) -> int:
+    """Of the break behind character `i`, 0 if there is none."""
+    c = text[i]
+    if c == "\n":
+        return PARAGRAPH
+    before = text[i - 1] if i else " "
+    after = text[i + 1] if i + 1 < len(text) else " "
+    if c == ".":
+        # A point inside a number, a name or an ellipsis in progress.
+        if after.isalnum() or _is_abbreviation(text, i):
+            return 0
+        return SENTENCE
+    if c in ",:" and after.isalnum() and before.isalnum() and before.isascii():
+        return 0
+    if c in ",;:!?" and not (after.isspace() or after in _CLOSERS or not after.isascii()):
+        return 0 if after.isalnum() else CLAUSE
+    if c in _SENTENCE_ENDS:
+        return SENTENCE
+    return CLAUSE if c in _CLAUSE_ENDS else 0
+
+
+def _is_abbreviation(text: str, i: int) -> bool:
+    """Whether the point at `i` belongs to an abbreviation and ends no sentence."""
+    word = re.search(r"[A-Za-z.]+$", text[max(0, i - 12) : i])
+    if word is None:
+        # "No. 5." ends, "5. Introduction" at a line's start does not.
+        number = re.search(r"(^|\n)\s*\d+$", text[max(0, i - 6) : i])
+        return number is not None
+    name = word.group().replace(".", "").lower()
+    following = text[i + 1 :].lstrip(" ")[:1]
+    is_capital = following.isupper()
+    if following and not is_capital and not following.isdigit() and following.isalpha():
+        return True  # a sentence begins with a capital
+    if name in _ABBREVIATIONS:
+        return not (name in _OPEN_ABBREVIATIONS and (is_capital or not following))
+    # "J. Smith", "U.S. Army", "p.m. Monday": single letters, except a lone "I".
+    letters = word.group().strip(".").split(".")
+    return all(len(letter) == 1 for letter in letters) and letters != ["I"] and bool(following)
+
+
+def _opens(text: str, i: int) -> bool:
+    """Whether the straight quote at `i` opens: a word follows and none stands before."""
+    if text[i] not in "\"'’":
+        return False
+    after = text[i + 1] if i + 1 < len(text) else " "
+    before = text[i - 1] if i else " "
+    return after.isalnum() and before.isspace()
+
+
+def _inside(text: str, language: str, longest: float) -> list[int]:
+    """Per character: 0 outside of quotes and brackets or at their end, else 1, or -1 if too long.
+
+    An opener without its closer in the same paragraph counts for nothing.
+    """
+    depths = [0] * len(text)
+    start = 0
+    for line in text.splitlines(keepends=True):
+        open_at: list[tuple[str, int]] = []
+        for i, c in enumerate(line, start):
+            is_closer = c in _CLOSERS
+            closes = [k for k, (closer, _) in enumerate(open_at) if is_closer and closer == c]
+            if closes:
+                k = closes[-1]
+                first = open_at[k][1]
+                del open_at[k:]
+                fits = estimate_seconds(text[first:i], language) <= longest
+                for j in range(first, i):
+                    # An inner pair that fits stays whole inside an outer one that does not.
+                    depths[j] = 1 if fits else depths[j] or -1
+            elif (c in _PAIRS or c == '"') and len(open_at) < _MOST_OPEN:
+                open_at.append((_PAIRS.get(c, c), i))
+        start += len(line)
+    return depths
+
+
+def estimate_seconds(text: str, language: str) -> float:
+    """How long a text takes to say, roughly; digits count like the words they are read as."""
+    han = sum("\u3400" <= c <= "\u9fff" for c in text)
+    digits = sum(c.isdigit() for c in text)
+    letters = sum(c.isalpha() for c in text) - han
+    words = text.count(" ")
+    each_digit = 1 / HAN_A_SECOND if language == "zh" else 5 / LETTERS_A_SECOND
+    return han / HAN_A_SECOND + (letters + words) / LETTERS_A_SECOND + digits * each_digit
+
+
+def segment(text: str, language: str, lengths: Lengths) -> list[str]:
+    """Cuts a text into parts of even length at natural places.
+
+    Args:
+      text: normalised, see `tidy`.
+      language: ISO 639-1.
+      lengths: estimated seconds of a part; at most half of the whole is aimed at, so that there
+        are two. Text without a natural place to cut gives a part longer than the most, and a lone
+        short sentence one shorter than the least.
+
+    Returns:
+      Parts that join to the text, white space included.
+    """
+    if not text:
+        return []
+    breaks = find_breaks(text, language, lengths.high)
+    ends = [*breaks, len(text)]
+    pieces = [text[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+    seconds = [estimate_seconds(piece, language) for piece in pieces]
+    costs = [*(COSTS[strength] for strength in breaks.values()), 0.0]
+    target = max(lengths.low, min(lengths.target, sum(seconds) / 2))
+    cuts = best_cuts(seconds, costs, target=target, low=lengths.low, high=lengths.high)
+    return ["".join(pieces[a:b]) for a, b in zip([0, *cuts[:-1]], cuts, strict=True)]

@@ -1,0 +1,246 @@
+"""Words of a transcript with their times, and parts that begin and end in pauses."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ba_jax.corpora.interleave.cuts import best_cuts
+from ba_jax.corpora.interleave.text import CLAUSE, SENTENCE, Lengths, find_breaks
+from ba_jax.data.record import Word
+
+PAUSE = 0.12
+"""Seconds; shorter gaps in the sound are closures of plosives, not pauses."""
+
+LONG_PAUSE = 0.3
+"""Seconds; so long must a pause be for a cut where no punctuation stands."""
+
+_OPENERS = "“‘「『《（([【"
+_COST = {SENTENCE: 0.0, CLAUSE: 0.15, 0: 1.0}  # of a cut, by the break in the text
+
+
+class TimingError(ValueError):
+    """Words that are not those of the text, or times out of order."""
+
+
+def locate(text: str, words: Sequence[Word]) -> tuple[Word, ...]:
+    """Gives every character of a text to one of its words.
+
+    Punctuation and white space go to the word before them, opening quotes and brackets to the word
+    behind. Only letters and digits are compared, so that words may come with or without
+    punctuation; words without any of either are dropped.
+
+    Args:
+      text: that was said.
+      words: of the text, in order, with times.
+
+    Returns:
+      Words whose texts join to `text`, with the times given.
+
+    Raises:
+      TimingError: naming the first word that is not in the text where it should be.
+    """
+    spans = []  # of the letters of each word
+    at = 0
+    for word in words:
+        letters = [c.casefold() for c in word.text if c.isalnum()]
+        if not letters:
+            continue
+        first, before = None, at
+        for letter in letters:
+            while at < len(text) and not text[at].isalnum():
+                at += 1
+            if at == len(text) or text[at].casefold() != letter:
+                place = text[before : before + 20].strip()
+                raise TimingError(f"word {word.text!r}: expected it at {place!r}")
+            first = at if first is None else first
+            at += 1
+        if not (math.isfinite(word.start) and math.isfinite(word.end) and word.start <= word.end):
+            raise TimingError(f"word {word.text!r}: {word.start} to {word.end} s")
+        if spans and word.start < spans[-1][2].start:
+            raise TimingError(f"word {word.text!r} at {word.start} s: before the word before it")
+        spans.append((first, at, word))
+    if any(c.isalnum() for c in text[at:]):
+        raise TimingError(f"no word for {text[at : at + 20].strip()!r}")
+    if not spans:
+        raise TimingError(f"{text!r}: no words")
+    bounds = [0]
+    for (_, end, _), (start, _, _) in zip(spans, spans[1:], strict=False):
+        bounds.append(_boundary(text, end, start))
+    bounds.append(len(text))
+    return tuple(
+        Word(text[a:b], word.start, word.end)
+        for a, b, (_, _, word) in zip(bounds, bounds[1:], spans, strict=False)
+    )
+
+
+def _boundary(text: str, end: int, start: int) -> int:
+    """Where between two words' letters the first one's punctuation ends."""
+    for i in range(start, end, -1):
+        if text[i - 1].isspace():
+            return i
+    for i in range(end, start):
+        if text[i] in _OPENERS:
+            return i
+    return start
+
+
+def join(utterances: Sequence[Sequence[Word]], language: str) -> tuple[Word, ...]:
+    """The words of utterances that follow each other; English ones are set apart by a space."""
+    found: list[Word] = []
+    for words in utterances:
+        if found and language != "zh" and words and not found[-1].text[-1:].isspace():
+            found[-1] = dataclasses.replace(found[-1], text=found[-1].text + " ")
+        found += words
+    return tuple(found)
+
+
+def loudness(wave_S: np.ndarray, rate: int, window: float = 0.03) -> tuple[np.ndarray, float]:
+    """Level in dB of each window, and the seconds from one to the next (a third of a window)."""
+    hop = max(1, int(rate * window / 3))
+    count = max(1, len(wave_S) // hop)
+    padded_S = np.zeros(count * hop, np.float64)
+    padded_S[: len(wave_S)] = wave_S[: len(padded_S)]
+    power_T = np.square(padded_S.reshape(count, hop)).mean(axis=1)
+    smooth_T = np.convolve(power_T, np.full(3, 1 / 3), mode="same")
+    return 10 * np.log10(smooth_T + 1e-10), hop / rate
+
+
+def find_pauses(
+    wave_S: np.ndarray, rate: int, shortest: float = PAUSE
+) -> list[tuple[float, float]]:
+    """Where nothing is heard between words.
+
+    A pause is quieter than 35 dB below the loud (95th percentile) windows, or, in noise, than the
+    floor (the quietest tenth of a second) plus a third of the range between the two. Where speech
+    stands out of the noise by less than 8 dB no pause is found.
+
+    Args:
+      wave_S: one voice, mostly speech.
+      rate: Hz.
+      shortest: seconds.
+
+    Returns:
+      (start, end) in seconds, in order.
+    """
+    level_T, hop = loudness(wave_S, rate)
+    loud = float(np.percentile(level_T, 95))
+    tenth = max(1, min(len(level_T), round(0.1 / hop)))
+    means_T = np.convolve(level_T, np.full(tenth, 1 / tenth), mode="valid")
+    floor = float(means_T.min())
+    if loud - floor < 8:
+        return []
+    is_quiet_T = level_T < max(loud - 35, floor + (loud - floor) / 3)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], is_quiet_T.astype(np.int8), [0]])))
+    spans = [(a * hop, b * hop) for a, b in edges.reshape(-1, 2)]
+    return [(a, b) for a, b in spans if b - a >= shortest]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    """A piece of a recording that becomes one part: its words and where it is cut out.
+
+    Attributes:
+      words: their texts join to the part's text; times as in the recording.
+      start, end: seconds in the recording.
+    """
+
+    words: tuple[Word, ...]
+    start: float
+    end: float
+
+    @property
+    def text(self) -> str:
+        """What is said, without white space behind it."""
+        return "".join(word.text for word in self.words).rstrip()
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return self.end - self.start
+
+    def words_for_record(self, language: str) -> tuple[Word, ...]:
+        """The words as records store them: times from the part's start, joining to `text`.
+
+        English words have no white space (`speech.text_norm.join_words` puts it back).
+        """
+        last = len(self.words) - 1
+        return tuple(
+            Word(
+                w.text.strip() if language == "en" or i == last else w.text,
+                min(max(0.0, w.start - self.start), self.seconds),
+                min(max(0.0, w.end - self.start), self.seconds),
+            )
+            for i, w in enumerate(self.words)
+        )
+
+
+def cut_into_parts(
+    words: Sequence[Word],
+    pauses: Sequence[tuple[float, float]],
+    language: str,
+    *,
+    start: float,
+    end: float,
+    lengths: Lengths,
+) -> list[Stretch]:
+    """Cuts speech at punctuation and pauses.
+
+    A cut is made between two words only where a pause lies between their middles (word times are
+    off by some tens of milliseconds, the sound is not), in the middle of the longest such pause;
+    where the text has no punctuation the pause must be long.
+
+    Args:
+      words: of one voice, in order; their texts join to the text.
+      pauses: (start, end) in seconds, in order, see `find_pauses`.
+      language: ISO 639-1.
+      start, end: seconds, where the speech is cut out of the recording.
+      lengths: of parts; at most half of the whole is aimed at, so that there are two; where there
+        is no pause they can be longer.
+
+    Returns:
+      Parts that follow each other without a gap, from `start` to `end`.
+    """
+    if not words:
+        return []
+    text = "".join(word.text for word in words)
+    breaks = find_breaks(text, language)
+    # A cut behind word i: where, and what it costs.
+    places, costs = [], []
+    offset, first = 0, 0
+    for left, right in zip(words, words[1:], strict=False):
+        offset += len(left.text)
+        low, high = (left.start + left.end) / 2, (right.start + right.end) / 2
+        while first < len(pauses) and pauses[first][1] <= low:
+            first += 1
+        best = (0.0, math.nan)
+        for a, b in pauses[first:]:
+            if a >= high:
+                break
+            a, b = max(a, low), min(b, high)
+            best = max(best, (b - a, (a + b) / 2))
+        length, place = best
+        strength = min(breaks.get(offset, 0), SENTENCE)
+        is_pause = length >= (PAUSE if strength else LONG_PAUSE)
+        costs.append(_COST[strength] + 0.3 * (1 - min(length, 0.6) / 0.6) if is_pause else math.inf)
+        places.append(place)
+    # The units of the cutting are what lies between two possible places.
+    allowed = [i for i, cost in enumerate(costs) if not math.isinf(cost)]
+    marks = [start, *(places[i] for i in allowed), end]
+    ends = best_cuts(
+        np.maximum(np.diff(marks), 0),
+        [*(costs[i] for i in allowed), 0.0],
+        target=max(lengths.low, min(lengths.target, (end - start) / 2)),
+        low=lengths.low,
+        high=lengths.high,
+    )
+    bounds = [0, *(i + 1 for i in allowed), len(words)]
+    found, begin = [], 0
+    for stop in ends:
+        part = tuple(words[bounds[begin] : bounds[stop]])
+        found.append(Stretch(part, float(marks[begin]), float(marks[stop])))
+        begin = stop
+    return found

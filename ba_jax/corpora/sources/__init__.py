@@ -1,0 +1,1 @@
+"""Corpus sources, one file a corpus layout."""

@@ -1,0 +1,216 @@
+"""Datasets from a JSONL manifest: one JSON object a line, UTF-8.
+
+An utterance, with what is known of it (`id` is the line's number if it is not given, `split` and
+`language` are the config's):
+
+    {"id": "a1", "audio": "wav/a1.flac", "text": "Good morning.", "speaker": "ann",
+     "language": "en", "split": "train", "translation": "早上好。"}
+
+Further keys of an utterance:
+
+    offset, duration   seconds: the stretch of a long file. A duration without an offset is the
+                       file's length, and is checked
+    sample_rate        Hz, checked against the file's header
+    codes              a .npy file of audio codes (N, codebooks), instead of audio or beside it
+    words              [["Good", 0.1, 0.4], ...]: when each word is said, in seconds
+    loss               false: never a target
+
+`segments` is a list of such objects, for speech and text that continue each other, or with a `role`
+in each ("system", "user", "assistant") for a dialogue:
+
+    {"id": "d1", "language": "en", "segments": [
+      {"role": "user", "text": "What is two and two?", "audio": "q.wav"},
+      {"role": "assistant", "text": "Four."}]}
+
+A line with `text` alone is text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ba_jax.corpora.clips import Clip, ClipSource, Recipe
+from ba_jax.corpora.sources.base import Item, Rejected, Rejection
+from ba_jax.corpora.sources.listing import SourceError, check_unicode, inside, read_lines
+from ba_jax.data.record import LANGUAGES, ROLES, Word
+
+_NUMBER = (int, float)
+# Key -> the types that its value may have.
+_CLIP_KEYS: Mapping[str, tuple[type, ...]] = {
+    "audio": (str,),
+    "text": (str,),
+    "codes": (str,),
+    "speaker": (str,),
+    "translation": (str,),
+    "offset": _NUMBER,
+    "duration": _NUMBER,
+    "sample_rate": (int,),
+    "words": (list,),
+    "loss": (bool,),
+    "role": (str,),
+}
+_LINE_KEYS = {"id": (str,), "split": (str,), "language": (str,), "segments": (list,)}
+_MAX_SEGMENTS = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest(ClipSource):
+    """A JSONL manifest; `folder` is the root of its paths, "" for the manifest's own folder.
+
+    Attributes:
+      path: the manifest.
+      name, description, licence: of the dataset.
+      language, split: of lines that do not say.
+      needs_text: speech without a transcript is rejected.
+      allow_absolute: take absolute paths, wherever they lead.
+      extra_keys: ignore keys that are not named above; else the line is rejected.
+    """
+
+    path: str = ""
+    name: str = "manifest"
+    description: str = "Made from a JSONL manifest."
+    licence: str = ""
+    language: str = "en"
+    split: str = "train"
+    needs_text: bool = True
+    allow_absolute: bool = False
+    extra_keys: bool = False
+
+    def items(self) -> Iterator[Item | Rejection]:
+        """As `Source.items`."""
+        path = Path(self.path)
+        if not self.path or not path.is_file():
+            raise SourceError(f"source.path = {self.path!r}: no such file, expected a manifest")
+        root = Path(self.folder) if self.folder else path.parent
+        if not root.is_dir():
+            raise SourceError(f"source.folder = {self.folder!r}: no such folder")
+        for line in read_lines(path):
+            if isinstance(line, Rejection):
+                yield line
+                continue
+            where, text = line
+            if not text.strip():
+                continue
+            try:
+                yield self._item(where, text, root)
+            except Rejected as rejected:
+                yield Rejection(where, rejected.reason, rejected.detail, rejected.seconds)
+
+    def _item(self, where: str, text: str, root: Path) -> Item:
+        try:
+            fields = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise Rejected("malformed JSON", f"{error}: {text[:80]!r}") from None
+        if not isinstance(fields, dict):
+            kind = type(fields).__name__
+            raise Rejected("malformed JSON", f"a {kind}, expected an object: {text[:80]!r}")
+        parts = fields.get("segments")
+        self._check(fields, _LINE_KEYS if parts is not None else _LINE_KEYS | _CLIP_KEYS)
+        number = where.rsplit(":", 1)[1]
+        id = fields.get("id", f"{Path(self.path).stem}-{number}")
+        if not id:
+            raise Rejected("bad value", "id '', expected some text")
+        language = fields.get("language", self.language)
+        if language not in LANGUAGES:
+            detail = f"language {language!r}, expected one of {LANGUAGES}"
+            raise Rejected("unknown language", detail)
+        split = fields.get("split", self.split)
+        if parts is None:
+            if "role" in fields:
+                raise Rejected("unknown key", "role outside of segments")
+            clips = (self._clip(fields, root, alone=True),)
+            is_spoken = clips[0].path or clips[0].codes_path
+            kind = "speech" if is_spoken else "text"
+        else:
+            if not 2 <= len(parts) <= _MAX_SEGMENTS:
+                detail = f"{len(parts)} segments, expected 2 to {_MAX_SEGMENTS}"
+                raise Rejected("bad value", detail)
+            for number, part in enumerate(parts):
+                if not isinstance(part, dict):
+                    raise Rejected("bad value", f"segment {number}: {part!r}, expected an object")
+                self._check(part, _CLIP_KEYS, f"segment {number}: ")
+            clips = tuple(self._clip(part, root, alone=False) for part in parts)
+            roles = [bool(clip.role) for clip in clips]
+            if any(roles) and not all(roles):
+                raise Rejected("bad value", "a role in some segments, expected in all or none")
+            kind = "dialogue" if all(roles) else "interleaved"
+        seconds = sum(_known_seconds(clip) for clip in clips)
+        return Item(id, split, where, (Recipe(id, kind, language, clips),), seconds)
+
+    def _check(self, fields: Mapping[str, Any], known: Mapping[str, tuple], name: str = "") -> None:
+        unknown = sorted(set(fields) - set(known))
+        if unknown and not self.extra_keys:
+            detail = f"{name}{unknown}, expected some of {sorted(known)}"
+            raise Rejected("unknown key", ascii(detail)[1:-1])
+        for key, types in known.items():
+            if key not in fields:
+                continue
+            value = fields[key]
+            is_bool = isinstance(value, bool) and bool not in types
+            if not isinstance(value, types) or is_bool:
+                expected = " or ".join(t.__name__ for t in types)
+                detail = f"{name}{key} {ascii(value)[:80]}, expected {expected}"
+                raise Rejected("bad value", detail)
+            if isinstance(value, str):
+                check_unicode(value, name + key)
+
+    def _clip(self, fields: Mapping[str, Any], root: Path, alone: bool) -> Clip:
+        text = fields.get("text", "")
+        audio, codes = fields.get("audio", ""), fields.get("codes", "")
+        is_spoken = "audio" in fields or "codes" in fields
+        if not text.strip() and (not is_spoken or "text" in fields or self.needs_text):
+            raise Rejected("empty transcript", f"text {text!r}, expected some")
+        if not is_spoken and not alone and "role" not in fields:
+            raise Rejected("bad value", "a segment without audio or codes")
+        role = fields.get("role", "")
+        if role not in ROLES or ("role" in fields and not role):
+            raise Rejected("bad value", f"role {role!r}, expected one of {ROLES[1:]}")
+        offset, duration = fields.get("offset"), fields.get("duration")
+        if duration is not None and not 0 < duration < 1e6:
+            raise Rejected("bad times", f"duration {duration}, expected more than 0 s")
+        if offset is not None and not 0 <= offset < 1e6:
+            raise Rejected("bad times", f"offset {offset}, expected 0 s or more")
+        is_cut = offset is not None
+        return Clip(
+            text=text.strip(),
+            path=self._path(root, audio) if "audio" in fields else "",
+            start=float(offset) if is_cut else None,
+            end=float(offset + duration) if is_cut and duration is not None else None,
+            stated_seconds=float(duration) if duration is not None and not is_cut else 0.0,
+            stated_rate=fields.get("sample_rate", 0),
+            codes_path=self._path(root, codes) if "codes" in fields else "",
+            codes_seconds=float(duration or 0.0),
+            translation=fields.get("translation", "").strip(),
+            role=role,
+            speaker=fields.get("speaker", ""),
+            words=_words(fields.get("words", ())),
+            loss=fields.get("loss", True),
+        )
+
+    def _path(self, root: Path, name: str) -> str:
+        return inside(root, name, allow_absolute=self.allow_absolute)
+
+
+def _known_seconds(clip: Clip) -> float:
+    if clip.end is not None and clip.start is not None:
+        return clip.end - clip.start
+    return clip.stated_seconds
+
+
+def _words(rows) -> tuple[Word, ...]:
+    words = []
+    for row in rows:
+        is_row = isinstance(row, list) and len(row) == 3 and isinstance(row[0], str)
+        if not is_row or not all(type(value) in _NUMBER for value in row[1:]):
+            raise Rejected("bad word timings", f"{ascii(row)[:80]}, expected [word, start, end]")
+        check_unicode(row[0], "words")
+        words.append(Word(row[0], float(row[1]), float(row[2])))
+    return tuple(words)
+
+
+def _refuse_constant(name: str):
+    raise ValueError(f"{name} is not JSON")

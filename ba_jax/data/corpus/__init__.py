@@ -1,0 +1,1 @@
+"""The embedded corpus and its facts."""

@@ -1,0 +1,1 @@
+"""Judges: a speech recogniser that hears answers, and judges of written answers."""

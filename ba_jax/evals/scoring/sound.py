@@ -1,0 +1,149 @@
+"""Measures of how a wave sounds, against a recording of the same or by itself.
+
+    pesq_wb   ITU-T P.862.2 (wideband PESQ), package pesq: 1.0 to 4.6
+    stoi      short-time objective intelligibility (Taal et al., 2011), package pystoi: to 1
+    dnsmos    a network's guess of a listener's opinion, 1 to 5: DNSMOS P.835 overall, signal,
+              background, and P.808 (Reddy et al., 2021, 2022), weights in the package speechmos
+
+All are of 16 kHz. The first two compare; both waves are cut to the shorter one's length.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ba_jax.audio.resample import resample
+from ba_jax.evals.scoring import bootstrap
+from ba_jax.evals.suite import EvalError, Failure
+from ba_jax.sampling.synthesize import Wave
+
+RATE = 16000
+MEASURES = (
+    "pesq_wb",
+    "stoi",
+    "dnsmos_overall",
+    "dnsmos_signal",
+    "dnsmos_background",
+    "dnsmos_p808",
+)
+DECLARED = {
+    "pesq_wb": "pesq, ITU-T P.862.2 wideband, 16 kHz",
+    "stoi": "pystoi, not extended, 16 kHz",
+    "dnsmos": "speechmos: DNSMOS P.835 and P.808, 16 kHz",
+}
+_PACKAGES = ("pesq", "pystoi", "speechmos", "onnxruntime", "requests")
+_SHORTEST = 0.25  # seconds; PESQ refuses less
+_MOS = {
+    "ovrl_mos": "dnsmos_overall",
+    "sig_mos": "dnsmos_signal",
+    "bak_mos": "dnsmos_background",
+    "p808_mos": "dnsmos_p808",
+}
+MEASURES = ("pesq_wb", "stoi", *_MOS.values())
+
+
+def require() -> None:
+    """Checks that the packages are there.
+
+    Raises:
+      EvalError: one is not.
+    """
+    for name in _PACKAGES:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError:
+            raise EvalError(
+                f"reconstruction: {name} is not installed: pip install 'ba_jax[eval]'"
+            ) from None
+
+
+Waves = tuple[Wave | Failure | None, Wave | Failure | None]
+"""A wave, and the recording that it is to sound like."""
+
+
+def measure(waves: Waves) -> dict[str, float | str]:
+    """MEASURES of a wave, `dnsmos_overall_on_reference`; `NAME_failed` where there is none, why."""
+    found: dict[str, float | str] = {}
+    wave_S, reference_S = (_at_16k(wave) for wave in waves)
+    length = min(len(wave_S), len(reference_S))
+    for name, function in (("pesq_wb", _pesq), ("stoi", _stoi)):
+        if length < _SHORTEST * RATE:
+            found[f"{name}_failed"] = f"{length / RATE:.3f} s, expected at least {_SHORTEST} s"
+            continue
+        if not reference_S.any():
+            found[f"{name}_failed"] = "a reference of silence"
+            continue
+        value = function(wave_S[:length], reference_S[:length])
+        found |= {f"{name}_failed": value} if isinstance(value, str) else {name: value}
+    for own_S, ending in ((wave_S, ""), (reference_S, "_on_reference")):
+        mos = _dnsmos(own_S)
+        if isinstance(mos, str):
+            found["dnsmos" + ending + "_failed"] = mos
+        elif ending:
+            found["dnsmos_overall" + ending] = mos["dnsmos_overall"]
+        else:
+            found |= mos
+    return found
+
+
+def _at_16k(wave: Wave | Failure | None) -> np.ndarray:
+    if wave is None or isinstance(wave, Failure):
+        return np.zeros(0, np.float32)
+    wave_S = wave.wave_S if wave.rate == RATE else resample(wave.wave_S, wave.rate, RATE)
+    return np.clip(wave_S, -1.0, 1.0).astype(np.float32)
+
+
+def _pesq(wave_S: np.ndarray, reference_S: np.ndarray) -> float | str:
+    import pesq
+
+    try:
+        value = float(pesq.pesq(RATE, reference_S, wave_S, "wb"))
+    except (pesq.PesqError, ValueError, ZeroDivisionError) as error:
+        message = error.args[0] if error.args else error
+        return message.decode() if isinstance(message, bytes) else str(message)
+    return value if math.isfinite(value) else f"{value}"
+
+
+def _stoi(wave_S: np.ndarray, reference_S: np.ndarray) -> float | str:
+    import pystoi
+
+    # It warns, and returns 1e-5, where too little of the reference is louder than silence.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            value = float(pystoi.stoi(reference_S, wave_S, RATE, extended=False))
+        except (RuntimeWarning, ValueError) as error:
+            return str(error).split(".")[0]
+    return value if math.isfinite(value) else f"{value}"
+
+
+def _dnsmos(wave_S: np.ndarray) -> dict[str, float] | str:
+    from speechmos import dnsmos
+
+    if (
+        len(wave_S) < _SHORTEST * RATE
+    ):  # the package repeats a wave to 9 s; nothing it would for ever
+        return f"{len(wave_S) / RATE:.3f} s, expected at least {_SHORTEST} s"
+    if not wave_S.any():
+        return "silence"
+    found = dnsmos.run(wave_S, RATE)
+    return {name: float(found[key]) for key, name in _MOS.items()}
+
+
+def figures(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means with their intervals, over the items that have the measure, and how many have not."""
+    found: dict[str, Any] = {}
+    for name in (*MEASURES, "dnsmos_overall_on_reference"):
+        values = [own[name] for own in measured if name in own]
+        found |= bootstrap.mean_figures(f"reconstruction_{name}", values)
+    for name in ("pesq_wb", "stoi", "dnsmos"):
+        key = f"{name}_failed"
+        found[f"reconstruction_{key}"] = sum(key in own for own in measured)
+    found["reconstruction_sound"] = dict(DECLARED)
+    return found

@@ -1,0 +1,92 @@
+"""How Mandarin is said: pinyin of whole words, as the phonemes that Kokoro was trained on."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Sequence
+
+from ba_jax.speech import english
+from ba_jax.speech.interfaces import SpeechToolError
+from ba_jax.speech.text_norm import is_han
+
+
+@functools.cache
+def _segmenter():
+    import logging
+
+    try:
+        import jieba
+    except ModuleNotFoundError:
+        raise SpeechToolError("jieba is not installed: pip install 'misaki[zh]'") from None
+    jieba.setLogLevel(logging.WARNING)  # it reports its dictionary's loading on stderr
+    segmenter = jieba.Tokenizer()
+    segmenter.initialize()
+    return segmenter
+
+
+def syllables(word: str) -> list[str]:
+    """Phonemes of each character of a word, read as part of that word.
+
+    Raises:
+      SpeechToolError: a character without pinyin.
+    """
+    from misaki.zh import ZHG2P
+    from pypinyin import Style, lazy_pinyin
+
+    pinyin = lazy_pinyin(
+        word, style=Style.TONE3, neutral_tone_with_five=True, errors=lambda part: [None] * len(part)
+    )
+    if len(pinyin) != len(word) or None in pinyin:
+        raise SpeechToolError(f"no pinyin for each character of {word!r}, expected Chinese words")
+    # The combining bridge (U+032F) is none of Kokoro's phonemes.
+    return [ZHG2P.py2ipa(syllable).replace("\u032f", "") for syllable in pinyin]
+
+
+def pronounce(spoken: Sequence[str], pauses: Sequence[bool]) -> list[tuple[str, bool]]:
+    """Phonemes of the pieces of a text, and whether a word of the language ends with each.
+
+    Args:
+      spoken: Chinese characters (several for a number) or Latin letters, which are said in
+        American English, by their names if they are no word.
+      pauses: after which pieces punctuation, or the end, makes a pause.
+
+    Raises:
+      SpeechToolError: what cannot be said.
+    """
+    result: list[tuple[str, bool]] = []
+    start = 0
+    while start < len(spoken):
+        # Up to the next pause: words do not go across.
+        stop = next((i for i in range(start, len(spoken)) if pauses[i]), len(spoken) - 1) + 1
+        result += _phrase(spoken[start:stop])
+        start = stop
+    return result
+
+
+def _phrase(spoken: Sequence[str]) -> list[tuple[str, bool]]:
+    phonemes: list[str] = []
+    ends: list[bool] = []
+    for han, run in itertools.groupby("".join(spoken), is_han):
+        run = "".join(run)
+        if han:
+            for word in _segmenter().lcut(run):
+                phonemes += syllables(word)
+                ends += [False] * (len(word) - 1) + [True]
+            continue
+        for part in re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*|.", run):
+            if not part[0].isalpha():
+                raise SpeechToolError(f"{part!r} in Mandarin text: expected characters or letters")
+            # In place of each letter nothing, but of the last the whole.
+            phonemes += [""] * (len(part) - 1) + english.pronounce([part], [False])
+            ends += [False] * (len(part) - 1) + [True]
+    result, place = [], 0
+    for piece in spoken:
+        inner = slice(place, place + len(piece))
+        place += len(piece)
+        said = "".join(
+            p + (" " if end else "") for p, end in zip(phonemes[inner], ends[inner], strict=True)
+        )
+        result.append((said.rstrip(" "), ends[place - 1]))
+    return result

@@ -1,0 +1,59 @@
+"""What every speech tool does with the wave that it is given."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ba_jax.audio import AudioError, check_wave, resample
+from ba_jax.speech.interfaces import SpeechToolError
+
+RATE = 16000
+"""Hz that all tools listen at."""
+
+
+def to_16k(wave_S: np.ndarray, rate: int, *, min_seconds: float = 0.0) -> np.ndarray:
+    """A wave as float32 (S,) at 16 kHz.
+
+    Raises:
+      SpeechToolError: not a mono floating wave, empty or too short, NaN or Inf, or no rate.
+    """
+    try:
+        wave_S = resample(check_wave(wave_S), rate, RATE)
+    except (AudioError, ValueError) as error:
+        raise SpeechToolError(str(error)) from error
+    if len(wave_S) < min_seconds * RATE:
+        raise SpeechToolError(f"{len(wave_S) / RATE:.3f} s, expected at least {min_seconds} s")
+    return wave_S
+
+
+_FRAMES_A_SECOND = 200
+_SILENT_DB = -40.0  # relative to the loudest frame
+
+
+class SoundEdges:
+    """Where sound starts and ends in a wave (S,): frames of 5 ms within 40 dB of the loudest.
+
+    In noise nothing is silent, and every time is returned as it was given.
+    """
+
+    def __init__(self, wave_S: np.ndarray, rate: int):
+        samples = rate // _FRAMES_A_SECOND
+        self._frames_a_second = rate / samples
+        frames_FS = wave_S[: len(wave_S) // samples * samples].reshape(-1, samples)
+        power_F = np.mean(np.square(frames_FS), axis=1)
+        self._is_sound_F = power_F >= power_F.max(initial=0.0) * 10 ** (_SILENT_DB / 10)
+
+    def _sounds(self, start: float, end: float) -> np.ndarray:
+        """Frames with sound from `start` to `end`, seconds."""
+        low, high = (max(0, round(t * self._frames_a_second)) for t in (start, end))
+        return low + np.flatnonzero(self._is_sound_F[low:high])
+
+    def start(self, start: float, end: float) -> float:
+        """When the sound of a word said from `start` to `end` begins; `start` if there is none."""
+        sounds = self._sounds(start, end)
+        return max(start, float(sounds[0] / self._frames_a_second)) if len(sounds) else start
+
+    def end(self, start: float, end: float) -> float:
+        """When the sound of a word said from `start` to `end` is over; `end` if there is none."""
+        sounds = self._sounds(start, end)
+        return min(end, float((sounds[-1] + 1) / self._frames_a_second)) if len(sounds) else end

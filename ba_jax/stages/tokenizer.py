@@ -1,0 +1,570 @@
+"""Tokenizer stage: encoder, quantiser and audio decoder learn codes of sound and words (paper 3.1).
+
+The encoder's features are pooled and quantised. From them the audio decoder reconstructs the mel
+(acoustics), and a frozen language model, which reads them through a trained projection in place of
+the audio tokens' embeddings, predicts the text (semantics). Codebooks follow by moving averages,
+outside the gradient. An item is one chunk of audio; a growing share of the items goes on quantised,
+the others go on as they are.
+
+    loss = mel + second_scale + w(step) * commitment + text, each with its weight
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ba_jax.audio.lengths import HOP, SAMPLE_RATE, bridge_length, encoder_length
+from ba_jax.data.packed import PackedBatch
+from ba_jax.losses import codec as losses
+from ba_jax.losses.lm import cross_entropy, sum_over_chunks
+from ba_jax.metrics import flops
+from ba_jax.models import codebook as codebooks
+from ba_jax.models import layers
+from ba_jax.models.audio_decoder import AudioDecoderConfig, AudioDecoderOutput
+from ba_jax.models.baichuan_audio import BaichuanAudio
+from ba_jax.models.vq_bridge import draw_used
+from ba_jax.stages.base import Aux, Stage, StageError, Variables
+from ba_jax.stages.fit_bridge import fit_bridge
+
+_PICTURES = 2  # items
+_PROJECTION = "text_projection"
+MEL_MEAN, MEL_DEVIATION = -4.75, 2.25
+"""Of HIFIGAN_MEL, natural log, in 27 s of the embedded corpus's speech."""
+_TEXT_POSITIONS = 256  # positions of each row whose logits are made at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerSettings:
+    """Settings of the stage.
+
+    Attributes:
+      weight_mel: of L1 + L2 of the coarse and of the refined mel.
+      weight_second_scale: of the same at half the frame rate, see `losses.codec.coarser`.
+      weight_text: of the language model's cross-entropy; 0 leaves the language model out.
+      weight_commitment: of |z - q(z)|^2, times the ramp.
+      decay: a of the moving averages (eq. 4).
+      l2_shrink: b of the constraint, embed *= 1 - b (eq. 5).
+      gumbel_temperature: of the sampling of codes, see `vq_bridge.sample_code`; 0: nearest.
+      quantizer_dropout: share of the items that use only their first 1 to Q - 1 codebooks.
+      restart_after: steps after which an unused row restarts.
+      restart_candidates: frames a step that each codebook may restart rows from.
+      replace_from, replace_steps: share of the items that go on quantised: from the first number
+        in a straight line to 1 at that step. The commitment weight has the same ramp.
+      kmeans_init_frames: 0, or so many frames of the first batches (at most an eighth from one bucket of
+        one) decide where a new bridge starts: its norm gives the features the mean 0 and together
+        the deviation 1, codebooks come from k-means.
+
+    Raises:
+      ValueError: a number out of range.
+    """
+
+    weight_mel: float = 1.0
+    weight_second_scale: float = 1.0
+    weight_text: float = 1.0
+    weight_commitment: float = 1.0
+    decay: float = 0.99
+    l2_shrink: float = 1e-4
+    gumbel_temperature: float = 0.01
+    quantizer_dropout: float = 0.25
+    restart_after: int = 100
+    restart_candidates: int = 64
+    replace_from: float = 0.1
+    replace_steps: int = 1000
+    kmeans_init_frames: int = 0
+
+    def __post_init__(self):
+        for name in ("quantizer_dropout", "replace_from"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} = {getattr(self, name)}, expected 0 to 1")
+        for name in ("decay", "l2_shrink"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}, expected 0 to less than 1")
+        for name in ("restart_after", "restart_candidates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}, expected at least 1")
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 0:
+                raise ValueError(f"{field.name} = {getattr(self, field.name)}, expected at least 0")
+        if not (self.weight_mel or self.weight_second_scale or self.weight_text):
+            raise ValueError("all of weight_mel, weight_second_scale and weight_text are 0")
+
+
+def replaced_share(step: jax.Array | int, settings: TokenizerSettings) -> jax.Array:
+    """Share of the items that go on quantised at a step, and the commitment weight's ramp."""
+    done = jnp.clip(jnp.asarray(step, jnp.float32) / max(settings.replace_steps, 1), 0, 1)
+    if settings.replace_steps == 0:
+        done = jnp.ones_like(done)
+    return settings.replace_from + (1 - settings.replace_from) * done
+
+
+def upsampled_frames(decoder: AudioDecoderConfig, length: np.ndarray, rate: int) -> np.ndarray:
+    """Frames after one of the decoder's upsamplings, on the host; 0 for 0."""
+    kept = min(decoder.kernel_size, rate)
+    return np.where(length > 0, (length - 1) * rate + kept, 0)
+
+
+def decoded_frames(decoder: AudioDecoderConfig, codes: np.ndarray) -> np.ndarray:
+    """Frames of the decoder's mel for numbers of code frames, on the host; 0 for 0."""
+    length = np.asarray(codes)
+    for rate in decoder.upsample_rates:
+        length = upsampled_frames(decoder, length, rate)
+    return decoder.mel_length(length).astype(np.int32)
+
+
+class Bucket(NamedTuple):
+    """Items of one bucket on their way; I = rows * chunks.
+
+    Attributes:
+      z_INE, lengths_I: features before quantisation.
+      q_INE: quantised, with straight-through gradients.
+      decoded: what the audio decoder made of the one or the other.
+      embeddings_IND: the projection of the same to the language model's width, or None.
+      statistics, candidates: for the codebooks, or None.
+      replaced_I: which items went on quantised.
+    """
+
+    z_INE: jax.Array
+    lengths_I: jax.Array
+    q_INE: jax.Array
+    decoded: AudioDecoderOutput
+    embeddings_IND: jax.Array | None
+    statistics: codebooks.Statistics | None
+    candidates: codebooks.Candidates | None
+    replaced_I: jax.Array
+
+
+def _flat(array: jax.Array) -> jax.Array:
+    """(B, C, ...) to (B * C, ...)."""
+    return array.reshape(-1, *array.shape[2:])
+
+
+class TokenizerStage(Stage):
+    """The tokenizer stage; batches are `PackedBatch`es of mels, `hifigan_mel` among the targets.
+
+    Settings: `TokenizerSettings`. The language model's parameters are frozen by the config's rules.
+    """
+
+    name = "tokenizer"
+    settings_class = TokenizerSettings
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        llm = ("llm",) if self.settings.weight_text else ()
+        return ("audio_encoder", "vq_bridge", "audio_decoder", *llm)
+
+    @functools.cached_property
+    def _sizes(self) -> tuple[int, ...]:
+        return self.config.vq_bridge.codebook_sizes
+
+    @functools.cached_property
+    def _owners(self) -> np.ndarray:
+        return codebooks.candidate_owners(self._sizes, self.settings.restart_candidates)
+
+    @functools.cached_property
+    def _projection(self) -> nn.Dense:
+        # As small as the embeddings that it stands in for.
+        init = nn.initializers.variance_scaling(0.02**2, "fan_in", "normal")
+        return nn.Dense(self.config.llm.width, kernel_init=init, dtype=self.model.dtype)
+
+    def init(self, key: jax.Array) -> Variables:
+        """As in `Stage`; the decoder's mel begins with the mean and deviation of speech.
+
+        From 0 the norm that makes it would need thousands of steps for the mean alone.
+        """
+        model_key, projection_key = jax.random.split(key)
+        variables = super().init(model_key)
+        norm = variables["params"]["audio_decoder"]["upsample2"]["norm"]
+        norm["bias"] = jnp.full_like(norm["bias"], MEL_MEAN)
+        norm["scale"] = jnp.full_like(norm["scale"], MEL_DEVIATION)
+        if self.config.llm:
+            frame = jnp.zeros((1, 1, self.config.vq_bridge.code_width))
+            projection = self._projection.init(projection_key, frame)["params"]
+            variables = {**variables, "params": {**variables["params"], _PROJECTION: projection}}
+        return variables
+
+    def init_extra(self, variables: Variables) -> dict[str, jax.Array]:
+        """Ages of the codebooks' rows: those that were fitted have just been used."""
+        fitted = self.settings.kmeans_init_frames > 0
+        return codebooks.initial_ages(self._sizes, 0 if fitted else self.settings.restart_after)
+
+    def from_data(
+        self,
+        variables: Variables,
+        placed: Iterator[Mapping[str, jax.Array]],
+        key: jax.Array,
+        fresh: Collection[str],
+    ) -> Variables:
+        """The bridge's norm and codebooks, see `kmeans_init_frames` and `fit_bridge`."""
+        wanted = self.settings.kmeans_init_frames
+        if not wanted or "vq_bridge" not in fresh:
+            return variables
+        return fit_bridge(self.model, self.name, variables, placed, key, wanted)
+
+    # What a batch holds
+
+    def arrays(self, batch: PackedBatch) -> dict[str, Any]:
+        """ "audio", a tuple by bucket of mels, lengths and positions; "rows" if there is text loss.
+
+        `frames` are those of the target that the decoder gives, too.
+        """
+        if not batch.audio:
+            raise StageError(
+                f"stage {self.name}: batches without mels; set data.audio = 'features'"
+            )
+        audio = []
+        for chunks in batch.audio:
+            if chunks.hifigan_mel_BCTM is None:
+                raise StageError(
+                    f"stage {self.name}: batches without the decoder's target; "
+                    "add 'hifigan_mel' to data.targets"
+                )
+            codes_BC = bridge_length(
+                encoder_length(np.asarray(chunks.mel_lengths_BC)), self.config.vq_bridge.pooling
+            )
+            frames_BC = np.minimum(
+                decoded_frames(self.config.audio_decoder, codes_BC), chunks.hifigan_lengths_BC
+            )
+            audio.append(
+                {
+                    "mel": chunks.mel_BCTM,
+                    "mel_lengths": chunks.mel_lengths_BC,
+                    "target": chunks.hifigan_mel_BCTM,
+                    "frames": frames_BC.astype(np.int32),
+                    "codes": codes_BC.astype(np.int32),
+                    "starts": chunks.starts_BC,
+                }
+            )
+        rows = batch.rows
+        targets = int(rows.text_target_BL.sum()) if self.settings.weight_text else 0
+        if not targets and not sum(int(bucket["codes"].sum()) for bucket in audio):
+            raise StageError(f"stage {self.name}: a batch without audio and without text to learn")
+        return {
+            "audio": tuple(audio),
+            "rows": {
+                "ids": rows.ids_BL,
+                "positions": rows.positions_BL,
+                "segments": rows.segments_BL,
+                "text_target": rows.text_target_BL,
+            },
+        }
+
+    def amounts(self, arrays: Mapping[str, Any]) -> dict[str, float]:
+        segments_BL = np.asarray(arrays["rows"]["segments"])
+        frames = sum(int(np.asarray(bucket["mel_lengths"]).sum()) for bucket in arrays["audio"])
+        return {
+            "tokens": float((segments_BL > 0).sum()),
+            "audio_seconds": frames * HOP / SAMPLE_RATE,
+            "examples": float(segments_BL.max(axis=1).sum()) if segments_BL.size else 0.0,
+        }
+
+    def flops(self, arrays: Mapping[str, Any]) -> float:
+        """Of the frames and tokens that are there; the frozen LLM passes gradients on alone."""
+        c, buckets = self.config, arrays["audio"]
+        mel, codes = (
+            np.concatenate([np.asarray(bucket[name]).reshape(-1) for bucket in buckets])
+            for name in ("mel_lengths", "codes")
+        )
+        frames = int(codes.sum())
+        total = flops.train(flops.audio_encoder(c.audio_encoder, mel))
+        total += flops.train(flops.vq_projections(c.vq_bridge, frames))
+        total += flops.vq_distances(c.vq_bridge, frames)
+        total += flops.train(flops.audio_decoder(c.audio_decoder, codes))
+        if c.llm:
+            segments_BL = np.asarray(arrays["rows"]["segments"])
+            forward = flops.llm(
+                c.llm,
+                int((segments_BL > 0).sum()),
+                flops.packed_pairs(segments_BL),
+                int(np.asarray(arrays["rows"]["text_target"]).sum()),
+            )
+            total += flops.train(forward, trained=False)
+            total += flops.train(flops.dense(frames, c.vq_bridge.code_width, c.llm.width))
+        return float(total)
+
+    def totals(self, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """ "mel" and "second" frames, "codes" frames, "items" with audio, "text" targets."""
+
+        def total(function) -> jax.Array:
+            sums = [jnp.sum(function(bucket), dtype=jnp.int32) for bucket in arrays["audio"]]
+            return jnp.maximum(sum(sums), 1).astype(jnp.float32)
+
+        text = jnp.sum(arrays["rows"]["text_target"], dtype=jnp.int32)
+        return {
+            "mel": total(lambda bucket: bucket["frames"]),
+            "second": total(lambda bucket: bucket["frames"] // 2),
+            "codes": total(lambda bucket: bucket["codes"]),
+            "items": total(lambda bucket: bucket["codes"] > 0),
+            "text": jnp.maximum(text, 1).astype(jnp.float32),
+        }
+
+    # Forward
+
+    def _bucket(
+        self,
+        variables: Variables,
+        bucket: Mapping[str, jax.Array],
+        key: jax.Array | None,
+        share: jax.Array | float = 1.0,
+        used: int | None = None,
+    ) -> Bucket:
+        """One bucket's items through encoder, quantiser and decoder.
+
+        Args:
+          variables: the stage's.
+          bucket: an entry of `arrays["audio"]`.
+          key: of the draws of training; None for evaluation.
+          share: of the items that go on quantised.
+          used: so many codebooks, in evaluation; default all.
+        """
+        settings, model = self.settings, self.model
+        mel, mel_lengths_I = _flat(bucket["mel"]), _flat(bucket["mel_lengths"])
+        items, options = mel.shape[0], {}
+        replaced_I = jnp.ones((items,), bool)
+        if key is not None:
+            used_key, code_key, replace_key, candidate_key = jax.random.split(key, 4)
+            dropout = settings.quantizer_dropout
+            options["used_BQ"] = draw_used(used_key, items, len(self._sizes), dropout)
+            options["key"], options["temperature"] = code_key, settings.gumbel_temperature
+            replaced_I = jax.random.uniform(replace_key, (items,)) < share
+        elif used is not None:
+            options["used_BQ"] = jnp.tile(jnp.arange(len(self._sizes))[None] < used, (items, 1))
+
+        def encode(model: BaichuanAudio):
+            x, lengths_I = model.audio_encoder(mel, mel_lengths_I)
+            z, lengths_I = model.vq_bridge.features(x, lengths_I)
+            return z, lengths_I, model.vq_bridge.quantize(z, lengths_I, **options)
+
+        z, lengths_I, quantized = model.apply(variables, method=encode)
+        passed_on = jnp.where(
+            replaced_I[:, None, None], quantized.z_BNE, z.astype(quantized.z_BNE.dtype)
+        )
+        decoded = model.apply(
+            variables,
+            method=lambda model: model.audio_decoder(model.vq_bridge.project(passed_on), lengths_I),
+        )
+        embeddings = statistics = candidates = None
+        if self.config.llm:
+            projection = variables["params"][_PROJECTION]
+            embeddings = self._projection.apply({"params": projection}, passed_on)
+        if key is not None:
+            valid_IN = layers.length_mask(lengths_I, z.shape[1])
+            counted = valid_IN[:, :, None] & quantized.used_BQ[:, None, :]
+            statistics = codebooks.statistics(
+                quantized.codes_BNQ, quantized.residuals_QBNE, counted, self._sizes
+            )
+            candidates = codebooks.draw_candidates(
+                candidate_key, jax.lax.stop_gradient(z), valid_IN, len(self._owners)
+            )
+        return Bucket(
+            z, lengths_I, quantized.z_BNE, decoded, embeddings, statistics, candidates, replaced_I
+        )
+
+    def _text(
+        self,
+        variables: Variables,
+        arrays: Mapping[str, Any],
+        totals: Mapping[str, jax.Array],
+        buckets: list[Bucket],
+    ) -> dict[str, jax.Array]:
+        """Metrics "text", nats a target, and "text_accuracy", of the language model on the rows."""
+        rows = arrays["rows"]
+        batch, length = rows["ids"].shape
+        audio_BLD = jnp.zeros((batch, length, self.config.llm.width), self.model.dtype)
+        for chunks, bucket in zip(arrays["audio"], buckets, strict=True):
+            frames = bucket.embeddings_IND.shape[1]
+            n_N = jnp.arange(frames)[None, None]
+            # Positions at the row's length are dropped.
+            place = jnp.where(
+                n_N < chunks["codes"][:, :, None], chunks["starts"][:, :, None] + n_N, length
+            )
+            values = bucket.embeddings_IND.reshape(batch, -1, self.config.llm.width)
+            put = jax.vmap(lambda row, place, values: row.at[place].set(values, mode="drop"))
+            audio_BLD = put(audio_BLD, place.reshape(batch, -1), values.astype(audio_BLD.dtype))
+
+        def hidden(model: BaichuanAudio) -> jax.Array:
+            real = rows["segments"] > 0
+            ids = jnp.where(real, rows["ids"], 0)
+            is_audio = real & (ids == model.config.tokens.audio_pad)
+            x = jnp.where(is_audio[:, :, None], audio_BLD, model.llm.embed(ids))
+            return model.llm(x, rows["positions"], rows["segments"])[0]
+
+        def sums(mask: jax.Array, hidden: jax.Array, ids: jax.Array):
+            logits = self.model.apply(variables, hidden, method="text_logits")
+            entropy = cross_entropy(logits, ids).sums(mask)
+            return entropy.loss_BL, entropy.correct_BL
+
+        loss_B, correct_B = sum_over_chunks(
+            sums,
+            _TEXT_POSITIONS,
+            rows["text_target"][:, 1:],
+            self.model.apply(variables, method=hidden)[:, :-1],
+            rows["ids"][:, 1:],
+        )
+        return {
+            "text": jnp.sum(loss_B) / totals["text"],
+            "text_accuracy": jnp.sum(correct_B) / totals["text"],
+        }
+
+    def _metrics(
+        self,
+        variables: Variables,
+        arrays: Mapping[str, Any],
+        totals: Mapping[str, jax.Array],
+        buckets: list[Bucket],
+        ramp: jax.Array | float,
+    ) -> dict[str, jax.Array]:
+        """The weighted loss as "loss", and its terms."""
+        settings = self.settings
+        sums: dict[str, jax.Array] = {}
+
+        def add(name: str, values_I: jax.Array, total: str) -> None:
+            sums[name] = sums.get(name, 0.0) + jnp.sum(values_I) / totals[total]
+
+        for chunks, bucket in zip(arrays["audio"], buckets, strict=True):
+            frames_I, decoded = _flat(chunks["frames"]), bucket.decoded
+            size = min(decoded.refined_mel_BTM.shape[1], chunks["target"].shape[2])
+            target = _flat(chunks["target"])[:, :size]
+            coarse_target, half_I = losses.coarser(target, frames_I)
+            for name, mel in (
+                ("coarse", decoded.coarse_mel_BTM[:, :size]),
+                ("refined", decoded.refined_mel_BTM[:, :size]),
+            ):
+                l1_I, l2_I = losses.mel_errors(mel, target, frames_I)
+                add(f"mel_{name}_l1", l1_I, "mel")
+                add(f"mel_{name}_l2", l2_I, "mel")
+                l1_I, l2_I = losses.mel_errors(
+                    losses.coarser(mel, frames_I)[0], coarse_target, half_I
+                )
+                add(f"second_{name}_l1", l1_I, "second")
+                add(f"second_{name}_l2", l2_I, "second")
+            add(
+                "commitment",
+                losses.commitment_B(bucket.z_INE, bucket.q_INE, bucket.lengths_I),
+                "codes",
+            )
+            add("replaced", bucket.replaced_I & (bucket.lengths_I > 0), "items")
+        metrics = dict(sums)
+        mel, second = (
+            sum(value for name, value in sums.items() if name.startswith(prefix))
+            for prefix in ("mel_", "second_")
+        )
+        terms = [
+            (settings.weight_mel, mel),
+            (settings.weight_second_scale, second),
+            (settings.weight_commitment, ramp * sums["commitment"]),
+        ]
+        if self.config.llm:
+            metrics |= self._text(variables, arrays, totals, buckets)
+            terms.append((settings.weight_text, metrics["text"]))
+        # A term of weight 0 has no backward pass.
+        return {"loss": sum(weight * term for weight, term in terms if weight), **metrics}
+
+    def loss(
+        self,
+        variables: Variables,
+        arrays: Mapping[str, Any],
+        totals: Mapping[str, jax.Array],
+        key: jax.Array,
+        step: jax.Array,
+    ) -> tuple[jax.Array, Aux]:
+        share = replaced_share(step, self.settings)
+        buckets = [
+            self._bucket(variables, bucket, jax.random.fold_in(key, i), share)
+            for i, bucket in enumerate(arrays["audio"])
+        ]
+        metrics = self._metrics(variables, arrays, totals, buckets, share)
+        updates = functools.reduce(
+            self.merge,
+            [{"statistics": b.statistics, "candidates": b.candidates} for b in buckets],
+        )
+        return metrics["loss"], Aux(metrics, updates)
+
+    # Codebooks
+
+    def merge(self, updates: Any, more: Any) -> Any:
+        """Adds the statistics; of the candidates, a draw from both."""
+        return {
+            "statistics": jax.tree.map(jnp.add, updates["statistics"], more["statistics"]),
+            "candidates": codebooks.merge_candidates(updates["candidates"], more["candidates"]),
+        }
+
+    def after(
+        self, codebook: Any, extra: Any, updates: Any, key: jax.Array, step: jax.Array
+    ) -> tuple[Any, Any, dict[str, jax.Array]]:
+        """Moving averages and restarts; metrics of `codebook.usage`."""
+        settings, statistics = self.settings, updates["statistics"]
+        tables = codebooks.update(
+            codebook["vq_bridge"], statistics, settings.decay, settings.l2_shrink
+        )
+        tables, ages = codebooks.restart(
+            tables,
+            extra,
+            statistics,
+            updates["candidates"],
+            settings.restart_after,
+            self._owners,
+        )
+        metrics = codebooks.usage(statistics, ages, settings.restart_after)
+        return {**codebook, "vq_bridge": tables}, ages, metrics
+
+    # Evaluation
+
+    def evaluate(
+        self,
+        variables: Variables,
+        arrays: Mapping[str, Any],
+        totals: Mapping[str, jax.Array],
+        key: jax.Array,
+    ) -> dict[str, jax.Array]:
+        """The loss's terms with the nearest codes, all codebooks and every item quantised.
+
+        And "mel_mae", the refined mel's mean absolute error in nats, with all codebooks, and
+        "mel_mae/1", with the first alone.
+        """
+        audio = arrays["audio"]
+        buckets = [self._bucket(variables, bucket, None) for bucket in audio]
+        metrics = self._metrics(variables, arrays, totals, buckets, 1.0)
+        first = 0.0
+        for chunks in audio:
+            decoded = self._bucket(variables, chunks, None, used=1).decoded
+            size = min(decoded.refined_mel_BTM.shape[1], chunks["target"].shape[2])
+            l1_I, _ = losses.mel_errors(
+                decoded.refined_mel_BTM[:, :size],
+                _flat(chunks["target"])[:, :size],
+                _flat(chunks["frames"]),
+            )
+            first += jnp.sum(l1_I) / totals["mel"]
+        return {**metrics, "mel_mae": metrics["mel_refined_l1"], "mel_mae/1": first}
+
+    @functools.cached_property
+    def _draw(self):
+        """A bucket's refined mel, jitted."""
+
+        def refined(variables, bucket):
+            return self._bucket(variables, bucket, None).decoded.refined_mel_BTM
+
+        return jax.jit(refined)
+
+    def pictures(self, variables: Variables, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """ "mel/I/target" and "mel/I/refined" of the first 2 chunks, shortest bucket first."""
+        found: dict[str, Any] = {}
+        for bucket in arrays["audio"]:
+            for row, place in np.argwhere(np.asarray(bucket["frames"]) > 0):
+                number = len(found) // 2
+                if number == _PICTURES:
+                    return found
+                one = {
+                    name: array[row : row + 1, place : place + 1] for name, array in bucket.items()
+                }
+                frames = int(one["frames"][0, 0])
+                found[f"mel/{number}/target"] = np.asarray(one["target"][0, 0, :frames])
+                found[f"mel/{number}/refined"] = np.asarray(self._draw(variables, one)[0, :frames])
+        return found

@@ -1,0 +1,327 @@
+"""Checkpoints of a run: which stay, what is refused, interrupted and failed writes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ba_jax.checkpoints import checksums, manager
+from ba_jax.checkpoints.arrays import CheckpointError, check_files, load_variables, save_variables
+from ba_jax.checkpoints.manager import Checkpoints, KeepSettings, complete_steps, weights_folder
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+NOTE = {"stage": "toy", "seed": 0}
+
+
+def weights(value: float, width: int = 3):
+    return {"params": {"llm": {"embedding": jnp.full((4, width), value)}}}
+
+
+def train(value: float):
+    return {"step": jnp.asarray(int(value)), "optimizer": ({"a": jnp.full(2, value)}, ())}
+
+
+def expected(tree):
+    return manager.abstract(tree)
+
+
+def save(checkpoints: Checkpoints, step: int, loss: float | None = None) -> None:
+    metrics = None if loss is None else {"eval/loss": loss}
+    checkpoints.save(step, weights(step), train(step), NOTE, metrics)
+
+
+def restore(folder, step: int):
+    with Checkpoints(folder) as checkpoints:
+        return checkpoints.restore(step, expected(weights(0)), expected(train(0)))
+
+
+def test_everything_comes_back(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() is None
+        save(checkpoints, 3)
+        save(checkpoints, 3)  # again: it is there
+        checkpoints.wait()
+        assert checkpoints.latest() == 3
+        found, rest, note = checkpoints.restore(3, expected(weights(0)), expected(train(0)))
+    jax.tree.map(np.testing.assert_array_equal, found, weights(3))
+    jax.tree.map(np.testing.assert_array_equal, rest, train(3))
+    assert note == {"stage": "toy", "seed": 0, "step": 3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "left"),
+    [
+        (KeepSettings(last=1), [5]),
+        (KeepSettings(last=2), [4, 5]),
+        (KeepSettings(last=1, best=1), [2, 5]),
+        (KeepSettings(last=1, best=2), [2, 4, 5]),
+    ],
+)
+def test_the_last_and_the_best_stay(tmp_path, settings, left):
+    losses = {1: 0.9, 2: 0.1, 3: None, 4: 0.5, 5: 0.7}
+    with Checkpoints(tmp_path, settings) as checkpoints:
+        for step, loss in losses.items():
+            save(checkpoints, step, loss)
+    assert complete_steps(tmp_path / "checkpoints") == left
+
+
+def test_the_best_stays_over_a_restart(tmp_path):
+    settings = KeepSettings(last=1, best=1)
+    for steps in ({1: 0.2, 2: 0.5}, {3: 0.4, 4: 0.3}):
+        with Checkpoints(tmp_path, settings) as checkpoints:
+            for step, loss in steps.items():
+                save(checkpoints, step, loss)
+    assert complete_steps(tmp_path / "checkpoints") == [1, 4]
+
+
+def test_a_metric_that_no_evaluation_gives_is_named_and_nothing_is_lost(tmp_path):
+    with pytest.raises(
+        CheckpointError, match="'eval/los': expected .*'eval/loss'.*saved at step 2"
+    ):
+        with Checkpoints(tmp_path, KeepSettings(best=1, metric="eval/los")) as checkpoints:
+            save(checkpoints, 2, 0.5)
+    np.testing.assert_array_equal(restore(tmp_path, 2)[1]["step"], 2)
+
+
+def test_settings_that_make_no_sense():
+    for wrong in ({"every": -1}, {"last": 0}, {"best": -1}):
+        with pytest.raises(ValueError, match="expected every >= 0, last >= 1, best >= 0"):
+            KeepSettings(**wrong)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A workdir with checkpoints 1 and 2; to be copied."""
+    folder = tmp_path_factory.mktemp("run")
+    with Checkpoints(folder, KeepSettings(last=2)) as checkpoints:
+        save(checkpoints, 1)
+        save(checkpoints, 2)
+    return folder
+
+
+def test_other_shapes_and_other_trees_are_refused(run):
+    with Checkpoints(run, KeepSettings(last=2)) as checkpoints:
+        with pytest.raises(CheckpointError, match=r"misshapen .*expected \(4, 5\), got \(4, 3\)"):
+            checkpoints.restore(2, expected(weights(0, 5)), expected(train(0)))
+        more = {"params": {**weights(0)["params"], "vocoder": {"x": jnp.zeros(2)}}}
+        with pytest.raises(CheckpointError, match=r"missing params/vocoder/x \(2,\)"):
+            checkpoints.restore(2, expected(more), expected(train(0)))
+        few = {"step": train(0)["step"]}
+        with pytest.raises(CheckpointError, match="1 arrays that this run has not.*another config"):
+            checkpoints.restore(2, expected(weights(0)), expected(few))
+        with pytest.raises(CheckpointError, match="3"):
+            checkpoints.restore(3, expected(weights(0)), expected(train(0)))
+
+
+def test_an_interrupted_write_is_ignored(run, tmp_path):
+    """What Orbax leaves when it is killed: a folder whose name says so."""
+    work = tmp_path / "run"
+    shutil.copytree(run, work)
+    folder = work / "checkpoints"
+    shutil.copytree(folder / "2", folder / "3.orbax-checkpoint-tmp")
+    shutil.rmtree(folder / "3.orbax-checkpoint-tmp" / "train")
+    assert complete_steps(folder) == [1, 2]
+    assert weights_folder(work) == folder / "2" / "weights"
+    with Checkpoints(work, KeepSettings(last=2)) as checkpoints:
+        assert checkpoints.latest() == 2
+        save(checkpoints, 3)
+    assert complete_steps(folder) == [2, 3]
+    np.testing.assert_array_equal(restore(work, 3)[1]["step"], 3)
+
+
+@pytest.mark.parametrize("item", ["weights", "train"])
+def test_a_damaged_checkpoint_without_checksums_is_named(run, tmp_path, item):
+    work = tmp_path / "run"
+    shutil.copytree(run, work)
+    (work / "checkpoints" / "2" / checksums.FILE).unlink()
+    for file in (work / "checkpoints" / "2" / item).rglob("*"):
+        if file.is_file() and "METADATA" not in file.name and not file.name.startswith("_"):
+            file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=f"checkpoints/2.*{item}|checkpoints/2: cannot be"):
+        restore(work, 2)
+    np.testing.assert_array_equal(restore(work, 1)[1]["step"], 1)
+
+
+def flip(work: pathlib.Path, step: int, item: str) -> pathlib.Path:
+    """Flips a bit in the largest file of an item."""
+    files = (work / "checkpoints" / str(step) / item).rglob("[!_]*")
+    file = max((file for file in files if file.is_file()), key=lambda file: file.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    return file
+
+
+@pytest.mark.parametrize("item", ["weights", "train", "note"])
+def test_a_flipped_bit_makes_it_fall_back(run, tmp_path, item, caplog):
+    work = tmp_path / "run"
+    shutil.copytree(run, work)
+    file = flip(work, 2, item)
+    caplog.set_level(logging.WARNING, "absl")  # other tests set it
+    with Checkpoints(work, KeepSettings(last=2)) as checkpoints:
+        assert checkpoints.latest() == 1
+        aside = work / "checkpoints" / "damaged-2"
+        assert f"{file}: " in caplog.text and f"moved to {aside}, step 1 is" in caplog.text
+        # It can be saved again, and be damaged again.
+        save(checkpoints, 2)
+    assert aside.is_dir() and complete_steps(work / "checkpoints") == [1, 2]
+    np.testing.assert_array_equal(restore(work, 2)[1]["step"], 2)
+    flip(work, 2, item)
+    with Checkpoints(work, KeepSettings(last=2)) as checkpoints:
+        assert checkpoints.latest() == 1
+    assert (work / "checkpoints" / "damaged-2-2").is_dir()
+
+
+def test_any_file_may_be_damaged(tmp_path):
+    """Metrics too, which Orbax reads when it looks what there is."""
+    settings = KeepSettings(last=2, best=1)
+    whole, work = tmp_path / "whole", tmp_path / "run"
+    with Checkpoints(whole, settings) as checkpoints:
+        save(checkpoints, 1, 0.5)
+        save(checkpoints, 2, 0.4)
+    assert len(list((whole / "checkpoints").rglob(checksums.FILE))) == 2
+    for step in (1, 2):
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(whole, work)
+        (work / "checkpoints" / str(step) / "metrics" / "metrics").write_bytes(b"")
+        with Checkpoints(work, settings) as checkpoints:
+            assert checkpoints.latest() == 3 - step
+        assert (work / "checkpoints" / f"damaged-{step}").is_dir()
+
+
+def test_without_a_good_one_nothing_is_moved(run, tmp_path):
+    work = tmp_path / "run"
+    shutil.copytree(run, work)
+    flip(work, 1, "train")
+    file = flip(work, 2, "weights")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=f"{file}: .*every .* damaged, steps .1, 2."):
+            Checkpoints(work, KeepSettings(last=2))
+    assert complete_steps(work / "checkpoints") == [1, 2]
+
+
+def test_readers_of_weights_refuse_a_flipped_bit(run, tmp_path):
+    work = tmp_path / "run"
+    shutil.copytree(run, work)
+    flip(work, 2, "train")
+    load_variables(weights_folder(work))  # of no interest to them
+    file = flip(work, 2, "weights")
+    for read in (load_variables, check_files, manager.check_weights):
+        with pytest.raises(CheckpointError, match=f"{file}: .* expected another of the run"):
+            read(weights_folder(work))
+    load_variables(work / "checkpoints" / "1")
+
+
+def test_a_checkpoint_without_checksums_is_read_as_it_is(run, tmp_path):
+    work = tmp_path / "run"
+    shutil.copytree(run, work)
+    (work / "checkpoints" / "2" / "checksums.json").unlink()
+    with Checkpoints(work, KeepSettings(last=2)) as checkpoints:
+        assert checkpoints.latest() == 2
+
+
+def test_where_weights_lie(run, tmp_path):
+    weights_of_2 = run / "checkpoints" / "2" / "weights"
+    assert weights_folder(run) == weights_of_2
+    assert weights_folder(run / "checkpoints" / "2") == weights_of_2
+    assert weights_folder(weights_of_2) == weights_of_2
+    assert weights_folder(run / "checkpoints" / "1").parent.name == "1"
+    save_variables(tmp_path / "converted" / "weights", weights(1))
+    assert weights_folder(tmp_path / "converted") == tmp_path / "converted" / "weights"
+    assert weights_folder(os.path.relpath(run)).resolve() == weights_of_2.resolve()
+    (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
+    file = tmp_path / "file"
+    file.write_text("x")
+    for path, message in {
+        tmp_path / "none": "no such folder",
+        file: "no such folder",
+        tmp_path / "begun": "a run without a complete checkpoint",
+        tmp_path: "neither a checkpoint nor a run's workdir",
+    }.items():
+        with pytest.raises(CheckpointError, match=re.escape(str(path)) + ".*" + message):
+            weights_folder(path)
+
+
+FULL_DISK = """
+import resource, signal, sys
+import jax.numpy as jnp
+from ba_jax.checkpoints.arrays import CheckpointError
+from ba_jax.checkpoints.manager import Checkpoints, KeepSettings
+
+def save(checkpoints, step, rows):
+    # Random values, which do not compress.
+    import jax
+    values = jax.random.normal(jax.random.key(step), (rows, 1024))
+    checkpoints.save(step, {"params": {"a": values}}, {"step": jnp.asarray(step)}, {"stage": "s"})
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then writing gives an error, as a full disk does
+with Checkpoints(sys.argv[1], KeepSettings(last=3)) as checkpoints:
+    save(checkpoints, 1, 512)
+    checkpoints.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+    for then in ("wait", "save"):
+        try:
+            save(checkpoints, 2, 512)
+            checkpoints.wait() if then == "wait" else save(checkpoints, 3, 512)
+        except CheckpointError as error:
+            print(then, error)
+        else:
+            print("no error")
+    print("latest", checkpoints.latest())
+"""
+
+
+def test_a_full_disk(tmp_path):
+    """A limit on files' sizes fails in the same system calls. The complete checkpoint stays."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("wait", "save", "no"))]
+    assert len(lines) == 2, done.stdout + done.stderr
+    for line in lines:
+        assert f"{tmp_path}/checkpoints" in line and "could not be written" in line
+        assert "Complete ones: [1]" in line
+    assert complete_steps(tmp_path / "checkpoints") == [1]
+    tree = {"params": {"a": jnp.zeros((512, 1024))}}
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 1
+        found, _, _ = checkpoints.restore(1, expected(tree), expected({"step": jnp.asarray(0)}))
+        np.testing.assert_array_equal(
+            found["params"]["a"], jax.random.normal(jax.random.key(1), (512, 1024))
+        )
+        # Where there is room again, it goes on.
+        checkpoints.save(2, tree, {"step": jnp.asarray(2)}, NOTE)
+    assert complete_steps(tmp_path / "checkpoints") == [2]
+
+
+def test_a_write_that_fails_meanwhile_is_told_at_the_next_save(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, KeepSettings(last=3))
+    save(checkpoints, 1)
+    checkpoints.wait()
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    # The last thing that the writing thread does.
+    monkeypatch.setattr("os.rename", fail)
+    monkeypatch.setattr("pathlib.Path.rename", fail)
+    with pytest.raises(CheckpointError, match=r"No space left.*Complete ones: \[1\]"):
+        save(checkpoints, 2)
+        save(checkpoints, 3)
+    monkeypatch.undo()
+    assert complete_steps(tmp_path / "checkpoints") == [1]

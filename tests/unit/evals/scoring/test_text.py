@@ -1,0 +1,108 @@
+"""Scores of made-up hypotheses."""
+
+import pytest
+
+from ba_jax.data.corpus import facts
+from ba_jax.evals.scoring import text
+from ba_jax.evals.scoring.text import Tally
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "errors", "units"),
+    [
+        ("Four plus four equals eight.", "4 plus 4 equals 8", 0, 5),
+        ("Four plus four equals eight.", "4 + 4 = 8.", 0, 5),
+        ("How much is ten minus one?", "How much is 10-1?", 0, 6),
+        ("How much is ten minus one?", "How much is ten plus one?", 1, 6),
+        ("What does one plus two make?", "what does one plus three make", 1, 6),
+        ("Its color is gray.", "Its colour is grey!", 0, 4),
+        ("Its color is gray.", "", 4, 4),
+        ("It has four legs.", "It it has four long legs", 2, 4),
+    ],
+)
+def test_english(reference, hypothesis, errors, units):
+    assert text.score(reference, hypothesis, "en", "word") == Tally(errors, units)
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "characters", "syllables"),
+    [
+        ("六减四等于二。", 0, 0),
+        ("6减4等于2", 0, 0),
+        ("6件4等于2", 1, 0),
+        ("六减四等于三", 1, 1),
+        ("", 6, 6),
+    ],
+)
+def test_mandarin(hypothesis, characters, syllables):
+    reference = "六减四等于二。"
+    assert text.score(reference, hypothesis, "zh", "character").errors == characters
+    found = text.score(reference, hypothesis, "zh", "syllable")
+    assert found == Tally(syllables, 6 if not syllables == 6 else found.units)
+
+
+def test_corpus_level():
+    """Errors by units, not the mean of the rates."""
+    found = text.total([Tally(1, 1), Tally(0, 9)])
+    assert found == Tally(1, 10) and found.rate == 0.1
+    with pytest.raises(ValueError, match="nothing"):
+        _ = text.total([]).rate
+
+
+@pytest.mark.parametrize(
+    ("reference", "heard", "right"),
+    [
+        ("That day is Monday.", "That day is Monday", True),
+        ("That day is Monday.", "That they is Monday.", True),  # the key, and 3 of 4
+        ("That day is Monday.", "That day is Sunday.", False),
+        ("That day is Monday.", "Monday", False),  # 3 of 4 wrong
+        ("That day is Monday.", "That day is Monday Sunday", False),  # two keys
+        ("The answer is five.", "The answer is 5.", True),
+        ("The answer is five.", "The answer is nine.", False),
+        ("It has four legs.", "It has four legs", True),
+        ("It has four legs.", "It has eight legs", False),
+        ("It likes to eat bamboo.", "It likes to meet bamboo", True),
+        ("It likes to eat bamboo.", "", False),
+    ],
+)
+def test_english_answers(reference, heard, right):
+    assert text.answers(reference, heard, "en") is right
+
+
+@pytest.mark.parametrize(
+    ("reference", "heard", "right"),
+    [
+        ("答案是五。", "大案是无", True),  # the same toneless syllables but for one tone
+        ("答案是五。", "答案是九", False),
+        ("它的颜色是绿色。", "他的颜色是绿色", True),
+        ("它的颜色是绿色。", "他的颜色是蓝色", False),
+        ("那一天是星期二。", "那一天是星期二", True),
+        ("那一天是星期二。", "那一天是星期三", False),
+    ],
+)
+def test_mandarin_answers(reference, heard, right):
+    assert text.answers(reference, heard, "zh") is right
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_every_closed_answer_is_right_for_itself_alone(language):
+    of_category = {}
+    for fact in facts.facts():
+        of_category.setdefault(fact.category, set()).add(fact.answers[language])
+    for answers in of_category.values():
+        for answer in answers:
+            for other in answers:
+                same = text.equal(answer, other, language, text.SAID[language])
+                assert text.answers(answer, other, language) is (answer == other or same)
+    # all answers of a category but one word differ: keys were found for all of them
+    keys = text._keys(language)
+    assert all(key for key, _ in keys.values())
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="unit 'syllable' of language 'en'"):
+        text.units("four", "en", "syllable")
+    with pytest.raises(ValueError, match="language 'de'"):
+        text.units("vier", "de", "word")
+    with pytest.raises(ValueError, match="has no words"):
+        text.score("?", "four", "en", "word")

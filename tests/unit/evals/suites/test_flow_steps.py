@@ -1,0 +1,66 @@
+"""The suite of the flow's steps: each variant with its own synthesizer, errors and words."""
+
+import numpy as np
+import pytest
+
+from ba_jax.audio.mel import FLOW_MEL
+from ba_jax.evals.suite import EvalError
+from ba_jax.evals.suites import flow_steps, reconstruction
+from ba_jax.sampling.synthesize import SynthesisSettings, Wave
+from tests.unit.evals.small_bench import bench_of, recorded, run, tell
+
+
+class OffBySteps:
+    """Mels that are off by a tenth of the steps, or by 2 with a stream's blocks."""
+
+    def __init__(self, settings, wanted):
+        self._off = 2.0 if settings.blocks else settings.steps / 10
+        self._wanted = wanted
+
+    def flow_mels(self, codes, numbers):
+        return [self._wanted[len(own)] + self._off for own in codes]
+
+    def waves_of_mels(self, mels, numbers):
+        return [Wave(np.full(100 + n, self._off / 4, np.float32), 24000) for n in numbers]
+
+
+def test_each_number_of_steps_has_its_own_figures(tmp_path):
+    bench = bench_of(tmp_path, None)
+    parts = [utterance.parts[0] for utterance in bench.statements]
+    texts = [part.text for part in parts]
+    languages = [record.language for record in bench.statements]
+    codes = [np.zeros((10 + i, 8), np.int32) for i in range(len(parts))]
+    wanted = {10 + i: reconstruction.mel_of(part, FLOW_MEL) for i, part in enumerate(parts)}
+    bench.segments = lambda some: [codes[texts.index(part.text)] for part in some]
+    bench.synthesizer_with = lambda settings: OffBySteps(settings, wanted)
+    tell(bench, map(recorded, parts), texts, languages)
+    for name, settings in flow_steps.variants(bench.settings.synthesis).items():
+        waves = OffBySteps(settings, wanted).waves_of_mels(None, range(len(parts)))
+        # Two steps are not understood.
+        heard = ["nothing"] * len(texts) if name == "2" else texts
+        tell(bench, waves, heard, languages)
+    outcome = run("flow_steps", bench)
+    for steps in flow_steps.STEPS:
+        assert outcome.figures[f"flow_mel_mae_{steps}"] == pytest.approx(steps / 10, rel=1e-4)
+        assert (outcome.figures[f"flow_judge_wer_{steps}"] > 0.5) == (steps == 2)
+    assert outcome.figures["flow_mel_mae_10_streamed"] == pytest.approx(2.0, rel=1e-4)
+    assert outcome.figures["flow_judge_wer_10_streamed"] == 0
+    for item in outcome.items:
+        assert item["correct"] and len(item["heard"]) == len(flow_steps.VARIANTS)
+        assert all((tmp_path / path).is_file() for path in item["audio"].values())
+
+
+def test_variants_keep_what_was_set():
+    settings = SynthesisSettings(vocoder="griffin_lim", mel="decoder", frames=(40,), guidance=0.5)
+    found = flow_steps.variants(settings)
+    assert tuple(found) == flow_steps.VARIANTS
+    for name, own in found.items():
+        assert own.mel == "flow" and own.guidance == 0.5 and own.frames == (40,)
+        assert own.steps == int(name.split("_")[0])
+        assert bool(own.blocks) == (own.norm_frames is not None) == (name == "10_streamed")
+
+
+def test_nothing_to_say(tmp_path):
+    bench = bench_of(tmp_path, None, sources=("nobody",))
+    with pytest.raises(EvalError):
+        run("flow_steps", bench)

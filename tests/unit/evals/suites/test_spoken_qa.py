@@ -1,0 +1,153 @@
+"""Benchmarks of spoken questions, from a folder to figures, with a model and judges made up."""
+
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+
+from ba_jax.audio.io import write_audio
+from ba_jax.config import from_mapping
+from ba_jax.evals import runner
+from ba_jax.evals.base import Bench, EvalSettings
+from ba_jax.evals.benchmarks.folders import Benchmarks
+from ba_jax.evals.suite import EvalError
+from ba_jax.evals.suites import spoken_qa
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+from ba_jax.sampling.loop import Generated
+from ba_jax.sampling.synthesize import Wave
+from configs.eval import get_config
+
+SUITES = {suite.name: suite for suite in spoken_qa.suites()}
+STAMPS = {stage: "x" for stage in runner.FOLDERS}
+ANSWERS = {0: "It is Paris.", 1: "It is Rome.", 2: "never asked", 3: "Knock knock."}
+
+
+class FakeJudge:
+    """Hears the number of a wave as its answer."""
+
+    names = {"en": "told", "zh": "told"}  # noqa: RUF012
+
+    def hear(self, waves, languages, progress=None):
+        return ["" if w is None else ANSWERS[round(float(w.wave_S[0]) * 10)] for w in waves]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three questions on capitals, the last one's recording damaged, and an open request."""
+    data = {
+        "llama_questions": [
+            {"Questions": "Capital of France?", "Answer": "Paris"},
+            {"Questions": "Capital of Spain?", "Answer": "Madrid"},
+            {"Questions": "Capital of Chile?", "Answer": "Santiago"},
+        ],
+        "alpaca_eval": [{"instruction": "Tell a joke.", "output": "Ha."}],
+    }
+    for subset, rows in data.items():
+        own = tmp_path / "bench" / subset
+        (own / "audios").mkdir(parents=True)
+        with (own / f"{subset}.csv").open("w", newline="") as file:
+            table = csv.DictWriter(file, [*rows[0], "audio_filename"])
+            table.writeheader()
+            for i, row in enumerate(rows):
+                table.writerow(row | {"audio_filename": f"{subset}_{i}.wav"})
+                write_audio(
+                    own / "audios" / f"{subset}_{i}.wav", np.full(16000, 0.1, np.float32), 16000
+                )
+    (tmp_path / "bench" / "llama_questions" / "audios" / "llama_questions_2.wav").write_bytes(b"x")
+    return tmp_path / "bench"
+
+
+def bench_of(tmp_path, folder, **benchmarks):
+    config = get_config("nano").to_dict()
+    settings = from_mapping(EvalSettings, config["eval"])
+    own = {"openaudiobench": str(folder), "subsets": ("llama_questions", "alpaca_eval")}
+    settings = dataclasses.replace(settings, benchmarks=Benchmarks(**own | benchmarks))
+    model = from_mapping(BaichuanAudioConfig, config["model"])
+    bench = Bench(model, {}, settings, tmp_path / "out", FakeJudge())
+    bench.encoder = lambda waves, progress: [np.full((12, 8), 7, np.int32) for _ in waves]
+    bench.prompted = []
+
+    def generate(prompts, what, numbers=None):
+        bench.prompted += prompts
+        return [
+            Generated(bench.tokenizer.encode(ANSWERS[n]), np.full((3, 8), n), True) for n in numbers
+        ]
+
+    def speech_of(codes, numbers=None):
+        return [Wave(np.full(480, own[0, 0] / 10, np.float32), 24000) for own in codes]
+
+    bench.generate, bench.speech_of = generate, speech_of
+    return bench
+
+
+@pytest.mark.parametrize("way", ["s2t", "s2s"])
+def test_from_folder_to_figures(tmp_path, folder, way):
+    """One right, one wrong, one that cannot be heard; what rules cannot judge has no score."""
+    bench = bench_of(tmp_path, folder)
+    name = f"openaudiobench_{way}"
+    found = runner.run(SUITES[name], bench, STAMPS)
+    figures, rows = found["figures"], found["items"]
+    assert [row["verdict"] for row in rows] == ["right", "wrong", "wrong", "unjudged"]
+    assert figures[f"{name}_llama_questions"] == pytest.approx(1 / 3)
+    assert figures[f"{name}_llama_questions_items"] == 3
+    assert f"{name}_alpaca_eval" not in figures and figures[f"{name}_alpaca_eval_unjudged"] == 1
+    assert figures[f"{name}_judge"].startswith("rules") and figures[f"{name}_failed"] == 1
+    assert [one["id"] for one in found["failed"]] == ["llama_questions/llama_questions_2"]
+    assert rows[0]["hypothesis"] == "It is Paris." and rows[2]["hypothesis"] == ""
+    pad, speaks = bench.config.tokens.audio_pad, way == "s2s"
+    assert [(prompt.ids_L == pad).sum() for prompt in bench.prompted] == [12] * 3
+    assert [prompt.wants_speech for prompt in bench.prompted] == [speaks] * 3
+    _, given = runner.read_lines(tmp_path / "out" / "judge_inputs" / f"{name}.jsonl")
+    first = given["llama_questions/llama_questions_0"]
+    assert first["references"] == ["Paris"] and first["rubric"] == "correct"
+    if speaks:
+        assert (tmp_path / "out" / rows[0]["audio"]["generated"]).is_file()
+        assert figures[f"{name}_heard_by"] == FakeJudge.names
+
+    # another judge, without generating again
+    asked = []
+
+    def verdicts(inputs, progress):
+        asked.extend(inputs)
+        return [
+            {
+                "id": i["id"],
+                "verdict": "scored",
+                "score": 4.0,
+                "reason": "",
+                "judge": "",
+                "said": "",
+            }
+            for i in inputs
+        ]
+
+    verdicts.name = "made up"
+    bench.verdicts = verdicts
+    bench.generate = None
+    again = runner.run(SUITES[name], bench, STAMPS, start="judge")
+    assert [i["answer"] for i in asked] == ["It is Paris.", "It is Rome.", "Knock knock."]
+    assert again["figures"][f"{name}_alpaca_eval"] == 4.0
+    assert again["figures"][f"{name}_judge"] == "made up"
+
+
+def test_failed_items_have_the_lowest_score(tmp_path, folder):
+    (folder / "alpaca_eval" / "audios" / "alpaca_eval_0.wav").write_bytes(b"")
+    found = runner.run(SUITES["openaudiobench_s2t"], bench_of(tmp_path, folder), STAMPS)
+    assert found["figures"]["openaudiobench_s2t_alpaca_eval"] == 1.0
+    assert found["figures"]["openaudiobench_s2t_failed"] == 2
+
+
+def test_a_base_model_is_given_its_task(tmp_path, folder):
+    bench = bench_of(tmp_path, folder, style="aqa", limit=1)
+    found = runner.run(SUITES["openaudiobench_s2t"], bench, STAMPS)
+    assert len(found["items"]) == 2
+    text = bench.tokenizer.decode(bench.prompted[0].ids_L[:6].tolist())
+    assert text.startswith(("Answer the", "Listen and"))
+    with pytest.raises(EvalError, match="style 'aqa' writes, not speaks"):
+        runner.run(SUITES["openaudiobench_s2s"], bench, STAMPS)
+
+
+def test_components():
+    assert "flow_unet" in SUITES["voicebench_s2s"].components and SUITES["voicebench_s2s"].speaks
+    assert "flow_unet" not in SUITES["voicebench_s2t"].components

@@ -1,0 +1,386 @@
+"""The flow stage: learns, leaves the tokenizer alone, drops conditions, reads no padding."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL, WHISPER_MEL_80, log_mel, whisper_log_mel
+from ba_jax.data.audio_batches import AudioBatch
+from ba_jax.models.audio_decoder import AudioDecoderConfig
+from ba_jax.models.audio_encoder import AudioEncoderConfig
+from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
+from ba_jax.models.flow_matching import FlowMatchingConfig
+from ba_jax.models.flow_prenet import FlowPrenetConfig
+from ba_jax.models.flow_unet import FlowUNetConfig
+from ba_jax.models.vq_bridge import VQBridgeConfig
+from ba_jax.stages.base import StageError
+from ba_jax.stages.flow import (
+    FlowSettings,
+    FlowStage,
+    decoded,
+    draw_codebooks,
+    draw_rotations,
+    quantized,
+    rotated,
+)
+
+CONFIG = BaichuanAudioConfig(
+    audio_encoder=AudioEncoderConfig(mel_bins=80, width=16, layers=1, heads=2, ffn_width=32),
+    vq_bridge=VQBridgeConfig(width=16, pooling=4, codebook_sizes=(16, 8, 8)),
+    audio_decoder=AudioDecoderConfig(
+        width=16, layers=1, heads=2, ffn_width=32, mel_bins=80, refine_channels=(8,)
+    ),
+    flow_prenet=FlowPrenetConfig(
+        in_width=16, width=16, layers=1, heads=2, ffn_width=32, mel_bins=80
+    ),
+    flow_unet=FlowUNetConfig(mel_bins=80, channels=24, blocks=1, mid_blocks=1, heads=2, head_dim=8),
+)
+FROZEN = ("audio_encoder", "vq_bridge", "audio_decoder")
+TRAINED = ("flow_prenet", "flow_unet")
+
+
+def norm(tree) -> float:
+    return float(optax.tree.norm(tree))
+
+
+def clip(seconds: float, rate: int, pitch: float) -> np.ndarray:
+    """Harmonics of a gliding pitch under a syllable-like envelope."""
+    t = np.arange(round(seconds * rate)) / rate
+    phase = 2 * np.pi * pitch * (t + 0.3 * t**2)
+    wave = sum(np.sin(k * phase) / k for k in range(1, 8))
+    return (0.2 * wave * (0.6 + 0.4 * np.sin(2 * np.pi * 5 * t))).astype(np.float32)
+
+
+def batch_of(*seconds: float, bucket: float = 0.5, padding: float = 0.0) -> AudioBatch:
+    """Clips of so many seconds in a bucket; `padding` is what lies past them."""
+    count = len(seconds)
+    whisper = np.full((count, int(bucket * 100) + 1, 80), padding, np.float32)
+    flow = np.full((count, int(bucket * 50), 80), padding, np.float32)
+    lengths = np.zeros((3, count), np.int32)
+    for i, length in enumerate(seconds):
+        heard = whisper_log_mel(clip(length, 16000, 120 + 60 * i), WHISPER_MEL_80)
+        wanted = log_mel(clip(length, 24000, 120 + 60 * i), FLOW_MEL)
+        whisper[i, : len(heard)], flow[i, : len(wanted)] = heard, wanted
+        lengths[:, i] = len(heard), len(wanted), round(length * 24000)
+    return AudioBatch(
+        samples_B=lengths[2],
+        wave_BS=None,
+        whisper_mel_BTM=whisper,
+        whisper_lengths_B=lengths[0],
+        hifigan_mel_BTM=None,
+        hifigan_lengths_B=None,
+        flow_mel_BTM=flow,
+        flow_lengths_B=lengths[1],
+        skipped_B=np.zeros(count, np.int32),
+    )
+
+
+@pytest.fixture(scope="module")
+def stage() -> FlowStage:
+    return FlowStage(CONFIG, FlowSettings(eval_steps=2, eval_times=2))
+
+
+@pytest.fixture(scope="module")
+def variables(stage):
+    """Drawn by NumPy, which takes no compilation: kernels scaled by their fan-in."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf) -> np.ndarray:
+        name = path[-1].key
+        if name == "scale":
+            return np.ones(leaf.shape, np.float32)
+        if name == "bias":
+            return np.zeros(leaf.shape, np.float32)
+        scale = np.prod(leaf.shape[-2:-1]) ** -0.5 if name == "kernel" else 0.5
+        return (scale * rng.normal(size=leaf.shape)).astype(np.float32)
+
+    shapes = jax.eval_shape(stage.init, jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.fixture(scope="module")
+def arrays(stage):
+    return stage.arrays(batch_of(0.5, 0.3))
+
+
+@pytest.fixture(scope="module")
+def gradient(stage):
+    """(variables, arrays, key) -> ((loss, Aux), gradients in all parameters), jitted."""
+
+    def run(variables, arrays, key):
+        def loss(params):
+            totals = stage.totals(arrays)
+            return stage.loss({**variables, "params": params}, arrays, totals, key, jnp.int32(0))
+
+        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+
+    return jax.jit(run)
+
+
+@pytest.fixture(scope="module")
+def evaluate_parts(stage):
+    return jax.jit(stage.evaluate)
+
+
+@pytest.fixture(scope="module")
+def evaluate(stage, evaluate_parts):
+    """(variables, arrays, key) -> metrics of the whole batch."""
+    return lambda v, a, key: evaluate_parts(v, a, stage.totals(a), key)
+
+
+def features(model, *args):
+    """Mel to 50 Hz features, as the stage makes them."""
+    output = decoded(model, *quantized(model, *args))
+    return output.hidden_BTD, output.hidden_lengths_B
+
+
+def test_amounts_and_totals_count_the_frames_that_both_have(stage, arrays):
+    # 0.5 s: 51 mel, 26 encoder, 6 code, 23 decoder frames of 25; 0.3 s: 31, 16, 4, 15 of 15.
+    assert arrays["lengths_B"].tolist() == [23, 15]
+    assert stage.amounts(arrays) == {"tokens": 38, "audio_seconds": 0.76, "examples": 2}
+    assert stage.totals(arrays)["frames"] == 38
+
+
+def test_host_and_model_agree_on_lengths(stage, variables, arrays):
+    _, lengths_B = stage.model.apply(
+        variables,
+        arrays["whisper_mel_BTM"],
+        arrays["whisper_lengths_B"],
+        method=features,
+    )
+    np.testing.assert_array_equal(stage.hidden_lengths(arrays["whisper_lengths_B"]), lengths_B)
+    assert stage.hidden_lengths(np.array([0, 1, 7])).tolist() == [0, 0, 3]
+
+
+def test_overfits_one_batch(stage, variables, arrays, gradient, evaluate):
+    key = jax.random.key(1)
+    before = evaluate(variables, arrays, key)
+    tx = optax.adam(optax.cosine_decay_schedule(1e-2, 300))
+    params = variables["params"]
+    state = tx.init(params)
+
+    @jax.jit
+    def update(params, grads, state):
+        updates, state = tx.update(grads, state)
+        return optax.apply_updates(params, updates), state
+
+    for number in range(300):
+        at = {**variables, "params": params}
+        _, grads = gradient(at, arrays, jax.random.fold_in(key, number))
+        params, state = update(params, grads, state)
+    after = evaluate({**variables, "params": params}, arrays, key)
+    for name, factor in (("prior", 5), ("cfm", 10), ("mel_mae", 4)):
+        assert after[name] < before[name] / factor, name
+
+
+def test_the_frozen_get_a_gradient_of_zero(variables, arrays, gradient):
+    (_, aux), grads = gradient(variables, arrays, jax.random.key(0))
+    assert set(aux.metrics) == {"loss", "prior", "cfm"}
+    for name in FROZEN:
+        assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(grads[name])), name
+    for name in TRAINED:
+        assert norm(grads[name]) > 1e-3, name
+
+
+@pytest.mark.deep
+@pytest.mark.slow
+def test_the_decoder_learns_where_it_is_asked_to(variables, arrays, gradient):
+    stage = FlowStage(CONFIG, FlowSettings(decoder=0.5))
+    with pytest.raises(StageError, match="batches without .'hifigan_mel'"):
+        stage.arrays(batch_of(0.5, 0.3))
+    batch = batch_of(0.5, 0.3)
+    mel = np.zeros((2, 31, 80), np.float32)
+    for i, seconds in enumerate((0.5, 0.3)):
+        own = log_mel(clip(seconds, 16000, 120 + 60 * i), HIFIGAN_MEL)
+        mel[i, : len(own)] = own
+    batch = batch._replace(hifigan_mel_BTM=mel, hifigan_lengths_B=np.array([31, 18]))
+    heard = stage.arrays(batch)
+    # 6 and 4 code frames, 46 and 30 of the coarse mel at 100 Hz.
+    assert heard["decoder_lengths_B"].tolist() == [28, 18]
+
+    @jax.jit
+    def run(params):
+        at = {**variables, "params": params}
+        return stage.loss(at, heard, stage.totals(heard), jax.random.key(0), jnp.int32(0))
+
+    (loss, aux), grads = jax.value_and_grad(run, has_aux=True)(variables["params"])
+    (frozen_loss, _), _ = gradient(variables, arrays, jax.random.key(0))
+    np.testing.assert_allclose(loss, frozen_loss + 0.5 * aux.metrics["decoder"], rtol=1e-5)
+    assert 0 < aux.metrics["decoder_mae"] < aux.metrics["decoder"]
+    assert norm(grads["audio_decoder"]) > 1e-3
+    assert norm(grads["vq_bridge"]["decoder_proj"]) > 1e-3
+    # What makes the codes stays.
+    bridge = {name: grads["vq_bridge"][name] for name in ("gate", "up", "down", "norm")}
+    assert norm(bridge) == norm(grads["audio_encoder"]) == 0
+    assert stage.flops(heard) > FlowStage(CONFIG, FlowSettings()).flops(heard)
+
+
+def test_padding_changes_nothing(stage, variables, gradient, evaluate):
+    """NaN past the clips, and rows of nothing but NaN."""
+    key = jax.random.key(3)
+    clean, dirty = (stage.arrays(batch_of(0.5, 0.3, padding=p)) for p in (0.0, np.nan))
+    (loss, _), grads = gradient(variables, clean, key)
+    (dirty_loss, _), dirty_grads = gradient(variables, dirty, key)
+    assert loss == dirty_loss
+    jax.tree.map(np.testing.assert_array_equal, grads, dirty_grads)
+    found = evaluate(variables, dirty, key)
+    assert found == evaluate(variables, clean, key)
+    dirty["lengths_B"][1] = dirty["whisper_lengths_B"][1] = 0
+    (loss, _), grads = gradient(variables, dirty, key)
+    assert np.isfinite(loss) and np.isfinite(norm(grads))
+
+
+def test_metrics_of_parts_add_up(stage, variables, arrays, evaluate_parts):
+    """Over the whole batch's totals, each row in its place and nothing in the others."""
+    totals, key = stage.totals(arrays), jax.random.key(0)
+
+    def without(row: int):
+        part = {name: array.copy() for name, array in arrays.items()}
+        part["lengths_B"][row] = part["whisper_lengths_B"][row] = 0
+        return evaluate_parts(variables, part, totals, key)
+
+    first, second = without(1), without(0)
+    for name, value in evaluate_parts(variables, arrays, totals, key).items():
+        assert first[name] > 0.1 * value, name
+        np.testing.assert_allclose(first[name] + second[name], value, rtol=1e-4, err_msg=name)
+
+
+def test_the_unet_hears_nothing_of_a_dropped_condition(variables, arrays, gradient):
+    """All dropped: no gradient reaches the prenet through the CFM loss; some, otherwise."""
+    flow = FlowMatchingConfig(condition_dropout=1.0)
+    dropping = FlowStage(dataclasses.replace(CONFIG, flow_matching=flow), FlowSettings(prior=0.0))
+
+    def loss(prenet):
+        at = {**variables, "params": {**variables["params"], "flow_prenet": prenet}}
+        totals = dropping.totals(arrays)
+        return dropping.loss(at, arrays, totals, jax.random.key(0), jnp.int32(0))[0]
+
+    grads = jax.jit(jax.grad(loss))(variables["params"]["flow_prenet"])
+    assert norm(grads) == 0
+
+
+def test_a_preconditioned_stage_evaluates_what_its_model_samples(variables, arrays):
+    """With a U-Net that says nothing samples lie at mu, by the stage and by the assembly."""
+    flow = FlowMatchingConfig(residual_std=0.01, guidance=0.0)
+    config = dataclasses.replace(CONFIG, flow_matching=flow)
+    stage = FlowStage(config, FlowSettings(eval_steps=8, eval_times=1))
+    params = variables["params"]
+    out = jax.tree.map(np.zeros_like, params["flow_unet"]["out"])
+    silent = {**params, "flow_unet": {**params["flow_unet"], "out": out}}
+    silent = {**variables, "params": silent}
+
+    def sampled(model, *args):
+        hidden, lengths = features(model, *args)
+        mu, _ = model.flow_prenet(hidden, lengths)
+        return mu, model.flow_decode(hidden, lengths, jnp.zeros_like(mu))[0]
+
+    @jax.jit
+    def both(variables, arrays):
+        heard = arrays["whisper_mel_BTM"], arrays["whisper_lengths_B"]
+        found = BaichuanAudio(config).apply(variables, *heard, method=sampled)
+        return stage.evaluate(variables, arrays, stage.totals(arrays), jax.random.key(0)), found
+
+    metrics, (mu, mel) = jax.device_get(both(silent, arrays))
+    assert metrics["mel_mae"] == pytest.approx(float(metrics["prior"]), rel=0.02)
+    np.testing.assert_allclose(mel[0], mu[0], atol=1e-3)
+
+
+def test_evaluation_is_deterministic(variables, arrays, evaluate):
+    first = evaluate(variables, arrays, jax.random.key(0))
+    assert set(first) == {"loss", "prior", "cfm", "mel_mae"}
+    assert first == evaluate(variables, arrays, jax.random.key(9))
+
+
+def test_keeping_all_codebooks_is_decoding_the_codes(variables, arrays):
+    model = BaichuanAudio(CONFIG)
+    args = arrays["whisper_mel_BTM"], arrays["whisper_lengths_B"]
+    want, _ = model.apply(variables, *args, method=features)
+    got, _ = model.apply(variables, *args, np.array([3, 3]), method=features)
+    np.testing.assert_allclose(got, want, atol=1e-4)
+    fewer, _ = model.apply(variables, *args, np.array([3, 1]), method=features)
+    np.testing.assert_allclose(fewer[0], want[0], atol=1e-4)
+    assert np.abs(fewer[1] - want[1]).max() > 1e-2
+
+    def first_code_alone(model, mel, lengths):
+        codes, lengths = model.encode(mel, lengths)
+        z = model.vq_bridge.embeds[0].value[codes[..., 0]]
+        return model.audio_decoder(model.vq_bridge.project(z), lengths).hidden_BTD
+
+    one = model.apply(variables, *args, method=first_code_alone)
+    np.testing.assert_allclose(fewer[1], one[1], atol=1e-4)
+
+
+def test_codebook_dropout_draws_the_share_asked_for():
+    keys = jax.random.split(jax.random.key(0), 4000)
+    kept = np.asarray(draw_codebooks(keys, 0.5, 8))
+    counts = np.bincount(kept, minlength=9)[1:] / 4000
+    np.testing.assert_allclose(counts, [0.0625] * 7 + [0.5625], atol=0.03)
+    assert (np.asarray(draw_codebooks(keys, 0.0, 8)) == 8).all()
+
+
+def test_rotations_draw_the_share_asked_for():
+    keys, lengths = jax.random.split(jax.random.key(0), 4000), jnp.full(4000, 5)
+    by = np.asarray(draw_rotations(keys, 0.5, lengths))
+    np.testing.assert_allclose(np.bincount(by) / 4000, [0.6, *[0.1] * 4], atol=0.03)
+    assert not np.asarray(draw_rotations(keys, 0.0, lengths)).any()
+    assert not np.asarray(draw_rotations(keys, 1.0, jnp.zeros(4000, jnp.int32))).any()
+
+
+def test_what_is_rotated_stays_together():
+    """Two frames of a mel for each of codes, the last one lacking; what is past stays."""
+    lengths, by = np.array([4, 3, 0]), np.array([1, 2, 0])
+    codes = np.tile(np.arange(5), (3, 1))[..., None]
+    mel = np.tile(np.arange(10), (3, 1))[..., None]
+    turned = np.asarray(rotated(codes, by, lengths, lengths))[..., 0]
+    assert turned.tolist() == [[1, 2, 3, 0, 4], [2, 0, 1, 3, 4], [0, 1, 2, 3, 4]]
+    own = np.asarray(rotated(mel, 2 * by, 2 * lengths, np.maximum(2 * lengths - 1, 0)))[..., 0]
+    assert own[0].tolist() == [2, 3, 4, 5, 6, 6, 0, 7, 8, 9]
+    assert own[1].tolist() == [4, 4, 0, 1, 2, 5, 6, 7, 8, 9]
+    assert own[2].tolist() == list(range(10))
+
+
+def test_a_rotated_item_is_another_item(variables, arrays, gradient):
+    """All of a batch rotated: another loss; the same where nothing is."""
+    key = jax.random.key(1)
+    stages = [FlowStage(CONFIG, FlowSettings(rotation=share)) for share in (1.0, 0.0)]
+    totals = stages[0].totals(arrays)
+    losses = [
+        jax.jit(stage.loss)(variables, arrays, totals, key, jnp.int32(0))[0] for stage in stages
+    ]
+    (plain, _), _ = gradient(variables, arrays, key)
+    np.testing.assert_allclose(losses[1], plain, rtol=1e-6)
+    assert abs(losses[0] - plain) > 1e-3
+
+
+def test_pictures_are_of_the_clips_lengths(stage, variables, arrays):
+    pictures = stage.pictures(variables, arrays)
+    assert {name: mel.shape for name, mel in pictures.items()} == {
+        f"mel/{i}/{name}": (frames, 80)
+        for i, frames in ((0, 23), (1, 15))
+        for name in ("target", "mu", "sampled")
+    }
+    np.testing.assert_array_equal(pictures["mel/1/target"], arrays["mel_BTM"][1, :15])
+
+
+def test_what_cannot_be_learnt_from_is_an_error(stage):
+    batch = batch_of(0.5)
+    with pytest.raises(StageError, match=r"flow: batches without \['flow_mel'\]"):
+        stage.arrays(batch._replace(flow_mel_BTM=None, flow_lengths_B=None))
+    nothing = np.zeros(1, np.int32)
+    with pytest.raises(StageError, match="1 clips without a frame to learn"):
+        stage.arrays(batch._replace(flow_lengths_B=nothing, whisper_lengths_B=nothing))
+    odd = dataclasses.replace(CONFIG.flow_unet, mel_bins=64)
+    with pytest.raises(StageError, match="flow_unet: mel_bins = 64, expected 80"):
+        FlowStage(dataclasses.replace(CONFIG, flow_unet=odd), FlowSettings())
+    with pytest.raises(ValueError, match="codebook_dropout = 2"):
+        FlowSettings(codebook_dropout=2.0)
+    with pytest.raises(ValueError, match="eval_steps = 0"):
+        FlowSettings(eval_steps=0)
+    with pytest.raises(ValueError, match="rotation = 2"):
+        FlowSettings(rotation=2.0)

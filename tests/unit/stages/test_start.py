@@ -1,0 +1,189 @@
+"""What a run starts from: which checkpoint for which component, what is missing, what is random."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ba_jax import optim, sharding
+from ba_jax.checkpoints.arrays import CheckpointError, flatten, save_variables, unflatten
+from ba_jax.models.audio_embed import AudioEmbedConfig
+from ba_jax.models.audio_head import AudioHeadConfig
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+from ba_jax.models.llm import LLMConfig
+from ba_jax.stages import start
+from ba_jax.stages.base import StageError
+from ba_jax.stages.lm import LMSettings, LMStage
+
+SIZES = (5, 4)
+LLM = LLMConfig(40, 8, layers=1, heads=1, kv_heads=1, head_dim=8, ffn_width=8)
+CONFIG = BaichuanAudioConfig(
+    llm=LLM,
+    audio_embed=AudioEmbedConfig(width=8, codebook_sizes=SIZES),
+    audio_head=AudioHeadConfig(width=8, layers=1, codebook_sizes=SIZES, head_dim=8),
+)
+KEY = jax.random.key(1)
+STAGE1 = (("llm/.*", None), (".*", 1.0))
+
+
+def stage_of(config=CONFIG) -> LMStage:
+    return LMStage(config, LMSettings())
+
+
+def sources(init, rules=STAGE1, stage=None):
+    stage = stage or stage_of()
+    names = flatten(jax.eval_shape(stage.init, KEY)["params"])
+    return start.sources(stage, init, optim.rates(names, rules))
+
+
+def begin(stage, found):
+    """Variables as a run would begin with them, flat."""
+    mesh = sharding.make_mesh(sharding.MeshSettings(), jax.devices()[:1])
+    shapes = jax.eval_shape(stage.init, KEY)
+    shardings = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
+    return flatten(start.start_variables(stage, shapes, found, shardings, KEY))
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """(folder, its arrays): a whole checkpoint with values of its own."""
+    folder = tmp_path_factory.mktemp("stored") / "weights"
+    variables = jax.jit(stage_of().init)(jax.random.key(9))
+    save_variables(folder, variables)
+    return folder, flatten(variables)
+
+
+def test_a_frozen_component_needs_a_checkpoint():
+    message = "llm is frozen and init.llm is empty.*--config.init.llm=WORKDIR"
+    with pytest.raises(StageError, match=message):
+        sources({"llm": ""})
+    with pytest.raises(StageError, match=message):
+        sources({})
+    assert sources({"llm": "random"}) == {}
+    assert sources({"llm": "a/b", "audio_head": "c"}) == {"llm": "a/b", "audio_head": "c"}
+    # A rate of 0 trains no more than None does; a part that trains is enough.
+    with pytest.raises(StageError, match="llm is frozen"):
+        sources({}, (("llm/.*", 0.0), (".*", 1.0)))
+    assert sources({}, (("llm/embedding", None), (".*", 1.0))) == {}
+
+
+def test_names_and_values_that_are_none():
+    with pytest.raises(StageError, match=r"init: \['lm'\], expected components, some of"):
+        sources({"lm": "x", "llm": "random"})
+    with pytest.raises(StageError, match="init.llm = 3: expected a path"):
+        sources({"llm": 3})
+    # Of a component that the stage does not use: no error, it is a template's.
+    assert sources({"llm": "x", "vocoder": "y"}) == {"llm": "x"}
+
+
+def test_loaded_values_are_used_and_the_rest_is_random(stored):
+    folder, arrays = stored
+    found = begin(stage_of(), {"llm": str(folder), "audio_embed": str(folder)})
+    drawn = flatten(jax.jit(stage_of().init)(KEY))
+    assert sorted(found) == sorted(drawn)
+    for name, value in found.items():
+        source = drawn if name.split("/")[1] == "audio_head" else arrays
+        np.testing.assert_array_equal(value, source[name], err_msg=name)
+    weight = "params/llm/embedding"
+    assert not np.array_equal(drawn[weight], arrays[weight])
+
+
+def test_components_from_two_checkpoints(stored, tmp_path):
+    folder, arrays = stored
+    other = {"params": jax.jit(stage_of().init)(jax.random.key(5))["params"]}
+    save_variables(tmp_path / "other", {"params": {"llm": other["params"]["llm"]}})
+    found = begin(stage_of(), {"llm": str(tmp_path / "other"), "audio_head": str(folder)})
+    weights = flatten(other)
+    for name, value in found.items():
+        if name.startswith("params/llm/"):
+            np.testing.assert_array_equal(value, weights[name])
+        elif name.startswith("params/audio_head/"):
+            np.testing.assert_array_equal(value, arrays[name])
+
+
+def test_a_checkpoint_of_other_sizes_lists_the_arrays(stored):
+    folder, _ = stored
+    wider = dataclasses.replace(CONFIG, llm=dataclasses.replace(LLM, ffn_width=16, vocab_size=50))
+    with pytest.raises(CheckpointError) as error:
+        begin(stage_of(wider), {"llm": str(folder)})
+    text = str(error.value)
+    assert "misshapen params/llm/embedding: expected (50, 8), got (40, 8)" in text
+    assert text.count("misshapen") == 5 and str(folder) in text  # lm_head, gate, up, down too
+
+
+def test_a_checkpoint_without_the_component(stored, tmp_path):
+    folder, arrays = stored
+    save_variables(tmp_path / "few", {"params": {"other": {"x": arrays["params/llm/embedding"]}}})
+    with pytest.raises(CheckpointError, match="missing params/audio_head/"):
+        begin(stage_of(), {"audio_head": str(tmp_path / "few")})
+    with pytest.raises(CheckpointError, match=re.escape(f"{tmp_path}/none: no such folder")):
+        begin(stage_of(), {"llm": str(tmp_path / "none")})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="neither a checkpoint nor a run's workdir"):
+        begin(stage_of(), {"llm": str(tmp_path / "empty")})
+
+
+def test_adapters_may_be_absent_and_are_loaded_if_present(stored, tmp_path):
+    folder, arrays = stored
+    adapted = dataclasses.replace(CONFIG, llm=dataclasses.replace(LLM, lora_rank=2, lora_alpha=4.0))
+    found = begin(stage_of(adapted), {"llm": str(folder)})
+    adapters = [name for name in found if "/lora_" in name]
+    assert adapters
+    drawn = flatten(jax.jit(stage_of(adapted).init)(KEY))
+    for name, value in found.items():
+        if name.startswith("params/llm/"):
+            source = drawn if name in adapters else arrays
+            np.testing.assert_array_equal(value, source[name], err_msg=name)
+    trained = flatten(jax.jit(stage_of(adapted).init)(jax.random.key(3)))
+    save_variables(tmp_path / "adapted", {"params": unflatten(trained)["params"]})
+    again = begin(stage_of(adapted), {"llm": str(tmp_path / "adapted")})
+    for name in adapters:
+        np.testing.assert_array_equal(again[name], trained[name])
+
+
+def test_weights_of_half_precision_start_as_float32(stored, tmp_path):
+    _, arrays = stored
+    llm = unflatten(arrays)["params"]["llm"]
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), llm)
+    save_variables(tmp_path / "half", {"params": {"llm": half}})
+    found = begin(stage_of(), {"llm": str(tmp_path / "half")})
+    name = "params/llm/embedding"
+    assert found[name].dtype == jnp.float32
+    expected = np.asarray(half["embedding"], np.float32)
+    np.testing.assert_array_equal(found[name], expected)
+
+
+def test_embeddings_from_a_tokenizer_run(tmp_path, stored):
+    """The sum of a frame's embeddings is the projection of the sum of its codebook rows."""
+    draw = np.random.default_rng(0)
+    tables = [draw.normal(size=(size, 6)).astype(np.float32) for size in SIZES]
+    kernel = draw.normal(size=(6, 8)).astype(np.float32)
+    bias = draw.normal(size=8).astype(np.float32)
+    run = tmp_path / "tokenizer"
+    save_variables(
+        run,
+        {
+            "params": {"text_projection": {"kernel": kernel, "bias": bias}},
+            "codebook": {"vq_bridge": {f"embed_{q}": t for q, t in enumerate(tables)}},
+        },
+    )
+    stage = stage_of()
+    flat = begin(stage, {"audio_embed": str(run), "llm": str(stored[0])})
+    embeddings = [np.asarray(flat[f"params/audio_embed/embedding_{q}"]) for q in range(2)]
+    for codes in ((0, 0), (4, 3), (2, 1)):
+        heard = sum(embeddings[q][code] for q, code in enumerate(codes))
+        z = sum(tables[q][code] for q, code in enumerate(codes))
+        np.testing.assert_allclose(heard, z @ kernel + bias, rtol=1e-5, atol=1e-5)
+    assert all((table[-1] == 0).all() for table in embeddings)
+    np.testing.assert_array_equal(flat["params/llm/embedding"], stored[1]["params/llm/embedding"])
+
+    wide = dataclasses.replace(CONFIG, audio_embed=AudioEmbedConfig(8, (5, 7)))
+    head = dataclasses.replace(CONFIG.audio_head, codebook_sizes=(5, 7))
+    other = stage_of(dataclasses.replace(wide, audio_head=head))
+    with pytest.raises(CheckpointError, match=r"embedding_1 of shape \(5, 8\), expected \(8, 8\)"):
+        begin(other, {"audio_embed": str(run)})

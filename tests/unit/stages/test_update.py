@@ -1,0 +1,233 @@
+"""The step that all stages share, on a stage small enough to follow by hand."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ba_jax import optim
+from ba_jax.checkpoints.arrays import flatten, unflatten
+from ba_jax.optim import OptimizerSettings
+from ba_jax.stages.base import Aux, Stage, StageError
+from ba_jax.stages.update import TrainState, make_step, new_state
+
+RULES = (("frozen/.*", None), ("slow/.*", 0.5), (".*", 1.0))
+ROWS, WIDTH = 8, 3
+KEY = jax.random.key(7)
+
+
+class Line(Stage):
+    """x (w + f) against y, a mean over the positions that a mask marks; counts what it has seen."""
+
+    name = "line"
+
+    def __init__(self, noise: float = 0.0):
+        self.noise = noise
+
+    def init(self, key):
+        keys = iter(jax.random.split(key, 4))
+        shapes = {"frozen": (WIDTH,), "slow": (WIDTH,), "fast": (WIDTH,)}
+        return {
+            "params": {
+                name: {"kernel": jax.random.normal(next(keys), shape)}
+                for name, shape in shapes.items()
+            },
+            "codebook": {"seen": jnp.zeros((), jnp.float32)},
+            "buffers": {"table": jnp.arange(3)},
+        }
+
+    def totals(self, arrays):
+        return {"all": jnp.maximum(jnp.sum(arrays["mask_B"], dtype=jnp.float32), 1)}
+
+    def loss(self, variables, arrays, totals, key, step):
+        params = variables["params"]
+        w_D = sum(params[name]["kernel"] for name in ("frozen", "slow", "fast"))
+        error_B = arrays["x_BD"] @ w_D - arrays["y_B"]
+        error_B += self.noise * jax.random.normal(key, error_B.shape)
+        loss = jnp.sum(jnp.where(arrays["mask_B"], error_B**2, 0)) / totals["all"]
+        return loss, Aux({"squares": loss}, jnp.sum(arrays["mask_B"], dtype=jnp.float32))
+
+    def init_extra(self, variables):
+        return {"age": jnp.zeros((), jnp.int32)}
+
+    def after(self, codebook, extra, updates, key, step):
+        codebook = {"seen": codebook["seen"] + updates}
+        return codebook, {"age": extra["age"] + 1}, {"seen": codebook["seen"]}
+
+
+def batch(seed: int = 0) -> dict[str, np.ndarray]:
+    """Its first, fourth and last three rows count: uneven between microbatches."""
+    rng = np.random.default_rng(seed)
+    mask_B = np.isin(np.arange(ROWS), (0, 3, 5, 6, 7))
+    return {
+        "x_BD": rng.normal(size=(ROWS, WIDTH)).astype(np.float32),
+        "y_B": rng.normal(size=ROWS).astype(np.float32),
+        "mask_B": mask_B,
+    }
+
+
+def make(accumulate: int = 1, noise: float = 0.0, **changes):
+    """(state, jitted step)."""
+    settings = OptimizerSettings(
+        **{"rules": RULES, "learning_rate": 0.1, "weight_decay": 0.01, "average": 0.9, **changes}
+    )
+    stage = Line(noise)
+    variables = stage.init(KEY)
+    shapes = {name: leaf.shape for name, leaf in flatten(variables["params"]).items()}
+    rates = optim.rates(shapes, settings.rules)
+    trained = {name: rate for name, rate in rates.items() if rate is not None}
+    optimizer = optim.make_optimizer(settings, trained, shapes, 10)
+    state = new_state(stage, variables, rates, optimizer, settings)
+    at = optim.schedule(settings, 10)
+    return state, jax.jit(make_step(stage, optimizer, settings, at, accumulate))
+
+
+@pytest.fixture(scope="module")
+def one():
+    return make()
+
+
+def test_what_is_frozen_is_kept_in_its_type_but_for_the_tokenizer():
+    names = ("llm/w", "llm/head", "audio_encoder/w", "vq_bridge/w")
+    params = {"params": unflatten({name: jnp.ones(2) for name in names})}
+    rates = {name: 1.0 if name == "llm/w" else None for name in names}
+    settings = OptimizerSettings(rules=RULES, learning_rate=0.1)
+    state = jax.eval_shape(
+        lambda: new_state(Line(0.0), params, rates, optax.sgd(0.1), settings, jnp.bfloat16)
+    )
+    assert {name: leaf.dtype.name for name, leaf in (state.trained | state.frozen).items()} == {
+        "llm/w": "float32",
+        "llm/head": "bfloat16",
+        "audio_encoder/w": "float32",
+        "vq_bridge/w": "float32",
+    }
+
+
+def test_gradients_and_their_norms(one):
+    """The first step against the gradient written out; Adam's first step has the rate's size."""
+    state, step = one
+    arrays = batch()
+    after, metrics = step(state, arrays, KEY)
+    w_D = sum(np.asarray(v) for v in (*state.trained.values(), *state.frozen.values()))
+    error_B = (arrays["x_BD"] @ w_D - arrays["y_B"]) * arrays["mask_B"]
+    gradient_D = 2 * error_B @ arrays["x_BD"] / 5
+    norm = np.linalg.norm(gradient_D)
+    np.testing.assert_allclose(metrics["loss"], (error_B**2).sum() / 5, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm/fast"], norm, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm/slow"], norm, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], norm * np.sqrt(2), rtol=1e-5)
+    np.testing.assert_allclose(metrics["learning_rate"], 0.1, rtol=1e-6)
+    for name, rate in (("fast/kernel", 0.1), ("slow/kernel", 0.05)):
+        before_D = np.asarray(state.trained[name])
+        # The kernels here are vectors, which do not decay.
+        np.testing.assert_allclose(
+            after.trained[name], before_D - rate * np.sign(gradient_D), atol=1e-5
+        )
+    assert "grad_norm/frozen" not in metrics
+    assert int(after.step) == 1 and int(after.extra["age"]) == 1
+    assert float(after.codebook["seen"]) == float(metrics["seen"]) == 5
+
+
+def test_frozen_parameters_have_nothing_and_do_not_change(one):
+    state, step = one
+    assert sorted(state.trained) == ["fast/kernel", "slow/kernel"]
+    names = {
+        getattr(key, "key", None)
+        for path, _ in jax.tree_util.tree_leaves_with_path((state.optimizer, state.average))
+        for key in path
+    }
+    assert {"fast/kernel", "slow/kernel"} <= names and "frozen/kernel" not in names
+    before = np.asarray(state.frozen["frozen/kernel"]).tobytes()
+    table = np.asarray(state.buffers["table"]).tobytes()
+    for number in range(4):
+        state, _ = step(state, batch(number), KEY)
+    assert np.asarray(state.frozen["frozen/kernel"]).tobytes() == before
+    assert np.asarray(state.buffers["table"]).tobytes() == table
+
+
+@pytest.mark.parametrize("accumulate", [2, 4, 8])
+def test_microbatches_are_one_batch(one, accumulate):
+    """Though they hold unequal numbers of targets, and some none."""
+    whole, step = one
+    parts, part_step = make(accumulate)
+    for number in range(3):
+        whole, metrics = step(whole, batch(number), KEY)
+        parts, part_metrics = part_step(parts, batch(number), KEY)
+        for name, value in metrics.items():
+            np.testing.assert_allclose(part_metrics[name], value, rtol=1e-4, err_msg=name)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert float(parts.codebook["seen"]) == 15
+
+
+def test_microbatches_draw_apart_and_the_step_alone_decides():
+    state, step = make(accumulate=2, noise=1.0)
+    twins = {k: np.repeat(v[:4], 2, axis=0) for k, v in batch().items()}  # the halves are equal
+    twins["mask_B"] = np.ones(ROWS, bool)
+    _, again = step(state, twins, KEY)
+    _, first = step(state, twins, KEY)
+    assert float(first["loss"]) == float(again["loss"])
+    _, other = step(state, twins, jax.random.key(8))
+    assert float(first["loss"]) != float(other["loss"])
+    # Were the two microbatches' draws the same, the loss would be that of one of them.
+    params, key = state.variables()["params"], jax.random.split(jax.random.fold_in(KEY, 0))[0]
+    half = {k: v[::2] for k, v in twins.items()}
+    alone = [
+        Line(1.0).loss({"params": params}, half, {"all": 8.0}, jax.random.fold_in(key, n), 0)[0]
+        for n in (0, 1)
+    ]
+    np.testing.assert_allclose(first["loss"], sum(alone), rtol=1e-5)
+    assert abs(float(alone[0] - alone[1])) > 1e-3
+
+
+def test_rows_that_do_not_divide():
+    state, step = make(accumulate=3)
+    with pytest.raises(StageError, match="8 rows, train.accumulate = 3"):
+        step(state, batch(), KEY)
+
+
+def assert_only_the_count_changed(before: TrainState, after: TrainState, metrics) -> None:
+    assert not bool(metrics["finite"]) and int(after.step) == int(before.step) + 1
+    before = before._replace(step=after.step)
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_a_step_that_is_not_finite_changes_nothing(one, bad):
+    """1e30: the loss is finite up to float32's limit, its square is not."""
+    state, step = one
+    state, _ = step(state, batch(), KEY)
+    arrays = batch(1)
+    arrays["y_B"][0] = bad
+    after, metrics = step(state, arrays, KEY)
+    assert_only_the_count_changed(state, after, metrics)
+    # What is masked may be anything, and the next step is as good as any.
+    after, metrics = step(after, batch(2), KEY)
+    assert bool(metrics["finite"]) and int(after.step) == 3
+
+
+def test_new_values_that_are_not_finite_change_nothing():
+    """Loss and gradients are finite; the step is not."""
+    state, step = make(learning_rate=3e38, rules=(("frozen/.*", None), (".*", 10.0)))
+    after, metrics = step(state, batch(), KEY)
+    assert np.isfinite(float(metrics["loss"])) and np.isfinite(float(metrics["grad_norm"]))
+    assert_only_the_count_changed(state, after, metrics)
+
+
+def test_average_is_what_is_evaluated(one):
+    state, step = one
+    for number in range(3):
+        state, _ = step(state, batch(number), KEY)
+    shown, trained = state.variables(averaged=True), state.variables()
+    name = ("params", "fast", "kernel")
+    assert not np.array_equal(shown[name[0]][name[1]][name[2]], trained["params"]["fast"]["kernel"])
+    np.testing.assert_array_equal(shown["params"]["fast"]["kernel"], state.average["fast/kernel"])
+    np.testing.assert_array_equal(
+        shown["params"]["frozen"]["kernel"], state.frozen["frozen/kernel"]
+    )
+    without, _ = make(average=0.0)
+    assert without.average == {} and without.variables(averaged=True).keys() == shown.keys()
