@@ -1,4 +1,4 @@
-"""Special-token ids, codebook sizes, and the checks on ids that come from outside.
+"""Component groups, special-token ids, codebook sizes, checks on ids that come from outside.
 
 The checks run on the host, before ids reach a device: inside a jitted gather an id out of range
 gives NaN or wraps around silently.
@@ -10,6 +10,32 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+
+COMPONENTS = (
+    "audio_encoder",
+    "vq_bridge",
+    "audio_decoder",
+    "flow_prenet",
+    "flow_unet",
+    "vocoder",
+    "llm",
+    "audio_embed",
+    "audio_head",
+)
+"""Components of the model, in the order of their use: file, Linen module, section of the config and
+entry of the parameter tree carry these names."""
+
+SPEECH_ENCODER = ("audio_encoder", "vq_bridge")
+"""Recordings to codes."""
+
+SPEECH_TOKENIZER = (*SPEECH_ENCODER, "audio_decoder")
+"""Components of the audio tokenizer (paper section 3.1)."""
+
+SPEECH_DECODER = ("vq_bridge", "audio_decoder", "flow_prenet", "flow_unet")
+"""Codes to mels; the vocoder follows."""
+
+LANGUAGE_MODEL = ("llm", "audio_embed", "audio_head")
+"""Components that read and write interleaved text and codes."""
 
 CODEBOOK_SIZES = (8192, 4096, 2048, 1024, 1024, 1024, 1024, 1024)
 """Codes a codebook of the released tokenizer (paper section 3.1)."""

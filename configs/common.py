@@ -27,8 +27,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ba_jax.models.baichuan_audio import COMPONENTS
 from ba_jax.run_config import STAGES
+from ba_jax.vocab import COMPONENTS
 from configs import models
 
 

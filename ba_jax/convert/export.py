@@ -36,7 +36,8 @@ from ba_jax.convert.safetensors_io import (
 from ba_jax.convert.sources import CONFIG_FILE, VOCODER_CONFIG_FILE, VOCODER_FILES
 from ba_jax.convert.tables import vocoder as vocoder_table
 from ba_jax.convert.torch_pickle import import_torch, open_vocoder, save_pickle
-from ba_jax.models.baichuan_audio import COMPONENTS, BaichuanAudioConfig, variable_shapes
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
+from ba_jax.vocab import COMPONENTS
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 # Files of a release that say how to use its weights: the text tokenizer's, code, settings.

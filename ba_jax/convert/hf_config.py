@@ -15,14 +15,14 @@ from ba_jax.models.audio_decoder import AudioDecoderConfig
 from ba_jax.models.audio_embed import AudioEmbedConfig
 from ba_jax.models.audio_encoder import AudioEncoderConfig
 from ba_jax.models.audio_head import AudioHeadConfig
-from ba_jax.models.baichuan_audio import COMPONENTS, BaichuanAudioConfig
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.models.flow_matching import FlowMatchingConfig
 from ba_jax.models.flow_prenet import FlowPrenetConfig
 from ba_jax.models.flow_unet import FlowUNetConfig
 from ba_jax.models.llm import LLMConfig
 from ba_jax.models.vocoder import VocoderConfig
 from ba_jax.models.vq_bridge import VQBridgeConfig
-from ba_jax.vocab import AudioTokens
+from ba_jax.vocab import COMPONENTS, AudioTokens
 
 
 class _Reader:

@@ -25,14 +25,13 @@ from ba_jax.convert.hf_config import write_model_config
 from ba_jax.convert.importer import MANIFEST_FILE, SOURCE_FOLDER
 from ba_jax.convert.safetensors_io import read_json
 from ba_jax.convert.sources import CONFIG_FILE, VOCODER_CONFIG_FILE
-from ba_jax.models.baichuan_audio import COMPONENTS, BaichuanAudioConfig, variable_shapes
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
 from ba_jax.models.lora import merge_lora
+from ba_jax.vocab import COMPONENTS, LANGUAGE_MODEL
+
 
 # The tokenizer's text loss may go through another language model than the one that is built on it
 # (paper 3.1): of these, and the tokens, only the runs that give them must agree.
-LANGUAGE = ("llm", "audio_embed", "audio_head")
-
-
 @dataclasses.dataclass(frozen=True)
 class _Run:
     """A checkpoint and what it holds.
@@ -196,11 +195,11 @@ def _read_config(label: str, weights: Path) -> BaichuanAudioConfig:
 
 def _check_agreement(runs: Sequence[_Run], givers: Mapping[str, _Run]) -> None:
     """Raises `ConversionError` unless the runs describe what they share alike."""
-    language = [run for run in runs if any(givers.get(c) is run for c in LANGUAGE)]
+    language = [run for run in runs if any(givers.get(c) is run for c in LANGUAGE_MODEL)]
     problems = []
     for name in (*givers, "tokens"):
-        if name in (*LANGUAGE, "tokens"):
-            witnesses = [run for run in language if name in LANGUAGE or _is_whole(run)]
+        if name in (*LANGUAGE_MODEL, "tokens"):
+            witnesses = [run for run in language if name in LANGUAGE_MODEL or _is_whole(run)]
         else:
             witnesses = [run for run in runs if name in run.components]
         known = [run for run in witnesses if getattr(run.plain, name) is not None]

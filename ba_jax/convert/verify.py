@@ -27,6 +27,7 @@ from ba_jax.convert import importer, sources
 from ba_jax.convert.engine import ConversionError
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig, variable_shapes
 from ba_jax.models.llm import KVCache, init_cache
+from ba_jax.vocab import LANGUAGE_MODEL
 
 TOLERANCE = 1e-4
 
@@ -344,7 +345,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "head": (("audio_embed", "audio_head"), ("mixed_last_hidden", "head_tokens")),
     "greedy": (
-        ("llm", "audio_embed", "audio_head"),
+        LANGUAGE_MODEL,
         ("greedy_prompt", "mixed_codes", "greedy_text", "greedy_audio"),
     ),
     "vocode": (

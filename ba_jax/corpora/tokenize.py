@@ -45,8 +45,8 @@ from ba_jax.data.features import ON_ERROR, Bucket
 from ba_jax.data.record import dataset_directory
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig, variable_shapes
 from ba_jax.sharding import MeshSettings, batch_sharding, make_mesh, replicated
+from ba_jax.vocab import SPEECH_ENCODER
 
-COMPONENTS = ("audio_encoder", "vq_bridge")
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 128 + 2
 ITEMS_PER_SHARD = 256
 # What the quantiser has for the decoder, and for its own training.
@@ -101,10 +101,10 @@ class Tokenizer:
     """
 
     def __init__(self, config: BaichuanAudioConfig, checkpoint: str):
-        lacking = [name for name in COMPONENTS if getattr(config, name) is None]
+        lacking = [name for name in SPEECH_ENCODER if getattr(config, name) is None]
         if lacking:
             raise ConfigError(f"model: no {lacking}, expected an audio tokenizer")
-        self.config = config.only(*COMPONENTS)
+        self.config = config.only(*SPEECH_ENCODER)
         mesh = make_mesh(MeshSettings(), jax.local_devices())
         self.devices = mesh.size
         self._rows = batch_sharding(mesh)
@@ -113,7 +113,7 @@ class Tokenizer:
             variable_shapes(self.config),
             replicated(mesh),
             jnp.float32,
-            COMPONENTS,
+            SPEECH_ENCODER,
         )
         self.fingerprint = fingerprint(self.config, variables)
         model = BaichuanAudio(self.config)

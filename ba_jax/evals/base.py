@@ -36,6 +36,7 @@ from ba_jax.sampling.prompt import Prompt, prompt_of, text_in_turns
 from ba_jax.sampling.synthesize import SynthesisSettings, Synthesizer, Wave
 from ba_jax.speech.interfaces import SpeechToolError
 from ba_jax.types import Example
+from ba_jax.vocab import LANGUAGE_MODEL
 
 RATE = 16000
 """Hz of the waves that the audio encoder reads."""
@@ -171,8 +172,9 @@ class Bench:
     def generator(self) -> Generator:
         """Text and frames; text alone for a model whose variables hold no more."""
         tokenizer, generation = self.tokenizer, self.settings.generation
-        parts = ("llm", "audio_embed", "audio_head")
-        config = self.config.only(*(part for part in parts if part in self.variables["params"]))
+        config = self.config.only(
+            *(part for part in LANGUAGE_MODEL if part in self.variables["params"])
+        )
         return Generator.of(
             config,
             self.variables,

@@ -27,7 +27,7 @@ from ba_jax.models.flow_unet import FlowUNet, FlowUNetConfig
 from ba_jax.models.llm import LLM, KVCache, LLMConfig
 from ba_jax.models.vocoder import Vocoder, VocoderConfig
 from ba_jax.models.vq_bridge import VQBridge, VQBridgeConfig
-from ba_jax.vocab import AudioTokens
+from ba_jax.vocab import COMPONENTS, AudioTokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,19 +70,6 @@ class BaichuanAudioConfig:
         return dataclasses.replace(
             self, **{name: None for name in COMPONENTS if name not in components}
         )
-
-
-COMPONENTS = (
-    "audio_encoder",
-    "vq_bridge",
-    "audio_decoder",
-    "flow_prenet",
-    "flow_unet",
-    "vocoder",
-    "llm",
-    "audio_embed",
-    "audio_head",
-)
 
 
 class BaichuanAudio(nn.Module):

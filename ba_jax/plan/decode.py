@@ -28,9 +28,9 @@ from ba_jax.plan.chips import PlanError
 from ba_jax.sampling import alternate
 from ba_jax.sampling.alternate import SPEAKING, WRITING, Limits
 from ba_jax.sampling.step import State, Stepper
+from ba_jax.vocab import LANGUAGE_MODEL
 
 KINDS = {"text": WRITING, "frame": SPEAKING}
-_PARTS = ("llm", "audio_embed", "audio_head")
 _TURN = 512  # ids and frames that a turn has room for
 
 
@@ -77,9 +77,9 @@ def decode_step(
     Raises:
       PlanError: a model without audio, or rows that do not divide.
     """
-    config = from_mapping(BaichuanAudioConfig, model, "model").only(*_PARTS)
-    if config.components != _PARTS:
-        raise PlanError(f"model of {config.components}: expected {_PARTS} to generate with")
+    config = from_mapping(BaichuanAudioConfig, model, "model").only(*LANGUAGE_MODEL)
+    if config.components != LANGUAGE_MODEL:
+        raise PlanError(f"model of {config.components}: expected {LANGUAGE_MODEL} to generate with")
     shards = sharding.batch_shards(mesh)
     if rows < 1 or rows % shards or context < 2:
         raise PlanError(

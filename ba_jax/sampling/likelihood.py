@@ -23,7 +23,7 @@ from ba_jax.models import layers
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
 from ba_jax.sampling import batching
 from ba_jax.sharding import to_host
-from ba_jax.vocab import AudioTokens
+from ba_jax.vocab import LANGUAGE_MODEL, AudioTokens
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 """What sequences are padded to."""
@@ -122,7 +122,7 @@ class Scorer:
         dtype: layers.Dtype = jnp.float32,
         place: Callable[[Any], Any] = lambda arrays: arrays,
     ):
-        present = [p for p in ("llm", "audio_embed", "audio_head") if p in variables["params"]]
+        present = [p for p in LANGUAGE_MODEL if p in variables["params"]]
         if "llm" not in present:
             raise ValueError("variables without llm: expected a language model")
         self.config = config.only(*present)

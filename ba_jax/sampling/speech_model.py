@@ -29,8 +29,8 @@ from ba_jax.sampling.prompt import Prompt, prompt_of, text_in_turns
 from ba_jax.sampling.session import Generated
 from ba_jax.sampling.stream import StreamingSynthesizer, for_streaming
 from ba_jax.sampling.synthesize import Synthesizer, Wave
+from ba_jax.vocab import LANGUAGE_MODEL
 
-LANGUAGE_MODEL = ("llm", "audio_embed", "audio_head")
 EARS = ("audio_encoder", "vq_bridge")
 _TASK = {"asr": "asr", "translate": "s2tt", "tts": "tts"}  # of `ba_jax.data.tasks`
 _SOMETHING = "x"  # an answer's text in a layout that is cut before it

@@ -28,7 +28,7 @@ from ba_jax.sampling import alternate
 from ba_jax.sampling import logits as logits_lib
 from ba_jax.sampling.alternate import DONE, SPEAKING, WRITING, Alternation, Limits, Stops, Turn
 from ba_jax.sampling.logits import Sampling
-from ba_jax.vocab import check_token_ids
+from ba_jax.vocab import LANGUAGE_MODEL, check_token_ids
 
 
 class State(NamedTuple):
@@ -99,12 +99,13 @@ class Stepper:
         feedback_codebooks: int = 0,
         place: Callable[[Any], Any] = lambda arrays: arrays,
     ):
-        parts = ("llm", "audio_embed", "audio_head")
-        needed = tuple(name for name in parts if getattr(config, name) is not None)
-        if needed not in (parts, parts[:1]):
-            raise ValueError(f"model of {needed}: expected {parts}, or 'llm' alone")
-        if alternation is not None and needed != parts:
-            raise ValueError(f"model of {needed}: expected {parts}, to alternate text and speech")
+        needed = tuple(name for name in LANGUAGE_MODEL if getattr(config, name) is not None)
+        if needed not in (LANGUAGE_MODEL, ("llm",)):
+            raise ValueError(f"model of {needed}: expected {LANGUAGE_MODEL}, or 'llm' alone")
+        if alternation is not None and needed != LANGUAGE_MODEL:
+            raise ValueError(
+                f"model of {needed}: expected {LANGUAGE_MODEL}, to alternate text and speech"
+            )
         self.config = config.only(*needed)
         self.sizes = config.audio_head.codebook_sizes if config.audio_head else ()
         if not 0 <= feedback_codebooks <= len(self.sizes):

@@ -14,8 +14,8 @@ import numpy as np
 
 from ba_jax.checkpoints import arrays, manager
 from ba_jax.checkpoints.arrays import CheckpointError, flatten, unflatten
-from ba_jax.models.baichuan_audio import COMPONENTS
 from ba_jax.stages.base import Stage, StageError, Variables
+from ba_jax.vocab import COMPONENTS
 
 RANDOM = "random"
 _EMBED = "audio_embed"

@@ -16,9 +16,7 @@ import optax
 from ba_jax import optim
 from ba_jax.checkpoints.arrays import flatten, unflatten
 from ba_jax.stages.base import Aux, Stage, StageError, Variables
-
-EXACT = ("audio_encoder", "vq_bridge")
-"""Components that are float32 in every state: the codes that they make depend on it."""
+from ba_jax.vocab import SPEECH_ENCODER
 
 
 class TrainState(NamedTuple):
@@ -72,7 +70,7 @@ def new_state(
     flat = flatten(variables["params"])
     trained = {name: leaf for name, leaf in flat.items() if rates[name] is not None}
     frozen = {
-        name: leaf if name.split("/")[0] in EXACT else leaf.astype(frozen_param_dtype)
+        name: leaf if name.split("/")[0] in SPEECH_ENCODER else leaf.astype(frozen_param_dtype)
         for name, leaf in flat.items()
         if rates[name] is None
     }

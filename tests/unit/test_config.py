@@ -9,7 +9,8 @@ import ml_collections
 import pytest
 
 from ba_jax.config import ConfigError, from_mapping, to_mapping
-from ba_jax.models.baichuan_audio import COMPONENTS, BaichuanAudioConfig
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+from ba_jax.vocab import COMPONENTS
 from configs.models import SIZES, get_config
 
 

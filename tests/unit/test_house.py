@@ -6,11 +6,13 @@ it covers and, in a second test, over a source that breaks it.
 
 import ast
 import importlib.util
+import io
 import os
 import pathlib
 import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterable, Iterator
 
 import ml_collections
@@ -188,9 +190,10 @@ def find_cycle(modules: dict[str, str]) -> list[str]:
     """A circle of files that import each other, lazily and for types too, or []."""
     edges: dict[str, list[str]] = {}
     for name, source in modules.items():
-        targets = imports(name, source, packages=PACKAGES | {n for n in modules if n in PACKAGES})
-        # `import a.b.c` runs a and a.b too; they are packages without imports or re-exports.
-        edges[name] = sorted({t for t in targets if t in modules and t != name})
+        targets = {t for t in imports(name, source) if t in modules and t != name}
+        # `from package import module` is an import of the module, not of what the package re-exports.
+        packages = {t for t in targets if any(o.startswith(t + ".") for o in targets)}
+        edges[name] = sorted(targets - packages)
     done: set[str] = set()
 
     def visit(node: str, path: list[str]) -> list[str]:
@@ -217,29 +220,33 @@ def class_names(modules: dict[str, str]) -> dict[str, list[str]]:
     return names
 
 
-# Words that make a reader look for the verb or the noun; see CONTRIBUTING.md.
-BAD_OPENING = re.compile(r"(What|Of|As|Where|How)\b")
+# Sentences that begin so have to be read twice; see CONTRIBUTING.md.
+BAD_OPENING = re.compile(r"(?:^|(?<=[.!?:] ))(What|Of|As|Where|How)\b")
 BAD_VARIABLES = {"found", "said", "told", "one"}
 
 
+def prose(source: str) -> Iterator[tuple[int, str]]:
+    """(line, text) of each docstring, text below an assignment, and run of comment lines."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            if isinstance(node.value.value, str):
+                yield node.lineno, node.value.value
+    run: list[str] = []
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {t.start[0]: t.string.lstrip("#: ") for t in tokens if t.type == tokenize.COMMENT}
+    for line, text in comments.items():
+        run = [*run, text] if line - 1 in comments else [text]
+        if line + 1 not in comments:
+            yield line, " ".join(run)
+
+
 def check_openings(name: str, source: str) -> Violations:
-    """A docstring begins with an imperative verb or a noun phrase."""
-    tree = ast.parse(source)
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = [node for node in ast.walk(tree) if isinstance(node, kinds)]
-    texts = [(node, ast.get_docstring(node) or "") for node in nodes]
-    # Texts below an assignment document it.
-    texts += [
-        (node, node.value.value.strip())
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    ]
+    """No sentence begins with one of these words: a verb or a noun phrase does."""
     return [
-        f"{name}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0]}"
-        for node, text in texts
-        if BAD_OPENING.match(text)
+        f"{name}:{line}: {text[match.start() :].strip()[:70]}"
+        for line, raw in prose(source)
+        for text in [" ".join(raw.split())]
+        for match in BAD_OPENING.finditer(text)
     ]
 
 

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
+from ba_jax.vocab import LANGUAGE_MODEL
+
 SIZES: Mapping[str, str] = {"nano": "nano_whisper", "nano_scratch": "nano"}
 """Size -> the configs' argument: nano with Whisper-base as its encoder (the demo's), or without."""
 STEPS: Mapping[str, int] = {
@@ -157,7 +159,7 @@ class Runs:
                 "stage2": ("lm_stage2.py:nano_codes", "words"),
             }[name]
             if isinstance(start, str):
-                start = dict.fromkeys(("llm", "audio_embed", "audio_head"), self.get(start))
+                start = dict.fromkeys(LANGUAGE_MODEL, self.get(start))
             codes = self.get("codes")
             data = [f"--config.{part}.folder={codes}" for part in ("data", "eval_data")]
             return self._train(name, config, target, start) + data

@@ -28,10 +28,10 @@ from ba_jax.evals.suite import EvalError, Failure
 from ba_jax.evals.suites.registry import SUITES
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.synthesize import Wave
+from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_ENCODER, SPEECH_TOKENIZER
 
-_CODEC = ("audio_encoder", "vq_bridge", "audio_decoder")
-_FLOW = (*_CODEC, "flow_prenet", "flow_unet")
-_LM = ("llm", "audio_embed", "audio_head", "audio_encoder", "vq_bridge")
+_FLOW = (*SPEECH_TOKENIZER, "flow_prenet", "flow_unet")
+_LM = (*LANGUAGE_MODEL, *SPEECH_ENCODER)
 
 
 class Maker:
@@ -108,9 +108,9 @@ class Maker:
 
     def codebooks(self) -> Table:
         """Table 1: the first 1, 4, 6 and 8 codebooks."""
-        flow = self._bench([self.runs.get("flow")], _CODEC)
+        flow = self._bench([self.runs.get("flow")], SPEECH_TOKENIZER)
         own, others = measure.answers(flow), measure.statements(flow)
-        first = self._bench([self.runs.get("tokenizer")], _CODEC)
+        first = self._bench([self.runs.get("tokenizer")], SPEECH_TOKENIZER)
         codes = measure.codes_of(flow, own)
         codes_of_others = measure.codes_of(first, others)
         listener = self._bench([self.runs.get("tokenizer"), self.runs.get("stage2")], _LM)
@@ -166,7 +166,7 @@ class Maker:
         for part in ("vq_bridge", "audio_embed", "audio_head"):
             sizes = config["model"][part]["codebook_sizes"]
             config["model"][part] |= {"codebook_sizes": tuple(sizes[:count])}
-        bench = self._bench([self.runs.tokenizer_of(count)], _CODEC, config)
+        bench = self._bench([self.runs.tokenizer_of(count)], SPEECH_TOKENIZER, config)
         speech = measure.statements(bench)
         decoded = bench.synthesizer.decode(measure.codes_of(bench, speech))
         return measure.mel_mae([one.mel_TM for one in decoded], speech)
@@ -174,8 +174,8 @@ class Maker:
     def quantisation(self) -> Table:
         """Table 2: through the codebooks, or past them."""
         rows: dict[str, dict[str, Any]] = {}
-        flow = self._bench([self.runs.get("flow")], _CODEC)
-        first = self._bench([self.runs.get("tokenizer")], _CODEC)
+        flow = self._bench([self.runs.get("flow")], SPEECH_TOKENIZER)
+        first = self._bench([self.runs.get("tokenizer")], SPEECH_TOKENIZER)
         own, others = measure.answers(flow), measure.statements(first)
         for name, quantised in (("no VQ", False), ("VQ", True)):
             mels = measure.refined_mels(flow, own, quantised=quantised)

@@ -8,6 +8,7 @@ from typing import Any
 from ba_jax.evals.base import Bench
 from ba_jax.evals.scoring import bootstrap, text
 from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite, items_of
+from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_ENCODER
 
 _GROUPS = ("statements", "questions")
 
@@ -16,7 +17,7 @@ class Recognition(Suite):
     """`asr_wer` pools English words and Mandarin characters over the corpus; then each alone."""
 
     name = "asr"
-    components = ("llm", "audio_embed", "audio_head", "audio_encoder", "vq_bridge")
+    components = (*LANGUAGE_MODEL, *SPEECH_ENCODER)
 
     def items(self, bench: Bench) -> list[Item]:
         """Raises EvalError: no utterance to recognise."""

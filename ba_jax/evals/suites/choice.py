@@ -37,6 +37,7 @@ from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite
 from ba_jax.sampling.likelihood import LENGTHS, Scored
 from ba_jax.sampling.prompt import Prompt, prompt_of
 from ba_jax.types import Example, Segment
+from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_ENCODER
 
 INSTRUCTIONS: Mapping[str, str] = {
     "en": "Below is a segment of alternating speech and text content: ",
@@ -46,8 +47,6 @@ INSTRUCTIONS: Mapping[str, str] = {
 CONTEXTS = ("spoken", "written")
 
 _TEXT = ("llm",)
-_AUDIO = ("llm", "audio_embed", "audio_head")
-_ENCODE = ("audio_encoder", "vq_bridge")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -455,12 +454,14 @@ def suites() -> tuple[Suite, ...]:
     """The miniature on the data; S2SBench's three; CMMLU; StoryCloze, written and spoken."""
     written = {"questions": "written", "answers": "written"}
     return (
-        Cloze("cloze_s2t", (*_AUDIO, *_ENCODE), "aqa", {}),
+        Cloze("cloze_s2t", (*LANGUAGE_MODEL, *SPEECH_ENCODER), "aqa", {}),
         Cloze("cloze_t2t", _TEXT, "sft", written),
-        Benchmark("s2sbench_s2t", (*_AUDIO, *_ENCODE), _s2sbench, "spoken"),
+        Benchmark("s2sbench_s2t", (*LANGUAGE_MODEL, *SPEECH_ENCODER), _s2sbench, "spoken"),
         Benchmark("s2sbench_t2t", _TEXT, _s2sbench, "written"),
-        Benchmark("cmmlu_s2t", (*_AUDIO, *_ENCODE), _cmmlu, "spoken"),
+        Benchmark("cmmlu_s2t", (*LANGUAGE_MODEL, *SPEECH_ENCODER), _cmmlu, "spoken"),
         Benchmark("cmmlu_t2t", _TEXT, _cmmlu, "written"),
         Benchmark("story_cloze_t2t", _TEXT, _story_cloze, "written"),
-        Benchmark("spoken_story_cloze", (*_AUDIO, *_ENCODE), _spoken_story_cloze, "spoken"),
+        Benchmark(
+            "spoken_story_cloze", (*LANGUAGE_MODEL, *SPEECH_ENCODER), _spoken_story_cloze, "spoken"
+        ),
     )

@@ -14,9 +14,7 @@ from ba_jax.evals.base import Bench
 from ba_jax.evals.scoring import bootstrap, text
 from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite, items_of
 from ba_jax.evals.suites import spoken
-
-_TEXT = ("llm", "audio_embed", "audio_head")
-_ENCODE = ("audio_encoder", "vq_bridge")
+from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_DECODER, SPEECH_ENCODER
 
 
 class Written(Suite):
@@ -77,7 +75,7 @@ class SpokenToSpoken(Suite):
     """
 
     name = "qa_s2s"
-    components = tuple(dict.fromkeys((*_TEXT, *_ENCODE, *spoken.COMPONENTS)))
+    components = tuple(dict.fromkeys((*LANGUAGE_MODEL, *SPEECH_ENCODER, *SPEECH_DECODER)))
     speaks = judged = True
 
     def items(self, bench: Bench) -> list[Item]:
@@ -150,7 +148,7 @@ def suites() -> tuple[Suite, ...]:
     spoken one answered in speech."""
     written = {"questions": "written", "answers": "written"}
     return (
-        Written("qa_s2t", _TEXT + _ENCODE, "aqa", {}),
+        Written("qa_s2t", LANGUAGE_MODEL + SPEECH_ENCODER, "aqa", {}),
         Written("qa_t2t", ("llm",), "sft", written),
         SpokenToSpoken(),
     )

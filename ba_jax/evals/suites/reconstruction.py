@@ -13,8 +13,8 @@ from ba_jax.data.record import Part
 from ba_jax.evals.base import Bench
 from ba_jax.evals.scoring import bootstrap, sound, text
 from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite, items_of
+from ba_jax.vocab import SPEECH_TOKENIZER
 
-_CODEC = ("audio_encoder", "vq_bridge", "audio_decoder")
 _COUNTS = (1, 2, 4, 8, 16, 32)
 _PLAIN = "reconstruction_without_flow_judge_wer"
 
@@ -28,7 +28,7 @@ class Codec(Suite):
     """
 
     name = "codec"
-    components = _CODEC
+    components = SPEECH_TOKENIZER
     judged = True
 
     def items(self, bench: Bench) -> list[Item]:
@@ -118,7 +118,7 @@ class Reconstruction(Codec):
     the same length."""
 
     name = "reconstruction"
-    components = (*_CODEC, "flow_prenet", "flow_unet")
+    components = (*SPEECH_TOKENIZER, "flow_prenet", "flow_unet")
     speaks = True
 
     def require(self) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from ba_jax.evals.base import Bench
 from ba_jax.evals.scoring import bootstrap
 from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite, items_of
+from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_ENCODER
 
 TOKENIZERS = {"en": "13a", "zh": "zh"}
 """sacreBLEU's, of each target language."""
@@ -76,7 +77,7 @@ class Translation(Suite):
     """`s2tt_bleu_en_zh` and `s2tt_bleu_zh_en`, of utterances whose translation is known."""
 
     name = "s2tt"
-    components = ("llm", "audio_embed", "audio_head", "audio_encoder", "vq_bridge")
+    components = (*LANGUAGE_MODEL, *SPEECH_ENCODER)
 
     def require(self) -> None:
         """Raises EvalError: no sacrebleu."""

@@ -10,9 +10,6 @@ from ba_jax.evals.base import Bench
 from ba_jax.evals.scoring import text
 from ba_jax.evals.suite import Failure, Item, Line
 
-COMPONENTS = ("vq_bridge", "audio_decoder", "flow_prenet", "flow_unet")
-"""Of the model, that codes become waves by; beside the vocoder, where that is used."""
-
 
 def present(
     bench: Bench,

@@ -22,9 +22,7 @@ from ba_jax.evals.benchmarks.question import Question
 from ba_jax.evals.judges import answers as verdict
 from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite
 from ba_jax.evals.suites import spoken
-
-_TEXT = ("llm", "audio_embed", "audio_head")
-_ENCODE = ("audio_encoder", "vq_bridge")
+from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_DECODER, SPEECH_ENCODER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +49,7 @@ class SpokenQuestions(Suite):
         self, name: str, load: Callable[[Benchmarks], Sequence[Question]], *, speaks: bool
     ):
         self.name, self.speaks, self._load = name, speaks, load
-        parts = (*_TEXT, *_ENCODE, *(spoken.COMPONENTS if speaks else ()))
+        parts = (*LANGUAGE_MODEL, *SPEECH_ENCODER, *(SPEECH_DECODER if speaks else ()))
         self.components = tuple(dict.fromkeys(parts))
 
     def items(self, bench: Bench) -> list[Item]:

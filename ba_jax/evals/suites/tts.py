@@ -9,6 +9,7 @@ from ba_jax.evals.base import Bench
 from ba_jax.evals.scoring import bootstrap, text
 from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite, items_of
 from ba_jax.evals.suites import spoken
+from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_DECODER
 
 
 class Speaking(Suite):
@@ -18,7 +19,7 @@ class Speaking(Suite):
     """
 
     name = "tts"
-    components = ("llm", "audio_embed", "audio_head", *spoken.COMPONENTS)
+    components = (*LANGUAGE_MODEL, *SPEECH_DECODER)
     speaks = judged = True
 
     def items(self, bench: Bench) -> list[Item]:
