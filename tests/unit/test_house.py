@@ -191,7 +191,7 @@ def find_cycle(modules: dict[str, str]) -> list[str]:
     edges: dict[str, list[str]] = {}
     for name, source in modules.items():
         targets = {t for t in imports(name, source) if t in modules and t != name}
-        # `from package import module` is an import of the module, not of what the package re-exports.
+        # `from package import module` imports the module, not what the package re-exports.
         packages = {t for t in targets if any(o.startswith(t + ".") for o in targets)}
         edges[name] = sorted(targets - packages)
     done: set[str] = set()
