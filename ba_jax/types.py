@@ -69,3 +69,14 @@ class Example:
     language: str
     speaker: str = ""
     source: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Stands in the place of a result for an item that could not be used.
+
+    Attributes:
+      reason: error message.
+    """
+
+    reason: str

@@ -26,7 +26,7 @@ from ba_jax.data.text_tokenizer import TextTokenizer, load_text_tokenizer
 from ba_jax.evals.benchmarks.folders import Benchmarks
 from ba_jax.evals.judges.answers import VerdictJudge, VerdictSettings
 from ba_jax.evals.judges.recogniser import Judge, JudgeSettings
-from ba_jax.evals.suite import EvalError, Failure, Item, Line
+from ba_jax.evals.suite import EvalError, Item, Line
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.encode import Encoder
 from ba_jax.sampling.likelihood import Likelihood, Scored, Scorer
@@ -35,7 +35,7 @@ from ba_jax.sampling.loop import Generated, Generator
 from ba_jax.sampling.prompt import Prompt, prompt_of, text_in_turns
 from ba_jax.sampling.synthesize import SynthesisSettings, Synthesizer, Wave
 from ba_jax.speech.interfaces import SpeechToolError
-from ba_jax.types import Example
+from ba_jax.types import Example, Failure
 from ba_jax.vocab import LANGUAGE_MODEL
 
 RATE = 16000
@@ -76,9 +76,9 @@ class EvalSettings:
       limit: at most so many records of each kind and language; 0: all.
       generation, synthesis, judge: see there.
       encode_rows, encode_seconds: batch size and padded lengths of the encoder.
-      transcribe_first: the model answers below a transcript of what it hears (`ExampleMaker.transcribe_first`);
+      transcribe_first: the model answers below a transcript (`ExampleMaker.transcribe_first`);
         likelihoods of endings are then those below the transcript that it writes.
-      tts_words_per_turn: what is to be said is read in pieces of so many words (Mandarin: characters), each
+      tts_words_per_turn: text is read in pieces of so many words (Mandarin: characters), each
         said before the next is read (`Generator.in_turns`); 0: all of it at once.
       seed: of everything that is drawn.
       save_every: items between two times that lines are written.

@@ -24,8 +24,9 @@ from typing import Any
 
 from ba_jax.data.record import LANGUAGES
 from ba_jax.evals.base import Bench
-from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite
+from ba_jax.evals.suite import EvalError, Item, Line, Suite
 from ba_jax.files import write_whole
+from ba_jax.types import Failure
 
 FOLDERS = {"generate": "generations", "present": "judge_inputs", "judge": "judged"}
 """Stage -> the folder of its lines."""

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ba_jax.data.record import Record
+from ba_jax.types import Failure
 
 if TYPE_CHECKING:
     from ba_jax.evals.base import Bench
@@ -28,13 +29,6 @@ Line = dict[str, Any]
 
 class EvalError(ValueError):
     """An evaluation without items, or without what it needs."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """An item that a stage could not use, and why."""
-
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ba_jax.evals.suite import Failure
 from ba_jax.generate.requests import Request
 from ba_jax.generate.results import Results
 from ba_jax.sampling.prompt import Prompt
 from ba_jax.sampling.session import Generated
 from ba_jax.sampling.speech_model import Engine, segments_of
+from ba_jax.types import Failure
 
 Line = dict[str, Any]
 

@@ -15,7 +15,6 @@ import soundfile
 
 from ba_jax.audio import crossfade
 from ba_jax.audio.lengths import SAMPLE_RATE
-from ba_jax.evals.suite import Failure
 from ba_jax.generate.batched import Line, begin, fail, lacking, turn_line
 from ba_jax.generate.requests import Request, Turn
 from ba_jax.generate.results import Results
@@ -23,6 +22,7 @@ from ba_jax.sampling import session as sessions
 from ba_jax.sampling.prompt import Prompt
 from ba_jax.sampling.session import Event, Session
 from ba_jax.sampling.speech_model import Engine
+from ba_jax.types import Failure
 
 
 class PlayerError(RuntimeError):

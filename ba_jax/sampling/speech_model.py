@@ -19,7 +19,6 @@ from ba_jax.data.record import dataset_directory
 from ba_jax.data.sequence import SequenceError
 from ba_jax.data.tasks import TaskError, make_example
 from ba_jax.data.text_tokenizer import TextTokenizer, load_text_tokenizer
-from ba_jax.evals.suite import Failure
 from ba_jax.generate.requests import HEARS, Request, Turn
 from ba_jax.generate.settings import GenerateSettings
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
@@ -29,6 +28,7 @@ from ba_jax.sampling.prompt import Prompt, prompt_of, text_in_turns
 from ba_jax.sampling.session import Generated
 from ba_jax.sampling.stream import StreamingSynthesizer, for_streaming
 from ba_jax.sampling.synthesize import Synthesizer, Wave
+from ba_jax.types import Failure
 from ba_jax.vocab import LANGUAGE_MODEL
 
 EARS = ("audio_encoder", "vq_bridge")
@@ -194,7 +194,7 @@ class Engine:
         return prompt
 
     def pieces(self, request: Request) -> list[Prompt] | Failure:
-        """What is read of a text that is said piece by piece (`GenerateSettings.tts_words_per_turn`)."""
+        """Prompts of a text that is said piece by piece (`tts_words_per_turn`)."""
         s, sizes = self.settings, self.config.audio_embed.codebook_sizes
         name = {"id": request.id, "language": request.language}
         try:

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ba_jax.evals.suite import Failure
 from ba_jax.speech import assets
 from ba_jax.speech.interfaces import SpeechToolError
+from ba_jax.types import Failure
 
 MODELS = {"en": "whisper-tiny.en", "zh": "whisper-base"}
 """Asset of the recogniser of each language."""

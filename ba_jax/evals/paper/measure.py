@@ -18,10 +18,11 @@ from ba_jax.data.record import Part
 from ba_jax.evals.base import Bench
 from ba_jax.evals.paper.table import Measured
 from ba_jax.evals.scoring import bootstrap, sound, text
-from ba_jax.evals.suite import EvalError, Failure
+from ba_jax.evals.suite import EvalError
 from ba_jax.models.baichuan_audio import BaichuanAudio
 from ba_jax.sampling import batching
 from ba_jax.sampling.synthesize import Wave
+from ba_jax.types import Failure
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,10 +24,11 @@ from ba_jax.evals.paper.published import CODEBOOKS
 from ba_jax.evals.paper.runs import Runs
 from ba_jax.evals.paper.table import Column, Measured, Table
 from ba_jax.evals.scoring import bootstrap, text
-from ba_jax.evals.suite import EvalError, Failure
+from ba_jax.evals.suite import EvalError
 from ba_jax.evals.suites.registry import SUITES
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.synthesize import Wave
+from ba_jax.types import Failure
 from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_ENCODER, SPEECH_TOKENIZER
 
 _FLOW = (*SPEECH_TOKENIZER, "flow_prenet", "flow_unet")

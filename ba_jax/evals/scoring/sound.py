@@ -20,8 +20,9 @@ import numpy as np
 
 from ba_jax.audio.resample import resample
 from ba_jax.evals.scoring import bootstrap
-from ba_jax.evals.suite import EvalError, Failure
+from ba_jax.evals.suite import EvalError
 from ba_jax.sampling.synthesize import Wave
+from ba_jax.types import Failure
 
 RATE = 16000
 MEASURES = (

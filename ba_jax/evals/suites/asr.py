@@ -7,7 +7,8 @@ from typing import Any
 
 from ba_jax.evals.base import Bench
 from ba_jax.evals.scoring import bootstrap, text
-from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite, items_of
+from ba_jax.evals.suite import EvalError, Item, Line, Suite, items_of
+from ba_jax.types import Failure
 from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_ENCODER
 
 _GROUPS = ("statements", "questions")

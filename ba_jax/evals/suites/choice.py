@@ -5,8 +5,8 @@ called perplexity in the field, and what S2SBench scores), and by the total. Con
 spoken or written: s->t hears the context, t->t reads it, and whole spoken stories (TWIST) have
 neither, but codes to be scored. A tie is no right choice, and what fails is wrong and says why.
 
-A model that reads back what it hears before it answers (`EvalSettings.transcribe_first`) has learnt what
-is likely below that transcript alone: in s->t it writes down the context, and its endings are
+A model that reads back what it hears before it answers (`EvalSettings.transcribe_first`) has learnt
+what is likely below that transcript alone: in s->t it writes down the context, and its endings are
 scored below the line that it wrote. Where it wrote no whole line they follow the speech, as they do
 without `transcribe_first`. Whole spoken stories have no context to read back.
 """
@@ -33,10 +33,10 @@ from ba_jax.evals.benchmarks import cmmlu, s2sbench, story_cloze
 from ba_jax.evals.benchmarks.choice import Choice
 from ba_jax.evals.benchmarks.folders import spoken_part
 from ba_jax.evals.scoring import bootstrap
-from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite
+from ba_jax.evals.suite import EvalError, Item, Line, Suite
 from ba_jax.sampling.likelihood import LENGTHS, Scored
 from ba_jax.sampling.prompt import Prompt, prompt_of
-from ba_jax.types import Example, Segment
+from ba_jax.types import Example, Failure, Segment
 from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_ENCODER
 
 INSTRUCTIONS: Mapping[str, str] = {

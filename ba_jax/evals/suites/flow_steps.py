@@ -15,10 +15,11 @@ import numpy as np
 from ba_jax.audio.mel import FLOW_MEL
 from ba_jax.evals.base import Bench
 from ba_jax.evals.scoring import bootstrap, text
-from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite, items_of
+from ba_jax.evals.suite import EvalError, Item, Line, Suite, items_of
 from ba_jax.evals.suites import reconstruction
 from ba_jax.sampling.stream import for_streaming
 from ba_jax.sampling.synthesize import SynthesisSettings
+from ba_jax.types import Failure
 
 STEPS = (2, 4, 6, 10)
 STREAMED = "10_streamed"

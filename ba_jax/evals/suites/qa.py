@@ -1,7 +1,7 @@
 """Closed questions answered: spoken or written questions, written or spoken answers.
 
-A model that reads the question back before it answers (`ExampleMaker.transcribe_first`) is scored by the
-last line that it writes; the lines before are kept as the item's `transcribe_first`.
+A model that reads the question back before it answers (`ExampleMaker.transcribe_first`) is scored by
+the last line that it writes; the lines before are kept as the item's `transcribe_first`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any
 from ba_jax.data.examples import READ_BACK_END
 from ba_jax.evals.base import Bench
 from ba_jax.evals.scoring import bootstrap, text
-from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite, items_of
+from ba_jax.evals.suite import EvalError, Item, Line, Suite, items_of
 from ba_jax.evals.suites import spoken
+from ba_jax.types import Failure
 from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_DECODER, SPEECH_ENCODER
 
 

@@ -12,7 +12,8 @@ from ba_jax.data.features import decode
 from ba_jax.data.record import Part
 from ba_jax.evals.base import Bench
 from ba_jax.evals.scoring import bootstrap, sound, text
-from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite, items_of
+from ba_jax.evals.suite import EvalError, Item, Line, Suite, items_of
+from ba_jax.types import Failure
 from ba_jax.vocab import SPEECH_TOKENIZER
 
 _COUNTS = (1, 2, 4, 8, 16, 32)
@@ -114,8 +115,8 @@ class Codec(Suite):
 
 class Reconstruction(Codec):
     """What `Codec` gives; and through the flow (or what `synthesis` says): `mel_mae_flow`,
-    `reconstruction_judge_wer`, and the measures of `ba_jax.evals.scoring.sound`, of waves at 16 kHz cut to
-    the same length."""
+    `reconstruction_judge_wer`, and the measures of `ba_jax.evals.scoring.sound`, of waves at 16 kHz
+    cut to the same length."""
 
     name = "reconstruction"
     components = (*SPEECH_TOKENIZER, "flow_prenet", "flow_unet")

@@ -10,7 +10,8 @@ import numpy as np
 
 from ba_jax.evals.base import Bench
 from ba_jax.evals.scoring import bootstrap
-from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite, items_of
+from ba_jax.evals.suite import EvalError, Item, Line, Suite, items_of
+from ba_jax.types import Failure
 from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_ENCODER
 
 TOKENIZERS = {"en": "13a", "zh": "zh"}

@@ -8,7 +8,8 @@ import numpy as np
 
 from ba_jax.evals.base import Bench
 from ba_jax.evals.scoring import text
-from ba_jax.evals.suite import Failure, Item, Line
+from ba_jax.evals.suite import Item, Line
+from ba_jax.types import Failure
 
 
 def present(

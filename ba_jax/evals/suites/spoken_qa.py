@@ -20,8 +20,9 @@ from ba_jax.evals.benchmarks import openaudiobench, voicebench
 from ba_jax.evals.benchmarks.folders import Benchmarks, spoken_part
 from ba_jax.evals.benchmarks.question import Question
 from ba_jax.evals.judges import answers as verdict
-from ba_jax.evals.suite import EvalError, Failure, Item, Line, Suite
+from ba_jax.evals.suite import EvalError, Item, Line, Suite
 from ba_jax.evals.suites import spoken
+from ba_jax.types import Failure
 from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_DECODER, SPEECH_ENCODER
 
 

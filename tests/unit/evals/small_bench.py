@@ -10,11 +10,11 @@ from ba_jax.checkpoints.arrays import save_variables
 from ba_jax.config import from_mapping
 from ba_jax.evals import runner
 from ba_jax.evals.base import Bench, EvalSettings
-from ba_jax.evals.suite import Failure
 from ba_jax.evals.suites import registry
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.loop import Generated
 from ba_jax.sampling.synthesize import Wave
+from ba_jax.types import Failure
 from configs.eval import get_config
 from configs.models import get_config as sizes
 from tests.unit.models import conftest

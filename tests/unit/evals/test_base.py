@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from ba_jax.data.record import Part
-from ba_jax.evals.suite import Failure
 from ba_jax.sampling.loop import Generated
 from ba_jax.sampling.prompt import Prompt
 from ba_jax.sampling.synthesize import Wave
+from ba_jax.types import Failure
 from tests.unit.evals import small_bench
 
 

@@ -9,7 +9,8 @@ import pytest
 from ba_jax.data.record import Part, Record
 from ba_jax.evals import runner
 from ba_jax.evals.runner import HostError, Hosts, LineError
-from ba_jax.evals.suite import EvalError, Failure, Suite, items_of
+from ba_jax.evals.suite import EvalError, Suite, items_of
+from ba_jax.types import Failure
 
 MADE = {"generate": "g", "present": "p", "judge": "j"}
 

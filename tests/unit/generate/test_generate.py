@@ -9,7 +9,6 @@ from ba_jax.audio import read_audio, write_audio
 from ba_jax.config import from_mapping
 from ba_jax.data.sequence import to_sequence
 from ba_jax.data.tasks import make_example
-from ba_jax.evals.suite import Failure
 from ba_jax.generate import batched
 from ba_jax.generate.__main__ import generate
 from ba_jax.generate.requests import Request, RequestError, Turn
@@ -18,6 +17,7 @@ from ba_jax.generate.settings import GenerateSettings
 from ba_jax.generate.streamed import PlayerError, Speaker
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.speech_model import Engine, components, hears
+from ba_jax.types import Failure
 
 
 def changed(config: dict, **changes) -> dict:

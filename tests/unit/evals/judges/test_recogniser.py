@@ -6,9 +6,9 @@ import pytest
 from ba_jax.data.record import RecordSource
 from ba_jax.evals.judges.recogniser import Judge, JudgeSettings
 from ba_jax.evals.scoring import text
-from ba_jax.evals.suite import Failure
 from ba_jax.speech import assets
 from ba_jax.speech.interfaces import SpeechToolError
+from ba_jax.types import Failure
 from tests.unit.evals.small_bench import recorded
 
 SHORT = (np.zeros(100, np.float32), 16000)

@@ -8,9 +8,10 @@ import pytest
 from ba_jax.config import from_mapping
 from ba_jax.evals.base import Bench, EvalSettings
 from ba_jax.evals.paper import measure
-from ba_jax.evals.suite import EvalError, Failure
+from ba_jax.evals.suite import EvalError
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.synthesize import Wave
+from ba_jax.types import Failure
 from configs.eval import get_config
 from tests.unit.models import conftest
 

@@ -8,8 +8,9 @@ import pytest
 from ba_jax.audio.io import read_audio
 from ba_jax.data.record import RecordSource
 from ba_jax.evals.scoring import sound
-from ba_jax.evals.suite import EvalError, Failure
+from ba_jax.evals.suite import EvalError
 from ba_jax.sampling.synthesize import Wave
+from ba_jax.types import Failure
 
 
 @pytest.fixture(scope="module")

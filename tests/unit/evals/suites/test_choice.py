@@ -16,11 +16,12 @@ from ba_jax.evals.base import Bench, EvalSettings
 from ba_jax.evals.benchmarks.choice import Choice
 from ba_jax.evals.benchmarks.folders import Benchmarks
 from ba_jax.evals.benchmarks.tables import LayoutError
-from ba_jax.evals.suite import EvalError, Failure
+from ba_jax.evals.suite import EvalError
 from ba_jax.evals.suites import choice
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.likelihood import LENGTHS, Likelihood, Scored, Scorer
 from ba_jax.sampling.loop import Generated
+from ba_jax.types import Failure
 from configs.eval import get_config
 from tests.unit.evals import small_bench
 from tests.unit.models import conftest

@@ -8,11 +8,12 @@ import pytest
 from ba_jax.config import from_mapping
 from ba_jax.data.record import RecordSource
 from ba_jax.evals.base import Bench
-from ba_jax.evals.suite import EvalError, Failure, items_of
+from ba_jax.evals.suite import EvalError, items_of
 from ba_jax.evals.suites import registry
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.loop import Generated
 from ba_jax.speech.interfaces import SpeechToolError
+from ba_jax.types import Failure
 from configs.eval import get_config
 from tests.unit.evals.small_bench import FakeJudge, bench_of, recorded, run, settings, tell
 
