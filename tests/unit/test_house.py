@@ -46,6 +46,7 @@ LAYERS = {
     "ba_jax.run": 5,
     "ba_jax.run_config": 5,
     "ba_jax.train_state": 5,
+    "ba_jax.recipe": 5,
     "ba_jax.train": 5,
     "ba_jax.evaluate": 5,
     "ba_jax.plan": 5,

@@ -75,7 +75,7 @@ def make(given: argparse.Namespace, wanted: Sequence[int]) -> int:
     from ba_jax.evals.judges.recogniser import Judge, JudgeSettings
     from ba_jax.evals.paper import table as table_lib
     from ba_jax.evals.paper.published import TITLES
-    from ba_jax.evals.paper.runs import Runs
+    from ba_jax.evals.paper.runs import NanoRuns
     from ba_jax.evals.paper.tables import Maker
     from configs.eval import get_config
 
@@ -83,7 +83,7 @@ def make(given: argparse.Namespace, wanted: Sequence[int]) -> int:
     if unknown:
         raise ValueError(f"--table={given.table}: no table {unknown}, expected 1 to {max(TITLES)}")
     logging.set_verbosity(logging.WARNING)
-    runs = Runs([given.runs.absolute(), given.out.absolute() / "runs"], given.size)
+    runs = NanoRuns([given.runs.absolute(), given.out.absolute() / "runs"], given.size)
     config = get_config(runs.model).to_dict()
     config["eval"]["limit"] = given.limit
     use_compilation_cache(config.get("compilation_cache", ""))

@@ -21,7 +21,7 @@ from ba_jax.evals.base import Bench, EvalSettings
 from ba_jax.evals.judges.recogniser import Judge
 from ba_jax.evals.paper import measure
 from ba_jax.evals.paper.published import CODEBOOKS
-from ba_jax.evals.paper.runs import Runs
+from ba_jax.evals.paper.runs import NanoRuns
 from ba_jax.evals.paper.table import Column, Measured, Table
 from ba_jax.evals.scoring import bootstrap, text
 from ba_jax.evals.suite import EvalError
@@ -48,7 +48,7 @@ class Maker:
 
     def __init__(
         self,
-        runs: Runs,
+        runs: NanoRuns,
         out: pathlib.Path,
         config: Mapping[str, Any],
         judge: Judge,

@@ -3,17 +3,18 @@
 import ast
 import json
 import pathlib
-import re
 
 import pytest
 
 from ba_jax.evals.paper.main import arguments, main, numbers
-from ba_jax.evals.paper.runs import SPEEDS, SPLICED, SPLICED_WORDS, STEPS, RunError, Runs
+from ba_jax.evals.paper.runs import NanoRuns, RunError
+from configs import recipes
 
 
 def finish(folder, steps=None):
-    """A run's folder as training leaves it."""
-    steps = STEPS.get(folder.name.split("_")[0], 0) if steps is None else steps
+    """Leave a run's folder as its command does."""
+    name = folder.name.split("_")[0]
+    steps = recipes.NANO_STEPS.get(name, (0, 0))[0] if steps is None else steps
     if folder.name == "codes":
         (folder / "spliced_2").mkdir(parents=True)
         (folder / "spliced_2" / "dataset_info.json").touch()
@@ -25,47 +26,30 @@ def finish(folder, steps=None):
 
 
 @pytest.fixture
-def made(tmp_path, monkeypatch):
-    """(runs, the commands that they ran): each command leaves a finished run."""
-    from ba_jax.speech import assets
-
-    monkeypatch.setattr(assets, "ensure", lambda name: tmp_path / name)
+def trained(tmp_path):
+    """(runs, their commands): each command leaves a finished run."""
     commands = []
 
     def execute(command):
         commands.append(command)
-        (target,) = [
-            a.split("=", 1)[1]
-            for a in command
-            if a.startswith(("--workdir=", "--out=")) or a == "--never"
-        ] or [command[command.index("--out") + 1]]
-        target = tmp_path.__class__(target)
-        finish(target.parent if target.name == "spliced_2" else target)
+        targets = [a.split("=", 1)[1] for a in command if a.startswith(("--workdir=", "--out="))]
+        if "--out" in command:
+            targets = [command[command.index("--out") + 1]]
+        for target in map(pathlib.Path, targets):
+            finish(target.parent if target.name == "spliced_2" else target)
 
-    return Runs([tmp_path / "runs", tmp_path / "own"], "nano", execute), commands
+    return NanoRuns([tmp_path / "runs", tmp_path / "own"], "nano", execute), commands
 
 
-def test_steps_and_speeds_are_the_demos():
-    script = (pathlib.Path(__file__).parents[4] / "launch" / "demo.sh").read_text()
-    steps = dict(re.findall(r"train (\w+) \S+ (\d+) \d+\b", script))
-    assert {name: int(count) for name, count in steps.items()} == STEPS
-    speeds = dict(re.findall(r"codes_of (\w+) ([\d.]+)", script))
-    assert {name: float(speed) for name, speed in speeds.items()} == SPEEDS
-    spliced = dict(re.findall(r'--config\.source\.(\w+)=("\([^$]*?\)"|\d+)', script))
-    found = {name: ast.literal_eval(value.strip('"')) for name, value in spliced.items()}
-    assert found == SPLICED
-    assert tuple(map(int, re.findall(r"^spliced (\d)", script, re.MULTILINE))) == SPLICED_WORDS
-
-
-def test_what_is_there_is_used(tmp_path, made):
-    runs, commands = made
+def test_what_is_there_is_used(tmp_path, trained):
+    runs, commands = trained
     finish(tmp_path / "runs" / "stage2", steps=1750)
     assert runs.get("stage2") == tmp_path / "runs" / "stage2" and not commands
     assert runs.steps("stage2") == 1750 and runs.steps("text") is None
 
 
-def test_what_is_missing_is_trained_with_what_it_starts_from(tmp_path, made):
-    runs, commands = made
+def test_what_is_missing_is_trained_with_what_it_starts_from(tmp_path, trained):
+    runs, commands = trained
     assert runs.get("stage2") == tmp_path / "own" / "stage2"
     modules = [command[2] for command in commands]
     names = [
@@ -87,8 +71,8 @@ def test_what_is_missing_is_trained_with_what_it_starts_from(tmp_path, made):
     assert f"--config.init.audio_embed={own / 'tokenizer'}" in commands[-1]
 
 
-def test_a_tokenizer_of_fewer_codebooks(tmp_path, made):
-    runs, commands = made
+def test_a_tokenizer_of_fewer_codebooks(tmp_path, trained):
+    runs, commands = trained
     finish(tmp_path / "runs" / "text")
     finish(tmp_path / "runs" / "whisper")
     folder = runs.tokenizer_of(4)
@@ -98,26 +82,26 @@ def test_a_tokenizer_of_fewer_codebooks(tmp_path, made):
     assert runs.tokenizer_of(4) == folder and len(commands) == 1
 
 
-def test_runs_that_cannot_be_had(tmp_path, made):
-    runs, _ = made
-    with pytest.raises(RunError, match="run 'stage3', expected whisper, codes or one of"):
+def test_runs_that_cannot_be_had(tmp_path, trained):
+    runs, _ = trained
+    with pytest.raises(RunError, match="run 'stage3', expected one of"):
         runs.get("stage3")
-    stopped = Runs([tmp_path], "nano", lambda command: None)
+    stopped = NanoRuns([tmp_path], "nano", lambda command: None)
     with pytest.raises(RunError, match="text: the command ended, but the run is not complete"):
         stopped.get("text")
     for name in ("text", "whisper"):
         finish(tmp_path / "there" / name)
-    stopped = Runs([tmp_path / "there", tmp_path], "nano", lambda command: None)
+    stopped = NanoRuns([tmp_path / "there", tmp_path], "nano", lambda command: None)
     with pytest.raises(RunError, match="tokenizer_4: the command ended, but the run is not"):
         stopped.tokenizer_of(4)
-    stopped = Runs([tmp_path], "nano", lambda command: None)
+    stopped = NanoRuns([tmp_path], "nano", lambda command: None)
     # a run that was stopped is none
     finish(tmp_path / "text", steps=300)
     (tmp_path / "text" / "config.json").write_text('{"train": {"steps": 600}}')
     with pytest.raises(RunError, match="not complete"):
         stopped.get("text")
     with pytest.raises(RunError, match="size '7b', expected one of"):
-        Runs([tmp_path], "7b")
+        NanoRuns([tmp_path], "7b")
 
 
 def test_command_line(capsys, tmp_path):

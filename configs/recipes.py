@@ -1,0 +1,299 @@
+"""Recipes: the chain of commands from data to an evaluated model, one table each.
+
+    python -m ba_jax.recipe --config=configs/recipes.py:nano               run it (launch/demo.sh)
+    python -m ba_jax.recipe --config=configs/recipes.py:full --dry_run     print every command
+    python -m ba_jax.recipe --config=configs/recipes.py:nano --config.long=True
+
+  arg    what it makes
+  nano   every part of a nano model on the embedded corpus, on two CPU cores, and report/
+  full   the released sizes from public corpora and weights; each command is one job, on a pod the
+         same on every host
+
+Keys of nano: `model`, nano_whisper (the audio encoder starts from Whisper-base) or nano (from
+scratch); `long`, two to seven times the steps; `runs` and `report`, folders; `jobs`, commands that
+run side by side, as one nano step does not keep two cores busy.
+
+Keys of full: `root`, the folder of raw corpora (raw/), weights, records, codes and runs; `size`,
+1b5 or 7b (the tokenizer's text loss always goes through the 1.5 B model, paper 3.1); `base`, an
+original release of the same sizes that lends the export its layout, vision weights, text tokenizer
+and code.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from ba_jax.recipe import Step
+from ba_jax.speech.assets import asset_folder
+from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_TOKENIZER
+from configs.mixtures import ASSISTANT
+
+ARGUMENTS = ("nano", "full")
+
+# Optimiser steps of the nano stages: short (25 minutes on two idle cores), long.
+NANO_STEPS = {
+    "text": (300, 600),
+    "tokenizer": (220, 900),
+    "stage1": (40, 100),
+    "words": (320, 900),
+    "stage2": (660, 2200),
+    "flow": (300, 2000),
+    "single": (440, 1200),
+}
+# Dataset of codes -> speed at which its recordings are played.
+SPEEDS = {"embedded": 1.0, "embedded_slow": 0.9, "embedded_fast": 1.1}
+# Words of a piece in the datasets of spliced speech (configs/prepare.py:spliced).
+SPLICED_WORDS = (1, 2)
+
+
+def get_config(name: str = "nano") -> ConfigDict:
+    """Settings of a recipe.
+
+    Raises:
+      ValueError: an unknown recipe.
+    """
+    if name == "nano":
+        settings = {"model": "nano_whisper", "long": False, "runs": "runs", "report": "report"}
+        return ConfigDict({"recipe": name, **settings, "jobs": 2})
+    if name == "full":
+        return ConfigDict(
+            {"recipe": name, "size": "7b", "root": "/data/baichuan", "base": "", "jobs": 1}
+        )
+    raise ValueError(f"recipe {name!r}: expected one of {ARGUMENTS}")
+
+
+def steps(config: ConfigDict) -> tuple[str, list[Step]]:
+    """(Folder of the steps' outputs, steps in the order of their commands).
+
+    Raises:
+      ValueError: a setting with an unknown value.
+    """
+    if config.recipe == "nano":
+        return config.runs, nano(config.model, config.long, config.report)
+    return config.root, full(config.size, config.base)
+
+
+def _python(module: str, *flags: str) -> tuple[str, ...]:
+    return ("python", "-m", f"ba_jax.{module}", *flags)
+
+
+def _init(run: str, *components: str) -> tuple[str, ...]:
+    """Flags that start components from the run of another step."""
+    return tuple(f"--config.init.{name}={{{run}}}" for name in components)
+
+
+# --- nano ---------------------------------------------------------------------------------------
+
+
+def nano(model: str, long: bool = False, report: str = "report") -> list[Step]:
+    """Every part of a nano model, evaluated on held-out voices and sentences.
+
+    Raises:
+      ValueError: an unknown model.
+    """
+    if model not in ("nano", "nano_whisper"):
+        raise ValueError(f"model {model!r}: expected nano or nano_whisper")
+    whisper = model == "nano_whisper"
+
+    def train(name: str, config: str, *flags: str) -> Step:
+        count = NANO_STEPS[name][int(long)]
+        command = _python(
+            "train",
+            f"--config=configs/{config}",
+            "--workdir={out}",
+            f"--config.train.steps={count}",
+            "--config.checkpoint.every=50",
+            *flags,
+        )
+        return Step(name, [command], complete=f"checkpoints/{count}/weights")
+
+    def evaluate(name: str, runs: tuple[str, ...], suites: str) -> Step:
+        checkpoint = ",".join(f"{{{run}}}" for run in runs)
+        command = _python(
+            "evaluate",
+            f"--config=configs/eval.py:{model}",
+            f"--checkpoint={checkpoint}",
+            f"--suite={suites}",
+            "--out={out}",
+        )
+        return Step(f"eval/{name}", [command])
+
+    def spliced(words: int) -> tuple[str, ...]:
+        # Words of the assistant in a new order: they have to be read to be spoken.
+        return _python(
+            "corpora",
+            "--config=configs/prepare.py:spliced",
+            f"--out={{out}}/spliced_{words}",
+            "--config.source.dataset={out}/embedded",
+            f"--config.source.words=({words}, {words})",
+            "--config.source.pieces=(1, 6)",
+            "--config.source.utterances=4000",
+            f"--config.source.speakers={ASSISTANT}",
+            "--config.source.sources=('closed',)",
+        )
+
+    def tokenize(dataset: str, speed: float) -> tuple[str, ...]:
+        return _python(
+            "corpora.tokenize",
+            f"--config=configs/tokenizer.py:{model}",
+            "--checkpoint={tokenizer}",
+            "--dataset=embedded",
+            f"--speed={speed}",
+            f"--out={{out}}/{dataset}",
+        )
+
+    codes = ("--config.data.folder={codes}", "--config.eval_data.folder={codes}")
+    fresh = (*_init("text", "llm"), *_init("tokenizer", "audio_embed"))
+    tokenizer = _init("tokenizer", *SPEECH_TOKENIZER)
+    encoder = _init("whisper", "audio_encoder") if whisper else ()
+    convert = _python(
+        *("convert", "--quiet", "--overwrite", "--out", "{out}"),
+        *("--source", str(asset_folder("whisper-base"))),
+    )
+    return [
+        # A text model, so that there is a language ability to keep; the judge's weights.
+        Step("assets", [_python("speech.assets", "whisper-base", "whisper-tiny.en")]),
+        train("text", "lm_text.py:nano"),
+        *([Step("whisper", [convert], complete="weights", after=("assets",))] if whisper else []),
+        # The tokenizer, and the corpus as its codes.
+        train("tokenizer", f"tokenizer.py:{model}", *_init("text", "llm"), *encoder),
+        Step(
+            "codes",
+            [*(tokenize(*item) for item in SPEEDS.items()), *map(spliced, SPLICED_WORDS)],
+            complete=f"spliced_{SPLICED_WORDS[-1]}/dataset_info.json",
+        ),
+        # The language model in two stages, the second with words before sentences.
+        train("stage1", "lm_stage1.py:nano_codes", *fresh, *codes),
+        train("words", "lm_stage2.py:nano_words", *_init("stage1", *LANGUAGE_MODEL), *codes),
+        train("stage2", "lm_stage2.py:nano_codes", *_init("words", *LANGUAGE_MODEL), *codes),
+        # Speech out of codes, and the ablation with a single stage.
+        train("flow", f"flow_matching.py:{model}", *tokenizer),
+        train("single", "lm_single.py:nano_codes", *fresh, *codes),
+        evaluate("text_lm", ("text",), "qa_t2t"),
+        evaluate("single", ("single",), "qa_t2t"),
+        evaluate("tokenizer", ("tokenizer",), "codec"),
+        evaluate("stage2", ("tokenizer", "flow", "stage2"), "asr,qa_s2t,qa_t2t,qa_s2s,tts"),
+        Step(
+            "report",
+            [_python("report", "--runs={}", f"--out={report}")],
+            after=("eval/text_lm", "eval/single", "eval/tokenizer", "eval/stage2"),
+            always=True,
+        ),
+    ]
+
+
+# --- full ---------------------------------------------------------------------------------------
+
+# Task (a member of configs/mixtures.py) -> (kind of source, its key, its place below raw/). One
+# public corpus each; a mixture takes as many members as you have.
+CORPORA = {
+    "asr": ("librispeech", "folder", "LibriSpeech"),
+    "aqa": ("manifest", "path", "questions.jsonl"),
+    "s2tt": ("covost2", "folder", "covost2"),
+    "intlv": ("crawl", "path", "podcasts"),
+    "tts": ("libritts", "folder", "LibriTTS"),
+    "itts": ("synthetic", "path", "texts"),
+    "audio": ("wenetspeech", "folder", "WenetSpeech"),
+    "text": ("text", "path", "texts"),
+    "sft": ("manifest", "path", "dialogues.jsonl"),
+}
+
+
+def full(size: str, base: str = "") -> list[Step]:
+    """The released sizes: data, weights, tokenizer, flow, vocoder, language model, SFT, export.
+
+    Raises:
+      ValueError: an unknown size.
+    """
+    if size not in ("1b5", "7b"):
+        raise ValueError(f"size {size!r}: expected 1b5 or 7b")
+    qwen = "Qwen2.5-7B" if size == "7b" else "Qwen2.5-1.5B"
+
+    def prepare(task: str, kind: str, key: str, place: str) -> Step:
+        flags = (f"--config=configs/prepare.py:{kind}", "--out={out}", "--workers=16")
+        command = _python("corpora", *flags, f"--config.source.{key}={{raw}}/{place}")
+        return Step(f"records/{task}", [command])
+
+    def convert(name: str) -> Step:
+        command = _python("convert", "--source", f"{{raw}}/{name}", "--out", "{out}")
+        return Step(f"weights/{name}", [command])
+
+    def train(name: str, config: str, *flags: str, after: tuple[str, ...] = ()) -> Step:
+        command = _python("train", f"--config=configs/{config}", "--workdir={out}", *flags)
+        return Step(f"runs/{name}", [command], after=after)
+
+    def tokenize(task: str) -> Step:
+        command = _python(
+            "corpora.tokenize",
+            f"--config=configs/lm_stage2.py:{size}",
+            "--checkpoint={runs/tokenizer}",
+            f"--dataset={{records/{task}}}",
+            "--out={out}",
+            "--drop_audio",
+        )
+        return Step(f"codes/{task}", [command])
+
+    records = "--config.data.folder={records}"
+    codes = "--config.data.folder={codes}"
+    have_records = tuple(f"records/{task}" for task in CORPORA)
+    have_codes = tuple(f"codes/{task}" for task in CORPORA)
+    parts = "{runs/tokenizer},{runs/flow},{runs/vocoder},{runs/sft}"
+    return [
+        *(prepare(task, *source) for task, source in CORPORA.items()),
+        *(convert(name) for name in dict.fromkeys(("whisper-large-v3", "Qwen2.5-1.5B", qwen))),
+        # Tokenizer (3.1), flow decoder and vocoder (3.2).
+        train(
+            "tokenizer",
+            "tokenizer.py:1b5",
+            records,
+            *_init("weights/whisper-large-v3", "audio_encoder"),
+            *_init("weights/Qwen2.5-1.5B", "llm"),
+            after=have_records,
+        ),
+        train(
+            "flow",
+            f"flow_matching.py:{size}",
+            records,
+            *_init("runs/tokenizer", *SPEECH_TOKENIZER),
+        ),
+        train("vocoder", f"vocoder.py:{size}", records, after=have_records),
+        # The corpora as codes, once: the language model's stages do not run the tokenizer.
+        *(tokenize(task) for task in CORPORA if task != "text"),
+        Step("codes/text", [("ln", "-sfn", "{records/text}", "{out}")]),
+        # The language model (3.3): audio embeddings and head, then all but its text embedding and
+        # output layer.
+        train(
+            "stage1",
+            f"lm_stage1.py:{size}",
+            codes,
+            *_init(f"weights/{qwen}", "llm"),
+            after=have_codes,
+        ),
+        train("stage2", f"lm_stage2.py:{size}", codes, *_init("runs/stage1", *LANGUAGE_MODEL)),
+        train("sft", f"sft.py:{size}", codes, *_init("runs/stage2", *LANGUAGE_MODEL)),
+        Step(
+            "eval",
+            [
+                _python(
+                    "evaluate",
+                    f"--config=configs/eval.py:{size}",
+                    f"--checkpoint={parts}",
+                    "--out={out}",
+                )
+            ],
+        ),
+        # Weights under the names of the release, float32 as trained (--dtype bfloat16 halves them).
+        Step(
+            "joined",
+            [_python("convert", "join", "--checkpoint", parts, "--out", "{out}")],
+        ),
+        Step(
+            "export",
+            [
+                _python(
+                    *("convert", "export", "--checkpoint", "{joined}", "--out", "{out}"),
+                    *(("--base", base) if base else ()),
+                )
+            ],
+        ),
+    ]
