@@ -162,7 +162,7 @@ def _lm_nano() -> dict:
 
 
 def _lm_codes_nano() -> dict:
-    """As lm_nano from codes, which `python -m ba_jax.corpora.tokenize` wrote into a copy of the corpus.
+    """lm_nano from codes, which `ba_jax.corpora.tokenize` wrote into a copy of the corpus.
 
     What is heard comes at three speeds, from two more copies (`--speed`).
     """
