@@ -19,7 +19,6 @@ from ba_jax.audio.mel import (
     whisper_log_mel_batch,
 )
 from ba_jax.audio.resample import resample, resampled_length
-from ba_jax.audio.split import Split, split_waveform
 from ba_jax.audio.stft import hann_window, istft, stft
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "WHISPER_MEL_80",
     "AudioError",
     "MelGeometry",
-    "Split",
     "bridge_length",
     "check_wave",
     "encoder_length",
@@ -42,7 +40,6 @@ __all__ = [
     "read_audio",
     "resample",
     "resampled_length",
-    "split_waveform",
     "stft",
     "whisper_log_mel",
     "whisper_log_mel_batch",

@@ -147,7 +147,7 @@ def whisper_log_mel(wave_S, geometry: MelGeometry = WHISPER_MEL, *, xp=np):
     Equal to the definition, which zero-pads the clip to 30 s, takes a centred reflect-padded STFT,
     drops the last frame, and computes log10(max(power @ filters, 1e-10)), floored at 8 below its
     maximum over the 30 s, then (x + 4) / 4. Here only frames that overlap the clip are computed.
-    Clips over 30 s are cut (see `split_waveform`).
+    Of a longer clip, only the first 30 s are read.
 
     Args:
       wave_S: mono waveform at 16 kHz, in [-1, 1], S >= 400.

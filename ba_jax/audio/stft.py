@@ -105,7 +105,7 @@ def istft(spectrum, n_fft: int, hop: int, window, *, center=True, length=None, x
         is_real[..., -1] = n_fft % 2 == 0
         frames = xp.fft.irfft(xp.where(is_real, spectrum.real, spectrum), n=n_fft, axis=-1)
     frames = frames * window.reshape((1,) * (frames.ndim - 1) + (n_fft,)).astype(frames.dtype)
-    y = _overlap_add(frames, hop, xp)[..., start : min(stop, covered)]
+    y = overlap_add(frames, hop, xp)[..., start : min(stop, covered)]
     envelope = _envelope(window, frames_T, hop, xp)[start : min(stop, covered)]
     y = y / envelope.reshape((1,) * (y.ndim - 1) + envelope.shape).astype(y.dtype)
     if stop > covered:
@@ -141,7 +141,7 @@ def _frame(x, n_fft: int, hop: int, xp):
     return frames[..., :n_fft]
 
 
-def _overlap_add(frames, hop: int, xp):
+def overlap_add(frames, hop: int, xp=np):
     """(..., T, n_fft) -> (..., n_fft + (T - 1) * hop): the adjoint of `_frame`."""
     *lead, count, n_fft = frames.shape
     overlap = -(-n_fft // hop)

@@ -123,7 +123,7 @@ def total_samples(seconds: float, speed: float = 1.0, rate: int = lengths.SAMPLE
 
 
 def chunk_samples(samples: int, max_seconds: float) -> tuple[int, ...]:
-    """Cuts a recording into chunks of at most `max_seconds`; the same cut as `split_waveform`'s.
+    """Cut a recording into consecutive chunks of at most `max_seconds`.
 
     A last chunk too short for a frame of codes (under 60 ms) is left out.
     """

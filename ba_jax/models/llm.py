@@ -143,7 +143,8 @@ class LLMLayer(nn.Module):
         def dense(name: str, y: jax.Array, features: int, use_bias: bool = False) -> jax.Array:
             product = cpu_layout.Dense(features, use_bias=use_bias, name=name, **dtypes)(y)
             if c.lora_rank and name in c.lora_targets:
-                product = product + lora.adapt(self, c, name, y, features)
+                options = {"rank": c.lora_rank, "alpha": c.lora_alpha}
+                product = product + lora.adapt(self, name, y, features, **options)
             return product
 
         def project(name: str, y: jax.Array, heads: int) -> jax.Array:

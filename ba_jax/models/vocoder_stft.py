@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ba_jax.audio.stft import hann_window
+from ba_jax.audio.stft import hann_window, overlap_add
 from ba_jax.models.layers import length_mask, zero_past
 
 _EXACT = jax.lax.Precision.HIGHEST  # float32 products also where the device prefers fewer bits
@@ -56,7 +56,7 @@ def inverse_stft(spectrum_BRC: jax.Array, samples_B: jax.Array, n_fft: int, hop:
 
     The envelope counts only an item's own samples / hop + 1 spectra. Zero past `samples_B`.
     """
-    batch, count, _ = spectrum_BRC.shape
+    count = spectrum_BRC.shape[1]
     inside = length_mask(jnp.where(samples_B > 0, samples_B // hop + 1, 0), count)
     spectrum = jnp.where(inside[:, :, None], spectrum_BRC, 0)
     # Bins between the first and the last stand for their mirror images too.
@@ -68,14 +68,10 @@ def inverse_stft(spectrum_BRC: jax.Array, samples_B: jax.Array, n_fft: int, hop:
     frames = jnp.einsum("brc,cn->brn", spectrum, basis, precision=_EXACT)
     squares = inside[:, :, None] * jnp.asarray(window**2, jnp.float32)[None, None]
 
-    def overlap_add(frames_BRN: jax.Array) -> jax.Array:
-        overlap = n_fft // hop
-        parts = frames_BRN.reshape(batch, count, overlap, hop)
-        blocks = sum(
-            jnp.pad(parts[:, :, i], ((0, 0), (i, overlap - 1 - i), (0, 0))) for i in range(overlap)
-        )
-        return blocks.reshape(batch, -1)[:, n_fft // 2 : n_fft // 2 + (count - 1) * hop]
+    def join(frames_BRN: jax.Array) -> jax.Array:
+        wave_BS = overlap_add(frames_BRN, hop, xp=jnp)
+        return wave_BS[:, n_fft // 2 : n_fft // 2 + (count - 1) * hop]
 
-    envelope = overlap_add(squares)
+    envelope = join(squares)
     valid = length_mask(samples_B, (count - 1) * hop)
-    return jnp.where(valid, overlap_add(frames) / jnp.where(valid, envelope, 1), 0)
+    return jnp.where(valid, join(frames) / jnp.where(valid, envelope, 1), 0)

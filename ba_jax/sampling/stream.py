@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ba_jax.audio.griffin_lim_stream import GriffinLimStream
+from ba_jax.audio.griffin_lim import GriffinLimStream
 from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL
 from ba_jax.models import audio_decoder, flow_matching, flow_prenet, flow_unet, layers, vocoder
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig

@@ -1,4 +1,4 @@
-"""Length arithmetic, splitting at 30 s, and what importing the package loads."""
+"""Length arithmetic of the front end, and the modules that importing the package loads."""
 
 import pathlib
 import subprocess
@@ -8,17 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from ba_jax.audio import (
-    AudioError,
-    bridge_length,
-    encoder_length,
-    mel_length,
-    split_waveform,
-    whisper_log_mel,
-)
+from ba_jax.audio import bridge_length, encoder_length, mel_length
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -59,63 +50,6 @@ def test_encoder_length_is_that_of_the_convolutions():
         assert shape.shape[1] == encoder_length(frames)
 
 
-@settings(max_examples=60)
-@given(
-    samples=st.integers(1, 40_000),
-    rate=st.sampled_from([4000, 8000, 16000, 24000]),
-    seconds=st.floats(0.1, 3),
-)
-def test_split_loses_exactly_what_it_reports(samples, rate, seconds):
-    wave_S = np.random.default_rng(samples).standard_normal(samples).astype(np.float32)
-    split = split_waveform(wave_S, rate, seconds)
-    joined = np.concatenate([np.zeros(0, np.float32), *split.chunks])
-    np.testing.assert_array_equal(joined, wave_S[: len(joined)])
-    assert len(joined) + split.dropped_samples == samples
-    assert split.dropped_chunks == (split.dropped_samples > 0)
-    assert all(len(chunk) <= seconds * rate for chunk in split.chunks)
-    assert split.dropped_samples < 0.06 * rate
-    for chunk in split.chunks:
-        samples16 = -(-len(chunk) * 16000 // rate)
-        assert bridge_length(encoder_length(mel_length(samples16))) >= 1
-
-
-@pytest.mark.parametrize(
-    ("samples", "sizes", "dropped"),
-    [
-        (480_000, [480_000], 0),
-        (480_001, [480_000], 1),
-        (480_399, [480_000], 399),
-        (480_959, [480_000], 959),
-        (480_960, [480_000, 960], 0),
-        (1_000_000, [480_000, 480_000, 40_000], 0),
-        (959, [], 959),
-        (960, [960], 0),
-    ],
-)
-def test_split_at_thirty_seconds(samples, sizes, dropped):
-    split = split_waveform(np.zeros(samples, np.float32))
-    assert [len(chunk) for chunk in split.chunks] == sizes
-    assert (split.dropped_chunks, split.dropped_samples) == (int(dropped > 0), dropped)
-    for chunk in split.chunks:
-        assert len(whisper_log_mel(chunk)) == mel_length(len(chunk))
-
-
-@pytest.mark.parametrize(
-    ("wave", "seconds", "words"),
-    [
-        (np.zeros(0, np.float32), 30, "0 samples"),
-        (np.full(5000, np.nan, np.float32), 30, "sample 0 is nan"),
-        (np.zeros((2, 5000), np.float32), 30, "expected a floating mono array"),
-        (np.zeros(5000, np.float32), 31, "max_seconds = 31"),
-        (np.zeros(5000, np.float32), 0, "max_seconds = 0"),
-        (np.zeros(5000, np.float32), float("nan"), "max_seconds = nan"),
-    ],
-)
-def test_split_refuses(wave, seconds, words):
-    with pytest.raises(AudioError, match=words):
-        split_waveform(wave, max_seconds=seconds)
-
-
 def test_importing_and_using_the_numpy_path_loads_no_jax():
     code = """
 import sys
@@ -124,7 +58,6 @@ import ba_jax.audio as audio
 wave = np.zeros(48000, np.float32)
 audio.whisper_log_mel(audio.resample(wave, 24000, 16000))
 audio.log_mel(wave)
-audio.split_waveform(wave)
 audio.istft(audio.stft(wave, 16, 4, audio.hann_window(16)), 16, 4, audio.hann_window(16))
 loaded = {"jax", "jaxlib", "flax", "torch", "librosa", "numba"} & set(sys.modules)
 assert not loaded, loaded
