@@ -13,9 +13,9 @@ On SLURM with GPUs JAX gives each task one of them. Here a task gets an equal sh
 (SLURM_GPUS_ON_NODE, SLURM_STEP_TASKS_PER_NODE), so that one task a node has all.
 
 JAX's coordination service notices a process that is gone or frozen after `--heartbeat` seconds,
-collectives often at once. Either way `leave` says what happened and how to go on, and ends the
+collectives often at once. Either way `exit_now` says what happened and how to go on, and ends the
 process with code `LOST`: what it waits for (collectives, checkpoints written together) would never
-come. `Deadline` does the same for a process that is there and does nothing.
+come. `Watchdog` does the same for a process that is there and does nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import NoReturn
 import jax
 from absl import flags
 
-from ba_jax.checkpoints.arrays import first_line
+from ba_jax.files import first_line
 
 LOST = 75
 """Exit code of a process that lost another, or waited too long: run it again (EX_TEMPFAIL)."""
@@ -60,7 +60,7 @@ class DistributedError(ValueError):
     """The other processes cannot be found: which setting is missing or wrong."""
 
 
-class LostError(RuntimeError):
+class HostLostError(RuntimeError):
     """The other processes did not come, or one was lost."""
 
 
@@ -75,8 +75,8 @@ def define_flags() -> None:
     )
 
 
-def start_from_flags(command: str) -> str | None:
-    """Joins the others if the flags say so; see `start`. Call it before anything uses a device."""
+def initialize_from_flags(command: str) -> str | None:
+    """`initialize` if --distributed is set. Call it before anything uses a device."""
     values = flags.FLAGS
     given = {name: values[name].value for name in ("coordinator", "processes", "process")}
     if not values.distributed:
@@ -84,10 +84,10 @@ def start_from_flags(command: str) -> str | None:
         if extra:
             raise DistributedError(f"{', '.join(extra)} without --distributed")
         return None
-    return start(command, **given, heartbeat=values.heartbeat)
+    return initialize(command, **given, heartbeat=values.heartbeat)
 
 
-def start(
+def initialize(
     command: str,
     coordinator: str | None = None,
     processes: int | None = None,
@@ -104,7 +104,7 @@ def start(
 
     Raises:
       DistributedError: settings that are missing, or make no sense.
-      LostError: the others did not come within `START_SECONDS`.
+      HostLostError: the others did not come within `START_SECONDS`.
     """
     arguments, found = _settings(os.environ, coordinator, processes, process)
     came = f"{found}: not all processes came within {START_SECONDS} s"
@@ -126,7 +126,7 @@ def start(
             f"(JAX: {error})"
         ) from error
     except RuntimeError as error:
-        raise LostError(f"{came}: {first_line(error)}") from error
+        raise HostLostError(f"{came}: {first_line(error)}") from error
     gone = "JAX ended this process, most likely because another one was lost: see above"
     _endings.append((LOST, _lost_lines(command, gone)))
     return (
@@ -194,16 +194,16 @@ def _slurm_devices(environment: Mapping[str, str]) -> list[int] | None:
 
 def resume_line(command: str) -> str:
     """How to go on after a stop."""
-    return f"to go on: {command}"
+    return f"to resume: {command}"
 
 
-def own_command(module: str) -> str:
+def command_line(module: str) -> str:
     """The command line that this process was started with, for a shell."""
     return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 @contextlib.contextmanager
-def first_alone(place: str) -> Iterator[None]:
+def first_process_first(place: str) -> Iterator[None]:
     """The first process runs the block before the others, which find what it left on the disk."""
     from jax.experimental import multihost_utils
 
@@ -214,9 +214,9 @@ def first_alone(place: str) -> Iterator[None]:
         multihost_utils.sync_global_devices(f"ba_jax {place}")
 
 
-def is_loss(error: BaseException) -> bool:
+def is_host_loss(error: BaseException) -> bool:
     """An error that another process' end explains; never with one process."""
-    if isinstance(error, LostError):
+    if isinstance(error, HostLostError):
         return True
     return _are_several() and bool(_SIGNS_OF_LOSS.search(f"{error}"))
 
@@ -229,7 +229,7 @@ def _are_several() -> bool:
 _endings: list[tuple[int, tuple[str, ...]]] = []
 
 
-def leave(code: int, *lines: str) -> NoReturn:
+def exit_now(code: int, *lines: str) -> NoReturn:
     """Ends this process now with some last lines, without waiting for others for long.
 
     Python's own end would wait for threads and processes that may never answer. With another code
@@ -262,12 +262,12 @@ def _lost_lines(command: str, what: str) -> tuple[str, str]:
     return f"{command.split()[2]}: {what}", resume_line(command)
 
 
-def lost(command: str, what: str) -> NoReturn:
+def exit_host_lost(command: str, what: str) -> NoReturn:
     """Ends this process because another was lost."""
-    leave(LOST, *_lost_lines(command, f"another process was lost: {what}"))
+    exit_now(LOST, *_lost_lines(command, f"another process was lost: {what}"))
 
 
-def fail(command: str, error: BaseException, code: int = 1, *more: str) -> NoReturn:
+def exit_with_error(command: str, error: BaseException, code: int = 1, *more: str) -> NoReturn:
     """Ends a command with an error.
 
     Args:
@@ -277,13 +277,13 @@ def fail(command: str, error: BaseException, code: int = 1, *more: str) -> NoRet
       more: lines after it.
     """
     name = command.split()[2]
-    if isinstance(error, LostError):
-        leave(LOST, f"{name}: {error}", resume_line(command))
-    if is_loss(error):
-        lost(command, first_line(error))
+    if isinstance(error, HostLostError):
+        exit_now(LOST, f"{name}: {error}", resume_line(command))
+    if is_host_loss(error):
+        exit_host_lost(command, first_line(error))
     lines = (f"{name}: {error}", *more)
     if _are_several():
-        leave(code, *lines)
+        exit_now(code, *lines)
     if code == 1:
         sys.exit("\n".join(lines))
     _write_lines(lines)
@@ -311,7 +311,7 @@ def _on_abort() -> None:
     libc.signal(signal.SIGABRT, _handlers[-1])
 
 
-class Deadline:
+class Watchdog:
     """Ends the process if nothing happens for too long: `watch` around what is watched.
 
     Args:
@@ -330,10 +330,10 @@ class Deadline:
         self._doing, self._last = doing, time.monotonic()
 
     @contextlib.contextmanager
-    def watch(self) -> Iterator[Deadline]:
+    def watch(self) -> Iterator[Watchdog]:
         """Watches until the block ends."""
         if self._seconds:
-            threading.Thread(target=self._look, name="ba_jax-deadline", daemon=True).start()
+            threading.Thread(target=self._look, name="ba_jax-watchdog", daemon=True).start()
         try:
             yield self
         finally:
@@ -344,5 +344,14 @@ class Deadline:
             if self._last is None or time.monotonic() - self._last < self._seconds:
                 continue
             faulthandler.dump_traceback(all_threads=True)
-            what = f"{self._doing} took longer than {self._seconds:g} s (train.deadline)"
-            leave(LOST, *_lost_lines(self._command, what))
+            what = (
+                f"{self._doing} took longer than {self._seconds:g} s (train.step_timeout_seconds)"
+            )
+            exit_now(LOST, *_lost_lines(self._command, what))
+
+
+def use_compilation_cache(folder: str) -> None:
+    """Keep compiled programs in `folder` so that a restart takes seconds; "" does nothing."""
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

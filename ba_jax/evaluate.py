@@ -171,7 +171,7 @@ def evaluate(
     from ba_jax.evals.suite import EvalError
     from ba_jax.evals.suites import registry as suites_lib
     from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-    from ba_jax.sharding import MeshSettings, of_the_first
+    from ba_jax.sharding import MeshSettings, broadcast_from_first
 
     if start not in runner.STARTS:
         raise EvalError(f"stage {start!r}, expected one of {runner.STARTS[1:]}")
@@ -195,7 +195,7 @@ def evaluate(
     made = {name: made_with(config, parts) for name, parts in own.items()}
     paths = {name: out / "suites" / f"{name}.json" for name in suites}
     found = {name: None if start != "go on" else _done(paths[name], made[name]) for name in suites}
-    there = of_the_first([found[name] is not None for name in suites])
+    there = broadcast_from_first([found[name] is not None for name in suites])
     done = dict(zip(suites, there, strict=True))
     for name in suites:
         if not done[name]:
@@ -301,7 +301,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """Evaluates and prints the figures."""
     from ba_jax import distributed
-    from ba_jax.checkpoints.components import use_compilation_cache
+    from ba_jax.distributed import use_compilation_cache
 
     values = flags.FLAGS
     if len(argv) > 1:
@@ -310,14 +310,14 @@ def main(argv: list[str]) -> None:
     config = values.config.to_dict()
     use_compilation_cache(config.get("compilation_cache", ""))
     start = values.stage or ("generate" if values.overwrite else "go on")
-    command = distributed.own_command("ba_jax.evaluate")
+    command = distributed.command_line("ba_jax.evaluate")
     try:
-        joined = distributed.start_from_flags(command)
+        joined = distributed.initialize_from_flags(command)
         if joined:
             print(joined, flush=True)
         figures = evaluate(config, values.checkpoint or (), values.out, values.suite, start=start)
     except (ValueError, RuntimeError, OSError) as error:
-        distributed.fail(command, error)
+        distributed.exit_with_error(command, error)
     for name, value in figures.items():
         interval = figures.get(f"{name}_ci95")
         around = "" if interval is None else f"  [{interval[0]:.4f}, {interval[1]:.4f}]"

@@ -33,3 +33,8 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise naming(error, path) from error
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error message; the class name of an error without one."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -96,7 +96,8 @@ class Losses:
             if loss > limit:
                 return (
                     f"loss {loss:.6g} after {len(recent)} of mean {mean:.6g} and deviation "
-                    f"{spread:.3g}: expected at most {limit:.6g} (train.spike = {self._spike:g})"
+                    f"{spread:.3g}: expected at most {limit:.6g} "
+                    f"(train.spike_standard_deviations = {self._spike:g})"
                 )
         recent.append(loss)
         return None

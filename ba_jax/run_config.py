@@ -1,6 +1,7 @@
-"""A stage's config, checked; and the stage that it means.
+"""The config of a training run as checked dataclasses, and the stage that it names.
 
-The keys are those of `RunConfig`; `configs/common.py` has them all with their defaults.
+The sections of a config are the fields of `RunConfig`; the docstrings of their dataclasses document
+every key, and their defaults are the only ones (`configs/common.py` reads them from here).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ba_jax import optim, sharding
-from ba_jax.checkpoints.manager import KeepSettings
+from ba_jax.checkpoints.manager import CheckpointSettings
 from ba_jax.config import ConfigError, from_mapping
 from ba_jax.data.loader import LoaderSettings
 from ba_jax.models import packed_attention
@@ -32,37 +33,39 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    """The loop.
+    """Settings of the training loop, `config.train`.
 
     Attributes:
-      steps: how many.
-      accumulate: microbatches of a step, one after another.
-      dtype: compute type, "float32" or "bfloat16"; parameters are float32.
-      remat: of the transformers, see `layers.REMAT_POLICIES`.
-      attention: of the language model: "xla", "splash" (TPU) or "cudnn" (GPU), see
+      steps: length of the run.
+      accumulation_steps: gradient accumulation: cut each batch into this many microbatches.
+      dtype: compute type, "float32" or "bfloat16"; trained parameters are float32.
+      remat: rematerialisation of the transformers, see `layers.REMAT_POLICIES`.
+      attention: attention of the language model: "xla", "splash" (TPU) or "cudnn" (GPU), see
         `models.packed_attention`.
-      frozen_param_dtype: that frozen parameters are kept in, "float32" or "bfloat16"; the tokenizer's
-        (audio_encoder, vq_bridge) stay float32, so that its codes do.
-      log_every: steps between lines of metrics.
-      evaluate_every: steps between evaluations; 0: none but at the end, if there is eval_data.
-      evaluate_batches: batches of `eval_data`, the same each time.
-      pictures: write pictures and audio of the first of them.
-      record_batches: write each batch's hash to batches.csv (see `ba_jax.data.hash`).
-      spike: stop when the loss is so many standard deviations above the mean of the last ones; 0:
-        never. The step has been taken by then, and is not saved.
-      spike_window: how many last ones; before there are as many since the run was started, no loss
-        is too high.
-      deadline: seconds that a step, a batch of an evaluation or a checkpoint may take once the
-        first step is done; then the process ends with exit code 75. More than the evaluation takes
-        to compile. 0: any time.
-      profile_step: write a trace from this step on; -1: only on SIGUSR1.
-      profile_steps: how many steps it takes.
-      peak_flops: of a device, for MFU where the device's kind is unknown; 0: no MFU there.
-      compilation_cache: folder of XLA's persistent cache; "" leaves it off.
+      frozen_param_dtype: type in which frozen parameters are kept, "float32" or "bfloat16" (half
+        the memory). The tokenizer (audio_encoder, vq_bridge) stays float32, or its codes would
+        change.
+      log_every: write metrics every N steps.
+      evaluate_every: evaluate every N steps; 0 evaluates only at the end. Needs eval_data.
+      evaluate_batches: number of batches of eval_data, the same at each evaluation.
+      pictures: write pictures and audio of the first of these batches.
+      record_batch_hashes: write the hash of each batch to batches.csv, see `ba_jax.data.hash`.
+      spike_standard_deviations: stop when the loss exceeds the mean of the last
+        `spike_window_steps` losses by this many standard deviations; 0 never stops. The step that
+        spiked is not saved.
+      spike_window_steps: window of the spike check, which begins once the window is full.
+      step_timeout_seconds: limit for a step, a batch of an evaluation or a checkpoint, once the
+        first step is done; the process then ends with exit code 75. It must exceed the compile
+        time of the evaluation. 0: no limit.
+      profile_start_step: write a profiler trace from this step on; -1: only on SIGUSR1.
+      profile_steps: number of steps in a trace.
+      peak_flops_per_device: FLOP/s, to report MFU on devices whose kind is unknown; 0: no MFU
+        there.
+      compilation_cache: folder of XLA's persistent compilation cache; "" turns it off.
     """
 
-    steps: int
-    accumulate: int = 1
+    steps: int = 1
+    accumulation_steps: int = 1
     dtype: str = "float32"
     remat: str = "none"
     attention: str = "xla"
@@ -71,43 +74,55 @@ class TrainSettings:
     evaluate_every: int = 0
     evaluate_batches: int = 4
     pictures: bool = True
-    record_batches: bool = False
-    spike: float = 0.0
-    spike_window: int = 128
-    deadline: float = 0.0
-    profile_step: int = -1
+    record_batch_hashes: bool = False
+    spike_standard_deviations: float = 0.0
+    spike_window_steps: int = 128
+    step_timeout_seconds: float = 0.0
+    profile_start_step: int = -1
     profile_steps: int = 3
-    peak_flops: float = 0.0
+    peak_flops_per_device: float = 0.0
     compilation_cache: str = "~/.cache/ba_jax/jax"
 
     def __post_init__(self):
-        if self.steps < 1 or self.accumulate < 1 or self.log_every < 1:
-            raise ValueError(
-                f"steps {self.steps}, accumulate {self.accumulate}, log_every {self.log_every}:"
-                " expected at least 1"
-            )
-        if self.spike_window < 2:
-            raise ValueError(f"spike_window = {self.spike_window}, expected at least 2")
-        for name in ("evaluate_every", "peak_flops", "spike", "deadline"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} = {getattr(self, name)}, expected at least 0")
-        for name in ("evaluate_batches", "profile_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}, expected at least 1")
-        for name in ("dtype", "frozen_param_dtype"):
-            if getattr(self, name) not in DTYPES:
-                raise ValueError(f"{name} {getattr(self, name)!r}, expected one of {tuple(DTYPES)}")
-        if self.attention not in packed_attention.KINDS:
-            raise ValueError(
-                f"attention {self.attention!r}, expected one of {packed_attention.KINDS}"
-            )
-        if self.remat not in REMAT_POLICIES:
-            raise ValueError(f"remat {self.remat!r}, expected one of {tuple(REMAT_POLICIES)}")
+        minima = {
+            **dict.fromkeys(("steps", "accumulation_steps", "log_every"), 1),
+            **dict.fromkeys(("evaluate_batches", "profile_steps"), 1),
+            **dict.fromkeys(("evaluate_every", "peak_flops_per_device"), 0),
+            **dict.fromkeys(("spike_standard_deviations", "step_timeout_seconds"), 0),
+            "spike_window_steps": 2,
+        }
+        for name, minimum in minima.items():
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} = {getattr(self, name)}, expected at least {minimum}")
+        choices = {
+            "dtype": DTYPES,
+            "frozen_param_dtype": DTYPES,
+            "attention": packed_attention.KINDS,
+            "remat": REMAT_POLICIES,
+        }
+        for name, values in choices.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} {getattr(self, name)!r}, expected one of {tuple(values)}")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A stage's config, checked; see `configs/common.py`."""
+    """Config of a run, checked except for the data sections.
+
+    Attributes:
+      seed: seed of the parameters and of everything drawn in a step; data have their own.
+      model: sizes, see `models.baichuan_audio.BaichuanAudioConfig` and configs/models.py.
+      stage: `name`, one of STAGES, and the settings of its class in `ba_jax.stages`.
+      data: training data, see configs/mixtures.py.
+      eval_data: held-out data of the evaluations; empty: none.
+      loader: worker processes of a host, and the batches that each prefetches.
+      init: component -> WORKDIR or checkpoint that it starts from, or "random". "" means random
+        for a component that trains, and is an error for a frozen one.
+      optimizer: AdamW; its `rules` say which parameters train.
+      mesh: sizes of the mesh axes replica, fsdp, tensor and sequence.
+      train: the loop.
+      checkpoint: how often to save, and which checkpoints to keep.
+    """
 
     seed: int
     model: dict
@@ -119,50 +134,50 @@ class RunConfig:
     optimizer: optim.OptimizerSettings
     mesh: sharding.MeshSettings
     train: TrainSettings
-    checkpoint: KeepSettings
+    checkpoint: CheckpointSettings
 
 
 def parse_config(config: Mapping[str, Any]) -> RunConfig:
-    """The config, with every key checked but those of the data.
+    """Check a config (a ConfigDict or a dict); the data sections are checked where they are opened.
 
     Raises:
-      ConfigError: an unknown, missing or ill-typed key, or a value that makes no sense.
+      ConfigError: an unknown, missing or ill-typed key, or an invalid value.
     """
     # A ConfigDict's sections are no dicts.
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config.items())
+    return _checked(RunConfig, values, "config")
+
+
+def _checked(cls: type, values: Mapping[str, Any], path: str) -> Any:
+    """`from_mapping`; errors of the dataclasses' own checks become ConfigErrors."""
     try:
-        return from_mapping(RunConfig, values, "config")
+        return from_mapping(cls, values, path)
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"config: {error}") from error
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def make_stage(config: RunConfig, platform: str = "cpu") -> Stage:
-    """The stage of a config, to run on "cpu", "gpu" or "tpu".
+    """Build the stage of a config, to run on "cpu", "gpu" or "tpu".
 
     Raises:
-      ConfigError: an unknown stage, settings that it does not have, or attention that it does not
-        have or that does not run there.
+      ConfigError: an unknown stage or stage setting, or attention that the stage lacks or that the
+        platform does not support.
     """
     values = dict(config.stage.items())
     name = values.pop("name", None)
     if name not in STAGES:
         raise ConfigError(f"stage.name = {name!r}, expected one of {sorted(STAGES)}")
-    cls = STAGES[name]
+    stage_class = STAGES[name]
     model = from_mapping(BaichuanAudioConfig, config.model, "model")
-    try:
-        settings = from_mapping(cls.settings_class, values, "stage")
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"stage: {error}") from error
+    settings = _checked(stage_class.settings_class, values, "stage")
     dtype, attention = DTYPES[config.train.dtype], config.train.attention
     try:
         kind = packed_attention.on_platform(attention, platform, dtype)
     except ValueError as error:
         raise ConfigError(f"train: {error}") from error
-    stage = cls(model, settings, dtype=dtype, remat=config.train.remat, attention=kind)
+    stage = stage_class(model, settings, dtype=dtype, remat=config.train.remat, attention=kind)
     if attention != "xla" and "llm" not in stage.components:
         raise ConfigError(
             f"train.attention = {attention!r}: stage {name} has no language model, expected 'xla'"

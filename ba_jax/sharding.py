@@ -273,7 +273,7 @@ def to_host(arrays: Any) -> Any:
     return jax.device_get(jax.tree.map(gathered, arrays))
 
 
-def of_the_first(values: Sequence[bool]) -> list[bool]:
+def broadcast_from_first(values: Sequence[bool]) -> list[bool]:
     """What the first process gives, on all of them; each gives as many."""
     return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(values, bool))).tolist()
 
@@ -353,7 +353,7 @@ def to_devices(arrays: Mapping[str, Any], mesh: Mesh) -> Any:
     return jax.tree.map(place, arrays, batch_placement(arrays, rows, mesh))
 
 
-def for_mesh(mesh: Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]:
+def under_mesh(mesh: Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, to be jitted, for whose activations `constrain` follows the mesh."""
     if mesh is None:
         return function
@@ -382,7 +382,7 @@ def current_mesh() -> Any:
     return mesh
 
 
-def parts_of(logical: str) -> int:
+def num_shards(logical: str) -> int:
     """Into how many parts the mesh that is traced for cuts a logical axis; 1 without a mesh."""
     mesh, axes = current_mesh(), LOGICAL_AXES[logical]
     if mesh is None:
@@ -400,7 +400,7 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     if mesh is None:
         return x
     axes = [
-        LOGICAL_AXES[name] if name and size % parts_of(name) == 0 else None
+        LOGICAL_AXES[name] if name and size % num_shards(name) == 0 else None
         for size, name in zip(x.shape, logical, strict=True)
     ]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))

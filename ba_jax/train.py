@@ -18,8 +18,8 @@ Exit codes:
     1    somebody has to look: the config, the data, a checkpoint, a full disk, a loss that is not
          finite or that jumped. The last line, `ba_jax.train: ...`, says which.
     2    the command line is wrong.
-    75   another host was lost, or a step took longer than `train.deadline`: start it again on all
-         hosts; it goes on from the last checkpoint.
+    75   another host was lost, or a step took longer than `train.step_timeout_seconds`: start it
+         again on all hosts; it resumes from the last checkpoint.
     129 and above, as a shell tells it: killed by a signal (137: SIGKILL, 134: JAX ended the
          process): the same as 75.
 
@@ -50,14 +50,13 @@ import numpy as np
 from absl import app, flags, logging
 
 from ba_jax import distributed, sharding
-from ba_jax.checkpoints.arrays import CheckpointError, first_line, flatten
-from ba_jax.checkpoints.components import use_compilation_cache
+from ba_jax.checkpoints.arrays import CheckpointError, flatten
 from ba_jax.checkpoints.manager import CONFIG_FILE, Checkpoints, complete_steps
 from ba_jax.config import ConfigError, to_mapping
 from ba_jax.data.batches import open_batches
 from ba_jax.data.hash import batch_hash, row_digests
 from ba_jax.data.loader import BatchError, Loader, host_rows
-from ba_jax.files import write_whole
+from ba_jax.files import first_line, write_whole
 from ba_jax.metrics.throughput import Throughput, peak_flops
 from ba_jax.metrics.writers import ProgressBar, Writers
 from ba_jax.run import Losses, Signals, mark_done, report_batch
@@ -79,7 +78,7 @@ class _SpikeError(TrainError):
 def _open_batches(data: Mapping[str, Any], model: Mapping[str, Any]):
     """Hosts that keep their counts of records in one folder count once."""
     cached = data.get("index_cache")
-    with distributed.first_alone("counting") if cached else contextlib.nullcontext():
+    with distributed.first_process_first("counting") if cached else contextlib.nullcontext():
         return open_batches(data, model, _count_records)
 
 
@@ -97,7 +96,7 @@ class _Evaluation:
         def evaluate(variables, arrays, key):
             return stage.evaluate(variables, arrays, stage.totals(arrays), key)
 
-        self._evaluate = jax.jit(sharding.for_mesh(mesh, evaluate))
+        self._evaluate = jax.jit(sharding.under_mesh(mesh, evaluate))
 
     def _arrays(self):
         host, hosts = sharding.row_share(self._mesh)
@@ -106,7 +105,7 @@ class _Evaluation:
             for _, batch in loader:
                 yield self._stage.arrays(batch)
 
-    def run(self, state: TrainState, deadline: distributed.Deadline) -> dict[str, float]:
+    def run(self, state: TrainState, deadline: distributed.Watchdog) -> dict[str, float]:
         """`eval/NAME` -> mean over the batches."""
         variables = state.variables(averaged=True)
         found: dict[str, list[float]] = {}
@@ -142,7 +141,9 @@ class _Trace:
 
     def before(self, step: int) -> None:
         """Called before each step."""
-        if self._until is None and (step == self._settings.profile_step or self._signals.trace):
+        if self._until is None and (
+            step == self._settings.profile_start_step or self._signals.trace
+        ):
             self._signals.trace = False
             jax.profiler.start_trace(str(self._folder))
             self._until = step + self._settings.profile_steps
@@ -166,8 +167,8 @@ def train(
 ) -> TrainState:
     """Runs a stage to its last step, or from where `workdir` left off; returns the last state.
 
-    Where another host is lost, or nothing happens for `train.deadline` seconds, it ends the process
-    with `distributed.LOST`, see there.
+    If another host is lost, or nothing happens for `train.step_timeout_seconds`, it ends the
+    process with `distributed.LOST`, see there.
 
     Args:
       config: of the run.
@@ -199,11 +200,11 @@ def train(
     eval_batches = None
     if config.eval_data:
         eval_batches = _open_batches(config.eval_data, config.model)
-    elif settings.evaluate_every or config.checkpoint.best:
+    elif settings.evaluate_every or config.checkpoint.keep_best:
         logging.warning("eval_data is empty: nothing is evaluated, and no checkpoint is the best")
 
     signals = Signals()
-    deadline = distributed.Deadline(settings.deadline, command)
+    deadline = distributed.Watchdog(settings.step_timeout_seconds, command)
     with Checkpoints(workdir, config.checkpoint) as checkpoints, signals:
         # Restore, in this order:
         # 1. the run's own latest checkpoint: everything, and the data go on at its step;
@@ -248,10 +249,10 @@ def train(
                 if loop.done == settings.steps:
                     mark_done(workdir, loop.done)
             except Exception as error:
-                if distributed.is_loss(error):
+                if distributed.is_host_loss(error):
                     # What closes from here on would wait for the others.
                     reason = f"{first_line(error)}; {loop.saved_steps()}"
-                    distributed.lost(command, f"after step {loop.done}: {reason}")
+                    distributed.exit_host_lost(command, f"after step {loop.done}: {reason}")
                 raise
             return state
 
@@ -274,13 +275,15 @@ class _Loop:
         self.workdir, self.mesh, self.batches = workdir, mesh, batches
         self.checkpoints, self.writers, self.signals = checkpoints, writers, signals
         self.deadline = deadline
-        self.losses = Losses(self.settings.spike, self.settings.spike_window)
+        self.losses = Losses(
+            self.settings.spike_standard_deviations, self.settings.spike_window_steps
+        )
         self.saved = self.evaluated = -1
         self.done = 0
         self.pending = None  # the last step's metrics, which the device may not have yet
         self.throughput = Throughput(
             jax.device_count(),
-            config.train.peak_flops or peak_flops(jax.devices()[0]),
+            config.train.peak_flops_per_device or peak_flops(jax.devices()[0]),
             processes=sharding.row_share(mesh)[1],
         )
         self.metrics: dict[str, float] = {}
@@ -291,7 +294,7 @@ class _Loop:
         settings = self.settings
         host, hosts = sharding.row_share(self.mesh)
         trace = _Trace(self.workdir / "profile", settings, self.signals)
-        hashes = _Hashes(self.workdir, first) if settings.record_batches else None
+        hashes = _Hashes(self.workdir, first) if settings.record_batch_hashes else None
         self.saved = first if first else -1
         self.done = first
         bar = ProgressBar(settings.steps, first, shown=self.is_first)
@@ -336,7 +339,7 @@ class _Loop:
                 raise  # it names what there is to go on from
             except Exception as error:
                 done = self.done
-                if distributed.is_loss(error):
+                if distributed.is_host_loss(error):
                     raise
                 if isinstance(error, BatchError) and self.signals.stop and jax.process_count() == 1:
                     # The signal went to the workers too.
@@ -424,7 +427,7 @@ class _Loop:
         raise _SpikeError(
             f"step {done}: {jump}. Its update and what came after are given up; from what was "
             "saved before the run comes to the same batch again: change the data, the optimizer "
-            f"or train.spike; {batch}"
+            f"or train.spike_standard_deviations; {batch}"
         )
 
     def _evaluate(self, state: TrainState, done: int, evaluation: _Evaluation) -> None:
@@ -540,27 +543,27 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     config = flags.FLAGS.config.to_dict()
     cache = dict(config.get("train", {})).get("compilation_cache", TrainSettings.compilation_cache)
-    use_compilation_cache(cache)
+    distributed.use_compilation_cache(cache)
     logging.set_verbosity(logging.INFO)
     _quieten()
     values, started = flags.FLAGS, time.time()
-    command = distributed.own_command("ba_jax.train")
+    command = distributed.command_line("ba_jax.train")
     go_on = distributed.resume_line(command)
     try:
-        joined = distributed.start_from_flags(command)
+        joined = distributed.initialize_from_flags(command)
         if joined:
             logging.info("%s", joined)
         state = train(config, values.workdir, command)
     except TrainError as error:
-        distributed.fail(command, error, 1, go_on)
-    except (ValueError, OSError, distributed.LostError) as error:
+        distributed.exit_with_error(command, error, 1, go_on)
+    except (ValueError, OSError, distributed.HostLostError) as error:
         logging.debug("", exc_info=True)
-        distributed.fail(command, error)
+        distributed.exit_with_error(command, error)
     except Exception as error:
         if not values.distributed:
             raise
         traceback.print_exc()
-        distributed.fail(command, error)
+        distributed.exit_with_error(command, error)
     step, minutes = int(state.step), (time.time() - started) / 60
     logging.info("%s: at step %d after %.1f min", values.workdir, step, minutes)
     if step < config["train"]["steps"]:

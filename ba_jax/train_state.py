@@ -52,7 +52,7 @@ class Program:
         self.init_key, self.eval_key, self.seed_key = keys
         self.shapes = jax.eval_shape(self.stage.init, self.init_key)
         flat = {name: leaf.shape for name, leaf in flatten(self.shapes["params"]).items()}
-        self.rates = optim.rates(flat, config.optimizer.rules)
+        self.rates = optim.learning_rate_multipliers(flat, config.optimizer.rules)
         trained = {name: rate for name, rate in self.rates.items() if rate is not None}
         self.counts = _counts(flat, trained)
         self.stage.trained = frozenset(
@@ -94,11 +94,11 @@ class Program:
             self.stage,
             self.optimizer,
             config.optimizer,
-            optim.schedule(config.optimizer, config.train.steps),
-            config.train.accumulate,
+            optim.learning_rate_schedule(config.optimizer, config.train.steps),
+            config.train.accumulation_steps,
         )
         return jax.jit(
-            sharding.for_mesh(self.mesh, step),
+            sharding.under_mesh(self.mesh, step),
             donate_argnums=0,
             out_shardings=(self.placement, None),
         )

@@ -1,23 +1,9 @@
-"""What all stages' configs have in common: every key of a run, with its default.
+"""What the configs of all stages share.
 
-  python -m ba_jax.train --config=configs/STAGE.py:SIZE --workdir=DIR [--config.a.b=c ...]
+    python -m ba_jax.train --config=configs/STAGE.py:SIZE --workdir=DIR [--config.a.b=c ...]
 
-seed         of parameters and of everything drawn in a step
-model        sizes, see configs/models.py
-stage        `name` and the settings of its class in ba_jax/stages
-data         what it is trained on, see configs/mixtures.py; eval_data: what it is evaluated on
-loader       worker processes of a host, and how many batches each builds ahead
-init         component -> the WORKDIR or checkpoint that it starts from; "random"; "" is random
-             where the stage trains it and an error where it does not
-optimizer    AdamW; `rules` say which parameters train (`ba_jax.optim.OptimizerSettings`)
-mesh         devices along replica, fsdp, tensor, sequence; -1 takes what is left. `slices`:
-             how many TPU slices (or groups of hosts) replica is laid over first
-train        steps, microbatches, precision, how often to log and evaluate, profiling. `attention`:
-             "xla", "splash" on TPUs, "cudnn" on GPUs. `frozen_param_dtype`: "bfloat16" halves what
-             frozen parameters take, but for the tokenizer's. What stops a run: a loss `spike`
-             deviations above the last `spike_window`, `deadline` seconds
-checkpoint   how often, and which stay: the `last` ones (1: none to fall back on, should it be
-             damaged) and the `best` by `metric`
+`base` has every key of a run with its default. The sections and keys are documented in
+`ba_jax.run_config.RunConfig` and the settings dataclasses that it names.
 """
 
 from __future__ import annotations
@@ -27,13 +13,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ba_jax.run_config import STAGES
+from ba_jax.checkpoints.manager import CheckpointSettings
+from ba_jax.data.loader import LoaderSettings
+from ba_jax.optim import OptimizerSettings
+from ba_jax.run_config import STAGES, TrainSettings
+from ba_jax.sharding import MeshSettings
 from ba_jax.vocab import COMPONENTS
 from configs import models
 
 
 def base(size: str, stage: str) -> ConfigDict:
-    """A run's config with the defaults of everything: a stage's file sets what is its own."""
+    """A run's config with the default of every key; the stage's file sets the rest."""
     return ConfigDict(
         {
             "seed": 0,
@@ -41,44 +31,12 @@ def base(size: str, stage: str) -> ConfigDict:
             "stage": {"name": stage, **dataclasses.asdict(STAGES[stage].settings_class())},
             "data": {},
             "eval_data": {},
-            "loader": {"workers": 0, "prefetch": 2},
+            "loader": dataclasses.asdict(LoaderSettings()),
             "init": dict.fromkeys(COMPONENTS, ""),
-            "optimizer": {
-                "rules": (),
-                "learning_rate": 1e-4,
-                "warmup": 0,
-                "schedule": "cosine",
-                "final": 0.1,
-                "b1": 0.9,
-                "b2": 0.98,
-                "epsilon": 1e-8,
-                "weight_decay": 0.0,
-                "clip": 1.0,
-                "clip_groups": (),
-                "average": 0.0,
-            },
-            "mesh": {"replica": -1, "fsdp": 1, "tensor": 1, "sequence": 1, "slices": 1},
-            "train": {
-                "steps": 1,
-                "accumulate": 1,
-                "dtype": "float32",
-                "remat": "none",
-                "attention": "xla",
-                "frozen_param_dtype": "float32",
-                "log_every": 10,
-                "evaluate_every": 0,
-                "evaluate_batches": 4,
-                "pictures": True,
-                "record_batches": False,
-                "spike": 0.0,
-                "spike_window": 128,
-                "deadline": 0.0,
-                "profile_step": -1,
-                "profile_steps": 3,
-                "peak_flops": 0.0,
-                "compilation_cache": "~/.cache/ba_jax/jax",
-            },
-            "checkpoint": {"every": 0, "last": 1, "best": 0, "metric": "eval/loss"},
+            "optimizer": dataclasses.asdict(OptimizerSettings()),
+            "mesh": dataclasses.asdict(MeshSettings()),
+            "train": dataclasses.asdict(TrainSettings()),
+            "checkpoint": dataclasses.asdict(CheckpointSettings()),
         }
     )
 
@@ -115,8 +73,8 @@ def at_scale(config: ConfigDict, *, fsdp: int = -1, replica: int = 1) -> ConfigD
     config.mesh.update({"replica": replica, "fsdp": fsdp})
     config.train.update({"dtype": "bfloat16", "remat": "full", "log_every": 20})
     config.train.update({"evaluate_every": 1000, "evaluate_batches": 16})
-    config.train.update({"spike": 12.0, "deadline": 1800.0})
-    config.checkpoint.update({"every": 500, "last": 3, "best": 1})
+    config.train.update({"spike_standard_deviations": 12.0, "step_timeout_seconds": 1800.0})
+    config.checkpoint.update({"every": 500, "keep_last": 3, "keep_best": 1})
     return config
 
 

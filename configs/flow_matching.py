@@ -43,10 +43,10 @@ def get_config(size: str = "nano") -> ConfigDict:
             (".*", None),
         )
         config.eval_data = common.of_split(config.data, "validation")
-        config.optimizer.update({"learning_rate": 2e-3, "warmup": 20})
+        config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 20})
         config.train.update({"steps": 200, "evaluate_every": 100, "evaluate_batches": 1})
         return config
     config.data.features = ("whisper_mel", "flow_mel")
-    config.optimizer.update({"learning_rate": 1e-4, "warmup": 2000, "average": 0.999})
+    config.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 2000, "ema_decay": 0.999})
     config.train.steps = 200_000
     return common.at_scale(config)

@@ -30,6 +30,6 @@ def get_config(size: str = "nano") -> ConfigDict:
     rest = r"llm/.*" if config.stage.audio == "codes" else r"(llm|audio_encoder|vq_bridge)/.*"
     config.optimizer.rules = ((rest, None), (".*", 1.0))
     config.optimizer.learning_rate = 3e-3 if nano else 1e-3
-    config.optimizer.warmup = 10 if nano else 500
+    config.optimizer.warmup_steps = 10 if nano else 500
     config.train.steps = 40 if nano else 5_000
     return config

@@ -9,8 +9,8 @@
   arg         model  data
   nano        nano   the embedded corpus, all tasks, as mels: the tokenizer runs in the step
   nano_codes  nano   the same as codes, in runs/codes: embedded, embedded_slow, embedded_fast
-                     (`python -m ba_jax.corpora.tokenize` with --speed=1, 0.9, 1.1), and spliced_1 and
-                     spliced_2 (`configs/prepare.py:spliced`, as in launch/demo.sh)
+                     (`python -m ba_jax.corpora.tokenize` with --speed=1, 0.9, 1.1), and
+                     spliced_1 and spliced_2 (`configs/prepare.py:spliced`, as in launch/demo.sh)
   nano_words  nano   of these, single words and phrases: the stage's first part
   1b5         1b5    the paper's mixture as codes, in datasets/
   7b          7b     the same
@@ -75,10 +75,10 @@ def get_config(size: str = "nano") -> ConfigDict:
                 del mixture[name]
         if spliced:  # of the training split alone
             mixture.said = mixtures.said_in_turns("validation")
-        config.optimizer.update({"learning_rate": 2.5e-3, "warmup": 20})
+        config.optimizer.update({"learning_rate": 2.5e-3, "warmup_steps": 20})
         steps = 320 if size == "nano_words" else 660
         config.train.update({"steps": steps, "evaluate_every": 100, "evaluate_batches": 6})
         return config
-    config.optimizer.update({"learning_rate": 2e-5, "warmup": 1000, "b2": 0.95})
+    config.optimizer.update({"learning_rate": 2e-5, "warmup_steps": 1000, "b2": 0.95})
     config.train.steps = 50_000
     return common.at_scale(config)

@@ -29,7 +29,7 @@ def get_config(size: str = "nano") -> ConfigDict:
         {
             "rules": ((".*", 1.0),),
             "learning_rate": 2e-3,
-            "warmup": 30,
+            "warmup_steps": 30,
             "weight_decay": 0.05,
         }
     )

@@ -48,5 +48,5 @@ def get_config(size: str = "nano") -> ConfigDict:
         config.optimizer.weight_decay = 0.0
         if not nano:
             config.data.rows = 8
-            config.train.accumulate = 8
+            config.train.accumulation_steps = 8
     return config

@@ -47,7 +47,7 @@ def get_config(size: str = "nano") -> ConfigDict:
     if size == "1b5":
         config.data = mixtures.get_config("tokenizer")
         config.stage.update({"replace_steps": 50_000, "restart_after": 1_000})
-        config.optimizer.update({"learning_rate": 1e-4, "warmup": 2_000})
+        config.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 2_000})
         config.train.steps = 200_000
         return common.at_scale(config)
     config.data = mixtures.get_config("tokenizer_nano")
@@ -69,6 +69,6 @@ def get_config(size: str = "nano") -> ConfigDict:
         config.stage.update({"kmeans_init_frames": 12_000, "decay": 0.99, "restart_after": 60})
         # Rows of the later codebooks differ by less than the default noise: it would drown them.
         config.stage.gumbel_temperature = 0.0005
-    config.optimizer.update({"learning_rate": 2e-3, "warmup": 20})
+    config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 20})
     config.train.update({"steps": 320, "evaluate_every": 80, "evaluate_batches": 2})
     return config

@@ -30,7 +30,7 @@ def get_config(size: str = "nano") -> ConfigDict:
             "learning_rate": 2e-4,
             "b1": 0.8,
             "b2": 0.99,
-            "clip": 10.0,
+            "clip_norm": 10.0,
             "clip_groups": (r"discriminators/.*",),
         }
     )

@@ -31,6 +31,7 @@ import tensorstore as ts
 from orbax.checkpoint import future as ocp_future
 
 from ba_jax.checkpoints import checksums
+from ba_jax.files import first_line
 
 # Bytes handed to TensorStore and not yet on disk. Two 64 MiB chunks in flight keep the disk busy
 # while the next one is prepared.
@@ -396,11 +397,6 @@ def refuse_damage(problem: str | None) -> None:
     """Raises `CheckpointError` if there is a problem."""
     if problem is not None:
         raise CheckpointError(f"{problem}: the checkpoint is damaged, expected another of the run")
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in a line."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def read_slice(directory: str | os.PathLike, path: str, index: Any = ()) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -197,10 +196,3 @@ def check_hosts(hosts: str) -> str:
     if hosts not in HOSTS:
         raise ConfigError(f"hosts {hosts!r}, expected one of {HOSTS}")
     return hosts
-
-
-def use_compilation_cache(folder: str) -> None:
-    """Keeps what XLA compiles, so that a second start takes seconds."""
-    if folder:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

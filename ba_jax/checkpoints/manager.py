@@ -28,6 +28,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from ba_jax.checkpoints import arrays, checksums
 from ba_jax.checkpoints.arrays import CheckpointError
+from ba_jax.files import first_line
 
 FOLDER = "checkpoints"
 CONFIG_FILE = "config.json"
@@ -37,25 +38,25 @@ _MESSAGE_BYTES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
-class KeepSettings:
+class CheckpointSettings:
     """Which checkpoints stay.
 
     Attributes:
-      every: steps between two; 0: at the end alone.
-      last: how many of the latest stay. With 1 there is nothing to fall back on should a file of
-        it be damaged.
-      best: how many of the best stay, by `metric` (lowest first); 0: none for being good.
-      metric: an evaluation's metric.
+      every: save every N steps; 0 saves only at the end.
+      keep_last: keep this many of the latest checkpoints. With 1 there is no fallback if a file of
+        it is damaged.
+      keep_best: also keep this many of the checkpoints with the lowest `best_metric`; 0: none.
+      best_metric: a metric of the evaluation.
     """
 
     every: int = 0
-    last: int = 1
-    best: int = 0
-    metric: str = "eval/loss"
+    keep_last: int = 1
+    keep_best: int = 0
+    best_metric: str = "eval/loss"
 
     def __post_init__(self):
-        if self.every < 0 or self.last < 1 or self.best < 0:
-            raise ValueError(f"{self}: expected every >= 0, last >= 1, best >= 0")
+        if self.every < 0 or self.keep_last < 1 or self.keep_best < 0:
+            raise ValueError(f"{self}: expected every >= 0, keep_last >= 1, keep_best >= 0")
 
 
 class _Folder(ocp.path.atomicity.AtomicRenameTemporaryPath):
@@ -83,17 +84,19 @@ class Checkpoints:
       CheckpointError: all are damaged; they stay where they are.
     """
 
-    def __init__(self, workdir: str | os.PathLike, settings: KeepSettings = KeepSettings()):
+    def __init__(
+        self, workdir: str | os.PathLike, settings: CheckpointSettings = CheckpointSettings()
+    ):
         self.folder = Path(workdir).absolute() / FOLDER
         self.settings = settings
         _set_damaged_aside(self.folder)
-        policies = [LatestN(settings.last)]
-        if settings.best:
+        policies = [LatestN(settings.keep_last)]
+        if settings.keep_best:
             policies.append(
                 BestN(
-                    get_metric_fn=lambda metrics: metrics[settings.metric],
+                    get_metric_fn=lambda metrics: metrics[settings.best_metric],
                     reverse=True,
-                    n=settings.best,
+                    n=settings.keep_best,
                     keep_checkpoints_without_metrics=False,
                 )
             )
@@ -101,7 +104,9 @@ class Checkpoints:
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
-                best_fn=(lambda metrics: metrics[settings.metric]) if settings.best else None,
+                best_fn=(lambda metrics: metrics[settings.best_metric])
+                if settings.keep_best
+                else None,
                 best_mode="min",
                 cleanup_tmp_directories=True,
                 temporary_path_class=_Folder,
@@ -125,12 +130,12 @@ class Checkpoints:
 
         Raises:
           CheckpointError: this one or the one before could not be written (a full disk); complete
-            ones are left alone. Or the evaluation has no `settings.metric`; this one is saved.
+            ones are left alone. Or the evaluation has no `settings.best_metric`; this one is saved.
         """
         if step in self._manager.all_steps():
             return
-        best = self.settings.metric
-        unknown = bool(self.settings.best and metrics and best not in metrics)
+        best = self.settings.best_metric
+        unknown = bool(self.settings.keep_best and metrics and best not in metrics)
         try:
             self._manager.save(
                 step,
@@ -147,7 +152,7 @@ class Checkpoints:
         if unknown:
             self.wait()
             raise CheckpointError(
-                f"{self.folder}: checkpoint.metric = {best!r}: expected a metric of the "
+                f"{self.folder}: checkpoint.best_metric = {best!r}: expected a metric of the "
                 f"evaluation, one of {sorted(metrics)}; saved at step {step}"
             )
 
@@ -164,7 +169,7 @@ class Checkpoints:
 
     def _failed(self, step: int | None, error: Exception) -> CheckpointError:
         what = "the last checkpoint" if step is None else f"checkpoint {step}, or the one before,"
-        reason = arrays.first_line(error)
+        reason = first_line(error)
         kept = complete_steps(self.folder)
         return CheckpointError(
             f"{self.folder}: {what} could not be written: {reason}. Complete ones: {kept or 'none'}"
@@ -195,7 +200,7 @@ class Checkpoints:
                 ),
             )
         except Exception as error:
-            reason = arrays.first_line(error)
+            reason = first_line(error)
             raise CheckpointError(f"{folder}: cannot be restored: {reason}") from error
         return restored["weights"], restored["train"], restored["note"]
 

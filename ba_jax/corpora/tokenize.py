@@ -362,7 +362,7 @@ def _sync(place: str) -> None:
 
 def _failed(command: str, error: Exception, code: int) -> int:
     if flags.FLAGS.distributed:
-        distributed.fail(command, error, code)  # the others are not waited for
+        distributed.exit_with_error(command, error, code)  # the others are not waited for
     print(f"error: {error}", file=sys.stderr)
     return code
 
@@ -373,9 +373,9 @@ def main(argv: list[str]) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
     if argv[1:]:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    command = distributed.own_command("ba_jax.corpora.tokenize")
+    command = distributed.command_line("ba_jax.corpora.tokenize")
     try:
-        joined = distributed.start_from_flags(command)
+        joined = distributed.initialize_from_flags(command)
         if joined:
             print(joined, flush=True)
         settings = TokenizeSettings(
@@ -401,9 +401,9 @@ def main(argv: list[str]) -> int:
     except (PrepareError, ShardError, OSError) as error:
         return _failed(command, error, FAILED)
     except RuntimeError as error:
-        if not distributed.is_loss(error):
+        if not distributed.is_host_loss(error):
             raise
-        distributed.fail(command, error)
+        distributed.exit_with_error(command, error)
     except (ConfigError, CheckpointError, SourceError, ValueError) as error:
         return _failed(command, error, USER_ERROR)
     except KeyboardInterrupt:

@@ -106,8 +106,10 @@ def generate(
         writes=first,
     )
     before = [found.lines.get(request.id) for request in asked]
-    done = sharding.of_the_first([line is not None for line in before])
-    failed = sum(sharding.of_the_first([line is not None and "error" in line for line in before]))
+    done = sharding.broadcast_from_first([line is not None for line in before])
+    failed = sum(
+        sharding.broadcast_from_first([line is not None and "error" in line for line in before])
+    )
     todo = [request for request, is_done in zip(asked, done, strict=True) if not is_done]
     counts = {"requests": len(asked), "done_before": len(asked) - len(todo)}
     if todo:
@@ -197,9 +199,9 @@ def main(argv: list[str]) -> int:
     import jax
 
     from ba_jax import distributed
-    from ba_jax.checkpoints.components import use_compilation_cache
     from ba_jax.config import ConfigError
     from ba_jax.data.text_tokenizer import TokenizerError
+    from ba_jax.distributed import use_compilation_cache
     from ba_jax.generate.requests import TASKS, RequestError
     from ba_jax.generate.results import ResultsError
 
@@ -209,9 +211,9 @@ def main(argv: list[str]) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
     config = values.config.to_dict()
     use_compilation_cache(config.get("compilation_cache", ""))
-    command = distributed.own_command("ba_jax.generate")
+    command = distributed.command_line("ba_jax.generate")
     try:
-        distributed.start_from_flags(command)
+        distributed.initialize_from_flags(command)
         counts = generate(
             config,
             argv[1],
@@ -225,9 +227,9 @@ def main(argv: list[str]) -> int:
             show_progress=not values.quiet and not values.stream,
         )
     except (ConfigError, RequestError, ResultsError, TokenizerError, ValueError) as error:
-        distributed.fail(command, error, USER_ERROR)
+        distributed.exit_with_error(command, error, USER_ERROR)
     except (RuntimeError, OSError) as error:
-        distributed.fail(command, error, FAILED)
+        distributed.exit_with_error(command, error, FAILED)
     except KeyboardInterrupt:
         print("interrupted: run again to go on", file=sys.stderr)
         return INTERRUPTED

@@ -106,7 +106,7 @@ def sum_over_chunks(
     length = mask_BL.shape[1]
     if chunk <= 0 or length <= chunk:
         return function(*arrays)
-    parts = sharding.parts_of("length")
+    parts = sharding.num_shards("length")
     if length % parts or chunk % parts:
         parts = 1
     own, share = length // parts, chunk // parts

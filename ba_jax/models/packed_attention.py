@@ -63,7 +63,7 @@ def packed_attention(
     if mesh is not None and heads % mesh.shape["tensor"] == 0:
         tensor = mesh.shape["tensor"]
     length = q_BLHD.shape[1]
-    rows = 1 if mesh is None else sharding.parts_of("batch")
+    rows = 1 if mesh is None else sharding.num_shards("batch")
     if q_BLHD.shape[0] % rows:
         raise AttentionError(
             f"{q_BLHD.shape[0]} rows (of a microbatch) on {rows} devices: expected a multiple"

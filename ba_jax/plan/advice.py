@@ -43,11 +43,11 @@ def training(
         found.append(
             f"--config.train.frozen_param_dtype=bfloat16 (now float32): {size(frozen // 2)} less"
         )
-    share = rows // config.train.accumulate
+    share = rows // config.train.accumulation_steps
     if share > 1:
         found.append(
-            f"--config.train.accumulate={2 * config.train.accumulate} (now "
-            f"{config.train.accumulate}): the same batch in more microbatches"
+            f"--config.train.accumulation_steps={2 * config.train.accumulation_steps} (now "
+            f"{config.train.accumulation_steps}): the same batch in more microbatches"
         )
         found.append(f"--rows={rows // 2} (now {rows}): fewer rows a share of the mesh")
     if state > limit / 2:
@@ -57,8 +57,8 @@ def training(
         )
         if mesh["replica"] > 1:
             found.append(f"--config.mesh.replica=1 (now {mesh['replica']}): fewer copies")
-        if config.optimizer.average:
-            found.append(f"--config.optimizer.average=0 (now {config.optimizer.average:g})")
+        if config.optimizer.ema_decay:
+            found.append(f"--config.optimizer.ema_decay=0 (now {config.optimizer.ema_decay:g})")
     if divides_positions:
         number = 2 * mesh["sequence"]
         found.append(f"--config.mesh.sequence={number}: divide each row's positions")

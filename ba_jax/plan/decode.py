@@ -115,7 +115,7 @@ def decode_step(
     limits = Limits(*(np.zeros((rows,), t) for t in (np.int32, np.int32, bool)))
     arguments = (variables, state, *_over_rows((keys, limits), mesh))
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    function = jax.jit(sharding.for_mesh(mesh, step), donate_argnums=1, out_shardings=places)
+    function = jax.jit(sharding.under_mesh(mesh, step), donate_argnums=1, out_shardings=places)
     counts = {
         name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
         for name, tree in variables["params"].items()

@@ -86,7 +86,7 @@ def changed(config: RunConfig, candidate: Candidate) -> RunConfig:
         tensor=candidate.tensor,
         sequence=candidate.sequence,
     )
-    train = dataclasses.replace(config.train, remat=candidate.remat, accumulate=1)
+    train = dataclasses.replace(config.train, remat=candidate.remat, accumulation_steps=1)
     return dataclasses.replace(config, mesh=mesh, train=train)
 
 

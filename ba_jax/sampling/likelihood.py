@@ -134,7 +134,7 @@ class Scorer:
             for collection, tree in variables.items()
         }
         self._model = BaichuanAudio(self.config, dtype=dtype)
-        run = sharding.for_mesh(sharding.mesh_of(self._variables), self._batch)
+        run = sharding.under_mesh(sharding.mesh_of(self._variables), self._batch)
         self._run = jax.jit(run, static_argnames=("texts", "frames"))
 
     def __call__(

@@ -73,7 +73,8 @@ class Stepper:
       rows: batch size.
       capacity: slots of the cache, a row.
       max_text, max_frames: the most that a row may produce in a turn.
-      feedback_codebooks: of the frames that it says, the model reads the first so many; 0: all. For one
+      feedback_codebooks: of the frames that it says, the model reads the first so many; 0: all. For
+        one
         that learnt to speak so (`LMSettings.speech_dropout`).
       dtype: compute type, and that of the cache.
       place: puts a batch's arrays (rows first) on the devices.
@@ -129,7 +130,7 @@ class Stepper:
         self._stops = self._checked_stops(stops)
         mesh = sharding.mesh_of(self._variables)
         start, read, run = (
-            sharding.for_mesh(mesh, function)
+            sharding.under_mesh(mesh, function)
             for function in (self._start_in_jit, self._read_in_jit, self._run_in_jit)
         )
         self._start = jax.jit(start)

@@ -75,7 +75,7 @@ def new_state(
         if rates[name] is None
     }
     average = {}
-    if settings.average:
+    if settings.ema_decay:
         average = {name: leaf.astype(jnp.float32) for name, leaf in trained.items()}
     return TrainState(
         jnp.zeros((), jnp.int32),
@@ -119,7 +119,8 @@ def make_step(
         rows = jax.tree.leaves(arrays)[0].shape[0]
         if rows % accumulate:
             raise StageError(
-                f"a batch of {rows} rows, train.accumulate = {accumulate}: expected a divisor"
+                f"a batch of {rows} rows, train.accumulation_steps = {accumulate}: "
+                "expected a divisor"
             )
 
         def part(number):
@@ -152,7 +153,7 @@ def make_step(
         )
         average = state.average
         if average:
-            average = optim.averaged(average, trained, settings.average, state.step)
+            average = optim.update_ema(average, trained, settings.ema_decay, state.step)
         norms = optim.group_norms(grads, {name: name.split("/")[0] for name in grads})
         norm = jnp.sqrt(sum(jnp.square(n) for n in norms.values()))
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)

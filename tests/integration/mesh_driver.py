@@ -185,7 +185,7 @@ def attention_apart(mesh: Mesh) -> list[float]:
 
     want = jax.jit(gradients("xla"))(q, k, v)
     places = sharding.replicated(mesh)
-    found = jax.jit(sharding.for_mesh(mesh, gradients(INTERPRETED)))(
+    found = jax.jit(sharding.under_mesh(mesh, gradients(INTERPRETED)))(
         *(jax.device_put(array, places) for array in (q, k, v))
     )
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True)
@@ -217,7 +217,7 @@ def main(dataset: str, out: str, *stages: str) -> None:
         found[name] = attention_apart(mesh_of(sizes))
     mesh = mesh_of(SPLIT)
     llm = LLMConfig(**small_run.LLM | {"kv_heads": 2})
-    make = sharding.for_mesh(
+    make = sharding.under_mesh(
         mesh,
         lambda zero: init_cache(llm, ROWS, 4, "float32")._replace(lengths_B=jnp.full(ROWS, zero)),
     )

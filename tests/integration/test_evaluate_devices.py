@@ -109,7 +109,7 @@ def test_two_processes_of_two_devices_each(config, checkpoints, one, tmp_path):
     # The first is killed after a batch; JAX ends the other.
     first, second = two_processes(*given, kill_after=1)
     assert first.returncode == -9 and second.returncode == LOST, second.stderr
-    assert second.stderr.splitlines()[-1].startswith("to go on: python -m ba_jax.evaluate ")
+    assert second.stderr.splitlines()[-1].startswith("to resume: python -m ba_jax.evaluate ")
     part = tmp_path / "out" / "hosts" / "0" / "generations" / "asr.jsonl"
     assert len(part.read_text().splitlines()) == 1 + 2
     first, second = two_processes(*given)

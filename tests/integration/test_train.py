@@ -35,11 +35,11 @@ from tests.unit.stages.small_run import assert_equal, metrics, saved, text_run
 
 STEPS = 8
 EVERYTHING = {
-    "train__accumulate": 2,
+    "train__accumulation_steps": 2,
     "train__evaluate_every": 4,
-    "optimizer__average": 0.9,
+    "optimizer__ema_decay": 0.9,
     "checkpoint__every": 2,
-    "checkpoint__last": 2,
+    "checkpoint__keep_last": 2,
 }
 """Of a run whose every kind of state must come back."""
 
@@ -136,7 +136,7 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(whole, tmp_path, how):
     done = train_driver.run(config, tmp_path / "run", how, 4)
     assert done.returncode == 0, done.stderr
     assert "stopped at step 5; the same command goes on there" in done.stderr
-    assert done.stderr.splitlines()[-1].partition("to go on: python -m ba_jax.train ")[2]
+    assert done.stderr.splitlines()[-1].partition("to resume: python -m ba_jax.train ")[2]
     assert not (tmp_path / "run" / "done").exists()
     assert complete_steps(tmp_path / "run" / "checkpoints")[-1] == 5
     assert max(metrics(tmp_path / "run")) == 5
@@ -183,7 +183,7 @@ def test_more_steps_go_on_and_fewer_are_refused(copied):
 
 def test_another_optimiser_setting_goes_on(copied):
     config, workdir = copied
-    changes = {"train__steps": 9, "optimizer__clip": 0.0, "optimizer__weight_decay": 0.0}
+    changes = {"train__steps": 9, "optimizer__clip_norm": 0.0, "optimizer__weight_decay": 0.0}
     assert int(train(small_run.changed(config, changes), workdir).step) == 9
 
 
@@ -229,7 +229,11 @@ def test_a_loss_that_jumps_stops_and_is_not_kept(dataset, tmp_path, monkeypatch)
         return value * jnp.where(step == 5, 3.0, 1.0), aux
 
     monkeypatch.setattr(TextLMStage, "loss", jumping)
-    changes = {"checkpoint__every": 2, "train__spike": 6.0, "train__spike_window": 3}
+    changes = {
+        "checkpoint__every": 2,
+        "train__spike_standard_deviations": 6.0,
+        "train__spike_window_steps": 3,
+    }
     config = text_run(dataset, **changes)
     with pytest.raises(TrainError) as error:
         train(config, tmp_path)
@@ -261,7 +265,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_exactly(copied, w
 
 def test_a_rate_that_is_too_large_stops(dataset, tmp_path):
     """Values overflow; what is saved is finite."""
-    config = text_run(dataset, optimizer__learning_rate=3e38, optimizer__warmup=0)
+    config = text_run(dataset, optimizer__learning_rate=3e38, optimizer__warmup_steps=0)
     with pytest.raises(TrainError, match="not finite, the step changed nothing"):
         train(config, tmp_path)
     (last,) = complete_steps(tmp_path / "checkpoints")
@@ -364,8 +368,8 @@ def test_what_is_wrong_is_said_before_anything_is_trained(dataset, whole, tmp_pa
 
 
 def test_rows_that_do_not_divide_into_microbatches(dataset, tmp_path):
-    with pytest.raises(TrainError, match="4 rows, train.accumulate = 3.*nothing was saved"):
-        train(text_run(dataset, train__accumulate=3), tmp_path)
+    with pytest.raises(TrainError, match="4 rows, train.accumulation_steps = 3.*nothing was saved"):
+        train(text_run(dataset, train__accumulation_steps=3), tmp_path)
 
 
 def test_a_workdir_of_another_config_is_refused_and_left_alone(copied):
@@ -398,7 +402,7 @@ def test_the_command_says_it_in_a_line(dataset, tmp_path, monkeypatch, changes, 
         distributed=False,
     )
     monkeypatch.setattr(train_module, "flags", types.SimpleNamespace(FLAGS=values))
-    monkeypatch.setattr(train_module.distributed, "start_from_flags", lambda command: None)
+    monkeypatch.setattr(train_module.distributed, "initialize_from_flags", lambda command: None)
     with pytest.raises(SystemExit) as error:
         train_module.main(["train"])
     assert re.match(f"ba_jax.train: .*{message}", str(error.value), re.DOTALL)
@@ -415,8 +419,16 @@ def test_a_workdir_that_is_a_file(dataset, tmp_path, monkeypatch):
 
 def test_traces_and_the_best_checkpoint(dataset, tmp_path, at_step):
     """A trace from a step on, and one more on SIGUSR1; the best by the evaluation stays."""
-    changes = {"train__profile_step": 1, "train__profile_steps": 1, "train__evaluate_every": 2}
-    changes |= {"checkpoint__every": 2, "checkpoint__best": 1, "checkpoint__metric": "eval/text"}
+    changes = {
+        "train__profile_start_step": 1,
+        "train__profile_steps": 1,
+        "train__evaluate_every": 2,
+    }
+    changes |= {
+        "checkpoint__every": 2,
+        "checkpoint__keep_best": 1,
+        "checkpoint__best_metric": "eval/text",
+    }
 
     def ask():
         time.sleep(1.1)  # a trace's folder is named by the second

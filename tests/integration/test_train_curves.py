@@ -31,7 +31,7 @@ def dataset(tmp_path_factory):
 
 def curves(name: str, dataset: pathlib.Path, workdir: pathlib.Path) -> dict[str, list[float]]:
     """Some metrics of 20 steps."""
-    config = RUNS[name](dataset, train__steps=STEPS, train__record_batches=False, eval_data={})
+    config = RUNS[name](dataset, train__steps=STEPS, train__record_batch_hashes=False, eval_data={})
     train(config, workdir)
     names = ["loss", "grad_norm", "text_accuracy"]
     names += ["text_audio_rows", "audio/0", "audio/1"] if name == "lm" else []
@@ -58,7 +58,7 @@ def test_losses_are_those_that_are_stored(name, dataset, tmp_path):
 @pytest.mark.slow
 def test_a_run_with_audio_goes_on_exactly(dataset, tmp_path):
     """Codebooks, their ages, microbatches and averages: all come back. Pictures are drawn."""
-    changes = {"train__steps": 6, "train__accumulate": 2, "optimizer__average": 0.9}
+    changes = {"train__steps": 6, "train__accumulation_steps": 2, "optimizer__ema_decay": 0.9}
     changes |= {"checkpoint__every": 2, "train__evaluate_every": 3}
     config = small_run.tokenizer_run(dataset, **changes)
     # All in processes of their own: what ran before in this one must not show.

@@ -35,7 +35,7 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus") / "small"
     dataset = small_corpus.write_dataset(folder, small_run.records())
     changes = {"train__steps": STEPS, "data__rows": ROWS, "eval_data": {}}
-    return small_run.text_run(dataset, **changes, checkpoint__every=2, checkpoint__last=2)
+    return small_run.text_run(dataset, **changes, checkpoint__every=2, checkpoint__keep_last=2)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_one_that_is_killed_ends_the_other(moved):
     assert second.returncode == LOST, second.stderr
     what, how = second.stderr.splitlines()[-2:]
     assert re.match(r"ba_jax\.train: .*another (process|one) was lost", what), what
-    assert how.startswith("to go on: python -m ba_jax.train ") and "--process=1" in how
+    assert how.startswith("to resume: python -m ba_jax.train ") and "--process=1" in how
 
 
 def test_a_signal_to_one_of_four_stops_all_at_the_same_step(moved):
@@ -84,7 +84,7 @@ def test_a_signal_to_one_of_four_stops_all_at_the_same_step(moved):
         assert done.returncode == 0, done.stderr
         assert f"process {number} of 4 (from flags): 1 of 4 cpu devices" in done.stderr
         assert f"stopped at step {stopped}; the same command goes on there" in done.stderr
-        assert "to go on: python -m ba_jax.train " in done.stderr.splitlines()[-1]
+        assert "to resume: python -m ba_jax.train " in done.stderr.splitlines()[-1]
 
 
 def test_losses_and_parameters_are_those_of_one_process(one, moved):
@@ -147,12 +147,12 @@ def test_each_host_reads_its_share_alone(config, moved, monkeypatch):
 
 def test_what_hangs_is_ended(config, tmp_path):
     """A process whose heartbeat goes on: only the deadline tells."""
-    changes = {"train__deadline": 6.0, "train__steps": 6}
+    changes = {"train__step_timeout_seconds": 6.0, "train__steps": 6}
     done = train_driver.run(small_run.changed(config, changes), tmp_path / "run", "hang", 5)
     assert done.returncode == LOST, done.stderr
     what, how = done.stderr.splitlines()[-2:]
     assert what.startswith("ba_jax.train: what follows the checkpoint of step 4 took longer than 6")
-    assert how.startswith("to go on: python -m ba_jax.train ")
+    assert how.startswith("to resume: python -m ba_jax.train ")
     assert "train_driver.py" in done.stderr  # where it hung
     assert complete_steps(tmp_path / "run" / "checkpoints") == [2, 4]
 

@@ -6,7 +6,7 @@ import pytest
 from absl import flags as absl_flags
 
 from ba_jax import distributed
-from ba_jax.distributed import DistributedError, LostError
+from ba_jax.distributed import DistributedError, HostLostError
 
 COMMAND = "python -m ba_jax.train --workdir=x"
 FLAGS = ("host:1", 4, 3)
@@ -109,10 +109,10 @@ def flag_values(monkeypatch):
 
 def test_flags_without_distributed_are_refused(flag_values):
     flag_values(["x"])
-    assert distributed.start_from_flags(COMMAND) is None
+    assert distributed.initialize_from_flags(COMMAND) is None
     flag_values(["x", "--process=1"])
     with pytest.raises(DistributedError, match="--process without --distributed"):
-        distributed.start_from_flags(COMMAND)
+        distributed.initialize_from_flags(COMMAND)
 
 
 def test_nothing_found_is_said(monkeypatch):
@@ -125,12 +125,14 @@ def test_nothing_found_is_said(monkeypatch):
 
     monkeypatch.setattr(distributed.jax.distributed, "initialize", initialize)
     with pytest.raises(DistributedError, match="expected a TPU pod, SLURM, .*or --coordinator"):
-        distributed.start(COMMAND)
+        distributed.initialize(COMMAND)
 
 
 def test_an_error_in_one_process_is_no_loss():
-    assert not distributed.is_loss(ValueError("Gloo all-reduce failed: Connection closed by peer"))
-    assert distributed.is_loss(LostError("not all came"))
+    assert not distributed.is_host_loss(
+        ValueError("Gloo all-reduce failed: Connection closed by peer")
+    )
+    assert distributed.is_host_loss(HostLostError("not all came"))
 
 
 @pytest.mark.parametrize(
@@ -146,14 +148,14 @@ def test_an_error_in_one_process_is_no_loss():
 )
 def test_what_is_raised_when_another_process_is_gone(monkeypatch, text, loss):
     monkeypatch.setattr(distributed, "_are_several", lambda: True)
-    assert distributed.is_loss(RuntimeError(text)) == loss
+    assert distributed.is_host_loss(RuntimeError(text)) == loss
 
 
 def test_a_failure_of_one_process_is_told_as_ever(capfd):
     with pytest.raises(SystemExit) as error:
-        distributed.fail(COMMAND, ValueError("wrong"), 1, "more")
+        distributed.exit_with_error(COMMAND, ValueError("wrong"), 1, "more")
     assert str(error.value) == "ba_jax.train: wrong\nmore"
     with pytest.raises(SystemExit) as error:
-        distributed.fail(COMMAND, ValueError("wrong"), 2)
+        distributed.exit_with_error(COMMAND, ValueError("wrong"), 2)
     assert error.value.code == 2
     assert capfd.readouterr().err == "ba_jax.train: wrong\n"

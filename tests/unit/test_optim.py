@@ -24,14 +24,16 @@ def settings(**changes) -> OptimizerSettings:
 
 def test_the_first_rule_that_matches_a_whole_name_decides():
     rules = (("llm/embedding", None), (r"llm/.*", 0.5), (r".*kernel", 2.0))
-    assert optim.rates(NAMES, rules) == {
+    assert optim.learning_rate_multipliers(NAMES, rules) == {
         "llm/embedding": None,
         "llm/layers/query/kernel": 0.5,
         "llm/norm/scale": 0.5,
         "audio_head/out/kernel": 2.0,
     }
     with pytest.raises(OptimError, match="llm/embedding: no rule covers"):
-        optim.rates(NAMES, (("embedding", None), (".*(kernel|scale)", 1.0)))  # not a whole name
+        optim.learning_rate_multipliers(
+            NAMES, (("embedding", None), (".*(kernel|scale)", 1.0))
+        )  # not a whole name
 
 
 @pytest.mark.parametrize(
@@ -47,23 +49,23 @@ def test_the_first_rule_that_matches_a_whole_name_decides():
 )
 def test_rules_that_cannot_be_trained_with(rules, message):
     with pytest.raises(OptimError, match=message):
-        optim.rates(NAMES, rules)
+        optim.learning_rate_multipliers(NAMES, rules)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"rules": (("llm/(", 1.0),)}, re.escape("rule 'llm/(': not a regular expression")),
-        ({"rules": ((".*", -1.0),)}, r"rule '\.\*': rate -1.0"),
-        ({"rules": ((".*", math.nan),)}, "rate nan"),
+        ({"rules": ((".*", -1.0),)}, r"rule '\.\*': multiplier -1.0"),
+        ({"rules": ((".*", math.nan),)}, "multiplier nan"),
         ({"schedule": "cosin"}, "schedule 'cosin', expected one of"),
         ({"learning_rate": 0.0}, "learning_rate = 0.0"),
         ({"learning_rate": math.nan}, "learning_rate = nan"),
-        ({"warmup": -1}, "warmup = -1"),
-        ({"clip": -0.1}, "clip = -0.1"),
+        ({"warmup_steps": -1}, "warmup_steps = -1"),
+        ({"clip_norm": -0.1}, "clip_norm = -0.1"),
         ({"weight_decay": -1.0}, "weight_decay = -1.0"),
-        ({"final": 1.5}, "final = 1.5"),
-        ({"average": 2.0}, "average = 2.0"),
+        ({"final_learning_rate_ratio": 1.5}, "final_learning_rate_ratio = 1.5"),
+        ({"ema_decay": 2.0}, "ema_decay = 2.0"),
         ({"b2": -0.1}, "b2 = -0.1"),
     ],
 )
@@ -74,24 +76,26 @@ def test_settings_that_make_no_sense(changes, message):
 
 def rates_of(steps: int, **changes) -> np.ndarray:
     """Of every step of a run."""
-    at = optim.schedule(settings(**changes), steps)
+    at = optim.learning_rate_schedule(settings(**changes), steps)
     return np.array([float(at(step)) for step in range(steps)]) / 1e-2
 
 
 def test_schedules():
-    warmed = rates_of(9, warmup=4)
+    warmed = rates_of(9, warmup_steps=4)
     np.testing.assert_allclose(warmed[:4], [0.25, 0.5, 0.75, 1.0], rtol=1e-6)
     cosine = 0.1 + 0.9 * (1 + np.cos(np.pi * np.arange(5) / 4)) / 2
     np.testing.assert_allclose(warmed[4:], cosine, rtol=1e-6)
     np.testing.assert_allclose(rates_of(5), cosine, rtol=1e-6)
-    np.testing.assert_allclose(rates_of(5, final=0.0)[-1], 0.0, atol=1e-6)
+    np.testing.assert_allclose(rates_of(5, final_learning_rate_ratio=0.0)[-1], 0.0, atol=1e-6)
     np.testing.assert_allclose(
-        rates_of(5, schedule="linear", final=0.2), [1.0, 0.8, 0.6, 0.4, 0.2], rtol=1e-6
+        rates_of(5, schedule="linear", final_learning_rate_ratio=0.2),
+        [1.0, 0.8, 0.6, 0.4, 0.2],
+        rtol=1e-6,
     )
-    np.testing.assert_allclose(rates_of(4, schedule="constant", warmup=2), [0.5, 1, 1, 1])
-    np.testing.assert_allclose(rates_of(3, warmup=1)[:2], [1, 1])
+    np.testing.assert_allclose(rates_of(4, schedule="constant", warmup_steps=2), [0.5, 1, 1, 1])
+    np.testing.assert_allclose(rates_of(3, warmup_steps=1)[:2], [1, 1])
     # A warm-up longer than the run, and a run of one step.
-    np.testing.assert_allclose(rates_of(2, warmup=4), [0.25, 0.5])
+    np.testing.assert_allclose(rates_of(2, warmup_steps=4), [0.25, 0.5])
     np.testing.assert_allclose(rates_of(1), [1.0])
 
 
@@ -144,13 +148,13 @@ def adamw(params, gradients, config: OptimizerSettings, rates, steps: int):
     params = {n: p.astype(np.float64) for n, p in params.items()}
     m = {n: np.zeros_like(p) for n, p in params.items()}
     v = {n: np.zeros_like(p) for n, p in params.items()}
-    at = optim.schedule(config, steps)
+    at = optim.learning_rate_schedule(config, steps)
     for t, grads in enumerate(gradients):
         for group in ("a/", "b/"):
             here = [n for n in grads if n.startswith(group)]
             norm = np.sqrt(sum((grads[n].astype(np.float64) ** 2).sum() for n in here))
             for n in here:
-                g = grads[n] * min(1.0, config.clip / norm)
+                g = grads[n] * min(1.0, config.clip_norm / norm)
                 m[n] = config.b1 * m[n] + (1 - config.b1) * g
                 v[n] = config.b2 * v[n] + (1 - config.b2) * g**2
                 m_hat = m[n] / (1 - config.b1 ** (t + 1))
@@ -163,7 +167,7 @@ def adamw(params, gradients, config: OptimizerSettings, rates, steps: int):
 
 
 def test_adamw_against_numpy():
-    config = settings(warmup=2, weight_decay=0.1, clip=0.7, clip_groups=("a/.*",))
+    config = settings(warmup_steps=2, weight_decay=0.1, clip_norm=0.7, clip_groups=("a/.*",))
     trained = {"a/kernel": 1.0, "a/bias": 0.5, "b/kernel": 2.0, "b/embedding": 0.0}
     params, gradients = draw(1), [draw(seed, 2.0) for seed in range(2, 7)]
     optimizer = optim.make_optimizer(config, trained, SHAPES, steps=5)
@@ -184,7 +188,11 @@ def test_state_has_the_same_tree_whatever_is_on():
     """A run may go on without clipping or decay."""
     trained, params = dict.fromkeys(SHAPES, 1.0), {n: jnp.zeros(s) for n, s in SHAPES.items()}
     trees = []
-    for changes in ({"clip": 0.0}, {"weight_decay": 0.1}, {"warmup": 3, "schedule": "constant"}):
+    for changes in (
+        {"clip_norm": 0.0},
+        {"weight_decay": 0.1},
+        {"warmup_steps": 3, "schedule": "constant"},
+    ):
         optimizer = optim.make_optimizer(settings(**changes), trained, SHAPES, 5)
         leaves = jax.tree_util.tree_leaves_with_path(optimizer.init(params))
         names = [str(path) for path, _ in leaves]
@@ -207,7 +215,7 @@ def test_running_average():
     expected = np.zeros(3)
     for step in range(30):
         params = {"a": jnp.full(3, float(step + 1))}
-        average = optim.averaged(average, params, 0.6, jnp.asarray(step))
+        average = optim.update_ema(average, params, 0.6, jnp.asarray(step))
         decay = min(0.6, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * (step + 1)
     np.testing.assert_allclose(average["a"], expected, rtol=1e-6)

@@ -23,7 +23,7 @@ def test_a_jump_is_told_with_its_limit():
     losses = fed(4.0, 4, (9.0, 1.0, 3.0, 1.0, 3.0))  # the first is forgotten
     message = losses.jump(6.1)
     assert message.startswith("loss 6.1 after 4 of mean 2 and deviation 1: expected at most 6 ")
-    assert "train.spike = 4" in message
+    assert "train.spike_standard_deviations = 4" in message
 
 
 def test_it_waits_for_a_full_window_and_can_be_off():

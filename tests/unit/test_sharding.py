@@ -187,5 +187,7 @@ def test_without_a_mesh_nothing_is_constrained():
     assert sharding.current_mesh() is None
     assert sharding.constrain(x, "batch", None) is x
     one = sharding.make_mesh(MeshSettings(), jax.devices()[:1])
-    text = jax.jit(sharding.for_mesh(one, lambda x: sharding.constrain(x, "batch", None))).lower(x)
+    text = jax.jit(sharding.under_mesh(one, lambda x: sharding.constrain(x, "batch", None))).lower(
+        x
+    )
     assert "sharding_constraint" not in text.as_text()

@@ -70,8 +70,8 @@ def make(given: argparse.Namespace, wanted: Sequence[int]) -> int:
     """
     from absl import logging
 
-    from ba_jax.checkpoints.components import use_compilation_cache
     from ba_jax.config import from_mapping
+    from ba_jax.distributed import use_compilation_cache
     from ba_jax.evals.judges.recogniser import Judge, JudgeSettings
     from ba_jax.evals.paper import table as table_lib
     from ba_jax.evals.paper.published import TITLES

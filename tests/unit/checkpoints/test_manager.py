@@ -17,7 +17,12 @@ import pytest
 
 from ba_jax.checkpoints import checksums, manager
 from ba_jax.checkpoints.arrays import CheckpointError, check_files, load_variables, save_variables
-from ba_jax.checkpoints.manager import Checkpoints, KeepSettings, complete_steps, weights_folder
+from ba_jax.checkpoints.manager import (
+    Checkpoints,
+    CheckpointSettings,
+    complete_steps,
+    weights_folder,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 NOTE = {"stage": "toy", "seed": 0}
@@ -61,10 +66,10 @@ def test_everything_comes_back(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "left"),
     [
-        (KeepSettings(last=1), [5]),
-        (KeepSettings(last=2), [4, 5]),
-        (KeepSettings(last=1, best=1), [2, 5]),
-        (KeepSettings(last=1, best=2), [2, 4, 5]),
+        (CheckpointSettings(keep_last=1), [5]),
+        (CheckpointSettings(keep_last=2), [4, 5]),
+        (CheckpointSettings(keep_last=1, keep_best=1), [2, 5]),
+        (CheckpointSettings(keep_last=1, keep_best=2), [2, 4, 5]),
     ],
 )
 def test_the_last_and_the_best_stay(tmp_path, settings, left):
@@ -76,7 +81,7 @@ def test_the_last_and_the_best_stay(tmp_path, settings, left):
 
 
 def test_the_best_stays_over_a_restart(tmp_path):
-    settings = KeepSettings(last=1, best=1)
+    settings = CheckpointSettings(keep_last=1, keep_best=1)
     for steps in ({1: 0.2, 2: 0.5}, {3: 0.4, 4: 0.3}):
         with Checkpoints(tmp_path, settings) as checkpoints:
             for step, loss in steps.items():
@@ -88,29 +93,31 @@ def test_a_metric_that_no_evaluation_gives_is_named_and_nothing_is_lost(tmp_path
     with pytest.raises(
         CheckpointError, match="'eval/los': expected .*'eval/loss'.*saved at step 2"
     ):
-        with Checkpoints(tmp_path, KeepSettings(best=1, metric="eval/los")) as checkpoints:
+        with Checkpoints(
+            tmp_path, CheckpointSettings(keep_best=1, best_metric="eval/los")
+        ) as checkpoints:
             save(checkpoints, 2, 0.5)
     np.testing.assert_array_equal(restore(tmp_path, 2)[1]["step"], 2)
 
 
 def test_settings_that_make_no_sense():
-    for wrong in ({"every": -1}, {"last": 0}, {"best": -1}):
-        with pytest.raises(ValueError, match="expected every >= 0, last >= 1, best >= 0"):
-            KeepSettings(**wrong)
+    for wrong in ({"every": -1}, {"keep_last": 0}, {"keep_best": -1}):
+        with pytest.raises(ValueError, match="expected every >= 0, keep_last >= 1, keep_best >= 0"):
+            CheckpointSettings(**wrong)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A workdir with checkpoints 1 and 2; to be copied."""
     folder = tmp_path_factory.mktemp("run")
-    with Checkpoints(folder, KeepSettings(last=2)) as checkpoints:
+    with Checkpoints(folder, CheckpointSettings(keep_last=2)) as checkpoints:
         save(checkpoints, 1)
         save(checkpoints, 2)
     return folder
 
 
 def test_other_shapes_and_other_trees_are_refused(run):
-    with Checkpoints(run, KeepSettings(last=2)) as checkpoints:
+    with Checkpoints(run, CheckpointSettings(keep_last=2)) as checkpoints:
         with pytest.raises(CheckpointError, match=r"misshapen .*expected \(4, 5\), got \(4, 3\)"):
             checkpoints.restore(2, expected(weights(0, 5)), expected(train(0)))
         more = {"params": {**weights(0)["params"], "vocoder": {"x": jnp.zeros(2)}}}
@@ -132,7 +139,7 @@ def test_an_interrupted_write_is_ignored(run, tmp_path):
     shutil.rmtree(folder / "3.orbax-checkpoint-tmp" / "train")
     assert complete_steps(folder) == [1, 2]
     assert weights_folder(work) == folder / "2" / "weights"
-    with Checkpoints(work, KeepSettings(last=2)) as checkpoints:
+    with Checkpoints(work, CheckpointSettings(keep_last=2)) as checkpoints:
         assert checkpoints.latest() == 2
         save(checkpoints, 3)
     assert complete_steps(folder) == [2, 3]
@@ -168,7 +175,7 @@ def test_a_flipped_bit_makes_it_fall_back(run, tmp_path, item, caplog):
     shutil.copytree(run, work)
     file = flip(work, 2, item)
     caplog.set_level(logging.WARNING, "absl")  # other tests set it
-    with Checkpoints(work, KeepSettings(last=2)) as checkpoints:
+    with Checkpoints(work, CheckpointSettings(keep_last=2)) as checkpoints:
         assert checkpoints.latest() == 1
         aside = work / "checkpoints" / "damaged-2"
         assert f"{file}: " in caplog.text and f"moved to {aside}, step 1 is" in caplog.text
@@ -177,14 +184,14 @@ def test_a_flipped_bit_makes_it_fall_back(run, tmp_path, item, caplog):
     assert aside.is_dir() and complete_steps(work / "checkpoints") == [1, 2]
     np.testing.assert_array_equal(restore(work, 2)[1]["step"], 2)
     flip(work, 2, item)
-    with Checkpoints(work, KeepSettings(last=2)) as checkpoints:
+    with Checkpoints(work, CheckpointSettings(keep_last=2)) as checkpoints:
         assert checkpoints.latest() == 1
     assert (work / "checkpoints" / "damaged-2-2").is_dir()
 
 
 def test_any_file_may_be_damaged(tmp_path):
     """Metrics too, which Orbax reads when it looks what there is."""
-    settings = KeepSettings(last=2, best=1)
+    settings = CheckpointSettings(keep_last=2, keep_best=1)
     whole, work = tmp_path / "whole", tmp_path / "run"
     with Checkpoints(whole, settings) as checkpoints:
         save(checkpoints, 1, 0.5)
@@ -206,7 +213,7 @@ def test_without_a_good_one_nothing_is_moved(run, tmp_path):
     file = flip(work, 2, "weights")
     for _ in range(2):
         with pytest.raises(CheckpointError, match=f"{file}: .*every .* damaged, steps .1, 2."):
-            Checkpoints(work, KeepSettings(last=2))
+            Checkpoints(work, CheckpointSettings(keep_last=2))
     assert complete_steps(work / "checkpoints") == [1, 2]
 
 
@@ -226,7 +233,7 @@ def test_a_checkpoint_without_checksums_is_read_as_it_is(run, tmp_path):
     work = tmp_path / "run"
     shutil.copytree(run, work)
     (work / "checkpoints" / "2" / "checksums.json").unlink()
-    with Checkpoints(work, KeepSettings(last=2)) as checkpoints:
+    with Checkpoints(work, CheckpointSettings(keep_last=2)) as checkpoints:
         assert checkpoints.latest() == 2
 
 
@@ -256,7 +263,7 @@ FULL_DISK = """
 import resource, signal, sys
 import jax.numpy as jnp
 from ba_jax.checkpoints.arrays import CheckpointError
-from ba_jax.checkpoints.manager import Checkpoints, KeepSettings
+from ba_jax.checkpoints.manager import Checkpoints, CheckpointSettings
 
 def save(checkpoints, step, rows):
     # Random values, which do not compress.
@@ -265,7 +272,7 @@ def save(checkpoints, step, rows):
     checkpoints.save(step, {"params": {"a": values}}, {"step": jnp.asarray(step)}, {"stage": "s"})
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then writing gives an error, as a full disk does
-with Checkpoints(sys.argv[1], KeepSettings(last=3)) as checkpoints:
+with Checkpoints(sys.argv[1], CheckpointSettings(keep_last=3)) as checkpoints:
     save(checkpoints, 1, 512)
     checkpoints.wait()
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
@@ -310,7 +317,7 @@ def test_a_full_disk(tmp_path):
 
 
 def test_a_write_that_fails_meanwhile_is_told_at_the_next_save(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path, KeepSettings(last=3))
+    checkpoints = Checkpoints(tmp_path, CheckpointSettings(keep_last=3))
     save(checkpoints, 1)
     checkpoints.wait()
 

@@ -109,7 +109,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_change():
         "--config.train.remat=full (now none)",
         "--config.train.attention=splash (now xla)",
         "--config.train.frozen_param_dtype=bfloat16 (now float32): 1.07 GB less",
-        "--config.train.accumulate=2 (now 1)",
+        "--config.train.accumulation_steps=2 (now 1)",
         "--rows=2 (now 4)",
         "larger --config.mesh.fsdp (now 4)",
         "--config.mesh.replica=1 (now 2)",

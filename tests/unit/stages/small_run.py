@@ -92,10 +92,10 @@ def text_run(dataset: pathlib.Path, **changes: Any) -> dict[str, Any]:
     config.eval_data = config.data.copy_and_resolve_references()
     config.stage.update({"chunk": 0})
     config.optimizer.update(
-        {"rules": ((".*", 1.0),), "learning_rate": 1e-2, "warmup": 2, "weight_decay": 0.05}
+        {"rules": ((".*", 1.0),), "learning_rate": 1e-2, "warmup_steps": 2, "weight_decay": 0.05}
     )
     config.train.update({"steps": 8, "log_every": 1, "evaluate_batches": 1})
-    config.train.update({"record_batches": True, "compilation_cache": ""})
+    config.train.update({"record_batch_hashes": True, "compilation_cache": ""})
     return changed(config.to_dict(), changes)
 
 

@@ -38,7 +38,7 @@ def stage_of(config=CONFIG) -> LMStage:
 def sources(init, rules=STAGE1, stage=None):
     stage = stage or stage_of()
     names = flatten(jax.eval_shape(stage.init, KEY)["params"])
-    return start.sources(stage, init, optim.rates(names, rules))
+    return start.sources(stage, init, optim.learning_rate_multipliers(names, rules))
 
 
 def begin(stage, found):

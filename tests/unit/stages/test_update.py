@@ -72,16 +72,16 @@ def batch(seed: int = 0) -> dict[str, np.ndarray]:
 def make(accumulate: int = 1, noise: float = 0.0, **changes):
     """(state, jitted step)."""
     settings = OptimizerSettings(
-        **{"rules": RULES, "learning_rate": 0.1, "weight_decay": 0.01, "average": 0.9, **changes}
+        **{"rules": RULES, "learning_rate": 0.1, "weight_decay": 0.01, "ema_decay": 0.9, **changes}
     )
     stage = Line(noise)
     variables = stage.init(KEY)
     shapes = {name: leaf.shape for name, leaf in flatten(variables["params"]).items()}
-    rates = optim.rates(shapes, settings.rules)
+    rates = optim.learning_rate_multipliers(shapes, settings.rules)
     trained = {name: rate for name, rate in rates.items() if rate is not None}
     optimizer = optim.make_optimizer(settings, trained, shapes, 10)
     state = new_state(stage, variables, rates, optimizer, settings)
-    at = optim.schedule(settings, 10)
+    at = optim.learning_rate_schedule(settings, 10)
     return state, jax.jit(make_step(stage, optimizer, settings, at, accumulate))
 
 
@@ -185,7 +185,7 @@ def test_microbatches_draw_apart_and_the_step_alone_decides():
 
 def test_rows_that_do_not_divide():
     state, step = make(accumulate=3)
-    with pytest.raises(StageError, match="8 rows, train.accumulate = 3"):
+    with pytest.raises(StageError, match="8 rows, train.accumulation_steps = 3"):
         step(state, batch(), KEY)
 
 
@@ -229,5 +229,5 @@ def test_average_is_what_is_evaluated(one):
     np.testing.assert_array_equal(
         shown["params"]["frozen"]["kernel"], state.frozen["frozen/kernel"]
     )
-    without, _ = make(average=0.0)
+    without, _ = make(ema_decay=0.0)
     assert without.average == {} and without.variables(averaged=True).keys() == shown.keys()
