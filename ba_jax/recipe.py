@@ -1,7 +1,7 @@
 """Run a recipe: a chain of commands, each once, resumable.
 
     python -m ba_jax.recipe --config=configs/recipes.py:nano
-    python -m ba_jax.recipe --config=configs/recipes.py:full --dry_run
+    python -m ba_jax.recipe --config=configs/recipes.py:full --dry-run
 
 configs/recipes.py has the recipes. A step runs when the steps that it needs are complete, up to
 `jobs` side by side. Interrupt it at any time (Ctrl-C, SIGTERM) and run the same command again:
@@ -269,7 +269,7 @@ def define_flags() -> None:
     from ml_collections import config_flags
 
     config_flags.DEFINE_config_file("config", None, "configs/recipes.py:RECIPE.")
-    flags.DEFINE_bool("dry_run", False, "Print the commands, run none.")
+    flags.DEFINE_bool("dry-run", False, "Print the commands, run none.")
     flags.mark_flag_as_required("config")
 
 
@@ -282,7 +282,7 @@ def main(argv: list[str]) -> int:
     except ValueError as error:
         print(f"ba_jax.recipe: {error}", file=sys.stderr)
         return 2
-    if flags.FLAGS.dry_run:
+    if flags.FLAGS["dry-run"].value:
         for name, command in runner.commands():
             print(f"# {name}\n{printable(command)}")
         return 0

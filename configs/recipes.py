@@ -1,7 +1,7 @@
 """Recipes: the chain of commands from data to an evaluated model, one table each.
 
     python -m ba_jax.recipe --config=configs/recipes.py:nano               run it (launch/demo.sh)
-    python -m ba_jax.recipe --config=configs/recipes.py:full --dry_run     print every command
+    python -m ba_jax.recipe --config=configs/recipes.py:full --dry-run     print every command
     python -m ba_jax.recipe --config=configs/recipes.py:nano --config.long=True
 
   arg    what it makes

@@ -2,7 +2,7 @@
 # The whole chain at full size: data, weights, tokenizer, flow decoder, vocoder, language model in
 # two stages, SFT, evaluation, export.
 #
-#   bash launch/pipeline.sh --dry_run            prints every command
+#   bash launch/pipeline.sh --dry-run            prints every command
 #   ROOT=/data/baichuan bash launch/pipeline.sh  runs them, each once, on this machine's devices
 #
 # Each command is one job: on a pod, run the same one on every host. Each resumes after a stop.

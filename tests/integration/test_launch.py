@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-README = pathlib.Path(__file__).parents[2] / "README.md"
+PODS = pathlib.Path(__file__).parents[2] / "docs" / "pods.md"
 LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 TRAIN = ("python", "-m", "ba_jax.train", "--config=configs/lm_stage2.py:7b", "--distributed")
 WORKDIR = "--workdir=/mnt/my bucket/it's $HOME"
@@ -248,11 +248,10 @@ def test_what_is_missing_or_wrong_is_named(script, arguments, settings, names):
     assert code == 2 and names in output, output
 
 
-def readme_commands():
+def documented_commands():
     """(script, arguments with --dry-run among them, settings) of each command of ours."""
-    section = README.read_text().split("\n## From zero to a pod\n")[1].split("\n## ")[0]
     settings = {}
-    for line in section.split("```")[1].replace("\\\n", " ").splitlines():
+    for line in PODS.read_text().split("```")[1].replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] == ["export"]:
             settings.update(word.split("=") for word in words[1:])
@@ -266,9 +265,9 @@ def readme_commands():
             yield script, rest, {**settings, **own}
 
 
-def test_the_readmes_commands():
+def test_the_commands_of_the_page_on_pods():
     scripts = set()
-    for script, arguments, settings in readme_commands():
+    for script, arguments, settings in documented_commands():
         assert dry_run(script, *arguments, **settings)
         scripts.add(script)
     assert scripts == {"local_mesh", "restart", "setup_tpu", "run_pod", "xpk", "slurm"}
