@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ba_jax.models import layers
-from ba_jax.models.blocks import CODE_FRAMES, Blocks, KeyValue, Place, no_key_values, piece_mask
+from ba_jax.models.streaming import CODE_FRAMES, Blocks, Pieces, RunningNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,32 +70,14 @@ class AudioDecoderOutput(NamedTuple):
     mel_lengths_B: jax.Array
 
 
-class DecoderPast(NamedTuple):
-    """What the decoder remembers of a segment: the norm's sums, (layers, ...) keys and values."""
-
-    sums: layers.RunningSums
-    layers: KeyValue
-
-
-def empty_past(
-    config: AudioDecoderConfig, batch: int, capacity: int, dtype: layers.Dtype
-) -> DecoderPast:
-    """Of segments that have not begun, for `capacity` frames of 20 ms."""
-    head_dim = config.width // config.heads
-    zeros_B = jnp.zeros((batch,), jnp.float32)
-    return DecoderPast(
-        layers.RunningSums(zeros_B, zeros_B, zeros_B),
-        no_key_values((config.layers,), batch, capacity, config.heads, head_dim, dtype),
-    )
-
-
 class CausalUpsample(nn.Module):
     """Transposed convolution, normalisation over the item, cut to a causal length.
 
     The statistics run over the full output of the convolution, before the cut: an item's frames
-    all depend on each other through them, in the reference too. With `lead` they are those so far:
-    what comes of input frame i is normalised by what comes of the first max(i + 1, lead) frames
-    (at the last frame, where the kernel is not longer than the stride, the whole item's).
+    all depend on each other through them, in the reference too. With a `RunningNorm` they are the
+    statistics so far: the outputs of input frame i are normalised by those of the first
+    max(i + 1, lead) frames (at the last frame, where the kernel is not longer than the stride, by
+    the whole item's).
     """
 
     features: int
@@ -114,41 +97,37 @@ class CausalUpsample(nn.Module):
         x_BTC: jax.Array,
         lengths_B: jax.Array,
         extent_B: jax.Array,
-        lead: int | None = None,
-        start_B: jax.Array | None = None,
-        past: layers.RunningSums | None = None,
-        prior: tuple[float, float, float] | None = None,
-    ) -> tuple[jax.Array, layers.RunningSums | None]:
-        """Upsamples a batch.
+        running: RunningNorm | None = None,
+        pieces: Pieces | None = None,
+    ) -> jax.Array:
+        """Upsample a batch.
 
         Args:
           x_BTC, lengths_B, extent_B: frames, the valid ones, and those of the statistics.
-          lead: frames that the first statistics are taken over; None: all within the extent.
-          start_B: frames before these; None: these are the first.
-          past: sums over the frames before.
-          prior: what else counts, see `layers.ItemNorm`.
+          running: with `lead` in input frames; None: statistics over the extent.
+          pieces: with `running`, positions of the frames in their segments.
 
         Returns:
-          The frames, (T - 1) * stride + kernel_size less the cut, or T * stride with `lead`; and
-          the sums, None without `lead`. Frames past `out_length` hold anything.
+          The frames, (T - 1) * stride + kernel_size less the cut, or T * stride with `running`.
+          Frames past `out_length` are undefined.
         """
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         frames, stride = x_BTC.shape[1], self.stride
         conv = layers.ConvTranspose(self.features, self.kernel_size, stride, **dtypes, name="conv")
         norm = layers.ItemNorm(**dtypes, name="norm")
         x = layers.zero_past(x_BTC, lengths_B).astype(self.dtype)
-        if lead is None:
+        if running is None:
             full_extent_B = (extent_B - 1) * stride + self.kernel_size
             x = norm(conv(x), full_extent_B)
-            return x[:, : x.shape[1] - max(0, self.kernel_size - stride)], None
-        # One frame more, for all `stride` frames that follow from the last one.
+            return x[:, : x.shape[1] - max(0, self.kernel_size - stride)]
+        # One more input frame, so that all `stride` outputs of the last one are complete.
         x = conv(jnp.pad(x, ((0, 0), (0, 1), (0, 0))))[:, : frames * stride]
-        start_B = jnp.zeros_like(lengths_B) if start_B is None else start_B
+        start_B = jnp.zeros_like(lengths_B) if pieces is None else pieces.start_B // stride
         source = jnp.arange(frames * stride)[None, :] // stride
-        source = jnp.maximum(source, lead - 1 - start_B[:, None])
+        source = jnp.maximum(source, running.lead - 1 - start_B[:, None])
         source = jnp.clip(source, 0, jnp.maximum(lengths_B - 1, 0)[:, None])
         last_BT = source * stride + min(self.kernel_size, stride) - 1
-        return norm(x, lengths_B * stride, last_BT, past, prior)
+        return norm(x, lengths_B * stride, last_BT, running.prior, pieces)
 
 
 class RefineNet(nn.Module):
@@ -161,27 +140,29 @@ class RefineNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, mel_BTM: jax.Array, extent_B: jax.Array, lead: int | None = None, priors=()
+        self,
+        mel_BTM: jax.Array,
+        extent_B: jax.Array,
+        running: Sequence[RunningNorm | None] = (),
     ) -> jax.Array:
-        """The refined mel; with `lead`, frame t is normalised by frames up to max(t + 1, lead).
+        """The refined mel.
 
-        `priors` are what else counts in each norm, see `layers.ItemNorm`; () is nothing.
+        Args:
+          mel_BTM, extent_B: coarse mel, and its frames.
+          running: statistics so far, for each norm; (): those of the whole item.
         """
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = mel_BTM.astype(self.dtype)
-        last_BT = None
-        if lead is not None:
-            last_BT = jnp.maximum(jnp.arange(x.shape[1]), lead - 1)[None, :]
-            last_BT = jnp.clip(last_BT, 0, jnp.maximum(extent_B - 1, 0)[:, None])
         for i, channels in enumerate(self.channels):
             # The reference's buffer ends at the extent: convolutions see zeros past it.
             x = layers.zero_past(x, extent_B)
             x = layers.conv(f"conv_{i}", channels, REFINE_KERNEL, padding=(2, 2), **dtypes)(x)
-            norm = layers.ItemNorm(**dtypes, name=f"norm_{i}")
-            if last_BT is None:
-                x = norm(x, extent_B)
-            else:
-                x, _ = norm(x, extent_B, last_BT, None, priors[i] if priors else None)
+            last_BT, prior = None, None
+            if running:
+                last_BT = jnp.maximum(jnp.arange(x.shape[1]), running[i].lead - 1)[None, :]
+                last_BT = jnp.clip(last_BT, 0, jnp.maximum(extent_B - 1, 0)[:, None])
+                prior = running[i].prior
+            x = layers.ItemNorm(**dtypes, name=f"norm_{i}")(x, extent_B, last_BT, prior)
             x = layers.mish(x)
         return mel_BTM + layers.conv("out", self.mel_bins, 1, **dtypes)(x)
 
@@ -220,73 +201,54 @@ class AudioDecoder(nn.Module):
         extent_B: jax.Array | None = None,
         blocks: Blocks | None = None,
     ) -> AudioDecoderOutput:
-        """Decodes a padded batch.
+        """Decode a padded batch.
 
         Args:
           x_BND: projected quantised features, 12.5 Hz.
           lengths_B: valid frames.
           extent_B: see `layers`; frames over which the norms and the resizing run.
-          blocks: what frames depend on, if not what the reference has; then extents are lengths.
+          blocks: frames that a frame depends on; None: as in the reference. With a lead, extents
+            are the lengths.
 
         Raises:
           ValueError: if 4 N exceeds the position table.
         """
         extent_B = lengths_B if extent_B is None else extent_B
-        lead = None if blocks is None else blocks.lead
-        rate = self.config.upsample_rates[0]
-        prior = None if blocks is None else blocks.prior(0, rate)
-        frames = x_BND.shape[1] * rate - 1
-        lengths_T = self.upsample1.out_length(lengths_B)
-        if blocks is None:
-            mask = layers.attention_mask(lengths_T, frames, causal=True)
-        else:
-            mask = blocks.mask(lengths_T, frames, causal=True)
-        x, _ = self.upsample1(x_BND, lengths_B, extent_B, lead, prior=prior)
-        hidden, _ = self._transform(x[:, :frames], lengths_T, mask)
-        hidden_extent_B = self.upsample1.out_length(extent_B)
-        return self.mels(hidden, lengths_T, hidden_extent_B, blocks)
+        hidden, hidden_lengths_B = self.hidden(x_BND, lengths_B, extent_B, blocks)
+        return self.mels(hidden, hidden_lengths_B, self.upsample1.out_length(extent_B), blocks)
 
-    def piece(
+    def hidden(
         self,
         x_BND: jax.Array,
         lengths_B: jax.Array,
-        place: Place,
-        past: DecoderPast,
-        blocks: Blocks,
-    ) -> tuple[jax.Array, jax.Array, DecoderPast]:
-        """Features of a piece of each segment, as the whole would have given with these blocks.
+        extent_B: jax.Array,
+        blocks: Blocks | None = None,
+        pieces: Pieces | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """50 Hz features, before the second upsampling.
 
         Args:
-          x_BND, lengths_B: as the whole's.
-          place: of the pieces. Frames past the position table take its last row.
-          past: what is remembered of the frames before, see `blocks.advance`.
-          blocks: with a lead.
+          x_BND, lengths_B, extent_B, blocks: as in `__call__`.
+          pieces: the frames are pieces of segments, see `streaming`; needs blocks with a lead.
+            Frames past the position table use its last row.
 
         Returns:
-          hidden_BTD with 4 N frames, valid lengths_B (4 a frame of codes, one less where the
-          segment ends), and what to remember.
+          hidden_BTD, zeros past their lengths, with 4 N - 1 frames, or 4 N of pieces; and
+          lengths_B: 4 a code frame, one less where the segment ends.
         """
         rate = self.config.upsample_rates[0]
-        x, sums = self.upsample1(
-            x_BND,
-            lengths_B,
-            lengths_B,
-            blocks.lead,
-            place.start_B // rate,
-            past.sums,
-            blocks.prior(0, rate),
-        )
-        lengths_T = jnp.where(place.ends_B, self.upsample1.out_length(lengths_B), lengths_B * rate)
-        capacity = past.layers.key.shape[-3]
-        mask = piece_mask(place.start_B, capacity, lengths_T, x.shape[1], causal=True)
-        hidden, own = self._transform(x, lengths_T, mask, place.start_B, past.layers)
-        return hidden, lengths_T, DecoderPast(sums, own)
-
-    def _transform(self, x_BTD, lengths_B, mask_B1TP, start_B=None, past=None):
-        x = layers.zero_past(x_BTD, lengths_B)
-        x = layers.zero_past(layers.add_positions(x, self.positions, start_B), lengths_B)
-        x, own = self.layers(x, mask_B1TP, past)
-        return layers.zero_past(self.norm(x), lengths_B), own
+        frames, start_B = x_BND.shape[1] * rate - 1, None
+        lengths_T = self.upsample1.out_length(lengths_B)
+        if pieces is not None:
+            frames, start_B = x_BND.shape[1] * rate, pieces.start_B
+            lengths_T = jnp.where(pieces.ends_B, lengths_T, lengths_B * rate)
+        running = None if blocks is None else blocks.running_norm(0, blocks.lead, rate)
+        x = self.upsample1(x_BND, lengths_B, extent_B, running, pieces)[:, :frames]
+        mask = layers.attention_mask(lengths_T, frames, causal=True, blocks=blocks, pieces=pieces)
+        x = layers.zero_past(x, lengths_T)
+        x = layers.zero_past(layers.add_positions(x, self.positions, start_B), lengths_T)
+        x, _ = self.layers(x, mask, pieces)
+        return layers.zero_past(self.norm(x), lengths_T), lengths_T
 
     def mels(
         self,
@@ -300,34 +262,35 @@ class AudioDecoder(nn.Module):
         Args:
           hidden_BTD, hidden_lengths_B: features and how many are valid.
           extent_B: frames over which the norms and the resizing run.
-          blocks: if they have a lead, the statistics are those so far and the resizing takes
-            every 8 / 5th frame, so that what comes later changes only the last two frames of the
-            refined mel for each of `refine_channels`, and those within the lead.
+          blocks: with a lead, statistics are those so far and the resizing takes every 8 / 5th
+            frame, so that later input changes only the last two frames of the refined mel for each
+            of `refine_channels`, and those within the lead.
         """
         c, rate = self.config, self.config.upsample_rates[1]
-        lead = prior = refine_lead = None
-        priors = ()
+        running, refine_running = None, ()
         if blocks is not None and blocks.lead is not None:
             lead = blocks.lead * CODE_FRAMES
-            prior = blocks.prior(1, CODE_FRAMES * rate)
-            refine_lead = c.mel_length(lead * rate)
-            per_code = c.mel_length(CODE_FRAMES * rate)
-            priors = [blocks.prior(2 + i, per_code) for i in range(len(c.refine_channels))]
-        coarse, _ = self.upsample2(hidden_BTD, hidden_lengths_B, extent_B, lead, prior=prior)
+            running = blocks.running_norm(1, lead, CODE_FRAMES * rate)
+            refine_lead, per_code = c.mel_length(lead * rate), c.mel_length(CODE_FRAMES * rate)
+            refine_running = [
+                blocks.running_norm(2 + i, refine_lead, per_code)
+                for i in range(len(c.refine_channels))
+            ]
+        coarse = self.upsample2(hidden_BTD, hidden_lengths_B, extent_B, running)
         coarse_lengths_B = self.upsample2.out_length(hidden_lengths_B)
         coarse = layers.zero_past(coarse, coarse_lengths_B)
         coarse_extent_B = self.upsample2.out_length(extent_B)
         mel_extent_B = c.mel_length(coarse_extent_B)
         mel_lengths_B = c.mel_length(coarse_lengths_B)
         size = c.mel_length(coarse.shape[1])
-        if lead is None:
+        if running is None:
             coarse = layers.nearest_resize(coarse, coarse_extent_B, mel_extent_B, size)
         else:
             step = (c.coarse_sample_rate * c.mel_hop, c.coarse_hop * c.mel_sample_rate)
             # The reference's ratio depends on the length: it is ahead of 8 / 5 by nothing at the
             # start and by 1.2 frames at the end. This is its mean.
             coarse = coarse[:, (np.arange(size) * step[0] + step[1] * 3 // 5) // step[1]]
-        refined = self.refine_net(coarse, mel_extent_B, refine_lead, priors)
+        refined = self.refine_net(coarse, mel_extent_B, refine_running)
         return AudioDecoderOutput(
             hidden_BTD=hidden_BTD,
             hidden_lengths_B=hidden_lengths_B,

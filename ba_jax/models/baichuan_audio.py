@@ -20,11 +20,11 @@ from ba_jax.models.audio_decoder import AudioDecoder, AudioDecoderConfig, AudioD
 from ba_jax.models.audio_embed import AudioEmbed, AudioEmbedConfig
 from ba_jax.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from ba_jax.models.audio_head import AudioHead, AudioHeadConfig
-from ba_jax.models.blocks import Blocks, Place
 from ba_jax.models.flow_matching import FlowMatchingConfig
 from ba_jax.models.flow_prenet import FlowPrenet, FlowPrenetConfig
 from ba_jax.models.flow_unet import FlowUNet, FlowUNetConfig
 from ba_jax.models.llm import LLM, KVCache, LLMConfig
+from ba_jax.models.streaming import SCAN_AXES, Blocks, Pieces
 from ba_jax.models.vocoder import Vocoder, VocoderConfig
 from ba_jax.models.vq_bridge import VQBridge, VQBridgeConfig
 from ba_jax.vocab import COMPONENTS, AudioTokens
@@ -135,12 +135,12 @@ class BaichuanAudio(nn.Module):
         z = self.vq_bridge.dequantize(codes_BNQ, lengths_B)
         return self.audio_decoder(self.vq_bridge.project(z), lengths_B, extent_B, blocks)
 
-    def decode_piece(
-        self, codes_BNQ: jax.Array, lengths_B: jax.Array, place: Place, past: Any, blocks: Blocks
-    ) -> tuple[jax.Array, jax.Array, Any]:
-        """Codes of pieces of segments to 50 Hz features, see `AudioDecoder.piece`."""
+    def decode_hidden(
+        self, codes_BNQ: jax.Array, lengths_B: jax.Array, blocks: Blocks, pieces: Pieces
+    ) -> tuple[jax.Array, jax.Array]:
+        """Codes of pieces of segments to 50 Hz features, see `AudioDecoder.hidden`."""
         z = self.vq_bridge.project(self.vq_bridge.dequantize(codes_BNQ, lengths_B))
-        return self.audio_decoder.piece(z, lengths_B, place, past, blocks)
+        return self.audio_decoder.hidden(z, lengths_B, lengths_B, blocks, pieces)
 
     def flow_decode(
         self,
@@ -151,50 +151,36 @@ class BaichuanAudio(nn.Module):
         steps: int | None = None,
         guidance: float | None = None,
         blocks: Blocks | None = None,
-        start_B: jax.Array | None = None,
-        past: tuple[Any, Any] | None = None,
-    ) -> tuple[jax.Array, jax.Array] | tuple[jax.Array, jax.Array, tuple[Any, Any]]:
+        pieces: Pieces | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
         """50 Hz features to the vocoder's mel_BTM and its lengths_B, by guided Euler steps.
 
         Args:
           hidden_BTD, lengths_B: features, and how many are valid.
-          noise_BTM: `flow_matching.draw_noise`'s.
+          noise_BTM: see `flow_matching.draw_noise`.
           steps, guidance: default to the config's.
-          blocks: what frames depend on; None: as in the reference.
-          start_B, past: of pieces of segments, each a block of them: the frames before and what
-            `flow_prenet` and `flow_unet` remember of them (`flow_past`).
-
-        Returns:
-          mel_BTM and lengths_B; given a past, also what to remember.
+          blocks: frames that a frame depends on; None: as in the reference.
+          pieces: the frames are pieces of segments, see `streaming`.
         """
         flow = self.config.flow_matching
+        steps = flow.steps if steps is None else steps
         guidance = flow.guidance if guidance is None else guidance
-        own, options = (), (blocks,)
-        if past is None:
-            mu, lengths_B = self.flow_prenet(hidden_BTD, lengths_B, None, blocks)
-        else:
-            mu, lengths_B, *own = self.flow_prenet(
-                hidden_BTD, lengths_B, None, blocks, start_B, past[0]
+        mu, lengths_B = self.flow_prenet(hidden_BTD, lengths_B, None, blocks, pieces)
+        if pieces is not None:
+            copies = flow_matching.guidance_copies(guidance)
+            pieces = jax.tree.map(lambda x_B: jnp.tile(x_B, copies), pieces)
+
+        def step(unet: FlowUNet, x: jax.Array, time: tuple[jax.Array, jax.Array]):
+            velocity = flow_matching.preconditioned(
+                lambda *arrays: unet(*arrays, blocks, pieces), flow
             )
-            options = (blocks, jnp.tile(start_B, flow_matching.guidance_copies(guidance)))
+            return flow_matching.euler_step(velocity, x, time, mu, lengths_B, guidance), None
 
-        def estimator(x_BTM, mu_BTM, t_B, lengths_B, *past):
-            return self.flow_unet(x_BTM, mu_BTM, t_B, lengths_B, *options, *past)
-
-        found = flow_matching.sample(
-            flow_matching.preconditioned(estimator, flow),
-            mu,
-            lengths_B,
-            noise_BTM,
-            steps=flow.steps if steps is None else steps,
-            guidance=guidance,
-            schedule=flow.schedule,
-            past=None if past is None else past[1],
-        )
-        if past is None:
-            return found, lengths_B
-        mel, after = found
-        return mel, lengths_B, (*own, after)
+        # Lifted, so that each step of the flow has a cache of its own.
+        scan = nn.scan(step, variable_broadcast="params", variable_axes=SCAN_AXES)
+        times = flow_matching.time_steps(steps, flow.schedule)
+        mel, _ = scan(self.flow_unet, noise_BTM.astype(jnp.float32), times)
+        return mel, lengths_B
 
     # Text and audio through the language model
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +15,8 @@ import numpy as np
 
 from ba_jax.models import layers
 
-Velocity = Callable[..., Any]
-"""(x_BTM, mu_BTM, t_B, lengths_B) -> velocity_BTM; or, where the flow goes on after an earlier
-piece, (x_BTM, mu_BTM, t_B, lengths_B, past) -> (velocity_BTM, what to remember)."""
+Velocity = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+"""(x_BTM, mu_BTM, t_B, lengths_B) -> velocity_BTM."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +106,30 @@ def draw_noise(
     return jax.vmap(jax.vmap(frame, (None, 0)))(keys_B, positions_BT)
 
 
+def euler_step(
+    velocity: Velocity,
+    x_BTM: jax.Array,
+    time: tuple[jax.Array, jax.Array],
+    mu_BTM: jax.Array,
+    lengths_B: jax.Array,
+    guidance: float,
+) -> jax.Array:
+    """The state after one step; `time` is the pair of the step's time and size.
+
+    The conditional and the unconditional estimate are one call on a doubled batch.
+    """
+    t, delta = time
+    batch, copies = len(x_BTM), guidance_copies(guidance)
+    guided = copies > 1
+    mu = jnp.concatenate([mu_BTM, jnp.zeros_like(mu_BTM)]) if guided else mu_BTM
+    t_B = jnp.full((copies * batch,), t)
+    v = velocity(jnp.tile(x_BTM, (copies, 1, 1)), mu, t_B, jnp.tile(lengths_B, copies))
+    v = v.astype(jnp.float32)
+    if guided:
+        v = (1 + guidance) * v[:batch] - guidance * v[batch:]
+    return x_BTM + delta * v
+
+
 def sample(
     velocity: Velocity,
     mu_BTM: jax.Array,
@@ -117,42 +139,23 @@ def sample(
     steps: int = 10,
     guidance: float = 0.7,
     schedule: str = "cosine",
-    past: Any = None,
-) -> Any:
-    """Integrates the flow from noise to a mel with Euler's method.
-
-    The conditional and the unconditional estimate of a step are one call on a doubled batch.
+) -> jax.Array:
+    """Integrate the flow from noise to a mel with Euler's method.
 
     Args:
       velocity: the estimator.
       mu_BTM: condition.
       lengths_B: valid frames.
       noise_BTM: state at t = 0, see `draw_noise`.
-      past: of a piece of a longer mel: what the estimator remembers of the frames before, each
-        array with an axis of `steps` in front; its batch is `guidance_copies` of the rows.
 
     Returns:
-      mel_BTM, float32; past the lengths the noise stays untouched. Given a past, also what to
-      remember, of the same structure.
+      mel_BTM, float32; past the lengths the noise stays untouched.
     """
-    times, deltas = time_steps(steps, schedule)
-    copies = guidance_copies(guidance)
-    guided = copies > 1
-    batch = mu_BTM.shape[0]
-    mu = jnp.concatenate([mu_BTM, jnp.zeros_like(mu_BTM)]) if guided else mu_BTM
-    lengths = jnp.tile(lengths_B, copies)
 
-    def step(x: jax.Array, inputs: tuple[jax.Array, jax.Array, Any]):
-        t, delta, before = inputs
-        args = (jnp.tile(x, (copies, 1, 1)), mu, jnp.full((copies * batch,), t), lengths)
-        v, after = (velocity(*args), None) if past is None else velocity(*args, before)
-        v = v.astype(jnp.float32)
-        if guided:
-            v = (1 + guidance) * v[:batch] - guidance * v[batch:]
-        return x + delta * v, after
+    def step(x: jax.Array, time: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return euler_step(velocity, x, time, mu_BTM, lengths_B, guidance), None
 
-    x, after = jax.lax.scan(step, noise_BTM.astype(jnp.float32), (times, deltas, past))
-    return x if past is None else (x, after)
+    return jax.lax.scan(step, noise_BTM.astype(jnp.float32), time_steps(steps, schedule))[0]
 
 
 def preconditioned(estimator: Velocity, config: FlowMatchingConfig) -> Velocity:
@@ -171,7 +174,7 @@ def preconditioned(estimator: Velocity, config: FlowMatchingConfig) -> Velocity:
     if not config.residual_std:
         return estimator
 
-    def velocity(x_BTM, mu_BTM, t_B, lengths_B, *past):
+    def velocity(x_BTM, mu_BTM, t_B, lengths_B):
         x_BTM, mu_BTM = x_BTM.astype(jnp.float32), mu_BTM.astype(jnp.float32)
         t, kept = t_B.astype(jnp.float32)[:, None, None], 1 - config.sigma_min
         known = jnp.any(mu_BTM != 0, axis=2, keepdims=True)
@@ -181,11 +184,9 @@ def preconditioned(estimator: Velocity, config: FlowMatchingConfig) -> Velocity:
         r = jnp.sqrt(jnp.square(share) + jnp.square(t * std))
         away = layers.zero_past(x_BTM - t * mean, lengths_B)
         mu = jnp.where(known, (mu_BTM - config.mel_mean) / config.mel_std, 0)
-        found = estimator(away / r, mu, t_B, lengths_B, *past)
-        out, after = found if past else (found, None)
+        deviations = estimator(away / r, mu, t_B, lengths_B).astype(jnp.float32)
         expected = mean + (t * jnp.square(std) - kept * share) / jnp.square(r) * away
-        v = layers.zero_past(expected + std / r * out.astype(jnp.float32), lengths_B)
-        return (v, after) if past else v
+        return layers.zero_past(expected + std / r * deviations, lengths_B)
 
     return velocity
 

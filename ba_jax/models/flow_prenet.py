@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ba_jax.models import layers
-from ba_jax.models.blocks import Blocks, KeyValue, no_key_values, piece_mask
+from ba_jax.models.streaming import Blocks, Pieces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +34,6 @@ class FlowPrenetConfig:
     max_positions: int = 5000
 
 
-def empty_past(
-    config: FlowPrenetConfig, batch: int, capacity: int, dtype: layers.Dtype
-) -> KeyValue:
-    """(layers, ...) keys and values of segments that have not begun."""
-    head_dim = config.width // config.heads
-    return no_key_values((config.layers,), batch, capacity, config.heads, head_dim, dtype)
-
-
 class FlowPrenet(nn.Module):
     """MLP, causal pre-norm transformer with RMSNorm, linear to mel bins."""
 
@@ -58,27 +50,25 @@ class FlowPrenet(nn.Module):
         lengths_B: jax.Array,
         extent_B: jax.Array | None = None,
         blocks: Blocks | None = None,
-        start_B: jax.Array | None = None,
-        past: KeyValue | None = None,
-    ) -> tuple[jax.Array, jax.Array] | tuple[jax.Array, jax.Array, KeyValue]:
-        """(mu_BTM, lengths_B) of a padded batch; given a past, also what to remember of it.
+        pieces: Pieces | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """(mu_BTM, lengths_B) of a padded batch.
 
         Args:
           x_BTD, lengths_B: features, and how many are valid.
           extent_B: see `layers`; matters unless length_ratio is 1.
-          blocks: what frames attend to, if not to all before them.
-          start_B, past: of pieces of segments: frames before each piece and what is remembered of
-            them, see `blocks.advance`.
+          blocks: frames that a frame attends to; None: all before it.
+          pieces: the frames are pieces of segments, see `streaming`.
 
         Raises:
-          ValueError: a piece, or blocks, with a length_ratio other than 1.
+          ValueError: pieces, or blocks, with a length_ratio other than 1.
         """
         c = self.config
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         layers.stored_positions(self, c.max_positions, c.width)  # the reference never adds them
         x = layers.zero_past(x_BTD, lengths_B).astype(self.dtype)
         if c.length_ratio != 1.0:
-            if blocks is not None or past is not None:
+            if blocks is not None or pieces is not None:
                 raise ValueError(f"flow_prenet: blocks need length_ratio 1, not {c.length_ratio}")
             extent_B = lengths_B if extent_B is None else extent_B
 
@@ -88,13 +78,9 @@ class FlowPrenet(nn.Module):
             size = int(x.shape[1] * c.length_ratio)
             x = layers.nearest_resize(x, extent_B, scaled(extent_B), size)
             lengths_B = scaled(lengths_B)
-        frames = x.shape[1]
-        if past is not None:
-            mask = piece_mask(start_B, past.key.shape[-3], lengths_B, frames, causal=True)
-        elif blocks is not None:
-            mask = blocks.mask(lengths_B, frames, causal=True)
-        else:
-            mask = layers.attention_mask(lengths_B, frames, causal=True)
+        mask = layers.attention_mask(
+            lengths_B, x.shape[1], causal=True, blocks=blocks, pieces=pieces
+        )
         x = nn.Dense(4 * c.width, name="mlp_in", **dtypes)(x)
         x = nn.Dense(c.width, name="mlp_out", **dtypes)(jax.nn.silu(x))
         x = layers.zero_past(x, lengths_B)
@@ -108,8 +94,7 @@ class FlowPrenet(nn.Module):
             name="layers",
             **dtypes,
         )
-        x, own = stack(x, mask, past)
+        x, _ = stack(x, mask, pieces)
         x = layers.rms_norm("norm", 1e-6, **dtypes)(layers.zero_past(x, lengths_B))
         mu = nn.Dense(c.mel_bins, use_bias=False, name="out", **dtypes)(x)
-        mu = layers.zero_past(mu, lengths_B)
-        return (mu, lengths_B) if past is None else (mu, lengths_B, own)
+        return layers.zero_past(mu, lengths_B), lengths_B

@@ -8,14 +8,13 @@ chunk can be decoded as soon as it is complete.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ba_jax.models import layers
-from ba_jax.models.blocks import Blocks, KeyValue, no_key_values, piece_mask
+from ba_jax.models.streaming import Blocks, Pieces, read_cache, write_cache
 from ba_jax.sharding import constrain, constrain_rows
 
 
@@ -61,66 +60,26 @@ def chunk_mask(lengths_B: jax.Array, size: int, chunk: int) -> jax.Array:
     return causal[None, None] & layers.length_mask(lengths_B, size)[:, None, None, :]
 
 
-class StagePast(NamedTuple):
-    """What a stage remembers: the last inputs of both convolutions, (layers, ...) keys, values."""
-
-    block1_B2C: jax.Array
-    block2_B2C: jax.Array
-    layers: KeyValue
-
-
-class UNetPast(NamedTuple):
-    """What the U-Net remembers of a segment at one flow time; `middle` is stacked over stages."""
-
-    down: StagePast
-    down_conv_B2C: jax.Array
-    middle: StagePast
-    up: StagePast
-    up_conv_B2C: jax.Array
-    final_B2C: jax.Array
-
-
-def empty_past(config: FlowUNetConfig, batch: int, capacity: int, dtype: layers.Dtype) -> UNetPast:
-    """Of segments that have not begun, for `capacity` frames of 20 ms."""
-    c = config
-
-    def tail(*shape: int) -> jax.Array:
-        return jnp.zeros((*shape[:-1], batch, _TAIL, shape[-1]), dtype)
-
-    def stage(channels: int, *shape: int) -> StagePast:
-        return StagePast(
-            tail(*shape, channels),
-            tail(*shape, c.channels),
-            no_key_values((*shape, c.blocks), batch, capacity, c.heads, c.head_dim, dtype),
-        )
-
-    return UNetPast(
-        stage(2 * c.mel_bins),
-        tail(c.channels),
-        stage(c.channels, c.mid_blocks),
-        stage(2 * c.channels),
-        tail(c.channels),
-        tail(c.channels),
-    )
-
-
 def causal_conv(
+    module: nn.Module,
     name: str,
     channels: int,
     x_BTC: jax.Array,
     lengths_B: jax.Array,
-    past_B2C: jax.Array | None,
-    **dtypes: layers.Dtype,
-) -> tuple[jax.Array, jax.Array | None]:
-    """Conv k3 over the past and the valid frames; with a past, also the last two inputs.
+    pieces: Pieces | None,
+) -> jax.Array:
+    """Conv k3 over the valid frames, each frame with the two before it.
 
-    Called inside a compact method.
+    Called inside a compact method of `module`, which holds the last two frames in its cache.
     """
+    dtypes = {"dtype": module.dtype, "param_dtype": module.param_dtype}
     x = layers.zero_past(x_BTC, lengths_B)
-    if past_B2C is None:
-        return layers.conv(name, channels, _TAIL + 1, padding=(_TAIL, 0), **dtypes)(x), None
-    x = jnp.concatenate([past_B2C.astype(x.dtype), x], axis=1)
-    return layers.conv(name, channels, _TAIL + 1, **dtypes)(x), x[:, -_TAIL:]
+    if pieces is None:
+        return layers.conv(name, channels, _BEFORE + 1, padding=(_BEFORE, 0), **dtypes)(x)
+    shape = (x.shape[0], _BEFORE, x.shape[2])
+    x = jnp.concatenate([read_cache(module, f"{name}_tail", shape, x.dtype, pieces), x], axis=1)
+    write_cache(module, f"{name}_tail", x[:, -_BEFORE:])
+    return layers.conv(name, channels, _BEFORE + 1, **dtypes)(x)
 
 
 class CausalBlock(nn.Module):
@@ -132,12 +91,12 @@ class CausalBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTC: jax.Array, lengths_B: jax.Array, past_B2C: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array | None]:
+        self, x_BTC: jax.Array, lengths_B: jax.Array, pieces: Pieces | None = None
+    ) -> jax.Array:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x, tail = causal_conv("conv", self.channels, x_BTC, lengths_B, past_B2C, **dtypes)
+        x = causal_conv(self, "conv", self.channels, x_BTC, lengths_B, pieces)
         x = layers.mish(layers.layer_norm("norm", **dtypes)(constrain_rows(x)))
-        return layers.zero_past(x, lengths_B), tail
+        return layers.zero_past(x, lengths_B)
 
 
 class ResNetBlock(nn.Module):
@@ -153,15 +112,15 @@ class ResNetBlock(nn.Module):
         x_BTC: jax.Array,
         time_BD: jax.Array,
         lengths_B: jax.Array,
-        past: tuple[jax.Array | None, jax.Array | None] = (None, None),
-    ) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
+        pieces: Pieces | None = None,
+    ) -> jax.Array:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = layers.zero_past(x_BTC, lengths_B)
-        h, tail1 = CausalBlock(self.channels, **dtypes, name="block1")(x, lengths_B, past[0])
+        h = CausalBlock(self.channels, **dtypes, name="block1")(x, lengths_B, pieces)
         time = nn.Dense(self.channels, name="time", **dtypes)(layers.mish(time_BD))
         h = h + time[:, None, :]
-        h, tail2 = CausalBlock(self.channels, **dtypes, name="block2")(h, lengths_B, past[1])
-        return h + layers.conv("shortcut", self.channels, 1, **dtypes)(x), (tail1, tail2)
+        h = CausalBlock(self.channels, **dtypes, name="block2")(h, lengths_B, pieces)
+        return h + layers.conv("shortcut", self.channels, 1, **dtypes)(x)
 
 
 class UNetTransformerLayer(nn.Module):
@@ -174,8 +133,8 @@ class UNetTransformerLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTC: jax.Array, mask_B1TP: jax.Array, past: KeyValue | None = None
-    ) -> tuple[jax.Array, KeyValue | None]:
+        self, x_BTC: jax.Array, mask_B1TT: jax.Array, pieces: Pieces | None = None
+    ) -> tuple[jax.Array, None]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         batch, frames, channels = x_BTC.shape
         inner = self.heads * self.head_dim
@@ -186,13 +145,13 @@ class UNetTransformerLayer(nn.Module):
 
         y = layers.layer_norm("attention_norm", **dtypes)(x_BTC)
         q, k, v = project("query", y), project("key", y), project("value", y)
-        y, own = layers.attend(q, k, v, mask_B1TP, past)
+        y = layers.attend(self, q, k, v, mask_B1TT, pieces)
         y = nn.Dense(channels, name="out", **dtypes)(y.reshape(batch, frames, inner))
         x = constrain_rows(x_BTC + y)
         y = layers.layer_norm("ffn_norm", **dtypes)(x)
         y = layers.gelu(nn.Dense(4 * channels, name="ffn_in", **dtypes)(y))
         y = nn.Dense(channels, name="ffn_out", **dtypes)(constrain(y, "batch", None, "mlp"))
-        return constrain_rows(x + y), own
+        return constrain_rows(x + y), None
 
 
 class UNetStage(nn.Module):
@@ -209,19 +168,16 @@ class UNetStage(nn.Module):
         x_BTC: jax.Array,
         time_BD: jax.Array,
         lengths_B: jax.Array,
-        mask_B1TP: jax.Array,
-        past: StagePast | None = None,
-    ) -> tuple[jax.Array, StagePast | None]:
+        mask_B1TT: jax.Array,
+        pieces: Pieces | None = None,
+    ) -> tuple[jax.Array, None]:
         c = self.config
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        tails = (None, None) if past is None else past[:2]
         resnet = ResNetBlock(c.channels, **dtypes, name="resnet")
-        x, tails = resnet(x_BTC, time_BD, lengths_B, tails)
-        in_axes = (nn.broadcast, 0)
+        x = resnet(x_BTC, time_BD, lengths_B, pieces)
+        in_axes = (nn.broadcast, nn.broadcast)
         stack = layers.stacked(UNetTransformerLayer, c.blocks, in_axes=in_axes, scan=self.scan)
-        stack = stack(c.heads, c.head_dim, **dtypes, name="layers")
-        x, own = stack(x, mask_B1TP, None if past is None else past.layers)
-        return x, None if past is None else StagePast(*tails, own)
+        return stack(c.heads, c.head_dim, **dtypes, name="layers")(x, mask_B1TT, pieces)
 
 
 class FlowUNet(nn.Module):
@@ -241,9 +197,8 @@ class FlowUNet(nn.Module):
         t_B: jax.Array,
         lengths_B: jax.Array,
         blocks: Blocks | None = None,
-        start_B: jax.Array | None = None,
-        past: UNetPast | None = None,
-    ) -> jax.Array | tuple[jax.Array, UNetPast]:
+        pieces: Pieces | None = None,
+    ) -> jax.Array:
         """Estimates the velocity.
 
         Args:
@@ -251,12 +206,11 @@ class FlowUNet(nn.Module):
           mu_BTM: condition, the prenet's output; zeros for the unconditional estimate.
           t_B: flow time in [0, 1].
           lengths_B: valid frames.
-          blocks: what frames attend to; None: all before the end of their `chunk`.
-          start_B, past: of pieces of segments, each a block of them: frames before the piece and
-            what is remembered of them, see `blocks.advance`.
+          blocks: frames that a frame attends to; None: all before the end of its `chunk`.
+          pieces: the frames are pieces of segments, each a block, see `streaming`.
 
         Returns:
-          velocity_BTM, 0 past the lengths; given a past, also what to remember.
+          velocity_BTM, 0 past the lengths.
         """
         c = self.config
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -266,14 +220,12 @@ class FlowUNet(nn.Module):
         x = jnp.concatenate([x_BTM.astype(self.dtype), mu_BTM.astype(self.dtype)], axis=-1)
         x = layers.zero_past(x, lengths_B)
         frames = x.shape[1]
-        before = UNetPast(*(None,) * len(UNetPast._fields)) if past is None else past
-        if past is not None:
-            capacity = past.down.layers.key.shape[-3]
-            mask = piece_mask(start_B, capacity, lengths_B, frames, causal=False)
-        elif blocks is not None:
-            mask = blocks.mask(lengths_B, frames, causal=False)
-        else:
+        if blocks is None and pieces is None:
             mask = chunk_mask(lengths_B, frames, c.chunk)
+        else:
+            mask = layers.attention_mask(
+                lengths_B, frames, causal=False, blocks=blocks, pieces=pieces
+            )
 
         def stage(name: str) -> nn.Module:
             cls = UNetStage
@@ -281,31 +233,26 @@ class FlowUNet(nn.Module):
                 cls = nn.remat(cls, policy=layers.REMAT_POLICIES[self.remat])
             return cls(c, **dtypes, scan=self.scan, name=name)
 
-        def conv(name: str, x: jax.Array, past_B2C: jax.Array | None):
-            return causal_conv(name, c.channels, x, lengths_B, past_B2C, **dtypes)
+        def conv(name: str, x: jax.Array) -> jax.Array:
+            return causal_conv(self, name, c.channels, x, lengths_B, pieces)
 
-        skip, down = stage("down")(x, time, lengths_B, mask, before.down)
-        x, down_conv = conv("down_conv", skip, before.down_conv_B2C)
+        skip, _ = stage("down")(x, time, lengths_B, mask, pieces)
+        x = conv("down_conv", skip)
         middle = layers.stacked(
             UNetStage,
             c.mid_blocks,
-            in_axes=(nn.broadcast,) * 3 + (0,),
+            in_axes=(nn.broadcast,) * 4,
             remat=self.remat,
             scan=self.scan,
         )
-        middle = middle(c, **dtypes, scan=self.scan, name="middle")
-        x, between = middle(x, time, lengths_B, mask, before.middle)
+        x, _ = middle(c, **dtypes, scan=self.scan, name="middle")(x, time, lengths_B, mask, pieces)
         x = jnp.concatenate([x, skip], axis=-1)
-        x, up = stage("up")(x, time, lengths_B, mask, before.up)
-        x, up_conv = conv("up_conv", x, before.up_conv_B2C)
-        final = CausalBlock(c.channels, **dtypes, name="final")
-        x, last = final(x, lengths_B, before.final_B2C)
+        x, _ = stage("up")(x, time, lengths_B, mask, pieces)
+        x = conv("up_conv", x)
+        x = CausalBlock(c.channels, **dtypes, name="final")(x, lengths_B, pieces)
         velocity = layers.conv("out", c.mel_bins, 1, **dtypes)(x)
-        velocity = layers.zero_past(velocity, lengths_B)
-        if past is None:
-            return velocity
-        return velocity, UNetPast(down, down_conv, between, up, up_conv, last)
+        return layers.zero_past(velocity, lengths_B)
 
 
-_TAIL = 2
-"""Frames that a causal convolution remembers: its kernel is one longer."""
+_BEFORE = 2
+"""Frames before its own that an output of a causal convolution depends on."""

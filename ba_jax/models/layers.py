@@ -16,15 +16,22 @@ the batch for every item to reproduce a padded batch of the reference.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ba_jax.models.blocks import KeyValue
 from ba_jax.models.packed_attention import RESIDUALS
+from ba_jax.models.streaming import (
+    SCAN_AXES,
+    Blocks,
+    Pieces,
+    extend_keys_values,
+    read_cache,
+    write_cache,
+)
 from ba_jax.sharding import constrain, constrain_rows
 
 Dtype = Any
@@ -180,28 +187,11 @@ class ConvTranspose(nn.Module):
         return out[:, : (frames - 1) * self.stride + self.kernel_size] + bias[None, None]
 
 
-class RunningSums(NamedTuple):
-    """Over the frames before a piece: how many, the sum of their means and of their mean squares.
-
-    All (B,), float32.
-    """
-
-    count_B: jax.Array
-    mean_B: jax.Array
-    square_B: jax.Array
-
-
 class ItemNorm(nn.Module):
     """GroupNorm with one group over (time, channels) of each item, within its extent.
 
-    Statistics in float32 over the frames before `extent_B`; frames past it are normalised alike
-    but count for nothing.
-
-    Given `last_BT`, frame t is normalised by the statistics of the frames up to `last_BT[t]` alone
-    (and of those that `past` stands for), so that an item can be normalised as it arrives. The
-    result is then (y_BTC, the sums after all T frames). `prior` (mean, mean square, frames) counts
-    as so many frames before the first. Statistics of whole items are sown as `norms`: [mean,
-    mean square] of each.
+    Statistics in float32 over the frames before `extent_B`; frames past it are normalised too but
+    do not count. Statistics of whole items are sown as `norms`: [mean, mean square] of each.
     """
 
     epsilon: float = 1e-5
@@ -214,18 +204,24 @@ class ItemNorm(nn.Module):
         x_BTC: jax.Array,
         extent_B: jax.Array,
         last_BT: jax.Array | None = None,
-        past: RunningSums | None = None,
         prior: tuple[float, float, float] | None = None,
-    ) -> jax.Array | tuple[jax.Array, RunningSums]:
+        pieces: Pieces | None = None,
+    ) -> jax.Array:
+        """Normalise frames.
+
+        Args:
+          x_BTC, extent_B: frames, and how many count.
+          last_BT: frame t is normalised by the statistics of the frames up to `last_BT[t]`, so that
+            an item can be normalised while it arrives; None: by those of the whole item.
+          prior: with `last_BT`, see `streaming.RunningNorm`.
+          pieces: with `last_BT`, frames before these count as well.
+        """
         channels = x_BTC.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
         x = x_BTC.astype(jnp.float32)
         inside = length_mask(extent_B, x.shape[1])[:, :, None]
-        sums = None
-        if last_BT is not None:
-            centred, variance, sums = self._running(jnp.where(inside, x, 0), last_BT, past, prior)
-        else:
+        if last_BT is None:
             count = jnp.maximum(extent_B, 1).astype(jnp.float32)[:, None, None] * channels
             mean = jnp.sum(jnp.where(inside, x, 0), axis=(1, 2), keepdims=True) / count
             centred = x - mean
@@ -233,31 +229,38 @@ class ItemNorm(nn.Module):
             variance = jnp.sum(square, axis=(1, 2), keepdims=True) / count
             if not self.is_initializing():
                 self.sow("norms", "sums", jnp.stack([mean, variance + mean**2])[:, :, 0, 0])
+        else:
+            x = jnp.where(inside, x, 0)
+            mean, variance = self._running(x, last_BT, prior, pieces)
+            centred = x - mean
         y = centred * jax.lax.rsqrt(variance + self.epsilon)
         y = y * scale[None, None].astype(jnp.float32) + bias[None, None].astype(jnp.float32)
-        y = y.astype(self.dtype)
-        return y if sums is None else (y, sums)
+        return y.astype(self.dtype)
 
-    @staticmethod
-    def _running(x: jax.Array, last_BT: jax.Array, past: RunningSums | None, prior):
-        """(x less its mean, variance (B, T, 1), sums) of statistics up to `last_BT`."""
-        mean_BT = jnp.cumsum(jnp.mean(x, axis=2), axis=1)
-        square_BT = jnp.cumsum(jnp.mean(x**2, axis=2), axis=1)
-        count_BT = jnp.broadcast_to(jnp.arange(1, x.shape[1] + 1, dtype=jnp.float32), mean_BT.shape)
-        if past is not None:
-            mean_BT, square_BT = mean_BT + past.mean_B[:, None], square_BT + past.square_B[:, None]
-            count_BT = count_BT + past.count_B[:, None]
-        sums = RunningSums(count_BT[:, -1], mean_BT[:, -1], square_BT[:, -1])
+    def _running(
+        self,
+        x_BTC: jax.Array,
+        last_BT: jax.Array,
+        prior: tuple[float, float, float] | None,
+        pieces: Pieces | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """(mean, variance), (B, T, 1) each, of the frames up to `last_BT`."""
+        x = x_BTC
+        ones = jnp.ones(x.shape[:2], jnp.float32)
+        sums_BT3 = jnp.stack([ones, jnp.mean(x, axis=2), jnp.mean(x**2, axis=2)], axis=2)
+        sums_BT3 = jnp.cumsum(sums_BT3, axis=1)
+        if pieces is not None:
+            shape = (x.shape[0], 1, 3)
+            sums_BT3 = sums_BT3 + read_cache(self, "sums", shape, jnp.float32, pieces)
+            write_cache(self, "sums", sums_BT3[:, -1:])
         if prior is not None:
             mean, square, count = prior
-            mean_BT, square_BT = mean_BT + count * mean, square_BT + count * square
-            count_BT = count_BT + count
-        count_BT, mean_BT, square_BT = (
-            jnp.take_along_axis(a, last_BT, axis=1) for a in (count_BT, mean_BT, square_BT)
-        )
-        mean = (mean_BT / count_BT)[:, :, None]
-        variance = jnp.maximum((square_BT / count_BT)[:, :, None] - mean**2, 0)
-        return x - mean, variance, sums
+            added = np.array([count, count * mean, count * square], np.float32)
+            sums_BT3 = sums_BT3 + added[None, None]
+        sums_BT3 = jnp.take_along_axis(sums_BT3, last_BT[:, :, None], axis=1)
+        count, mean, square = jnp.split(sums_BT3, 3, axis=2)
+        mean = mean / count
+        return mean, jnp.maximum(square / count - mean**2, 0)
 
 
 def mish(x: jax.Array) -> jax.Array:
@@ -294,21 +297,17 @@ def attention(
 
 
 def attend(
+    module: nn.Module,
     q_BTHD: jax.Array,
     k_BTHD: jax.Array,
     v_BTHD: jax.Array,
-    mask_B1TP: jax.Array,
-    past: KeyValue | None,
-) -> tuple[jax.Array, KeyValue | None]:
-    """`attention` to `past`, if there is one, then to T own frames; with it, their keys and values.
-
-    The past's frames come first in the mask.
-    """
-    if past is None:
-        return attention(q_BTHD, k_BTHD, v_BTHD, mask_B1TP), None
-    key = jnp.concatenate([past.key, k_BTHD], axis=1)
-    value = jnp.concatenate([past.value, v_BTHD], axis=1)
-    return attention(q_BTHD, key, value, mask_B1TP), KeyValue(k_BTHD, v_BTHD)
+    mask_B1TT: jax.Array,
+    pieces: Pieces | None,
+) -> jax.Array:
+    """`attention`; of pieces, also to the frames before them in the cache of `module`."""
+    if pieces is not None:
+        k_BTHD, v_BTHD, mask_B1TT = extend_keys_values(module, k_BTHD, v_BTHD, mask_B1TT, pieces)
+    return attention(q_BTHD, k_BTHD, v_BTHD, mask_B1TT)
 
 
 def layer_norm(name: str | None, dtype: Dtype, param_dtype: Dtype) -> nn.LayerNorm:
@@ -337,10 +336,8 @@ class TransformerLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, mask_B1TP: jax.Array, past: KeyValue | None = None
-    ) -> tuple[jax.Array, KeyValue | None]:
-        """The layer's output; with `past`, which the frames attend to before each other, also
-        their own keys and values."""
+        self, x_BTD: jax.Array, mask_B1TT: jax.Array, pieces: Pieces | None = None
+    ) -> tuple[jax.Array, None]:
         batch, frames, width = x_BTD.shape
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
@@ -355,13 +352,13 @@ class TransformerLayer(nn.Module):
 
         y = norm("attention_norm")(x_BTD)
         q, k, v = project("query", y), project("key", y, use_bias=False), project("value", y)
-        y, own = attend(q, k, v, mask_B1TP, past)
+        y = attend(self, q, k, v, mask_B1TT, pieces)
         y = nn.Dense(width, name="out", **dtypes)(y.reshape(batch, frames, width))
         x_BTD = constrain_rows(x_BTD + y)
         y = norm("ffn_norm")(x_BTD)
         y = gelu(nn.Dense(self.ffn_width, name="ffn_in", **dtypes)(y))
         y = nn.Dense(width, name="ffn_out", **dtypes)(constrain(y, "batch", None, "mlp"))
-        return constrain_rows(x_BTD + y), own
+        return constrain_rows(x_BTD + y), None
 
 
 def stacked(
@@ -381,7 +378,7 @@ def stacked(
         layer = nn.remat(layer, policy=REMAT_POLICIES[remat], prevent_cse=not scan)
     return nn.scan(
         layer,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, **SCAN_AXES},
         split_rngs={"params": True},
         in_axes=in_axes,
         length=length,
@@ -401,8 +398,8 @@ def transformer_stack(
     scan: bool,
     name: str | None = None,
 ) -> nn.Module:
-    """A stack of `TransformerLayer`s: (x_BTD, mask, past) -> (x_BTD, own keys and values)."""
-    in_axes = (nn.broadcast, 0)
+    """A stack of `TransformerLayer`s: (x_BTD, mask, pieces or None) -> (x_BTD, None)."""
+    in_axes = (nn.broadcast, nn.broadcast)
     stack = stacked(TransformerLayer, layers, in_axes=in_axes, remat=remat, scan=scan)
     return stack(heads, ffn_width, norm, dtype=dtype, param_dtype=param_dtype, name=name)
 
@@ -416,8 +413,20 @@ def transformer(x_BTD: jax.Array, lengths_B: jax.Array, *, causal: bool, **optio
     return transformer_stack(**options, name="layers")(x_BTD, mask, None)[0]
 
 
-def attention_mask(lengths_B: jax.Array, frames: int, *, causal: bool) -> jax.Array:
-    """(B, 1, T, T) booleans: the key is valid, and not past the query where `causal`."""
+def attention_mask(
+    lengths_B: jax.Array,
+    frames: int,
+    *,
+    causal: bool,
+    blocks: Blocks | None = None,
+    pieces: Pieces | None = None,
+) -> jax.Array:
+    """(B, 1, T, T) booleans: the key is valid, and not past the query where `causal`.
+
+    `blocks` limit what a frame sees of a whole segment; a piece is a block, seen whole.
+    """
+    if blocks is not None and pieces is None:
+        return blocks.mask(lengths_B, frames, causal=causal)
     mask = length_mask(lengths_B, frames)[:, None, None, :]
     if causal:
         mask = mask & jnp.tril(jnp.ones((frames, frames), bool))[None, None]

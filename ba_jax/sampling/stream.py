@@ -38,9 +38,17 @@ import numpy as np
 
 from ba_jax.audio.griffin_lim import GriffinLimStream
 from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL
-from ba_jax.models import audio_decoder, flow_matching, flow_prenet, flow_unet, layers, vocoder
+from ba_jax.models import audio_decoder, flow_matching, layers, vocoder
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
-from ba_jax.models.blocks import CODE_FRAMES, Blocks, Place, advance, begin
+from ba_jax.models.streaming import (
+    CACHE,
+    CODE_FRAMES,
+    UPDATE,
+    Blocks,
+    Pieces,
+    empty_cache,
+    update_cache,
+)
 from ba_jax.models.vocoder import WindowPlace
 from ba_jax.sampling.batching import LengthError
 from ba_jax.sampling.synthesize import (
@@ -122,7 +130,8 @@ class StreamingSynthesizer:
             self._mels = self._jit("mels", functools.partial(self._mel_batch, model))
         # In jit, as no two arrays may share a buffer; placed like the parameters, as what they give
         # is, or the second block would be compiled anew.
-        self._state = jax.device_put(jax.jit(self._empty)(), _place_of(self._variables))
+        initial = jax.jit(functools.partial(self._initial_state, model))()
+        self._state = jax.device_put(initial, _place_of(self._variables))
         self._free = list(range(rows))
 
     @property
@@ -242,60 +251,58 @@ class StreamingSynthesizer:
 
     # Blocks of mel
 
-    def _empty(self) -> dict[str, Any]:
-        """What rows remember before any segment."""
-        c, rows, dtype = self.config, self.rows, self._dtype
+    def _initial_state(self, model: BaichuanAudio) -> dict[str, Any]:
+        """State of rows before any segment: the cache and, for the decoder's mel, all features."""
+        c, rows = self.config, self.rows
         capacity = self.blocks.lookback or self.limit * CODE_FRAMES
         capacity = max(capacity, *self._sizes)
-        state = {"decoder": audio_decoder.empty_past(c.audio_decoder, rows, capacity, dtype)}
+        codes, lengths_B, pieces = self._batch(self._sizes[0], ())
+        args = codes, lengths_B, pieces, *self.numbers(())
+        _, update, _ = jax.eval_shape(
+            functools.partial(self._apply_block, model), self._variables, *args
+        )
+        state = {CACHE: empty_cache(update, capacity)}
         if not self._by_flow:
             hidden = (rows, self.limit * CODE_FRAMES, c.audio_decoder.width)
-            return {**state, "hidden": jnp.zeros(hidden, dtype)}
-        flow, s = c.flow_matching, self.settings
-        guidance = flow.guidance if s.guidance is None else s.guidance
-        copies = flow_matching.guidance_copies(guidance)
-        unet = flow_unet.empty_past(c.flow_unet, copies * rows, capacity, dtype)
-        steps = flow.steps if s.steps is None else s.steps
-        unet = jax.tree.map(lambda x: jnp.zeros((steps, *x.shape), x.dtype), unet)
-        return {
-            **state,
-            "flow": (flow_prenet.empty_past(c.flow_prenet, rows, capacity, dtype), unet),
-        }
+            state["hidden"] = jnp.zeros(hidden, self._dtype)
+        return state
 
-    def _block_batch(self, model, variables, state, codes_BNQ, lengths_B, place, *numbers):
-        """State after a block of each active row, and its mel (the flow's) and frames."""
-        past = begin(state, place.start_B)
-        hidden, frames_B, decoder = model.apply(
-            variables,
-            codes_BNQ,
-            lengths_B,
-            place,
-            past["decoder"],
-            self.blocks,
-            method="decode_piece",
+    def _apply_block(self, model, variables, codes_BNQ, lengths_B, pieces, *numbers):
+        """(the flow's mel or else the decoder's features, cache update, frames_B) of a block."""
+
+        def decode(model: BaichuanAudio) -> tuple[jax.Array, jax.Array]:
+            hidden, frames_B = model.decode_hidden(codes_BNQ, lengths_B, self.blocks, pieces)
+            if not self._by_flow:
+                return hidden, frames_B
+            keys_B, _ = noise_keys(*numbers)
+            bins = self.config.flow_unet.mel_bins
+            noise = flow_matching.draw_noise(keys_B, hidden.shape[1], bins, pieces.start_B)
+            return model.flow_decode(
+                hidden,
+                frames_B,
+                noise,
+                steps=self.settings.steps,
+                guidance=self.settings.guidance,
+                pieces=pieces,
+            )
+
+        (output, frames_B), changed = model.apply(variables, method=decode, mutable=[UPDATE])
+        return output, changed[UPDATE], frames_B
+
+    def _block_batch(self, model, variables, state, codes_BNQ, lengths_B, pieces, *numbers):
+        """State after a block of each active row, and its mel (the flow's) or None."""
+        variables = {**variables, CACHE: state[CACHE]}
+        output, update, frames_B = self._apply_block(
+            model, variables, codes_BNQ, lengths_B, pieces, *numbers
         )
-        new = {"decoder": advance(state["decoder"], decoder, place, frames_B)}
-        if not self._by_flow:
-            frame = jnp.arange(hidden.shape[1])[None, :]
-            kept = place.active_B[:, None] & (frame < frames_B[:, None])
-            slot = jnp.where(kept, place.start_B[:, None] + frame, state["hidden"].shape[1])
-            row = jnp.arange(self.rows)[:, None]
-            return {**new, "hidden": state["hidden"].at[row, slot].set(hidden, mode="drop")}, None
-        keys_B, _ = noise_keys(*numbers)
-        bins = self.config.flow_unet.mel_bins
-        noise = flow_matching.draw_noise(keys_B, hidden.shape[1], bins, place.start_B)
-        mel_BTM, _, flow = model.apply(
-            variables,
-            hidden,
-            frames_B,
-            noise,
-            steps=self.settings.steps,
-            guidance=self.settings.guidance,
-            start_B=place.start_B,
-            past=past["flow"],
-            method="flow_decode",
-        )
-        return {**new, "flow": advance(state["flow"], flow, place, frames_B)}, mel_BTM
+        new = {CACHE: update_cache(state[CACHE], update, pieces, frames_B)}
+        if self._by_flow:
+            return new, output
+        frame = jnp.arange(output.shape[1])[None, :]
+        valid = pieces.active_B[:, None] & (frame < frames_B[:, None])
+        slot = jnp.where(valid, pieces.start_B[:, None] + frame, state["hidden"].shape[1])
+        row = jnp.arange(self.rows)[:, None]
+        return {**new, "hidden": state["hidden"].at[row, slot].set(output, mode="drop")}, None
 
     def _mel_batch(self, model, variables, hidden_BTD, lengths_B):
         """The decoder's mel of all the features so far."""
@@ -310,29 +317,35 @@ class StreamingSynthesizer:
 
     def _decode(self, size: int, streams: Sequence[SegmentStream]) -> None:
         """The next block of streams whose next block has this size."""
-        rows, codes = self.rows, size // CODE_FRAMES
-        codes_BNQ = np.zeros((rows, codes, len(self.config.vq_bridge.codebook_sizes)), np.int32)
-        lengths_B, start_B = np.ones(rows, np.int32), np.zeros(rows, np.int32)
-        ends_B, active_B = np.zeros(rows, bool), np.zeros(rows, bool)
-        for stream in streams:
-            row = stream._row
-            own_NQ, ends_B[row] = stream._take_codes(codes)
-            codes_BNQ[row, : len(own_NQ)] = own_NQ
-            lengths_B[row], start_B[row], active_B[row] = len(own_NQ), stream._frames, True
-        place = Place(start_B, ends_B, active_B)
+        codes_BNQ, lengths_B, pieces = self._batch(size, streams)
         self._state, mel_BTM = self._block(
-            self._variables, self._state, codes_BNQ, lengths_B, place, *self.numbers(streams)
+            self._variables, self._state, codes_BNQ, lengths_B, pieces, *self.numbers(streams)
         )
         mel_BTM = None if mel_BTM is None else np.asarray(mel_BTM)
         for stream in streams:
             row = stream._row
-            frames = int(CODE_FRAMES * lengths_B[row] - ends_B[row])
+            frames = int(CODE_FRAMES * lengths_B[row] - pieces.ends_B[row])
             stream._frames += frames
             stream._number += 1
             if mel_BTM is not None:
                 stream._mel.append(mel_BTM[row, :frames])
         if not self._by_flow:
             self._decoder_mels(streams)
+
+    def _batch(
+        self, size: int, streams: Sequence[SegmentStream]
+    ) -> tuple[np.ndarray, np.ndarray, Pieces]:
+        """(codes_BNQ, lengths_B, pieces) of the next block of `size` frames of some streams."""
+        rows, codes = self.rows, size // CODE_FRAMES
+        codes_BNQ = np.zeros((rows, codes, len(self.config.vq_bridge.codebook_sizes)), np.int32)
+        lengths_B, start_B = np.ones(rows, np.int32), np.zeros(rows, np.int32)
+        ends_B, active_B = np.zeros(rows, bool), np.zeros(rows, bool)
+        for stream in streams:
+            row = stream._row
+            next_NQ, ends_B[row] = stream._take_codes(codes)
+            codes_BNQ[row, : len(next_NQ)] = next_NQ
+            lengths_B[row], start_B[row], active_B[row] = len(next_NQ), stream._frames, True
+        return codes_BNQ, lengths_B, Pieces(start_B, ends_B, active_B)
 
     def _decoder_mels(self, streams: Sequence[SegmentStream]) -> None:
         """The frames of the decoder's mel that have become final."""

@@ -19,9 +19,9 @@ from ba_jax.audio.griffin_lim import griffin_lim
 from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL, MelGeometry
 from ba_jax.models import layers
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
-from ba_jax.models.blocks import Blocks
 from ba_jax.models.flow_matching import draw_noise
 from ba_jax.models.flow_unet import FlowUNetConfig
+from ba_jax.models.streaming import Blocks
 from ba_jax.sampling import batching
 from ba_jax.sharding import to_host
 
@@ -45,7 +45,7 @@ class SynthesisSettings:
         `chunk`. Speech can be had block by block, see `ba_jax.sampling.stream`.
       lookback: frames before its block that a frame attends to; None: all.
       norm_frames: frames of codes that the first statistics of the decoder's norms are taken over,
-        see `ba_jax.models.blocks.Blocks`; None: the whole segment's, as the reference.
+        see `ba_jax.models.streaming.Blocks`; None: the whole segment's, as the reference.
       norms, norm_weight: what the norms usually see (`Synthesizer.measure_norms`), and how many
         frames of codes that counts as in the running statistics; () is nothing.
       hold: mel frames that a stream's vocoder waits for; None: as many as change a sample.
