@@ -62,12 +62,9 @@ def made_with(config: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str
 
     What is generated does not depend on how it is synthesised or judged.
     """
-    from ba_jax.checkpoints.arrays import METADATA_FILE
+    from ba_jax.checkpoints.layout import stamp
 
-    stamps = {
-        name: (folder, os.stat(Path(folder) / METADATA_FILE).st_mtime_ns)
-        for name, folder in sorted(sources.items())
-    }
+    stamps = {name: (folder, stamp(folder)) for name, folder in sorted(sources.items())}
     settings = json.loads(json.dumps(config["eval"]))
     # How many processes listen, and how often lines are saved, changes nothing in them.
     settings.get("judge", {}).pop("processes", None)
@@ -163,7 +160,8 @@ def evaluate(
     Raises:
       ConfigError, CheckpointError, EvalError, LineError, RecordError, ShardingError: see there.
     """
-    from ba_jax.checkpoints.components import HOSTS, check_hosts, find, load_to_generate, on_mesh
+    from ba_jax import sharding
+    from ba_jax.checkpoints.components import find, load_to_generate
     from ba_jax.config import from_mapping
     from ba_jax.evals import runner
     from ba_jax.evals.base import Bench, EvalSettings
@@ -178,7 +176,7 @@ def evaluate(
     model = from_mapping(BaichuanAudioConfig, config["model"])
     settings = from_mapping(EvalSettings, config["eval"], "eval")
     mesh_settings = from_mapping(MeshSettings, config.get("mesh", {}), "mesh")
-    sharing = check_hosts(config.get("hosts", HOSTS[0]))
+    sharing = sharding.check_hosts(config.get("hosts", sharding.HOSTS[0]))
     vocoder = settings.synthesis.vocoder
     needed = suites_lib.components(suites, vocoder)
     saved = start in ("judge", "score")
@@ -213,7 +211,7 @@ def evaluate(
             if bench is None:
                 variables, place = {}, None
                 if not saved:
-                    mesh, place = on_mesh(mesh_settings, _rows(settings), sharing)
+                    mesh, place = sharding.on_mesh(mesh_settings, _rows(settings), sharing)
                     variables = load_to_generate(model, sources, mesh)
                 bench = Bench(model, variables, settings, out, judge, progress, place, hosts.writes)
             started = time.monotonic()

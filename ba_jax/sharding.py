@@ -26,6 +26,9 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ba_jax.config import ConfigError
+from ba_jax.tree import flatten, unflatten
+
 
 class ShardingError(ValueError):
     """A mesh that the devices do not fill, or an array that no rule places or that is uneven."""
@@ -237,6 +240,20 @@ def variable_sharding(name: str, shape: tuple[int, ...], mesh: Mesh, heads: Head
     return replicated(mesh)
 
 
+def placement(shapes: Any, mesh: Mesh, heads: Heads) -> Any:
+    """Shardings of variables, a tree like their shapes.
+
+    Raises:
+      ShardingError: see `variable_sharding`.
+    """
+    return unflatten(
+        {
+            name: variable_sharding(name, leaf.shape, mesh, heads)
+            for name, leaf in flatten(shapes).items()
+        }
+    )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -409,3 +426,53 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
 def constrain_rows(x: jax.Array) -> jax.Array:
     """`constrain` of (B, ...): rows over the devices, each of them whole."""
     return constrain(x, "batch", *(None,) * (x.ndim - 1))
+
+
+HOSTS = ("apart", "together")
+"""How several hosts share a run: each its items on a mesh of its own, or all on one mesh."""
+
+
+def on_mesh(
+    settings: MeshSettings, rows: Mapping[str, int], hosts: str = HOSTS[0]
+) -> tuple[Mesh, Callable[[Any], Any]]:
+    """(a mesh, what puts batches, rows first, on it).
+
+    Hosts that work "apart" share nothing but the folder of results, so that each may take as long
+    as its items take: a mesh is of one host's own devices. "together" they have one mesh of all
+    devices, for a model larger than one host's memory, and all put the same batches on it.
+
+    Args:
+      settings: how the devices are laid out.
+      rows: setting -> its batch size.
+      hosts: one of HOSTS.
+
+    Raises:
+      ShardingError: axes that the devices do not fill, rows that do not divide among them, or
+        positions that are divided.
+    """
+    if settings.sequence != 1 or settings.slices != 1:
+        raise ShardingError(
+            f"mesh.sequence = {settings.sequence}, mesh.slices = {settings.slices}: expected 1 and "
+            "1, only training divides positions and reaches over slices"
+        )
+    mesh = make_mesh(settings, jax.devices() if hosts == "together" else jax.local_devices())
+    shards, batches = batch_shards(mesh), batch_sharding(mesh)
+    for name, count in rows.items():
+        if count % shards:
+            raise ShardingError(f"{name} = {count} on {shards} devices: expected a multiple")
+
+    def place(array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, batches, lambda index: array[index])
+
+    return mesh, lambda arrays: jax.tree.map(place, arrays)
+
+
+def check_hosts(hosts: str) -> str:
+    """How hosts share a run: one of HOSTS.
+
+    Raises:
+      ConfigError: anything else.
+    """
+    if hosts not in HOSTS:
+        raise ConfigError(f"hosts {hosts!r}, expected one of {HOSTS}")
+    return hosts

@@ -50,8 +50,9 @@ import numpy as np
 from absl import app, flags, logging
 
 from ba_jax import distributed, sharding
-from ba_jax.checkpoints.arrays import CheckpointError, flatten
-from ba_jax.checkpoints.manager import CONFIG_FILE, Checkpoints, complete_steps
+from ba_jax.checkpoints import components
+from ba_jax.checkpoints.layout import CONFIG_FILE, CheckpointError, complete_steps
+from ba_jax.checkpoints.manager import Checkpoints
 from ba_jax.config import ConfigError, to_mapping
 from ba_jax.data.batches import open_batches
 from ba_jax.data.hash import batch_hash, row_digests
@@ -61,10 +62,10 @@ from ba_jax.metrics.throughput import Throughput, peak_flops
 from ba_jax.metrics.writers import ProgressBar, Writers
 from ba_jax.run import Losses, Signals, mark_done, report_batch
 from ba_jax.run_config import RunConfig, TrainSettings, parse_config
-from ba_jax.stages import start
 from ba_jax.stages.base import Stage
 from ba_jax.stages.update import TrainState
 from ba_jax.train_state import Program
+from ba_jax.tree import flatten
 
 
 class TrainError(RuntimeError):
@@ -192,7 +193,8 @@ def train(
     mesh = sharding.make_mesh(config.mesh)
     program = Program(config, mesh)
     stage = program.stage
-    found = start.sources(stage, config.init, program.rates)
+    training = {path.split("/")[0] for path, rate in program.rates.items() if rate}
+    sources = components.initial_sources(config.init, stage.components, training)
     _log_counts(program)
 
     # Data: a batch is a function of the step, so that the position is the step alone.
@@ -220,10 +222,15 @@ def train(
             state = _restore(checkpoints, latest, program)
             logging.info("%s: goes on at step %d of %d", workdir, latest, settings.steps)
         else:
-            variables = start.start_variables(
-                stage, program.shapes, found, program.variable_placement, program.init_key
+            variables = components.initialize(
+                program.shapes,
+                sources,
+                program.variable_placement,
+                stage.init,
+                program.init_key,
+                stage.derive,
             )
-            fresh = [name for name in stage.components if name not in found]
+            fresh = [name for name in stage.components if name not in sources]
             variables = stage.from_data(
                 variables, _first_batches(batches, stage, mesh), program.init_key, fresh
             )

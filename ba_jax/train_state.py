@@ -14,11 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ba_jax import optim, sharding
-from ba_jax.checkpoints.arrays import flatten
-from ba_jax.checkpoints.components import placement
 from ba_jax.run_config import DTYPES, RunConfig, make_stage
 from ba_jax.stages.base import Variables
 from ba_jax.stages.update import TrainState, make_step, new_state
+from ba_jax.tree import flatten
 
 
 class Program:
@@ -60,7 +59,7 @@ class Program:
         )
         self.optimizer = optim.make_optimizer(config.optimizer, trained, flat, config.train.steps)
         self.heads = self.stage.config.heads
-        self.variable_placement = placement(self.shapes, mesh, self.heads)
+        self.variable_placement = sharding.placement(self.shapes, mesh, self.heads)
         self.state_shapes = jax.eval_shape(self._begin, self.shapes)
         self.placement = _state_placement(self.state_shapes, mesh, self.heads)
 

@@ -15,7 +15,6 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from ba_jax.audio import resample, whisper_log_mel, whisper_log_mel_batch
-from ba_jax.checkpoints import arrays
 from ba_jax.convert import engine
 from ba_jax.convert.tables import audio_encoder as encoder_table
 from ba_jax.convert.tables import llm as llm_table
@@ -29,6 +28,7 @@ from ba_jax.models.layers import sinusoids
 from ba_jax.models.llm import LLMConfig, init_cache
 from ba_jax.models.vocoder import VocoderConfig
 from ba_jax.models.vq_bridge import VQBridgeConfig
+from ba_jax.tree import flatten, unflatten
 from ba_jax.vocab import CODEBOOK_SIZES
 from benchmarks import torch_counterparts as counterparts
 
@@ -131,13 +131,13 @@ def our_variables(config: BaichuanAudioConfig) -> dict:
         values *= 0.02 if "bias" in name else shape[-2] ** -0.5
         return jnp.asarray(values)
 
-    shapes = arrays.flatten(variable_shapes(config))
-    return arrays.unflatten({path: draw(path, leaf.shape) for path, leaf in shapes.items()})
+    shapes = flatten(variable_shapes(config))
+    return unflatten({path: draw(path, leaf.shape) for path, leaf in shapes.items()})
 
 
 def torch_weights(variables: Mapping, rows: Sequence) -> dict[str, torch.Tensor]:
     """Our variables under the checkpoint's names, by way of the conversion tables."""
-    flat = {path: np.asarray(leaf) for path, leaf in arrays.flatten(variables).items()}
+    flat = {path: np.asarray(leaf) for path, leaf in flatten(variables).items()}
     weights = {}
     for name, parts in engine.expand(rows, variables).items():
         pieces = [part.backward(flat[part.target][part.index]) for part in parts]

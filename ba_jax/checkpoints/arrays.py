@@ -31,7 +31,9 @@ import tensorstore as ts
 from orbax.checkpoint import future as ocp_future
 
 from ba_jax.checkpoints import checksums
+from ba_jax.checkpoints.layout import METADATA_FILE, CheckpointError, orbax_folder
 from ba_jax.files import first_line
+from ba_jax.tree import flatten, unflatten
 
 # Bytes handed to TensorStore and not yet on disk. Two 64 MiB chunks in flight keep the disk busy
 # while the next one is prepared.
@@ -42,13 +44,6 @@ MAX_CHUNK_BYTES = 64 << 20
 # Arrays up to this size are worth no chunks of their own, and many of them are written at once.
 SMALL_BYTES = 1 << 20
 MAX_SMALL_WRITES = 32
-
-METADATA_FILE = "_METADATA"
-WEIGHTS_FOLDER = "weights"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, incomplete, or not what the caller asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,55 +228,6 @@ def save_streamed(directory: str | os.PathLike, tree: Mapping[str, Any]) -> None
             raise
 
 
-def save_variables(directory: str | os.PathLike, variables: Mapping[str, Any]) -> None:
-    """Writes variables (nested dict of jax or NumPy arrays) as an Orbax checkpoint.
-
-    Raises:
-      CheckpointError: `directory` exists.
-    """
-    directory = Path(directory).absolute()
-    if directory.exists():
-        raise CheckpointError(f"{directory}: exists already, expected a new folder")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory, dict(variables))
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts to `{"collection/component/...": leaf}`, in order."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}/"))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        node = tree
-        *parents, name = path.split("/")
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[name] = value
-    return tree
-
-
-def _orbax_folder(directory: str | os.PathLike) -> Path:
-    directory = Path(directory).absolute()
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such folder, expected an Orbax checkpoint")
-    for folder in (directory, directory / WEIGHTS_FOLDER):
-        if (folder / METADATA_FILE).is_file():
-            return folder
-    raise CheckpointError(
-        f"{directory}: neither it nor its {WEIGHTS_FOLDER}/ holds {METADATA_FILE}: not an Orbax "
-        "checkpoint, or one whose writing was interrupted"
-    )
-
-
 class Reader:
     """Reads single arrays, or slices of them, from a checkpoint.
 
@@ -293,7 +239,7 @@ class Reader:
     """
 
     def __init__(self, directory: str | os.PathLike):
-        self.directory = _orbax_folder(directory)
+        self.directory = orbax_folder(directory)
         try:
             metadata = json.loads((self.directory / METADATA_FILE).read_text())
             keys = [
@@ -397,11 +343,6 @@ def refuse_damage(problem: str | None) -> None:
     """Raises `CheckpointError` if there is a problem."""
     if problem is not None:
         raise CheckpointError(f"{problem}: the checkpoint is damaged, expected another of the run")
-
-
-def read_slice(directory: str | os.PathLike, path: str, index: Any = ()) -> np.ndarray:
-    """`Reader(directory).read(path, index)`: one slice, without loading the rest."""
-    return Reader(directory).read(path, index)
 
 
 def checkpoint_shapes(directory: str | os.PathLike) -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""Checksums of a checkpoint's files, which Orbax does not keep: it restores a flipped bit silently.
+"""Checksums of a checkpoint's files. Orbax keeps none: it restores a flipped bit silently.
 
 STEP/checksums.json holds the size and the CRC-32 of every file in STEP's folders. It is written
-when all of them are, before the folder gets its name, so that a checkpoint that counts as complete
-has one. CRC-32 finds every flipped bit, and of other damage all but one case in 2^32; against
-whoever forges files it does nothing. It is the fastest in Python's library by far: 4.2 GB a second
-and core on an AMD EPYC, where SHA-256 does 1.8 and BLAKE2b 0.9; with reading, 1.07 GB that the
-system still has in memory take 0.4 CPU-seconds.
+after them and before the folder gets its name, so that every complete checkpoint has one. CRC-32
+finds every flipped bit, and all but one in 2^32 cases of other damage; it is no protection against
+forgery. It is by far the fastest of Python's library: 4.2 GB a second and core on an AMD EPYC
+(SHA-256: 1.8, BLAKE2b: 0.9).
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import concurrent.futures
 import json
 import os
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 FILE = "checksums.json"
@@ -23,10 +21,10 @@ MAX_THREADS = 16
 
 
 def write(folder: str | os.PathLike) -> None:
-    """Writes the checksums of what the folders of `folder` hold; it appears whole.
+    """Write the checksums of all files in the folders of `folder`; the file appears whole.
 
     Raises:
-      OSError: a file that cannot be read, or no room.
+      OSError: a file that cannot be read, or a full disk.
     """
     folder = Path(folder)
     names = [
@@ -41,7 +39,7 @@ def write(folder: str | os.PathLike) -> None:
         files = dict(zip(names, sums, strict=True))
     partial = folder / f"{FILE}.partial"
     with partial.open("w", encoding="utf-8") as stream:
-        json.dump({"files": files, "crc32": _own(files)}, stream, indent=0)
+        json.dump({"files": files, "crc32": _crc_of_entries(files)}, stream, indent=0)
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(folder / FILE)
@@ -50,12 +48,12 @@ def write(folder: str | os.PathLike) -> None:
 def damage(
     folder: str | os.PathLike, within: str = "", share: int = 0, shares: int = 1
 ) -> str | None:
-    """The first damaged file of a checkpoint and what is wrong with it; None: none is.
+    """Compare a checkpoint with its checksums: the first problem, or None.
 
     Args:
-      folder: with checksums; without them nothing can be said, which is None too.
-      within: of its folders only this one.
-      share, shares: look at every `shares`-th file from `share` on: hosts divide the work.
+      folder: of a step. Without checksums the answer is None.
+      within: check only this one of its folders.
+      share, shares: check every `shares`-th file from `share` on, to divide the work among hosts.
     """
     path = Path(folder) / FILE
     try:
@@ -63,42 +61,37 @@ def damage(
     except FileNotFoundError:
         return None
     try:
-        found = json.loads(text)
-        files = found["files"]
-        whole = found["crc32"] == _own(files)
+        content = json.loads(text)
+        files = content["files"]
+        intact = content["crc32"] == _crc_of_entries(files)
     except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
+        intact = False
+    if not intact:
         return f"{path}: damaged itself"
     names = [name for name in sorted(files) if name.startswith(f"{within}/" if within else "")]
-    mine = names[share::shares]
-    with _threads(len(mine)) as pool:
-        compared = pool.map(lambda name: _compare(Path(folder) / name, files[name]), mine)
+    names = names[share::shares]
+    with _threads(len(names)) as pool:
+        compared = pool.map(lambda name: _compare(Path(folder) / name, files[name]), names)
         return next((problem for problem in compared if problem), None)
 
 
 def _threads(files: int) -> concurrent.futures.ThreadPoolExecutor:
-    most = min(MAX_THREADS, os.cpu_count() or 1, max(files, 1))
-    return concurrent.futures.ThreadPoolExecutor(most, "ba_jax-checksums")
+    count = min(MAX_THREADS, os.cpu_count() or 1, max(files, 1))
+    return concurrent.futures.ThreadPoolExecutor(count, "ba_jax-checksums")
 
 
-def _own(files: dict) -> int:
+def _crc_of_entries(files: dict) -> int:
     return zlib.crc32(json.dumps(files, sort_keys=True).encode())
-
-
-def _blocks(path: Path) -> Iterator[memoryview]:
-    block = memoryview(bytearray(min(BLOCK_BYTES, max(path.stat().st_size, 1))))
-    with path.open("rb", buffering=0) as stream:
-        while count := stream.readinto(block):
-            yield block[:count]
 
 
 def _checksum(path: Path) -> list[int]:
     """[size, CRC-32]."""
     size = value = 0
-    for block in _blocks(path):
-        size += len(block)
-        value = zlib.crc32(block, value)
+    block = memoryview(bytearray(min(BLOCK_BYTES, max(path.stat().st_size, 1))))
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(block):
+            size += count
+            value = zlib.crc32(block[:count], value)
     return [size, value]
 
 
@@ -108,7 +101,7 @@ def _compare(path: Path, expected: list[int]) -> str | None:
         if size != expected[0]:
             return f"{path}: {size} bytes, expected {expected[0]}"
         if _checksum(path) != expected:
-            return f"{path}: {size} bytes, but not those that were written (CRC-32)"
+            return f"{path}: {size} bytes, but their CRC-32 differs from the recorded one"
     except FileNotFoundError:
         return f"{path}: missing"
     except OSError as error:

@@ -1,43 +1,50 @@
-"""Weights of a model out of several checkpoints, on a mesh; and what XLA compiled."""
+"""Load components of a model from checkpoints: to use them (`load`), to train them (`initialize`).
+
+Sources map a component to the checkpoint that it comes from.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from ba_jax import sharding
-from ba_jax.checkpoints.arrays import (
-    CheckpointError,
-    checkpoint_shapes,
-    flatten,
-    load_variables,
-    unflatten,
-)
-from ba_jax.checkpoints.manager import CONFIG_FILE, FOLDER, weights_folder
+from ba_jax.checkpoints import layout
+from ba_jax.checkpoints.arrays import Reader, checkpoint_shapes, load_variables
+from ba_jax.checkpoints.layout import CheckpointError, weights_folder
+from ba_jax.checkpoints.manager import check_weights
 from ba_jax.config import ConfigError, from_mapping
 from ba_jax.models import cpu_layout, layers
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
+from ba_jax.tree import flatten, unflatten
+from ba_jax.vocab import COMPONENTS
 
-HOSTS = ("apart", "together")
-"""How several hosts share a run: each its items on a mesh of its own, or all on one mesh."""
+RANDOM = "random"
+
+Variables = dict[str, Any]
+"""`{"params": {component: ...}, "codebook": {...}, "buffers": {...}}`, nested dicts of arrays."""
+
+Derive = Callable[[Reader, Mapping[str, Any]], dict[str, np.ndarray]]
+"""(a checkpoint, path -> shape wanted from it) -> values that it implies but does not store."""
 
 
 def find(
     checkpoints: Sequence[str], config: BaichuanAudioConfig, components: Sequence[str]
 ) -> dict[str, str]:
-    """Component -> the folder of weights that it comes from.
+    """Component -> folder of weights: the last checkpoint that holds the component.
 
     Raises:
       CheckpointError: no checkpoint, or none that holds a component.
-      ConfigError: a component that the model's config leaves out, or that a run trained with other
-        settings than the config's; shapes do not tell them all.
+      ConfigError: the model's config has no such component, or a run trained it with settings
+        that differ from the config's and that shapes do not show.
     """
     absent = [name for name in components if getattr(config, name) is None]
     if absent:
@@ -46,14 +53,14 @@ def find(
     held = [set(checkpoint_shapes(folder).get("params", {})) for folder in folders]
     sources = {}
     for name in components:
-        found = [folder for folder, names in zip(folders, held, strict=True) if name in names]
-        if not found:
+        holders = [folder for folder, names in zip(folders, held, strict=True) if name in names]
+        if not holders:
             raise CheckpointError(
                 f"{', '.join(checkpoints)}: none holds {name}, expected one that does"
             )
-        sources[name] = str(found[-1])
-    for folder, own in _by_folder(sources).items():
-        _check_settings(Path(folder), config, own)
+        sources[name] = str(holders[-1])
+    for folder, names in _by_folder(sources).items():
+        _check_settings(Path(folder), config, names)
     return sources
 
 
@@ -65,21 +72,18 @@ def _by_folder(sources: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _check_settings(folder: Path, config: BaichuanAudioConfig, components: Sequence[str]) -> None:
-    """Raises ConfigError where the run that trained components says other settings of them.
+    """Raises ConfigError if the run trained these components with other settings than `config`.
 
-    A folder without a run's config (converted weights, a checkpoint that was moved) passes.
+    Weights without a run's config (converted ones, a checkpoint that was moved) pass.
     """
-    checkpoints = folder.parent.parent
-    path = checkpoints.parent / CONFIG_FILE
-    if checkpoints.name != FOLDER or not path.is_file():
+    workdir = layout.workdir_of(folder)
+    values = (layout.read_run_config(workdir) if workdir else None) or {}
+    if "model" not in values:
         return
-    try:
-        model = json.loads(path.read_text())["model"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: damaged, expected the config of a run ({error!r})") from error
-    trained = from_mapping(BaichuanAudioConfig, model, f"{path}: model")
+    path = workdir / layout.CONFIG_FILE
+    trained = from_mapping(BaichuanAudioConfig, values["model"], f"{path}: model")
     checked = [(name, field.name) for name in components for field in fields(getattr(config, name))]
-    if "flow_unet" in components:  # what it learnt to say; the rest may be chosen when sampling
+    if "flow_unet" in components:  # what training decides; the rest may be chosen when sampling
         checked += [("flow_matching", key) for key in ("residual_std", "mel_mean", "mel_std")]
     for section, key in checked:
         was, now = (getattr(getattr(c, section), key) for c in (trained, config))
@@ -95,34 +99,33 @@ def load(
     sources: Mapping[str, str],
     mesh: Mesh | None = None,
     dtype: layers.Dtype | None = None,
-) -> dict[str, Any]:
-    """Variables of the components that `sources` has folders for.
+) -> Variables:
+    """Load the variables of the components in `sources`.
 
     Args:
       config, sources: see `find`.
-      mesh: lays parameters out by the rules of `ba_jax.sharding`; None: the default device.
+      mesh: parameters are sharded over it by the rules of `ba_jax.sharding`; None: the default
+        device.
       dtype: of the parameters; None: as stored.
 
     Raises:
-      CheckpointError: a checkpoint of other sizes, or one that is damaged.
-      ShardingError: a parameter that no rule places.
+      CheckpointError: a checkpoint of other sizes, or a damaged one.
+      ShardingError: a parameter without a sharding rule.
     """
-    variables: dict[str, Any] = {}
-    for folder, own in _by_folder(sources).items():
-        shapes = variable_shapes(config.only(*own))
-        placed = None
-        if mesh is not None:
-            placed = placement(shapes, mesh, config.heads)
-        found = load_variables(folder, shapes, placed, dtype, components=own)
-        for collection, tree in found.items():
+    shapes = variable_shapes(config.only(*sources))
+    shardings = None if mesh is None else sharding.placement(shapes, mesh, config.heads)
+    variables: Variables = {}
+    for folder, names in _by_folder(sources).items():
+        loaded = load_variables(folder, shapes, shardings, dtype, components=names)
+        for collection, tree in loaded.items():
             variables.setdefault(collection, {}).update(tree)
     return variables
 
 
 def load_to_generate(
     config: BaichuanAudioConfig, sources: Mapping[str, str], mesh: Mesh | None = None
-) -> dict[str, Any]:
-    """As `load`; on a single CPU device weights lie as `cpu_layout` has them.
+) -> Variables:
+    """`load`, and on a single CPU device the memory layout of `cpu_layout`.
 
     Raises:
       CheckpointError, ShardingError: see `load`.
@@ -134,65 +137,95 @@ def load_to_generate(
     return variables
 
 
-def placement(shapes: Any, mesh: Mesh, heads: sharding.Heads) -> Any:
-    """Shardings of variables, a tree like their shapes.
-
-    Raises:
-      ShardingError: see `sharding.variable_sharding`.
-    """
-    return unflatten(
-        {
-            name: sharding.variable_sharding(name, leaf.shape, mesh, heads)
-            for name, leaf in flatten(shapes).items()
-        }
-    )
-
-
-def on_mesh(
-    settings: sharding.MeshSettings, rows: Mapping[str, int], hosts: str = HOSTS[0]
-) -> tuple[Mesh, Callable[[Any], Any]]:
-    """(a mesh, what puts batches, rows first, on it).
-
-    Hosts that work "apart" share nothing but the folder of results, so that each may take as long
-    as its items take: a mesh is of one host's own devices. "together" they have one mesh of all
-    devices, for a model larger than one host's memory, and all put the same batches on it.
+def initial_sources(
+    init: Mapping[str, str], components: Sequence[str], training: Iterable[str]
+) -> dict[str, str]:
+    """Component -> checkpoint for the start of a training run, from `config.init`.
 
     Args:
-      settings: how the devices are laid out.
-      rows: setting -> its batch size.
-      hosts: one of HOSTS.
+      init: component -> a path, "random", or "" (random if the component trains, else an error).
+      components: those of the run's stage.
+      training: components with a parameter that trains.
 
     Raises:
-      ShardingError: axes that the devices do not fill, rows that do not divide among them, or
-        positions that are divided.
+      ConfigError: an unknown component, or a frozen one without a checkpoint.
     """
-    if settings.sequence != 1 or settings.slices != 1:
-        raise sharding.ShardingError(
-            f"mesh.sequence = {settings.sequence}, mesh.slices = {settings.slices}: expected 1 and "
-            "1, only training divides positions and reaches over slices"
-        )
-    mesh = sharding.make_mesh(
-        settings, jax.devices() if hosts == "together" else jax.local_devices()
-    )
-    shards, batches = sharding.batch_shards(mesh), sharding.batch_sharding(mesh)
-    for name, count in rows.items():
-        if count % shards:
-            raise sharding.ShardingError(
-                f"{name} = {count} on {shards} devices: expected a multiple"
+    unknown = sorted(set(init) - set(COMPONENTS))
+    if unknown:
+        raise ConfigError(f"init: {unknown}, expected components, some of {COMPONENTS}")
+    wrong = sorted(name for name, path in init.items() if not isinstance(path, str))
+    if wrong:
+        raise ConfigError(f"init.{wrong[0]} = {init[wrong[0]]!r}: expected a path, 'random' or ''")
+    training, sources = set(training), {}
+    for name in components:
+        path = init.get(name, "")
+        if path and path != RANDOM:
+            sources[name] = path
+        elif not path and name not in training:
+            raise ConfigError(
+                f"{name} is frozen and init.{name} is empty: expected a checkpoint, "
+                f"--config.init.{name}=WORKDIR of the stage that trains it"
             )
+    unused = sorted(name for name, path in init.items() if path and name not in components)
+    if unused:
+        logging.info("this stage does not use init.%s", ", init.".join(unused))
+    return sources
 
-    def place(array: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(array.shape, batches, lambda index: array[index])
 
-    return mesh, lambda arrays: jax.tree.map(place, arrays)
+def initialize(
+    shapes: Variables,
+    sources: Mapping[str, str],
+    shardings: Variables,
+    init: Callable[[jax.Array], Variables],
+    key: jax.Array,
+    derive: Derive | None = None,
+) -> Variables:
+    """Variables of a new training run, on the devices: loaded or random. All processes call it.
 
-
-def check_hosts(hosts: str) -> str:
-    """How hosts share a run: one of HOSTS.
+    Args:
+      shapes: of all variables.
+      sources: component -> checkpoint, see `initial_sources`; the other components are random, and
+        LoRA adapters that their checkpoint lacks.
+      shardings: a tree like `shapes`.
+      init: key -> random variables of these shapes; jitted here.
+      key: of `init`.
+      derive: values that a checkpoint implies without storing them; the rest is read from it.
 
     Raises:
-      ConfigError: anything else.
+      CheckpointError: no checkpoint, a damaged one, or one of other sizes: every array is named.
     """
-    if hosts not in HOSTS:
-        raise ConfigError(f"hosts {hosts!r}, expected one of {HOSTS}")
-    return hosts
+    flat, flat_shardings = flatten(shapes), flatten(shardings)
+    loaded: dict[str, Any] = {}
+    for path, components in _by_folder(sources).items():
+        folder = weights_folder(path)
+        check_weights(folder)
+        reader = Reader(folder)
+        wanted = {name: leaf for name, leaf in flat.items() if name.split("/")[1] in components}
+        logging.info("%s from %s", ", ".join(components), folder)
+        derived = derive(reader, wanted) if derive else {}
+        loaded |= {n: jax.device_put(value, flat_shardings[n]) for n, value in derived.items()}
+        stored = {
+            name: leaf
+            for name, leaf in wanted.items()
+            if name not in derived and ("/lora_" not in name or name in reader.arrays)
+        }
+        if stored:
+            loaded |= flatten(
+                load_variables(
+                    folder,
+                    unflatten(stored),
+                    unflatten({name: flat_shardings[name] for name in stored}),
+                    jnp.float32,
+                    checked=True,
+                )
+            )
+    rest = [name for name in flat if name not in loaded]
+    if rest:
+
+        def draw(key):
+            values = flatten(init(key))
+            return {name: values[name] for name in rest}
+
+        drawn = jax.jit(draw, out_shardings={name: flat_shardings[name] for name in rest})
+        loaded |= drawn(key)
+    return unflatten({name: loaded[name] for name in flat})

@@ -1,14 +1,15 @@
-"""A training run's checkpoints: everything it needs to go on, and weights that others can read.
+"""The checkpoints of a training run: all it needs to resume, and weights that others can read.
 
 WORKDIR/checkpoints/STEP holds two Orbax trees and a note:
-  weights/  the variables, laid out like a converted checkpoint's: other stages, `ba_jax.evaluate`,
-            `ba_jax.convert export` read them. With a running average it is the average.
+  weights/  the variables, laid out like a converted checkpoint's: other stages, `ba_jax.evaluate`
+            and `ba_jax.convert export` read them. With an EMA it is the average.
   train/    what only the run itself needs: optimiser state, parameters as trained (if `weights`
             holds their average), the stage's extra state.
-  note/     step, stage, the data's position (the step: batches are a pure function of it), metrics.
-Random keys are a function of the step too. Writing goes on while training does; a folder gets its
-name when it is complete, with the checksums of its files in checksums.json. They are compared
-before a run goes on from it, by all hosts together, and before `weights` is read.
+  note/     step, stage, metrics. The step is also the data's position: batches are a pure function
+            of it, and so are the random keys.
+Checkpoints are written in the background. A folder gets its name when it is complete, with the
+checksums of its files in checksums.json. They are compared before a run resumes from it, by all
+hosts together, and before `weights` is read.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from ba_jax.checkpoints import arrays, checksums
-from ba_jax.checkpoints.arrays import CheckpointError
+from ba_jax.checkpoints.layout import CHECKPOINTS_FOLDER, CheckpointError, complete_steps
 from ba_jax.files import first_line
+from ba_jax.tree import flatten
 
-FOLDER = "checkpoints"
-CONFIG_FILE = "config.json"
 DAMAGED = "damaged"
 _METRICS = "metrics"  # Orbax's own name
 _MESSAGE_BYTES = 1024
@@ -39,7 +40,7 @@ _MESSAGE_BYTES = 1024
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSettings:
-    """Which checkpoints stay.
+    """When to save a checkpoint and which ones to keep.
 
     Attributes:
       every: save every N steps; 0 saves only at the end.
@@ -59,8 +60,8 @@ class CheckpointSettings:
             raise ValueError(f"{self}: expected every >= 0, keep_last >= 1, keep_best >= 0")
 
 
-class _Folder(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """A step's folder while it is written: it gets its checksums, and then its name."""
+class _StepFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """A step's folder while it is written: it gets its checksums, then its name."""
 
     async def finalize(self) -> None:
         # Orbax takes this class for weights/, train/, ... too.
@@ -72,22 +73,22 @@ class _Folder(ocp.path.atomicity.AtomicRenameTemporaryPath):
 class Checkpoints:
     """The checkpoints of a run; close it, or use it in a `with`.
 
-    The last complete step is compared with its checksums. If it is damaged, it is moved aside, to
-    damaged-STEP, and the one before is the last. On several hosts all come here: each looks at its
-    share of the files, and all get the same answer.
+    The last complete step is compared with its checksums. If it is damaged, it is moved to
+    damaged-STEP, and the one before becomes the last. All hosts construct it together: each checks
+    its share of the files, and all get the same answer.
 
     Args:
       workdir: of the run.
-      settings: which stay.
+      settings: which ones to keep.
 
     Raises:
-      CheckpointError: all are damaged; they stay where they are.
+      CheckpointError: all are damaged; they stay in their place.
     """
 
     def __init__(
         self, workdir: str | os.PathLike, settings: CheckpointSettings = CheckpointSettings()
     ):
-        self.folder = Path(workdir).absolute() / FOLDER
+        self.folder = Path(workdir).absolute() / CHECKPOINTS_FOLDER
         self.settings = settings
         _set_damaged_aside(self.folder)
         policies = [LatestN(settings.keep_last)]
@@ -109,13 +110,13 @@ class Checkpoints:
                 else None,
                 best_mode="min",
                 cleanup_tmp_directories=True,
-                temporary_path_class=_Folder,
+                temporary_path_class=_StepFolder,
             ),
             item_names=("weights", "train", "note"),
         )
 
     def latest(self) -> int | None:
-        """The last complete step, None if there is none."""
+        """The last complete step, None without one."""
         return self._manager.latest_step()
 
     def save(
@@ -126,11 +127,11 @@ class Checkpoints:
         note: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Starts to write a checkpoint, after the one before is complete.
+        """Start to write a checkpoint, once the one before is complete.
 
         Raises:
           CheckpointError: this one or the one before could not be written (a full disk); complete
-            ones are left alone. Or the evaluation has no `settings.best_metric`; this one is saved.
+            ones stay. Or the evaluation has no `settings.best_metric`; this one is saved.
         """
         if step in self._manager.all_steps():
             return
@@ -148,7 +149,8 @@ class Checkpoints:
                 force=True,
             )
         except Exception as error:  # Orbax and TensorStore raise many kinds
-            raise self._failed(step, error) from error
+            failed = f"checkpoint {step}, or the one before,"
+            raise self._write_error(failed, error) from error
         if unknown:
             self.wait()
             raise CheckpointError(
@@ -157,22 +159,21 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Until all is written.
+        """Wait until all checkpoints are written.
 
         Raises:
-          CheckpointError: it could not be.
+          CheckpointError: the last one could not be written.
         """
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise self._failed(None, error) from error
+            raise self._write_error("the last checkpoint", error) from error
 
-    def _failed(self, step: int | None, error: Exception) -> CheckpointError:
-        what = "the last checkpoint" if step is None else f"checkpoint {step}, or the one before,"
-        reason = first_line(error)
-        kept = complete_steps(self.folder)
+    def _write_error(self, failed: str, error: Exception) -> CheckpointError:
+        complete = complete_steps(self.folder) or "none"
         return CheckpointError(
-            f"{self.folder}: {what} could not be written: {reason}. Complete ones: {kept or 'none'}"
+            f"{self.folder}: {failed} could not be written: {first_line(error)}. Complete ones: "
+            f"{complete}"
         )
 
     def restore(
@@ -181,15 +182,15 @@ class Checkpoints:
         """(weights, train, note) of a step.
 
         Args:
+          step: a complete one.
           weights, train: trees of ShapeDtypeStructs with shardings.
 
         Raises:
-          CheckpointError: a checkpoint of another model or stage, or one that is damaged.
+          CheckpointError: a checkpoint of another model or stage, or a damaged one.
         """
         folder = self.folder / str(step)
         for item, tree in (("weights", weights), ("train", train)):
-            expected = arrays.flatten(ocp.tree.to_flat_dict(tree, sep="/"))
-            _check_names(folder / item, expected)
+            _check_names(folder / item, flatten(ocp.tree.to_flat_dict(tree, sep="/")))
         try:
             restored = self._manager.restore(
                 step,
@@ -200,12 +201,11 @@ class Checkpoints:
                 ),
             )
         except Exception as error:
-            reason = first_line(error)
-            raise CheckpointError(f"{folder}: cannot be restored: {reason}") from error
+            raise CheckpointError(f"{folder}: cannot be restored: {first_line(error)}") from error
         return restored["weights"], restored["train"], restored["note"]
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Wait for pending writes, then close."""
         self.wait()
         self._manager.close()
 
@@ -218,12 +218,12 @@ class Checkpoints:
             return
         try:
             self._manager.close()
-        except Exception as error:  # the one under way says what is wrong
+        except Exception as error:  # the exception that is on its way names the cause
             logging.warning("%s: %s", self.folder, error)
 
 
 def _set_damaged_aside(folder: Path) -> None:
-    """Leaves a last step that is good, and no step whose metrics Orbax could not read."""
+    """Move damaged steps away, until the last step is good and Orbax can read all metrics."""
     damaged: dict[int, str] = {}
     good = None
     for step in reversed(complete_steps(folder)):
@@ -237,45 +237,37 @@ def _set_damaged_aside(folder: Path) -> None:
             f"{next(iter(damaged.values()))}; every checkpoint is damaged, steps "
             f"{sorted(damaged)}: expected a good one. Copy one back, or use a new workdir"
         )
+    sync = multihost_utils.sync_global_devices
     for step, problem in damaged.items():
         aside, number = folder / f"{DAMAGED}-{step}", 1
         while aside.exists():
             number += 1
             aside = folder / f"{DAMAGED}-{step}-{number}"
         logging.warning("%s; moved to %s, step %d is the last good one", problem, aside, good)
-        _sync(f"damaged {step}")  # none looks for a name while another takes it
+        sync(f"ba_jax damaged {step}")  # no process looks for a name while another takes it
         if jax.process_index() == 0:
             (folder / str(step)).rename(aside)
     if damaged:
-        _sync("moved aside")
-
-
-def _sync(place: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(f"ba_jax.checkpoints.manager {place}")
+        sync("ba_jax moved aside")
 
 
 def shared_damage(folder: Path, within: str = "") -> str | None:
-    """`checksums.damage`, of which every host does its share; all get the same answer."""
+    """`checksums.damage` with the files divided among the hosts; all get the same answer."""
     hosts = jax.process_count()
-    found = checksums.damage(folder, within, jax.process_index(), hosts)
+    problem = checksums.damage(folder, within, jax.process_index(), hosts)
     if hosts == 1:
-        return found
-    from jax.experimental import multihost_utils
-
+        return problem
     message = np.zeros(_MESSAGE_BYTES, np.uint8)
-    told = (found or "").encode()[:_MESSAGE_BYTES]
-    message[: len(told)] = np.frombuffer(told, np.uint8)
-    for one in multihost_utils.process_allgather(message):
-        if one.any():
-            return one.tobytes().rstrip(b"\0").decode(errors="replace")
+    encoded = (problem or "").encode()[:_MESSAGE_BYTES]
+    message[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    for host_message in multihost_utils.process_allgather(message):
+        if host_message.any():
+            return host_message.tobytes().rstrip(b"\0").decode(errors="replace")
     return None
 
 
 def check_weights(folder: Path) -> None:
-    """What `checkpoint.check_files` does, but that hosts divide the work: all of them call it.
+    """`arrays.check_files` with the files divided among the hosts: all of them call it.
 
     Raises:
       CheckpointError: a file is damaged; on all hosts.
@@ -293,41 +285,3 @@ def _check_names(folder: Path, expected: Mapping[str, Any]) -> None:
             f"{folder}: holds {len(more)} arrays that this run has not, {more[:3]}, ...: it was "
             "made with another config"
         )
-
-
-def complete_steps(folder: str | os.PathLike) -> list[int]:
-    """Steps whose checkpoint is complete, in order."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        return []
-    return sorted(int(f.name) for f in folder.iterdir() if f.name.isdecimal() and f.is_dir())
-
-
-def weights_folder(path: str | os.PathLike) -> Path:
-    """The folder of weights that a path means.
-
-    Args:
-      path: a run's WORKDIR (its latest checkpoint), one of its checkpoints, or a folder that
-        `ba_jax.convert` or Orbax wrote.
-
-    Raises:
-      CheckpointError: there is none.
-    """
-    path = Path(path).absolute()
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder, expected a checkpoint or a run's workdir")
-    if (path / FOLDER).is_dir():
-        steps = complete_steps(path / FOLDER)
-        if not steps:
-            raise CheckpointError(f"{path}: a run without a complete checkpoint")
-        path = path / FOLDER / str(steps[-1])
-    if (path / arrays.WEIGHTS_FOLDER / arrays.METADATA_FILE).is_file():
-        return path / arrays.WEIGHTS_FOLDER
-    if (path / arrays.METADATA_FILE).is_file():
-        return path
-    raise CheckpointError(f"{path}: neither a checkpoint nor a run's workdir")
-
-
-def abstract(tree: Any) -> Any:
-    """Shapes, types and shardings of a tree of arrays."""
-    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)

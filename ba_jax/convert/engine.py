@@ -18,6 +18,7 @@ import numpy as np
 
 from ba_jax.checkpoints import arrays
 from ba_jax.convert.rows import Row
+from ba_jax.tree import flatten, unflatten
 
 FLOAT_DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
@@ -192,7 +193,7 @@ def expand(rows: Iterable[Row], shapes: Mapping[str, Any]) -> dict[str, list[Pla
     A target may be the empty path in a row that splits vectors: that part is not stored, it is
     zero (the bias of k in a fused q, k, v of Whisper's, say).
     """
-    variables = {p: tuple(leaf.shape) for p, leaf in arrays.flatten(shapes).items()}
+    variables = {p: tuple(leaf.shape) for p, leaf in flatten(shapes).items()}
     filled: dict[str, set[tuple[int, ...]]] = {}
     placed: dict[str, list[Placement]] = {}
     problems: list[str] = []
@@ -310,7 +311,7 @@ def make_plan(
         all variables whose slices come in different dtypes.
     """
     placements = expand(rows, shapes)
-    variables = arrays.flatten(shapes)
+    variables = flatten(shapes)
     skipped = {
         name: prefix
         for name in source.tensors
@@ -429,7 +430,7 @@ def lazy_variables(plan: Plan, progress: Callable[[int], None] | None = None) ->
         _, chunk = parts[0].slice_rows(0, _row_step(parts[0], dtype.itemsize))
         return arrays.LazyArray(shape, dtype, (1,) * lead + chunk, pieces)
 
-    return arrays.unflatten({path: lazy_array(path) for path in plan.targets})
+    return unflatten({path: lazy_array(path) for path in plan.targets})
 
 
 def source_rows(

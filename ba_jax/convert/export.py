@@ -37,6 +37,7 @@ from ba_jax.convert.sources import CONFIG_FILE, VOCODER_CONFIG_FILE, VOCODER_FIL
 from ba_jax.convert.tables import vocoder as vocoder_table
 from ba_jax.convert.torch_pickle import import_torch, open_vocoder, save_pickle
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
+from ba_jax.tree import flatten
 from ba_jax.vocab import COMPONENTS
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -244,7 +245,7 @@ def _stored_bytes(reader: checkpoint.Reader) -> int:
 def _tensors(rows, config: BaichuanAudioConfig, reader: checkpoint.Reader, dtype) -> _Tensors:
     """Checks that the checkpoint holds the config's variables."""
     shapes = variable_shapes(config)
-    reader.check_shapes(checkpoint.flatten(shapes))
+    reader.check_shapes(flatten(shapes))
     return _Tensors(engine.expand(rows, shapes), reader, dtype, None)
 
 

@@ -18,12 +18,13 @@ from typing import Any
 
 import tqdm
 
-from ba_jax.checkpoints import arrays
+from ba_jax.checkpoints import arrays, layout
 from ba_jax.convert import engine, report, sources
 from ba_jax.convert.engine import ConversionError
 from ba_jax.convert.safetensors_io import INDEX_FILE, SafetensorsFile, SafetensorsFolder
 from ba_jax.convert.torch_pickle import PickleFile, VocoderSource
 from ba_jax.models.baichuan_audio import variable_shapes
+from ba_jax.tree import flatten, unflatten
 
 SOURCE_FOLDER = "source"
 MANIFEST_FILE = "manifest.json"
@@ -73,8 +74,8 @@ def import_checkpoint(
         ) as bar:
             tree: dict[str, Any] = {}
             for plan in plans:
-                tree |= arrays.flatten(engine.lazy_variables(plan, bar.update))
-            arrays.save_streamed(folder / arrays.WEIGHTS_FOLDER, arrays.unflatten(tree))
+                tree |= flatten(engine.lazy_variables(plan, bar.update))
+            arrays.save_streamed(folder / layout.WEIGHTS_FOLDER, unflatten(tree))
         for name, data in opened.files.items():
             (folder / name).write_bytes(data)
         _write_manifest(folder / SOURCE_FOLDER, opened)

@@ -17,16 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from ba_jax.checkpoints import arrays, manager
+from ba_jax.checkpoints import arrays, layout
 from ba_jax.config import ConfigError, from_mapping, to_mapping
 from ba_jax.convert import sources
 from ba_jax.convert.engine import FLOAT_DTYPES, ConversionError, report_problems
 from ba_jax.convert.hf_config import write_model_config
 from ba_jax.convert.importer import MANIFEST_FILE, SOURCE_FOLDER
-from ba_jax.convert.safetensors_io import read_json
 from ba_jax.convert.sources import CONFIG_FILE, VOCODER_CONFIG_FILE
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
 from ba_jax.models.lora import merge_lora
+from ba_jax.tree import flatten, unflatten
 from ba_jax.vocab import COMPONENTS, LANGUAGE_MODEL
 
 
@@ -141,7 +141,7 @@ def join_checkpoints(
         bar.total = sum(array.nbytes for array in lazy.values())
         with arrays.new_folder(out, overwrite) as folder:
             write_model_config(folder, config)
-            arrays.save_streamed(folder / arrays.WEIGHTS_FOLDER, arrays.unflatten(lazy))
+            arrays.save_streamed(folder / layout.WEIGHTS_FOLDER, unflatten(lazy))
             manifest = {"kind": "baichuan", "components": {c: r.label for c, r in givers.items()}}
             (folder / SOURCE_FOLDER).mkdir()
             text = json.dumps(manifest, indent=1) + "\n"
@@ -155,7 +155,7 @@ def join_checkpoints(
 
 
 def _open(label: str, out: Path) -> _Run:
-    folder = manager.weights_folder(label)
+    folder = layout.weights_folder(label)
     inner, outer = folder.resolve(), out.resolve()
     if inner == outer or outer in inner.parents:
         raise ConversionError(f"{out}: holds the run {label}, expected another folder")
@@ -171,21 +171,21 @@ def _open(label: str, out: Path) -> _Run:
 
 
 def _read_config(label: str, weights: Path) -> BaichuanAudioConfig:
-    """The model's, from a run's config.json or an import's."""
+    """The model's config, from a run's config.json or an import's."""
     folders = [weights.parent]
-    if weights.parent.parent.name == manager.FOLDER:
-        folders.append(weights.parent.parent.parent)
+    if workdir := layout.workdir_of(weights):
+        folders.append(workdir)
     for folder in folders:
         path = folder / CONFIG_FILE
-        values = read_json(path, "config") if path.is_file() else {}
-        if "model" in values and "stage" in values:
-            try:
-                return from_mapping(BaichuanAudioConfig, values["model"], f"{path}: model")
-            except ConfigError as error:
-                raise ConversionError(str(error)) from error
-            except ValueError as error:
-                raise ConversionError(f"{path}: model: {error}") from error
-        if values or (folder / VOCODER_CONFIG_FILE).is_file():
+        try:
+            run = layout.read_run_config(folder) or {}
+            if "model" in run:
+                return from_mapping(BaichuanAudioConfig, run["model"], f"{path}: model")
+        except ConfigError as error:
+            raise ConversionError(str(error)) from error
+        except ValueError as error:
+            raise ConversionError(f"{path}: model: {error}") from error
+        if path.is_file() or (folder / VOCODER_CONFIG_FILE).is_file():
             return sources.checkpoint_config(folder)[1]
     raise ConversionError(
         f"{label}: no {CONFIG_FILE} in {' or '.join(map(str, folders))}: expected a WORKDIR of "
@@ -250,7 +250,7 @@ def _lazy_variables(
     run: _Run, components: Sequence[str], dtype: Any, progress: Callable[[int], None]
 ) -> dict[str, arrays.LazyArray]:
     """Path -> the array to be written, adapters merged; checks that the run is its config's."""
-    expected = arrays.flatten(variable_shapes(run.config.only(*components)))
+    expected = flatten(variable_shapes(run.config.only(*components)))
     run.reader.check_shapes(expected)
     stored = [path for path in run.reader.arrays if run.holds(path, components)]
     report_problems(

@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from absl import logging
 
-    from ba_jax.checkpoints.arrays import CheckpointError
+    from ba_jax.checkpoints.layout import CheckpointError
     from ba_jax.convert.engine import ConversionError
 
     # Orbax logs the traceback of whatever ends a write; we say it in one line.

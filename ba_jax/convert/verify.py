@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ba_jax import audio
-from ba_jax.checkpoints import arrays
+from ba_jax.checkpoints import arrays, layout
 from ba_jax.convert import importer, sources
 from ba_jax.convert.engine import ConversionError
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig, variable_shapes
@@ -463,7 +463,7 @@ def to_table(results: Sequence[Result]) -> str:
 @contextlib.contextmanager
 def _imported(folder: Path) -> Iterator[Path]:
     """A checkpoint folder as it is; one with the reference's files, imported for the moment."""
-    if (folder / arrays.WEIGHTS_FOLDER).is_dir():
+    if (folder / layout.WEIGHTS_FOLDER).is_dir():
         yield folder
         return
     with tempfile.TemporaryDirectory() as scratch:

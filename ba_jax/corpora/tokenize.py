@@ -30,8 +30,8 @@ from absl import app, flags
 
 from ba_jax import distributed
 from ba_jax.audio.lengths import SAMPLE_RATE
-from ba_jax.checkpoints.arrays import CheckpointError, flatten, load_variables
-from ba_jax.checkpoints.manager import weights_folder
+from ba_jax.checkpoints.arrays import load_variables
+from ba_jax.checkpoints.layout import CheckpointError, weights_folder
 from ba_jax.config import ConfigError, from_mapping
 from ba_jax.corpora import runner
 from ba_jax.corpora.report import REPORT_MD
@@ -45,6 +45,7 @@ from ba_jax.data.features import ON_ERROR, Bucket
 from ba_jax.data.record import dataset_directory
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig, variable_shapes
 from ba_jax.sharding import MeshSettings, batch_sharding, make_mesh, replicated
+from ba_jax.tree import flatten
 from ba_jax.vocab import SPEECH_ENCODER
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 128 + 2

@@ -34,7 +34,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags
@@ -79,7 +78,7 @@ def generate(
     import tqdm
 
     from ba_jax import sharding
-    from ba_jax.checkpoints.components import find, load_to_generate, on_mesh
+    from ba_jax.checkpoints.components import find, load_to_generate
     from ba_jax.config import from_mapping
     from ba_jax.generate import batched, requests, results, streamed
     from ba_jax.generate.settings import GenerateSettings
@@ -118,7 +117,7 @@ def generate(
         if stream:
             mesh, place = None, lambda arrays: arrays
         else:
-            mesh, place = on_mesh(mesh_settings, rows, "together" if several else "apart")
+            mesh, place = sharding.on_mesh(mesh_settings, rows, "together" if several else "apart")
         worker = speech_model.Engine(
             task,
             model,
@@ -157,16 +156,13 @@ def _made_with(
     config: Mapping[str, Any], task: str, sources: Mapping[str, str], stream: bool
 ) -> dict[str, Any]:
     """What results are known again by."""
-    from ba_jax.checkpoints.arrays import METADATA_FILE
+    from ba_jax.checkpoints.layout import stamp
 
     settings = dict(config["generate"])
     settings["stream"] = {k: v for k, v in settings["stream"].items() if k != "player"}
     for name in ("rows", "encode_rows"):  # results do not depend on them
         settings.pop(name, None)
-    stamps = {
-        name: [folder, os.stat(Path(folder) / METADATA_FILE).st_mtime_ns]
-        for name, folder in sorted(sources.items())
-    }
+    stamps = {name: [folder, stamp(folder)] for name, folder in sorted(sources.items())}
     return {
         "task": task,
         "stream": stream,

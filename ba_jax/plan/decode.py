@@ -19,8 +19,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ba_jax import sharding
 from ba_jax.audio.lengths import FRAME_SECONDS
-from ba_jax.checkpoints.arrays import flatten
-from ba_jax.checkpoints.components import placement
 from ba_jax.config import from_mapping
 from ba_jax.metrics import flops
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, init_variables
@@ -28,6 +26,7 @@ from ba_jax.plan.chips import PlanError
 from ba_jax.sampling import alternate
 from ba_jax.sampling.alternate import SPEAKING, WRITING, Limits
 from ba_jax.sampling.step import State, Stepper
+from ba_jax.tree import flatten
 from ba_jax.vocab import LANGUAGE_MODEL
 
 KINDS = {"text": WRITING, "frame": SPEAKING}
@@ -176,7 +175,7 @@ def _variables(config: BaichuanAudioConfig, mesh: jax.sharding.Mesh, dtype: Any)
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where),
         shapes,
-        placement(shapes, mesh, config.heads),
+        sharding.placement(shapes, mesh, config.heads),
     )
 
 

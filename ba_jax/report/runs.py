@@ -21,6 +21,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ba_jax.checkpoints.layout import CONFIG_FILE
+
 EVAL = "eval"
 # The order of the chain; stages that are not named here follow by name.
 STAGE_ORDER = (
@@ -185,7 +187,7 @@ def _read_stage(folder: Path) -> Stage:
     series: dict[str, Points] | None = None
     if files[0].is_file():
         series = {k: v for file in files if file.is_file() for k, v in read_metrics(file).items()}
-    config = folder / "config.json"
+    config = folder / CONFIG_FILE
     return Stage(
         name=folder.name,
         series=series,

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from ba_jax.checkpoints.arrays import Reader
+from ba_jax.checkpoints.components import Variables
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
-
-Variables = dict[str, Any]
-"""`{"params": {component: ...}, "codebook": {...}, "buffers": {...}}`, nested dicts of arrays."""
 
 
 class StageError(ValueError):
@@ -88,6 +88,15 @@ class Stage:
         """Random values of all variables: the components' and those of helper modules, which are
         entries of "params" beside them. Works under jit and `eval_shape`."""
         return self.model.init({"params": key}, method="initialize")
+
+    def derive(self, reader: Reader, shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Start values that another stage's checkpoint implies but does not store.
+
+        Args:
+          reader: of the checkpoint's weights.
+          shapes: path -> shape of the variables wanted from it.
+        """
+        return {}
 
     def from_data(
         self,

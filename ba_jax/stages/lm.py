@@ -22,11 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ba_jax.audio.lengths import FRAME_SECONDS, bridge_length, encoder_length
+from ba_jax.checkpoints.arrays import Reader
 from ba_jax.losses.lm import CrossEntropy, cross_entropy, front, sum_over_chunks
 from ba_jax.metrics import flops
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
 from ba_jax.sharding import constrain
 from ba_jax.stages.base import Aux, Stage, StageError, Variables
+from ba_jax.stages.code_embeddings import derive_embeddings
 from ba_jax.vocab import check_codes, check_token_ids
 
 AUDIO = ("codes", "features")
@@ -57,12 +59,12 @@ class LMSettings:
         for all. See `losses.lm`.
       recompute: make them, and what is inside the audio head, again in the backward pass instead of
         keeping them: less memory, more work.
-      full_head_every: of the audio targets every so many-th, from a random one on, is predicted with
-        all its codebooks, the others with the first alone, an eighth of the audio head's work
-        (after Sesame's CSM, 2025: "compute amortization"). `audio/q` from q = 1 on are then
+      full_head_every: every N-th audio target, from a random offset, is predicted with all its
+        codebooks, the others with the first alone, an eighth of the audio head's work (after
+        Sesame's CSM, 2025: "compute amortization"). `audio/q` from q = 1 on are then
         estimates without bias. 1: all. Training only.
-      codebook_dropout: probability that an input frame shows only its first codebooks, 1 to Q - 1 of
-        them. Targets, and what the audio head is fed, are untouched. Training only.
+      codebook_dropout: probability that an input frame shows only its first 1 to Q - 1 codebooks.
+        Targets, and what the audio head is fed, are untouched. Training only.
       frame_dropout: probability that an input frame's embedding is 0. Training only.
       word_dropout: probability that the embedding of a token that was itself a text target is 0
         (Bowman et al. 2016, arXiv 1511.06349): what comes next has to be heard, not remembered.
@@ -153,6 +155,10 @@ class LMStage(Stage):
         tokenizer = ("audio_encoder", "vq_bridge") if self.online else ()
         audio = ("audio_embed", "audio_head") if self.with_audio else ()
         return (*tokenizer, "llm", *audio)
+
+    def derive(self, reader: Reader, shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Audio embeddings from a tokenizer run, see `code_embeddings`."""
+        return derive_embeddings(reader, shapes)
 
     # On the host
 

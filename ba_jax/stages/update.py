@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from ba_jax import optim
-from ba_jax.checkpoints.arrays import flatten, unflatten
 from ba_jax.stages.base import Aux, Stage, StageError, Variables
+from ba_jax.tree import flatten, unflatten
 from ba_jax.vocab import SPEECH_ENCODER
 
 

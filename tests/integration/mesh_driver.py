@@ -22,7 +22,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ba_jax import sharding
-from ba_jax.checkpoints.arrays import flatten, unflatten
 from ba_jax.config import to_mapping
 from ba_jax.data.batches import open_batches
 from ba_jax.models import layers
@@ -31,6 +30,7 @@ from ba_jax.models.packed_attention import INTERPRETED, packed_attention
 from ba_jax.run_config import parse_config
 from ba_jax.sharding import MeshSettings
 from ba_jax.train_state import Program
+from ba_jax.tree import flatten, unflatten
 from tests.unit.stages import small_run, test_flow, test_vocoder
 
 ENVIRONMENT = {

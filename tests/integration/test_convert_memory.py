@@ -11,7 +11,7 @@ from benchmarks import convert_memory
 SCRIPT = """
 import json, sys
 import jax, ml_dtypes, numpy as np
-from ba_jax import checkpoint
+from ba_jax.checkpoints import arrays as checkpoint
 from ba_jax.convert import engine, report
 from ba_jax.convert.rows import row
 
@@ -33,7 +33,8 @@ class Source:
 table = [row("layers.{layer}.weight", "params/llm/kernel", "o i -> i o", stack=(("layer", 8),))]
 shapes = {"params": {"llm": {"kernel": jax.ShapeDtypeStruct((layers, columns, rows), "float32")}}}
 plan = engine.make_plan(table, Source(), shapes)
-checkpoint.save_variables(sys.argv[1] + "/small", {"params": {"llm": {"x": np.ones(3)}}})
+small = {"params": {"llm": {"x": checkpoint.lazy(np.ones(3))}}}
+checkpoint.save_streamed(sys.argv[1] + "/small", small)
 before = report.peak_rss()
 checkpoint.save_streamed(sys.argv[1] + "/weights", engine.lazy_variables(plan))
 written = report.peak_rss()

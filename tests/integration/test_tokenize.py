@@ -1,4 +1,4 @@
-"""`python -m ba_jax.corpora.tokenize`: its command line, several devices, several processes, Ctrl-C."""
+"""`python -m ba_jax.corpora.tokenize`: command line, several devices and processes, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import time
 import jax
 import pytest
 
-from ba_jax.checkpoints.arrays import save_variables
 from ba_jax.config import from_mapping
 from ba_jax.data.record import RecordSource
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, init_variables
 from configs import models
+from tests.unit.checkpoints.small_checkpoint import save_variables
 from tests.unit.data import small_corpus
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -18,8 +18,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from ba_jax import train as train_module
-from ba_jax.checkpoints.arrays import CheckpointError
-from ba_jax.checkpoints.manager import complete_steps
+from ba_jax.checkpoints.layout import CheckpointError, complete_steps
 from ba_jax.config import ConfigError
 from ba_jax.data.batches import open_batches
 from ba_jax.data.packed import PackedBatches

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ba_jax.checkpoints import checksums
-from ba_jax.checkpoints.manager import complete_steps
+from ba_jax.checkpoints.layout import complete_steps
 from ba_jax.data.batches import open_batches
 from ba_jax.data.hash import batch_hash, row_digests
 from ba_jax.data.loader import host_rows

@@ -8,10 +8,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from ba_jax.checkpoints import arrays
 from ba_jax.config import from_mapping, to_mapping
 from ba_jax.convert import engine, hf_config, tables
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
+from ba_jax.tree import flatten
 from configs.models import get_config
 
 REFERENCE = Path(__file__).resolve().parent.parent / "data" / "reference"
@@ -45,7 +45,7 @@ def test_every_value_is_accounted_for(config):
     total = sum(leaf.size for leaf in jax.tree.leaves(variable_shapes(config)))
     assert total == 10_346_592_920
     targets = {part.target for parts in placed.values() for part in parts}
-    assert targets == set(arrays.flatten(variable_shapes(config)))
+    assert targets == set(flatten(variable_shapes(config)))
 
 
 def test_the_released_config_is_our_7b(config):

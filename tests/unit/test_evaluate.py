@@ -14,8 +14,8 @@ import pytest
 
 from ba_jax import sharding
 from ba_jax.audio.io import write_audio
-from ba_jax.checkpoints.arrays import CheckpointError, save_variables
 from ba_jax.checkpoints.components import find, load, load_to_generate
+from ba_jax.checkpoints.layout import CheckpointError
 from ba_jax.config import ConfigError, from_mapping, to_mapping
 from ba_jax.data.record import Part, Record, RecordError, shard_name, write_metadata, write_shard
 from ba_jax.evals.base import Bench
@@ -24,6 +24,7 @@ from ba_jax.evals.suite import EvalError
 from ba_jax.evaluate import evaluate
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sharding import ShardingError
+from tests.unit.checkpoints.small_checkpoint import save_variables
 from tests.unit.evals import small_bench
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

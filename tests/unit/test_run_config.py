@@ -12,11 +12,11 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from ba_jax import optim, sharding
-from ba_jax.checkpoints.arrays import flatten
 from ba_jax.config import ConfigError, from_mapping
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
 from ba_jax.run_config import STAGES, make_stage, parse_config
 from ba_jax.train_state import Program
+from ba_jax.tree import flatten
 from configs import models
 from tests.unit.stages import small_run
 from tests.unit.test_sharding import chips

@@ -10,7 +10,6 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from ba_jax import sharding
-from ba_jax.checkpoints import components
 from ba_jax.sharding import MeshSettings, ShardingError
 
 HEADS = {"llm": (28, 4)}
@@ -179,7 +178,7 @@ def test_hosts_that_hold_the_same_rows_load_the_same_share():
 @pytest.mark.parametrize("axis", ["sequence", "slices"])
 def test_only_training_divides_positions_and_reaches_over_slices(axis):
     with pytest.raises(ShardingError, match=f"mesh.{axis} = 2"):
-        components.on_mesh(MeshSettings(**{axis: 2}), {})
+        sharding.on_mesh(MeshSettings(**{axis: 2}), {})
 
 
 def test_without_a_mesh_nothing_is_constrained():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
+from ba_jax.checkpoints import layout
 from ba_jax.recipe import Step, printable
 
 MODELS: Mapping[str, str] = {"nano": "nano_whisper", "nano_scratch": "nano"}
@@ -115,7 +115,7 @@ def _call(command: Sequence[str]) -> None:
 def _training_steps(folder: pathlib.Path) -> int | None:
     """Steps that a run's own config asks for: the long recipe has more than the short one."""
     try:
-        return json.loads((folder / "config.json").read_text())["train"]["steps"]
+        return (layout.read_run_config(folder) or {})["train"]["steps"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -124,5 +124,5 @@ def _is_complete(folder: pathlib.Path, step: Step | None) -> bool:
     """Whether a training run is at its last step, or the output of another step is complete."""
     steps = _training_steps(folder)
     if steps is not None:
-        return (folder / "checkpoints" / str(steps) / "weights").is_dir()
+        return layout.has_step(folder, steps)
     return step is not None and bool(step.complete) and (folder / step.complete).exists()

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from ba_jax.checkpoints import arrays as checkpoint
-from ba_jax.checkpoints.arrays import CheckpointError, LazyArray
+from ba_jax.checkpoints.arrays import LazyArray
+from ba_jax.checkpoints.layout import CheckpointError
+from ba_jax.tree import flatten, unflatten
+from tests.unit.checkpoints.small_checkpoint import save_variables
 
 
 def stacked(seed=0, shape=(3, 6, 8), dtype=ml_dtypes.bfloat16, rows=4):
@@ -53,7 +56,7 @@ def saved(tmp_path):
 
 def test_streamed_arrays_come_back_bit_by_bit(saved):
     folder, arrays = saved
-    loaded = checkpoint.flatten(checkpoint.load_variables(folder))
+    loaded = flatten(checkpoint.load_variables(folder))
     assert loaded.keys() == arrays.keys()
     for path, array in arrays.items():
         assert isinstance(loaded[path], jax.Array)
@@ -109,8 +112,8 @@ def test_load_by_component_and_dtype(saved):
 def test_load_with_shardings(saved):
     folder, arrays = saved
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shardings = checkpoint.unflatten(dict.fromkeys(arrays, one))
-    loaded = checkpoint.flatten(checkpoint.load_variables(folder, sharding=shardings))
+    shardings = unflatten(dict.fromkeys(arrays, one))
+    loaded = flatten(checkpoint.load_variables(folder, sharding=shardings))
     assert all(array.sharding == one for array in loaded.values())
     with pytest.raises(CheckpointError, match="no sharding given for .*vocoder/scale"):
         checkpoint.load_variables(folder, sharding={"params": {"llm": shardings["params"]["llm"]}})
@@ -131,25 +134,23 @@ def test_load_checks_expected_shapes(saved):
     assert "missing params/vocoder/bias (2,)" in message
 
 
-def test_read_slice_loads_a_part(saved):
+def test_reader_reads_a_slice(saved):
     folder, arrays = saved
     kernel = arrays["params/llm/layers/kernel"]
-    part = checkpoint.read_slice(folder, "params/llm/layers/kernel", (1, slice(2, 5)))
+    part = checkpoint.Reader(folder).read("params/llm/layers/kernel", (1, slice(2, 5)))
     np.testing.assert_array_equal(bits(part), bits(kernel[1, 2:5]))
     with pytest.raises(CheckpointError, match="no array params/llm/bias"):
-        checkpoint.read_slice(folder, "params/llm/bias")
+        checkpoint.Reader(folder).read("params/llm/bias")
 
 
-def test_plain_variables_and_slices_of_them(tmp_path):
+def test_checkpoint_written_by_orbax_itself(tmp_path):
     kernel, _ = stacked()
     variables = {"params": {"llm": {"kernel": jnp.asarray(kernel)}}}
-    checkpoint.save_variables(tmp_path / "plain", variables)
+    save_variables(tmp_path / "plain", variables)
     loaded = checkpoint.load_variables(tmp_path / "plain")
     np.testing.assert_array_equal(bits(loaded["params"]["llm"]["kernel"]), bits(kernel))
-    part = checkpoint.read_slice(tmp_path / "plain", "params/llm/kernel", (2,))
+    part = checkpoint.Reader(tmp_path / "plain").read("params/llm/kernel", (2,))
     np.testing.assert_array_equal(bits(part), bits(kernel[2]))
-    with pytest.raises(CheckpointError, match="plain: exists already"):
-        checkpoint.save_variables(tmp_path / "plain", variables)
 
 
 def test_missing_and_partial_checkpoints(saved, tmp_path):
@@ -163,7 +164,7 @@ def test_missing_and_partial_checkpoints(saved, tmp_path):
     data = chunk.read_bytes()
     chunk.write_bytes(data[:-1])
     with pytest.raises(CheckpointError, match="layers/kernel.* cannot be read"):
-        checkpoint.read_slice(folder, "params/llm/layers/kernel")
+        checkpoint.Reader(folder).read("params/llm/layers/kernel")
     with pytest.raises(CheckpointError, match="kernel/1.0.0 .*: 63 bytes, expected 64"):
         checkpoint.load_variables(folder)
     chunk.unlink()

@@ -13,16 +13,14 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from ba_jax.checkpoints import checksums, manager
-from ba_jax.checkpoints.arrays import CheckpointError, check_files, load_variables, save_variables
-from ba_jax.checkpoints.manager import (
-    Checkpoints,
-    CheckpointSettings,
-    complete_steps,
-    weights_folder,
-)
+from ba_jax.checkpoints.arrays import check_files, load_variables
+from ba_jax.checkpoints.layout import CheckpointError, complete_steps, weights_folder
+from ba_jax.checkpoints.manager import Checkpoints, CheckpointSettings
+from tests.unit.checkpoints.small_checkpoint import save_variables
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 NOTE = {"stage": "toy", "seed": 0}
@@ -37,7 +35,7 @@ def train(value: float):
 
 
 def expected(tree):
-    return manager.abstract(tree)
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
 
 def save(checkpoints: Checkpoints, step: int, loss: float | None = None) -> None:
@@ -262,7 +260,7 @@ def test_where_weights_lie(run, tmp_path):
 FULL_DISK = """
 import resource, signal, sys
 import jax.numpy as jnp
-from ba_jax.checkpoints.arrays import CheckpointError
+from ba_jax.checkpoints.layout import CheckpointError
 from ba_jax.checkpoints.manager import Checkpoints, CheckpointSettings
 
 def save(checkpoints, step, rows):

@@ -25,6 +25,7 @@ from ba_jax.convert.main import main
 from ba_jax.convert.safetensors_io import SafetensorsFolder, make_header, write_file
 from ba_jax.convert.torch_pickle import VocoderSource, load_pickle
 from ba_jax.models.baichuan_audio import variable_shapes
+from ba_jax.tree import flatten
 
 SHAPES = functools.lru_cache(variable_shapes)
 TINY = Path(__file__).parents[2] / "data" / "tiny"
@@ -233,12 +234,12 @@ def test_both_weight_norm_namings_give_the_same_checkpoint(voice, tmp_path, impo
         newer[name] = array
     torch.save({n: torch.from_numpy(a) for n, a in newer.items()}, tmp_path / "newer.pt")
     safetensors.numpy.save_file(newer, tmp_path / "newer.safetensors")
-    expected = checkpoint.flatten(checkpoint.load_variables(imported, components=["vocoder"]))
+    expected = flatten(checkpoint.load_variables(imported, components=["vocoder"]))
     for file in (voice / "hift.pt", tmp_path / "newer.pt", tmp_path / "newer.safetensors"):
         out, again = tmp_path / f"out-{file.name}", tmp_path / f"again-{file.name}"
         assert run("--source", file, "--out", out) == 0
         assert json.loads((out / "report.json").read_text())["kind"] == "vocoder"
-        got = checkpoint.flatten(checkpoint.load_variables(out))
+        got = flatten(checkpoint.load_variables(out))
         assert got.keys() == expected.keys()
         assert all(np.array_equal(got[path], expected[path]) for path in got)
         assert run("export", "--checkpoint", out, "--out", again) == 0

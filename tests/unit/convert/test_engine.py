@@ -14,6 +14,7 @@ from ba_jax.checkpoints import arrays as checkpoint
 from ba_jax.convert import engine
 from ba_jax.convert.engine import ConversionError, TensorInfo, make_plan
 from ba_jax.convert.rows import Row, row
+from ba_jax.tree import flatten, unflatten
 from tests.unit.convert.refusal import assert_refused
 
 LAYERS = (("layer", 3),)
@@ -57,7 +58,7 @@ SHAPES = {
 
 def abstract(shapes=SHAPES, dtypes=()):
     dtypes = dict(dtypes)
-    return checkpoint.unflatten(
+    return unflatten(
         {p: jax.ShapeDtypeStruct(s, dtypes.get(p, jnp.float32)) for p, s in shapes.items()}
     )
 
@@ -155,7 +156,7 @@ def test_any_permutation_and_split_can_be_undone(data):
     plan = make_plan(table, Arrays({"x": array}), abstract(shapes))
 
     variables = {}
-    for path, lazy in checkpoint.flatten(engine.lazy_variables(plan)).items():
+    for path, lazy in flatten(engine.lazy_variables(plan)).items():
         variables[path] = np.empty(lazy.shape, lazy.dtype)
         for start, piece in lazy.pieces():
             region = zip(start, piece.shape, strict=True)
@@ -182,7 +183,7 @@ def test_cast_of_parameters_only(tmp_path):
     assert plan.dtypes["params/llm/embedding"] == jnp.bfloat16
     assert plan.dtypes["codebook/head/count"] == np.float16
     checkpoint.save_streamed(tmp_path / "weights", engine.lazy_variables(plan))
-    got = checkpoint.read_slice(tmp_path / "weights", "params/llm/embedding")
+    got = checkpoint.Reader(tmp_path / "weights").read("params/llm/embedding")
     expected = plan.source.arrays["embed.weight"].astype(ml_dtypes.bfloat16)
     np.testing.assert_array_equal(got.view(np.uint16), expected.view(np.uint16))
 

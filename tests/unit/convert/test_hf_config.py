@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from ba_jax.checkpoints import arrays
+from ba_jax.checkpoints import arrays, layout
 from ba_jax.config import from_mapping
 from ba_jax.convert import engine, hf_config, tables
 from ba_jax.convert.engine import ConversionError
@@ -16,6 +16,7 @@ from ba_jax.convert.export import export_checkpoint
 from ba_jax.convert.importer import import_checkpoint
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
 from configs.models import SIZES, get_config
+from tests.unit.checkpoints.small_checkpoint import save_variables
 
 DATA = Path(__file__).parents[2] / "data"
 TINY = DATA / "tiny"
@@ -99,7 +100,7 @@ def test_a_model_from_scratch_is_exported_and_comes_back(tmp_path):
     )
     folder = tmp_path / "trained"
     folder.mkdir()
-    arrays.save_variables(folder / arrays.WEIGHTS_FOLDER, variables)
+    save_variables(folder / layout.WEIGHTS_FOLDER, variables)
     hf_config.write_model_config(folder, config)
     export_checkpoint(folder, tmp_path / "hf", max_shard_bytes=2_000_000, progress=False)
     shards = sorted((tmp_path / "hf").glob("*.safetensors"))

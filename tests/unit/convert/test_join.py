@@ -22,6 +22,7 @@ from ba_jax.convert.safetensors_io import SafetensorsFolder
 from ba_jax.convert.torch_pickle import load_pickle
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
 from ba_jax.models.lora import merge_lora
+from ba_jax.tree import flatten, unflatten
 from configs import models
 
 SHAPES = functools.lru_cache(variable_shapes)
@@ -54,10 +55,10 @@ def model_config(**llm):
 
 def make_run(workdir, variables, model, step=3, **more):
     """A WORKDIR as `ba_jax.train` leaves it, with its latest checkpoint at `step`."""
-    flat = arrays.flatten(variables) | {f"params/{n}/w": a for n, a in more.items()}
+    flat = flatten(variables) | {f"params/{n}/w": a for n, a in more.items()}
     with Checkpoints(workdir) as saved:
         train = {"step": np.asarray(step)}
-        saved.save(step, arrays.unflatten(flat), train, {"stage": "any"})
+        saved.save(step, unflatten(flat), train, {"stage": "any"})
     model = to_mapping(from_mapping(BaichuanAudioConfig, model))
     config = {"model": model, "stage": {"name": "any"}, "seed": 0}
     (workdir / "config.json").write_text(json.dumps(config))
@@ -66,14 +67,14 @@ def make_run(workdir, variables, model, step=3, **more):
 
 def only(variables, components):
     """The variables of these components, as NumPy."""
-    flat = arrays.flatten(variables)
+    flat = flatten(variables)
     kept = {p: np.asarray(a) for p, a in flat.items() if p.split("/")[1] in components}
-    return arrays.unflatten(kept)
+    return unflatten(kept)
 
 
 def changed(variables, path, change):
-    flat = arrays.flatten(variables)
-    return arrays.unflatten(flat | {path: change(flat[path])})
+    flat = flatten(variables)
+    return unflatten(flat | {path: change(flat[path])})
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -211,7 +212,7 @@ def test_a_release_fills_what_a_partial_checkpoint_lacks(runs, tmp_path, capsys)
 
 
 def test_the_last_run_wins_and_parameters_are_cast(runs, variables, tmp_path):
-    flat = arrays.flatten(variables)
+    flat = flatten(variables)
     path = next(p for p in flat if p.startswith("params/audio_head/"))
     later = changed(only(variables, ("audio_head",)), path, lambda a: a + a)
     make_run(tmp_path / "later", later, model_config())
@@ -232,14 +233,14 @@ def test_the_last_run_wins_and_parameters_are_cast(runs, variables, tmp_path):
 def adapted(variables):
     """The language model in float32 with adapters away from zero, and its config."""
     rng = np.random.default_rng(0)
-    parts = arrays.flatten(only(variables, LANGUAGE))
+    parts = flatten(only(variables, LANGUAGE))
     flat = {path: np.asarray(a, np.float32) for path, a in parts.items()}
     layers = "params/llm/layers"
     for name in LORA["lora_targets"]:
         depth, width, features = flat[f"{layers}/{name}/kernel"].shape
         for half, shape in (("a", (width, 3)), ("b", (3, features))):
             flat[f"{layers}/lora_{name}_{half}"] = rng.normal(size=(depth, *shape)).astype("f4")
-    return arrays.unflatten(flat), model_config(**LORA)
+    return unflatten(flat), model_config(**LORA)
 
 
 @pytest.mark.parametrize("piece_bytes", [64 << 20, 20_000])
@@ -250,14 +251,14 @@ def test_adapters_are_merged_in_pieces(adapted, tmp_path, monkeypatch, capsys, p
     monkeypatch.setattr(arrays, "SMALL_BYTES", 0)
     assert run("join", "--checkpoint", workdir, "--out", out, "--partial") == 0
     assert f"merged the adapters of {workdir}" in capsys.readouterr().out
-    got = arrays.flatten(arrays.load_variables(out))
+    got = flatten(arrays.load_variables(out))
     _, expected = merge_lora(from_mapping(BaichuanAudioConfig, model), variables)
-    expected = arrays.flatten(expected)
+    expected = flatten(expected)
     assert got.keys() == expected.keys()
     for path, array in expected.items():
         np.testing.assert_allclose(got[path], array, rtol=1e-6, atol=1e-6, err_msg=path)
     kernel = "params/llm/layers/query/kernel"
-    assert np.abs(got[kernel] - arrays.flatten(variables)[kernel]).max() > 0.1
+    assert np.abs(got[kernel] - flatten(variables)[kernel]).max() > 0.1
     chunk = arrays.Reader(out).arrays[kernel].chunk_layout.read_chunk.shape
     assert np.prod(chunk) * 4 <= piece_bytes
     assert (chunk != got[kernel].shape) == (piece_bytes == 20_000)

@@ -39,6 +39,8 @@ from ba_jax.data.tasks import TASKS
 from ba_jax.models.audio_encoder import AudioEncoderConfig
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig, init_variables
 from ba_jax.models.vq_bridge import VQBridgeConfig
+from ba_jax.tree import flatten, unflatten
+from tests.unit.checkpoints.small_checkpoint import save_variables
 from tests.unit.data import small_corpus
 
 CONFIG = BaichuanAudioConfig(
@@ -96,7 +98,7 @@ def checkpoints(tmp_path_factory) -> list[pathlib.Path]:
     folder = tmp_path_factory.mktemp("weights")
     make = jax.jit(lambda key: init_variables(CONFIG, key))
     for seed in (0, 1):
-        checkpoint.save_variables(folder / str(seed), make(jax.random.key(seed)))
+        save_variables(folder / str(seed), make(jax.random.key(seed)))
     return [folder / "0", folder / "1"]
 
 
@@ -374,11 +376,11 @@ def test_codes_of_another_tokenizer_are_not_mixed(tokenizer, checkpoints, datase
 
 
 def test_the_fingerprint_is_of_what_decides_the_codes(checkpoints):
-    variables = checkpoint.flatten(checkpoint.load_variables(checkpoints[0]))
-    first = tokenize.fingerprint(CONFIG, checkpoint.unflatten(variables))
+    variables = flatten(checkpoint.load_variables(checkpoints[0]))
+    first = tokenize.fingerprint(CONFIG, unflatten(variables))
 
     def changed(path: str) -> bool:
-        other = checkpoint.unflatten(variables | {path: variables[path] + 1})
+        other = unflatten(variables | {path: variables[path] + 1})
         return tokenize.fingerprint(CONFIG, other) != first
 
     assert [path for path in variables if not changed(path)] == [
@@ -388,7 +390,7 @@ def test_the_fingerprint_is_of_what_decides_the_codes(checkpoints):
     ]
     encoder = dataclasses.replace(CONFIG.audio_encoder, heads=4)
     other = dataclasses.replace(CONFIG, audio_encoder=encoder)
-    assert tokenize.fingerprint(other, checkpoint.unflatten(variables)) != first
+    assert tokenize.fingerprint(other, unflatten(variables)) != first
 
 
 def test_a_runs_workdir_means_its_latest_checkpoint(tokenizer, checkpoints, tmp_path):

@@ -6,7 +6,6 @@ import types
 import numpy as np
 
 from ba_jax.audio.io import read_audio
-from ba_jax.checkpoints.arrays import save_variables
 from ba_jax.config import from_mapping
 from ba_jax.evals import runner
 from ba_jax.evals.base import Bench, EvalSettings
@@ -17,6 +16,7 @@ from ba_jax.sampling.synthesize import Wave
 from ba_jax.types import Failure
 from configs.eval import get_config
 from configs.models import get_config as sizes
+from tests.unit.checkpoints.small_checkpoint import save_variables
 from tests.unit.models import conftest
 
 

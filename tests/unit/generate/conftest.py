@@ -3,11 +3,11 @@
 import jax
 import pytest
 
-from ba_jax.checkpoints import arrays
 from ba_jax.config import from_mapping
 from ba_jax.data.record import EMBEDDED, RecordSource
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, init_variables
 from configs.generate import get_config
+from tests.unit.checkpoints.small_checkpoint import save_variables
 
 COMPONENTS = ("audio_encoder", "vq_bridge", "audio_decoder", "llm", "audio_embed", "audio_head")
 
@@ -32,7 +32,7 @@ def config() -> dict:
 def weights(config, tmp_path_factory) -> str:
     """A checkpoint of it."""
     folder = tmp_path_factory.mktemp("weights") / "all"
-    arrays.save_variables(folder, _variables(config))
+    save_variables(folder, _variables(config))
     return str(folder)
 
 
@@ -43,7 +43,7 @@ def brief(config, tmp_path_factory) -> str:
     variables = _variables(config)
     last = variables["params"]["audio_head"]["classifiers_0"]
     last["bias"] = last["bias"].at[-1].add(4.0)
-    arrays.save_variables(folder, variables)
+    save_variables(folder, variables)
     return str(folder)
 
 

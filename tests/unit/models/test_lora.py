@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ba_jax.checkpoints.arrays import flatten, unflatten
 from ba_jax.convert.engine import ConversionError
 from ba_jax.convert.hf_config import baichuan_values, read_model_config
 from ba_jax.models import lora
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
 from ba_jax.models.llm import LLMConfig
+from ba_jax.tree import flatten, unflatten
 
 SIZES = dict(vocab_size=40, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, ffn_width=24)
 PLAIN = BaichuanAudioConfig(llm=LLMConfig(**SIZES))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ba_jax.checkpoints import manager
+from ba_jax.checkpoints import layout
 from ba_jax.checkpoints.arrays import Reader
 from ba_jax.data.record import Record
 from configs import common, mixtures, models
@@ -154,7 +154,7 @@ def saved(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
     """Every array of a checkpoint."""
     found = {}
     for item in ("weights", "train"):
-        reader = Reader(workdir / manager.FOLDER / str(step) / item)
+        reader = Reader(workdir / layout.CHECKPOINTS_FOLDER / str(step) / item)
         found |= {f"{item}/{name}": reader.read(name) for name in reader.arrays}
     return found
 

@@ -16,7 +16,6 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ba_jax.checkpoints.arrays import flatten, unflatten
 from ba_jax.data.packed import AudioChunks, PackedBatch
 from ba_jax.data.packing import Packing, to_rows
 from ba_jax.data.sequence import to_sequence
@@ -30,6 +29,7 @@ from ba_jax.models.llm import LLM, LLMConfig
 from ba_jax.models.vq_bridge import VQBridgeConfig
 from ba_jax.stages.base import StageError
 from ba_jax.stages.lm import LMSettings, LMStage, TextLMStage, _embed_some, _kept_codebooks
+from ba_jax.tree import flatten, unflatten
 from ba_jax.vocab import CodeError, TokenIdError
 from tests.unit.data.letters import ROLES, SIZES, TOKENS, Letters
 

@@ -9,10 +9,10 @@ import optax
 import pytest
 
 from ba_jax import optim
-from ba_jax.checkpoints.arrays import flatten, unflatten
 from ba_jax.optim import OptimizerSettings
 from ba_jax.stages.base import Aux, Stage, StageError
 from ba_jax.stages.update import TrainState, make_step, new_state
+from ba_jax.tree import flatten, unflatten
 
 RULES = (("frozen/.*", None), ("slow/.*", 0.5), (".*", 1.0))
 ROWS, WIDTH = 8, 3

@@ -1,4 +1,4 @@
-"""What a run starts from: which checkpoint for which component, what is missing, what is random."""
+"""Initial values of a run: a checkpoint for each component, missing components, random values."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 
 from ba_jax import optim, sharding
-from ba_jax.checkpoints.arrays import CheckpointError, flatten, save_variables, unflatten
+from ba_jax.checkpoints import components
+from ba_jax.checkpoints.layout import CheckpointError
+from ba_jax.config import ConfigError
 from ba_jax.models.audio_embed import AudioEmbedConfig
 from ba_jax.models.audio_head import AudioHeadConfig
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.models.llm import LLMConfig
-from ba_jax.stages import start
-from ba_jax.stages.base import StageError
 from ba_jax.stages.lm import LMSettings, LMStage
+from ba_jax.tree import flatten, unflatten
+from tests.unit.checkpoints.small_checkpoint import save_variables
 
 SIZES = (5, 4)
 LLM = LLMConfig(40, 8, layers=1, heads=1, kv_heads=1, head_dim=8, ffn_width=8)
@@ -38,15 +40,17 @@ def stage_of(config=CONFIG) -> LMStage:
 def sources(init, rules=STAGE1, stage=None):
     stage = stage or stage_of()
     names = flatten(jax.eval_shape(stage.init, KEY)["params"])
-    return start.sources(stage, init, optim.learning_rate_multipliers(names, rules))
+    rates = optim.learning_rate_multipliers(names, rules)
+    training = {name.split("/")[0] for name, rate in rates.items() if rate}
+    return components.initial_sources(init, stage.components, training)
 
 
-def begin(stage, found):
+def begin(stage, sources):
     """Variables as a run would begin with them, flat."""
     mesh = sharding.make_mesh(sharding.MeshSettings(), jax.devices()[:1])
     shapes = jax.eval_shape(stage.init, KEY)
     shardings = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
-    return flatten(start.start_variables(stage, shapes, found, shardings, KEY))
+    return flatten(components.initialize(shapes, sources, shardings, stage.init, KEY, stage.derive))
 
 
 @pytest.fixture(scope="module")
@@ -60,22 +64,22 @@ def stored(tmp_path_factory):
 
 def test_a_frozen_component_needs_a_checkpoint():
     message = "llm is frozen and init.llm is empty.*--config.init.llm=WORKDIR"
-    with pytest.raises(StageError, match=message):
+    with pytest.raises(ConfigError, match=message):
         sources({"llm": ""})
-    with pytest.raises(StageError, match=message):
+    with pytest.raises(ConfigError, match=message):
         sources({})
     assert sources({"llm": "random"}) == {}
     assert sources({"llm": "a/b", "audio_head": "c"}) == {"llm": "a/b", "audio_head": "c"}
     # A rate of 0 trains no more than None does; a part that trains is enough.
-    with pytest.raises(StageError, match="llm is frozen"):
+    with pytest.raises(ConfigError, match="llm is frozen"):
         sources({}, (("llm/.*", 0.0), (".*", 1.0)))
     assert sources({}, (("llm/embedding", None), (".*", 1.0))) == {}
 
 
 def test_names_and_values_that_are_none():
-    with pytest.raises(StageError, match=r"init: \['lm'\], expected components, some of"):
+    with pytest.raises(ConfigError, match=r"init: \['lm'\], expected components, some of"):
         sources({"lm": "x", "llm": "random"})
-    with pytest.raises(StageError, match="init.llm = 3: expected a path"):
+    with pytest.raises(ConfigError, match="init.llm = 3: expected a path"):
         sources({"llm": 3})
     # Of a component that the stage does not use: no error, it is a template's.
     assert sources({"llm": "x", "vocoder": "y"}) == {"llm": "x"}
