@@ -32,6 +32,7 @@ import torch
 import transformers
 
 from ba_jax.audio import lengths
+from ba_jax.data.examples import ExampleMaker
 from ba_jax.data.features import Bucket, ModelFormat, code_frames
 from ba_jax.data.mixture import Selection
 from ba_jax.data.packed import PackedBatches, PackedSettings
@@ -81,7 +82,7 @@ class Ours:
 
     def __init__(self, dataset: str, tokenizer: str, audio: str):
         settings = PackedSettings(
-            mixture=(Selection(dataset, "asr"),),
+            mixture=(Selection(dataset, ExampleMaker("asr")),),
             tokenizer=tokenizer,
             row_length=ROW_LENGTH,
             rows=1,

@@ -227,7 +227,9 @@ ASSISTANT = ("af_heart", "zf_xiaoxiao")
 # So each piece is of another recording (`configs/prepare.py:spliced`, of one word or two): what
 # comes has to be read.
 _IN_TURNS = {
-    f"said_{name}": _member(dataset, "itts", weight, turn="any", pieces=pieces, given=True)
+    f"said_{name}": _member(
+        dataset, "itts", weight, turn="any", pieces=pieces, fully_conditioned=True
+    )
     for name, dataset, pieces, weight in (
         ("words", "spliced_1", 1, 5.0),
         ("two_words", "spliced_1", 2, 5.0),
@@ -247,8 +249,8 @@ def _at_all_speeds(name: str, task: str, weight: float, **options) -> dict:
 
 def said_in_turns(split: str) -> ConfigDict:
     """A member: the assistant's recordings of a split, text and speech in turns, word by word."""
-    member = _member("embedded", "itts", 6.0, turn="any", pieces=1, given=True, speakers=ASSISTANT)
-    return ConfigDict(member | {"split": split})
+    options = {"turn": "any", "pieces": 1, "fully_conditioned": True, "speakers": ASSISTANT}
+    return ConfigDict(_member("embedded", "itts", 6.0, **options) | {"split": split})
 
 
 def _lm_words_nano() -> dict:

@@ -81,9 +81,11 @@ class AudioSettings:
         if not self.buckets or (self.crop and len(self.buckets) != 1):
             raise ValueError(f"{len(self.buckets)} buckets, expected 1 with crop, else 1 or more")
         for selection in self.mixture:
-            if selection.task != "audio":
-                raise ValueError(f"{selection.name}: task {selection.task!r}, expected 'audio'")
-            if selection.turn == "any":
+            if selection.maker.task != "audio":
+                raise ValueError(
+                    f"{selection.name}: task {selection.maker.task!r}, expected 'audio'"
+                )
+            if selection.maker.turn == "any":
                 raise ValueError(
                     f"{selection.name}: turn 'any', expected '' for all speech of a record, or "
                     "'user' or 'assistant' for that role's alone"
@@ -117,7 +119,7 @@ class AudioBatch(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Measure:
+class _MeasureClips:
     """(part, first 16 kHz sample, samples, bucket) of every clip of a record."""
 
     languages: tuple[str, ...]
@@ -176,10 +178,10 @@ class AudioBatches:
         self._sources = [opened(s.dataset, s.split) for s in settings.mixture]
         self._counts = []
         for selection, source in zip(settings.mixture, self._sources, strict=True):
-            measure = _Measure(
+            measure = _MeasureClips(
                 selection.languages,
-                selection.turn,
-                selection.speakers,
+                selection.maker.turn,
+                selection.maker.speakers,
                 self.buckets,
                 settings.crop,
                 settings.augmentation,

@@ -40,7 +40,7 @@ def batch_settings(data: Mapping[str, Any]) -> PackedSettings | AudioSettings:
         raise ConfigError(f"data.mixture = {members!r}: expected a mapping of members")
     try:
         values["mixture"] = [
-            _in_folder(from_mapping(Selection, member, f"data.mixture.{name}"), folder)
+            _in_folder(Selection.from_mapping(member, f"data.mixture.{name}"), folder)
             for name, member in sorted(members.items())
             if member.get("weight", 1) != 0
         ]

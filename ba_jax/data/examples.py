@@ -36,7 +36,7 @@ PIECE_TASKS = ("asr", "tts", "itts", "iasr")
 """Tasks of one part cut into pieces."""
 SHUFFLED_TASKS = ("asr", "tts")
 """Those of them that put the pieces together again in another order."""
-READ_BACK_END = "\n"
+TRANSCRIPT_END = "\n"
 """Ends what was heard, where an answer begins with it (`ExampleMaker.transcribe_first`)."""
 
 
@@ -95,10 +95,10 @@ class ExampleMaker:
         own: what is said can then only be heard (or read), not guessed from what was said before.
         aqa takes pieces with questions = "mixed" alone.
       speakers: the tasks that choose a turn use speech by these alone; () by anyone.
-      transcribe_first: of aqa, and of sft with spoken questions: a written answer begins with what the
-        question was, on a line of its own. A model that answers in writing what it can read then
+      transcribe_first: of aqa, and of sft with spoken questions: a written answer begins with the
+        question's transcript, on a line of its own. A model that answers what it can read then
         answers what it can hear (chain of modality: SpeechGPT, arXiv 2305.11000).
-      given: of itts, all text is read and none written, see `tasks.itts`.
+      fully_conditioned: of itts, all text is read and none written, see `tasks.itts`.
       order: of asr and tts with pieces, and of mixed questions: another number is another order,
         or another choice of spoken pieces, of every record.
     """
@@ -112,7 +112,7 @@ class ExampleMaker:
     order: int = 0
     speakers: tuple[str, ...] = ()
     transcribe_first: bool = False
-    given: bool = False
+    fully_conditioned: bool = False
 
     def __post_init__(self):
         if self.task not in tasks.TASKS:
@@ -146,11 +146,26 @@ class ExampleMaker:
         heard = self.questions != "written" and self.task in ("aqa", "sft")
         if self.transcribe_first and not heard:
             raise ValueError(
-                f"task {self.task!r} with questions = {self.questions!r}: transcribe_first, expected aqa "
-                "or sft with questions that are heard"
+                f"task {self.task!r} with questions = {self.questions!r}: transcribe_first, "
+                "expected aqa or sft with questions that are heard"
             )
-        if self.given and self.task != "itts":
-            raise ValueError(f"task {self.task!r} with given texts: expected itts")
+        if self.fully_conditioned and self.task != "itts":
+            raise ValueError(f"task {self.task!r} with fully_conditioned: expected itts")
+
+    def name_parts(self) -> list[str]:
+        """The task, then each option that is not the default, for a member's name."""
+        parts = [self.task]
+        if self.task == "sft":
+            parts.append(f"{self.questions}-{self.answers}")
+        elif self.questions != "spoken":
+            parts.append(self.questions)
+        parts += [self.turn] if self.turn else []
+        parts += [f"{self.pieces}-words"] if self.pieces else []
+        parts += [f"order-{self.order}"] if self.order else []
+        parts += ["transcribe-first"] if self.transcribe_first else []
+        parts += ["fully-conditioned"] if self.fully_conditioned else []
+        parts += [f"by-{'+'.join(self.speakers)}"] if self.speakers else []
+        return parts
 
     def __call__(self, record: Record) -> Example:
         """The example; its prompt's wording depends on the record's id alone.
@@ -162,8 +177,8 @@ class ExampleMaker:
         options = {}
         if self.task in tasks.PROMPTS:
             options["variant"] = stable_hash(record.id)
-        if self.given:
-            options["given"] = True
+        if self.fully_conditioned:
+            options["fully_conditioned"] = True
         example = tasks.make_example(
             self.task,
             *values,
@@ -353,7 +368,7 @@ class ExampleMaker:
         """An answer's text; perhaps below that of what was asked."""
         if not self.transcribe_first or asked is None:
             return _text(part)
-        return f"{_text(asked)}{READ_BACK_END}{_text(part)}"
+        return f"{_text(asked)}{TRANSCRIPT_END}{_text(part)}"
 
     def _question(self, part: Part, record: Record) -> tasks.Speech | str:
         return self._heard(part, record) if self.questions == "spoken" else _text(part)

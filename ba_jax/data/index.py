@@ -28,7 +28,7 @@ VERSION = 2  # of what counting means; part of the stored files' names
 _RUN = 2048  # records that a process counts at a time
 
 
-class Measured(Protocol):
+class Measure(Protocol):
     """What of a record is counted."""
 
     def __call__(self, record: Record) -> list[tuple[int, ...]]:
@@ -58,7 +58,7 @@ class Count:
 
 def count(
     source: RecordSource,
-    measure: Measured,
+    measure: Measure,
     width: int,
     *,
     key: Any,
@@ -107,7 +107,7 @@ def count(
 @dataclasses.dataclass(frozen=True)
 class _Counter:
     source: RecordSource
-    measure: Measured
+    measure: Measure
     width: int
     on_error: str
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from ba_jax.config import ConfigError, from_mapping
 from ba_jax.data.examples import ExampleMaker
 from ba_jax.data.record import LANGUAGES, RecordError, RecordSource
 
@@ -21,69 +23,59 @@ _KEPT_EPOCHS = 2  # of each member's order: batches built ahead may be in the ne
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """One member of a mixture.
+    """One member of a mixture: a dataset, and the task that its records are used for.
 
     Attributes:
-      dataset: its folder, or "embedded".
-      task: see `ba_jax.data.tasks`; in batches of audio alone "audio".
-      weight: its share of the mixture, relative to the others'.
+      dataset: folder, or "embedded".
+      maker: makes examples from its records; the task is "audio" in batches of audio alone.
+      weight: share of the mixture, relative to the other members.
       split: of the dataset.
       languages: records in other languages are left out; () takes all.
-      questions, answers, turn, pieces, order, speakers, transcribe_first, given: see `ExampleMaker`.
     """
 
     dataset: str
-    task: str
+    maker: ExampleMaker
     weight: float = 1.0
     split: str = "train"
     languages: tuple[str, ...] = ()
-    questions: str = "spoken"
-    answers: str = "written"
-    turn: str = ""
-    pieces: int = 0
-    order: int = 0
-    speakers: tuple[str, ...] = ()
-    transcribe_first: bool = False
-    given: bool = False
 
     def __post_init__(self):
-        self.maker()  # checks what it is given
         if not 0 < self.weight < float("inf"):
             raise ValueError(f"{self.name}: weight {self.weight}, expected a number above 0")
         unknown = set(self.languages) - set(LANGUAGES)
         if unknown:
             raise ValueError(f"{self.name}: languages {sorted(unknown)}, expected of {LANGUAGES}")
 
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], path: str) -> Selection:
+        """Builds a member from one flat mapping of its own fields and its maker's.
+
+        Raises:
+          ConfigError: an unknown, missing or ill-typed key; `path` begins its name.
+          ValueError: a value that makes no sense.
+        """
+        own = {field.name for field in dataclasses.fields(cls)} - {"maker"}
+        maker = {key: value for key, value in values.items() if key not in own}
+        if "frames" in maker:
+            raise ConfigError(f"{path}: unknown key 'frames'")
+        rest = {key: value for key, value in values.items() if key in own}
+        return from_mapping(cls, rest | {"maker": from_mapping(ExampleMaker, maker, path)}, path)
+
     @property
     def name(self) -> str:
-        """For messages and reports: "embedded/train/asr/user", ".../sft/spoken-written/zh",
-        ".../asr/written"."""
-        more = [self.questions] if self.questions != "spoken" else []
-        if self.task == "sft":
-            more = [f"{self.questions}-{self.answers}"]
-        more += [self.turn] if self.turn else []
-        more += [f"{self.pieces}-words"] if self.pieces else []
-        more += [f"order-{self.order}"] if self.order else []
-        more += ["read-back"] if self.transcribe_first else []
-        more += ["given"] if self.given else []
-        more += [f"by-{'+'.join(self.speakers)}"] if self.speakers else []
-        more += ["+".join(self.languages)] if self.languages else []
-        return "/".join([self.dataset, self.split, self.task, *more])
+        """Name in messages and reports: "embedded/train/asr/user", ".../sft/spoken-written/zh"."""
+        parts = [self.dataset, self.split, *self.maker.name_parts()]
+        return "/".join([*parts, "+".join(self.languages)] if self.languages else parts)
 
-    def maker(self, frames=None) -> ExampleMaker:
-        """Makes this member's examples; `frames` as in `ExampleMaker`."""
-        return ExampleMaker(
-            self.task,
-            frames,
-            self.questions,
-            self.answers,
-            self.turn,
-            self.pieces,
-            self.order,
-            self.speakers,
-            self.transcribe_first,
-            self.given,
-        )
+    def key(self) -> dict[str, Any]:
+        """Everything but the weight, for the names of cached counts, which are flat and older than
+        two of the fields' names."""
+        maker = dataclasses.asdict(dataclasses.replace(self.maker, frames=None))
+        del maker["frames"]
+        maker["read_back"] = maker.pop("transcribe_first")
+        maker["given"] = maker.pop("fully_conditioned")
+        rest = {"dataset": self.dataset, "split": self.split, "languages": self.languages}
+        return maker | rest | {"weight": 1}
 
 
 def check_mixture(mixture: Sequence[Selection]) -> None:

@@ -114,7 +114,7 @@ class AudioChunks(NamedTuple):
     hifigan_lengths_BC: np.ndarray | None = None
 
 
-class _Chunk(NamedTuple):
+class _MelChunk(NamedTuple):
     """A chunk of an example: where its codes go, how many, its mel, and its target or None."""
 
     start: int
@@ -138,7 +138,7 @@ class PackedBatch(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class ExampleBuilder:
     """From a record to its example and sequence, without decoding audio."""
 
     selection: Selection
@@ -149,7 +149,9 @@ class Layout:
 
     @functools.cached_property
     def _maker(self):
-        return self.selection.maker(self.frames if self.buckets else None)
+        return dataclasses.replace(
+            self.selection.maker, frames=self.frames if self.buckets else None
+        )
 
     def chunks(self, seconds: float, record: Record) -> tuple[int, ...]:
         """Samples of the chunks that a recording is cut into."""
@@ -178,29 +180,29 @@ class Layout:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Measure:
+class _MeasureSequence:
     """Positions, 10 ms of speech, and chunks that need the i-th bucket or a longer one."""
 
-    layout: Layout
+    builder: ExampleBuilder
 
     def __call__(self, record: Record) -> list[tuple[int, ...]]:
-        example, sequence = self.layout(record)
-        audio, buckets = audio_segments(example), self.layout.buckets
+        example, sequence = self.builder(record)
+        audio, buckets = audio_segments(example), self.builder.buckets
         if not buckets:
             frames = sum(len(segment.codes_NQ) for segment in audio)
             return [(len(sequence), round(100 * frames * lengths.FRAME_SECONDS))]
         needed = [
             features.bucket_of(samples, buckets)
             for segment in audio
-            for samples in self.layout.chunks(segment.seconds, record)
+            for samples in self.builder.chunks(segment.seconds, record)
         ]
         loads = [sum(n >= i for n in needed) for i in range(len(buckets))]
         seconds = sum(segment.seconds for segment in audio)
         return [(len(sequence), round(100 * seconds), *loads)]
 
 
-def open_layouts(settings: PackedSettings, model: ModelFormat) -> list[Layout]:
-    """The layout of each member of a mixture.
+def open_builders(settings: PackedSettings, model: ModelFormat) -> list[ExampleBuilder]:
+    """The builder of each member of a mixture.
 
     Raises:
       TokenizerError: no tokenizer there, or not the one that the model was made for.
@@ -210,13 +212,13 @@ def open_layouts(settings: PackedSettings, model: ModelFormat) -> list[Layout]:
     with_mels = settings.audio == "features"
     buckets = features.check_buckets(settings.buckets) if with_mels else ()
     return [
-        Layout(selection, tokenizer, model.codebook_sizes, buckets, settings.augmentation)
+        ExampleBuilder(selection, tokenizer, model.codebook_sizes, buckets, settings.augmentation)
         for selection in settings.mixture
     ]
 
 
 @dataclasses.dataclass(frozen=True)
-class Member:
+class PackedMember:
     """One member of the mixture, packed.
 
     Attributes:
@@ -265,35 +267,35 @@ class PackedBatches:
         progress: Callable[[int], None] | None = None,
     ):
         self.settings, self.model = settings, model
-        self._layouts = open_layouts(settings, model)
-        self.buckets = self._layouts[0].buckets
+        self._builders = open_builders(settings, model)
+        self.buckets = self._builders[0].buckets
         # Chunks that fit a bucket fit all longer ones too.
         counts = [bucket.count for bucket in self.buckets]
         self._capacity_K = [sum(counts[i:]) for i in range(len(counts))]
         opened = functools.cache(RecordSource)  # members often share a dataset
         self._sources = [opened(s.dataset, s.split) for s in settings.mixture]
         self.members = [
-            self._pack_member(layout, source, progress)
-            for layout, source in zip(self._layouts, self._sources, strict=True)
+            self._pack_member(builder, source, progress)
+            for builder, source in zip(self._builders, self._sources, strict=True)
         ]
         self._draws = Draws(
             [member.rows for member in self.members], self._row_weights(), settings.seed
         )
 
-    def _pack_member(self, layout: Layout, source: RecordSource, progress) -> Member:
+    def _pack_member(self, builder: ExampleBuilder, source: RecordSource, progress) -> PackedMember:
         settings = self.settings
-        prompts = tasks.PROMPTS.get(layout.selection.task, {})
+        prompts = tasks.PROMPTS.get(builder.selection.maker.task, {})
         key = {
-            "selection": dataclasses.asdict(layout.selection) | {"weight": 1},
+            "selection": builder.selection.key(),
             "prompts": {language: list(texts) for language, texts in prompts.items()},
-            "tokenizer": hashlib.sha256(repr(layout.tokenizer.__reduce__()).encode()).hexdigest(),
-            "codebook_sizes": layout.codebook_sizes,
+            "tokenizer": hashlib.sha256(repr(builder.tokenizer.__reduce__()).encode()).hexdigest(),
+            "codebook_sizes": builder.codebook_sizes,
             "buckets": [bucket.seconds for bucket in self.buckets],
             "augmentation": dataclasses.asdict(settings.augmentation),
         }
         counted = count(
             source,
-            _Measure(layout),
+            _MeasureSequence(builder),
             2 + len(self.buckets),
             key=key,
             on_error=settings.on_error,
@@ -310,13 +312,13 @@ class PackedBatches:
         left_out = dict(counted.left_out)
         if len(too_long):
             left_out[_TOO_LONG] = len(too_long)
-        name = layout.selection.name
+        name = builder.selection.name
         if not rows:
             raise RecordError(f"{name}: nothing to learn from; left out: {left_out}")
         if left_out:
             logging.info("%s: left out %s", name, left_out)
         packed = np.concatenate(rows)
-        return Member(
+        return PackedMember(
             # Half the size: every worker gets a copy.
             counted.records_N[packed].astype(np.int32),
             counted.rows_NK[packed, 0].astype(np.int32),
@@ -366,16 +368,16 @@ class PackedBatches:
     def _row(self, draw: int):
         """A row's sequences, its chunks, how many examples it skips."""
         which, number = self._draws[draw]
-        layout, source = self._layouts[which], self._sources[which]
+        builder, source = self._builders[which], self._sources[which]
         rng = np.random.default_rng([self.settings.seed, draw])
         sequences, chunks = [], []
         start = skipped = 0
         for index, length in self.members[which].row(number):
-            name = f"{layout.selection.name}, record {index}"
+            name = f"{builder.selection.name}, record {index}"
             try:
                 record = source[index]
-                example, sequence = layout(record)
-                found = self._chunks(example, sequence, layout, record, rng)
+                example, sequence = builder(record)
+                found = self._chunks(example, sequence, builder, record, rng)
             except (RecordError, AudioError) as error:
                 if self.settings.on_error == "fail":
                     raise RecordError(f"{name}: {error}") from None
@@ -394,7 +396,9 @@ class PackedBatches:
             start += length
         return sequences, chunks, skipped
 
-    def _chunks(self, example, sequence, layout: Layout, record: Record, rng) -> list[_Chunk]:
+    def _chunks(
+        self, example, sequence, builder: ExampleBuilder, record: Record, rng
+    ) -> list[_MelChunk]:
         """The chunks of an example, with positions in it."""
         augmentation = self.settings.augmentation
         speed = features.speed_of(record, augmentation)
@@ -402,7 +406,7 @@ class PackedBatches:
         found = []
         for span in sequence.spans:
             segment = example.segments[span.segment]
-            chunks = layout.chunks(segment.seconds, record)
+            chunks = builder.chunks(segment.seconds, record)
             (wave_S,) = features.decode(
                 segment.audio, segment.seconds, [lengths.SAMPLE_RATE], speed
             )
@@ -413,7 +417,7 @@ class PackedBatches:
                 hifigan_TM = None
                 if "hifigan_mel" in self.settings.targets:
                     hifigan_TM = log_mel(wave_S[first : first + samples], HIFIGAN_MEL)
-                found.append(_Chunk(at, frames, mel_TM, hifigan_TM))
+                found.append(_MelChunk(at, frames, mel_TM, hifigan_TM))
                 at, first = at + frames, first + samples
         return found
 
@@ -433,7 +437,7 @@ class PackedBatches:
         return tuple(found)
 
     def _into_buckets(
-        self, audio: tuple[AudioChunks, ...], row: int, chunks: Sequence[_Chunk]
+        self, audio: tuple[AudioChunks, ...], row: int, chunks: Sequence[_MelChunk]
     ) -> None:
         used = [0] * len(audio)
         # The longest choose first: what they leave, shorter ones can use.
@@ -465,7 +469,7 @@ class PackedBatches:
         found = []
         for row in check_rows(step, rows, self.settings.rows):
             which, number = self._draws[step * self.settings.rows + row]
-            name, source = self._layouts[which].selection.name, self._sources[which]
+            name, source = self._builders[which].selection.name, self._sources[which]
             indices = [index for index, _ in self.members[which].row(number)]
             found.append([example_name(name, source, index) for index in indices])
         return found

@@ -7,12 +7,12 @@ Each example keeps its own segment id and positions from 0: attention never cros
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence as Ordered
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from ba_jax.data.sequence import Sequence
+from ba_jax.data.sequence import TokenSequence
 
 _WINDOW = 1024  # sequences packed together, beside as many at most that wait from before
 _FULL = 0.97  # rows below this share are packed again with the next window
@@ -26,7 +26,7 @@ class PackedRows(NamedTuple):
       codes_BLQ: int32, 0 where no audio is.
       positions_BL: int32, from 0 within each example.
       segments_BL: int32, 1.. within a row, 0 at padding.
-      text_target_BL, audio_target_BL: as in `Sequence`, false at padding. An example's first
+      text_target_BL, audio_target_BL: as in `TokenSequence`, false at padding. An example's first
         position is never a target: it would be predicted from another example.
     """
 
@@ -59,12 +59,12 @@ class Packing:
 
 
 def pack(
-    lengths: Ordered[int],
+    lengths: Sequence[int],
     row_length: int,
     rows: int | None = None,
     *,
     loads_NK: np.ndarray | None = None,
-    capacity_K: Ordered[int] = (),
+    capacity_K: Sequence[int] = (),
 ) -> Packing:
     """Assigns sequences to rows: longest first, each to the fullest row that has room (best fit).
 
@@ -117,7 +117,7 @@ def pack_many(
     row_length: int,
     *,
     loads_NK: np.ndarray,
-    capacity_K: Ordered[int] = (),
+    capacity_K: Sequence[int] = (),
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Assigns any number of sequences to as many rows as they need, in time linear in the number.
 
@@ -156,7 +156,7 @@ def pack_many(
 
 
 def to_rows(
-    sequences: Ordered[Sequence], packing: Packing, row_length: int, codebooks: int
+    sequences: Sequence[TokenSequence], packing: Packing, row_length: int, codebooks: int
 ) -> PackedRows:
     """Lays packed sequences out as arrays; `codebooks` is Q."""
     shape = (len(packing.rows), row_length)

@@ -11,7 +11,7 @@ generation stops. The other codebooks' extra class fills the row and is no targe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence as Ordered
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ from ba_jax.types import Example, Segment
 from ba_jax.vocab import AudioTokens, check_codes
 
 
-class Tokenizer(Protocol):
+class TokenizerLike(Protocol):
     """What is needed of a text tokenizer, see `ba_jax.data.text_tokenizer`."""
 
     audio_tokens: AudioTokens
@@ -55,7 +55,7 @@ class AudioSpan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sequence:
+class TokenSequence:
     """One example as tokens.
 
     Attributes:
@@ -81,7 +81,7 @@ class Sequence:
 class _Builder:
     """Collects runs of positions."""
 
-    def __init__(self, label: str, tokenizer: Tokenizer, codebook_sizes: Ordered[int]):
+    def __init__(self, label: str, tokenizer: TokenizerLike, codebook_sizes: Sequence[int]):
         self.label, self.tokenizer, self.sizes = label, tokenizer, tuple(codebook_sizes)
         self.length = 0
         self.ids: list[np.ndarray] = []
@@ -133,12 +133,12 @@ class _Builder:
         else:
             self.run([tokens.audio_end])
 
-    def done(self) -> Sequence:
+    def done(self) -> TokenSequence:
         lengths = [len(ids) for ids in self.ids]
         codes_LQ = np.zeros((self.length, len(self.sizes)), np.int32)
         for start, codes_NQ in self.codes:
             codes_LQ[start : start + len(codes_NQ)] = codes_NQ
-        return Sequence(
+        return TokenSequence(
             np.concatenate(self.ids),
             codes_LQ,
             np.repeat(np.asarray(self.text, bool), lengths),
@@ -147,7 +147,9 @@ class _Builder:
         )
 
 
-def to_sequence(example: Example, tokenizer: Tokenizer, codebook_sizes: Ordered[int]) -> Sequence:
+def to_sequence(
+    example: Example, tokenizer: TokenizerLike, codebook_sizes: Sequence[int]
+) -> TokenSequence:
     """Lays an example out as tokens.
 
     Heard audio is `<audio_start> pad*n <audio_end>`, spoken audio `<audiogen_start> pad*n

@@ -21,9 +21,9 @@ from absl import app, flags, logging
 from ba_jax.data.batches import batch_settings, open_batches
 from ba_jax.data.examples import NotForTask
 from ba_jax.data.features import ModelFormat
-from ba_jax.data.packed import PackedBatches, open_layouts
+from ba_jax.data.packed import PackedBatches, open_builders
 from ba_jax.data.record import RecordError, RecordSource
-from ba_jax.data.sequence import Sequence
+from ba_jax.data.sequence import TokenSequence
 from ba_jax.data.text_tokenizer import TextTokenizer
 from ba_jax.types import Example
 
@@ -31,7 +31,7 @@ _GREEN, _MAGENTA, _YELLOW, _GREY, _BOLD = "32", "35", "33", "90", "1"
 _TEXT_WIDTH = 48
 
 
-def _runs(sequence: Sequence, tokenizer: TextTokenizer) -> Iterator[tuple[str, int, int]]:
+def _runs(sequence: TokenSequence, tokenizer: TextTokenizer) -> Iterator[tuple[str, int, int]]:
     """(kind, start, end) of runs of one kind and one loss: "text", "special" or "frames"."""
     names = tokenizer.special_names
     pad = tokenizer.audio_tokens.audio_pad
@@ -48,7 +48,7 @@ def _runs(sequence: Sequence, tokenizer: TextTokenizer) -> Iterator[tuple[str, i
             start = i
 
 
-def _loss(sequence: Sequence, kind: str, at: int) -> str:
+def _loss(sequence: TokenSequence, kind: str, at: int) -> str:
     heads = "text" if sequence.text_target_L[at] else ""
     if sequence.audio_target_L[at]:
         heads += " audio" if kind == "frames" else " end"
@@ -62,7 +62,7 @@ def _width(text: str) -> int:
 
 def render(
     example: Example,
-    sequence: Sequence,
+    sequence: TokenSequence,
     tokenizer: TextTokenizer,
     *,
     color: bool = False,
@@ -171,15 +171,15 @@ def find_example(config, member: str, index: int):
     if only["kind"] != "packed":
         raise ValueError(f"data.kind {only['kind']!r}: only packed batches hold tokens")
     selection = settings.mixture[0]
-    (layout,) = open_layouts(settings, ModelFormat.of(config["model"]))
+    (builder,) = open_builders(settings, ModelFormat.of(config["model"]))
     seen = 0
     for record in RecordSource(selection.dataset, selection.split):
         try:
-            example, sequence = layout(record)
+            example, sequence = builder(record)
         except NotForTask:
             continue
         if seen == index:
-            return example, sequence, layout.tokenizer
+            return example, sequence, builder.tokenizer
         seen += 1
     raise ValueError(f"index {index}: {selection.name} has {seen} examples")
 

@@ -162,15 +162,15 @@ def tts(text: str, audio) -> tuple[Segment, ...]:
     return words(text), speech(audio, loss=True, spoken=True)
 
 
-def itts(parts: Sequence[str | Speech], *, given: bool = False) -> tuple[Segment, ...]:
+def itts(parts: Sequence[str | Speech], *, fully_conditioned: bool = False) -> tuple[Segment, ...]:
     """Text and its speech in turns; loss on everything but the first text.
 
-    `given`: no loss on any text, which is read piece by piece and not written.
+    `fully_conditioned`: no loss on any text, which is read piece by piece and not written.
     """
     segments = []
     for part in _interleaved(parts):
         if isinstance(part, str):
-            segments.append(words(part, loss=bool(segments) and not given))
+            segments.append(words(part, loss=bool(segments) and not fully_conditioned))
         else:
             segments.append(speech(part, loss=True, spoken=True))
     return tuple(segments)

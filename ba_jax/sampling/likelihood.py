@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ba_jax import sharding
-from ba_jax.data.sequence import Sequence as TokenSequence
+from ba_jax.data.sequence import TokenSequence
 from ba_jax.losses.lm import cross_entropy, front, sum_over_chunks
 from ba_jax.models import layers
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from ba_jax.data.sequence import Sequence, Tokenizer, to_sequence
+from ba_jax.data.sequence import TokenizerLike, TokenSequence, to_sequence
 from ba_jax.data.tasks import in_pieces, make_example
 from ba_jax.types import Example
 
@@ -38,7 +38,7 @@ class Prompt:
         return len(self.ids_L)
 
 
-def cut(sequence: Sequence, label: str = "sequence") -> Prompt:
+def cut(sequence: TokenSequence, label: str = "sequence") -> Prompt:
     """The sequence before its first target.
 
     What follows the cut is what training teaches there, so the layout of prompts lives in
@@ -63,7 +63,7 @@ def cut(sequence: Sequence, label: str = "sequence") -> Prompt:
     )
 
 
-def cut_at_speech(sequence: Sequence, label: str = "sequence") -> list[Prompt]:
+def cut_at_speech(sequence: TokenSequence, label: str = "sequence") -> list[Prompt]:
     """What lies before each segment of speech that is to be produced: text that is given in pieces.
 
     For sequences as of `tasks.itts`, whose text is read, not written; what is behind the last
@@ -95,7 +95,7 @@ def cut_at_speech(sequence: Sequence, label: str = "sequence") -> list[Prompt]:
     return prompts
 
 
-def prompt_of(example: Example, tokenizer: Tokenizer, codebook_sizes) -> Prompt:
+def prompt_of(example: Example, tokenizer: TokenizerLike, codebook_sizes) -> Prompt:
     """The prompt of a training example; its answer is not in it.
 
     Raises:
@@ -107,7 +107,7 @@ def prompt_of(example: Example, tokenizer: Tokenizer, codebook_sizes) -> Prompt:
 
 
 def text_in_turns(
-    text: str, words: int, tokenizer: Tokenizer, codebook_sizes, *, id: str, language: str
+    text: str, words: int, tokenizer: TokenizerLike, codebook_sizes, *, id: str, language: str
 ) -> list[Prompt]:
     """Prompts that have a text said piece by piece, so many words each (`Generator.in_turns`).
 
@@ -118,5 +118,5 @@ def text_in_turns(
     """
     nothing = np.zeros((1, len(codebook_sizes)), np.int32)  # it is cut out again
     parts = [part for piece in in_pieces(text, words) for part in (piece, nothing)]
-    example = make_example("itts", parts, id=id, language=language, given=True)
+    example = make_example("itts", parts, id=id, language=language, fully_conditioned=True)
     return cut_at_speech(to_sequence(example, tokenizer, codebook_sizes), id)

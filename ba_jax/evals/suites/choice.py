@@ -25,7 +25,7 @@ import numpy as np
 
 from ba_jax.audio.io import AudioError
 from ba_jax.data.corpus import facts
-from ba_jax.data.examples import READ_BACK_END, ExampleMaker
+from ba_jax.data.examples import TRANSCRIPT_END, ExampleMaker
 from ba_jax.data.record import Part, Record
 from ba_jax.data.sequence import to_sequence
 from ba_jax.evals.base import Bench
@@ -185,7 +185,7 @@ def _transcribe_first(
         if isinstance(one, Failure):
             said[i] = one
             continue
-        line, end, _ = bench.tokenizer.decode(one.ids).partition(READ_BACK_END)
+        line, end, _ = bench.tokenizer.decode(one.ids).partition(TRANSCRIPT_END)
         said[i] = line.strip() if end else ""
     return said
 
@@ -197,7 +197,7 @@ def _sizes(bench: Bench) -> tuple[int, ...]:
 def _below(example: Example, line: str) -> Example:
     """The example with its ending below a line."""
     *before, ending = example.segments
-    text = f"{line}{READ_BACK_END}{ending.text.lstrip()}"
+    text = f"{line}{TRANSCRIPT_END}{ending.text.lstrip()}"
     return dataclasses.replace(example, segments=(*before, dataclasses.replace(ending, text=text)))
 
 
@@ -230,7 +230,7 @@ def _line_tokens(bench: Bench, one: Scored) -> int:
     """How many of the tokens of text that are scored end its first line."""
     ids = one.ids_L[one.text_L].tolist()
     counts = range(1, len(ids) + 1)
-    return next(n for n in counts if READ_BACK_END in bench.tokenizer.decode(ids[:n]))
+    return next(n for n in counts if TRANSCRIPT_END in bench.tokenizer.decode(ids[:n]))
 
 
 def _wins(values: Sequence[float], right: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ba_jax.data.examples import READ_BACK_END
+from ba_jax.data.examples import TRANSCRIPT_END
 from ba_jax.evals.base import Bench
 from ba_jax.evals.scoring import bootstrap, text
 from ba_jax.evals.suite import EvalError, Item, Line, Suite, items_of
@@ -157,7 +157,7 @@ def suites() -> tuple[Suite, ...]:
 
 def _lines(written: str) -> tuple[str, str]:
     """(what stands before the last line, the last line)."""
-    before, _, last = written.rpartition(READ_BACK_END)
+    before, _, last = written.rpartition(TRANSCRIPT_END)
     return before.strip(), last.strip()
 
 

@@ -22,10 +22,10 @@ from ba_jax.corpora.sources.listing import SourceError
 from ba_jax.corpora.tokenize import Tokenizer, TokenizeSettings
 from ba_jax.corpora.tokenized import Entry, Tokenized, divide_chunks
 from ba_jax.data import features
-from ba_jax.data.examples import NotForTask
+from ba_jax.data.examples import ExampleMaker, NotForTask
 from ba_jax.data.features import Bucket
 from ba_jax.data.mixture import Selection
-from ba_jax.data.packed import PackedBatches, PackedSettings, open_layouts
+from ba_jax.data.packed import PackedBatches, PackedSettings, open_builders
 from ba_jax.data.record import (
     Part,
     Record,
@@ -187,7 +187,9 @@ def test_examples_have_the_layout_that_they_have_with_mels(dataset, made):
     pair = []
     for audio, folder in (("features", dataset), ("codes", made)):
         mixture = tuple(
-            Selection(str(folder), task, answers="spoken" if task == "sft" else "written")
+            Selection(
+                str(folder), ExampleMaker(task, answers="spoken" if task == "sft" else "written")
+            )
             for task in TASKS
         )
         pair.append(
@@ -202,7 +204,7 @@ def test_examples_have_the_layout_that_they_have_with_mels(dataset, made):
         )
     records = [list(RecordSource(folder, "train")) for folder in (dataset, made)]
     examples = 0
-    for heard, coded in zip(*(open_layouts(s, small_corpus.FORMAT) for s in pair), strict=True):
+    for heard, coded in zip(*(open_builders(s, small_corpus.FORMAT) for s in pair), strict=True):
         for with_audio, with_codes in zip(*records, strict=True):
             found = []
             for layout, record in ((heard, with_audio), (coded, with_codes)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ba_jax.data.sequence import Sequence
+from ba_jax.data.sequence import TokenSequence
 from ba_jax.vocab import AudioTokens
 
 SIZES = (64, 32, 16)
@@ -32,7 +32,7 @@ class Letters:
         return ROLES[name]
 
 
-def describe(sequence: Sequence) -> str:
+def describe(sequence: TokenSequence) -> str:
     """The sequence as words: `*` marks a text target, `^` an audio target, runs are merged.
 
     A frame of codes (c, c + 1, c + 2) is [c], one that waits for its audio is [?].

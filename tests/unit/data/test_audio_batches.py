@@ -16,6 +16,7 @@ from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL, log_mel, whisper_log_mel
 from ba_jax.data import features
 from ba_jax.data.audio_batches import FEATURES, WAVE_RATE, AudioBatches, AudioSettings
 from ba_jax.data.augment import Augmentation
+from ba_jax.data.examples import ExampleMaker
 from ba_jax.data.features import Bucket
 from ba_jax.data.mixture import Selection
 from ba_jax.data.record import Part, Record, RecordError, RecordSource
@@ -27,7 +28,7 @@ AUGMENTATION = Augmentation((0.9, 1.0, 1.1), 0.5, (5.0, 20.0), time_masks=1, mel
 
 def settings(dataset, *buckets: Bucket, **fields) -> AudioSettings:
     """Clips of up to 1 and 2 s of one dataset."""
-    fields = {"mixture": (Selection(str(dataset), "audio"),)} | fields
+    fields = {"mixture": (Selection(str(dataset), ExampleMaker("audio")),)} | fields
     return AudioSettings(buckets=buckets or (Bucket(2.0, 4), Bucket(1.0, 6)), **fields)
 
 
@@ -49,7 +50,7 @@ def steps(opened) -> list[int]:
 
 def drawn(dataset, **fields) -> set[str]:
     """ "record/part" of all clips of a selection."""
-    mixture = (Selection(str(dataset), "audio", **fields),)
+    mixture = (Selection(str(dataset), ExampleMaker("audio", **fields)),)
     counted = AudioBatches(settings(dataset, mixture=mixture), FORMAT)._counts[0]
     source = RecordSource(dataset, "train")
     return {
@@ -278,7 +279,7 @@ def test_shares_of_the_mixture_are_by_hours(crop, tmp_path):
             part = Part("x", small_corpus.speech(length, j, "flac", 16_000), seconds=length)
             records.append(Record(f"{i}{j}", "speech", ("en", "zh")[i], (part,), "x"))
         dataset = small_corpus.write_dataset(tmp_path / name, records)
-        mixture.append(Selection(str(dataset), "audio", weights[name]))
+        mixture.append(Selection(str(dataset), ExampleMaker("audio"), weights[name]))
     buckets = (Bucket(1.0, 4),) if crop else (Bucket(0.7, 4), Bucket(1.5, 2))
     made = settings("", *buckets, mixture=tuple(mixture), crop=crop, features=("wave",))
     batches = AudioBatches(made, FORMAT)
@@ -341,7 +342,7 @@ def test_what_has_no_audio_is_left_out_and_counted(small_dataset, tmp_path):
         Record("e", "speech", "zh", (Part("x", GOOD, seconds=1.0),), "x"),
     ]
     dataset = small_corpus.write_dataset(tmp_path / "few", records)
-    mixture = (Selection(str(dataset), "audio", languages=("en",)),)
+    mixture = (Selection(str(dataset), ExampleMaker("audio"), languages=("en",)),)
     batches = AudioBatches(settings("", mixture=mixture), FORMAT)
     report = batches.report()["/".join([str(dataset), "train/audio/en"])]
     assert report["clips"] == 1
@@ -361,8 +362,14 @@ def test_what_has_no_audio_is_left_out_and_counted(small_dataset, tmp_path):
         ({"features": ("f0",)}, "features = "),
         ({"crop": True}, "2 buckets, expected 1 with crop"),
         ({"mixture": ()}, "an empty mixture"),
-        ({"mixture": (Selection("d", "asr"),)}, "d/train/asr: task 'asr', expected 'audio'"),
-        ({"mixture": (Selection("d", "audio", turn="any"),)}, "turn 'any', expected '' for all"),
+        (
+            {"mixture": (Selection("d", ExampleMaker("asr")),)},
+            "d/train/asr: task 'asr', expected 'audio'",
+        ),
+        (
+            {"mixture": (Selection("d", ExampleMaker("audio", turn="any")),)},
+            "turn 'any', expected '' for all",
+        ),
         ({"seed": -1}, "seed -1, expected at least 0"),
     ],
 )

@@ -115,7 +115,7 @@ LAYOUTS = [
     ),
     (
         "itts",
-        {"pieces": 2, "given": True},
+        {"pieces": 2, "fully_conditioned": True},
         TIMED,
         "a, b audiogen_start [0]^ [1]^ [2]^ audiogen_end^ c. audiogen_start [3]^ [4]^ "
         "audiogen_end^ </s>*",
@@ -352,7 +352,10 @@ def test_records_without_such_a_turn_are_a_reason(task, turn, record, reason):
         ({"task": "aqa", "pieces": 1}, "task 'aqa' with pieces = 1"),
         ({"task": "aqa", "order": 1}, "order = 1: expected 0"),
         ({"task": "iasr", "pieces": 1, "order": 1}, "order = 1: expected 0"),
-        ({"task": "tts", "given": True}, "task 'tts' with given texts: expected itts"),
+        (
+            {"task": "tts", "fully_conditioned": True},
+            "task 'tts' with fully_conditioned: expected itts",
+        ),
         (
             {"task": "asr", "transcribe_first": True},
             "'asr' with questions = 'spoken': transcribe_first",

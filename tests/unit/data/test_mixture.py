@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ba_jax.config import ConfigError
+from ba_jax.data.examples import ExampleMaker
 from ba_jax.data.mixture import Draws, Interleaved, Selection, check_mixture, check_rows
 
 GOLDEN_DRAWS = [
@@ -148,17 +150,46 @@ def test_places_below_zero_are_errors():
 )
 def test_members_that_make_no_sense(fields, message):
     with pytest.raises(ValueError, match=message):
-        Selection(**{"dataset": "d", "task": "asr"} | fields)
+        Selection.from_mapping({"dataset": "d", "task": "asr"} | fields, "member")
+
+
+def test_a_member_is_read_from_one_mapping():
+    values = {"dataset": "d", "task": "itts", "turn": "any", "weight": 2, "pieces": 3}
+    selection = Selection.from_mapping(values, "data.mixture.a")
+    assert selection == Selection("d", ExampleMaker("itts", turn="any", pieces=3), 2.0)
+    assert selection.name == "d/train/itts/any/3-words"
+    for wrong in ({"frames": 1}, {"tasks": "asr"}, {"weight": "2"}):
+        with pytest.raises(ConfigError, match="data.mixture.a"):
+            Selection.from_mapping(values | wrong, "data.mixture.a")
+
+
+def test_the_key_of_cached_counts_is_that_of_earlier_versions():
+    maker = ExampleMaker("itts", lambda part, record: 1, turn="any", fully_conditioned=True)
+    assert Selection("d", maker, 3.0, languages=("en",)).key() == {
+        "dataset": "d",
+        "task": "itts",
+        "weight": 1,
+        "split": "train",
+        "languages": ("en",),
+        "questions": "spoken",
+        "answers": "written",
+        "turn": "any",
+        "pieces": 0,
+        "order": 0,
+        "speakers": (),
+        "read_back": False,
+        "given": True,
+    }
 
 
 def test_names_tell_members_apart():
     members = (
-        Selection("d", "asr"),
-        Selection("d", "asr", languages=("zh",)),
-        Selection("d", "sft"),
-        Selection("d", "sft", answers="spoken"),
-        Selection("d", "asr", turn="user", languages=("zh",)),
-        Selection("d", "tts", turn="any", speakers=("ann", "bob")),
+        Selection("d", ExampleMaker("asr")),
+        Selection("d", ExampleMaker("asr"), languages=("zh",)),
+        Selection("d", ExampleMaker("sft")),
+        Selection("d", ExampleMaker("sft", answers="spoken")),
+        Selection("d", ExampleMaker("asr", turn="user"), languages=("zh",)),
+        Selection("d", ExampleMaker("tts", turn="any", speakers=("ann", "bob"))),
     )
     check_mixture(members)
     assert [m.name for m in members] == [
@@ -170,7 +201,7 @@ def test_names_tell_members_apart():
         "d/train/tts/any/by-ann+bob",
     ]
     with pytest.raises(ValueError, match="d/train/asr: 2 members of this name"):
-        check_mixture((*members, Selection("d", "asr", weight=3.0)))
+        check_mixture((*members, Selection("d", ExampleMaker("asr"), weight=3.0)))
     with pytest.raises(ValueError, match="an empty mixture"):
         check_mixture(())
 

@@ -13,6 +13,7 @@ from ba_jax.audio import lengths
 from ba_jax.audio.mel import HIFIGAN_MEL, log_mel, whisper_log_mel
 from ba_jax.data import features, index
 from ba_jax.data.augment import Augmentation
+from ba_jax.data.examples import ExampleMaker
 from ba_jax.data.features import Bucket
 from ba_jax.data.mixture import Selection
 from ba_jax.data.packed import PackedBatches, PackedSettings
@@ -29,7 +30,9 @@ AUGMENTATION = Augmentation((0.9, 1.0, 1.1), 0.5, (5.0, 20.0), time_masks=1, mel
 def settings(dataset, tokenizer, *tasks: str, **fields) -> PackedSettings:
     """All tasks, or those named, with mels."""
     members = tuple(
-        Selection(str(dataset), task, answers="spoken" if task == "sft" else "written")
+        Selection(
+            str(dataset), ExampleMaker(task, answers="spoken" if task == "sft" else "written")
+        )
         for task in tasks or TASKS
     )
     fields = {"row_length": 256, "rows": 4, "buckets": BUCKETS, "mixture": members} | fields
@@ -327,8 +330,8 @@ def test_over_an_epoch_each_example_is_seen_once(small_dataset, small_tokenizer)
 def test_shares_of_the_mixture_are_as_asked(unit, small_dataset, small_tokenizer):
     """Audio 1, recognition 3: told apart by the token before the audio. Within 2 %."""
     mixture = (
-        Selection(str(small_dataset), "audio", 1.0),
-        Selection(str(small_dataset), "asr", 3.0, languages=("en",)),
+        Selection(str(small_dataset), ExampleMaker("audio"), 1.0),
+        Selection(str(small_dataset), ExampleMaker("asr"), 3.0, languages=("en",)),
     )
     made = settings(
         small_dataset, small_tokenizer, mixture=mixture, unit=unit, audio="codes", rows=1
@@ -529,7 +532,7 @@ def test_nothing_to_learn_from(small_dataset, small_tokenizer, tmp_path):
         PackedBatches(settings(small_dataset, small_tokenizer, "text", unit="hours"), FORMAT)
     with pytest.raises(RecordError, match="nowhere: no dataset_info.json"):
         PackedBatches(settings(tmp_path / "nowhere", small_tokenizer, "asr"), FORMAT)
-    mixture = (Selection(str(small_dataset), "asr", split="test"),)
+    mixture = (Selection(str(small_dataset), ExampleMaker("asr"), split="test"),)
     with pytest.raises(RecordError, match="no split 'test', expected one of"):
         PackedBatches(settings(small_dataset, small_tokenizer, mixture=mixture), FORMAT)
 

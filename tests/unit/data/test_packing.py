@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from ba_jax.data import packing as packing_module
 from ba_jax.data.packing import pack, pack_many, to_rows
-from ba_jax.data.sequence import Sequence
+from ba_jax.data.sequence import TokenSequence
 
 
-def sequence_of(length: int, seed: int) -> Sequence:
+def sequence_of(length: int, seed: int) -> TokenSequence:
     rng = np.random.default_rng(seed)
-    return Sequence(
+    return TokenSequence(
         rng.integers(1, 1000, length).astype(np.int32),
         rng.integers(1, 64, (length, 3)).astype(np.int32),
         rng.random(length) < 0.5,

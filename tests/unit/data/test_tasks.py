@@ -69,7 +69,7 @@ LAYOUTS = [
     (
         "itts",
         (["a", codes(1), "b", codes(1, 5)],),
-        {"given": True},
+        {"fully_conditioned": True},
         "a audiogen_start [0]^ audiogen_end^ b audiogen_start [5]^ audiogen_end^ </s>*",
     ),
     (

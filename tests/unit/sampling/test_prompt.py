@@ -64,7 +64,7 @@ def test_text_in_turns_is_laid_out_as_in_training(tokenizer, words):
     pieces = tasks.in_pieces(text, words)
     assert len(prompts) == len(pieces) == -(-4 // words) and " ".join(pieces) == text
     parts = [part for piece in pieces for part in (piece, SAID)]
-    whole = to_sequence(example("itts", parts, given=True), tokenizer, SIZES)
+    whole = to_sequence(example("itts", parts, fully_conditioned=True), tokenizer, SIZES)
     tokens = tokenizer.audio_tokens
     said = [*[tokens.audio_pad] * len(SAID), tokens.audiogen_end]
     ids = [token_id for prompt in prompts for token_id in [*prompt.ids_L, *said]]
