@@ -1,10 +1,10 @@
 """Signal maths without parameters: files, resampling, STFT, mel spectrograms, lengths.
 
-Importing it loads NumPy, SciPy and libsndfile, not JAX: functions with an `xp` argument take
-`jax.numpy` there, and the `_batch` functions import it when called.
+Importing it loads NumPy and SciPy, not JAX, PyAV or libsndfile: functions with an `xp` argument
+take `jax.numpy` there, and the `_batch` functions import it when called.
 """
 
-from ba_jax.audio.io import AudioError, check_wave, read_audio, write_audio
+from ba_jax.audio.checks import AudioError, check_wave
 from ba_jax.audio.lengths import bridge_length, encoder_length, mel_length
 from ba_jax.audio.mel import (
     FLOW_MEL,
@@ -18,8 +18,10 @@ from ba_jax.audio.mel import (
     whisper_log_mel,
     whisper_log_mel_batch,
 )
+from ba_jax.audio.read import AudioReader, read_audio
 from ba_jax.audio.resample import resample, resampled_length
 from ba_jax.audio.stft import hann_window, istft, stft
+from ba_jax.audio.write import write_audio
 
 __all__ = [
     "FLOW_MEL",
@@ -27,6 +29,7 @@ __all__ = [
     "WHISPER_MEL",
     "WHISPER_MEL_80",
     "AudioError",
+    "AudioReader",
     "MelGeometry",
     "bridge_length",
     "check_wave",

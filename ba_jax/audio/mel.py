@@ -17,7 +17,7 @@ import math
 import numpy as np
 
 from ba_jax.audio import lengths
-from ba_jax.audio.io import AudioError, check_wave
+from ba_jax.audio.checks import AudioError, check_wave
 from ba_jax.audio.stft import hann_window, stft
 
 

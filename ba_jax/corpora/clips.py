@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ba_jax.audio import AudioError, read_audio
+from ba_jax.audio import AudioError, AudioReader, read_audio
 from ba_jax.corpora.encode import CODINGS, encode_speech
-from ba_jax.corpora.long_audio import LongAudio
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection
 from ba_jax.data.record import Part, Record, Word
 
@@ -21,22 +20,6 @@ LENGTH_SLACK = (0.05, 0.25)
 """How far a file's length may be from the one stated: a share of it, plus seconds."""
 _CODE_RATE = 12.5  # frames of codes a second
 _MAX_FILE_SECONDS = 48 * 3600.0  # that a table is believed
-# Words of an AudioError -> the reason that its file is counted under.
-_REASONS = (
-    ("is empty", "empty file"),
-    ("0 samples", "empty file"),
-    ("cannot be opened", "missing file"),
-    ("not a regular file", "missing file"),
-    ("is a directory", "missing file"),
-    ("cut short", "truncated audio"),
-    ("cannot be decoded", "truncated audio"),
-    ("channels", "too many channels"),
-    ("sample rate", "bad sample rate"),
-    ("finite number", "NaN or infinite samples"),
-    (" s long", "too long"),
-    ("bytes", "too large"),
-    ("starts with", "not audio"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,13 +197,7 @@ def read_clip(clip: Clip, config: AudioConfig) -> tuple[np.ndarray, int]:
             return wave_S, rate
         return _read_stretch(clip, config)
     except AudioError as error:
-        raise Rejected(reason_of(error), str(error)) from None
-
-
-def reason_of(error: AudioError) -> str:
-    """A few words, the same for all errors of a kind."""
-    text = str(error)
-    return next((reason for words, reason in _REASONS if words in text), "unusable audio")
+        raise Rejected(error.reason, str(error)) from None
 
 
 def _check_stated(clip: Clip, seconds: float, rate: int) -> None:
@@ -245,8 +222,8 @@ def _read_stretch(clip: Clip, config: AudioConfig) -> tuple[np.ndarray, int]:
     path, start = clip.path, clip.start or 0.0
     if start < 0 or (clip.end is not None and clip.end <= start):
         raise Rejected("bad times", f"{path}: from {start} s to {clip.end} s")
-    with LongAudio(path) as audio:
-        rate, length = audio.rate, audio.frames / audio.rate
+    with AudioReader(path) as audio:
+        rate, length = audio.rate, audio.seconds
         _check_stated(clip, length, rate)
         end = length if clip.end is None else clip.end
         # Corpora round times: an end a little behind the file's is the file's.
@@ -258,11 +235,11 @@ def _read_stretch(clip: Clip, config: AudioConfig) -> tuple[np.ndarray, int]:
             detail = f"{path}: {seconds:.2f} s, expected at most {config.max_seconds} s"
             raise Rejected("too long", detail, seconds)
         first = round(start * rate)
-        count = max(1, min(round(end * rate), audio.frames) - first)
+        count = max(1, round(end * rate) - first)
         if count * 4 > config.max_bytes:
             detail = f"{path}: {count * 4} bytes of samples, expected at most {config.max_bytes}"
             raise Rejected("too large", detail, seconds)
-        return audio.stretch(first, count), rate
+        return audio.stretch(first, None if clip.end is None else count), rate
 
 
 def stated_float(value: str, scale: float = 1.0) -> float:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import io
 import os
-import zlib
 
 import numpy as np
 
-from ba_jax.audio import write_audio
-from ba_jax.audio.io import check_wave, read_audio
+from ba_jax.audio import check_wave, read_audio, write_audio
+from ba_jax.audio.complete import ogg_checksum
 from ba_jax.audio.resample import resample
 
 CODINGS = ("opus", "flac")
 STORED_RATE = 24000
 """Hz, the vocoder's; recordings of a higher rate are brought down to it, lower ones stay."""
 _OPUS_RATES = (8000, 12000, 16000, 24000)
-_REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def encode_speech(wave_S: np.ndarray, rate: int, coding: str = "opus") -> tuple[bytes, float]:
@@ -72,12 +70,6 @@ def _with_fixed_serial(ogg: bytes) -> bytes:
         end = table + segments + sum(data[table : table + segments])
         data[start + 14 : start + 18] = (1).to_bytes(4, "little")
         data[start + 22 : start + 26] = bytes(4)
-        data[start + 22 : start + 26] = _ogg_checksum(data[start:end]).to_bytes(4, "little")
+        data[start + 22 : start + 26] = ogg_checksum(data[start:end]).to_bytes(4, "little")
         start = end
     return bytes(data)
-
-
-def _ogg_checksum(page: bytes) -> int:
-    """CRC-32 as Ogg takes it: zlib's polynomial with bits in the other order, from 0."""
-    crc = zlib.crc32(page.translate(_REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
-    return int(f"{crc:032b}"[::-1], 2)

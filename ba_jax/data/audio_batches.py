@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ba_jax.audio import lengths
-from ba_jax.audio.io import AudioError
+from ba_jax.audio import AudioError, lengths
 from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL, log_mel, whisper_log_mel
 from ba_jax.data import features
 from ba_jax.data.augment import Augmentation

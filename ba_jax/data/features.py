@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ba_jax.audio import lengths
-from ba_jax.audio.io import AudioError, read_audio
+from ba_jax.audio import AudioError, lengths, read_audio
 from ba_jax.audio.mel import MelGeometry, whisper_log_mel
 from ba_jax.audio.resample import resample
 from ba_jax.config import ConfigError, from_mapping

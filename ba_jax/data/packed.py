@@ -16,8 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ba_jax.audio import lengths
-from ba_jax.audio.io import AudioError
+from ba_jax.audio import AudioError, lengths
 from ba_jax.audio.mel import HIFIGAN_MEL, log_mel
 from ba_jax.data import features, tasks
 from ba_jax.data.augment import Augmentation

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ba_jax.audio.io import AudioError, read_audio, write_audio
+from ba_jax.audio import AudioError, read_audio, write_audio
 from ba_jax.data.examples import ExampleMaker, NotForTask, stable_hash
 from ba_jax.data.features import decode
 from ba_jax.data.record import Part, Record, RecordError, RecordSource, dataset_directory

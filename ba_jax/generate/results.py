@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ba_jax.audio.io import write_audio
+from ba_jax.audio import write_audio
 from ba_jax.audio.resample import resample
 from ba_jax.files import write_whole
 

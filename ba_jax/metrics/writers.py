@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from ba_jax.audio import io as audio_io
+from ba_jax.audio import check_wave, write_audio
 from ba_jax.files import naming, write_whole
 from ba_jax.metrics import pictures
 
@@ -256,11 +256,11 @@ class Writers:
         """
         step = _check_step(step)
         _check_name(name)
-        wave = audio_io.check_wave(wave_S, name=name)
+        wave = check_wave(wave_S, name=name)
         if not self._is_writer:
             return
         stream = io.BytesIO()
-        audio_io.write_audio(stream, wave, rate, "wav")
+        write_audio(stream, wave, rate, "wav")
         write_whole(self._file(step, name, ".wav"), stream.getvalue())
         self._events.audio(step, name, stream.getvalue(), len(wave), rate)
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ba_jax.audio import crossfade
-from ba_jax.audio.io import AudioError, read_audio
+from ba_jax.audio import AudioError, crossfade, read_audio
 from ba_jax.audio.lengths import SAMPLE_RATE
 from ba_jax.data.record import dataset_directory
 from ba_jax.data.sequence import SequenceError

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ba_jax import sharding
-from ba_jax.audio.io import write_audio
+from ba_jax.audio import write_audio
 from ba_jax.checkpoints.components import find, load, load_to_generate
 from ba_jax.checkpoints.layout import CheckpointError
 from ba_jax.config import ConfigError, from_mapping, to_mapping

@@ -54,15 +54,14 @@ from typing import Any
 
 import numpy as np
 
-from ba_jax.audio import AudioError, resample
-from ba_jax.corpora.clips import reason_of, sorted_files
+from ba_jax.audio import AudioError, AudioReader, resample
+from ba_jax.corpora.clips import sorted_files
 from ba_jax.corpora.encode import CODINGS, encode_speech
 from ba_jax.corpora.interleave import regions, timing
 from ba_jax.corpora.interleave.agreement import disagreement
 from ba_jax.corpora.interleave.cuts import best_cuts, fill_records
 from ba_jax.corpora.interleave.filters import Limits, find_fault
 from ba_jax.corpora.interleave.text import Lengths, tidy
-from ba_jax.corpora.long_audio import LongAudio
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection
 from ba_jax.corpora.sources.listing import SourceError, check_unicode, inside, read_lines
 from ba_jax.data.record import LANGUAGES, Part, Record, Word
@@ -249,7 +248,7 @@ class Crawl:
         used = total = 0.0
         book = regions.VoiceBook(self.voices.same)
         try:
-            with LongAudio(path) as audio:
+            with AudioReader(path) as audio:
                 for offset, wave_S, tool_S, spans in self._windows(audio):
                     total += len(wave_S) / audio.rate
                     window = _Window(self, item, language, offset, wave_S, audio.rate, tool_S, book)
@@ -258,14 +257,14 @@ class Crawl:
                         yield found
         except AudioError as error:
             # What was made of it before it broke is kept; the length of the rest is not known.
-            yield Rejection(item.where, reason_of(error), str(error))
+            yield Rejection(item.where, error.reason, str(error))
         if total - used > 1e-3:
             yield Rejection(item.where, "not speech", seconds=total - used)
 
     def finish(self, directory: Path) -> None:
         """Nothing beside the shards."""
 
-    def _windows(self, audio: LongAudio):
+    def _windows(self, audio: AudioReader):
         """Yields windows that end in silence: seconds before it, wave, at 16 kHz, its speech."""
         offset, kept_S = 0.0, np.zeros(0, np.float32)
         blocks = audio.blocks(_BLOCK)

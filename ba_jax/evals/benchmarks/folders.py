@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from ba_jax.audio.io import read_audio
+from ba_jax.audio import read_audio
 from ba_jax.data.record import Part
 from ba_jax.evals.benchmarks.tables import LayoutError
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ba_jax.audio.io import read_audio
+from ba_jax.audio import read_audio
 from ba_jax.audio.lengths import SAMPLE_RATE, mel_length
 from ba_jax.audio.mel import HIFIGAN_MEL, WHISPER_MEL, log_mel, whisper_log_mel
 from ba_jax.data.features import decode

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ba_jax import evaluate as command
-from ba_jax.audio.io import read_audio
+from ba_jax.audio import read_audio
 from ba_jax.audio.mel import HIFIGAN_MEL, log_mel
 from ba_jax.audio.resample import resample
 from ba_jax.checkpoints import components as restore

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ba_jax.audio.io import AudioError
+from ba_jax.audio import AudioError
 from ba_jax.data.corpus import facts
 from ba_jax.data.examples import TRANSCRIPT_END, ExampleMaker
 from ba_jax.data.record import Part, Record

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ba_jax.audio.io import AudioError
+from ba_jax.audio import AudioError
 from ba_jax.data.record import Part, Record
 from ba_jax.evals.base import Bench
 from ba_jax.evals.benchmarks import openaudiobench, voicebench

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ba_jax.audio import AudioError, read_audio, write_audio
-from ba_jax.corpora.clips import AudioConfig, Clip, read_clip, reason_of
+from ba_jax.audio import read_audio, write_audio
+from ba_jax.corpora.clips import AudioConfig, Clip, read_clip
 from ba_jax.corpora.sources.base import Rejected
 from tests.unit.corpora.corpora import put
 
@@ -82,7 +82,3 @@ def test_whole_files_and_stretches_fail_for_the_same_reasons(tmp_path):
     with pytest.raises(Rejected) as caught:
         read_clip(Clip(path=str(tmp_path / "gone.wav")), AudioConfig())
     assert caught.value.reason == "missing file"
-
-
-def test_an_error_of_an_unknown_kind_has_a_reason():
-    assert reason_of(AudioError("something new")) == "unusable audio"

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ba_jax.audio.io import write_audio
+from ba_jax.audio import write_audio
 from ba_jax.corpora.make_tokenizer import train_sentencepiece
 from ba_jax.data.features import ModelFormat
 from ba_jax.data.record import Part, Record, shard_name, write_metadata, write_shard

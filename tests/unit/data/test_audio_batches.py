@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from ba_jax.audio.io import write_audio
+from ba_jax.audio import write_audio
 from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL, log_mel, whisper_log_mel
 from ba_jax.data import features
 from ba_jax.data.audio_batches import FEATURES, WAVE_RATE, AudioBatches, AudioSettings

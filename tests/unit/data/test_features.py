@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from ba_jax.audio import lengths
-from ba_jax.audio.io import AudioError
+from ba_jax.audio import AudioError, lengths
 from ba_jax.audio.mel import whisper_log_mel
 from ba_jax.config import ConfigError
 from ba_jax.data import features

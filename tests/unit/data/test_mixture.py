@@ -164,7 +164,8 @@ def test_a_member_is_read_from_one_mapping():
 
 
 def test_the_key_of_cached_counts_is_that_of_earlier_versions():
-    maker = ExampleMaker("itts", lambda part, record: 1, turn="any", fully_conditioned=True)
+    options = {"turn": "any", "pieces": 1, "fully_conditioned": True}
+    maker = ExampleMaker("itts", lambda part, record: 1, **options)
     assert Selection("d", maker, 3.0, languages=("en",)).key() == {
         "dataset": "d",
         "task": "itts",
@@ -174,7 +175,7 @@ def test_the_key_of_cached_counts_is_that_of_earlier_versions():
         "questions": "spoken",
         "answers": "written",
         "turn": "any",
-        "pieces": 0,
+        "pieces": 1,
         "order": 0,
         "speakers": (),
         "read_back": False,

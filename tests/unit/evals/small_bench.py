@@ -5,7 +5,7 @@ import types
 
 import numpy as np
 
-from ba_jax.audio.io import read_audio
+from ba_jax.audio import read_audio
 from ba_jax.config import from_mapping
 from ba_jax.evals import runner
 from ba_jax.evals.base import Bench, EvalSettings

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from ba_jax.audio.io import read_audio
+from ba_jax.audio import read_audio
 from ba_jax.data.record import RecordSource
 from ba_jax.evals.scoring import sound
 from ba_jax.evals.suite import EvalError

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from ba_jax.audio.io import write_audio
+from ba_jax.audio import write_audio
 from ba_jax.config import from_mapping
 from ba_jax.data.corpus import facts
 from ba_jax.data.examples import ExampleMaker

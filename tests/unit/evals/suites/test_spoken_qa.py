@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ba_jax.audio.io import write_audio
+from ba_jax.audio import write_audio
 from ba_jax.config import from_mapping
 from ba_jax.evals import runner
 from ba_jax.evals.base import Bench, EvalSettings

@@ -1,4 +1,4 @@
-"""Audio files: what is read and written, and that bad ones are refused at once and cheaply."""
+"""Audio files are read whole, or refused at once and cheaply, with the reason."""
 
 import contextlib
 import io
@@ -8,6 +8,7 @@ import struct
 import time
 import tracemalloc
 
+import av
 import numpy as np
 import pytest
 import scipy.signal
@@ -15,7 +16,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ba_jax.audio import AudioError, check_wave, read_audio, resample, write_audio
+from ba_jax.audio import AudioError, AudioReader, read_audio, resample, write_audio
+from ba_jax.audio.complete import ogg_checksum
 
 FRONTEND = pathlib.Path(__file__).parents[2] / "data" / "frontend.npz"
 FORMATS = ("wav", "flac", "ogg", "opus", "mp3")
@@ -23,8 +25,8 @@ RATE = 24000
 
 
 @contextlib.contextmanager
-def refused(*words, seconds=1.0, megabytes=4.0):
-    """Expects an AudioError that says `words`, within a second and without a large allocation."""
+def refused(*words, reason=None, seconds=1.0, megabytes=4.0):
+    """Expect an AudioError that says `words`, within a second and without a large allocation."""
     tracemalloc.start()
     start = time.process_time()  # not the wall's: other tests may run
     try:
@@ -36,6 +38,7 @@ def refused(*words, seconds=1.0, megabytes=4.0):
         tracemalloc.stop()
     for word in words:
         assert word in str(caught.value), str(caught.value)
+    assert reason in (None, caught.value.reason)
     assert elapsed < seconds
     assert peak < megabytes * 1e6
 
@@ -198,11 +201,210 @@ def test_tags_around_an_mp3_are_no_damage():
     np.testing.assert_array_equal(tagged, wave)
 
 
+# --- odd files that are whole ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_samples_are_those_of_libsndfile(subtype, channels):
+    wave_SC = np.stack([speech(), speech()[::-1]], axis=1)[:, :channels]
+    data = encode(wave_SC, subtype=subtype)
+    want, _ = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    np.testing.assert_array_equal(read_audio(data, mono=False)[0], want)
+
+
+@pytest.mark.parametrize("format", ["flac", "ogg", "opus", "mp3"])
+def test_decoders_agree_with_libsndfile(format):
+    want, _ = soundfile.read(io.BytesIO(ENCODED[format]), dtype="float32")
+    wave, _ = read_audio(ENCODED[format])
+    np.testing.assert_allclose(wave, want, atol={"ogg": 1e-6, "mp3": 1e-5}.get(format, 0))
+
+
+@pytest.mark.parametrize(
+    "claimed", [0, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0x7FFFFFDB, 0xFFFFFFDB, 0xFFFFFFFF]
+)
+@pytest.mark.parametrize("riff", [0, 0xFFFFFFFF])
+def test_wav_of_unknown_length_is_read_to_its_end(claimed, riff):
+    samples = np.arange(1, 5001, dtype="<i2")
+    data = bytearray(wav_bytes(samples.tobytes(), claimed=claimed))
+    data[4:8] = struct.pack("<I", riff)
+    np.testing.assert_array_equal(read_audio(bytes(data))[0] * 32768, samples)
+
+
+@pytest.mark.parametrize("header", [8, 36, 44])
+def test_wav_whose_data_size_counts_the_header(header):
+    samples = np.arange(1, 5001, dtype="<i2")
+    data = wav_bytes(samples.tobytes(), claimed=10_000 + header)
+    np.testing.assert_array_equal(read_audio(data)[0] * 32768, samples)
+
+
+@pytest.mark.parametrize("subtype", ["GSM610", "IMA_ADPCM", "MS_ADPCM", "ULAW", "ALAW"])
+def test_other_codings_of_wav(subtype):
+    stream = io.BytesIO()
+    soundfile.write(stream, speech(), RATE, format="WAV", subtype=subtype)
+    wave, _ = read_audio(stream.getvalue())
+    assert abs(len(wave) - len(speech())) < 2048
+    assert np.corrcoef(wave[: len(speech())], speech()[: len(wave)])[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.1, 20.0])
+@pytest.mark.parametrize(
+    "tail", [b"TAG" + bytes(125), bytes(4096), b"\xff" * 5000, b"APETAGEX" + bytes(200)]
+)
+def test_flac_with_other_bytes_behind_it(tail, seconds):
+    wave = np.resize(speech(), int(seconds * RATE))
+    data = encode(wave, format="flac")
+    np.testing.assert_array_equal(read_audio(data + tail)[0], read_audio(data)[0])
+
+
+@pytest.mark.parametrize("format", ["ogg", "opus"])
+def test_chained_ogg_is_read_whole(format):
+    wave = speech()
+    data = encode(wave, format=format) + encode(np.tile(wave, 2), format=format)
+    got, rate = read_audio(data)
+    assert len(got) / rate == pytest.approx(3 * len(wave) / RATE, abs=0.1)
+    assert np.sqrt(np.mean(got[-rate:] ** 2)) > 0.3 * np.sqrt(np.mean(wave[-RATE:] ** 2))
+
+
+def ogg_without_end(data: bytes) -> bytes:
+    last = data.rfind(b"OggS")
+    page = bytearray(data[last:])
+    page[5] &= ~4
+    page[22:26] = bytes(4)
+    page[22:26] = ogg_checksum(page).to_bytes(4, "little")
+    return data[:last] + page
+
+
+def test_ogg_without_an_end_is_read_with_a_warning(caplog):
+    got, rate = read_audio(ogg_without_end(ENCODED["opus"]))
+    assert len(got) / rate == pytest.approx(len(speech()) / RATE, abs=0.1)
+    assert "not marked as the end" in caplog.text
+
+
+@pytest.mark.parametrize("format", ["ogg", "opus"])
+@pytest.mark.parametrize("offset", [0, 100])
+def test_ogg_with_a_damaged_page(format, offset):
+    data = bytearray(encode(np.resize(speech(), 20 * RATE), format=format))
+    at = data.index(b"OggS", len(data) // 2) + offset
+    data[at] ^= 1
+    with refused("damaged at byte", "expected", reason="truncated audio"):
+        read_audio(bytes(data))
+
+
+def with_xing(data: bytes, frames: int) -> bytes:
+    at = max(data.find(b"Xing"), data.find(b"Info"))
+    return data[: at + 8] + struct.pack(">I", frames) + data[at + 12 :]
+
+
+@pytest.mark.parametrize("frames", [0, 10, 100_000])
+def test_mp3_whose_index_counts_wrong_is_read_whole(frames):
+    wave, _ = read_audio(with_xing(ENCODED["mp3"], frames))
+    assert 0 <= len(wave) - len(speech()) <= 4 * 1152
+
+
+def test_joined_mp3_is_read_whole():
+    tag = b"ID3\x04\x00\x00\x00\x00\x01\x00" + bytes(128)
+    for between in (b"", b"TAG" + bytes(125)):
+        wave, _ = read_audio(tag + tag + ENCODED["mp3"] + between + ENCODED["mp3"])
+        assert 0 <= len(wave) - 2 * len(speech()) <= 8 * 1152
+
+
+def test_mp3_with_padding_in_the_place_of_frames():
+    data = bytearray(encode(np.resize(speech(), 10 * RATE), format="mp3"))
+    middle = len(data) // 2
+    data[middle : middle + 5000] = bytes(5000)
+    with refused("damaged", reason="truncated audio"):
+        read_audio(bytes(data))
+
+
+def encode_by_ffmpeg(format: str, codec: str, rate: int = 48000) -> bytes:
+    wave = np.resize(speech(), 2 * rate)
+    stream = io.BytesIO()
+    with av.open(stream, "w", format=format) as container:
+        audio = container.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = rate, 0
+        resampler = av.AudioResampler(audio.format, "mono", rate, audio.frame_size or 1024)
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            container.mux(audio.encode(part))
+        container.mux(audio.encode(None))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("format", "codec"),
+    [
+        ("ipod", "aac"),
+        ("ipod", "alac"),
+        ("mp4", "aac"),
+        ("adts", "aac"),
+        ("webm", "libopus"),
+        ("matroska", "libopus"),
+        ("matroska", "flac"),
+    ],
+)
+def test_files_of_phones_and_browsers(format, codec):
+    data = encode_by_ffmpeg(format, codec)
+    wave, rate = read_audio(data)
+    assert rate == 48000 and len(wave) / rate == pytest.approx(2.0, abs=0.1)
+    with AudioReader(data) as reader:
+        assert reader.seconds == pytest.approx(2.0, abs=0.1)
+    for share in (0.3, 0.7):
+        if format != "adts":  # states no length
+            with refused(reason=None):
+                read_audio(data[: int(share * len(data))])
+
+
+def test_float_wav_at_integer_scale_is_refused_with_its_peak():
+    wave = np.float32(20_000) * speech() / np.abs(speech()).max()
+    with refused("integer scale", "peak 20000.0", reason="samples at integer scale"):
+        read_audio(encode(wave, subtype="FLOAT"))
+
+
+def test_playlists_and_pictures_are_not_followed(tmp_path):
+    (tmp_path / "a.wav").write_bytes(ENCODED["wav"])
+    path = tmp_path / "list.wav"
+    for text in (f"ffconcat version 1.0\nfile {tmp_path}/a.wav\n", f"#EXTM3U\n{tmp_path}/a.wav\n"):
+        path.write_text(text)
+        with refused(reason="not audio"):
+            read_audio(path)
+
+
+# --- blocks and stretches -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_blocks_are_the_file(format):
+    data = encode(np.resize(speech(), 7 * RATE), format=format)
+    whole, _ = read_audio(data)
+    with AudioReader(data) as reader:
+        blocks = list(reader.blocks(1.0))
+        assert reader.rate == RATE
+    assert {len(block) for block in blocks[:-1]} == {RATE} and 0 < len(blocks[-1]) <= RATE
+    np.testing.assert_array_equal(np.concatenate(blocks), whole)
+
+
+@pytest.mark.parametrize(
+    ("format", "tolerance"), [("wav", 0), ("flac", 0), ("ogg", 1e-6), ("opus", 0.01), ("mp3", 1e-5)]
+)
+def test_a_stretch_is_the_same_part_of_the_whole(format, tolerance):
+    data = encode(np.resize(speech(), 30 * RATE), format=format)
+    whole, _ = read_audio(data)
+    for first, count in ((0, 100), (RATE // 2, RATE), (20 * RATE + 7, 5 * RATE), (29 * RATE, None)):
+        with AudioReader(data) as reader:
+            assert reader.seconds == pytest.approx(len(whole) / RATE, abs=0.15)
+            wave = reader.stretch(first, count)
+        want = whole[first : None if count is None else first + count]
+        np.testing.assert_allclose(wave, want, atol=tolerance)
+    with refused("cut short", "expected 24000"), AudioReader(data) as reader:
+        reader.stretch(29 * RATE + RATE // 2, RATE)
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
 def test_missing_directory_empty_and_pipe(tmp_path):
-    with refused("nothing.wav", "cannot be opened"):
+    with refused("nothing.wav", "cannot be opened", reason="missing file"):
         read_audio(tmp_path / "nothing.wav")
     with refused(str(tmp_path), "is a directory"):
         read_audio(tmp_path)
@@ -234,7 +436,7 @@ def test_missing_directory_empty_and_pipe(tmp_path):
 def test_what_is_not_audio(data, tmp_path):
     path = tmp_path / "song.wav"
     path.write_bytes(data)
-    with refused("song.wav", "expected a WAV, FLAC, Ogg or MP3"):
+    with refused("song.wav", "expected a WAV, FLAC, Ogg, MP3", reason="not audio"):
         read_audio(path)
 
 
@@ -252,25 +454,25 @@ def test_wrong_kinds_of_source():
 
 
 def test_no_samples():
-    with refused("0 samples", "expected at least 1"):
+    with refused("0 samples", "expected at least 1", reason="empty file"):
         read_audio(wav_bytes(b""))
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e20])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [0, 70000])
 def test_samples_that_are_no_numbers(value, at, tmp_path):
     samples = np.zeros(80000, "<f4")
     samples[at] = value
     path = tmp_path / "bad.wav"
     path.write_bytes(wav_bytes(samples.tobytes(), bits=32, coding=3))
-    with refused("bad.wav", f"sample {at} is", "finite"):
+    with refused("bad.wav", f"sample {at} is", "finite", reason="NaN or infinite samples"):
         read_audio(path)
 
 
 @pytest.mark.parametrize("channels", [3, 8])
 @pytest.mark.parametrize("mono", [True, False])
 def test_more_than_two_channels(channels, mono):
-    with refused(f"{channels} channels", "expected 1 or 2"):
+    with refused(f"{channels} channels", "expected 1 or 2", reason="too many channels"):
         read_audio(wav_bytes(bytes(4800), channels=channels), mono=mono)
 
 
@@ -292,9 +494,11 @@ def test_senseless_rates_of_flac(rate):
         read_audio(encode(speech()), sample_rate=rate)
 
 
-@pytest.mark.parametrize("claimed", [2002, 0x7FFFFFFF, 0xFFFFFFF0, 0xFFFFFFFF])
+@pytest.mark.parametrize("claimed", [2002, 4000, 0x10000000, 0x90000000])
 def test_wav_that_claims_more_than_it_has(claimed):
-    with refused("cut short", f"claims {claimed} bytes", "2000 are there"):
+    with refused(
+        "cut short", f"claims {claimed} bytes", "2000 are there", reason="truncated audio"
+    ):
         read_audio(wav_bytes(bytes(2000), claimed=claimed))
 
 
@@ -307,7 +511,7 @@ def test_rf64_that_claims_terabytes():
 
 def test_riff_of_countless_chunks():
     data = b"RIFF\0\0\0\0WAVE" + (b"junk" + bytes(4)) * 200_000
-    with refused("no data chunk"):
+    with refused("expected a WAV"):
         read_audio(data)
 
 
@@ -348,7 +552,7 @@ def mp3_without_index(wave, rate) -> bytes:
 @pytest.mark.parametrize("rate", [48000, 24000, 8000])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_mp3_of_variable_bit_rate_without_an_index_is_read_whole(rate, channels):
-    # Silence, then speech: libsndfile alone guesses the length from the first, small frames.
+    # Silence, then speech: a length guessed from the first, small frames would be too short.
     wave = np.concatenate([np.zeros(rate, np.float32), speech()])
     bare = mp3_without_index(np.stack([wave] * channels, axis=1), rate)
     tail = b"TAG" + bytes(125)
@@ -361,7 +565,7 @@ def test_mp3_of_variable_bit_rate_without_an_index_is_read_whole(rate, channels)
 
 def test_mp3_without_an_index_cut_inside_a_frame():
     bare = mp3_without_index(speech(), RATE)
-    with refused("cut short", "past the file"):
+    with refused("cut short", "lacks 10 bytes"):
         read_audio(bare[:-10])
 
 
@@ -388,7 +592,7 @@ def test_decoded_size_is_bounded():
 def test_mp3_of_millions_of_frames_is_refused_in_time():
     frame = b"\xff\xe3\x18\xc4" + bytes(68)  # MPEG-2.5, 8 kbit/s, 8 kHz: 72 bytes, 72 ms
     data = frame * 1_000_000
-    with refused("s long", "expected at most 600.0 s"):
+    with refused("s long", "expected at most 600.0 s", megabytes=40):  # 600 s of samples: 20
         read_audio(data)
 
 
@@ -406,109 +610,6 @@ def test_endless_stream_is_read_no_further_than_the_bound():
 
     with refused("over 100000 bytes"):
         read_audio(Endless(), max_bytes=100_000)
-
-
-# --- writing --------------------------------------------------------------------------------------
-
-
-def test_out_of_range_is_clipped_not_wrapped():
-    wave = np.array([0.0, 2.0, -2.0, 0.5] * 100, np.float32)
-    got, _ = read_audio(encode(wave, 16000))
-    np.testing.assert_allclose(got, np.clip(wave, -1, 1), atol=1 / 32768)
-
-
-def test_float64_and_stereo_are_written():
-    wave_SC = np.stack([speech(), speech()], axis=1).astype(np.float64)
-    got, _ = read_audio(encode(wave_SC, format="flac"), mono=False)
-    assert got.shape == wave_SC.shape
-
-
-def test_long_vorbis_is_written():
-    wave = np.zeros(2_000_000, np.float32)
-    assert len(read_audio(encode(wave, format="ogg"))[0]) == len(wave)
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_path_is_written_by_suffix_or_format(format, tmp_path):
-    write_audio(tmp_path / f"a.{format}", speech(), RATE)
-    write_audio(str(tmp_path / "b.bin"), speech(), RATE, format)
-    assert (tmp_path / f"a.{format}").stat().st_size == (tmp_path / "b.bin").stat().st_size
-    assert len(list(tmp_path.iterdir())) == 2  # no temporary file is left
-    want = 0o666 & ~current_umask()
-    assert (tmp_path / "b.bin").stat().st_mode & 0o777 == want
-
-
-def current_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.wav"
-    path.write_bytes(b"old")
-
-    def fail(self, data):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(soundfile.SoundFile, "write", fail)
-    with pytest.raises(AudioError, match="a.wav: cannot be written .disk full"):
-        write_audio(path, speech(), RATE)
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.wav"]
-
-
-@pytest.mark.parametrize(
-    ("wave", "rate", "format", "words"),
-    [
-        (np.zeros(100, np.float32), 16000, "xyz", ("'xyz'", "expected one of wav")),
-        (np.zeros(100, np.float32), 16000, None, ("None", "expected one of wav")),
-        (np.zeros(0, np.float32), 16000, "wav", ("(0,)", "expected a floating array")),
-        (np.zeros(100, np.int16), 16000, "wav", ("int16", "expected a floating array")),
-        (np.zeros((100, 3), np.float32), 16000, "wav", ("3 channels", "expected 1 or 2")),
-        (np.zeros((2, 2, 2), np.float32), 16000, "wav", ("(2, 2, 2)",)),
-        (np.array([0, np.nan], np.float32), 16000, "wav", ("sample 1 is nan",)),
-        (np.array([np.inf, 0], np.float32), 16000, "flac", ("sample 0 is inf",)),
-        (np.zeros(100, np.float32), 1, "wav", ("1 Hz", "4000 to 192000")),
-        (np.zeros(100, np.float32), 22050, "opus", ("22050 Hz", "24000")),
-        (np.zeros(100, np.float32), 96000, "mp3", ("96000 Hz", "48000")),
-    ],
-)
-def test_what_is_not_written(wave, rate, format, words):
-    with refused(*words):
-        write_audio(io.BytesIO(), wave, rate, format)
-
-
-def test_coding_that_the_format_lacks():
-    with refused("'FLOAT' in flac", "PCM_16"):
-        write_audio(io.BytesIO(), speech(), RATE, "flac", subtype="FLOAT")
-
-
-def test_folder_that_is_not_there(tmp_path):
-    with refused("cannot be written"):
-        write_audio(tmp_path / "no" / "a.wav", speech(), RATE)
-
-
-# --- waveforms ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("wave", "words"),
-    [
-        (np.zeros(399, np.float32), ("399 samples", "at least 400")),
-        (np.zeros((400, 2), np.float32), ("(400, 2)", "mono")),
-        (np.zeros(400, np.int16), ("int16", "floating")),
-        (np.full(400, np.nan), ("clip.wav: sample 0 is nan",)),
-    ],
-)
-def test_check_wave_refuses(wave, words):
-    with refused(*words):
-        check_wave(wave, min_samples=400, name="clip.wav")
-
-
-def test_check_wave_passes_what_is_good():
-    wave = speech()
-    assert check_wave(wave) is wave
 
 
 ENCODED = {format: encode(speech(), format=format) for format in FORMATS}
