@@ -6,7 +6,7 @@ fail() { # WORDS...: a setting or argument is wrong
   exit 2
 }
 
-say() { # WORDS...: what goes on, beside the output of the commands
+say() { # WORDS...: progress, beside the output of the commands
   printf '%s: %s\n' "${0##*/}" "$*" >&2
 }
 
@@ -31,7 +31,7 @@ run() { # COMMAND...: runs it; with dry=yes prints it
   fi
 }
 
-subcommand() { # LIST WORDS...: sets what to the first word, one of "run, status or delete"
+subcommand() { # LIST WORDS...: sets `what` to the first word, one of "run, status or delete"
   local list=$1 word
   shift
   [ $# -gt 0 ] || fail "no subcommand: expected $list (--help explains)"
@@ -43,7 +43,7 @@ subcommand() { # LIST WORDS...: sets what to the first word, one of "run, status
   fail "$what: expected $list"
 }
 
-takes_command() { # WORDS...: what is left, of which run alone takes any
+takes_command() { # WORDS...: the remaining words; only the subcommand run takes a command
   if [ "$what" = run ]; then
     [ $# -gt 0 ] || fail "run: no command (--help explains)"
   else
@@ -62,7 +62,7 @@ whole_number() { # NAME VALUE LEAST
   [ "$2" -ge "$3" ] || fail "$1=$2: expected at least $3"
 }
 
-pack() { # FILE: the tree of $root, without what running it leaves behind, into a .tar.gz
+pack() { # FILE: packs the tree of $root, without caches and outputs, into a .tar.gz
   local folder left=()
   for folder in .git .venv .cache .hypothesis .ruff_cache build dist runs report; do
     left+=(--exclude="./$folder")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs a command until it is done: again after a crash, a lost host or a stop, as the exit codes of
-# ba_jax.train say. The other scripts put it around what they run on a host.
+# Restarts a command until it is done: after a crash, a lost host or a stop, by the exit codes of
+# ba_jax.train. The other scripts wrap it around the command of a host.
 #
 #   bash launch/restart.sh [OPTIONS] python -m ba_jax.train --config=... --workdir=DIR ...
 #
@@ -17,7 +17,7 @@
 # .venv/bin of this tree comes first on PATH. Exit codes:
 #
 #   0     done: the command ended with 0 and wrote WORKDIR/done, or has no WORKDIR
-#   75    not done, as it was stopped: the same command goes on
+#   75    stopped before it was done: the same command resumes
 #   1     --restarts is used up
 #   else  the command's own, which no restart helps against (1: config, data, loss; 2: flags). It is
 #         left in WORKDIR/failed too, which ends the loops of the other hosts, with 1
@@ -128,11 +128,11 @@ while [ -z "$stopped" ]; do
   if [ "$code" -eq 0 ] && { [ -z "$workdir" ] || [ -e "$workdir/done" ]; }; then
     finish 0
   elif needs_a_look "$code"; then
-    say "ended with $code, which a restart does not help against"
+    say "ended with $code, which a restart cannot mend"
     tell_others
     finish "$code"
   elif [ -n "$workdir" ] && [ -e "$workdir/failed" ]; then
-    say "ended with $code, as $(cat "$workdir/failed"), which a restart does not help against"
+    say "ended with $code, as $(cat "$workdir/failed"), which a restart cannot mend"
     finish 1
   fi
   step=$(latest_step)
@@ -150,5 +150,5 @@ while [ -z "$stopped" ]; do
     sleep 0.2
   done
 done
-say "stopped, not done (latest checkpoint: $(latest_step)); the same command goes on"
+say "stopped, not done (latest checkpoint: $(latest_step)); run the same command to resume"
 finish 75

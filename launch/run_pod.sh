@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A run on Cloud TPU VMs, by a queued resource: asks for the slices, waits, sets up all hosts, runs a
 # command on all of them until it is done. When the slices are taken away (spot) or fail, it asks
-# again and the same command goes on. From any machine with gcloud, logged in:
+# again and the same command resumes. From any machine with gcloud, logged in:
 #
 #   export PROJECT=my-project ZONE=us-east5-a NAME=stage2 TYPE=v5p-128 BUCKET=my-bucket SPOT=yes
 #   bash launch/run_pod.sh run --delete python -m ba_jax.train --config=configs/lm_stage2.py:7b \
@@ -185,7 +185,7 @@ supervise() { # COMMAND...: until it has ended on the hosts; sets code
       sleep "$POLL"
     done
     if [ "$state" != ACTIVE ]; then
-      say "$NAME is $state: it is asked for again, and the run goes on"
+      say "$NAME is $state: it is asked for again, and the run resumes"
       ready='' tries=0
     elif [ "$code" -ne 255 ] && [ "$code" -ne 76 ] && on_hosts "$ended"; then
       return 0
@@ -210,7 +210,7 @@ case $what in
   stop) on_hosts 'bash ba_jax/launch/on_host.sh --stop' ;;
   delete) remove ;;
   run)
-    trap 'say "the hosts go on; run shows it again, stop ends it"; exit 130' INT TERM
+    trap 'say "the hosts continue; run shows it again, stop ends it"; exit 130' INT TERM
     code=0
     supervise "$@"
     trap - INT TERM

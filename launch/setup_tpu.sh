@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes a TPU host ready: Python 3.11 or later, .venv with this package, the bucket as a folder,
-# and a look at the devices. What is there already stays as it is, so run it as often as you like.
+# and a look at the devices. It skips each part that is done, so run it as often as you like.
 # On a pod run it on all hosts at once (run_pod.sh does): the devices answer when all ask.
 #
 #   BUCKET=my-bucket bash launch/setup_tpu.sh
@@ -13,7 +13,7 @@
 #
 # The mount keeps no metadata, as each host has to see at once what another has written, and renames
 # folders, as a checkpoint gets its name when it is complete. Make the bucket with a hierarchical
-# namespace (README), then such a rename is one step and cannot be seen half done.
+# namespace (docs/pods.md), then such a rename is one step and cannot be seen half done.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -61,8 +61,8 @@ esac
 [ "$gpus" -gt 0 ] || environment+=(JAX_PLATFORMS=cpu)
 
 # A task sees all GPUs of its node and picks its own; it has all cores, for its loader's workers.
-# What fails on one is left to the others to find out: they end by themselves, with a code that says
-# whether a restart helps. --wait ends those that do not.
+# When a process fails, the others notice and end by themselves, with a code that says whether a
+# restart helps. --wait ends those that do not.
 step=(srun --nodes="$nodes" --ntasks="$((nodes * each))" --ntasks-per-node="$each"
   --overcommit --gpu-bind=none --cpu-bind=none --kill-on-bad-exit=0 --wait=600 --label)
 [ ${#environment[@]} -eq 0 ] || step+=(env "${environment[@]}")

@@ -21,7 +21,7 @@
 #   XPK_FLAGS='--priority=high'    more words for `xpk workload create`
 #
 # Each pod runs restart.sh. A pod that is lost, or told to go, makes xpk start all of them again
-# (code 75, or more than 128), and the run goes on; codes 1 and 2 end it: see the pods' logs.
+# (code 75, or more than 128), and the run resumes; codes 1 and 2 end it: see the pods' logs.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
