@@ -38,12 +38,12 @@ def reference_config(size: str, layers: int | None) -> dict:
     """A config.json of the release's form with the sizes of `configs/models.py`."""
     sizes = get_config(size)
     sizes.llm.layers = layers or sizes.llm.layers
-    return hf_config.baichuan_values(from_mapping(BaichuanAudioConfig, sizes))
+    return hf_config.format_baichuan_config(from_mapping(BaichuanAudioConfig, sizes))
 
 
 def generate(folder: Path, values: dict, dtype: np.dtype, shard_bytes: int) -> int:
     """Random weights as shards; returns their bytes."""
-    config = hf_config.baichuan_config(values)
+    config = hf_config.parse_baichuan_config(values)
     placements = engine.expand(tables.rows_for(config), variable_shapes(config))
     infos = {
         name: TensorInfo(parts[0].source_shape, dtype) for name, parts in sorted(placements.items())

@@ -1,4 +1,4 @@
-"""CTranslate2 Whisper folders: `model.bin`, read one tensor at a time.
+"""Read `model.bin` of CTranslate2 Whisper folders, a range of rows at a time.
 
 Layout (little endian; binary version 4 and later): u32 version, spec name, u32 revision, u32 count;
 then per variable its name, u8 rank, u32 dimensions, u8 dtype, u32 byte count, data; then u32 count
@@ -32,14 +32,14 @@ class CTranslate2File:
 
     Attributes:
       label, path: the file.
-      spec: the model's kind, such as `WhisperSpec`.
+      spec: kind of the model, such as `WhisperSpec`.
       tensors: name -> `TensorInfo` of the weights, in file order (fused q, k, v as
         `.../self_attention/linear_0`, out as `linear_1`).
       scalars: name -> value of the rank-0 variables (`encoder/num_heads`, flags).
       aliases: name -> name of the variable that it shares.
 
     Raises:
-      ConversionError: not such a file, or cut short.
+      ConversionError: not a CTranslate2 model, or cut short.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -58,26 +58,18 @@ class CTranslate2File:
                 raise ConversionError(
                     f"{path}: binary version {version}, expected {VERSIONS[0]} to {VERSIONS[-1]}"
                 )
-            self.spec = self._name(file)
-            revision, count = self._unpack(file, "<II")
-            if count > MAX_VARIABLES:
-                raise ConversionError(
-                    f"{path}: {count} variables (revision {revision}), expected under "
-                    f"{MAX_VARIABLES}"
-                )
-            for _ in range(count):
-                self._variable(file)
-            (count,) = self._unpack(file, "<I")
-            if count > MAX_VARIABLES:
-                raise ConversionError(f"{path}: {count} aliases, expected under {MAX_VARIABLES}")
-            for _ in range(count):
-                alias = self._name(file)
-                self.aliases[alias] = self._name(file)
+            self.spec = self._read_name(file)
+            self._unpack(file, "<I")  # revision
+            for _ in range(self._read_count(file, "variables")):
+                self._read_variable(file)
+            for _ in range(self._read_count(file, "aliases")):
+                alias = self._read_name(file)
+                self.aliases[alias] = self._read_name(file)
 
     def _unpack(self, file, pattern: str) -> tuple:
-        return struct.unpack(pattern, self._bytes(file, struct.calcsize(pattern)))
+        return struct.unpack(pattern, self._read_bytes(file, struct.calcsize(pattern)))
 
-    def _bytes(self, file, count: int) -> bytes:
+    def _read_bytes(self, file, count: int) -> bytes:
         data = file.read(count)
         if len(data) < count:
             raise ConversionError(
@@ -86,9 +78,15 @@ class CTranslate2File:
             )
         return data
 
-    def _name(self, file) -> str:
+    def _read_count(self, file, kind: str) -> int:
+        (count,) = self._unpack(file, "<I")
+        if count > MAX_VARIABLES:
+            raise ConversionError(f"{self.path}: {count} {kind}, expected under {MAX_VARIABLES}")
+        return count
+
+    def _read_name(self, file) -> str:
         (length,) = self._unpack(file, "<H")
-        data = self._bytes(file, length).rstrip(b"\0")
+        data = self._read_bytes(file, length).rstrip(b"\0")
         try:
             return data.decode()
         except UnicodeDecodeError as error:
@@ -96,8 +94,8 @@ class CTranslate2File:
                 f"{self.path}: name {data[:40]!r}, expected UTF-8: not a CTranslate2 model"
             ) from error
 
-    def _variable(self, file) -> None:
-        name = self._name(file)
+    def _read_variable(self, file) -> None:
+        name = self._read_name(file)
         if name in self._offsets:
             raise ConversionError(f"{self.path}: duplicate tensor {name}")
         (rank,) = self._unpack(file, "<B")
@@ -124,18 +122,18 @@ class CTranslate2File:
             self.tensors[name] = info
             file.seek(nbytes, os.SEEK_CUR)
         else:
-            self.scalars[name] = np.frombuffer(self._bytes(file, nbytes), info.dtype)[0].item()
+            self.scalars[name] = np.frombuffer(self._read_bytes(file, nbytes), info.dtype)[0].item()
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows `start:stop` along axis 0 of a tensor."""
+        """Read rows `start:stop` along axis 0 of a tensor."""
         return read_rows(self.path, self._offsets[name], self.tensors[name], start, stop)
 
 
-def whisper_config_dict(model: CTranslate2File) -> dict[str, Any]:
-    """The encoder's sizes under the names of a Hugging Face Whisper config, read off the tensors.
+def read_whisper_config(model: CTranslate2File) -> dict[str, Any]:
+    """Return the encoder's sizes, from its tensors, under the names of Hugging Face's config.
 
     Raises:
-      ConversionError: the model is not a Whisper, or lacks what the sizes are read from.
+      ConversionError: the model is not a Whisper, or lacks a tensor that shows a size.
     """
     if model.spec != "WhisperSpec":
         raise ConversionError(f"{model.path}: spec {model.spec!r}, expected WhisperSpec")

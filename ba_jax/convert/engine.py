@@ -1,8 +1,8 @@
-"""Runs conversion tables: plans against a source's headers, then streams tensors either way.
+"""Conversion tables run both ways: check a source's headers, then stream its tensors.
 
-Planning reads names, shapes and dtypes only and reports every problem at once; after a plan exists
-the data can be copied without further questions. Every step is a permutation of bytes (or, with
-`dtype`, one cast), so an import can be undone bit by bit.
+Planning reads names, shapes and dtypes only and reports every problem at once; copying the data of
+a checked plan cannot fail for a reason that the headers show. Every step is a permutation of bytes
+(or, with `dtype`, a cast), so an import can be undone bit by bit.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+import einops
 import ml_dtypes
 import numpy as np
 
 from ba_jax.checkpoints import arrays
-from ba_jax.convert.rows import Row
 from ba_jax.tree import flatten, unflatten
 
 FLOAT_DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 
 class ConversionError(ValueError):
-    """A source, table or checkpoint that cannot be converted; the message names file and value."""
+    """A source, table or checkpoint cannot be converted; the message names file and value."""
 
 
 def report_problems(label: str, problems: Sequence[str]) -> None:
-    """Raises `ConversionError` with all `problems`, if there are any."""
+    """Raise `ConversionError` with all `problems`, if there are any."""
     if len(problems) == 1:
         raise ConversionError(f"{label}: {problems[0]}")
     if problems:
@@ -38,7 +38,7 @@ def report_problems(label: str, problems: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a tensor without reading it."""
+    """Shape and dtype of a tensor."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -60,77 +60,81 @@ class TensorSource(Protocol):
     tensors: Mapping[str, TensorInfo]
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows `start:stop` along axis 0 (all of a scalar)."""
+        """Read rows `start:stop` along axis 0 (all of a scalar)."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """A permutation of axes, from a reference tensor to our slice and back.
+class WeightRow:
+    """A row of the conversion tables: one kind of reference weight and its place in our variables.
+
+    Tables are data that run in both directions, so every row can be inverted.
 
     Attributes:
-      left, right: axis names of the reference tensor and of the slice.
+      source: reference name. Fields in braces (`model.layers.{layer}.norm.weight`) are filled with
+        0..n-1 as `stack` says.
+      targets: path `collection/component/...` of the variable; with `split`, one path per part, in
+        order. An empty path stands for a part that is always zero and not stored.
+      layout: einops pattern from the reference tensor (or one part of it) to the target slice, a
+        pure permutation of axes such as `"o i -> i o"`; empty if both are laid out alike.
+      split: `(axis, sizes)`: the reference tensor is cut along `axis` into parts of these sizes.
+      stack: `((field, n), ...)`: each field becomes a leading axis of size n of every target, in
+        this order. Empty: the row names a single tensor.
     """
 
-    left: tuple[str, ...]
-    right: tuple[str, ...]
-
-    @classmethod
-    def parse(cls, pattern: str) -> Layout:
-        """Raises `ConversionError` unless `pattern` is like `"o i k -> k i o"`."""
-        sides = [tuple(side.split()) for side in pattern.split("->")]
-        names = sides[0]
-        if (
-            len(sides) != 2
-            or sorted(names) != sorted(sides[1])
-            or len(set(names)) != len(names)
-            or not all(name.isidentifier() for name in names)
-        ):
-            raise ConversionError(
-                f"layout {pattern!r}: expected a permutation of named axes, as in 'o i -> i o'"
-            )
-        return cls(*sides)
-
-    def source_shape(self, target: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the source part whose slice of the target has shape `target`."""
-        if len(target) != len(self.right):
-            raise ConversionError(f"layout {self} does not fit a target of {target}")
-        size = dict(zip(self.right, target, strict=True))
-        return tuple(size[name] for name in self.left)
-
-    @property
-    def row_axis(self) -> int:
-        """Which axis of the slice axis 0 of the source becomes."""
-        return self.right.index(self.left[0])
-
-    def apply(self, part: np.ndarray) -> np.ndarray:
-        return _transpose(part, [self.left.index(name) for name in self.right])
-
-    def undo(self, piece: np.ndarray) -> np.ndarray:
-        return _transpose(piece, [self.right.index(name) for name in self.left])
-
-    def __str__(self) -> str:
-        return repr(f"{' '.join(self.left)} -> {' '.join(self.right)}")
+    source: str
+    targets: tuple[str, ...]
+    layout: str = ""
+    split: tuple[int, tuple[int, ...]] | None = None
+    stack: tuple[tuple[str, int], ...] = ()
 
 
-def _transpose(array: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+def row(source: str, target: str, layout: str = "", **kwargs) -> WeightRow:
+    """Make a `WeightRow` with a single target."""
+    return WeightRow(source, (target,), layout, **kwargs)
+
+
+def split_layout(layout: str) -> tuple[list[str], list[str]]:
+    """Return the axis names of both sides of a layout.
+
+    Raises:
+      ConversionError: `layout` is not a pure permutation such as `"o i k -> k i o"`.
+    """
+    sides = [side.split() for side in layout.split("->")]
+    names = sides[0]
+    if (
+        len(sides) != 2
+        or sorted(names) != sorted(sides[1])
+        or len(set(names)) != len(names)
+        or not all(name.isidentifier() for name in names)
+    ):
+        raise ConversionError(
+            f"layout {layout!r}: expected a permutation of named axes, as in 'o i -> i o'"
+        )
+    return sides[0], sides[1]
+
+
+def permute(array: np.ndarray, layout: str) -> np.ndarray:
+    """Permute axes by an einops pattern into contiguous memory; an empty pattern keeps them."""
+    if not layout:
+        return np.ascontiguousarray(array)
     # NumPy copies its own integers several times faster than the extension type bfloat16.
     bits = array.view(f"u{array.dtype.itemsize}")
-    return np.ascontiguousarray(bits.transpose(axes)).view(array.dtype)
+    return np.ascontiguousarray(einops.rearrange(bits, layout)).view(array.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """One part of one source tensor, and the slice of the target that holds it.
+    """One part of a source tensor and the slice of the target variable that holds it.
 
     Attributes:
       source, target: reference name; path of the variable, or empty for a part that is always zero
         and not stored.
       index: index in the target's leading stacked axes.
       axis, start, size: the part is `start:start+size` of the source along `axis`.
-      shape: shape of the target slice (stacked axes left out).
+      shape: shape of the target slice, without stacked axes.
       source_shape: shape of the whole source tensor.
-      layout: permutation from part to slice, or None.
+      layout: permutation from part to slice, or empty.
     """
 
     source: str
@@ -141,18 +145,21 @@ class Placement:
     size: int
     shape: tuple[int, ...]
     source_shape: tuple[int, ...]
-    layout: Layout | None
+    layout: str
 
     @property
     def row_axis(self) -> int | None:
         """Axis of the slice that the source's axis 0 becomes; None for a scalar."""
-        if self.layout is not None:
-            return self.layout.row_axis
+        if self.layout:
+            left, right = split_layout(self.layout)
+            return right.index(left[0])
         return 0 if self.shape else None
 
     @property
     def rows(self) -> tuple[int, int]:
-        """The range of source rows in which the part lies."""
+        """Range of source rows that hold the part; (0, 1) for a scalar."""
+        if not self.source_shape:
+            return 0, 1
         if self.axis == 0:
             return self.start, self.start + self.size
         return 0, self.source_shape[0]
@@ -165,21 +172,40 @@ class Placement:
             shape[self.row_axis] = stop - start
         return tuple(offsets), tuple(shape)
 
-    def forward(self, rows: np.ndarray) -> np.ndarray:
-        """Source rows (all columns) -> piece of the target slice."""
+    def to_slice(self, rows: np.ndarray) -> np.ndarray:
+        """Turn source rows (all columns) into a piece of the target slice."""
         if self.axis > 0:
             rows = rows[(slice(None),) * self.axis + (slice(self.start, self.start + self.size),)]
-        if self.layout is None:
-            return np.ascontiguousarray(rows)
-        return self.layout.apply(rows)
+        return permute(rows, self.layout)
 
-    def backward(self, piece: np.ndarray) -> np.ndarray:
-        """Piece of the target slice -> source rows, this part's columns only."""
-        return piece if self.layout is None else self.layout.undo(piece)
+    def to_source(self, piece: np.ndarray) -> np.ndarray:
+        """Turn a piece of the target slice into source rows, with this part's columns only."""
+        return permute(piece, " -> ".join(reversed(self.layout.split("->"))))
+
+    def row_step(self, itemsize: int) -> int:
+        """Number of source rows of the part that make up one chunk of the target.
+
+        The size of whole source rows, all columns, is bounded: export joins the columns again.
+        """
+        rows = self.rows[1] - self.rows[0]
+        if self.row_axis is None or rows <= 1:
+            return max(1, rows)
+        row_bytes = math.prod(self.source_shape[1:]) * itemsize
+        chunks = max(1, -(-rows * row_bytes // arrays.MAX_CHUNK_BYTES))
+        # Prefer a number of chunks that divides the rows, so that all chunks are equal.
+        chunks = next((n for n in range(chunks, 2 * chunks) if rows % n == 0), chunks)
+        return -(-rows // min(chunks, rows))
+
+    def row_ranges(self, itemsize: int) -> Iterator[tuple[int, int]]:
+        """Yield consecutive ranges of source rows, one per chunk."""
+        first, last = self.rows
+        step = self.row_step(itemsize)
+        for start in range(first, last, step):
+            yield start, min(start + step, last)
 
 
-def expand(rows: Iterable[Row], shapes: Mapping[str, Any]) -> dict[str, list[Placement]]:
-    """Every source name that `rows` stand for, with the places of its parts.
+def expand(rows: Iterable[WeightRow], shapes: Mapping[str, Any]) -> dict[str, list[Placement]]:
+    """Expand tables to one entry per source tensor, with the placement of each of its parts.
 
     Args:
       rows: conversion tables.
@@ -187,93 +213,105 @@ def expand(rows: Iterable[Row], shapes: Mapping[str, Any]) -> dict[str, list[Pla
 
     Raises:
       ConversionError: listing every fault of the tables themselves: a target that is not among
-        `shapes`, one that is filled twice or not at all, a source named twice, a split or stack
-        that does not fit.
-
-    A target may be the empty path in a row that splits vectors: that part is not stored, it is
-    zero (the bias of k in a fused q, k, v of Whisper's, say).
+        `shapes`, is filled twice or not at all, a source named twice, a split or stack that does
+        not fit.
     """
     variables = {p: tuple(leaf.shape) for p, leaf in flatten(shapes).items()}
-    filled: dict[str, set[tuple[int, ...]]] = {}
-    placed: dict[str, list[Placement]] = {}
+    placements: dict[str, list[Placement]] = {}
     problems: list[str] = []
     for row in rows:
         try:
-            layout = Layout.parse(row.layout) if row.layout else None
-            problems += _expand_row(row, layout, variables, filled, placed)
+            for placement in _expand_row(row, variables):
+                if placement.source in placements and placement.start == 0:
+                    problems.append(f"duplicate source {placement.source}")
+                placements.setdefault(placement.source, []).append(placement)
         except ConversionError as error:
             problems.append(f"row {row.source}: {error}")
-    for path, shape in variables.items():
-        if path not in filled:
-            problems.append(f"no row fills {path} {shape}")
+    filled: set[tuple[str, tuple[int, ...]]] = set()
+    for part in itertools.chain.from_iterable(placements.values()):
+        slot = part.target, part.index
+        if part.target and slot in filled:
+            problems.append(
+                f"duplicate target {part.target}{list(part.index)} (from {part.source})"
+            )
+        filled.add(slot)
+    paths = {path for path, _ in filled}
+    problems += [f"no row fills {p} {shape}" for p, shape in variables.items() if p not in paths]
     report_problems("conversion tables", problems)
-    return placed
+    return placements
 
 
-def _expand_row(row, layout, variables, filled, placed) -> list[str]:
-    sizes = row.split[1] if row.split else (None,)
-    axis = row.split[0] if row.split else 0
+def _expand_row(row: WeightRow, variables: Mapping[str, tuple[int, ...]]) -> list[Placement]:
+    axis, sizes = row.split or (0, (None,))
     if len(sizes) != len(row.targets):
-        return [f"row {row.source}: {len(row.targets)} targets for {len(sizes)} parts"]
+        raise ConversionError(f"{len(row.targets)} targets for {len(sizes)} parts")
     stack = tuple(n for _, n in row.stack)
-    # (path, slice shape, shape of the part) of every part.
-    parts = []
+    slices: list[tuple[int, ...]] = []  # shapes of the parts in the target
+    parts: list[tuple[int, ...]] = []  # shapes of the same parts in the source
     for path, size in zip(row.targets, sizes, strict=True):
-        if not path and size is not None and layout is None and axis == 0:
-            parts.append((path, (size,), (size,)))
-            continue
-        if path not in variables:
-            return [f"row {row.source}: {path} is not a variable"]
-        shape = variables[path]
-        if shape[: len(stack)] != stack:
-            return [f"row {row.source}: {path} is {shape}, expected leading axes {stack}"]
-        shape = shape[len(stack) :]
-        parts.append((path, shape, layout.source_shape(shape) if layout else shape))
-    source_shape = parts[0][2]
+        if not path and size is not None and not row.layout and axis == 0:
+            shape = (size,)
+        else:
+            shape = _slice_shape(path, stack, variables)
+        slices.append(shape)
+        parts.append(_source_shape(row.layout, shape))
+    source_shape = parts[0]
     if row.split:
-        got = tuple(part[axis] if axis < len(part) else -1 for *_, part in parts)
+        got = tuple(part[axis] if axis < len(part) else -1 for part in parts)
         if got != tuple(sizes):
-            return [f"row {row.source}: split sizes {tuple(sizes)}, targets have {got}"]
-        others = {(*part[:axis], *part[axis + 1 :]) for *_, part in parts}
+            raise ConversionError(f"split sizes {tuple(sizes)}, targets have {got}")
+        others = {(*part[:axis], *part[axis + 1 :]) for part in parts}
         if len(others) > 1:
-            return [f"row {row.source}: parts differ beyond axis {axis}: {sorted(others)}"]
+            raise ConversionError(f"parts differ beyond axis {axis}: {sorted(others)}")
         source_shape = (*source_shape[:axis], sum(sizes), *source_shape[axis + 1 :])
-    problems = []
+    lengths = [part[axis] if part else 1 for part in parts]
+    starts = [0, *itertools.accumulate(lengths)]
+    placements = []
     for index in itertools.product(*(range(n) for n in stack)):
         fields = {field: i for (field, _), i in zip(row.stack, index, strict=True)}
         try:
             source = row.source.format(**fields)
         except (KeyError, IndexError) as error:
-            return [f"row {row.source}: stack {row.stack} does not give the field {error}"]
-        if source in placed:
-            problems.append(f"duplicate source {source}")
-            continue
-        placed[source] = []
-        start = 0
-        for path, shape, part in parts:
-            if path and index in filled.setdefault(path, set()):
-                problems.append(f"duplicate target {path}{list(index)} (from {source})")
-            if path:
-                filled[path].add(index)
-            size = part[axis] if part else 1
-            placed[source].append(
-                Placement(source, path, index, axis, start, size, shape, source_shape, layout)
+            raise ConversionError(f"stack {row.stack} does not give the field {error}") from error
+        for path, shape, start, length in zip(row.targets, slices, starts, lengths, strict=False):
+            placements.append(
+                Placement(source, path, index, axis, start, length, shape, source_shape, row.layout)
             )
-            start += size
-    return problems
+    return placements
+
+
+def _slice_shape(path: str, stack: tuple[int, ...], variables) -> tuple[int, ...]:
+    """Shape of a variable without its stacked axes."""
+    if path not in variables:
+        raise ConversionError(f"{path} is not a variable")
+    shape = variables[path]
+    if shape[: len(stack)] != stack:
+        raise ConversionError(f"{path} is {shape}, expected leading axes {stack}")
+    return shape[len(stack) :]
+
+
+def _source_shape(layout: str, target: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the source part whose slice of the target has shape `target`."""
+    if not layout:
+        return target
+    left, right = split_layout(layout)
+    if len(target) != len(right):
+        raise ConversionError(f"layout {layout!r} does not fit a target of {target}")
+    sizes = dict(zip(right, target, strict=True))
+    return tuple(sizes[name] for name in left)
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """A checked import: what goes where, nothing read yet.
+class ImportPlan:
+    """A checked import: which tensor goes where. No data has been read.
 
     Attributes:
-      source: where tensors are read.
+      source: the reference tensors.
       placements: source name -> its parts.
       targets: path -> its slices, in order of their index.
       dtypes: path -> dtype to be stored.
       shapes: path -> shape.
-      left_out: names of the source that are skipped on purpose, with the prefix that says so.
+      left_out: source names that are skipped on purpose -> the prefix that matched.
     """
 
     source: TensorSource
@@ -290,13 +328,13 @@ class Plan:
 
 
 def make_plan(
-    rows: Iterable[Row],
+    rows: Iterable[WeightRow],
     source: TensorSource,
     shapes: Mapping[str, Any],
     left_out: Sequence[str] = (),
     dtype: Any = None,
-) -> Plan:
-    """Checks a source against the tables, reading no data.
+) -> ImportPlan:
+    """Check a source against the tables, reading no data.
 
     Args:
       rows: conversion tables.
@@ -304,7 +342,7 @@ def make_plan(
       shapes: expected variables: nested dict `{collection: {component: ...}}` of
         `jax.ShapeDtypeStruct`.
       left_out: prefixes of names that are skipped.
-      dtype: floating variables of `params` are cast to it. None: all are kept as stored.
+      dtype: cast floating variables of `params` to it; None keeps all dtypes as stored.
 
     Raises:
       ConversionError: listing all unknown, missing and misshapen tensors, all of a wrong dtype, and
@@ -323,31 +361,19 @@ def make_plan(
         for name, info in source.tensors.items()
         if name not in placements and name not in skipped
     ]
-    targets: dict[str, list[Placement]] = {}
     for name, parts in placements.items():
-        for part in parts:
-            if part.target:
-                targets.setdefault(part.target, []).append(part)
-        expected = parts[0].source_shape
-        if name not in source.tensors:
-            problems.append(f"missing tensor {name} {expected}")
-            continue
-        info = source.tensors[name]
-        if info.shape != expected:
-            problems.append(f"misshapen tensor {name}: expected {expected}, got {info.shape}")
         wanted = np.dtype(next(variables[p.target].dtype for p in parts if p.target))
-        allowed = FLOAT_DTYPES if wanted in FLOAT_DTYPES else (wanted,)
-        if info.dtype not in allowed:
-            names = " or ".join(d.name for d in allowed)
-            problems.append(f"wrong dtype of {name}: expected {names}, got {info.dtype.name}")
-    if problems:
-        report_problems(source.label, problems)
+        problems += _check_tensor(source, name, parts[0].source_shape, wanted)
+    report_problems(source.label, problems)
 
+    targets: dict[str, list[Placement]] = {path: [] for path in variables}
+    for part in itertools.chain.from_iterable(placements.values()):
+        if part.target:
+            targets[part.target].append(part)
     dtypes = {}
     for path, parts in targets.items():
         parts.sort(key=lambda part: part.index)
-        first = parts[0].source
-        stored = source.tensors[first].dtype
+        stored = source.tensors[parts[0].source].dtype
         if dtype is not None and path.startswith("params/") and stored in FLOAT_DTYPES:
             dtypes[path] = np.dtype(dtype)
             continue
@@ -355,67 +381,60 @@ def make_plan(
         other = next((p.source for p in parts if source.tensors[p.source].dtype != stored), None)
         if other is not None:
             problems.append(
-                f"{first} is {stored.name} but {other} is {source.tensors[other].dtype.name}, and "
-                f"both are slices of {path}: choose one with --dtype"
+                f"{parts[0].source} is {stored.name} but {other} is "
+                f"{source.tensors[other].dtype.name}, and both are slices of {path}: choose one "
+                "with --dtype"
             )
     report_problems(source.label, problems)
-    ordered = {path: tuple(targets[path]) for path in variables}
     shape_of = {path: tuple(leaf.shape) for path, leaf in variables.items()}
-    return Plan(source, placements, ordered, dtypes, shape_of, skipped)
+    return ImportPlan(source, placements, targets, dtypes, shape_of, skipped)
 
 
-def _row_step(part: Placement, itemsize: int) -> int:
-    """Source rows of the part that make up one chunk of the target.
-
-    The bytes of whole source rows count, all columns: export puts the columns together again.
-    """
-    first, last = part.rows if part.source_shape else (0, 1)
-    rows = last - first
-    if part.row_axis is None or rows <= 1:
-        return max(1, rows)
-    row_bytes = math.prod(part.source_shape[1:]) * itemsize
-    chunks = max(1, -(-rows * row_bytes // arrays.MAX_CHUNK_BYTES))
-    # Equal chunks where there is a number of them that divides the rows.
-    chunks = next((n for n in range(chunks, 2 * chunks) if rows % n == 0), chunks)
-    return -(-rows // min(chunks, rows))
-
-
-def _row_ranges(part: Placement, itemsize: int) -> Iterator[tuple[int, int]]:
-    first, last = part.rows if part.source_shape else (0, 1)
-    step = _row_step(part, itemsize)
-    for start in range(first, last, step):
-        yield start, min(start + step, last)
+def _check_tensor(
+    source: TensorSource, name: str, shape: tuple[int, ...], dtype: np.dtype
+) -> list[str]:
+    info = source.tensors.get(name)
+    if info is None:
+        return [f"missing tensor {name} {shape}"]
+    problems = []
+    if info.shape != shape:
+        problems.append(f"misshapen tensor {name}: expected {shape}, got {info.shape}")
+    allowed = FLOAT_DTYPES if dtype in FLOAT_DTYPES else (dtype,)
+    if info.dtype not in allowed:
+        names = " or ".join(d.name for d in allowed)
+        problems.append(f"wrong dtype of {name}: expected {names}, got {info.dtype.name}")
+    return problems
 
 
-def check_zeros(plan: Plan) -> None:
-    """Raises `ConversionError` if a part that is not stored is not zero after all."""
-    for parts in plan.placements.values():
-        for part in parts:
-            if not part.target and plan.source.read(part.source, *part.rows).any():
-                raise ConversionError(
-                    f"{plan.source.label}: {part.source}[{part.start}:{part.start + part.size}] is "
-                    "not zero, and the model has no place for it"
-                )
+def check_zeros(plan: ImportPlan) -> None:
+    """Raise `ConversionError` if a part that is not stored is not zero."""
+    for part in itertools.chain.from_iterable(plan.placements.values()):
+        if not part.target and plan.source.read(part.source, *part.rows).any():
+            raise ConversionError(
+                f"{plan.source.label}: {part.source}[{part.start}:{part.start + part.size}] is "
+                "not zero, and the model has no place for it"
+            )
 
 
-def lazy_variables(plan: Plan, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
-    """The plan's variables as a nested dict of `checkpoint.LazyArray`, for `save_streamed`.
+def lazy_variables(
+    plan: ImportPlan, progress: Callable[[int], None] = lambda _: None
+) -> dict[str, Any]:
+    """Return the plan's variables as a nested dict of `LazyArray`, for `save_streamed`.
 
     `progress` is called with the number of source bytes after each piece.
     """
 
     def lazy_array(path: str) -> arrays.LazyArray:
         parts, dtype, shape = plan.targets[path], plan.dtypes[path], plan.shapes[path]
-        lead = len(parts[0].index)
+        stacked = (1,) * len(parts[0].index)
 
         def pieces():
             for part in parts:
-                for start, stop in _row_ranges(part, dtype.itemsize):
-                    piece = part.forward(plan.source.read(part.source, start, stop))
-                    if progress is not None:
-                        progress(piece.nbytes)
+                for start, stop in part.row_ranges(dtype.itemsize):
+                    piece = part.to_slice(plan.source.read(part.source, start, stop))
+                    progress(piece.nbytes)
                     offsets, size = part.slice_rows(start, stop)
-                    piece = piece.astype(dtype, copy=False).reshape((1,) * lead + size)
+                    piece = piece.astype(dtype, copy=False).reshape(stacked + size)
                     yield (*part.index, *offsets), piece
 
         def whole():
@@ -427,8 +446,8 @@ def lazy_variables(plan: Plan, progress: Callable[[int], None] | None = None) ->
 
         if math.prod(shape) * dtype.itemsize <= arrays.SMALL_BYTES:
             return arrays.LazyArray(shape, dtype, shape, whole)
-        _, chunk = parts[0].slice_rows(0, _row_step(parts[0], dtype.itemsize))
-        return arrays.LazyArray(shape, dtype, (1,) * lead + chunk, pieces)
+        _, chunk = parts[0].slice_rows(0, parts[0].row_step(dtype.itemsize))
+        return arrays.LazyArray(shape, dtype, stacked + chunk, pieces)
 
     return unflatten({path: lazy_array(path) for path in plan.targets})
 
@@ -436,16 +455,21 @@ def lazy_variables(plan: Plan, progress: Callable[[int], None] | None = None) ->
 def source_rows(
     parts: Sequence[Placement], reader: arrays.Reader, dtype: Any = None
 ) -> Iterator[np.ndarray]:
-    """The reference tensor that `parts` make up, read back from a checkpoint.
+    """Read a reference tensor back from a checkpoint, a range of rows at a time.
 
-    Yields row ranges, first to last, that together are the tensor: for writing it without holding
-    it whole. `dtype` casts; None keeps what the checkpoint holds.
+    Args:
+      parts: all parts of the tensor.
+      reader: the checkpoint.
+      dtype: cast to it; None keeps the stored dtype.
+
+    Yields:
+      Consecutive rows of the tensor in C order.
     """
     dtype = np.dtype(dtype or stored_dtype(parts, reader))
     whole, axis = parts[0].source_shape, parts[0].axis
-    # Parts that lie side by side in a row are read together, those one above the other in turn.
+    # Parts that share rows are read together; parts that follow each other along axis 0, in turn.
     for group in [[part] for part in parts] if axis == 0 else [list(parts)]:
-        for start, stop in _row_ranges(group[0], dtype.itemsize):
+        for start, stop in group[0].row_ranges(dtype.itemsize):
             columns = []
             for part in group:
                 if not part.target:
@@ -453,22 +477,22 @@ def source_rows(
                     continue
                 offsets, shape = part.slice_rows(start, stop)
                 region = tuple(slice(o, o + n) for o, n in zip(offsets, shape, strict=True))
-                columns.append(part.backward(reader.read(part.target, (*part.index, *region))))
+                columns.append(part.to_source(reader.read(part.target, (*part.index, *region))))
             rows = columns[0] if len(columns) == 1 else np.concatenate(columns, axis)
             yield np.ascontiguousarray(rows).astype(dtype, copy=False)
 
 
 def stored_dtype(parts: Sequence[Placement], reader: arrays.Reader) -> np.dtype:
-    """The dtype in which a checkpoint holds a reference tensor.
+    """Return the dtype in which a checkpoint holds a reference tensor.
 
     Raises:
       ConversionError: its parts are stored in different dtypes.
     """
     dtypes = {part.target: reader.dtype(part.target) for part in parts if part.target}
     if len(set(dtypes.values())) > 1:
-        found = ", ".join(f"{path} {dtype.name}" for path, dtype in dtypes.items())
+        listing = ", ".join(f"{path} {dtype.name}" for path, dtype in dtypes.items())
         raise ConversionError(
-            f"{reader.directory}: the parts of {parts[0].source} differ in dtype ({found}): choose "
-            "one with --dtype"
+            f"{reader.directory}: the parts of {parts[0].source} differ in dtype ({listing}): "
+            "choose one with --dtype"
         )
     return next(iter(dtypes.values()))

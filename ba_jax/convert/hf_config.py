@@ -1,390 +1,439 @@
-"""A model's sizes from the config files that come with its weights, and such files from sizes."""
+"""Model configs from the config files that come with weights, and the release's file from a config.
+
+Each format is a table of keys; the release's table runs both ways, like those of the weights.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ba_jax.config import to_mapping
-from ba_jax.convert.engine import ConversionError
+from ba_jax.config import from_mapping, to_mapping
+from ba_jax.convert.engine import ConversionError, report_problems
 from ba_jax.convert.safetensors_io import read_json
-from ba_jax.models.audio_decoder import AudioDecoderConfig
-from ba_jax.models.audio_embed import AudioEmbedConfig
-from ba_jax.models.audio_encoder import AudioEncoderConfig
-from ba_jax.models.audio_head import AudioHeadConfig
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-from ba_jax.models.flow_matching import FlowMatchingConfig
-from ba_jax.models.flow_prenet import FlowPrenetConfig
-from ba_jax.models.flow_unet import FlowUNetConfig
-from ba_jax.models.llm import LLMConfig
 from ba_jax.models.vocoder import VocoderConfig
-from ba_jax.models.vq_bridge import VQBridgeConfig
 from ba_jax.vocab import COMPONENTS, AudioTokens
 
+MISSING = object()
 
-class _Reader:
-    """A config mapping whose look-ups name the file and the key when they fail."""
 
-    def __init__(self, values: Mapping[str, Any], where: str):
-        if not isinstance(values, Mapping):
-            raise ConversionError(f"{where}: expected an object, got {values!r}")
-        self.values, self.where = values, where
+# --- kinds of values ------------------------------------------------------------------------------
 
-    def get(self, key: str, kind: type, *default: Any) -> Any:
-        if key not in self.values or (self.values[key] is None and default):
-            if default:
-                return default[0]
-            raise ConversionError(f"{self.where}: key {key!r} is missing")
-        value = self.values[key]
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            raise ConversionError(f"{self.where}: {key} = {value!r}, expected {kind.__name__}")
-        if kind in (int, float) and value < 0:
-            raise ConversionError(f"{self.where}: {key} = {value!r} is negative")
-        return value
 
-    def size(self, key: str, *default: int) -> int:
-        value = self.get(key, int, *default)
-        if value < 1:
-            raise ConversionError(f"{self.where}: {key} = {value}, expected at least 1")
-        return value
+def _typed(value: Any, kind: type) -> Any:
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise ConversionError(f"{value!r}, expected {kind.__name__}")
+    if kind in (int, float) and value < 0:
+        raise ConversionError(f"{value!r} is negative")
+    return value
 
-    def sizes(self, key: str) -> tuple[int, ...]:
-        values = self.get(key, list)
-        if not values or any(type(v) is not int or v < 1 for v in values):
-            raise ConversionError(f"{self.where}: {key} = {values}, expected positive integers")
-        return tuple(values)
 
-    def must(self, key: str, expected: Any, *default: Any) -> None:
-        """Fails unless a key has the only value this implementation knows."""
-        value = self.values.get(key, *(default or (expected,)))
-        if value != expected:
+def _size(value: Any) -> int:
+    if _typed(value, int) < 1:
+        raise ConversionError(f"{value}, expected at least 1")
+    return value
+
+
+def _sizes(values: Any) -> tuple[int, ...]:
+    if not _typed(values, list) or any(type(v) is not int or v < 1 for v in values):
+        raise ConversionError(f"{values}, expected positive integers")
+    return tuple(values)
+
+
+def _single(values: Any) -> int:
+    if len(_sizes(values)) != 1:
+        raise ConversionError(f"{tuple(values)}, expected a single entry")
+    return values[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueKind:
+    """Check and convert a JSON value (`parse`), and convert ours to JSON (`format`)."""
+
+    parse: Callable[[Any], Any]
+    format: Callable[[Any], Any] = lambda value: value
+
+
+SIZE = ValueKind(_size)
+SIZES = ValueKind(_sizes, list)
+SINGLE = ValueKind(_single, lambda value: [value])
+# The list's last entry stands for the projection back to mel bins and is not used.
+ALL_BUT_LAST = ValueKind(lambda values: _sizes(values)[:-1], lambda values: [*values, values[-1]])
+TOKEN_ID, NUMBER, FLAG, NAME = (
+    ValueKind(lambda value, kind=kind: _typed(value, kind)) for kind in (int, float, bool, str)
+)
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigKey:
+    """A key of a config file and the fields that it sets.
+
+    Attributes:
+      path: sections and key, joined by dots.
+      fields: `component.field`, or several separated by spaces; the first is the one written back.
+        Names without a component are resolved in `_complete`.
+      kind: how the value is checked and converted.
+      default: value if the key is missing or null; `MISSING`: the key is required.
+      write_default: write the key even if the field has its default.
+    """
+
+    path: str
+    fields: str
+    kind: ValueKind = SIZE
+    default: Any = MISSING
+    write_default: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedKey:
+    """A key with a constant value, the only one supported if `checked`."""
+
+    path: str
+    value: Any
+    checked: bool = True
+    written: bool = True
+
+
+ConfigTable = Sequence[ConfigKey | FixedKey]
+
+
+def _section(name: str, *rows: ConfigKey | FixedKey) -> list[ConfigKey | FixedKey]:
+    return [dataclasses.replace(row, path=f"{name}.{row.path}") for row in rows]
+
+
+LLM_KEYS = (
+    FixedKey("hidden_act", "silu"),
+    ConfigKey("vocab_size", "llm.vocab_size"),
+    ConfigKey("hidden_size", "llm.width"),
+    ConfigKey("intermediate_size", "llm.ffn_width"),
+    ConfigKey("num_hidden_layers", "llm.layers"),
+    ConfigKey("num_attention_heads", "llm.heads"),
+    ConfigKey("num_key_value_heads", "llm.kv_heads", default=None),
+    ConfigKey("head_dim", "llm.head_dim", default=None),
+    ConfigKey("rope_theta", "llm.rope_theta", NUMBER),
+    ConfigKey("rms_norm_eps", "llm.norm_epsilon", NUMBER),
+    ConfigKey("tie_word_embeddings", "llm.tied_embeddings", FLAG, False),
+)
+QWEN2_KEYS = (
+    FixedKey("model_type", "qwen2"),
+    FixedKey("rope_scaling", None),
+    FixedKey("use_sliding_window", False),
+    *LLM_KEYS,
+)
+WHISPER_KEYS = (
+    FixedKey("model_type", "whisper"),
+    FixedKey("activation_function", "gelu"),
+    FixedKey("scale_embedding", False),
+    ConfigKey("num_mel_bins", "audio_encoder.mel_bins"),
+    ConfigKey("d_model", "audio_encoder.width"),
+    ConfigKey("encoder_layers", "audio_encoder.layers"),
+    ConfigKey("encoder_attention_heads", "audio_encoder.heads"),
+    ConfigKey("encoder_ffn_dim", "audio_encoder.ffn_width"),
+    ConfigKey("max_source_positions", "audio_encoder.max_positions"),
+)
+AUDIO_KEYS = (
+    FixedKey("enable", True),
+    ConfigKey("num_mel_bins", "audio_encoder.mel_bins"),
+    ConfigKey("d_model", "audio_encoder.width vq_bridge.width audio_decoder.width"),
+    ConfigKey("encoder_layers", "audio_encoder.layers"),
+    ConfigKey("encoder_attention_heads", "audio_encoder.heads"),
+    ConfigKey("encoder_ffn_dim", "audio_encoder.ffn_width"),
+    ConfigKey("decoder_layers", "audio_decoder.layers"),
+    ConfigKey("decoder_attention_heads", "audio_decoder.heads"),
+    ConfigKey("decoder_ffn_dim", "audio_decoder.ffn_width"),
+    ConfigKey("decoder_kernel_size", "audio_decoder.kernel_size"),
+    ConfigKey("decoder_stride_size", "stride"),
+    ConfigKey("avg_pooler", "vq_bridge.pooling"),
+    FixedKey("activation_function", "gelu", written=False),
+    FixedKey("kernel_size", 3),
+    FixedKey("stride_size", 2),
+    FixedKey("n_fft", 400),
+    ConfigKey("hop_length", "audio_decoder.coarse_hop"),
+    ConfigKey("sampling_rate", "audio_decoder.coarse_sample_rate"),
+    ConfigKey("max_audio_seconds", "seconds"),
+    FixedKey("split_overlap", 0.0, checked=False),
+    ConfigKey("audio_head_transformer_layers", "audio_head.layers"),
+    FixedKey("vq_config.enable", True),
+    ConfigKey(
+        "vq_config.codebook_sizes",
+        "vq_bridge.codebook_sizes audio_embed.codebook_sizes audio_head.codebook_sizes",
+        SIZES,
+    ),
+    *(
+        ConfigKey(f"{field.name}_token_id", f"tokens.{field.name}", TOKEN_ID)
+        for field in dataclasses.fields(AudioTokens)
+    ),
+)
+FLOW_KEYS = (
+    FixedKey("enable", True),
+    FixedKey("use_hires_mel", True, checked=False),
+    FixedKey("use_hidden_states_before_dconv2", True),
+    FixedKey("sampling_rate", 24000, checked=False),
+    FixedKey("hop_length", 480, checked=False),
+    ConfigKey("max_audio_seconds", "flow_seconds", default=None),
+    ConfigKey("prenet_in_dim", "flow_prenet.in_width"),
+    ConfigKey("prenet_out_dim", "flow_prenet.mel_bins"),
+    ConfigKey("prenet_d_model", "flow_prenet.width"),
+    ConfigKey("prenet_attention_heads", "flow_prenet.heads"),
+    ConfigKey("prenet_ffn_dim", "flow_prenet.ffn_width"),
+    ConfigKey("prenet_nlayers", "flow_prenet.layers"),
+    FixedKey("prenet_activation_function", "gelu"),
+    ConfigKey("prenet_max_source_positions", "flow_prenet.max_positions"),
+    ConfigKey("prenet_target_mel_length_scale_ratio", "flow_prenet.length_ratio", NUMBER),
+    FixedKey("unet_use_omni_attn", False),
+    ConfigKey("in_channels", "flow_unet.mel_bins"),
+    FixedKey("spk_emb_dim", 0),
+    ConfigKey("diffusion_steps", "flow_matching.steps"),
+    ConfigKey("channels", "flow_unet.channels", SINGLE),
+    FixedKey("dropout", 0.0, checked=False),
+    ConfigKey("attention_head_dim", "flow_unet.head_dim"),
+    ConfigKey("n_blocks", "flow_unet.blocks"),
+    ConfigKey("num_mid_blocks", "flow_unet.mid_blocks"),
+    ConfigKey("num_heads", "flow_unet.heads"),
+    FixedKey("act_fn", "gelu"),
+    ConfigKey("cfm_params.sigma_min", "flow_matching.sigma_min", NUMBER, 1e-4),
+    FixedKey("cfm_params.solver", "euler"),
+    ConfigKey("cfm_params.t_scheduler", "flow_matching.schedule", NAME),
+    ConfigKey("cfm_params.training_cfg_rate", "flow_matching.condition_dropout", NUMBER),
+    ConfigKey("cfm_params.inference_cfg_rate", "flow_matching.guidance", NUMBER),
+    FixedKey("cfm_params.reg_loss_type", "l1", checked=False),
+    # Not a key of the release: its flow has no residual_std.
+    ConfigKey("cfm_params.residual_std", "flow_matching.residual_std", NUMBER, 0.0, False),
+)
+VOCODER_KEYS = (  # of the audio decoder's refine net, whose output the reference can vocode too
+    FixedKey("enable", True),
+    ConfigKey("sampling_rate", "audio_decoder.mel_sample_rate"),
+    ConfigKey("hop_length", "audio_decoder.mel_hop"),
+    FixedKey("n_fft", 1024, checked=False),
+    ConfigKey("num_mel_bins", "audio_decoder.mel_bins"),
+    ConfigKey("channels", "audio_decoder.refine_channels", ALL_BUT_LAST),
+)
+BAICHUAN_KEYS = (
+    FixedKey("architectures", ["OmniForCausalLM"], checked=False),
+    FixedKey("model_type", "omni"),
+    *LLM_KEYS,
+    ConfigKey("attention_qkv_bias", "llm.qkv_bias", FLAG, False),
+    ConfigKey("attention_qkv_pack", "llm.qkv_packed", FLAG, True),
+    FixedKey("max_position_embeddings", 8192, checked=False),
+    FixedKey("multimodal", ["audio", "audiogen"], checked=False),
+    FixedKey("position_embedding_type", "rope"),
+    FixedKey("sparse_attention_heads", None, checked=False),
+    FixedKey("sparse_attention_layers", []),
+    FixedKey("use_norm_head", False),
+    FixedKey("video_config", {"enable": False}, checked=False),
+    FixedKey("visual_config", {"enable": False}, checked=False),
+    *_section("audio_config", *AUDIO_KEYS),
+    *_section("flow_matching_config", *FLOW_KEYS),
+    *_section("vocoder_config", *VOCODER_KEYS),
+)
+
+
+# --- running a table both ways --------------------------------------------------------------------
+
+
+def _read_fields(table: ConfigTable, values: Any, where: str) -> dict[str, Any]:
+    """Read `component.field` -> value of a config file, reporting all faults at once."""
+    if not isinstance(values, Mapping):
+        raise ConversionError(f"{where}: expected an object, got {values!r}")
+    fields: dict[str, Any] = {}
+    problems = []
+    for row in table:
+        try:
+            fields |= _read_row(row, values)
+        except ConversionError as error:
+            problems.append(str(error))
+    report_problems(where, list(dict.fromkeys(problems)))
+    return fields
+
+
+def _read_row(row: ConfigKey | FixedKey, values: Mapping[str, Any]) -> dict[str, Any]:
+    *sections, key = row.path.split(".")
+    prefix = ""
+    for section in sections:
+        if section not in values:
+            raise ConversionError(f"{prefix}key {section!r} is missing")
+        values = values[section]
+        if type(values) is not dict:
+            raise ConversionError(f"{prefix}{section} = {values!r}, expected dict")
+        prefix += f"{section}: "
+    value = values.get(key, MISSING)
+    if isinstance(row, FixedKey):
+        if row.checked and value is not MISSING and value != row.value:
             raise ConversionError(
-                f"{self.where}: {key} = {value!r} is not supported, expected {expected!r}"
+                f"{prefix}{key} = {value!r} is not supported, expected {row.value!r}"
             )
+        return {}
+    if row.default is not MISSING and (value is MISSING or value is None):
+        return dict.fromkeys(row.fields.split(), row.default)
+    if value is MISSING:
+        raise ConversionError(f"{prefix}key {key!r} is missing")
+    try:
+        return dict.fromkeys(row.fields.split(), row.kind.parse(value))
+    except ConversionError as error:
+        raise ConversionError(f"{prefix}{key} = {error}") from None
 
-    def section(self, key: str) -> _Reader:
-        return _Reader(self.get(key, dict), f"{self.where}: {key}")
+
+def _write_fields(table: ConfigTable, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested values of a config file, the inverse of `_read_fields`."""
+    result: dict[str, Any] = {}
+    for row in table:
+        if isinstance(row, FixedKey):
+            if not row.written:
+                continue
+            value = row.value
+        else:
+            value = fields[row.fields.split()[0]]
+            if not row.write_default and value == row.default:
+                continue
+            value = row.kind.format(value)
+        *sections, key = row.path.split(".")
+        place = result
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
+    return result
+
+
+def _build(fields: Mapping[str, Any]) -> BaichuanAudioConfig:
+    """Build a config; a `ValueError` says which sizes do not fit together."""
+    nested: dict[str, dict[str, Any]] = {}
+    for name, value in fields.items():
+        component, field = name.split(".")
+        nested.setdefault(component, {})[field] = value
+    return from_mapping(BaichuanAudioConfig, nested)
+
+
+def _complete(fields: dict[str, Any]) -> dict[str, Any]:
+    """Replace values of the file that are no fields of ours by the fields that follow from them."""
+    fields = dict(fields)
+    if "llm.width" in fields:
+        heads = fields["llm.heads"]
+        fields["llm.kv_heads"] = fields["llm.kv_heads"] or heads
+        fields["llm.head_dim"] = fields["llm.head_dim"] or fields["llm.width"] // heads
+    if "seconds" in fields:
+        del fields["flow_seconds"]
+        rate, hop = (fields[f"audio_decoder.coarse_{n}"] for n in ("sample_rate", "hop"))
+        frames = fields.pop("seconds") * rate // hop
+        fields["audio_encoder.max_positions"] = frames // 2
+        fields["audio_decoder.max_positions"] = frames
+        fields["audio_decoder.upsample_rates"] = (fields["vq_bridge.pooling"], fields.pop("stride"))
+        fields["audio_embed.width"] = fields["audio_head.width"] = fields["llm.width"]
+    return fields
+
+
+def _parse(table: ConfigTable, values: Any, where: str, **more: Any) -> BaichuanAudioConfig:
+    fields = _complete(_read_fields(table, values, where))
+    try:
+        return _build(fields | more)
+    except ValueError as error:
+        raise ConversionError(f"{where}: {error}") from error
+
+
+# --- formats --------------------------------------------------------------------------------------
+
+
+def parse_baichuan_config(
+    values: Mapping[str, Any], vocoder: VocoderConfig | None = None, where: str = "config"
+) -> BaichuanAudioConfig:
+    """Parse config.json of Baichuan-Audio or Omni-1.5; see `read_model_config`."""
+    return dataclasses.replace(_parse(BAICHUAN_KEYS, values, where), vocoder=vocoder)
+
+
+def parse_qwen2_config(values: Mapping[str, Any], where: str = "config") -> BaichuanAudioConfig:
+    """Parse config.json of a Qwen2.5 folder: the language model alone."""
+    rope = values.get("rope_parameters")
+    if "rope_theta" not in values and isinstance(rope, Mapping):  # transformers 5 moved it
+        if rope.get("rope_type", "default") != "default":
+            raise ConversionError(
+                f"{where}: rope_parameters: rope_type = {rope['rope_type']!r} is not supported, "
+                "expected 'default'"
+            )
+        values = {**values, **{k: v for k, v in rope.items() if k == "rope_theta"}}
+    unpacked = {"llm.qkv_bias": True, "llm.qkv_packed": False}
+    return _parse(QWEN2_KEYS, values, where, **unpacked)
+
+
+def parse_whisper_config(values: Mapping[str, Any], where: str = "config") -> BaichuanAudioConfig:
+    """Parse config.json of a Whisper folder: the audio encoder alone."""
+    return _parse(WHISPER_KEYS, values, where)
 
 
 def read_model_config(folder: Path, vocoder: VocoderConfig | None = None) -> BaichuanAudioConfig:
-    """Config of a Baichuan-Audio or Omni-1.5 folder from its config.json.
+    """Read the config of a Baichuan-Audio or Omni-1.5 folder from its config.json.
 
     Args:
       folder: holds config.json.
       vocoder: config of the vocoder that comes with it, which config.json does not describe.
 
     Raises:
-      ConversionError: naming file, key and value, for anything missing or not supported.
+      ConversionError: naming file, key and value of everything missing or not supported.
     """
     path = Path(folder) / "config.json"
-    return baichuan_config(read_json(path, "a model's config"), vocoder, str(path))
+    return parse_baichuan_config(read_json(path, "a model's config"), vocoder, str(path))
 
 
-def baichuan_config(
-    values: Mapping[str, Any], vocoder: VocoderConfig | None = None, where: str = "config"
-) -> BaichuanAudioConfig:
-    """Config of the release's config.json, see `read_model_config`."""
-    root = _Reader(values, where)
-    root.must("model_type", "omni")
-    root.must("use_norm_head", False)
-    root.must("position_embedding_type", "rope")
-    root.must("sparse_attention_layers", [])
-    audio = root.section("audio_config")
-    coarse = root.section("vocoder_config")
-    flow = root.section("flow_matching_config")
-    cfm = flow.section("cfm_params")
-    quantizer = audio.section("vq_config")
-    for section in (audio, coarse, flow, quantizer):
-        section.must("enable", True)
-    audio.must("activation_function", "gelu")
-    audio.must("kernel_size", 3)
-    audio.must("stride_size", 2)
-    audio.must("n_fft", 400)
-    flow.must("use_hidden_states_before_dconv2", True)
-    flow.must("unet_use_omni_attn", False)
-    flow.must("spk_emb_dim", 0)
-    flow.must("act_fn", "gelu")
-    flow.must("prenet_activation_function", "gelu")
-    cfm.must("solver", "euler")
+def format_baichuan_config(config: BaichuanAudioConfig) -> dict[str, Any]:
+    """Return the values of the release's config.json, the inverse of `parse_baichuan_config`.
 
-    channels = flow.sizes("channels")
-    if len(channels) != 1:
-        raise ConversionError(f"{flow.where}: channels = {channels}, expected a single entry")
-    width, pooling = audio.size("d_model"), audio.size("avg_pooler")
-    hop, rate = audio.size("hop_length"), audio.size("sampling_rate")
-    frames = audio.size("max_audio_seconds") * rate // hop
-    codebook_sizes = quantizer.sizes("codebook_sizes")
-    language = llm_config(root)
-    return BaichuanAudioConfig(
-        audio_encoder=AudioEncoderConfig(
-            mel_bins=audio.size("num_mel_bins"),
-            width=width,
-            layers=audio.size("encoder_layers"),
-            heads=audio.size("encoder_attention_heads"),
-            ffn_width=audio.size("encoder_ffn_dim"),
-            max_positions=frames // 2,
-        ),
-        vq_bridge=VQBridgeConfig(width=width, pooling=pooling, codebook_sizes=codebook_sizes),
-        audio_decoder=AudioDecoderConfig(
-            width=width,
-            layers=audio.size("decoder_layers"),
-            heads=audio.size("decoder_attention_heads"),
-            ffn_width=audio.size("decoder_ffn_dim"),
-            mel_bins=coarse.size("num_mel_bins"),
-            # The list's last entry is the projection back to mel bins, whatever it says.
-            refine_channels=coarse.sizes("channels")[:-1],
-            kernel_size=audio.size("decoder_kernel_size"),
-            upsample_rates=(pooling, audio.size("decoder_stride_size")),
-            max_positions=frames,
-            coarse_hop=hop,
-            coarse_sample_rate=rate,
-            mel_hop=coarse.size("hop_length"),
-            mel_sample_rate=coarse.size("sampling_rate"),
-        ),
-        flow_prenet=FlowPrenetConfig(
-            in_width=flow.size("prenet_in_dim"),
-            width=flow.size("prenet_d_model"),
-            layers=flow.size("prenet_nlayers"),
-            heads=flow.size("prenet_attention_heads"),
-            ffn_width=flow.size("prenet_ffn_dim"),
-            mel_bins=flow.size("prenet_out_dim"),
-            length_ratio=flow.get("prenet_target_mel_length_scale_ratio", float),
-            max_positions=flow.size("prenet_max_source_positions"),
-        ),
-        flow_unet=FlowUNetConfig(
-            mel_bins=flow.size("in_channels"),
-            channels=channels[0],
-            blocks=flow.size("n_blocks"),
-            mid_blocks=flow.size("num_mid_blocks"),
-            heads=flow.size("num_heads"),
-            head_dim=flow.size("attention_head_dim"),
-        ),
-        vocoder=vocoder,
-        llm=language,
-        audio_embed=AudioEmbedConfig(width=language.width, codebook_sizes=codebook_sizes),
-        audio_head=AudioHeadConfig(
-            width=language.width,
-            layers=audio.size("audio_head_transformer_layers"),
-            codebook_sizes=codebook_sizes,
-        ),
-        flow_matching=FlowMatchingConfig(
-            steps=flow.size("diffusion_steps"),
-            guidance=cfm.get("inference_cfg_rate", float),
-            condition_dropout=cfm.get("training_cfg_rate", float),
-            sigma_min=cfm.get("sigma_min", float, 1e-4),
-            schedule=cfm.get("t_scheduler", str),
-            residual_std=cfm.get("residual_std", float, 0.0),
-        ),
-        tokens=AudioTokens(
-            **{
-                name: audio.get(f"{name}_token_id", int)
-                for name in AudioTokens.__dataclass_fields__
-            }
-        ),
-    )
-
-
-def baichuan_values(config: BaichuanAudioConfig) -> dict[str, Any]:
-    """The release's config.json for a model: the inverse of `baichuan_config`.
-
-    The vocoder is not described there. Vision is switched off.
+    The file does not describe the vocoder; vision is switched off.
 
     Raises:
-      ConversionError: a component is missing, or the release's format cannot say what the model is.
+      ConversionError: a component is missing, or the format has no key for a setting of the model.
     """
     absent = [c for c in COMPONENTS if c != "vocoder" and getattr(config, c) is None]
     if absent:
         raise ConversionError(f"config.json describes whole models: this one has no {absent}")
-    encoder, decoder = config.audio_encoder, config.audio_decoder
-    prenet, unet, flow, llm = config.flow_prenet, config.flow_unet, config.flow_matching, config.llm
-    pooling, stride = decoder.upsample_rates
-    seconds = decoder.max_positions * decoder.coarse_hop // decoder.coarse_sample_rate
-    token_ids = dataclasses.asdict(config.tokens)
-    values = {
-        "architectures": ["OmniForCausalLM"],
-        "model_type": "omni",
-        "attention_qkv_bias": llm.qkv_bias,
-        "attention_qkv_pack": llm.qkv_packed,
-        "audio_config": {
-            "enable": True,
-            "num_mel_bins": encoder.mel_bins,
-            "d_model": encoder.width,
-            "encoder_layers": encoder.layers,
-            "encoder_attention_heads": encoder.heads,
-            "encoder_ffn_dim": encoder.ffn_width,
-            "decoder_layers": decoder.layers,
-            "decoder_attention_heads": decoder.heads,
-            "decoder_ffn_dim": decoder.ffn_width,
-            "decoder_kernel_size": decoder.kernel_size,
-            "decoder_stride_size": stride,
-            "avg_pooler": pooling,
-            "kernel_size": 3,
-            "stride_size": 2,
-            "n_fft": 400,
-            "hop_length": decoder.coarse_hop,
-            "sampling_rate": decoder.coarse_sample_rate,
-            "max_audio_seconds": seconds,
-            "split_overlap": 0.0,
-            "audio_head_transformer_layers": config.audio_head.layers,
-            "vq_config": {
-                "enable": True,
-                "codebook_sizes": list(config.vq_bridge.codebook_sizes),
-            },
-            **{f"{name}_token_id": value for name, value in token_ids.items()},
-        },
-        "flow_matching_config": {
-            "enable": True,
-            "use_hires_mel": True,
-            "use_hidden_states_before_dconv2": True,
-            "sampling_rate": 24000,
-            "hop_length": 480,
-            "max_audio_seconds": seconds,
-            "prenet_in_dim": prenet.in_width,
-            "prenet_out_dim": prenet.mel_bins,
-            "prenet_d_model": prenet.width,
-            "prenet_attention_heads": prenet.heads,
-            "prenet_ffn_dim": prenet.ffn_width,
-            "prenet_nlayers": prenet.layers,
-            "prenet_activation_function": "gelu",
-            "prenet_max_source_positions": prenet.max_positions,
-            "prenet_target_mel_length_scale_ratio": prenet.length_ratio,
-            "unet_use_omni_attn": False,
-            "in_channels": unet.mel_bins,
-            "spk_emb_dim": 0,
-            "diffusion_steps": flow.steps,
-            "channels": [unet.channels],
-            "dropout": 0.0,
-            "attention_head_dim": unet.head_dim,
-            "n_blocks": unet.blocks,
-            "num_mid_blocks": unet.mid_blocks,
-            "num_heads": unet.heads,
-            "act_fn": "gelu",
-            "cfm_params": {
-                "sigma_min": flow.sigma_min,
-                "solver": "euler",
-                "t_scheduler": flow.schedule,
-                "training_cfg_rate": flow.condition_dropout,
-                "inference_cfg_rate": flow.guidance,
-                "reg_loss_type": "l1",
-                # Not a key of the release, whose models have none.
-                **({"residual_std": flow.residual_std} if flow.residual_std else {}),
-            },
-        },
-        "head_dim": llm.head_dim,
-        "hidden_act": "silu",
-        "hidden_size": llm.width,
-        "intermediate_size": llm.ffn_width,
-        "max_position_embeddings": 8192,
-        "multimodal": ["audio", "audiogen"],
-        "multimodal_special_token_list": sorted(token_ids.values()),
-        "num_attention_heads": llm.heads,
-        "num_hidden_layers": llm.layers,
-        "num_key_value_heads": llm.kv_heads,
-        "position_embedding_type": "rope",
-        "rms_norm_eps": llm.norm_epsilon,
-        "rope_theta": llm.rope_theta,
-        "sparse_attention_heads": None,
-        "sparse_attention_layers": [],
-        "tie_word_embeddings": llm.tied_embeddings,
-        "use_norm_head": False,
-        "video_config": {"enable": False},
-        "visual_config": {"enable": False},
-        "vocab_size": llm.vocab_size,
-        "vocoder_config": {
-            "enable": True,
-            "sampling_rate": decoder.mel_sample_rate,
-            "hop_length": decoder.mel_hop,
-            "n_fft": 1024,
-            "num_mel_bins": decoder.mel_bins,
-            # The last entry stands for the projection back to mel bins and is not read.
-            "channels": [*decoder.refine_channels, decoder.refine_channels[-1]],
-        },
-    }
-    try:
-        said = baichuan_config(values, config.vocoder)
-    except ConversionError:
-        raise
-    except ValueError as error:  # sizes that fit together only with settings it has no key for
-        raise ConversionError(f"config.json cannot describe this model: {error}") from error
     if config.vq_bridge.decoder_width == config.vq_bridge.width:
         bridge = dataclasses.replace(config.vq_bridge, decoder_width=None)
         config = dataclasses.replace(config, vq_bridge=bridge)
-    if said != config:
-        differ = [
-            f.name
-            for f in dataclasses.fields(config)
-            if getattr(said, f.name) != getattr(config, f.name)
-        ]
-        raise ConversionError(f"config.json cannot describe this model's {differ}")
-    return values
+    decoder = config.audio_decoder
+    fields = {
+        f"{component}.{field}": value
+        for component, sizes in dataclasses.asdict(config).items()
+        for field, value in (sizes or {}).items()
+    }
+    seconds = decoder.max_positions * decoder.coarse_hop // decoder.coarse_sample_rate
+    fields |= {"seconds": seconds, "flow_seconds": seconds, "stride": decoder.upsample_rates[1]}
+    values = _write_fields(BAICHUAN_KEYS, fields)
+    token_ids = dataclasses.asdict(config.tokens)
+    values["multimodal_special_token_list"] = sorted(token_ids.values())
+    _check_description(values, config)
+    return dict(sorted(values.items()))
+
+
+def _check_description(values: dict[str, Any], config: BaichuanAudioConfig) -> None:
+    """Raise `ConversionError` unless `values` are read back as `config`."""
+    fields = _complete(_read_fields(BAICHUAN_KEYS, values, "config"))
+    try:
+        described = dataclasses.replace(_build(fields), vocoder=config.vocoder)
+    except ValueError as error:  # sizes that need a setting without a key
+        raise ConversionError(f"config.json cannot describe this model: {error}") from error
+    differing = [
+        field.name
+        for field in dataclasses.fields(config)
+        if getattr(described, field.name) != getattr(config, field.name)
+    ]
+    if differing:
+        raise ConversionError(f"config.json cannot describe this model's {differing}")
 
 
 def write_model_config(folder: Path, config: BaichuanAudioConfig) -> None:
-    """Writes config.json, and vocoder_config.json if there is a vocoder, for `export`.
+    """Write config.json, and vocoder_config.json if there is a vocoder, for `export`.
 
     Raises:
-      ConversionError: as `baichuan_values`.
+      ConversionError: see `format_baichuan_config`.
     """
-    files = {"config.json": baichuan_values(config)}
+    files = {"config.json": format_baichuan_config(config)}
     if config.vocoder is not None:
         files["vocoder_config.json"] = to_mapping(config.vocoder)
     for name, values in files.items():
         (Path(folder) / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def llm_config(root: _Reader) -> LLMConfig:
-    """The language model's part of either config."""
-    root.must("hidden_act", "silu")
-    qwen2 = root.get("model_type", str) == "qwen2"
-    heads, width = root.size("num_attention_heads"), root.size("hidden_size")
-    return LLMConfig(
-        vocab_size=root.size("vocab_size"),
-        width=width,
-        layers=root.size("num_hidden_layers"),
-        heads=heads,
-        kv_heads=root.size("num_key_value_heads", heads),
-        head_dim=root.size("head_dim", width // heads),
-        ffn_width=root.size("intermediate_size"),
-        rope_theta=root.get("rope_theta", float),
-        norm_epsilon=root.get("rms_norm_eps", float),
-        qkv_bias=qwen2 or root.get("attention_qkv_bias", bool, False),
-        tied_embeddings=root.get("tie_word_embeddings", bool, False),
-        qkv_packed=not qwen2 and root.get("attention_qkv_pack", bool, True),
-    )
-
-
-def qwen2_config(values: Mapping[str, Any], where: str = "config") -> BaichuanAudioConfig:
-    """The llm alone, from a Qwen2.5 folder's config.json."""
-    root = _Reader(values, where)
-    root.must("model_type", "qwen2")
-    root.must("rope_scaling", None)
-    root.must("use_sliding_window", False)
-    if "rope_theta" not in values and isinstance(values.get("rope_parameters"), Mapping):
-        # transformers 5 moved it
-        rope = root.section("rope_parameters")
-        rope.must("rope_type", "default")
-        root = _Reader({**values, "rope_theta": rope.get("rope_theta", float)}, where)
-    return BaichuanAudioConfig(llm=llm_config(root))
-
-
-def whisper_config(values: Mapping[str, Any], where: str = "config") -> BaichuanAudioConfig:
-    """The audio encoder alone, from a Whisper folder's config.json."""
-    root = _Reader(values, where)
-    root.must("model_type", "whisper")
-    root.must("activation_function", "gelu")
-    root.must("scale_embedding", False)
-    return BaichuanAudioConfig(
-        audio_encoder=AudioEncoderConfig(
-            mel_bins=root.size("num_mel_bins"),
-            width=root.size("d_model"),
-            layers=root.size("encoder_layers"),
-            heads=root.size("encoder_attention_heads"),
-            ffn_width=root.size("encoder_ffn_dim"),
-            max_positions=root.size("max_source_positions"),
-        )
-    )

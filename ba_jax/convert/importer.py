@@ -1,28 +1,33 @@
-"""Reference weights into an Orbax checkpoint, tensor by tensor.
+"""Import reference weights into an Orbax checkpoint, tensor by tensor.
 
 The output folder:
 
     weights/              the Orbax checkpoint
     config.json           the model's config, copied
     vocoder_config.json   the vocoder's sizes, if there is a vocoder
-    source/               what export needs to lay the files out as they were
-    report.md, .json      what was stored and what was left out
+    source/               manifest and headers, with which export restores the files' layout
+    report.md, .json      tensors stored and left out, seconds, peak memory
 """
 
 from __future__ import annotations
 
 import json
+import math
+import resource
+import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tqdm
 
 from ba_jax.checkpoints import arrays, layout
-from ba_jax.convert import engine, report, sources
-from ba_jax.convert.engine import ConversionError
+from ba_jax.convert import engine, sources
+from ba_jax.convert.engine import ConversionError, ImportPlan
 from ba_jax.convert.safetensors_io import INDEX_FILE, SafetensorsFile, SafetensorsFolder
-from ba_jax.convert.torch_pickle import PickleFile, VocoderSource
+from ba_jax.convert.sources import VocoderSource
+from ba_jax.convert.torch_pickle import PickleFile
 from ba_jax.models.baichuan_audio import variable_shapes
 from ba_jax.tree import flatten, unflatten
 
@@ -41,16 +46,15 @@ def import_checkpoint(
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Imports a source folder or file; returns the report.
+    """Import a source folder or file; return the report.
 
-    Everything that headers can tell is checked before any data is read, and `out` appears only
-    when it is complete.
+    All headers are checked before any data is read, and `out` appears only when it is complete.
 
     Args:
-      source, kind, vocoder: as in `sources.open_source`.
+      source, kind, vocoder: see `sources.open_source`.
       out: the folder to write.
-      dtype: parameters are cast to it; None keeps every tensor bit by bit.
-      overwrite: replace `out` if it holds something.
+      dtype: cast parameters to it; None keeps every tensor bit by bit.
+      overwrite: replace `out` if it is not empty.
       progress: show a progress bar on a terminal.
 
     Raises:
@@ -59,43 +63,42 @@ def import_checkpoint(
     """
     started = time.monotonic()
     source, out = Path(source), Path(out)
-    _check_apart(source, out, vocoder)
+    for path in (source, vocoder):
+        if path is not None:
+            check_apart(out, path, f"source {path}")
     with arrays.new_folder(out, overwrite) as folder:
         opened = sources.open_source(source, kind, vocoder)
-        plans = _plan(opened, dtype)
+        plans = _make_plans(opened, dtype)
         for plan in plans:
             engine.check_zeros(plan)
-        with tqdm.tqdm(
-            total=sum(plan.nbytes for plan in plans),
-            desc=f"import {source.name}",
-            unit="B",
-            unit_scale=True,
-            disable=None if progress else True,
-        ) as bar:
-            tree: dict[str, Any] = {}
+        with progress_bar(f"import {source.name}", progress) as bar:
+            bar.total = sum(plan.nbytes for plan in plans)
+            variables: dict[str, Any] = {}
             for plan in plans:
-                tree |= flatten(engine.lazy_variables(plan, bar.update))
-            arrays.save_streamed(folder / layout.WEIGHTS_FOLDER, unflatten(tree))
+                variables |= flatten(engine.lazy_variables(plan, bar.update))
+            arrays.save_streamed(folder / layout.WEIGHTS_FOLDER, unflatten(variables))
         for name, data in opened.files.items():
             (folder / name).write_bytes(data)
         _write_manifest(folder / SOURCE_FOLDER, opened)
-        summary = report.summarize(opened.kind, str(source), plans, time.monotonic() - started)
-        (folder / f"{REPORT_FILE}.json").write_text(json.dumps(summary, indent=2) + "\n")
-        (folder / f"{REPORT_FILE}.md").write_text(report.to_markdown(summary))
-    return summary
+        report = summarize(opened.kind, str(source), plans, time.monotonic() - started)
+        (folder / f"{REPORT_FILE}.json").write_text(json.dumps(report, indent=2) + "\n")
+        (folder / f"{REPORT_FILE}.md").write_text(format_report(report))
+    return report
 
 
-def _check_apart(source: Path, out: Path, vocoder: Path | None) -> None:
-    """`--overwrite` must not be able to delete what is being read."""
-    for path in (source, vocoder):
-        if path is None:
-            continue
-        inner, outer = path.resolve(), out.resolve()
-        if inner == outer or outer in inner.parents:
-            raise ConversionError(f"{out}: holds the source {path}, expected another folder")
+def check_apart(out: Path, path: Path, name: str) -> None:
+    """Raise `ConversionError` if writing `out` could delete `path`; `name` is for the message."""
+    inner, outer = path.resolve(), out.resolve()
+    if inner == outer or outer in inner.parents:
+        raise ConversionError(f"{out}: holds the {name}, expected another folder")
 
 
-def _plan(opened: sources.Source, dtype: Any) -> list[engine.Plan]:
+def progress_bar(title: str, shown: bool) -> tqdm.tqdm:
+    """Make a progress bar that counts bytes; off a terminal or if not `shown` it is silent."""
+    return tqdm.tqdm(desc=title, unit="B", unit_scale=True, disable=None if shown else True)
+
+
+def _make_plans(opened: sources.WeightSource, dtype: Any) -> list[ImportPlan]:
     plans, problems = [], []
     for part in opened.parts:
         shapes = variable_shapes(part.config)
@@ -108,8 +111,8 @@ def _plan(opened: sources.Source, dtype: Any) -> list[engine.Plan]:
     return plans
 
 
-def _write_manifest(folder: Path, opened: sources.Source) -> None:
-    """Names, order and headers of the source files; bytes that JSON could change are kept as is."""
+def _write_manifest(folder: Path, opened: sources.WeightSource) -> None:
+    """Record names, order and headers of the source files; headers are stored as raw bytes."""
     folder.mkdir()
     manifest: dict[str, Any] = {"kind": opened.kind}
     for part in opened.parts:
@@ -128,3 +131,79 @@ def _write_manifest(folder: Path, opened: sources.Source) -> None:
             if isinstance(file, SafetensorsFile):
                 (folder / f"{name}.header").write_bytes(file.header)
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+# --- the report -----------------------------------------------------------------------------------
+
+
+def peak_rss() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    # Linux's ru_maxrss starts at the parent's memory when the process is forked; VmHWM does not.
+    status = Path("/proc/self/status")
+    if status.is_file():
+        (line,) = (s for s in status.read_text().splitlines() if s.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def summarize(
+    kind: str, source: str, plans: Sequence[ImportPlan], seconds: float
+) -> dict[str, Any]:
+    """Return the report's numbers, ready for JSON."""
+    components: dict[str, dict[str, Any]] = {}
+    left_out: dict[str, dict[str, int]] = {}
+    for plan in plans:
+        for path, parts in plan.targets.items():
+            collection, component, *_ = path.split("/")
+            entry = components.setdefault(
+                component,
+                {"tensors": set(), "parameters": 0, "statistics": 0, "bytes": 0, "dtypes": set()},
+            )
+            size = math.prod(plan.shapes[path])
+            entry["tensors"] |= {part.source for part in parts}
+            entry["parameters" if collection == "params" else "statistics"] += size
+            entry["bytes"] += size * plan.dtypes[path].itemsize
+            entry["dtypes"].add(plan.dtypes[path].name)
+        for name, prefix in plan.left_out.items():
+            group = left_out.setdefault(prefix, {"tensors": 0, "bytes": 0})
+            group["tensors"] += 1
+            group["bytes"] += plan.source.tensors[name].nbytes
+    for entry in components.values():
+        entry["tensors"] = len(entry["tensors"])
+        entry["dtypes"] = sorted(entry["dtypes"])
+    return {
+        "kind": kind,
+        "source": source,
+        "components": components,
+        "total": {
+            key: sum(entry[key] for entry in components.values())
+            for key in ("tensors", "parameters", "statistics", "bytes")
+        },
+        "left_out": left_out,
+        "seconds": round(seconds, 2),
+        "peak_rss_bytes": peak_rss(),
+    }
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """Return the report as Markdown."""
+    lines = [
+        f"# Import of {report['source']}",
+        "",
+        f"Kind: {report['kind']}. {report['seconds']} s, peak host memory "
+        f"{report['peak_rss_bytes'] / 2**20:.0f} MiB.",
+        "",
+        "| component | tensors | parameters | buffers and statistics | bytes | dtypes |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for name, entry in [*report["components"].items(), ("total", report["total"])]:
+        counts = (entry[key] for key in ("tensors", "parameters", "statistics", "bytes"))
+        cells = [name, *(f"{count:,}" for count in counts), ", ".join(entry.get("dtypes", ()))]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "## Left out", ""]
+    for name, group in report["left_out"].items():
+        lines.append(f"- `{name}*`: {group['tensors']:,} tensors, {group['bytes']:,} bytes")
+    if not report["left_out"]:
+        lines.append("Nothing.")
+    return "\n".join(lines) + "\n"

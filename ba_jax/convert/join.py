@@ -1,7 +1,7 @@
-"""The components that separate runs trained, in one checkpoint folder that `export` takes.
+"""Join the components that separate runs trained into one checkpoint folder, for `export`.
 
-What the model is comes from the runs themselves: the config.json in a WORKDIR of `ba_jax.train`,
-or the config files that the importer leaves.
+The model's config comes from the runs: config.json in a WORKDIR of `ba_jax.train`, or the config
+files that the importer wrote.
 """
 
 from __future__ import annotations
@@ -15,33 +15,34 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from ba_jax.checkpoints import arrays, layout
+from ba_jax.checkpoints.layout import CONFIG_FILE
 from ba_jax.config import ConfigError, from_mapping, to_mapping
 from ba_jax.convert import sources
 from ba_jax.convert.engine import FLOAT_DTYPES, ConversionError, report_problems
 from ba_jax.convert.hf_config import write_model_config
-from ba_jax.convert.importer import MANIFEST_FILE, SOURCE_FOLDER
-from ba_jax.convert.sources import CONFIG_FILE, VOCODER_CONFIG_FILE
+from ba_jax.convert.importer import MANIFEST_FILE, SOURCE_FOLDER, check_apart, progress_bar
+from ba_jax.convert.sources import VOCODER_CONFIG_FILE
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
 from ba_jax.models.lora import merge_lora
 from ba_jax.tree import flatten, unflatten
 from ba_jax.vocab import COMPONENTS, LANGUAGE_MODEL
 
+Progress = Callable[[int], None]
 
-# The tokenizer's text loss may go through another language model than the one that is built on it
-# (paper 3.1): of these, and the tokens, only the runs that give them must agree.
+
 @dataclasses.dataclass(frozen=True)
-class _Run:
-    """A checkpoint and what it holds.
+class JoinedRun:
+    """An opened checkpoint that gives components.
 
     Attributes:
-      label: the path, as given.
-      config: of the model that it was part of; what an import does not describe is None.
+      label: its path.
+      config: config of the model that it was trained with; components that an import does not
+        describe are None.
       reader: its arrays.
-      components: those of the model that it holds.
-      helpers: other modules in it.
+      components: components of the model that it holds.
+      helpers: modules that only served its training.
     """
 
     label: str
@@ -51,8 +52,8 @@ class _Run:
     helpers: tuple[str, ...]
 
     @property
-    def plain(self) -> BaichuanAudioConfig:
-        """`config` of the same model as the release has it: no adapters, q, k and v packed."""
+    def release_config(self) -> BaichuanAudioConfig:
+        """`config` in the form of the release: no adapters, q, k and v packed."""
         llm = self.config.llm
         if llm is None:
             return self.config
@@ -61,19 +62,20 @@ class _Run:
         llm = dataclasses.replace(llm, **defaults, qkv_packed=True)
         return dataclasses.replace(self.config, llm=llm)
 
-    def holds(self, path: str, components: Sequence[str]) -> bool:
-        """Whether a variable is one of these components'."""
-        return path.split("/")[1:2] in [[name] for name in components]
+    @property
+    def describes_whole_model(self) -> bool:
+        """Whether its config has all components (but, maybe, the vocoder), tokens and sampling."""
+        return set(COMPONENTS) - {"vocoder"} <= set(self.config.components)
 
 
 @dataclasses.dataclass(frozen=True)
 class Joined:
-    """What was written.
+    """Origin of everything in a joined checkpoint.
 
     Attributes:
-      sources: component -> the run that gave it.
+      sources: component -> the run that it comes from.
       missing: components that no run holds.
-      left_out: run -> its modules that only served its training.
+      left_out: run -> modules that only served its training.
       merged: runs whose adapters were merged.
     """
 
@@ -83,7 +85,7 @@ class Joined:
     merged: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The same for people."""
+        """Format as text."""
         lines = [f"{name:14s} from {run}" for name, run in self.sources.items()]
         lines += [f"{name:14s} missing" for name in self.missing]
         lines += [f"left out of {run}: {', '.join(n)}" for run, n in self.left_out.items()]
@@ -91,7 +93,7 @@ class Joined:
 
 
 def join_checkpoints(
-    runs: Sequence[str | Path],
+    paths: Sequence[str | Path],
     out: Path,
     *,
     partial: bool = False,
@@ -99,45 +101,43 @@ def join_checkpoints(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Joined:
-    """Writes a checkpoint folder with each component from the last run that holds it.
+    """Write a checkpoint folder with each component from the last run that holds it.
 
-    Arrays go through memory in pieces of `checkpoint.MAX_CHUNK_BYTES`, or of a stored chunk where
-    that is larger (a run writes what lies on one device as one chunk).
+    Arrays pass through memory in pieces of `arrays.MAX_CHUNK_BYTES`, or of a stored chunk if that
+    is larger (a run stores each device's shard as one chunk).
 
     Args:
-      runs: WORKDIRs of `ba_jax.train` (the latest checkpoint) or checkpoints of them, folders that
-        `ba_jax.convert` wrote.
+      paths: WORKDIRs of `ba_jax.train` (the latest checkpoint), checkpoints of them, or folders
+        that `ba_jax.convert` wrote.
       out: the folder to write.
       partial: components may be missing.
-      dtype: parameters are cast to it; None keeps them as stored.
-      overwrite: replace `out` if it holds something.
+      dtype: cast parameters to it; None keeps the stored dtypes.
+      overwrite: replace `out` if it is not empty.
       progress: show a progress bar on a terminal.
 
     Raises:
-      ConversionError: a run without a config or with another one than the others, a component that
-        is missing, a model that the release's config cannot describe.
-      CheckpointError: a run without weights or with weights of other sizes than its config's, or
-        `out` cannot be written.
+      ConversionError: a run without a config or with a config that contradicts the others, a
+        component that is missing, a model that the release's config cannot describe.
+      CheckpointError: a run without weights or with weights that do not fit its config, or `out`
+        cannot be written.
     """
     out = Path(out)
-    opened = [_open(str(run), out) for run in runs]
-    givers = {c: run for run in opened for c in run.components}  # the last one stays
-    givers = {c: givers[c] for c in COMPONENTS if c in givers}
+    runs = [_open_run(str(path), out) for path in paths]
+    last = {component: run for run in runs for component in run.components}
+    givers = {c: last[c] for c in COMPONENTS if c in last}
     missing = tuple(c for c in COMPONENTS if c not in givers)
     if not givers or (missing and not partial):
         hint = "; --partial leaves it out" if givers else ""
         raise ConversionError(
-            f"{', '.join(run.label for run in opened)}: none holds {', '.join(missing)}{hint}"
+            f"{', '.join(run.label for run in runs)}: none holds {', '.join(missing)}{hint}"
         )
-    _check_agreement(opened, givers)
-    config = _whole_config(opened, givers)
+    _check_agreement(runs, givers)
+    config = _join_configs(runs, givers)
     lazy: dict[str, arrays.LazyArray] = {}
-    with tqdm.tqdm(
-        desc=f"join {out.name}", unit="B", unit_scale=True, disable=None if progress else True
-    ) as bar:
+    with progress_bar(f"join {out.name}", progress) as bar:
         for run in dict.fromkeys(givers.values()):
-            own = tuple(c for c, giver in givers.items() if giver is run)
-            lazy |= _lazy_variables(run, own, dtype, bar.update)
+            components = tuple(c for c, giver in givers.items() if giver is run)
+            lazy |= _lazy_variables(run, components, dtype, bar.update)
         bar.total = sum(array.nbytes for array in lazy.values())
         with arrays.new_folder(out, overwrite) as folder:
             write_model_config(folder, config)
@@ -149,29 +149,28 @@ def join_checkpoints(
     return Joined(
         manifest["components"],
         missing,
-        {run.label: run.helpers for run in opened if run.helpers},
+        {run.label: run.helpers for run in runs if run.helpers},
         tuple(run.label for c, run in givers.items() if c == "llm" and run.config.llm.lora_rank),
     )
 
 
-def _open(label: str, out: Path) -> _Run:
+def _open_run(label: str, out: Path) -> JoinedRun:
     folder = layout.weights_folder(label)
-    inner, outer = folder.resolve(), out.resolve()
-    if inner == outer or outer in inner.parents:
-        raise ConversionError(f"{out}: holds the run {label}, expected another folder")
+    check_apart(out, folder, f"run {label}")
     reader = arrays.Reader(folder)
     arrays.check_files(folder)
     config = _read_config(label, folder)
-    held = dict.fromkeys(path.split("/")[1] for path in reader.arrays if "/" in path)
-    components = tuple(c for c in COMPONENTS if c in held)
+    modules = dict.fromkeys(path.split("/")[1] for path in reader.arrays if "/" in path)
+    components = tuple(c for c in COMPONENTS if c in modules)
     undescribed = [c for c in components if getattr(config, c) is None]
     if undescribed:
         raise ConversionError(f"{label}: holds {undescribed}, which its config does not describe")
-    return _Run(label, config, reader, components, tuple(n for n in held if n not in components))
+    helpers = tuple(name for name in modules if name not in components)
+    return JoinedRun(label, config, reader, components, helpers)
 
 
 def _read_config(label: str, weights: Path) -> BaichuanAudioConfig:
-    """The model's config, from a run's config.json or an import's."""
+    """Read the model's config from a run's config.json or an import's."""
     folders = [weights.parent]
     if workdir := layout.workdir_of(weights):
         folders.append(workdir)
@@ -193,24 +192,28 @@ def _read_config(label: str, weights: Path) -> BaichuanAudioConfig:
     )
 
 
-def _check_agreement(runs: Sequence[_Run], givers: Mapping[str, _Run]) -> None:
-    """Raises `ConversionError` unless the runs describe what they share alike."""
+def _check_agreement(runs: Sequence[JoinedRun], givers: Mapping[str, JoinedRun]) -> None:
+    """Raise `ConversionError` unless the runs describe the parts that they share alike."""
+    # The tokenizer's text loss may use another language model than the one that is built on it
+    # (paper 3.1): only the runs that give the language model must agree on it and on the tokens.
     language = [run for run in runs if any(givers.get(c) is run for c in LANGUAGE_MODEL)]
     problems = []
     for name in (*givers, "tokens"):
-        if name in (*LANGUAGE_MODEL, "tokens"):
-            witnesses = [run for run in language if name in LANGUAGE_MODEL or _is_whole(run)]
+        if name == "tokens":
+            describing = [run for run in language if run.describes_whole_model]
+        elif name in LANGUAGE_MODEL:
+            describing = language
         else:
-            witnesses = [run for run in runs if name in run.components]
-        known = [run for run in witnesses if getattr(run.plain, name) is not None]
-        for one, other in zip(known, known[1:], strict=False):
-            a, b = (to_mapping(getattr(run.plain, name)) for run in (one, other))
+            describing = [run for run in runs if name in run.components]
+        describing = [run for run in describing if getattr(run.release_config, name) is not None]
+        for run, other in zip(describing, describing[1:], strict=False):
+            a, b = (to_mapping(getattr(r.release_config, name)) for r in (run, other))
             problems += [
-                f"{name}.{key} is {a[key]} in {one.label}, {b[key]} in {other.label}"
+                f"{name}.{key} is {a[key]} in {run.label}, {b[key]} in {other.label}"
                 for key in a
                 if a[key] != b[key]
             ]
-    bridge, embed = (givers[c] if c in givers else None for c in ("vq_bridge", "audio_embed"))
+    bridge, embed = givers.get("vq_bridge"), givers.get("audio_embed")
     if bridge is not None and embed is not None:
         a, b = bridge.config.vq_bridge.codebook_sizes, embed.config.audio_embed.codebook_sizes
         if a != b:
@@ -221,41 +224,44 @@ def _check_agreement(runs: Sequence[_Run], givers: Mapping[str, _Run]) -> None:
     report_problems("the runs are not of one model", problems)
 
 
-def _is_whole(run: _Run) -> bool:
-    """Its config describes all but, maybe, the vocoder, and with that tokens and sampling."""
-    return set(COMPONENTS) - {"vocoder"} <= set(run.config.components)
-
-
-def _whole_config(runs: Sequence[_Run], givers: Mapping[str, _Run]) -> BaichuanAudioConfig:
-    """Each part as the run says that gives it, or else the last that describes it."""
-    whole = [run for run in runs if _is_whole(run)]
+def _join_configs(
+    runs: Sequence[JoinedRun], givers: Mapping[str, JoinedRun]
+) -> BaichuanAudioConfig:
+    """Take each part from the run that gives it, or else from the last that describes it."""
+    whole = [run for run in runs if run.describes_whole_model]
     if not whole:
         raise ConversionError(
             f"{', '.join(run.label for run in runs)}: no config.json describes a whole model, "
             "expected at least one WORKDIR of ba_jax.train"
         )
 
-    def of(name: str, giver: str) -> Any:
-        run = givers.get(giver, whole[-1])
-        return getattr((run if name in COMPONENTS or _is_whole(run) else whole[-1]).plain, name)
+    def describing(component: str) -> JoinedRun:
+        run = givers.get(component, whole[-1])
+        return run if run.describes_whole_model else whole[-1]
 
-    parts = {c: of(c, c) for c in COMPONENTS}
+    parts = {c: getattr(givers.get(c, whole[-1]).release_config, c) for c in COMPONENTS}
     if "vocoder" not in givers:
-        parts["vocoder"] = None  # it has a config file of its own
-    tokens, flow = of("tokens", "llm"), of("flow_matching", "flow_unet")
-    return BaichuanAudioConfig(**parts, tokens=tokens, flow_matching=flow)
+        parts["vocoder"] = None  # it is not part of config.json
+    return BaichuanAudioConfig(
+        **parts,
+        tokens=describing("llm").config.tokens,
+        flow_matching=describing("flow_unet").config.flow_matching,
+    )
 
 
 def _lazy_variables(
-    run: _Run, components: Sequence[str], dtype: Any, progress: Callable[[int], None]
+    run: JoinedRun, components: Sequence[str], dtype: Any, progress: Progress
 ) -> dict[str, arrays.LazyArray]:
-    """Path -> the array to be written, adapters merged; checks that the run is its config's."""
+    """Return path -> array to be written, adapters merged; check the run against its config."""
     expected = flatten(variable_shapes(run.config.only(*components)))
     run.reader.check_shapes(expected)
-    stored = [path for path in run.reader.arrays if run.holds(path, components)]
+    undescribed = [
+        path
+        for path in run.reader.arrays
+        if path.split("/")[1:2] in [[name] for name in components] and path not in expected
+    ]
     report_problems(
-        run.label,
-        [f"holds {path}, which its config does not describe" for path in set(stored) - {*expected}],
+        run.label, [f"holds {path}, which its config does not describe" for path in undescribed]
     )
     run.reader.check_chunks(expected)
     return {
@@ -265,37 +271,38 @@ def _lazy_variables(
     }
 
 
-def _lazy_array(run: _Run, path: str, dtype: Any, progress) -> arrays.LazyArray:
+def _lazy_array(run: JoinedRun, path: str, dtype: Any, progress: Progress) -> arrays.LazyArray:
     reader, shape = run.reader, run.reader.shape(path)
     out_dtype = reader.dtype(path)
     if dtype is not None and path.startswith("params/") and out_dtype in FLOAT_DTYPES:
         out_dtype = np.dtype(dtype)
     itemsize = max(out_dtype.itemsize, reader.dtype(path).itemsize)
     stored = reader.arrays[path].chunk_layout.read_chunk.shape or shape
-    block = _blocks(shape, stored, itemsize)
-    part = _parts(block, itemsize)
+    block = read_block(shape, stored, itemsize)
+    chunk = write_chunk(block, itemsize)
 
     def pieces() -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
         for start in _starts(shape, block):
             stop = tuple(min(s + b, n) for s, b, n in zip(start, block, shape, strict=True))
             region = tuple(map(slice, start, stop))
             # A stored chunk is read once, however large.
-            values, adapter = reader.read(path, region), _adapter(run, path, region)
-            for inner in _starts(values.shape, part):
-                piece = values[tuple(slice(i, i + p) for i, p in zip(inner, part, strict=True))]
+            values, adapter = reader.read(path, region), _read_adapter(run, path, region)
+            for inner in _starts(values.shape, chunk):
+                piece = values[tuple(slice(i, i + p) for i, p in zip(inner, chunk, strict=True))]
                 if adapter is not None:
-                    piece = _merged(run.config, piece, adapter, inner)
+                    piece = _merge(run.config, piece, adapter, inner)
                 progress(piece.size * out_dtype.itemsize)
                 offset = tuple(s + i for s, i in zip(start, inner, strict=True))
                 yield offset, piece.astype(out_dtype, copy=False)
 
-    return arrays.LazyArray(shape, out_dtype, part, pieces)
+    return arrays.LazyArray(shape, out_dtype, chunk, pieces)
 
 
-def _adapter(
-    run: _Run, path: str, region: tuple[slice, ...]
-) -> tuple[str, np.ndarray, np.ndarray] | None:
-    """(name, A, B) of the adapter of a region of a matrix; None if it has none."""
+Adapter = tuple[str, np.ndarray, np.ndarray]  # name of the matrix, A, B
+
+
+def _read_adapter(run: JoinedRun, path: str, region: tuple[slice, ...]) -> Adapter | None:
+    """Read the adapter of a region of a matrix; None if it has none."""
     llm = run.config.llm
     *layers, name, leaf = path.split("/")
     adapted = layers == ["params", "llm", "layers"] and leaf == "kernel"
@@ -303,21 +310,14 @@ def _adapter(
         return None
     depth, rows, columns = region
     a, b = (f"{'/'.join(layers)}/lora_{name}_{half}" for half in "ab")
-    every = slice(None)
-    return (
-        name,
-        run.reader.read(a, (depth, rows, every)),
-        run.reader.read(b, (depth, every, columns)),
-    )
+    rank = slice(None)
+    return name, run.reader.read(a, (depth, rows, rank)), run.reader.read(b, (depth, rank, columns))
 
 
-def _merged(
-    config: BaichuanAudioConfig,
-    piece: np.ndarray,
-    adapter: tuple[str, np.ndarray, np.ndarray],
-    start: Sequence[int],
+def _merge(
+    config: BaichuanAudioConfig, piece: np.ndarray, adapter: Adapter, start: Sequence[int]
 ) -> np.ndarray:
-    """A piece of a matrix with its adapter's product added; `start` is its place in the region."""
+    """Add an adapter's product to a piece of a matrix; `start` is its offset in the region."""
     name, a, b = adapter
     depth, rows, columns = (slice(s, s + n) for s, n in zip(start, piece.shape, strict=True))
     tree = {
@@ -325,13 +325,14 @@ def _merged(
         f"lora_{name}_a": a[depth, rows],
         f"lora_{name}_b": b[depth, :, columns],
     }
-    one = dataclasses.replace(config, llm=dataclasses.replace(config.llm, lora_targets=(name,)))
-    _, variables = merge_lora(one, {"params": {"llm": {"layers": tree}}})
+    llm = dataclasses.replace(config.llm, lora_targets=(name,))
+    variables = {"params": {"llm": {"layers": tree}}}
+    _, variables = merge_lora(dataclasses.replace(config, llm=llm), variables)
     return np.asarray(variables["params"]["llm"]["layers"][name]["kernel"])
 
 
-def _blocks(shape: Sequence[int], stored: Sequence[int], itemsize: int) -> tuple[int, ...]:
-    """What to read at once: one stored chunk, or as many as `MAX_CHUNK_BYTES` allow."""
+def read_block(shape: Sequence[int], stored: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """Shape to read at once: a stored chunk, or as many as `MAX_CHUNK_BYTES` allows."""
     block = [max(1, min(c, n)) for c, n in zip(stored, shape, strict=True)]
     for axis in reversed(range(len(block))):
         fits = arrays.MAX_CHUNK_BYTES // (math.prod(block) * itemsize)
@@ -339,18 +340,20 @@ def _blocks(shape: Sequence[int], stored: Sequence[int], itemsize: int) -> tuple
     return tuple(block)
 
 
-def _parts(block: Sequence[int], itemsize: int) -> tuple[int, ...]:
-    """Chunks to write: parts of a block of at most `MAX_CHUNK_BYTES`, which tile it."""
-    part = list(block)
+def write_chunk(block: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """Shape of chunks of at most `MAX_CHUNK_BYTES` that tile a block."""
+    chunk = list(block)
     for axis, length in enumerate(block):
-        fits = arrays.MAX_CHUNK_BYTES // (math.prod(part[axis + 1 :]) * itemsize)
-        part[axis] = max((n for n in range(1, min(fits, length) + 1) if length % n == 0), default=1)
+        fits = arrays.MAX_CHUNK_BYTES // (math.prod(chunk[axis + 1 :]) * itemsize)
+        divisors = (n for n in range(1, min(fits, length) + 1) if length % n == 0)
+        chunk[axis] = max(divisors, default=1)
         if fits:
             break
-    return tuple(part)
+    return tuple(chunk)
 
 
 def _starts(shape: Sequence[int], step: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Yield the offsets of the blocks of shape `step` that tile `shape`."""
     counts = [-(-n // s) for n, s in zip(shape, step, strict=True)]
     for index in np.ndindex(*counts):
         yield tuple(i * s for i, s in zip(index, step, strict=True))

@@ -1,24 +1,34 @@
-"""What a source folder or file is, and what of it goes where: kind, config, tensors, tables."""
+"""Kind, config, tensors and conversion tables of a source folder or file."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ba_jax.config import ConfigError, from_mapping
+import numpy as np
+
+from ba_jax.checkpoints.layout import CONFIG_FILE
+from ba_jax.config import from_mapping
 from ba_jax.convert import ctranslate2, hf_config, tables
-from ba_jax.convert.engine import ConversionError, TensorSource
-from ba_jax.convert.rows import Row
-from ba_jax.convert.safetensors_io import SafetensorsFolder, parse_json, read_json
+from ba_jax.convert.engine import (
+    ConversionError,
+    TensorInfo,
+    TensorSource,
+    WeightRow,
+    report_problems,
+)
+from ba_jax.convert.safetensors_io import SafetensorsFile, SafetensorsFolder, parse_json, read_json
 from ba_jax.convert.tables import audio_encoder
 from ba_jax.convert.tables import vocoder as vocoder_table
-from ba_jax.convert.torch_pickle import VocoderSource, open_vocoder
+from ba_jax.convert.torch_pickle import PickleFile
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.models.vocoder import VocoderConfig
 
-CONFIG_FILE = "config.json"
 VOCODER_CONFIG_FILE = "vocoder_config.json"
 VOCODER_FILES = ("hift.pt", "hift.safetensors")
 
@@ -39,50 +49,48 @@ LEFT_OUT = {
     "vocoder": ("discriminator.",),
 }
 KINDS = tuple(LEFT_OUT)
-_MODEL_TYPES = {"omni": "baichuan", "qwen2": "qwen2", "whisper": "whisper"}
+_KIND_OF_MODEL_TYPE = {"omni": "baichuan", "qwen2": "qwen2", "whisper": "whisper"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """Tensors from one place, with the tables that read them.
+class SourcePart:
+    """Tensors of one file or folder, and the tables that place them.
 
     Attributes:
-      name: `model` or `vocoder`.
       source: the tensors.
       rows: their tables.
       config: the components that they make up.
       left_out: prefixes of names that are skipped.
     """
 
-    name: str
     source: TensorSource
-    rows: Sequence[Row]
+    rows: Sequence[WeightRow]
     config: BaichuanAudioConfig
     left_out: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """An opened source; nothing but headers has been read (a pickle is read whole).
+class WeightSource:
+    """An opened source: only headers have been read, but a pickle is read whole.
 
     Attributes:
-      kind: one of `KINDS`.
-      path: as given.
+      kind: an entry of `KINDS`.
+      path: the folder or file.
       parts: the model and, if there is one, the vocoder.
       files: name -> contents of the config files that the checkpoint keeps.
     """
 
     kind: str
     path: Path
-    parts: tuple[Part, ...]
+    parts: tuple[SourcePart, ...]
     files: dict[str, bytes]
 
 
 def detect_kind(path: Path) -> str:
-    """The kind of a source, from what lies there.
+    """Return the kind of a source from the files in it.
 
     Raises:
-      ConversionError: nothing there, or nothing that we know.
+      ConversionError: no such path, or no known kind.
     """
     if path.is_file():
         return "vocoder"
@@ -92,12 +100,12 @@ def detect_kind(path: Path) -> str:
         return "ctranslate2"
     if (path / CONFIG_FILE).is_file():
         model_type = read_json(path / CONFIG_FILE, "config").get("model_type")
-        if not isinstance(model_type, str) or model_type not in _MODEL_TYPES:
+        if not isinstance(model_type, str) or model_type not in _KIND_OF_MODEL_TYPE:
             raise ConversionError(
                 f"{path / CONFIG_FILE}: model_type is {model_type!r}, expected one of "
-                f"{', '.join(_MODEL_TYPES)}"
+                f"{', '.join(_KIND_OF_MODEL_TYPE)}"
             )
-        return _MODEL_TYPES[model_type]
+        return _KIND_OF_MODEL_TYPE[model_type]
     if any((path / name).is_file() for name in VOCODER_FILES):
         return "vocoder"
     raise ConversionError(
@@ -106,127 +114,97 @@ def detect_kind(path: Path) -> str:
     )
 
 
-def open_source(path: Path, kind: str | None = None, vocoder: Path | None = None) -> Source:
-    """Opens a source of any kind.
+def open_source(path: Path, kind: str | None = None, vocoder: Path | None = None) -> WeightSource:
+    """Open a source of any kind.
 
     Args:
       path: a Baichuan-Audio, Omni-1.5, Qwen2.5, Whisper or CTranslate2 Whisper folder; a vocoder
         file or a folder that holds one.
-      kind: one of `KINDS`; None: from content.
-      vocoder: a vocoder file to go with a Baichuan folder, instead of the one inside.
+      kind: an entry of `KINDS`; None: detect it.
+      vocoder: a vocoder file to import with a Baichuan folder, instead of the one inside.
 
     Raises:
       ConversionError: naming file, value and expectation, for anything missing or damaged.
     """
-    path = Path(path)
+    path, vocoder = Path(path), vocoder and Path(vocoder)
     kind = kind or detect_kind(path)
     if vocoder is not None and kind != "baichuan":
         raise ConversionError(f"{path}: --vocoder goes with a Baichuan folder, this one is {kind}")
-    return _OPEN[kind](path, vocoder)
+    part, files = _OPEN[kind](path)
+    parts = [part]
+    file = vocoder or (_vocoder_file(path) if kind == "baichuan" else None)
+    if file is not None:
+        part, vocoder_files = _open_vocoder(file)
+        parts.append(part)
+        files = files | vocoder_files
+    return WeightSource(kind, path, tuple(parts), files)
 
 
-def _open_baichuan(path: Path, vocoder: Path | None) -> Source:
+_Opened = tuple[SourcePart, dict[str, bytes]]
+
+
+def _open_baichuan(path: Path) -> _Opened:
     files = _config_files(path)
     config = hf_config.read_model_config(path)
-    part = _part("model", SafetensorsFolder(path), tables.rows_for(config), config, "baichuan")
-    vocoder = vocoder or _vocoder_file(path)
-    if vocoder is None:
-        return Source("baichuan", path, (part,), files)
-    voice, voice_files = _vocoder_part(vocoder)
-    return Source("baichuan", path, (part, voice), files | voice_files)
+    rows = tables.rows_for(config)
+    return SourcePart(SafetensorsFolder(path), rows, config, LEFT_OUT["baichuan"]), files
 
 
-def _open_qwen2(path: Path, _: Path | None) -> Source:
+def _open_qwen2(path: Path) -> _Opened:
     files = _config_files(path)
     values = parse_json(files[CONFIG_FILE], path / CONFIG_FILE, "config")
-    config = hf_config.qwen2_config(values, str(path / CONFIG_FILE))
-    part = _part("model", SafetensorsFolder(path), tables.rows_for(config), config, "qwen2")
-    return Source("qwen2", path, (part,), files)
+    config = hf_config.parse_qwen2_config(values, str(path / CONFIG_FILE))
+    rows = tables.rows_for(config)
+    return SourcePart(SafetensorsFolder(path), rows, config, LEFT_OUT["qwen2"]), files
 
 
-def _open_whisper(path: Path, _: Path | None) -> Source:
+def _open_whisper(path: Path) -> _Opened:
     files = _config_files(path)
     values = parse_json(files[CONFIG_FILE], path / CONFIG_FILE, "config")
-    config = hf_config.whisper_config(values, str(path / CONFIG_FILE))
+    config = hf_config.parse_whisper_config(values, str(path / CONFIG_FILE))
     rows = audio_encoder.whisper_rows(config.audio_encoder)
-    part = _part("model", SafetensorsFolder(path), rows, config, "whisper")
-    return Source("whisper", path, (part,), files)
+    return SourcePart(SafetensorsFolder(path), rows, config, LEFT_OUT["whisper"]), files
 
 
-def _open_ctranslate2(path: Path, _: Path | None) -> Source:
+def _open_ctranslate2(path: Path) -> _Opened:
     model = ctranslate2.CTranslate2File(path / ctranslate2.MODEL_FILE)
-    values = ctranslate2.whisper_config_dict(model)
-    config = hf_config.whisper_config(values, model.label)
+    values = ctranslate2.read_whisper_config(model)
+    config = hf_config.parse_whisper_config(values, model.label)
     rows = audio_encoder.ctranslate2_rows(config.audio_encoder)
-    part = _part("model", model, rows, config, "ctranslate2")
-    # Its own config.json holds no sizes.
-    return Source("ctranslate2", path, (part,), {CONFIG_FILE: _to_json(values)})
+    # The config.json of such a folder holds no sizes: write one that does.
+    files = {CONFIG_FILE: _to_json(values)}
+    return SourcePart(model, rows, config, LEFT_OUT["ctranslate2"]), files
 
 
-def _open_vocoder(path: Path, _: Path | None) -> Source:
-    file = path if path.is_file() else _vocoder_file(path)
+def _open_vocoder(path: Path) -> _Opened:
+    """Open a vocoder file or folder, with the sizes of a `vocoder_config.json` there, if any."""
+    file = _vocoder_file(path) if path.is_dir() else path
     if file is None:
         raise ConversionError(f"{path}: holds none of {', '.join(VOCODER_FILES)}")
-    part, files = _vocoder_part(file)
-    return Source("vocoder", path, (part,), files)
+    source = open_vocoder(file)
+    config_file = file.parent / VOCODER_CONFIG_FILE
+    if config_file.is_file():
+        config = read_vocoder_config(config_file)
+        data = config_file.read_bytes()
+    else:
+        shapes = {name: info.shape for name, info in source.tensors.items()}
+        try:
+            config = vocoder_table.config_from_shapes(shapes)
+        except ValueError as error:
+            raise ConversionError(f"{source.label}: {error}") from error
+        data = _to_json({f: getattr(config, f) for f in ("base_channels", "f0_channels")})
+    rows = vocoder_table.rows(config)
+    part = SourcePart(source, rows, BaichuanAudioConfig(vocoder=config), LEFT_OUT["vocoder"])
+    return part, {VOCODER_CONFIG_FILE: data}
 
 
-_OPEN: dict[str, Callable[[Path, Path | None], Source]] = {
+_OPEN: dict[str, Callable[[Path], _Opened]] = {
     "baichuan": _open_baichuan,
     "qwen2": _open_qwen2,
     "whisper": _open_whisper,
     "ctranslate2": _open_ctranslate2,
     "vocoder": _open_vocoder,
 }
-
-
-def _part(name, source, rows, config, kind) -> Part:
-    return Part(name, source, rows, config, LEFT_OUT[kind])
-
-
-def _vocoder_file(folder: Path) -> Path | None:
-    found = [name for name in VOCODER_FILES if (folder / name).is_file()]
-    if len(found) > 1:
-        raise ConversionError(f"{folder}: holds {' and '.join(found)}: choose with --vocoder")
-    return folder / found[0] if found else None
-
-
-def _vocoder_part(file: Path) -> tuple[Part, dict[str, bytes]]:
-    """The vocoder in `file`; its sizes are those of a `vocoder_config.json` beside it, if any."""
-    source = open_vocoder(file)
-    config_file = Path(file).parent / VOCODER_CONFIG_FILE
-    if config_file.is_file():
-        config = read_vocoder_config(config_file)
-        data = config_file.read_bytes()
-    else:
-        config = _vocoder_config_from(source)
-        data = _to_json({f: getattr(config, f) for f in ("base_channels", "f0_channels")})
-    whole = BaichuanAudioConfig(vocoder=config)
-    part = _part("vocoder", source, vocoder_table.rows(config), whole, "vocoder")
-    return part, {VOCODER_CONFIG_FILE: data}
-
-
-def _vocoder_config_from(source: VocoderSource) -> VocoderConfig:
-    try:
-        return vocoder_table.config_from_shapes({n: t.shape for n, t in source.tensors.items()})
-    except ValueError as error:
-        raise ConversionError(f"{source.label}: {error}") from error
-
-
-def read_vocoder_config(path: Path) -> VocoderConfig:
-    """The sizes in a `vocoder_config.json`: fields of `VocoderConfig`.
-
-    Raises:
-      ConversionError: a missing, unknown or ill-typed field, or sizes that do not fit together.
-    """
-    try:
-        return from_mapping(VocoderConfig, read_json(path, "vocoder config"), str(path))
-    except ConfigError as error:
-        raise ConversionError(str(error)) from error
-    except ValueError as error:
-        raise (
-            error if isinstance(error, ConversionError) else ConversionError(f"{path}: {error}")
-        ) from error
 
 
 def _config_files(folder: Path) -> dict[str, bytes]:
@@ -239,11 +217,104 @@ def _to_json(values: dict) -> bytes:
     return (json.dumps(values, indent=2) + "\n").encode()
 
 
-def checkpoint_config(folder: Path) -> tuple[str, BaichuanAudioConfig]:
-    """Kind and config of a checkpoint folder, from its `config.json` and `vocoder_config.json`.
+# --- vocoders -------------------------------------------------------------------------------------
+
+# Prefixes that data-parallel training and the GAN as a whole add.
+_PREFIX = re.compile(r"^(module\.)?(generator\.)?")
+# The names of torch.nn.utils.parametrizations.weight_norm: 0 is the magnitude, 1 the direction.
+_WEIGHT_NORM = {
+    "parametrizations.weight.original0": "weight_g",
+    "parametrizations.weight.original1": "weight_v",
+}
+
+
+def canonical_name(name: str) -> str:
+    """Return `ups.0.weight_g` for `generator.ups.0.parametrizations.weight.original0`."""
+    name = _PREFIX.sub("", name)
+    for long, short in _WEIGHT_NORM.items():
+        if name.endswith(f".{long}"):
+            return name.removesuffix(long) + short
+    return name
+
+
+class VocoderSource:
+    """A vocoder file under the names of CosyVoice 2's released `hift.pt`.
+
+    These have no prefix, and weight norm as `weight_g` and `weight_v`.
+
+    Attributes:
+      label: the file.
+      tensors: canonical name -> `TensorInfo`, in the file's order.
+      original: canonical name -> the file's name, for export.
 
     Raises:
-      ConversionError: neither is there, or one is damaged.
+      ConversionError: two tensors with the same canonical name.
+    """
+
+    def __init__(self, source: TensorSource):
+        self.source = source
+        self.label = source.label
+        self.tensors: dict[str, TensorInfo] = {}
+        self.original: dict[str, str] = {}
+        problems = []
+        for name, info in source.tensors.items():
+            canonical = canonical_name(name)
+            if canonical in self.original:
+                problems.append(f"duplicate tensor {canonical}: {self.original[canonical]}, {name}")
+                continue
+            self.tensors[canonical] = info
+            self.original[canonical] = name
+        report_problems(self.label, problems)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        return self.source.read(self.original[name], start, stop)
+
+
+def open_vocoder(path: str | os.PathLike) -> VocoderSource:
+    """Open `hift.pt` or `hift.safetensors`; the format is detected from the content.
+
+    Raises:
+      ConversionError: neither, or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConversionError(f"{path}: no such file, expected a vocoder (hift.pt or safetensors)")
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if not zipfile.is_zipfile(path) and len(head) == 9 and head[8:] == b"{":
+        return VocoderSource(SafetensorsFile(path))
+    return VocoderSource(PickleFile(path))
+
+
+def _vocoder_file(folder: Path) -> Path | None:
+    names = [name for name in VOCODER_FILES if (folder / name).is_file()]
+    if len(names) > 1:
+        raise ConversionError(f"{folder}: holds {' and '.join(names)}: choose with --vocoder")
+    return folder / names[0] if names else None
+
+
+def read_vocoder_config(path: Path) -> VocoderConfig:
+    """Read the fields of `VocoderConfig` from a `vocoder_config.json`.
+
+    Raises:
+      ConversionError: a missing, unknown or ill-typed field, or sizes that do not fit together.
+    """
+    values = read_json(path, "vocoder config")
+    try:
+        return from_mapping(VocoderConfig, values, str(path))
+    except ValueError as error:
+        message = str(error)
+        raise ConversionError(message if str(path) in message else f"{path}: {error}") from error
+
+
+# --- our checkpoints ------------------------------------------------------------------------------
+
+
+def checkpoint_config(folder: Path) -> tuple[str, BaichuanAudioConfig]:
+    """Read kind and config of a checkpoint folder, from config.json and vocoder_config.json.
+
+    Raises:
+      ConversionError: the folder has neither file, or a damaged one.
     """
     folder = Path(folder)
     vocoder = None
@@ -260,12 +331,12 @@ def checkpoint_config(folder: Path) -> tuple[str, BaichuanAudioConfig]:
     if kind == "baichuan":
         return kind, hf_config.read_model_config(folder, vocoder)
     values = read_json(folder / CONFIG_FILE, "config")
-    read = hf_config.qwen2_config if kind == "qwen2" else hf_config.whisper_config
-    return kind, read(values, str(folder / CONFIG_FILE))
+    parse = hf_config.parse_qwen2_config if kind == "qwen2" else hf_config.parse_whisper_config
+    return kind, parse(values, str(folder / CONFIG_FILE))
 
 
-def model_rows(kind: str, config: BaichuanAudioConfig) -> list[Row]:
-    """Tables of a checkpoint's model, all but the vocoder, under the names of its kind."""
+def model_rows(kind: str, config: BaichuanAudioConfig) -> list[WeightRow]:
+    """Return the tables of a checkpoint's model, without the vocoder, for the names of `kind`."""
     if kind == "whisper":
         return audio_encoder.whisper_rows(config.audio_encoder)
     return tables.rows_for(config, tuple(c for c in config.components if c != "vocoder"))

@@ -1,8 +1,8 @@
-"""`python -m ba_jax.convert verify`: an imported model against golden numbers of the reference.
+"""`python -m ba_jax.convert verify`: compare an imported model with numbers of the reference.
 
-Runs every key of a golden file through the model and prints one row a key: shape, largest absolute
+Every key of a golden file is computed by the model and printed with its shape, largest absolute
 error, largest error relative to the golden's peak, pass or fail. Integers must be equal, floats
-within the tolerance of their peak. Sizes come from the checkpoint's config.json alone.
+within the tolerance of their peak. Sizes come from the checkpoint's config.json.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ TOLERANCE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
-    """One row of the report.
+class KeyResult:
+    """Comparison of a key of the golden file.
 
     Attributes:
-      key: of the golden file.
-      shape: what was compared, after selecting valid positions.
-      max_abs, max_rel: largest error, and the same relative to the golden's peak; None for an
-        input and for what could not be compared.
-      status: "pass", "fail", "input" (read, nothing to compare) or "unused".
-      note: why it failed, if not for its numbers.
+      key: its name.
+      shape: shape of the compared arrays, after selecting valid positions.
+      max_abs, max_rel: largest error, absolute and relative to the golden's peak; None if nothing
+        was compared.
+      status: "pass", "fail", "input" (nothing to compare) or "unused".
+      note: reason of a failure other than the numbers.
     """
 
     key: str
@@ -53,14 +53,14 @@ class Result:
     note: str = ""
 
 
-def compare(key: str, got: Any, golden: Any, tolerance: float) -> Result:
-    """Compares valid positions of one key: integers exactly, floats relative to the peak."""
+def compare(key: str, got: Any, golden: Any, tolerance: float) -> KeyResult:
+    """Compare valid positions of a key: integers exactly, floats relative to the peak."""
     got, golden = np.asarray(got), np.asarray(golden)
     if got.shape != golden.shape:
         note = f"shape {got.shape}, expected {golden.shape}"
-        return Result(key, golden.shape, None, None, "fail", note)
+        return KeyResult(key, golden.shape, None, None, "fail", note)
     if golden.size == 0:
-        return Result(key, golden.shape, 0.0, 0.0, "pass")
+        return KeyResult(key, golden.shape, 0.0, 0.0, "pass")
     error = np.abs(got.astype(np.float64) - golden.astype(np.float64))
     worst = float(error.max())
     peak = float(np.abs(golden.astype(np.float64)).max())
@@ -69,16 +69,16 @@ def compare(key: str, got: Any, golden: Any, tolerance: float) -> Result:
         passed = worst == 0
     else:
         passed = bool(np.isfinite(error).all() and relative <= tolerance)
-    return Result(key, golden.shape, worst, relative, "pass" if passed else "fail")
+    return KeyResult(key, golden.shape, worst, relative, "pass" if passed else "fail")
 
 
-def _packed(x_BTC: Any, lengths_B: Any) -> np.ndarray:
-    """Valid frames of all items, one after another."""
+def _pack(x_BTC: Any, lengths_B: Any) -> np.ndarray:
+    """Concatenate the valid frames of all items."""
     return np.concatenate([np.asarray(x)[:n] for x, n in zip(x_BTC, lengths_B, strict=True)])
 
 
-def _unpacked(x_XC: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
-    """The inverse of `_packed`, zero padded."""
+def _unpack(x_XC: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
+    """Invert `_pack`, padding with zeros."""
     out = np.zeros((len(lengths_B), max(lengths_B), *x_XC.shape[1:]), x_XC.dtype)
     for i, start in enumerate(np.cumsum(lengths_B) - lengths_B):
         out[i, : lengths_B[i]] = x_XC[start : start + lengths_B[i]]
@@ -89,10 +89,10 @@ def _time_major(x_BCT: np.ndarray) -> np.ndarray:
     return np.swapaxes(x_BCT, -1, -2)
 
 
-class Golden:
-    """Runs the imported model on a golden file's inputs.
+class GoldenChecks:
+    """Run the imported model on the inputs of a golden file.
 
-    Each check returns {key: (what the model gives, the golden), both cut to valid positions}.
+    Each check returns {key: (computed, golden)}, both cut to valid positions.
     """
 
     def __init__(self, config: BaichuanAudioConfig, variables: Any, golden: dict[str, np.ndarray]):
@@ -101,7 +101,7 @@ class Golden:
         self.variables = variables
 
     def run(self, method: str | Callable, *args: Any, **static: Any) -> Any:
-        """A method of the assembly, jitted."""
+        """Apply a method of the whole model, jitted."""
 
         @jax.jit
         def call(variables, *args):
@@ -113,7 +113,7 @@ class Golden:
         return self.golden[key].astype(np.int32)
 
     def encode(self) -> dict[str, tuple]:
-        """mel -> features -> codes, with lengths."""
+        """Check mel -> features -> codes, with lengths."""
         g = self.golden
         mel, lengths = _time_major(g["mel"]), self.lengths("mel_len")
         extent = np.full_like(lengths, lengths.max())
@@ -125,51 +125,51 @@ class Golden:
             "encoder_len": (encoder_len, g["encoder_len"]),
             "encoder_out": (out, g["encoder_out"]),
             "bridge_len": (bridge_len, golden_bridge_len),
-            "bridge_out": (_packed(z, bridge_len), _packed(g["bridge_out"], golden_bridge_len)),
-            "codes": (_packed(quantized.codes_BNQ, bridge_len), g["codes"]),
+            "bridge_out": (_pack(z, bridge_len), _pack(g["bridge_out"], golden_bridge_len)),
+            "codes": (_pack(quantized.codes_BNQ, bridge_len), g["codes"]),
         }
 
     def dequantize(self) -> dict[str, tuple]:
-        """codes -> rows -> decoder input."""
+        """Check codes -> embeddings -> decoder input."""
         g, lengths = self.golden, self.lengths("bridge_len")
-        codes = _unpacked(g["codes"].astype(np.int32), lengths)
+        codes = _unpack(g["codes"].astype(np.int32), lengths)
         z = self.run(lambda m, *a: m.vq_bridge.dequantize(*a), codes, lengths)
         projected = self.run(lambda m, *a: m.vq_bridge.project(*a), z)
         return {
-            "dequantized": (_packed(z, lengths), g["dequantized"]),
-            "decoder_in": (_packed(projected, lengths), g["decoder_in"]),
+            "dequantized": (_pack(z, lengths), g["dequantized"]),
+            "decoder_in": (_pack(projected, lengths), g["decoder_in"]),
         }
 
     @functools.cached_property
     def decoded(self):
-        """Audio decoder output for the golden's codes, in one padded batch as given."""
+        """Audio decoder output for the golden's codes, in a padded batch."""
         lengths = self.lengths("bridge_len")
-        codes = _unpacked(self.golden["codes"].astype(np.int32), lengths)
+        codes = _unpack(self.golden["codes"].astype(np.int32), lengths)
         return self.run("decode", codes, lengths, np.full_like(lengths, lengths.max()))
 
     def decode(self) -> dict[str, tuple]:
-        """codes -> 50 Hz features and both mels."""
+        """Check codes -> 50 Hz features and both mels."""
         g, out = self.golden, self.decoded
         mel_len = g["dec_mel_len"]
         return {
             "dec_hidden_len": (out.hidden_lengths_B, g["dec_hidden_len"]),
             "dec_hidden_packed": (
-                _packed(out.hidden_BTD, out.hidden_lengths_B),
+                _pack(out.hidden_BTD, out.hidden_lengths_B),
                 g["dec_hidden_packed"],
             ),
             "dec_mel_len": (out.mel_lengths_B, mel_len),
             "coarse_mel": (
-                _packed(out.coarse_mel_BTM, out.mel_lengths_B),
-                _packed(g["coarse_mel"], mel_len),
+                _pack(out.coarse_mel_BTM, out.mel_lengths_B),
+                _pack(g["coarse_mel"], mel_len),
             ),
             "refined_mel": (
-                _packed(out.refined_mel_BTM, out.mel_lengths_B),
-                _packed(g["refined_mel"], mel_len),
+                _pack(out.refined_mel_BTM, out.mel_lengths_B),
+                _pack(g["refined_mel"], mel_len),
             ),
         }
 
     def flow(self) -> dict[str, tuple]:
-        """Prenet, one velocity, and the guided integration from the golden's noise."""
+        """Check prenet, a velocity, and the guided integration from the golden's noise."""
         g = self.golden
         flow_in, noise = g["flow_in"], _time_major(g["flow_noise"])
         in_lengths = self.decoded.hidden_lengths_B
@@ -185,10 +185,10 @@ class Golden:
         from_codes, _ = self.run("flow_decode", self.decoded.hidden_BTD, in_lengths, noise)
         return {
             "flow_len": (lengths, g["flow_len"]),
-            "flow_mu": (_packed(mu, lengths), _packed(g["flow_mu"], g["flow_len"])),
+            "flow_mu": (_pack(mu, lengths), _pack(g["flow_mu"], g["flow_len"])),
             "estimator_out": (
-                _packed(velocity, lengths),
-                _packed(_time_major(g["estimator_out"]), g["flow_len"]),
+                _pack(velocity, lengths),
+                _pack(_time_major(g["estimator_out"]), g["flow_len"]),
             ),
             # Past the length both are the noise itself.
             "flow_mel": (mel, g["flow_mel"]),
@@ -196,18 +196,18 @@ class Golden:
         }
 
     def text(self) -> dict[str, tuple]:
-        """The language model on text alone."""
+        """Check the language model on text alone."""
         hidden, _ = self.run("hidden", self.golden["text_ids"].astype(np.int32))
         return {"text_logits": (self.run("text_logits", hidden), self.golden["text_logits"])}
 
     def mixed_codes(self, ids_BL: np.ndarray, codes_XQ: np.ndarray) -> np.ndarray:
-        """Codes at the audio positions of `ids_BL`, zero elsewhere."""
+        """Place codes at the audio positions of `ids_BL`, zero elsewhere."""
         codes = np.zeros((*ids_BL.shape, codes_XQ.shape[-1]), np.int32)
         codes[ids_BL == self.config.tokens.audio_pad] = codes_XQ
         return codes
 
     def mixed(self) -> dict[str, tuple]:
-        """The language model on a left-padded batch of text and audio."""
+        """Check the language model on a left-padded batch of text and audio."""
         g = self.golden
         ids, real = g["mixed_ids"].astype(np.int32), g["mixed_mask"].astype(np.int32)
         codes = self.mixed_codes(ids, g["mixed_codes"])
@@ -219,13 +219,13 @@ class Golden:
         }
 
     def head(self) -> dict[str, tuple]:
-        """The audio head, teacher forced."""
+        """Check the audio head with teacher forcing."""
         g = self.golden
         logits = self.run("audio_logits", g["mixed_last_hidden"], g["head_tokens"].astype(np.int32))
         return {f"head_logits_{q}": (x, g[f"head_logits_{q}"]) for q, x in enumerate(logits)}
 
     def greedy(self) -> dict[str, tuple]:
-        """Greedy text, then greedy audio frames, with KV cache and depth cache."""
+        """Check greedy text, then greedy audio frames, with KV cache and depth cache."""
         g, tokens = self.golden, self.config.tokens
         prompt = g["greedy_prompt"].astype(np.int32)[None]
         frames = int((prompt == tokens.audio_pad).sum())
@@ -269,7 +269,7 @@ class Golden:
         }
 
     def vocode(self) -> dict[str, tuple]:
-        """The vocoder, its source with the golden's phase and without noise."""
+        """Check the vocoder, its source with the golden's phase and without noise."""
         g = self.golden
         mel = _time_major(g["voc_mel"])
         lengths = np.full((mel.shape[0],), mel.shape[1], np.int32)
@@ -277,7 +277,7 @@ class Golden:
         source, voiced = self.run(
             lambda m, *a: m.vocoder.source(*a), f0, lengths, g["voc_phase"][:, :, 0]
         )
-        # From the golden's own source: what phase its rounding gave it is no matter of `decode`.
+        # From the golden's source, so that its phase rounding does not count against `decode`.
         golden_source = _time_major(g["voc_source"])
         wave = self.run(lambda m, *a: m.vocoder.decode(*a), mel, golden_source, lengths)
         return {
@@ -288,11 +288,11 @@ class Golden:
         }
 
     def phase_rounding(self) -> float:
-        """How far the reference's source may be off by its own rounding, relative to the peak.
+        """Bound the rounding error of the reference's source, relative to its peak.
 
-        It adds up the phase of each harmonic in cycles and rounds the sum to float32: an error of
-        half a unit in the last place, which grows with the clip (past 1e-4 of the peak after some
-        40 frames at 120 Hz). Ours is accumulated modulo 1.
+        The reference adds up the phase of each harmonic in cycles and rounds the sum to float32: an
+        error of half a unit in the last place, which grows with the clip (past 1e-4 of the peak
+        after some 40 frames at 120 Hz). Ours is accumulated modulo 1.
         """
         g, vocoder = self.golden, self.config.vocoder
         mixer = np.asarray(self.variables["params"]["vocoder"]["source_mixer"]["kernel"])[:, 0]
@@ -304,54 +304,30 @@ class Golden:
         return float(error / np.abs(g["voc_source"]).max())
 
 
-# Group of keys -> components it needs, keys it reads.
-GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+# Check -> components it needs, keys it reads or computes. tests/parity runs the same list.
+CHECKS: dict[str, tuple[tuple[str, ...], str]] = {
     "encode": (
         ("audio_encoder", "vq_bridge"),
-        ("mel", "mel_len", "encoder_len", "bridge_len", "encoder_out", "bridge_out", "codes"),
+        "mel mel_len encoder_len bridge_len encoder_out bridge_out codes",
     ),
-    "dequantize": (("vq_bridge",), ("codes", "bridge_len", "dequantized", "decoder_in")),
+    "dequantize": (("vq_bridge",), "codes bridge_len dequantized decoder_in"),
     "decode": (
         ("vq_bridge", "audio_decoder"),
-        (
-            "codes",
-            "bridge_len",
-            "dec_hidden_len",
-            "dec_hidden_packed",
-            "dec_mel_len",
-            "coarse_mel",
-            "refined_mel",
-        ),
+        "codes bridge_len dec_hidden_len dec_hidden_packed dec_mel_len coarse_mel refined_mel",
     ),
     "flow": (
         ("vq_bridge", "audio_decoder", "flow_prenet", "flow_unet"),
-        (
-            "codes",
-            "bridge_len",
-            "flow_in",
-            "flow_noise",
-            "flow_mu",
-            "flow_len",
-            "estimator_t",
-            "estimator_out",
-            "flow_mel",
-            "decode_flow_mel",
-        ),
+        "codes bridge_len flow_in flow_noise flow_mu flow_len estimator_t estimator_out flow_mel "
+        "decode_flow_mel",
     ),
-    "text": (("llm",), ("text_ids", "text_logits")),
+    "text": (("llm",), "text_ids text_logits"),
     "mixed": (
         ("llm", "audio_embed"),
-        ("mixed_ids", "mixed_mask", "mixed_codes", "mixed_logits", "mixed_last_hidden"),
+        "mixed_ids mixed_mask mixed_codes mixed_logits mixed_last_hidden",
     ),
-    "head": (("audio_embed", "audio_head"), ("mixed_last_hidden", "head_tokens")),
-    "greedy": (
-        LANGUAGE_MODEL,
-        ("greedy_prompt", "mixed_codes", "greedy_text", "greedy_audio"),
-    ),
-    "vocode": (
-        ("vocoder",),
-        ("voc_mel", "voc_phase", "voc_f0", "voc_source", "voc_uv", "voc_wav"),
-    ),
+    "head": (("audio_embed", "audio_head"), "mixed_last_hidden head_tokens"),
+    "greedy": (LANGUAGE_MODEL, "greedy_prompt mixed_codes greedy_text greedy_audio"),
+    "vocode": (("vocoder",), "voc_mel voc_phase voc_f0 voc_source voc_uv voc_wav"),
 }
 INPUTS = frozenset(
     "mel mel_len flow_in flow_noise estimator_t text_ids mixed_ids mixed_mask mixed_codes "
@@ -362,47 +338,48 @@ UNUSED = frozenset({"voc_noise_seed"})
 
 def verify_model(
     folder: Path, golden: dict[str, np.ndarray], tolerance: float = TOLERANCE
-) -> list[Result]:
-    """Rows for every key of a golden file, in the file's order.
+) -> list[KeyResult]:
+    """Compare every key of a golden file, in the file's order.
 
     Raises:
       ConversionError, CheckpointError: the checkpoint is missing or damaged.
     """
     _, config = sources.checkpoint_config(folder)
     variables = arrays.load_variables(folder, variable_shapes(config), dtype=jnp.float32)
-    runner = Golden(config, variables, golden)
-    results: dict[str, Result] = {}
+    checks = GoldenChecks(config, variables, golden)
+    results: dict[str, KeyResult] = {}
     with jax.default_matmul_precision("highest"):
-        for group, (components, keys) in GROUPS.items():
-            produced = [k for k in keys if k in golden and k not in INPUTS]
-            if group == "head":
-                produced = [k for k in golden if k.startswith("head_logits_")]
-            if not produced:
+        for check, (components, keys) in CHECKS.items():
+            keys = keys.split()
+            computed = [k for k in keys if k in golden and k not in INPUTS]
+            if check == "head":
+                computed = [k for k in golden if k.startswith("head_logits_")]
+            if not computed:
                 continue
             absent = [c for c in components if c not in config.components]
             missing = [k for k in keys if k not in golden]
             if absent or missing:
                 note = f"the checkpoint has no {absent}" if absent else f"needs the keys {missing}"
-                for key in produced:
-                    failed = Result(key, golden[key].shape, None, None, "fail", note)
+                for key in computed:
+                    failed = KeyResult(key, golden[key].shape, None, None, "fail", note)
                     results.setdefault(key, failed)
                 continue
-            for key, (got, expected) in getattr(runner, group)().items():
+            for key, (got, expected) in getattr(checks, check)().items():
                 allowed = tolerance
                 if key == "voc_source":
-                    allowed = max(tolerance, runner.phase_rounding())
+                    allowed = max(tolerance, checks.phase_rounding())
                 results[key] = compare(key, got, expected, allowed)
     for key, value in golden.items():
         if key in results:
             continue
         status = "input" if key in INPUTS else "unused" if key in UNUSED else "fail"
-        note = "" if status != "fail" else "no part of the model gives this key"
-        results[key] = Result(key, value.shape, None, None, status, note)
+        note = "" if status != "fail" else "no part of the model computes this key"
+        results[key] = KeyResult(key, value.shape, None, None, status, note)
     return [results[key] for key in golden]
 
 
-def verify_frontend(golden: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> list[Result]:
-    """The same for the audio front end: everything is computed from `wave` alone."""
+def verify_frontend(golden: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> list[KeyResult]:
+    """Compare every key of a golden file of the audio front end, all computed from `wave`."""
     missing = [k for k in ("wave", "sample_rate") if k not in golden]
     if missing:
         raise ConversionError(f"golden file: keys {missing} are missing")
@@ -426,18 +403,18 @@ def verify_frontend(golden: dict[str, np.ndarray], tolerance: float = TOLERANCE)
         if key in got:
             results.append(compare(key, got[key], value, tolerance))
         elif key in ("wave", "sample_rate"):
-            results.append(Result(key, value.shape, None, None, "input"))
+            results.append(KeyResult(key, value.shape, None, None, "input"))
         else:
-            note = "the front end gives no such key"
-            results.append(Result(key, value.shape, None, None, "fail", note))
+            note = "the front end computes no such key"
+            results.append(KeyResult(key, value.shape, None, None, "fail", note))
     return results
 
 
 def read_golden(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file.
+    """Read all arrays of an .npz file.
 
     Raises:
-      ConversionError: if it is missing or not an .npz of plain arrays.
+      ConversionError: it is missing or not an .npz of plain arrays.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -448,8 +425,8 @@ def read_golden(path: Path) -> dict[str, np.ndarray]:
         raise ConversionError(f"{path}: not a readable .npz: {error}") from None
 
 
-def to_table(results: Sequence[Result]) -> str:
-    """The rows as aligned text, with a last line that counts them."""
+def format_results(results: Sequence[KeyResult]) -> str:
+    """Format the results as aligned text, with a last line that counts them."""
     lines = [f"{'key':20s} {'shape':20s} {'max abs':>10s} {'max rel':>10s}  result"]
     for r in results:
         numbers = [f"{x:10.2e}" if x is not None else f"{'-':>10s}" for x in (r.max_abs, r.max_rel)]
@@ -462,7 +439,7 @@ def to_table(results: Sequence[Result]) -> str:
 
 @contextlib.contextmanager
 def _imported(folder: Path) -> Iterator[Path]:
-    """A checkpoint folder as it is; one with the reference's files, imported for the moment."""
+    """Yield a checkpoint folder; one with the reference's files is imported temporarily."""
     if (folder / layout.WEIGHTS_FOLDER).is_dir():
         yield folder
         return
@@ -473,9 +450,9 @@ def _imported(folder: Path) -> Iterator[Path]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Entry point; 0 if everything passes, 1 if a key fails."""
+    """Run the command; return 0 if everything passes, 1 if a key fails."""
     parser = argparse.ArgumentParser(
-        prog="python -m ba_jax.convert verify", description="Compares with golden numbers."
+        prog="python -m ba_jax.convert verify", description="Compare with golden numbers."
     )
     add = parser.add_argument
     add(
@@ -485,18 +462,23 @@ def main(argv: Sequence[str]) -> int:
     )
     add("--golden", type=Path, help="golden.npz to run through the checkpoint")
     add("--frontend", type=Path, help="frontend.npz to run through the audio front end")
-    add("--tolerance", type=float, default=TOLERANCE, help="of the peak (default: %(default)s)")
+    add(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        help="relative to the peak (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
     if (args.checkpoint is None) != (args.golden is None):
         parser.error("--checkpoint and --golden go together")
     if args.golden is None and args.frontend is None:
         parser.error("nothing to verify: give --checkpoint and --golden, or --frontend")
-    results: list[Result] = []
+    results: list[KeyResult] = []
     if args.golden is not None:
         golden = read_golden(args.golden)
         with _imported(args.checkpoint) as folder:
             results += verify_model(folder, golden, args.tolerance)
     if args.frontend is not None:
         results += verify_frontend(read_golden(args.frontend), args.tolerance)
-    print(to_table(results))
+    print(format_results(results))
     return int(any(r.status == "fail" for r in results))

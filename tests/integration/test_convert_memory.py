@@ -12,8 +12,8 @@ SCRIPT = """
 import json, sys
 import jax, ml_dtypes, numpy as np
 from ba_jax.checkpoints import arrays as checkpoint
-from ba_jax.convert import engine, report
-from ba_jax.convert.rows import row
+from ba_jax.convert import engine, importer
+from ba_jax.convert.engine import row
 
 checkpoint.MAX_CHUNK_BYTES, checkpoint.MAX_PENDING_BYTES = 2 << 20, 4 << 20
 layers, rows, columns = 8, 8192, 2048
@@ -35,9 +35,9 @@ shapes = {"params": {"llm": {"kernel": jax.ShapeDtypeStruct((layers, columns, ro
 plan = engine.make_plan(table, Source(), shapes)
 small = {"params": {"llm": {"x": checkpoint.lazy(np.ones(3))}}}
 checkpoint.save_streamed(sys.argv[1] + "/small", small)
-before = report.peak_rss()
+before = importer.peak_rss()
 checkpoint.save_streamed(sys.argv[1] + "/weights", engine.lazy_variables(plan))
-written = report.peak_rss()
+written = importer.peak_rss()
 reader = checkpoint.Reader(sys.argv[1] + "/weights")
 for parts in plan.placements.values():
     start = 0
@@ -46,7 +46,7 @@ for parts in plan.placements.values():
         assert same.all()
         start += len(piece)
     assert start == rows
-print(json.dumps({"before": before, "written": written, "read": report.peak_rss()}))
+print(json.dumps({"before": before, "written": written, "read": importer.peak_rss()}))
 """
 
 

@@ -17,7 +17,7 @@ GOLDEN = DATA / "tiny" / "golden.npz"
 def test_every_key_of_the_tiny_golden(tiny_checkpoint):
     golden = verify.read_golden(GOLDEN)
     results = verify.verify_model(tiny_checkpoint, golden)
-    table = verify.to_table(results)
+    table = verify.format_results(results)
     assert [r.key for r in results] == list(golden)
     assert not [r for r in results if r.status == "fail"], table
     compared = {r.key for r in results if r.status == "pass"}
@@ -33,8 +33,8 @@ def test_every_key_of_the_tiny_golden(tiny_checkpoint):
 def test_every_key_of_the_front_end():
     golden = verify.read_golden(DATA / "frontend.npz")
     results = verify.verify_frontend(golden)
-    assert [r.status for r in results].count("pass") == 7, verify.to_table(results)
-    assert not [r for r in results if r.status == "fail"], verify.to_table(results)
+    assert [r.status for r in results].count("pass") == 7, verify.format_results(results)
+    assert not [r for r in results if r.status == "fail"], verify.format_results(results)
 
 
 def test_a_changed_golden_fails_and_the_exit_code_says_so(tiny_checkpoint, tmp_path, capsys):
@@ -52,7 +52,7 @@ def test_a_changed_golden_fails_and_the_exit_code_says_so(tiny_checkpoint, tmp_p
     for line in capsys.readouterr().out.splitlines()[1:-1]:
         status[line.split()[0]] = line
     assert "fail" in status["text_logits"] and "pass" in status["dequantized"]
-    assert "no part of the model gives this key" in status["surprise"]
+    assert "no part of the model computes this key" in status["surprise"]
     # Its inputs are not in the file.
     assert "fail: needs the keys ['mel'" in status["codes"]
 

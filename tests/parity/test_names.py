@@ -20,7 +20,7 @@ REFERENCE = Path(__file__).resolve().parent.parent / "data" / "reference"
 @pytest.fixture(scope="module")
 def config() -> BaichuanAudioConfig:
     """From the released config.json."""
-    return hf_config.baichuan_config(json.loads((REFERENCE / "omni_config.json").read_text()))
+    return hf_config.parse_baichuan_config(json.loads((REFERENCE / "omni_config.json").read_text()))
 
 
 def test_every_name_has_a_place_and_every_variable_a_name(config):

@@ -1,8 +1,8 @@
-"""Conversion tables: one file a component, each with `rows(config)` for the release's names."""
+"""Conversion tables: a file per component, each with `rows(config)` for the release's names."""
 
 from __future__ import annotations
 
-from ba_jax.convert.rows import Row
+from ba_jax.convert.engine import WeightRow
 from ba_jax.convert.tables import (
     audio_decoder,
     audio_embed,
@@ -29,7 +29,9 @@ TABLES = {
 }
 
 
-def rows_for(config: BaichuanAudioConfig, components: tuple[str, ...] | None = None) -> list[Row]:
-    """Rows of the release's table for these components (default: all the config has)."""
+def rows_for(
+    config: BaichuanAudioConfig, components: tuple[str, ...] | None = None
+) -> list[WeightRow]:
+    """Return the release's table for some components; None: all that the config has."""
     names = config.components if components is None else components
     return [row for name in names for row in TABLES[name](getattr(config, name))]

@@ -1,14 +1,16 @@
-"""Audio decoder with its refine net."""
+"""Table of the audio decoder with its refine net."""
 
 from __future__ import annotations
 
-from ba_jax.convert.rows import Row, row
+from ba_jax.convert.engine import WeightRow, row
 from ba_jax.convert.tables import parts
 from ba_jax.models.audio_decoder import AudioDecoderConfig
 
 
-def rows(config: AudioDecoderConfig, prefix: str = "audio_tokenizer.audio_decoder") -> list[Row]:
-    """The refine net is a flat Sequential of conv, norm, activation triples and a last conv."""
+def rows(
+    config: AudioDecoderConfig, prefix: str = "audio_tokenizer.audio_decoder"
+) -> list[WeightRow]:
+    """Return the rows; the refine net is a flat Sequential: conv, norm, activation, ..., conv."""
     table = [
         row(f"{prefix}.positional_embedding", "buffers/audio_decoder/positional_embedding"),
         *parts.transformer(f"{prefix}.layers", "audio_decoder", config.layers),

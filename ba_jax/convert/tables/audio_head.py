@@ -1,15 +1,18 @@
-"""Audio head: q, k and v packed as torch's MultiheadAttention packs them; one feed-forward matrix
-for all depths, read as (rows, depth, columns)."""
+"""Table of the audio head.
+
+q, k and v are packed as in torch's MultiheadAttention; a single feed-forward matrix serves all
+depths, read as (rows, depth, columns).
+"""
 
 from __future__ import annotations
 
-from ba_jax.convert.rows import Row, row
+from ba_jax.convert.engine import WeightRow, row
 from ba_jax.convert.tables import parts
 from ba_jax.models.audio_head import AudioHeadConfig
 
 
-def rows(config: AudioHeadConfig) -> list[Row]:
-    """The feed-forward biases are stored but never added: they go to `buffers`."""
+def rows(config: AudioHeadConfig) -> list[WeightRow]:
+    """Return the rows; feed-forward biases are stored but never added: they go to `buffers`."""
     width, depth = config.width, config.depth
     table = parts.norm("audio_head.headnorm", "audio_head/norm", bias=False)
     for i in range(config.layers):
@@ -25,13 +28,15 @@ def rows(config: AudioHeadConfig) -> list[Row]:
 
         table += [
             *parts.norm(f"{source}.layernorm1", f"{target}/attention_norm", bias=False),
-            Row(f"{attention}.in_proj_weight", packed("kernel"), parts.LINEAR, thirds),
-            Row(f"{attention}.in_proj_bias", packed("bias"), "", thirds),
+            WeightRow(f"{attention}.in_proj_weight", packed("kernel"), parts.LINEAR, thirds),
+            WeightRow(f"{attention}.in_proj_bias", packed("bias"), "", thirds),
             *parts.linear(f"{attention}.out_proj", f"{target}/out"),
             *parts.norm(f"{source}.layernorm2", f"{target}/ffn_norm", bias=False),
-            Row(f"{source}.linear1.weight", depths("ffn_in"), parts.LINEAR, (1, (width,) * depth)),
+            WeightRow(
+                f"{source}.linear1.weight", depths("ffn_in"), parts.LINEAR, (1, (width,) * depth)
+            ),
             row(f"{source}.linear1.bias", f"buffers/{target}/ffn_in_bias"),
-            Row(
+            WeightRow(
                 f"{source}.linear2.weight",
                 depths("ffn_out"),
                 parts.LINEAR,

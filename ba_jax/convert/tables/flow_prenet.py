@@ -1,16 +1,16 @@
-"""Flow prenet."""
+"""Table of the flow prenet."""
 
 from __future__ import annotations
 
-from ba_jax.convert.rows import Row, row
+from ba_jax.convert.engine import WeightRow, row
 from ba_jax.convert.tables import parts
 from ba_jax.models.flow_prenet import FlowPrenetConfig
 
 
 def rows(
     config: FlowPrenetConfig, prefix: str = "audio_tokenizer.audio_flow_matching_decoder.prenet"
-) -> list[Row]:
-    """The position table is stored but never added."""
+) -> list[WeightRow]:
+    """Return the rows; the position table is stored but never added."""
     return [
         row(f"{prefix}.positional_embedding", "buffers/flow_prenet/positional_embedding"),
         *parts.linear(f"{prefix}.in_mlp.0", "flow_prenet/mlp_in"),

@@ -1,16 +1,16 @@
-"""Flow U-Net."""
+"""Table of the flow U-Net."""
 
 from __future__ import annotations
 
-from ba_jax.convert.rows import Row
+from ba_jax.convert.engine import WeightRow
 from ba_jax.convert.tables import parts
 from ba_jax.models.flow_unet import FlowUNetConfig
 
 PREFIX = "audio_tokenizer.audio_flow_matching_decoder.conditional_decoder"
 
 
-def rows(config: FlowUNetConfig, prefix: str = PREFIX) -> list[Row]:
-    """One down, `mid_blocks` middle and one up stage; the middle ones are stacked."""
+def rows(config: FlowUNetConfig, prefix: str = PREFIX) -> list[WeightRow]:
+    """Return the rows: a down stage, `mid_blocks` middle stages (stacked) and an up stage."""
     middle = (("stage", config.mid_blocks),)
     return [
         *parts.linear(f"{prefix}.time_mlp.linear_1", "flow_unet/time_in"),
@@ -25,14 +25,16 @@ def rows(config: FlowUNetConfig, prefix: str = PREFIX) -> list[Row]:
     ]
 
 
-def _block(source: str, target: str, stack: parts.Stack = ()) -> list[Row]:
+def _block(source: str, target: str, stack: parts.Stack = ()) -> list[WeightRow]:
     return [
         *parts.conv(f"{source}.block.0", f"{target}/conv", stack=stack),
         *parts.norm(f"{source}.block.2", f"{target}/norm", stack=stack),
     ]
 
 
-def _stage(config: FlowUNetConfig, source: str, target: str, stack: parts.Stack = ()) -> list[Row]:
+def _stage(
+    config: FlowUNetConfig, source: str, target: str, stack: parts.Stack = ()
+) -> list[WeightRow]:
     resnet, s = f"{target}/resnet", f"{source}.1.{{layer}}"
     t, deep = f"{target}/layers", (*stack, ("layer", config.blocks))
     return [

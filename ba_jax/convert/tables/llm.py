@@ -1,16 +1,16 @@
-"""Language model: the release packs q, k and v into one matrix, Qwen2.5's own files do not."""
+"""Table of the language model: the release packs q, k and v, Qwen2.5's own files do not."""
 
 from __future__ import annotations
 
-from ba_jax.convert.rows import Row, row
+from ba_jax.convert.engine import WeightRow, row
 from ba_jax.convert.tables import parts
 from ba_jax.models.llm import LLMConfig
 
 SOURCE, TARGET = "model.layers.{layer}", "llm/layers"
 
 
-def rows(config: LLMConfig) -> list[Row]:
-    """Names of the release, or unpacked, of a Qwen2.5 folder."""
+def rows(config: LLMConfig) -> list[WeightRow]:
+    """Return the rows for the release's names, or, unpacked, for those of a Qwen2.5 folder."""
     stack = (("layer", config.layers),)
     table = [
         row("model.embed_tokens.weight", "params/llm/embedding"),
@@ -28,7 +28,7 @@ def rows(config: LLMConfig) -> list[Row]:
     return table
 
 
-def _packed(config: LLMConfig, stack: parts.Stack) -> list[Row]:
+def _packed(config: LLMConfig, stack: parts.Stack) -> list[WeightRow]:
     key_rows = config.kv_heads * config.head_dim
     split = (0, (config.heads * config.head_dim, key_rows, key_rows))
 
@@ -36,13 +36,13 @@ def _packed(config: LLMConfig, stack: parts.Stack) -> list[Row]:
         return tuple(f"params/{TARGET}/{name}/{leaf}" for name in ("query", "key", "value"))
 
     source = f"{SOURCE}.self_attn.W_pack"
-    table = [Row(f"{source}.weight", targets("kernel"), parts.LINEAR, split, stack)]
+    table = [WeightRow(f"{source}.weight", targets("kernel"), parts.LINEAR, split, stack)]
     if config.qkv_bias:
-        table.append(Row(f"{source}.bias", targets("bias"), "", split, stack))
+        table.append(WeightRow(f"{source}.bias", targets("bias"), "", split, stack))
     return table
 
 
-def _separate(config: LLMConfig, stack: parts.Stack) -> list[Row]:
+def _separate(config: LLMConfig, stack: parts.Stack) -> list[WeightRow]:
     return [
         r
         for name, short in (("query", "q"), ("key", "k"), ("value", "v"))

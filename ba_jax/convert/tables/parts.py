@@ -1,8 +1,8 @@
-"""Rows that several tables share: PyTorch's layers and ours, kind by kind."""
+"""Rows that several tables share: PyTorch's layers and ours."""
 
 from __future__ import annotations
 
-from ba_jax.convert.rows import Row, row
+from ba_jax.convert.engine import WeightRow, row
 
 LINEAR = "o i -> i o"
 CONV = "o i k -> k i o"
@@ -11,32 +11,32 @@ CONV_TRANSPOSE = "i o k -> k i o"
 Stack = tuple[tuple[str, int], ...]
 
 
-def linear(source: str, target: str, bias: bool = True, stack: Stack = ()) -> list[Row]:
-    """torch.nn.Linear to Dense."""
+def linear(source: str, target: str, bias: bool = True, stack: Stack = ()) -> list[WeightRow]:
+    """Return the rows of torch.nn.Linear and Dense."""
     rows = [row(f"{source}.weight", f"params/{target}/kernel", LINEAR, stack=stack)]
     if bias:
         rows.append(row(f"{source}.bias", f"params/{target}/bias", stack=stack))
     return rows
 
 
-def conv(source: str, target: str, layout: str = CONV, stack: Stack = ()) -> list[Row]:
-    """torch.nn.Conv1d (or, with CONV_TRANSPOSE, ConvTranspose1d)."""
+def conv(source: str, target: str, layout: str = CONV, stack: Stack = ()) -> list[WeightRow]:
+    """Return the rows of torch.nn.Conv1d (or, with CONV_TRANSPOSE, ConvTranspose1d)."""
     return [
         row(f"{source}.weight", f"params/{target}/kernel", layout, stack=stack),
         row(f"{source}.bias", f"params/{target}/bias", stack=stack),
     ]
 
 
-def norm(source: str, target: str, bias: bool = True, stack: Stack = ()) -> list[Row]:
-    """LayerNorm and GroupNorm, or with `bias=False` RMSNorm."""
+def norm(source: str, target: str, bias: bool = True, stack: Stack = ()) -> list[WeightRow]:
+    """Return the rows of LayerNorm and GroupNorm, or with `bias=False` of RMSNorm."""
     rows = [row(f"{source}.weight", f"params/{target}/scale", stack=stack)]
     if bias:
         rows.append(row(f"{source}.bias", f"params/{target}/bias", stack=stack))
     return rows
 
 
-def transformer(source: str, target: str, layers: int, rms: bool = False) -> list[Row]:
-    """A stack of the reference's Whisper layers to our scanned `TransformerLayer`s."""
+def transformer(source: str, target: str, layers: int, rms: bool = False) -> list[WeightRow]:
+    """Return the rows of a stack of Whisper layers and our scanned `TransformerLayer`s."""
     s, t, stack = f"{source}.{{layer}}", f"{target}/layers", (("layer", layers),)
     return [
         *norm(f"{s}.self_attn_layer_norm", f"{t}/attention_norm", not rms, stack),

@@ -1,21 +1,18 @@
-"""Weight table of the vocoder: `hift.pt` of CosyVoice 2, in the naming weight_g, weight_v.
+"""Table of the vocoder: `hift.pt` of CosyVoice 2, with weight norm as weight_g and weight_v.
 
-Kernels are (out, in, k) in PyTorch and (k, in, out) here; transposed ones (in, out, k). The gains
-of weight normalisation keep their axes of size 1, so that every layout is a permutation.
+The gains of weight normalisation keep their axes of size 1, so that every layout is a permutation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ba_jax.convert.rows import Row, row
+from ba_jax.convert.engine import WeightRow, row
+from ba_jax.convert.tables import parts
 from ba_jax.models.vocoder import VocoderConfig
 
-_CONV = "o i k -> k i o"
-_TRANSPOSED = "i o k -> k i o"
 
-
-def _weight_norm(source: str, target: str, layout: str = _CONV) -> list[Row]:
+def _weight_norm(source: str, target: str, layout: str = parts.CONV) -> list[WeightRow]:
     return [
         row(f"{source}.weight_v", f"{target}/kernel_v", layout),
         row(f"{source}.weight_g", f"{target}/kernel_g", layout),
@@ -23,14 +20,14 @@ def _weight_norm(source: str, target: str, layout: str = _CONV) -> list[Row]:
     ]
 
 
-def _plain(source: str, target: str, layout: str) -> list[Row]:
+def _plain(source: str, target: str, layout: str) -> list[WeightRow]:
     return [
         row(f"{source}.weight", f"{target}/kernel", layout),
         row(f"{source}.bias", f"{target}/bias"),
     ]
 
 
-def _resblock(source: str, target: str, dilations: int) -> list[Row]:
+def _resblock(source: str, target: str, dilations: int) -> list[WeightRow]:
     rows = []
     for i in range(dilations):
         for side in (1, 2):
@@ -44,20 +41,20 @@ def _resblock(source: str, target: str, dilations: int) -> list[Row]:
     return rows
 
 
-def rows(config: VocoderConfig) -> list[Row]:
-    """One row for each of the vocoder's tensors, in the order of the signal."""
+def rows(config: VocoderConfig) -> list[WeightRow]:
+    """Return the rows, in the order of the signal."""
     root = "params/vocoder"
     table = []
     for i in range(config.f0_layers):  # activations take the odd places of the reference's list
         table += _weight_norm(f"f0_predictor.condnet.{2 * i}", f"{root}/f0_predictor/conv_{i}")
     classifier = "f0_predictor/classifier"
-    table += _plain("f0_predictor.classifier", f"{root}/{classifier}", "o i -> i o")
-    table += _plain("m_source.l_linear", f"{root}/source_mixer", "o i -> i o")
+    table += _plain("f0_predictor.classifier", f"{root}/{classifier}", parts.LINEAR)
+    table += _plain("m_source.l_linear", f"{root}/source_mixer", parts.LINEAR)
     table += _weight_norm("conv_pre", f"{root}/conv_pre")
     dilations = len(config.dilations)
     for i in range(config.stages):
-        table += _weight_norm(f"ups.{i}", f"{root}/ups_{i}", _TRANSPOSED)
-        table += _plain(f"source_downs.{i}", f"{root}/source_downs_{i}", _CONV)
+        table += _weight_norm(f"ups.{i}", f"{root}/ups_{i}", parts.CONV_TRANSPOSE)
+        table += _plain(f"source_downs.{i}", f"{root}/source_downs_{i}", parts.CONV)
         table += _resblock(f"source_resblocks.{i}", f"{root}/source_resblocks_{i}", dilations)
     for i in range(config.stages * len(config.resblock_kernels)):
         table += _resblock(f"resblocks.{i}", f"{root}/resblocks_{i}", dilations)
@@ -65,10 +62,10 @@ def rows(config: VocoderConfig) -> list[Row]:
 
 
 def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> VocoderConfig:
-    """The config of a checkpoint, from the shapes of its tensors under their canonical names.
+    """Infer the config of a checkpoint from the shapes of its tensors, by canonical name.
 
-    Widths, mel bins and the number of harmonics are read; rates and kernel sizes are those of the
-    release (shapes that contradict them are found when the rows are applied).
+    Shapes show widths, mel bins and the number of harmonics; rates and kernel sizes are those of
+    the release (applying the rows fails if shapes contradict them).
 
     Raises:
       ValueError: naming the tensor that is missing or has the wrong shape.
@@ -77,10 +74,10 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> VocoderConfig:
     def shape(name: str, axes: str) -> tuple[int, ...]:
         if name not in shapes:
             raise ValueError(f"vocoder checkpoint: no tensor {name!r}; expected shape {axes}")
-        found = tuple(shapes[name])
-        if len(found) != axes.count(",") + 1:
-            raise ValueError(f"vocoder checkpoint: {name!r} has shape {found}; expected {axes}")
-        return found
+        sizes = tuple(shapes[name])
+        if len(sizes) != axes.count(",") + 1:
+            raise ValueError(f"vocoder checkpoint: {name!r} has shape {sizes}; expected {axes}")
+        return sizes
 
     base_channels, mel_bins, _ = shape("conv_pre.weight_v", "(base_channels, mel_bins, 7)")
     name, axes = "f0_predictor.condnet.0.weight_v", "(f0_channels, mel_bins, 3)"

@@ -1,14 +1,16 @@
-"""Bridge and quantiser."""
+"""Table of the bridge and its quantizer."""
 
 from __future__ import annotations
 
-from ba_jax.convert.rows import Row, row
+from ba_jax.convert.engine import WeightRow, row
 from ba_jax.convert.tables import parts
 from ba_jax.models.vq_bridge import VQBridgeConfig
 
 
-def rows(config: VQBridgeConfig, prefix: str = "audio_tokenizer.audio_bridge_model") -> list[Row]:
-    """The codebooks and their EMA statistics go to the collection `codebook`."""
+def rows(
+    config: VQBridgeConfig, prefix: str = "audio_tokenizer.audio_bridge_model"
+) -> list[WeightRow]:
+    """Return the rows; codebooks and their EMA statistics are in the collection `codebook`."""
     table = [
         row(f"{prefix}.gate_proj.weight", "params/vq_bridge/gate/kernel", parts.CONV),
         row(f"{prefix}.up_proj.weight", "params/vq_bridge/up/kernel", parts.CONV),

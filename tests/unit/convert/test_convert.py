@@ -20,10 +20,11 @@ import transformers
 
 from ba_jax.checkpoints import arrays as checkpoint
 from ba_jax.convert import export, importer, sources
+from ba_jax.convert.__main__ import main
 from ba_jax.convert.engine import TensorInfo
-from ba_jax.convert.main import main
 from ba_jax.convert.safetensors_io import SafetensorsFolder, make_header, write_file
-from ba_jax.convert.torch_pickle import VocoderSource, load_pickle
+from ba_jax.convert.sources import VocoderSource
+from ba_jax.convert.torch_pickle import load_state_dict
 from ba_jax.models.baichuan_audio import variable_shapes
 from ba_jax.tree import flatten
 
@@ -182,7 +183,7 @@ def test_model_without_recorded_layout_is_sharded(imported, tmp_path, capsys):
     for name in reference.tensors:
         assert opened.read(name).tobytes() == reference.read(name).tobytes(), name
     transformed = safetensors.numpy.load_file(again / "hift.safetensors")
-    arrays, _ = load_pickle(TINY / "hift.pt")
+    arrays, _ = load_state_dict(TINY / "hift.pt")
     assert transformed.keys() == arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(transformed[name], array)
@@ -226,7 +227,7 @@ def test_vision_is_left_out_and_restored_from_the_base(tmp_path):
 
 
 def test_both_weight_norm_namings_give_the_same_checkpoint(voice, tmp_path, imported):
-    arrays, _ = load_pickle(voice / "hift.pt")
+    arrays, _ = load_state_dict(voice / "hift.pt")
     newer = {}
     for name, array in arrays.items():
         name = name.replace("weight_g", "parametrizations.weight.original0")
@@ -427,8 +428,8 @@ def test_interrupted_import_leaves_nothing_that_looks_complete(voice, tmp_path, 
     script = (
         "import os, sys, signal, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from ba_jax.convert.torch_pickle import VocoderSource\n"
-        "from ba_jax.convert.main import main\n"
+        "from ba_jax.convert.sources import VocoderSource\n"
+        "from ba_jax.convert.__main__ import main\n"
         "real, calls = VocoderSource.read, []\n"
         "def read(self, *arguments):\n"
         "    calls.append(1)\n"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ba_jax.checkpoints import arrays
-from ba_jax.convert.ctranslate2 import CTranslate2File, whisper_config_dict
+from ba_jax.convert.__main__ import main
+from ba_jax.convert.ctranslate2 import CTranslate2File, read_whisper_config
 from ba_jax.convert.engine import ConversionError
-from ba_jax.convert.main import main
 from ba_jax.convert.safetensors_io import SafetensorsFolder
 from tests.unit.convert.refusal import assert_refused
 
@@ -62,7 +62,7 @@ def test_reads_weights_and_scalars(path):
 
 
 def test_sizes_of_the_encoder(path):
-    assert whisper_config_dict(CTranslate2File(path)) == {
+    assert read_whisper_config(CTranslate2File(path)) == {
         "model_type": "whisper",
         "d_model": 8,
         "encoder_layers": 2,
@@ -85,14 +85,14 @@ def test_sizes_that_cannot_be_read(path, changes, word):
     variables = {n: v for n, v in {**VARIABLES, **changes}.items() if v is not None}
     path.write_bytes(model_bytes(variables))
     with pytest.raises(ConversionError) as caught:
-        whisper_config_dict(CTranslate2File(path))
+        read_whisper_config(CTranslate2File(path))
     assert word in str(caught.value)
 
 
 def test_other_models(path):
     path.write_bytes(model_bytes(spec="TransformerSpec"))
     with pytest.raises(ConversionError, match="spec 'TransformerSpec', expected WhisperSpec"):
-        whisper_config_dict(CTranslate2File(path))
+        read_whisper_config(CTranslate2File(path))
 
 
 def test_every_cut_is_found(path):

@@ -12,22 +12,21 @@ import pytest
 
 from ba_jax.checkpoints import arrays as checkpoint
 from ba_jax.convert import engine
-from ba_jax.convert.engine import ConversionError, TensorInfo, make_plan
-from ba_jax.convert.rows import Row, row
+from ba_jax.convert.engine import ConversionError, TensorInfo, WeightRow, make_plan, row
 from ba_jax.tree import flatten, unflatten
 from tests.unit.convert.refusal import assert_refused
 
 LAYERS = (("layer", 3),)
 ROWS = [
     row("embed.weight", "params/llm/embedding"),
-    Row(
+    WeightRow(
         "layers.{layer}.qkv.weight",
         tuple(f"params/llm/layers/{name}/kernel" for name in ("q", "k", "v")),
         "o i -> i o",
         (0, (4, 2, 2)),
         LAYERS,
     ),
-    Row(
+    WeightRow(
         "layers.{layer}.qkv.bias",
         ("params/llm/layers/q/bias", "", "params/llm/layers/v/bias"),
         split=(0, (4, 2, 2)),
@@ -39,7 +38,7 @@ ROWS = [
         "o i k -> k i o",
         stack=(("stage", 2), *LAYERS),
     ),
-    Row("head.weight", ("params/head/a", "params/head/b"), "o i -> i o", (1, (5, 3))),
+    WeightRow("head.weight", ("params/head/a", "params/head/b"), "o i -> i o", (1, (5, 3))),
     row("count", "codebook/head/count"),
 ]
 SHAPES = {
@@ -149,7 +148,7 @@ def test_any_permutation_and_split_can_be_undone(data):
     array = np.random.default_rng(0).integers(0, 60000, shape).astype(np.uint16)
     array = array.view(ml_dtypes.bfloat16)
     targets = tuple(f"params/llm/{i}" for i in range(len(sizes)))
-    table = [Row("x", targets, f"{' '.join(names)} -> {' '.join(right)}", (axis, sizes))]
+    table = [WeightRow("x", targets, f"{' '.join(names)} -> {' '.join(right)}", (axis, sizes))]
     split = np.split(array.view(np.uint16), np.cumsum(sizes)[:-1], axis)
     expected = [part.transpose([names.index(n) for n in right]) for part in split]
     shapes = {t: part.shape for t, part in zip(targets, expected, strict=True)}
@@ -271,8 +270,8 @@ def test_parts_that_must_be_zero():
         ([row("a", "params/x/w", "o i k -> k i o")], "does not fit a target of (4, 2)"),
         ([row("a.{n}", "params/x/w", stack=(("n", 3),))], "expected leading axes (3,)"),
         ([row("a.{m}", "params/x/w", stack=(("n", 4),))], "does not give the field 'm'"),
-        ([Row("a", ("params/x/w", "params/x/v"), "", (0, (4, 3)))], "targets have (4, 4)"),
-        ([Row("a", ("params/x/w",), "", (0, (4, 4)))], "1 targets for 2 parts"),
+        ([WeightRow("a", ("params/x/w", "params/x/v"), "", (0, (4, 3)))], "targets have (4, 4)"),
+        ([WeightRow("a", ("params/x/w",), "", (0, (4, 4)))], "1 targets for 2 parts"),
     ],
 )
 def test_faulty_tables(table, word):

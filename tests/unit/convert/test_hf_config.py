@@ -27,7 +27,7 @@ def tiny_values() -> dict:
 
 
 def test_the_golden_config_is_configs_models_tiny():
-    config = hf_config.baichuan_config(tiny_values())
+    config = hf_config.parse_baichuan_config(tiny_values())
     ours = from_mapping(BaichuanAudioConfig, get_config("tiny"))
     assert dataclasses.replace(ours, vocoder=None) == config
 
@@ -36,20 +36,20 @@ def test_the_golden_config_is_configs_models_tiny():
 @pytest.mark.parametrize("size", sorted(set(SIZES) - {"nano_whisper"}))
 def test_every_size_can_be_written_as_config_json(size):
     config = from_mapping(BaichuanAudioConfig, get_config(size))
-    values = json.loads(json.dumps(hf_config.baichuan_values(config)))
-    assert hf_config.baichuan_config(values, config.vocoder) == config
+    values = json.loads(json.dumps(hf_config.format_baichuan_config(config)))
+    assert hf_config.parse_baichuan_config(values, config.vocoder) == config
 
 
 def test_what_config_json_cannot_say_is_an_error():
     with pytest.raises(ConversionError, match="vq_bridge|audio_decoder"):
         config = from_mapping(BaichuanAudioConfig, get_config("nano_whisper"))
-        hf_config.baichuan_values(config)
+        hf_config.format_baichuan_config(config)
     config = from_mapping(BaichuanAudioConfig, get_config("tiny"))
     chunk = dataclasses.replace(config.flow_unet, chunk=50)
     with pytest.raises(ConversionError, match=r"cannot describe this model's \['flow_unet'\]"):
-        hf_config.baichuan_values(dataclasses.replace(config, flow_unet=chunk))
+        hf_config.format_baichuan_config(dataclasses.replace(config, flow_unet=chunk))
     with pytest.raises(ConversionError, match=r"this one has no \['audio_encoder', 'vq_bridge'"):
-        hf_config.baichuan_values(config.only("llm"))
+        hf_config.format_baichuan_config(config.only("llm"))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_model_from_scratch_is_exported_and_comes_back(tmp_path):
 def test_separate_q_k_v_in_a_model_folder():
     """`attention_qkv_pack: false`: the same variables from, and into, three matrices."""
     values = tiny_values() | {"attention_qkv_pack": False}
-    config = hf_config.baichuan_config(values)
+    config = hf_config.parse_baichuan_config(values)
     assert not config.llm.qkv_packed
     names = {row.source for row in tables.rows_for(config)}
     assert "model.layers.{layer}.self_attn.k_proj.bias" in names

@@ -17,9 +17,9 @@ from ba_jax.checkpoints import arrays
 from ba_jax.checkpoints.manager import Checkpoints
 from ba_jax.config import from_mapping, to_mapping
 from ba_jax.convert import export, importer, join
-from ba_jax.convert.main import main
+from ba_jax.convert.__main__ import main
 from ba_jax.convert.safetensors_io import SafetensorsFolder
-from ba_jax.convert.torch_pickle import load_pickle
+from ba_jax.convert.torch_pickle import load_state_dict
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
 from ba_jax.models.lora import merge_lora
 from ba_jax.tree import flatten, unflatten
@@ -183,7 +183,7 @@ def test_a_release_gives_layout_vision_and_text_files(all_runs, tmp_path, capsys
         "model.safetensors.index.json",
     ):
         assert (out / name).read_bytes() == (base / name).read_bytes(), name
-    ours, theirs = (load_pickle(folder / "hift.pt")[0] for folder in (out, base))
+    ours, theirs = (load_state_dict(folder / "hift.pt")[0] for folder in (out, base))
     assert all(np.array_equal(ours[n], theirs[n]) for n in theirs) and len(ours) == len(theirs)
 
     values = json.loads((base / "config.json").read_text()) | {"vocab_size": 700}
@@ -344,9 +344,9 @@ def test_a_run_that_is_not_its_configs_is_refused(variables, runs, tmp_path, cap
 def test_blocks_hold_whole_stored_chunks_and_parts_tile_them(monkeypatch):
     monkeypatch.setattr(arrays, "MAX_CHUNK_BYTES", 1000)
     # Small stored chunks are read together, ...
-    assert join._blocks((6, 40, 10), (1, 5, 10), 4) == (1, 25, 10)
+    assert join.read_block((6, 40, 10), (1, 5, 10), 4) == (1, 25, 10)
     # ... a large one once, and written in parts that divide it.
-    assert join._blocks((6, 40, 10), (3, 40, 10), 4) == (3, 40, 10)
-    assert join._parts((3, 40, 10), 4) == (1, 20, 10)
-    assert join._parts((7, 1009), 4) == (1, 1)
-    assert join._parts((), 4) == () and join._blocks((), (), 4) == ()
+    assert join.read_block((6, 40, 10), (3, 40, 10), 4) == (3, 40, 10)
+    assert join.write_chunk((3, 40, 10), 4) == (1, 20, 10)
+    assert join.write_chunk((7, 1009), 4) == (1, 1)
+    assert join.write_chunk((), 4) == () and join.read_block((), (), 4) == ()

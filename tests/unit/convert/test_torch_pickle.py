@@ -9,12 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from ba_jax.convert.torch_pickle import (
-    canonical_name,
-    load_pickle,
-    open_vocoder,
-    save_pickle,
-)
+from ba_jax.convert.sources import canonical_name, open_vocoder
+from ba_jax.convert.torch_pickle import load_pickle, load_state_dict, save_state_dict
 from tests.unit.convert.refusal import assert_refused
 
 STATE = {
@@ -67,14 +63,27 @@ def test_both_namings_give_the_same_tensors(tmp_path, rename):
 def test_saved_pickles_are_what_they_were(tmp_path):
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)).bfloat16()
     torch.save(module.state_dict(), tmp_path / "a.pt")
-    arrays, metadata = load_pickle(tmp_path / "a.pt")
+    arrays, metadata = load_state_dict(tmp_path / "a.pt")
     assert arrays["0.weight"].dtype == ml_dtypes.bfloat16
-    save_pickle(tmp_path / "b.pt", arrays.items(), metadata)
+    save_state_dict(tmp_path / "b.pt", arrays.items(), metadata)
     got = torch.load(tmp_path / "b.pt", weights_only=True)
     assert list(got) == list(module.state_dict())
     assert got._metadata == module.state_dict()._metadata
     for name, tensor in module.state_dict().items():
         assert got[name].dtype == tensor.dtype and torch.equal(got[name], tensor)
+
+
+def test_nested_containers_hold_arrays(tmp_path):
+    nested = {"model": {"a": torch.ones(2)}, "voices": [torch.eye(2).half(), 3, "x"]}
+    torch.save(nested, tmp_path / "nested.pt")
+    result = load_pickle(tmp_path / "nested.pt")
+    np.testing.assert_array_equal(result["model"]["a"], np.ones(2, np.float32))
+    np.testing.assert_array_equal(result["voices"][0], np.eye(2, dtype=np.float16))
+    assert result["voices"][1:] == [3, "x"]
+    torch.save({"a": [torch.eye(3).to_sparse()]}, tmp_path / "sparse.pt")
+    assert_refused(lambda: load_pickle(tmp_path / "sparse.pt"), "['a'][0] is torch.sparse_coo")
+    torch.save(torch.ones(9), tmp_path / "voice.pt")
+    assert_refused(lambda: load_pickle(tmp_path / "voice.pt", max_bytes=9), "under 9")
 
 
 def test_both_namings_at_once(tmp_path):
