@@ -140,7 +140,7 @@ def torch_weights(variables: Mapping, rows: Sequence) -> dict[str, torch.Tensor]
     flat = {path: np.asarray(leaf) for path, leaf in flatten(variables).items()}
     weights = {}
     for name, parts in engine.expand(rows, variables).items():
-        pieces = [part.backward(flat[part.target][part.index]) for part in parts]
+        pieces = [part.to_source(flat[part.target][part.index]) for part in parts]
         joined = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, parts[0].axis)
         weights[name] = torch.from_numpy(np.ascontiguousarray(joined).copy())
     return weights
