@@ -1,27 +1,26 @@
-"""What `python -m ba_jax.corpora` makes datasets from.
+"""Configs of `python -m ba_jax.corpora`, which makes datasets.
 
     --config=configs/prepare.py:KIND --config.source.folder=/data/CORPUS --out=/data/records/CORPUS
 
-  kind           what it needs, and what it is
+  kind           required value, and the corpus
   embedded       nothing: the corpus in the package, made from packages; --size=large makes hours
-  manifest       source.path: a JSONL file, one utterance or dialogue a line
-  librispeech    source.folder: LibriSpeech/, with train-clean-100/ and others in it
-  libritts       source.folder: LibriTTS/ or LibriTTS_R/, with train-clean-100/ and others in it
+  manifest       source.path: a JSONL file, an utterance or dialogue per line
+  librispeech    source.folder: LibriSpeech/, which has train-clean-100/ and others in it
+  libritts       source.folder: LibriTTS/ or LibriTTS_R/, which has train-clean-100/ and others
   ljspeech       source.folder: LJSpeech-1.1/, with metadata.csv and wavs/
   aishell        source.folder: data_aishell/, with wav/ (archives unpacked) and transcript/
-  wenetspeech    source.folder: the one with WenetSpeech.json and audio/
-  fleurs         source.folder: the one with en_us/ and cmn_hans_cn/
+  wenetspeech    source.folder: contains WenetSpeech.json and audio/
+  fleurs         source.folder: contains en_us/ and cmn_hans_cn/
   common_voice   source.folder: cv-corpus-.../en, with train.tsv and clips/
-  covost2        source.folder: Common Voice 4 of the language spoken, with covost_v2....tsv
+  covost2        source.folder: Common Voice 4 of the spoken language, with covost_v2....tsv
   text           source.path: a text file, or a folder of .txt files
   crawl          source.path: long recordings, cut into interleaved speech and text
   synthetic      source.path: text, spoken by synthetic voices
-  spliced        source.dataset: a folder with codes, whose words are put together anew
+  spliced        source.dataset: a folder with codes, whose words are recombined
 
-`source` has the fields of the kind's class (`ba_jax.corpora.sources.registry.SOURCES`), with its
-defaults, and `source.audio` what clips are taken and how they are stored. Beside it,
-`items_per_shard` items make one file of records, and the run fails if more than `max_rejected` (a
-share) of everything is rejected.
+`source` has the fields of the kind's class (`ba_jax.corpora.runner.SOURCES`) with its defaults, and
+`source.audio` the accepted clips and their coding. `items_per_shard` items make a file of records,
+and the run fails if more than `max_rejected` (a share) of everything is rejected.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ba_jax.corpora.sources.registry import SOURCES, source_class
+from ba_jax.corpora.runner import SOURCES, PrepareConfig
 
 ARGUMENTS = tuple(SOURCES)
-# What is not as for the other kinds.
+# Values that differ from the defaults of PrepareConfig.
 CHANGES: dict[str, dict[str, Any]] = {
-    # An item is a long recording with its segments, some hundreds of records, ...
+    # An item is a long recording with its segments, some hundreds of records.
     "wenetspeech": {"items_per_shard": 4},
-    # ... a long recording of which every silence and every lost piece is counted, ...
+    # An item is a long recording of which every silence and every lost piece is counted.
     "crawl": {"items_per_shard": 1, "max_rejected": 1.0},
-    # ... some three minutes of speech to be made, of which single sentences are lost, ...
+    # An item is some three minutes of synthetic speech, which may lose single sentences.
     "synthetic": {"items_per_shard": 8, "max_rejected": 1.0},
-    # ... or a paragraph. Of a whole voice, what cannot be cut is a rejection.
     "text": {"items_per_shard": 10_000},
+    # Every utterance of a voice that cannot be cut is a rejection.
     "spliced": {"items_per_shard": 1000, "max_rejected": 1.0},
 }
 
@@ -54,13 +53,14 @@ def get_config(kind: str = "embedded") -> ConfigDict:
     Raises:
       ValueError: for an unknown kind.
     """
-    config = {"kind": kind, "items_per_shard": 256, "max_rejected": 0.5}
-    config["source"] = _defaults(source_class(kind))
-    return ConfigDict(config | CHANGES.get(kind, {}))
+    if kind not in SOURCES:
+        raise ValueError(f"kind {kind!r}, expected one of {ARGUMENTS}")
+    values = _defaults(PrepareConfig) | {"kind": kind, "source": _defaults(SOURCES[kind])}
+    return ConfigDict(values | CHANGES.get(kind, {}))
 
 
 def _defaults(cls: type) -> dict[str, Any]:
-    """A dataclass's defaults; "" for a text without one: it has to be given."""
+    """A dataclass's defaults; "" for a required field."""
     values = {}
     for field in dataclasses.fields(cls):
         if field.default_factory is not dataclasses.MISSING:

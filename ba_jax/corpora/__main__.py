@@ -1,11 +1,11 @@
-r"""Makes a dataset of records.
+r"""Make a dataset of records.
 
     python -m ba_jax.corpora --config=configs/prepare.py:librispeech \
         --config.source.folder=/data/LibriSpeech --out=/data/records/librispeech
 
-Run again, it goes on where it was; once it is complete, it prints its report. `--dry-run` lists
-what there is and writes nothing. Exit codes: 0 a dataset is there, 1 the run failed or too much was
-rejected, 2 a wrong command line or config, 130 interrupted.
+The same command resumes an interrupted run, and prints the report of a complete dataset.
+`--dry-run` lists the corpus and writes nothing. Exit codes: 0 the dataset is complete, 1 the run
+failed or too much was rejected, 2 a wrong command line or config, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -23,29 +23,31 @@ _CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "prepare.py"
 
 
 def _define_flags() -> None:
-    """Called when the module is run, not imported: flags are the whole process's."""
+    """Define the flags when the module is run, not imported: flags are global to a process."""
     from ml_collections import config_flags
 
     config_flags.DEFINE_config_file(
         "config",
         f"{_CONFIGS}:embedded",
-        "configs/prepare.py:KIND, what to prepare; single values as --config.source.folder=...",
+        "configs/prepare.py:KIND, the corpus; single values as --config.source.folder=...",
     )
-    flags.DEFINE_string("out", None, "folder of the dataset to make")
-    flags.DEFINE_integer("workers", os.cpu_count(), "processes; 0: work in this one", 0)
+    flags.DEFINE_string("out", None, "folder of the new dataset")
+    flags.DEFINE_integer("workers", os.cpu_count(), "processes; 0 works in this process", 0)
     flags.DEFINE_bool("dry_run", False, "list and check the items, write nothing")
-    flags.DEFINE_bool("overwrite", False, "discard what an earlier run left in --out")
+    flags.DEFINE_bool("overwrite", False, "discard the output of another config in --out")
     flags.DEFINE_string("size", None, "short for --config.source.size")
     runners = ["local", "beam"]
     flags.DEFINE_enum("runner", "local", runners, "processes here, or a Beam pipeline")
     flags.DEFINE_string(
-        "beam_options", "--runner=DirectRunner", "the pipeline's, as on Beam's own command lines"
+        "beam_options",
+        "--runner=DirectRunner",
+        "options of the pipeline, in the form of Beam's command lines",
     )
-    flags.DEFINE_bool("quiet", False, "no progress bar")
+    flags.DEFINE_bool("quiet", False, "show no progress bar")
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Flags as absl has them, but with hyphens allowed in two names."""
+    """Parse flags, with hyphens allowed in two names."""
     for number, word in enumerate(argv):
         name, equals, value = word.partition("=")
         if name in ("--dry-run", "--beam-options"):
@@ -53,7 +55,7 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         _define_flags()
         return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError) as error:  # ml_collections, of a key that is not there
+    except (AttributeError, KeyError) as error:  # ml_collections, for an unknown key
         key = re.findall(r"\w+", str(error))[0]
         print(f"error: --config: no key {key!r}, see {_CONFIGS}", file=sys.stderr)
         sys.exit(USER_ERROR)
@@ -64,7 +66,7 @@ def _main(argv: list[str]) -> int:
     from ba_jax.corpora import runner
     from ba_jax.corpora.report import REPORT_MD
     from ba_jax.corpora.shards import ShardError
-    from ba_jax.corpora.sources.listing import SourceError
+    from ba_jax.corpora.sources.base import SourceError
 
     args = flags.FLAGS
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -84,19 +86,19 @@ def _main(argv: list[str]) -> int:
             print(runner.dry_run(config))
             return 0
         if not args.out:
-            print("error: --out: expected the folder of the dataset to make", file=sys.stderr)
+            print("error: --out: expected the folder of the new dataset", file=sys.stderr)
             return USER_ERROR
-        make_all = None
+        run_jobs = None
         if args.runner == "beam":
             from ba_jax.corpora.beam import BeamRunner
 
-            make_all = BeamRunner(args.beam_options)
+            run_jobs = BeamRunner(args.beam_options)
         report = runner.prepare(
             config,
             args.out,
             workers=args.workers,
             overwrite=args.overwrite,
-            make_all=make_all,
+            run_jobs=run_jobs,
             show_progress=not args.quiet,
         )
     except (ConfigError, SourceError) as error:
@@ -106,7 +108,7 @@ def _main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("interrupted: run again to go on", file=sys.stderr)
+        print("interrupted: run the same command again to resume", file=sys.stderr)
         return INTERRUPTED
     print((Path(args.out) / REPORT_MD).read_text(encoding="utf-8"))
     print(f"{report['records']} records, {report['hours']:.2f} h in {args.out}")

@@ -1,24 +1,23 @@
-"""Speech as it is stored in records: mono, 24 kHz at most, Ogg Opus or FLAC."""
+"""Encode speech for records: mono, 24 kHz at most, Ogg Opus or FLAC."""
 
 from __future__ import annotations
 
 import io
-import os
 
 import numpy as np
 
-from ba_jax.audio import check_wave, read_audio, write_audio
+from ba_jax.audio import check_wave, write_audio
 from ba_jax.audio.complete import ogg_checksum
 from ba_jax.audio.resample import resample
 
 CODINGS = ("opus", "flac")
 STORED_RATE = 24000
-"""Hz, the vocoder's; recordings of a higher rate are brought down to it, lower ones stay."""
+"""Hz, the vocoder's; recordings of higher rates are resampled to it, lower rates are kept."""
 _OPUS_RATES = (8000, 12000, 16000, 24000)
 
 
 def encode_speech(wave_S: np.ndarray, rate: int, coding: str = "opus") -> tuple[bytes, float]:
-    """Encodes a mono wave.
+    """Encode a mono wave.
 
     Args:
       wave_S: floating, full scale +-1.
@@ -27,10 +26,10 @@ def encode_speech(wave_S: np.ndarray, rate: int, coding: str = "opus") -> tuple[
         lossless, 6 times the size; 1,000 to 4,000 seconds, by how much resampling they need).
 
     Returns:
-      (an audio file's bytes, the same in every run; its length in seconds).
+      (the bytes of an audio file, the same in every run; its length in seconds).
 
     Raises:
-      AudioError: not a wave, or a rate that makes no sense.
+      AudioError: not a wave, or a rate out of range.
       ValueError: an unknown coding.
     """
     if coding not in CODINGS:
@@ -47,21 +46,8 @@ def encode_speech(wave_S: np.ndarray, rate: int, coding: str = "opus") -> tuple[
     return _with_fixed_serial(data) if coding == "opus" else data, len(wave_S) / stored
 
 
-def encode_file(
-    path: str | os.PathLike, coding: str = "opus", max_seconds: float = 600.0
-) -> tuple[bytes, float]:
-    """Reads an audio file of any supported format and encodes it for a record.
-
-    Raises:
-      AudioError: as `ba_jax.audio.read_audio`.
-      ValueError: an unknown coding.
-    """
-    wave_S, rate = read_audio(path, mono=True, max_seconds=max_seconds)
-    return encode_speech(wave_S, rate, coding)
-
-
 def _with_fixed_serial(ogg: bytes) -> bytes:
-    """Gives an Ogg stream the serial number 1; libsndfile draws one from the clock."""
+    """Set an Ogg stream's serial number to 1; libsndfile draws it from the clock."""
     data = bytearray(ogg)
     start = 0
     while start < len(data):

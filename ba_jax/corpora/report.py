@@ -1,10 +1,10 @@
-"""The report of a run: what was written, and what was not and why."""
+"""The report of a run: the records written, and the rejections with their reasons."""
 
 from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ba_jax.corpora.sources.base import Rejection
 
 REPORT_JSON, REPORT_MD = "report.json", "report.md"
 REJECTED, WARNINGS = "rejected.jsonl", "warnings.jsonl"
-_SHOWN = 10  # speakers, and rejected items of each reason, in the tables
+_SHOWN = 10  # rows of speakers, and rejected items of each reason, in report.md
 
 
 def summarise(
@@ -23,52 +23,61 @@ def summarise(
     Args:
       name: of the dataset.
       sides: split -> its shards' side files.
-      listed: what was rejected while listing.
+      listed: rejections of the listing.
     """
-    splits, by_kind = {}, collections.defaultdict(lambda: [0, 0.0])
-    languages = collections.defaultdict(lambda: [0, 0.0])
-    speakers: dict[str, dict[str, list]] = {}
+    splits, speakers = {}, {}
+    languages, kinds = _Totals(), _Totals()
     for split, shards in sides.items():
-        records, seconds = 0, 0.0
-        own = collections.defaultdict(lambda: [0, 0.0])
+        split_total, split_speakers = _Totals(), _Totals()
         for shard in shards:
-            for key, (count, length) in shard["counts"].items():
+            for key, (count, seconds) in shard["counts"].items():
                 language, kind = key.split()
-                for row in (languages[language], by_kind[kind]):
-                    _add(row, count, length)
-                records, seconds = records + count, seconds + length
-            for speaker, (count, length) in shard["speakers"].items():
-                _add(own[speaker], count, length)
-        splits[split] = _row(records, seconds) | {
-            "speakers": len(own),
+                languages.add(language, count, seconds)
+                kinds.add(kind, count, seconds)
+                split_total.add(split, count, seconds)
+            for speaker, (count, seconds) in shard["speakers"].items():
+                split_speakers.add(speaker, count, seconds)
+        splits[split] = _row(*split_total[split]) | {
+            "speakers": len(split_speakers),
             "shards": len(shards),
             "bytes": sum(shard["size"] for shard in shards),
         }
-        speakers[split] = {who: _row(*own[who]) for who in sorted(own)}
+        speakers[split] = split_speakers.rows()
     rejections = all_rejections(sides, listed)
-    reasons = collections.defaultdict(lambda: [0, 0.0])
+    reasons = _Totals()
     for rejection in rejections:
-        _add(reasons[rejection["reason"]], 1, rejection["seconds"])
+        reasons.add(rejection["reason"], 1, rejection["seconds"])
     warned = collections.Counter(warning["reason"] for warning in all_warnings(sides))
     total = [sum(split[key] for split in splits.values()) for key in ("records", "seconds")]
     return {
         "name": name,
         **_row(*total),
         "splits": splits,
-        "languages": {key: _row(*languages[key]) for key in sorted(languages)},
-        "kinds": {key: _row(*by_kind[key]) for key in sorted(by_kind)},
+        "languages": languages.rows(),
+        "kinds": kinds.rows(),
         "rejected": _row(len(rejections), sum(row["seconds"] for row in rejections)),
-        "reasons": {
-            key: _row(*reasons[key])
-            for key in sorted(reasons, key=lambda reason: (-reasons[reason][0], reason))
-        },
+        "reasons": reasons.rows(lambda reason: (-reasons[reason][0], reason)),
         "warnings": dict(sorted(warned.items())),
         "speakers": speakers,
     }
 
 
+class _Totals(collections.defaultdict):
+    """Key -> [count, seconds]."""
+
+    def __init__(self):
+        super().__init__(lambda: [0, 0.0])
+
+    def add(self, key: str, count: int, seconds: float) -> None:
+        self[key][0] += count
+        self[key][1] += seconds
+
+    def rows(self, order: Callable[[str], Any] | None = None) -> dict[str, dict[str, float]]:
+        return {key: _row(*self[key]) for key in sorted(self, key=order)}
+
+
 def all_rejections(sides, listed: Iterable[Rejection]) -> list[dict[str, Any]]:
-    """Everything rejected: while listing, then shard by shard."""
+    """All rejections: of the listing, then shard by shard."""
     first = [vars(rejection) for rejection in listed]
     return first + [row for shards in sides.values() for side in shards for row in side["rejected"]]
 
@@ -79,7 +88,7 @@ def all_warnings(sides) -> list[dict[str, str]]:
 
 
 def write_report(directory: Path, report: Mapping[str, Any], sides, listed) -> None:
-    """Writes report.json, report.md, rejected.jsonl and, if there are any, warnings.jsonl."""
+    """Write report.json, report.md, rejected.jsonl and, if there are any, warnings.jsonl."""
     rejections, warnings = all_rejections(sides, listed), all_warnings(sides)
     text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
     (directory / REPORT_JSON).write_text(text, encoding="utf-8")
@@ -87,7 +96,7 @@ def write_report(directory: Path, report: Mapping[str, Any], sides, listed) -> N
     if warnings:
         _write_lines(directory / WARNINGS, warnings)
     text = to_markdown(report, rejections, warnings)
-    # A file's name may hold bytes that are no Unicode.
+    # File names may hold bytes that are no Unicode.
     (directory / REPORT_MD).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
@@ -101,7 +110,7 @@ def to_markdown(
     rejections: Sequence[Mapping[str, Any]],
     warnings: Sequence[Mapping[str, str]] = (),
 ) -> str:
-    """The report for people."""
+    """The content of report.md."""
     lines = [f"# {report['name']}: {report['records']} records, {report['hours']:.3f} h", ""]
     rows = [
         [split, row["records"], f"{row['hours']:.3f}", row["speakers"], row["shards"], row["bytes"]]
@@ -112,11 +121,10 @@ def to_markdown(
         rows = [[k, row["records"], f"{row['hours']:.3f}"] for k, row in report[key].items()]
         lines += _table((title, "records", "hours"), rows)
     rows = []
-    for split, own in report["speakers"].items():
-        ranked = sorted(own, key=lambda who: (-own[who]["seconds"], who))
-        rows += [
-            [split, who, own[who]["records"], f"{own[who]['hours']:.3f}"] for who in ranked[:_SHOWN]
-        ]
+    for split, speakers in report["speakers"].items():
+        ranked = sorted(speakers.items(), key=lambda pair: (-pair[1]["seconds"], pair[0]))
+        for speaker, row in ranked[:_SHOWN]:
+            rows.append([split, speaker, row["records"], f"{row['hours']:.3f}"])
         if len(ranked) > _SHOWN:
             rows.append([split, f"and {len(ranked) - _SHOWN} more, see {REPORT_JSON}", "", ""])
     lines += _table(("split", "speaker", "parts", "hours"), rows)
@@ -131,9 +139,9 @@ def to_markdown(
 def rejection_lines(
     total, reasons, rejections: Sequence[Mapping[str, Any]], full: str = f", see {REJECTED}"
 ) -> list[str]:
-    """Counts of rejected items by reason, and the first of each with their files and lines.
+    """Counts of rejected items by reason, and the first items of each with their files and lines.
 
-    `full` says where the rest of them is.
+    `full` names the place of the complete list.
     """
     if not rejections:
         return ["Nothing was rejected.", ""]
@@ -144,21 +152,11 @@ def rejection_lines(
     for row in rejections:
         by_reason[row["reason"]].append(row)
     for reason in reasons:
-        own = by_reason[reason]
-        lines += [f"- {row['where']}: {reason}: {row['detail']}" for row in own[:_SHOWN]]
-        if len(own) > _SHOWN:
-            lines.append(f"- and {len(own) - _SHOWN} more of {reason!r}{full}")
+        rows = by_reason[reason]
+        lines += [f"- {row['where']}: {reason}: {row['detail']}" for row in rows[:_SHOWN]]
+        if len(rows) > _SHOWN:
+            lines.append(f"- and {len(rows) - _SHOWN} more of {reason!r}{full}")
     return [*lines, ""]
-
-
-def count_reasons(rejections: Iterable[Rejection]) -> dict[str, dict[str, float]]:
-    """Reason -> its row, the most frequent first."""
-    return summarise("", {}, list(rejections))["reasons"]
-
-
-def _add(row: list, count: int, seconds: float) -> None:
-    row[0] += count
-    row[1] += seconds
 
 
 def _row(records: int, seconds: float) -> dict[str, float]:

@@ -1,62 +1,82 @@
-"""Runs a source into a dataset: plan, make the shards that are missing, finish.
+"""Run a source into a dataset: plan, make the missing shards, finish.
 
-A run that stops at any point, killed even, goes on where it was: shards that are complete are kept.
-The folder of a dataset:
+An interrupted or killed run resumes: complete shards are kept. The folder of a dataset:
 
     NAME-SPLIT.array_record-00000-of-00004   records
-    dataset_info.json, features.json         TFDS's; there once the run is complete
-    report.md, report.json, rejected.jsonl   what was written, and what was not and why
+    dataset_info.json, features.json         TFDS's; they exist once the run is complete
+    report.md, report.json, rejected.jsonl   counts of records, and rejections with reasons
     prepare.json                             the config, and a fingerprint of it and the listing
-    .prepare/                                while the run is not complete: its state
+    .prepare/                                state of an incomplete run
+
+Two ways to make the shards share this module and `shards`: `pool`, processes on this machine, needs
+nothing but the standard library and is what most users run; `beam`, an Apache Beam pipeline, is for
+corpora that outgrow one machine and needs a cluster to be faster than the pool.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from ba_jax.config import ConfigError, from_mapping, to_mapping
+from ba_jax.corpora import pool
 from ba_jax.corpora import report as reports
-from ba_jax.corpora.shards import WORK, Job, divide, is_done, make_shard, write_json
-from ba_jax.corpora.sources.base import Item, Rejection, Source
-from ba_jax.corpora.sources.listing import SourceError
-from ba_jax.corpora.sources.registry import source_class
+from ba_jax.corpora.embedded import EmbeddedCorpus
+from ba_jax.corpora.shards import STATE, WORK, Job, PrepareError, ShardPlan, divide, write_json
+from ba_jax.corpora.sources.aishell import Aishell
+from ba_jax.corpora.sources.base import INFO, Item, Rejection, Source, SourceError
+from ba_jax.corpora.sources.common_voice import CommonVoice, Covost2
+from ba_jax.corpora.sources.crawl import Crawl
+from ba_jax.corpora.sources.fleurs import Fleurs
+from ba_jax.corpora.sources.libri import LibriSpeech, LibriTTS
+from ba_jax.corpora.sources.ljspeech import LJSpeech
+from ba_jax.corpora.sources.manifest import Manifest
+from ba_jax.corpora.sources.plain_text import PlainText
+from ba_jax.corpora.sources.spliced import Spliced
+from ba_jax.corpora.sources.synthetic import Synthetic
+from ba_jax.corpora.sources.wenetspeech import WenetSpeech
 from ba_jax.data.record import Shard, write_metadata
 
-VERSION = 1  # of what is written for a listing; part of the fingerprint
-STATE = "prepare.json"
-_INFO = "dataset_info.json"
+VERSION = 1  # of the records written for a listing; part of the fingerprint
 _NAME = re.compile("[A-Za-z][A-Za-z0-9_]*")
-_POLL = 0.2  # seconds between two looks at the progress
 
-
-class PrepareError(RuntimeError):
-    """A run that cannot start or go on: says why, and what to do."""
+SOURCES: dict[str, type] = {
+    "manifest": Manifest,
+    "librispeech": LibriSpeech,
+    "libritts": LibriTTS,
+    "ljspeech": LJSpeech,
+    "aishell": Aishell,
+    "wenetspeech": WenetSpeech,
+    "fleurs": Fleurs,
+    "common_voice": CommonVoice,
+    "covost2": Covost2,
+    "text": PlainText,
+    "embedded": EmbeddedCorpus,
+    "crawl": Crawl,
+    "synthetic": Synthetic,
+    "spliced": Spliced,
+}
+"""Kind of source in a config -> its class, a frozen dataclass."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """What to prepare.
+    """The config of a run.
 
     Attributes:
-      kind: of source, a key of `sources.SOURCES`.
+      kind: of source, a key of SOURCES.
       source: fields of its class.
-      items_per_shard: how many of the source's items make one file of records.
-      max_rejected: the run fails if more than this share of all there was is rejected.
+      items_per_shard: number of the source's items in a file of records.
+      max_rejected: the run fails if a larger share of everything is rejected.
     """
 
     kind: str
@@ -74,67 +94,66 @@ class PrepareConfig:
         """The source.
 
         Raises:
-          SourceError: an unknown kind, or a value that makes no sense.
+          SourceError: an unknown kind, or a value out of range.
           ConfigError: an unknown or ill-typed field.
         """
-        with _sensible("config.source"):
-            source = from_mapping(source_class(self.kind), self.source, "config.source")
+        if self.kind not in SOURCES:
+            raise SourceError(f"kind = {self.kind!r}, expected one of {sorted(SOURCES)}")
+        with _values_checked("config.source"):
+            source = from_mapping(SOURCES[self.kind], self.source, "config.source")
             if not _NAME.fullmatch(source.name):
                 raise ValueError(f"name = {source.name!r}, expected letters, digits and _")
             return source
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a run will do: a function of the config and of what the source lists.
-
-    Attributes:
-      config: of the run.
-      source: of the items.
-      jobs: the shards.
-      rejected: what was rejected while listing.
-      fingerprint: of all of the above.
-      items, seconds: how many items, and their speech as far as it is known.
-    """
-
-    config: PrepareConfig
-    source: Source
-    jobs: tuple[Job, ...]
-    rejected: tuple[Rejection, ...]
-    fingerprint: str
-    items: int
-    seconds: float
-
-
-def make_plan(config: PrepareConfig) -> Plan:
-    """Lists a source and divides it into shards.
+def config_from(values: Mapping[str, Any]) -> PrepareConfig:
+    """A config from nested mappings.
 
     Raises:
-      SourceError: the corpus is not there, or is in another layout.
+      ConfigError: an unknown, missing or ill-typed key.
+      SourceError: a value out of range.
+    """
+    with _values_checked("config"):
+        return from_mapping(PrepareConfig, values, "config")
+
+
+@contextlib.contextmanager
+def _values_checked(path: str) -> Iterator[None]:
+    """Turn the ValueErrors of dataclasses' own checks into SourceErrors."""
+    try:
+        yield
+    except (ConfigError, SourceError):
+        raise
+    except ValueError as error:
+        raise SourceError(f"{path}: {error}") from None
+
+
+def make_plan(config: PrepareConfig) -> ShardPlan:
+    """List a source and divide it into shards.
+
+    Raises:
+      SourceError: the corpus is missing or in another layout.
     """
     source = config.make_source()
     items, rejected = [], []
-    first: dict[str, str] = {}
+    places: dict[str, str] = {}
     for listed in source.items():
         if isinstance(listed, Rejection):
             rejected.append(listed)
-        elif listed.id in first:
-            detail = f"{listed.id!r} is also at {first[listed.id]}"
+        elif listed.id in places:
+            detail = f"{listed.id!r} is also at {places[listed.id]}"
             rejected.append(Rejection(listed.where, "duplicate id", detail, listed.seconds))
         elif not _NAME.fullmatch(listed.split):
             detail = f"split {listed.split!r}, expected letters, digits and _"
             rejected.append(Rejection(listed.where, "bad value", detail, listed.seconds))
         else:
-            first[listed.id] = listed.where
+            places[listed.id] = listed.where
             items.append(listed)
-    return Plan(
-        config,
+    return ShardPlan(
         source,
         tuple(divide(items, config.items_per_shard)),
         tuple(rejected),
         _fingerprint(config, items, rejected),
-        len(items),
-        sum(item.seconds for item in items),
     )
 
 
@@ -147,7 +166,7 @@ def _fingerprint(config: PrepareConfig, items: list[Item], rejected: list[Reject
     return digest.hexdigest()
 
 
-# --- one run ------------------------------------------------------------------------------------
+# --- a run --------------------------------------------------------------------------------------
 
 
 def prepare(
@@ -156,23 +175,23 @@ def prepare(
     *,
     workers: int = 1,
     overwrite: bool = False,
-    make_all: Callable[[Plan, list[Job], Path], None] | None = None,
+    run_jobs: Callable[[ShardPlan, list[Job], Path], None] | None = None,
     show_progress: bool = False,
 ) -> dict[str, Any]:
-    """Makes a dataset, or goes on making it; returns its report.
+    """Make a dataset, or resume making it; returns its report.
 
     Args:
-      config: what to prepare.
+      config: of the dataset.
       directory: the dataset's folder.
-      workers: processes; 0 works in this one.
-      overwrite: discard what another config left there.
-      make_all: makes the jobs given, in place of local processes.
+      workers: processes; 0 works in this process.
+      overwrite: discard the output of another config.
+      run_jobs: makes the missing shards in place of local processes.
       show_progress: a bar on the standard error.
 
     Raises:
       SourceError, ConfigError: the source cannot be listed.
-      PrepareError: the folder holds something else, a worker died, nothing was left to write, or
-        too much was rejected.
+      PrepareError: the folder holds something else, a worker died, no record was written, or too
+        much was rejected.
       PrepareError, ShardError: the source failed, in a worker or in this process.
     """
     directory = Path(directory)
@@ -180,18 +199,17 @@ def prepare(
     if directory.exists() and not directory.is_dir():
         raise PrepareError(f"{directory}: is a file, expected a folder or nothing")
     directory.mkdir(parents=True, exist_ok=True)
-    with _alone(directory):
-        if not _open(plan, directory, overwrite):
+    with _lock(directory):
+        if not _open_run(config, plan, directory, overwrite):
             return read_report(directory)
-        name = plan.source.name
-        missing = [job for job in plan.jobs if not is_done(job, directory, name, plan.fingerprint)]
+        missing = plan.missing_jobs(directory)
         for job in missing:
             job.claim_path(directory).unlink(missing_ok=True)
-        if make_all is None:
-            _make_locally(plan, missing, directory, workers, show_progress)
+        if run_jobs is None:
+            pool.make_shards(plan, missing, directory, workers, show_progress)
         elif missing:
-            make_all(plan, missing, directory)
-        return _finish(plan, directory)
+            run_jobs(plan, missing, directory)
+        return _finish(config, plan, directory)
 
 
 def read_report(directory: Path) -> dict[str, Any]:
@@ -199,8 +217,8 @@ def read_report(directory: Path) -> dict[str, Any]:
     return json.loads((directory / reports.REPORT_JSON).read_text(encoding="utf-8"))
 
 
-def _open(plan: Plan, directory: Path, overwrite: bool) -> bool:
-    """Makes the folder ready; False if it holds the complete dataset already."""
+def _open_run(config: PrepareConfig, plan: ShardPlan, directory: Path, overwrite: bool) -> bool:
+    """Prepare the folder; False if it holds the complete dataset already."""
     state = directory / STATE
     stored: Mapping[str, Any] = {}
     if state.is_file():
@@ -219,31 +237,31 @@ def _open(plan: Plan, directory: Path, overwrite: bool) -> bool:
     if stored and stored.get("fingerprint") != plan.fingerprint:
         raise PrepareError(
             f"{directory}: was made with another config, or the corpus has changed since"
-            f"{_difference(stored, plan)}; --overwrite replaces it, or choose another --out"
+            f"{_describe_change(stored, config)}; --overwrite replaces it, or choose another --out"
         )
     if stored.get("complete"):
+        # A run killed at its very end leaves this folder.
+        shutil.rmtree(directory / WORK, ignore_errors=True)
         _check_complete(plan, directory)
         return False
     (directory / WORK).mkdir(parents=True, exist_ok=True)
-    write_json(state, _state(plan, complete=False))
+    _write_state(config, plan, directory, complete=False)
     return True
 
 
-def _check_complete(plan: Plan, directory: Path) -> None:
-    # A run that was killed at its very end left this.
-    shutil.rmtree(directory / WORK, ignore_errors=True)
+def _check_complete(plan: ShardPlan, directory: Path) -> None:
     splits = read_report(directory)["splits"]
     for job in plan.jobs:
         path = job.path(directory, plan.source.name)
         if splits[job.split]["records"] and not path.is_file():
             raise PrepareError(
-                f"{path}: is gone from a dataset that was complete; --overwrite makes it anew"
+                f"{path}: is missing from a dataset that was complete; --overwrite makes it anew"
             )
 
 
 @contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Keeps a second run out of the folder; the lock goes with the process that holds it."""
+def _lock(directory: Path) -> Iterator[None]:
+    """Keep a second run out of the folder; the lock ends with the process that holds it."""
     lock = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -254,44 +272,44 @@ def _alone(directory: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _state(plan: Plan, complete: bool) -> dict[str, Any]:
-    return {
+def _write_state(config: PrepareConfig, plan: ShardPlan, directory: Path, complete: bool) -> None:
+    state = {
         "fingerprint": plan.fingerprint,
         "complete": complete,
         "name": plan.source.name,
-        "config": to_mapping(plan.config),
+        "config": to_mapping(config),
     }
+    write_json(directory / STATE, state)
 
 
-def _difference(stored: Mapping[str, Any], plan: Plan) -> str:
-    old, new = stored.get("config", {}), to_mapping(plan.config)
-    flat_old, flat_new = dict(_flat(old)), dict(_flat(new))
-    keys = sorted(k for k in flat_old | flat_new if flat_old.get(k) != flat_new.get(k))
-    keys = [k for k in keys if k != "max_rejected"]
-    words = [f"{k} was {flat_old.get(k)!r}, is {flat_new.get(k)!r}" for k in keys]
-    return f" ({'; '.join(words)})" if words else " (the config is the same)"
+def _describe_change(stored: Mapping[str, Any], config: PrepareConfig) -> str:
+    """The differences between the stored config and this run's."""
+    old, new = (dict(_flatten(c)) for c in (stored.get("config", {}), to_mapping(config)))
+    keys = sorted(k for k in old | new if old.get(k) != new.get(k) and k != "max_rejected")
+    changes = [f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in keys]
+    return f" ({'; '.join(changes)})" if changes else " (the config is the same)"
 
 
-def _flat(value: Any, name: str = ""):
+def _flatten(value: Any, name: str = ""):
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _flat(inner, f"{name}.{key}" if name else key)
+            yield from _flatten(inner, f"{name}.{key}" if name else key)
     else:
         yield name, value
 
 
 def _clear(directory: Path) -> None:
-    """Removes what prepare made, and nothing else."""
-    names = [STATE, _INFO, "features.json", "LICENSE", reports.REPORT_JSON, reports.REPORT_MD]
-    names += [reports.REJECTED, reports.WARNINGS]
-    # The state goes last: a run that is killed here is still known to be one.
-    for path in (*directory.glob("*.array_record-*"), *(directory / n for n in reversed(names))):
+    """Remove the files of a dataset, and nothing else."""
+    names = [reports.WARNINGS, reports.REJECTED, reports.REPORT_MD, reports.REPORT_JSON, "LICENSE"]
+    # The state goes last: a run killed here is still recognised as a run.
+    names += ["features.json", INFO, STATE]
+    for path in (*directory.glob("*.array_record-*"), *(directory / name for name in names)):
         path.unlink(missing_ok=True)
     shutil.rmtree(directory / WORK, ignore_errors=True)
 
 
-def _finish(plan: Plan, directory: Path) -> dict[str, Any]:
-    """Metadata and report, from the shards' side files."""
+def _finish(config: PrepareConfig, plan: ShardPlan, directory: Path) -> dict[str, Any]:
+    """Write metadata and report from the shards' side files."""
     sides: dict[str, list] = {}
     for job in plan.jobs:
         side = json.loads(job.side_path(directory).read_text(encoding="utf-8"))
@@ -304,16 +322,16 @@ def _finish(plan: Plan, directory: Path) -> dict[str, Any]:
             f"{directory}: no record was written: {rejected} rejected, see {reports.REPORT_MD}"
         )
     share = rejected / (written + rejected)
-    if share > plan.config.max_rejected:
+    if share > config.max_rejected:
         raise PrepareError(
             f"{directory}: {rejected} rejected and {written} written: {share:.1%}, expected at "
-            f"most max_rejected = {plan.config.max_rejected:.1%}; see {reports.REPORT_MD}. Run "
-            "again with a higher max_rejected to take the rest as it is"
+            f"most max_rejected = {config.max_rejected:.1%}; see {reports.REPORT_MD}. Run again "
+            "with a higher max_rejected to accept the written records"
         )
     plan.source.finish(directory)
     shards = {
-        split: [Shard(side["records"], side["size"]) for side in own]
-        for split, own in sides.items()
+        split: [Shard(side["records"], side["size"]) for side in split_sides]
+        for split, split_sides in sides.items()
         if report["splits"][split]["records"]
     }
     for job in plan.jobs:
@@ -326,187 +344,32 @@ def _finish(plan: Plan, directory: Path) -> dict[str, Any]:
         description=plan.source.description,
         licence=plan.source.licence,
     )
-    write_json(directory / STATE, _state(plan, complete=True))
+    _write_state(config, plan, directory, complete=True)
     shutil.rmtree(directory / WORK)
     return report
 
 
-# --- local processes ----------------------------------------------------------------------------
-
-
-def _make_locally(
-    plan: Plan, jobs: list[Job], directory: Path, workers: int, show_progress: bool
-) -> None:
-    import tqdm
-
-    done = plan.items - sum(len(job.items) for job in jobs)
-    with tqdm.tqdm(
-        total=plan.items,
-        initial=done,
-        unit="item",
-        desc=plan.source.name,
-        disable=not show_progress,
-        dynamic_ncols=True,
-    ) as bar:
-        if workers < 1:
-            for job in jobs:
-                make_shard(job, plan.source, directory, plan.fingerprint, bar.update)
-        elif jobs:
-            _make_in_pool(plan, jobs, directory, workers, bar)
-
-
-def _make_in_pool(plan: Plan, jobs: list[Job], directory: Path, workers: int, bar) -> None:
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    waiting = iter(jobs)
-    pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(jobs)),
-        mp_context=context,
-        initializer=_start_worker,
-        initargs=(plan.source, str(directory), plan.fingerprint, counter),
-    )
-    running: dict[concurrent.futures.Future, Job] = {}
-    processes: dict[int, multiprocessing.Process] = {}
-    first = bar.n
-    try:
-        while True:
-            # Few at a time: a shard's items travel when its turn comes.
-            while len(running) < 2 * workers and (job := next(waiting, None)) is not None:
-                running[pool.submit(_work, job)] = job
-            processes.update(pool._processes or {})
-            if not running:
-                return
-            finished, _ = concurrent.futures.wait(
-                running, _POLL, concurrent.futures.FIRST_COMPLETED
-            )
-            bar.update(first + counter.value - bar.n)
-            for future in finished:
-                failure = future.result()
-                if failure is not None:
-                    raise PrepareError(f"{failure}; shards that were complete are kept")
-                del running[future]
-    except BrokenProcessPool as error:
-        _stop(pool, processes)
-        # The pool ends the others with SIGTERM.
-        codes = {pid: process.exitcode for pid, process in processes.items()}
-        dead = [pid for pid, code in codes.items() if code not in (0, -signal.SIGTERM)]
-        raise PrepareError(_describe_death(running.values(), directory, dead, codes)) from error
-    finally:
-        bar.update(first + counter.value - bar.n)
-        _stop(pool, processes)
-
-
-def _stop(
-    pool: concurrent.futures.ProcessPoolExecutor, processes: Mapping[int, multiprocessing.Process]
-) -> None:
-    """Ends a pool at once: a shard that it has begun is made again by the next run."""
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes.values():
-        if process.exitcode is None:
-            process.terminate()
-    for process in processes.values():
-        process.join(5)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-
-
-def _describe_death(jobs, directory: Path, dead: list[int], codes: Mapping[int, int]) -> str:
-    """Who died at what: every future of a broken pool fails alike, the claims tell them apart."""
-    lines = []
-    for job in jobs:
-        claim = job.claim_path(directory)
-        if claim.is_file():
-            line, _, _ = claim.read_text(encoding="utf-8", errors="replace").partition("\n")
-            pid, _, item = line.partition(" ")
-            if pid and (int(pid) in dead or not dead):
-                code = codes.get(int(pid))
-                lines.append(f"process {pid} (exit code {code}) at item {item} of {job.describe()}")
-    at = "; ".join(lines) or "before it began a shard"
-    return (
-        f"a worker process died (killed, out of memory, or a crash in native code): {at}. Shards "
-        "that were complete are kept: run again to go on"
-    )
-
-
-_WORKER: dict[str, Any] = {}
-
-
-def _start_worker(source: Source, directory: str, fingerprint: str, counter) -> None:
-    # The main process stops its workers; one that was killed cannot.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _WORKER.update(
-        source=source, directory=Path(directory), fingerprint=fingerprint, counter=counter
-    )
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _work(job: Job) -> str | None:
-    """Makes a shard in a worker; returns what went wrong, as text: errors may not be picklable."""
-
-    def progress() -> None:
-        with _WORKER["counter"].get_lock():
-            _WORKER["counter"].value += 1
-
-    try:
-        make_shard(job, _WORKER["source"], _WORKER["directory"], _WORKER["fingerprint"], progress)
-    except Exception as error:
-        return f"{job.describe()}: {error}"
-    return None
-
-
-# --- looking first ------------------------------------------------------------------------------
-
-
 def dry_run(config: PrepareConfig) -> str:
-    """Lists a source and says what a run would do; writes nothing.
+    """List a source and describe the run; writes nothing.
 
     Raises:
       SourceError, ConfigError: the source cannot be listed.
-      PrepareError: it lists nothing to make records of.
+      PrepareError: it lists no items.
     """
     plan = make_plan(config)
-    by_split: dict[str, list[int]] = {}
+    by_split: dict[str, list[Job]] = {}
     for job in plan.jobs:
-        row = by_split.setdefault(job.split, [0, 0])
-        row[0] += len(job.items)
-        row[1] += 1
+        by_split.setdefault(job.split, []).append(job)
     lines = [f"# {plan.source.name}: {plan.items} items listed, nothing written", ""]
-    for split, (items, shards) in by_split.items():
-        seconds = sum(i.seconds for job in plan.jobs if job.split == split for i in job.items)
+    for split, jobs in by_split.items():
+        items = [item for job in jobs for item in job.items]
+        seconds = sum(item.seconds for item in items)
         hours = f"{seconds / 3600:.2f} h" if seconds else "hours not known before reading"
-        lines.append(f"- {split}: {items} items in {shards} shards, {hours}")
-    rows = [vars(rejection) for rejection in plan.rejected]
-    total = {"records": len(rows), "hours": sum(row["seconds"] for row in rows) / 3600}
-    reasons = reports.count_reasons(plan.rejected)
-    lines += ["", *reports.rejection_lines(total, reasons, rows, full="")]
+        lines.append(f"- {split}: {len(items)} items in {len(jobs)} shards, {hours}")
+    report = reports.summarise(plan.source.name, {}, plan.rejected)
+    rows = reports.all_rejections({}, plan.rejected)
+    lines += ["", *reports.rejection_lines(report["rejected"], report["reasons"], rows, full="")]
     text = "\n".join(lines)
     if not plan.items:
         raise PrepareError(f"{text}\nnothing to make records of")
     return text
-
-
-def config_from(values: Mapping[str, Any]) -> PrepareConfig:
-    """A config from nested mappings.
-
-    Raises:
-      ConfigError: an unknown, missing or ill-typed key.
-      SourceError: a value that makes no sense.
-    """
-    with _sensible("config"):
-        return from_mapping(PrepareConfig, values, "config")
-
-
-@contextlib.contextmanager
-def _sensible(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (ConfigError, SourceError):
-        raise
-    except ValueError as error:  # of a dataclass's own checks
-        raise SourceError(f"{what}: {error}") from None

@@ -1,8 +1,8 @@
-"""The unit of work and of resumption: a shard, made of a fixed run of a source's items.
+"""Shards: the unit of work and of resuming, each made of a fixed run of a source's items.
 
-A shard is done once its side file is there: counts, rejections and warnings, beside the records. It
-depends on the listing alone, not on which process makes it, so that a run with any number of
-workers, a resumed run and a run on a cluster give the same bytes.
+A shard is done once its side file exists, which holds counts, rejections and warnings. Its content
+depends on the listing alone, not on the process that makes it: a run with any number of workers, a
+resumed run and a run on a cluster give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from ba_jax.corpora.sources.base import Item, Rejected, Rejection, Source
 from ba_jax.data.features import one_blas_thread
 from ba_jax.data.record import Record, RecordError, check_record, shard_name, write_shard
 
+STATE = "prepare.json"
+"""File of a dataset's folder with its config and fingerprint."""
 WORK = ".prepare"
-"""Folder inside the dataset's with the side files of a run that is not complete."""
+"""Folder inside a dataset's folder with the side files of an incomplete run."""
 SPECIAL_TEXT = "special-token text"
 # Spellings of the release's added tokens and of SentencePiece's control tokens.
 _SPECIAL = re.compile(
@@ -32,17 +34,21 @@ _SPECIAL = re.compile(
 )
 
 
+class PrepareError(RuntimeError):
+    """A run that cannot start, resume or finish: names the cause and the remedy."""
+
+
 class ShardError(RuntimeError):
-    """A source that failed in a way that is no rejection: names the item."""
+    """A failure of a source that is no rejection: names the item."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One shard to make.
+    """A shard to make.
 
     Attributes:
       split, number, count: the shard's place in the dataset.
-      items: what it is made of.
+      items: in order.
     """
 
     split: str
@@ -51,19 +57,19 @@ class Job:
     items: tuple[Item, ...]
 
     def path(self, directory: Path, name: str) -> Path:
-        """Of the records."""
+        """Path of the records."""
         return directory / shard_name(name, self.split, self.number, self.count)
 
     def side_path(self, directory: Path) -> Path:
-        """Of the side file."""
+        """Path of the side file."""
         return directory / WORK / f"{self.split}-{self.number:05d}.json"
 
     def claim_path(self, directory: Path) -> Path:
-        """Of the file that says who is making it, and what item it has come to."""
+        """Path of the file that names the process at work and its current item."""
         return directory / WORK / f"{self.split}-{self.number:05d}.claim"
 
     def describe(self) -> str:
-        """For messages: what it is made of."""
+        """The shard and its items, for messages."""
         first, last = self.items[0], self.items[-1]
         return (
             f"shard {self.number + 1} of {self.count} of split {self.split!r}, "
@@ -71,28 +77,54 @@ class Job:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class ShardPlan:
+    """The work of a run, a function of its config and of the source's listing.
+
+    Attributes:
+      source: of the items.
+      jobs: the shards.
+      rejected: rejections of the listing.
+      fingerprint: of the config and the listing.
+    """
+
+    source: Source
+    jobs: tuple[Job, ...]
+    rejected: tuple[Rejection, ...]
+    fingerprint: str
+
+    @property
+    def items(self) -> int:
+        """Number of items."""
+        return sum(len(job.items) for job in self.jobs)
+
+    def missing_jobs(self, directory: Path) -> list[Job]:
+        """The shards that are not complete yet."""
+        name = self.source.name
+        return [job for job in self.jobs if not is_done(job, directory, name, self.fingerprint)]
+
+
 def divide(items: Sequence[Item], items_per_shard: int) -> list[Job]:
-    """Divides items into shards: a function of the listing alone."""
+    """Divide items into shards, a function of the listing alone."""
     by_split: dict[str, list[Item]] = {}
     for item in items:
         by_split.setdefault(item.split, []).append(item)
     jobs = []
     for split in sorted(by_split):
-        own = by_split[split]
-        starts = range(0, len(own), items_per_shard)
+        starts = range(0, len(by_split[split]), items_per_shard)
         for number, start in enumerate(starts):
-            run = tuple(own[start : start + items_per_shard])
+            run = tuple(by_split[split][start : start + items_per_shard])
             jobs.append(Job(split, number, len(starts), run))
     return jobs
 
 
-def special_tokens_in(text: str) -> list[str]:
-    """Spellings of special tokens that a text holds, each once, in order."""
+def find_special_tokens(text: str) -> list[str]:
+    """The distinct spellings of special tokens in a text, in order."""
     return list(dict.fromkeys(_SPECIAL.findall(text)))
 
 
 def is_done(job: Job, directory: Path, name: str, fingerprint: str) -> bool:
-    """The shard is complete: its side file is there, and records of the size that it says."""
+    """Whether a shard is complete: a side file, and records of the size stated there."""
     try:
         side = json.loads(job.side_path(directory).read_text(encoding="utf-8"))
         size = job.path(directory, name).stat().st_size
@@ -108,11 +140,11 @@ def make_shard(
     fingerprint: str,
     progress: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Makes a shard and its side file.
+    """Make a shard and its side file.
 
     Args:
       job: the shard.
-      source: what its items are of.
+      source: of its items.
       directory: the dataset's folder.
       fingerprint: of the run, stored with the shard.
       progress: called after each item.
@@ -134,7 +166,7 @@ def make_shard(
     def records(claim: BinaryIO) -> Iterator[Record]:
         for item in job.items:
             line = f"{os.getpid()} {item.id} ({item.where})\n"
-            # Only the first line counts: the rest may be of a longer one before.
+            # Only the first line counts: a longer earlier line may follow it.
             os.pwrite(claim.fileno(), line.encode("utf-8", "backslashreplace"), 0)
             for record in _records_of(item, source, rejected):
                 key = f"{record.language} {record.kind}"
@@ -142,25 +174,22 @@ def make_shard(
                 seconds[key] += record.seconds
                 for part in record.parts:
                     if part.speaker and part.is_spoken:
-                        own = speakers.setdefault(part.speaker, [0, 0.0])
-                        own[0] += 1
-                        own[1] += part.seconds
+                        count = speakers.setdefault(part.speaker, [0, 0.0])
+                        count[0] += 1
+                        count[1] += part.seconds
                     for text in (part.text, part.translation):
-                        for found in special_tokens_in(text):
+                        for token in find_special_tokens(text):
+                            detail = f"{record.id}: {token}, kept as plain text"
                             warnings.append(
-                                {
-                                    "where": item.where,
-                                    "reason": SPECIAL_TEXT,
-                                    "detail": f"{record.id}: {found}, kept as plain text",
-                                }
+                                {"where": item.where, "reason": SPECIAL_TEXT, "detail": detail}
                             )
                 yield record
             if progress is not None:
                 progress()
 
-    # A name of its own: a cluster may run a slow shard twice at a time.
+    # A unique name: a cluster may run a slow shard twice at the same time.
     part = directory / WORK / f"{path.name}.{secrets.token_hex(6)}"
-    # The number of threads shows in the last bit of resampled waves.
+    # The number of threads changes the last bit of resampled waves.
     with open(job.claim_path(directory), "wb") as claim, one_blas_thread():
         written = write_shard(part, records(claim))
     part.replace(path)
@@ -180,31 +209,31 @@ def make_shard(
 
 
 def _records_of(item: Item, source: Source, rejected: list[Rejection]) -> list[Record]:
-    """All records of an item, or none if it is rejected; pieces of it may be."""
-    good, pieces = [], []
+    """All records of an item, or none if it is rejected; rejections are added to `rejected`."""
+    records, pieces = [], []
     seen: set[str] = set()
     try:
-        for made in source.records(item):
-            if isinstance(made, Rejection):
-                pieces.append(made)
+        for record in source.records(item):
+            if isinstance(record, Rejection):
+                pieces.append(record)
                 continue
-            if not made.id.startswith(item.id):
+            if not record.id.startswith(item.id):
                 raise ShardError(
-                    f"{item.where}: record {made.id!r}, expected an id that begins with {item.id!r}"
+                    f"{item.where}: record {record.id!r}, expected an id that begins with "
+                    f"{item.id!r}"
                 )
-            if made.id in seen:
-                pieces.append(
-                    Rejection(item.where, "duplicate id", f"{made.id!r} twice in item {item.id!r}")
-                )
+            if record.id in seen:
+                detail = f"{record.id!r} twice in item {item.id!r}"
+                pieces.append(Rejection(item.where, "duplicate id", detail))
                 continue
             try:
-                good.append(check_record(made))
+                records.append(check_record(record))
             except RecordError as error:
-                pieces.append(Rejection(item.where, "malformed record", str(error), made.seconds))
+                pieces.append(Rejection(item.where, "malformed record", str(error), record.seconds))
                 continue
-            seen.add(made.id)
+            seen.add(record.id)
     except Rejected as error:
-        rejected.append(Rejection(item.where, error.reason, error.detail, error.seconds))
+        rejected.append(error.at(item.where))
         return []
     except AudioError as error:
         rejected.append(Rejection(item.where, "unusable audio", str(error)))
@@ -212,16 +241,16 @@ def _records_of(item: Item, source: Source, rejected: list[Rejection]) -> list[R
     except ShardError:
         raise
     except Exception as error:
-        # The error's own kind may not survive the way to the main process.
+        # The error's own class may not be picklable.
         raise ShardError(f"{item.where}: item {item.id!r}: {error!r}") from error
     rejected.extend(pieces)
-    return good
+    return records
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a file that appears under its name only when it is complete."""
+    """Write a JSON file that appears under its name only when it is complete."""
     part = path.with_name(f"{path.name}.{secrets.token_hex(6)}.incomplete")
     text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
-    # Half a surrogate pair, of a file's name, becomes JSON's escape for it.
+    # A lone surrogate from a file's name becomes its JSON escape.
     part.write_text(text, encoding="utf-8", errors="backslashreplace")
     part.replace(path)

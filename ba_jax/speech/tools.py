@@ -1,4 +1,4 @@
-"""Speech tools by name, as a config chooses them."""
+"""Make speech tools by the names that configs use."""
 
 from __future__ import annotations
 
@@ -6,16 +6,9 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from ba_jax.speech.interfaces import (
-    Aligner,
-    Recogniser,
-    SpeakerEncoder,
-    SpeechToolError,
-    Synthesiser,
-    VoiceActivity,
-)
+from ba_jax.speech.interfaces import SpeechToolError
 
-# Kind -> name -> (module, class); modules are imported when one of theirs is made.
+# Kind -> name -> (module, class); a module is imported when one of its tools is made.
 TOOLS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "synthesiser": {"kokoro": ("kokoro", "Kokoro")},
     "recogniser": {"whisper": ("whisper", "Whisper")},
@@ -28,7 +21,16 @@ TOOLS: Mapping[str, Mapping[str, tuple[str, str]]] = {
 }
 
 
-def _make(kind: str, name: str, options: Mapping[str, Any]) -> Any:
+def make_tool(kind: str, name: str, **options) -> Any:
+    """A tool with the interface of its kind (see `interfaces`).
+
+    Args:
+      kind, name: keys of TOOLS.
+      options: arguments of the tool's class.
+
+    Raises:
+      SpeechToolError: an unknown name or option.
+    """
     if name not in TOOLS[kind]:
         raise SpeechToolError(f"{kind} {name!r}, expected one of {sorted(TOOLS[kind])}")
     module, attribute = TOOLS[kind][name]
@@ -36,33 +38,4 @@ def _make(kind: str, name: str, options: Mapping[str, Any]) -> Any:
     try:
         return tool(**options)
     except TypeError as error:
-        raise SpeechToolError(f"{kind} {name!r} with {dict(options)}: {error}") from error
-
-
-def make_synthesiser(name: str = "kokoro", **options) -> Synthesiser:
-    """A synthesiser; `options` are the class's arguments.
-
-    Raises:
-      SpeechToolError: an unknown name or option, here and in all functions below.
-    """
-    return _make("synthesiser", name, options)
-
-
-def make_recogniser(name: str = "whisper", **options) -> Recogniser:
-    """A recogniser."""
-    return _make("recogniser", name, options)
-
-
-def make_aligner(name: str = "pocketsphinx", **options) -> Aligner:
-    """An aligner."""
-    return _make("aligner", name, options)
-
-
-def make_vad(name: str = "silero", **options) -> VoiceActivity:
-    """A finder of speech."""
-    return _make("vad", name, options)
-
-
-def make_speaker_encoder(name: str = "resemblyzer", **options) -> SpeakerEncoder:
-    """A speaker encoder."""
-    return _make("speaker_encoder", name, options)
+        raise SpeechToolError(f"{kind} {name!r} with {options}: {error}") from error

@@ -34,7 +34,7 @@ _MAX_COMPRESSION = 2.4
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class TimedPiece:
     """Characters of a text that one or several tokens stand for, when, and how likely."""
 
     text: str
@@ -126,7 +126,7 @@ class WhisperModel:
         padded_MT[:, :frames] = mel_MT[:, :frames]
         return self.opened.encode(padded_MT), frames
 
-    def locate(self, encoded, frames: int, tokens: list[int], language: str) -> list[Piece]:
+    def locate(self, encoded, frames: int, tokens: list[int], language: str) -> list[TimedPiece]:
         """Where the tokens of a text are heard: a path through the cross-attention."""
         tokenizer = self.tokenizer(language)
         (result,) = self.opened.model.align(encoded, tokenizer.sot_sequence, [tokens], frames)
@@ -139,12 +139,14 @@ class WhisperModel:
         for text, group in zip(texts, groups, strict=True):
             last = first + len(group)
             probability = float(np.mean(result.text_token_probs[first:last]))
-            pieces.append(Piece(text, float(starts[first]), float(starts[last]), probability))
+            pieces.append(TimedPiece(text, float(starts[first]), float(starts[last]), probability))
             first = last
         return pieces
 
 
-def words_of(pieces: list[Piece], text: str, language: str, sound: SoundEdges) -> tuple[Word, ...]:
+def words_of(
+    pieces: list[TimedPiece], text: str, language: str, sound: SoundEdges
+) -> tuple[Word, ...]:
     """The words of a text, timed by the pieces it was cut into.
 
     A piece's characters share its time evenly; punctuation and spaces belong to no word. Beside

@@ -25,7 +25,7 @@ from ba_jax.data.record import Record, RecordSource
 from ba_jax.data.sequence import to_sequence
 from ba_jax.data.text_tokenizer import load_text_tokenizer
 from ba_jax.speech.text_norm import error_rate, join_words
-from ba_jax.speech.tools import make_synthesiser
+from ba_jax.speech.tools import make_tool
 
 pytestmark = pytest.mark.slow
 
@@ -89,7 +89,7 @@ class Tape:
 @pytest.fixture(scope="module")
 def tape(tmp_path_factory):
     """(folder with the recording, its seconds, what is said)."""
-    made, kokoro = Tape(), make_synthesiser("kokoro")
+    made, kokoro = Tape(), make_tool("synthesiser", "kokoro")
     made.pause(2.0)
     made.add(jingle(3.0))
     made.pause(1.0)

@@ -13,9 +13,9 @@ import time
 
 import pytest
 
-from ba_jax.corpora import runner
+from ba_jax.corpora import pool, runner
 from ba_jax.corpora.beam import BeamRunner
-from ba_jax.corpora.sources.listing import SourceError
+from ba_jax.corpora.sources.base import SourceError
 from ba_jax.data.record import RecordSource
 from tests.unit.corpora.corpora import config, contents, manifest, put, tone
 
@@ -232,14 +232,15 @@ def test_beam_gives_the_same_bytes(corpus, undisturbed, tmp_path):
 
 def test_beam_over_processes_goes_on_from_a_local_run(corpus, undisturbed, tmp_path):
     out = tmp_path / "out"
-    plan = runner.make_plan(config("manifest", PER_SHARD, path=corpus / "m.jsonl"))
+    run_config = config("manifest", PER_SHARD, path=corpus / "m.jsonl")
+    plan = runner.make_plan(run_config)
 
     def some(plan, jobs, directory):
-        runner._make_locally(plan, jobs[:5], directory, 0, False)
+        pool.make_shards(plan, jobs[:5], directory, 0, False)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        runner.prepare(plan.config, out, make_all=some)
+        runner.prepare(run_config, out, run_jobs=some)
     assert len(done(out)) == 5
     seen = []
     options = "--runner=DirectRunner --direct_num_workers=2 --direct_running_mode=multi_threading"
@@ -248,7 +249,7 @@ def test_beam_over_processes_goes_on_from_a_local_run(corpus, undisturbed, tmp_p
         seen.extend(jobs)
         BeamRunner(options)(plan, jobs, directory)
 
-    runner.prepare(plan.config, out, make_all=rest)
+    runner.prepare(run_config, out, run_jobs=rest)
     assert len(seen) == len(plan.jobs) - 5
     same(out, undisturbed)
 
@@ -262,6 +263,6 @@ def test_beam_tells_what_failed(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(beam, "make_shard", failing)
     run_config = config("manifest", 100, path=corpus / "m.jsonl")
     with pytest.raises(runner.PrepareError, match="the pipeline failed.*split 'dev'.*u1.: lost"):
-        runner.prepare(run_config, tmp_path / "out", make_all=BeamRunner())
+        runner.prepare(run_config, tmp_path / "out", run_jobs=BeamRunner())
     with pytest.raises(SourceError, match="none of"):
-        runner.prepare(run_config, tmp_path / "out", make_all=BeamRunner("--nonsense=1"))
+        runner.prepare(run_config, tmp_path / "out", run_jobs=BeamRunner("--nonsense=1"))

@@ -25,7 +25,7 @@ VOICES = {"en": ("af_heart", "bm_george"), "zh": ("zf_xiaoxiao", "zm_yunjian")}
 
 @pytest.fixture(scope="module")
 def synthesiser():
-    return tools.make_synthesiser("kokoro", silence=0.2)
+    return tools.make_tool("synthesiser", "kokoro", silence=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_speed_and_average_voices_are_heard(synthesiser, utterances):
     fast = synthesiser.speak(text, VOICES["zh"][0], speed=1.3)
     assert 1.15 < len(first.wave_S) / len(fast.wave_S) < 1.4
     mixed = synthesiser.speak(text, "+".join(VOICES["zh"]))
-    encoder = tools.make_speaker_encoder()
+    encoder = tools.make_tool("speaker_encoder", "resemblyzer")
     voices = [encoder.embed(spoken.wave_S, spoken.rate) for spoken in (first, mixed, second)]
     # Nearer to each than they are to each other, and the same as neither.
     assert voices[0] @ voices[2] < min(voices[0] @ voices[1], voices[1] @ voices[2])
@@ -69,7 +69,7 @@ def test_speed_and_average_voices_are_heard(synthesiser, utterances):
 
 
 def test_what_is_said_is_heard(utterances):
-    recogniser = tools.make_recogniser("whisper")
+    recogniser = tools.make_tool("recogniser", "whisper")
     rates = {"en": [], "zh": []}
     for (language, text, _), spoken in utterances.items():
         heard = recogniser.recognise(spoken.wave_S, spoken.rate, language)
@@ -86,7 +86,7 @@ def test_what_is_said_is_heard(utterances):
 # Medians of docstring of ba_jax.speech.align, with room for eight utterances' chance.
 @pytest.mark.parametrize(("name", "limit"), [("pocketsphinx", 0.03), ("whisper", 0.07)])
 def test_words_are_found_where_they_are_said(utterances, name, limit):
-    aligner = tools.make_aligner(name)
+    aligner = tools.make_tool("aligner", name)
     errors = {"en": [], "zh": []}
     for (language, text, _), spoken in utterances.items():
         found = aligner.align(spoken.wave_S, spoken.rate, text, language)
@@ -102,7 +102,7 @@ def test_speech_is_found_between_silences(utterances):
     parts = [silence_S, first.wave_S, silence_S, last.wave_S, silence_S]
     wave_S = np.concatenate(parts)
     edges = np.cumsum([len(part) for part in parts]) / 24000
-    stretches = tools.make_vad("silero", min_silence=0.6).speech(wave_S, 24000)
+    stretches = tools.make_tool("vad", "silero", min_silence=0.6).speech(wave_S, 24000)
     assert len(stretches) == 2
     for (start, end), spoken, offset in zip(
         stretches, (first, last), (edges[0], edges[2]), strict=True
@@ -112,7 +112,7 @@ def test_speech_is_found_between_silences(utterances):
 
 
 def test_speakers_are_told_apart(utterances):
-    encoder = tools.make_speaker_encoder("resemblyzer")
+    encoder = tools.make_tool("speaker_encoder", "resemblyzer")
     embedded = [(key[2], encoder.embed(s.wave_S, s.rate)) for key, s in utterances.items()]
     same, other = [], []
     for (voice_a, a), (voice_b, b) in itertools.combinations(embedded, 2):
@@ -138,5 +138,5 @@ def test_the_speaker_encoder_equals_torchs(utterances):
         _, (hidden, _) = lstm(torch.from_numpy(windows_BTM))
         out = torch.relu(hidden[-1] @ weights["linear.weight"].T + weights["linear.bias"])
         want = torch.nn.functional.normalize(out, dim=1).numpy()
-    got = tools.make_speaker_encoder().embed_windows(windows_BTM)
+    got = tools.make_tool("speaker_encoder", "resemblyzer").embed_windows(windows_BTM)
     np.testing.assert_allclose(got, want, atol=2e-6)

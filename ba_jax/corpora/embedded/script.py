@@ -1,8 +1,8 @@
-"""What is said in the embedded corpus: scripts of its records, before anybody speaks.
+"""Scripts of the embedded corpus: the texts, splits and voices of its records.
 
 Everything here is a function of the texts, the size and the seed. No sentence of the test and
-validation splits is anywhere in the training split, neither spoken nor written; answers to closed
-questions are, because they are the labels.
+validation splits is anywhere in the training split, neither spoken nor written, except the answers
+to closed questions, which are the labels.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ba_jax.data.record import LANGUAGES
 
 OTHER = {"en": "zh", "zh": "en"}
 CLOSED, HSK, CHATTERBOT = "closed", "hsk_sentences", "chatterbot"
-"""`Record.source` of the parts of the corpus."""
+"""`Record.source` of the three parts of the corpus."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A part of a record to be.
+    """A part of a future record.
 
     Attributes:
       text, translation, role: as in `record.Part`.
-      speaker: number of its cast in the script; None: not spoken.
+      speaker: index of its cast in the script; None if it is only written.
     """
 
     text: str
@@ -40,16 +40,16 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Script:
-    """A record to be.
+    """A future record.
 
     Attributes:
       id, kind, language, source: as in `record.Record`.
       split: "train", "validation" or "test".
       lines: its parts.
-      casts: for each speaker who may speak, in order of preference; all of a speaker's lines are
-        in one voice, and speakers differ.
+      casts: for each speaker, the takes in order of preference; all of a speaker's lines are in a
+        single voice, and speakers differ.
       limit: highest error rate of the recogniser on a line.
-      repeats: its texts are those of other scripts, in another voice.
+      repeats: its texts repeat those of other scripts, in another voice.
     """
 
     id: str
@@ -65,21 +65,21 @@ class Script:
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How much is said.
+    """Amounts of the parts of the corpus.
 
     Attributes:
       questions: phrasings of a fact's question that are spoken in training, on average.
-      statements: statements that are spoken one by one in training, a language; the others are
-        spoken in lists.
-      by_assistant: statements of each fact that the assistant says too: who is to say any text has
-        to have said its words.
-      lists: of statements, a language.
+      statements: statements that are spoken alone in training, per language; the others are spoken
+        in lists.
+      by_assistant: statements of each fact that the assistant says too, so that its voice has
+        spoken all words that it may need.
+      lists: of statements, per language.
       takes: voices for each of these.
-      levels: HSK levels of the sentences that are spoken.
-      written_levels: of those that are only written.
-      sentences: HSK sentences spoken in training, in each language; None: all.
-      exchanges: English chatterbot dialogues in training; None: all. Mandarin has few: all.
-      passages: of HSK sentences of one topic, a language.
+      levels: HSK levels of the spoken sentences.
+      written_levels: HSK levels of the written sentences.
+      sentences: HSK sentences spoken in training, in each language; None for all.
+      exchanges: English chatterbot dialogues in training; None for all. Mandarin has few: all.
+      passages: of HSK sentences of a topic, per language.
       open_takes: voices for each sentence, exchange and passage.
     """
 
@@ -101,14 +101,14 @@ SIZES = {
     "large": Size(5, 1000, 3, 60, 20, (1, 2, 3, 4, 5, 6), (1, 2, 3, 4, 5, 6), None, None, 100, 4),
 }
 _SYSTEM = {"en": "Answer in one short sentence.", "zh": "请用一个短句回答。"}
-"""A system prompt, of some written dialogues."""
+"""System prompts of an eighth of the written dialogues."""
 
 _TEST, _VALIDATION = 32, 10
-"""Closed questions, and closed statements, of each language that are held out."""
+"""Held-out closed questions, and closed statements, of each language."""
 _OPEN_TEST, _OPEN_VALIDATION = 9, 5
-"""HSK sentences of each language; half as many exchanges."""
+"""Held-out HSK sentences of each language; half as many exchanges."""
 _CLOSED_LIMIT = {"en": 0.0, "zh": 0.1}
-"""Mandarin may have one syllable of ten wrong: Whisper-base errs more on it than Kokoro does."""
+"""Mandarin may have a wrong syllable of ten: Whisper-base errs more on it than Kokoro does."""
 _OPEN_LIMIT = 0.1
 _BLOCK = 12
 """Sentences in a written record."""
@@ -117,7 +117,7 @@ _BLOCK = 12
 def write(
     sentences: Sequence[Sentence], exchanges: Sequence[Exchange], size: Size, seed: int
 ) -> list[Script]:
-    """All scripts, in order.
+    """Write all scripts, in order.
 
     Args:
       sentences: the HSK sentences, each text once.
@@ -131,53 +131,58 @@ def write(
         for split in ("train", "validation", "test")
     }
     scripts = [
-        *_closed(size, seed, casting),
-        *_hsk(sentences, size, seed, casting),
-        *_chatterbot(exchanges, size, seed, casting),
-        *_by_assistant(size, seed),
+        *_write_closed(size, seed, casting),
+        *_write_hsk(sentences, size, seed, casting),
+        *_write_chatterbot(exchanges, size, seed, casting),
+        *_write_assistant(size, seed),
     ]
     held_out = {
-        _bare(line.text) for script in scripts if script.split != "train" for line in _new(script)
+        _normalise_text(line.text)
+        for script in scripts
+        if script.split != "train"
+        for line in _trainable_lines(script)
     }
-    # Mere chance: an HSK sentence that chatterbot's test has too.
+    # By chance an HSK sentence may equal a test sentence of chatterbot's.
     return [
         script
         for script in scripts
         if script.split != "train"
-        or not any(_bare(line.text) in held_out for line in script.lines if not _answers(line))
+        or not any(
+            _normalise_text(line.text) in held_out for line in script.lines if not _is_answer(line)
+        )
     ]
 
 
-def _bare(text: str) -> str:
+def _normalise_text(text: str) -> str:
     return "".join(character for character in text.lower() if character.isalnum())
 
 
-def _answers(line: Line) -> bool:
+def _is_answer(line: Line) -> bool:
     return line.role == "assistant"
 
 
-def _new(script: Script) -> list[Line]:
-    """The lines that nothing may train on: all but answers."""
-    return [line for line in script.lines if not _answers(line)]
+def _trainable_lines(script: Script) -> list[Line]:
+    """The lines that must not be in two splits: all but answers."""
+    return [line for line in script.lines if not _is_answer(line)]
 
 
 # --- the closed part ------------------------------------------------------------------------------
 
 
-def _closed(size: Size, seed: int, casting) -> Iterator[Script]:
+def _write_closed(size: Size, seed: int, casting) -> Iterator[Script]:
     facts = closed.facts()
     chance = random.Random(f"closed {seed}")
-    held = {"q": _held_out(facts, closed.QUESTIONS, seed)}
-    held["s"] = _held_out(facts, closed.STATEMENTS, seed)
+    held = {"q": _hold_out(facts, closed.QUESTIONS, seed)}
+    held["s"] = _hold_out(facts, closed.STATEMENTS, seed)
     trained = {"q": [], "s": []}
     for number, fact in enumerate(facts):
         for kind, count in (("q", closed.QUESTIONS), ("s", closed.STATEMENTS)):
-            # Begins with another phrasing at each fact: all phrasings are spoken equally often.
+            # Each fact begins with another phrasing, so that all are spoken equally often.
             for i in range(count):
                 phrasing = (number + i) % count
                 if (fact.id, phrasing) not in held[kind]:
                     trained[kind].append((fact, phrasing))
-    spoken = _some_questions(trained["q"], size.questions)
+    spoken = _select_questions(trained["q"], size.questions)
     statements = list(trained["s"])
     chance.shuffle(spoken)
     chance.shuffle(statements)
@@ -192,8 +197,8 @@ def _closed(size: Size, seed: int, casting) -> Iterator[Script]:
                         make = _question if kind == "q" else _statement
                         yield make([(by_id[id], phrasing)], language, split, cast, 0)
             if split == "test":
-                own = [(by_id[id], p) for (id, p), owner in held["s"].items() if owner == split]
-                yield _list(own[:4], language, split, cast, 0)
+                pairs = [(by_id[id], p) for (id, p), owner in held["s"].items() if owner == split]
+                yield _list(pairs[:4], language, split, cast, 0)
         cast = casting[language, "train"]
         for take in range(size.takes):
             yield from _questions(spoken, language, cast, take)
@@ -201,19 +206,19 @@ def _closed(size: Size, seed: int, casting) -> Iterator[Script]:
                 yield _statement([pair], language, "train", cast, take)
             pairs = statements[size.statements :] or statements
             for number in range(size.lists):
-                some = [pairs[i % len(pairs)] for i in range(4 * number, 4 * number + 6)]
-                yield _list(some[: 3 + number % 4], language, "train", cast, 1000 * take + number)
-        yield from _closed_writing(trained, language, chance)
+                listed = [pairs[i % len(pairs)] for i in range(4 * number, 4 * number + 6)]
+                yield _list(listed[: 3 + number % 4], language, "train", cast, 1000 * take + number)
+        yield from _write_closed_texts(trained, language, chance)
 
 
-def _held_out(facts: Sequence[Fact], phrasings: int, seed: int) -> dict[tuple[str, int], str]:
+def _hold_out(facts: Sequence[Fact], phrasings: int, seed: int) -> dict[tuple[str, int], str]:
     return closed.hold_out(facts, phrasings, _TEST, _VALIDATION, seed)
 
 
-def _by_assistant(size: Size, seed: int) -> Iterator[Script]:
-    """Of each fact some statements that are trained on, said by the assistant."""
+def _write_assistant(size: Size, seed: int) -> Iterator[Script]:
+    """Statements of the training split repeated by the assistant, a few of each fact."""
     facts = closed.facts()
-    held = _held_out(facts, closed.STATEMENTS, seed)
+    held = _hold_out(facts, closed.STATEMENTS, seed)
     for language in LANGUAGES:
         takes = voices.answer_takes(language)
         for number, fact in enumerate(facts):
@@ -223,7 +228,7 @@ def _by_assistant(size: Size, seed: int) -> Iterator[Script]:
                 yield _statement([pair], language, "train", takes, "assistant")
 
 
-def _some_questions(pairs: list, questions: float) -> list:
+def _select_questions(pairs: list, questions: float) -> list:
     """The first phrasings of each fact, `questions` on average."""
     chosen, of_fact, number = [], {}, -1
     for fact, phrasing in pairs:
@@ -266,7 +271,7 @@ def _question(pairs, language: str, split: str, cast: Casting, take: int) -> Scr
 
 
 def _without_assistant(cast: Casting, language: str) -> Takes:
-    """The next voices to ask; nobody asks himself."""
+    """The next takes of a questioner, who is never the assistant."""
     takes = cast.takes()
     while takes[0][0] == voices.ASSISTANT[language]:
         takes = cast.takes()
@@ -283,7 +288,7 @@ def _questions(pairs, language: str, cast: Casting, take: int) -> Iterator[Scrip
 
 
 def _statement(pairs, language: str, split: str, cast: Casting | Takes, take: int | str) -> Script:
-    """A sentence; with `cast` the takes of one who repeats what others say."""
+    """A sentence; `cast` may be the takes of a voice that repeats the sentences of others."""
     ((fact, phrasing),) = pairs
     repeats = not isinstance(cast, Casting)
     line = Line(
@@ -303,7 +308,7 @@ def _statement(pairs, language: str, split: str, cast: Casting | Takes, take: in
 
 
 def _list(pairs, language: str, split: str, cast: Casting, number: int) -> Script:
-    """Statements that one voice says one after the other."""
+    """Consecutive statements in a single voice."""
     other = OTHER[language]
     return Script(
         id=f"{language}-{split}-list-{number}",
@@ -320,8 +325,8 @@ def _list(pairs, language: str, split: str, cast: Casting, number: int) -> Scrip
     )
 
 
-def _closed_writing(trained, language: str, chance: random.Random) -> Iterator[Script]:
-    """Everything that may be trained on, in writing: questions, statements, translations."""
+def _write_closed_texts(trained, language: str, chance: random.Random) -> Iterator[Script]:
+    """All training texts in writing: questions, statements, translations."""
 
     def script(id: str, kind: str, lines) -> Script:
         return Script(f"{language}-{id}", "train", kind, language, CLOSED, tuple(lines))
@@ -360,7 +365,7 @@ def _blocks(lines: Sequence[Line], chance: random.Random) -> Iterator[list[Line]
 # --- the open part --------------------------------------------------------------------------------
 
 
-def _hsk(sentences: Sequence[Sentence], size: Size, seed: int, casting) -> Iterator[Script]:
+def _write_hsk(sentences: Sequence[Sentence], size: Size, seed: int, casting) -> Iterator[Script]:
     chance = random.Random(f"hsk {seed}")
     # The same sentences are held out at every size.
     simple = [sentence for sentence in sentences if sentence.level <= 2]
@@ -377,7 +382,7 @@ def _hsk(sentences: Sequence[Sentence], size: Size, seed: int, casting) -> Itera
         for take in range(size.open_takes):
             for sentence in usable:
                 yield _sentence(sentence, language, "train", casting[language, "train"], take)
-    yield from _passages(sentences, splits, size, seed, casting)
+    yield from _write_passages(sentences, splits, size, seed, casting)
     written = [s for s in sentences if s.level in size.written_levels and s.id not in splits]
     for language in LANGUAGES:
         lines = [Line(getattr(s, language)) for s in written]
@@ -399,13 +404,13 @@ def _sentence(sentence: Sentence, language: str, split: str, cast: Casting, take
     )
 
 
-def _passages(sentences, splits, size: Size, seed: int, casting) -> Iterator[Script]:
-    """Three to five sentences of one level and topic, in the order of the list."""
+def _write_passages(sentences, splits, size: Size, seed: int, casting) -> Iterator[Script]:
+    """Three to five sentences of the same level and topic, in the order of the list."""
     topics: dict[tuple[int, str], list[Sentence]] = {}
     for sentence in sentences:
         if sentence.level in size.levels and sentence.id not in splits:
             topics.setdefault((sentence.level, sentence.topic), []).append(sentence)
-    blocks = [found[i : i + 5] for found in topics.values() for i in range(0, len(found), 5)]
+    blocks = [group[i : i + 5] for group in topics.values() for i in range(0, len(group), 5)]
     random.Random(f"passages {seed}").shuffle(blocks)
     blocks = [block for block in blocks if len(block) == 5][: size.passages]
     for language in LANGUAGES:
@@ -425,17 +430,19 @@ def _passages(sentences, splits, size: Size, seed: int, casting) -> Iterator[Scr
             )
 
 
-def _chatterbot(exchanges: Sequence[Exchange], size: Size, seed: int, casting) -> Iterator[Script]:
+def _write_chatterbot(
+    exchanges: Sequence[Exchange], size: Size, seed: int, casting
+) -> Iterator[Script]:
     for language in LANGUAGES:
-        own = [exchange for exchange in exchanges if exchange.language == language]
-        random.Random(f"chatterbot {language} {seed}").shuffle(own)
-        # Small talk before trivia: the embedded size has room for few.
-        own.sort(key=lambda exchange: "trivia" in exchange.where)
-        small = [exchange for exchange in own if "trivia" not in exchange.where]
+        dialogues = [exchange for exchange in exchanges if exchange.language == language]
+        random.Random(f"chatterbot {language} {seed}").shuffle(dialogues)
+        # Small talk before trivia: the embedded size uses the first few.
+        dialogues.sort(key=lambda exchange: "trivia" in exchange.where)
+        small = [exchange for exchange in dialogues if "trivia" not in exchange.where]
         tests, validations = _OPEN_TEST // 3, _OPEN_VALIDATION // 2
         splits = {x.where: "test" for x in small[:tests]}
         splits |= {x.where: "validation" for x in small[tests:][:validations]}
-        trained = [x for x in own if x.where not in splits]
+        trained = [x for x in dialogues if x.where not in splits]
         for exchange in small:
             if split := splits.get(exchange.where):
                 yield _exchange(exchange, split, casting[language, split], 0)

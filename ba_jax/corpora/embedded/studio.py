@@ -1,4 +1,4 @@
-"""Speaks lines and has them checked: nothing is recorded that a recogniser does not understand."""
+"""Speak lines and check them with a recogniser: every recorded line was understood."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ba_jax.speech.assets import cache_folder
 from ba_jax.speech.interfaces import Recogniser, SpeechToolError, Synthesiser
 from ba_jax.speech.text_norm import error_rate, for_scoring, normalise
 
-_VERSION = 1  # of kept utterances: to be raised when the same call gives other speech
+_VERSION = 1  # of cached lines; raise it when the same call gives other speech
 
-_MINUS = re.compile(r"(?<=\d)\s*[-–−]\s*(?=\d)")  # else it is heard as a range
-# Whisper writes 7.6 where seven minus six is said in Mandarin, whoever says it.
+_MINUS = re.compile(r"(?<=\d)\s*[-–−]\s*(?=\d)")  # otherwise it is read as a range
+# Whisper writes 7.6 for "seven minus six" in Mandarin, in any voice.
 _POINT = re.compile(r"(?<=\d)\.(?=\d)")
 
 
 @dataclasses.dataclass(frozen=True)
-class Utterance:
+class SpokenLine:
     """A spoken line.
 
     Attributes:
       audio, seconds, words: as in `record.Part`.
-      heard: what the recogniser took it for.
+      heard: the recogniser's transcript.
     """
 
     audio: bytes
@@ -39,18 +39,18 @@ class Utterance:
     heard: str
 
 
-def mistaken(text: str, heard: str, language: str) -> float:
-    """The share of a text that was heard wrongly.
+def sound_error_rate(text: str, heard: str, language: str) -> float:
+    """The error rate of a transcript, as far as it shows a mispronounced line.
 
-    Signs count as the words for them ("3 + 4" is "three plus four"). In Mandarin the syllables are
-    compared, without tones: what tells a mispronounced line is how it sounds, and for a sentence
-    without context a recogniser can but guess which of the characters of a syllable was meant.
+    Signs equal the words for them ("3 + 4" is "three plus four"). In Mandarin the syllables are
+    compared, without tones: in a sentence without context a recogniser can only guess which
+    character of a syllable was meant.
     """
     heard = heard.strip()
     if not for_scoring(heard, language).strip():
         return 1.0
     if language == "en":
-        forms = (heard, _spelled(heard, "equals"), _spelled(heard, "is"))
+        forms = (heard, _spell_signs(heard, "equals"), _spell_signs(heard, "is"))
         return min(error_rate(text, form, language) for form in forms)
     import jiwer
     import pypinyin
@@ -64,19 +64,19 @@ def mistaken(text: str, heard: str, language: str) -> float:
     return min(error_rate(text, heard, language), *errors)
 
 
-def _spelled(heard: str, equals: str) -> str:
-    """Signs in words: "6-4=2" -> "six minus four equals two"."""
+def _spell_signs(heard: str, equals: str) -> str:
+    """Spell signs: "6-4=2" -> "six minus four equals two"."""
     heard = _MINUS.sub(" minus ", heard)
     return normalise(heard.replace("=", f" {equals} ").replace("+", " plus "), "en")
 
 
 class Studio:
-    """Speaks lines, and keeps them: a second run with the same lines costs next to nothing.
+    """Speaks lines, with a cache: a second run with the same lines costs next to nothing.
 
     Args:
       coding: of the audio, "opus" or "flac".
       threads: of the synthesiser and of the recogniser.
-      folder: where utterances are kept; by default in the cache of the speech tools.
+      folder: of the cache; by default in the cache of the speech tools.
       synthesiser, recogniser: by default Kokoro and Whisper-base.
     """
 
@@ -110,11 +110,11 @@ class Studio:
 
         return Whisper(threads=self._threads)
 
-    def say(self, text: str, language: str, voice: str, speed: float) -> Utterance:
-        """Speaks a line and listens to it.
+    def say(self, text: str, language: str, voice: str, speed: float) -> SpokenLine:
+        """Speak a line and recognise it.
 
         Raises:
-          SpeechToolError: a text that cannot be said, an unknown voice, a tool that is missing.
+          SpeechToolError: a text that cannot be said, an unknown voice, a missing tool.
         """
         key = json.dumps([_VERSION, self._coding, text, language, voice, speed])
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
@@ -124,21 +124,21 @@ class Studio:
         spoken = self.synthesiser.speak(text, voice, speed)
         heard = self.recogniser.recognise(spoken.wave_S, spoken.rate, language)
         audio, seconds = encode_speech(spoken.wave_S, spoken.rate, self._coding)
-        utterance = Utterance(audio, seconds, spoken.words, heard.text)
+        utterance = SpokenLine(audio, seconds, spoken.words, heard.text)
         _save(path, utterance, key)
         return utterance
 
     def check(self, language: str, voice: str) -> None:
-        """Speaks and hears a text that can be said, to tell one that cannot from a missing tool.
+        """Speak and recognise a simple text: fails if a tool is missing, not because of the text.
 
         Raises:
-          SpeechToolError: a tool that is missing, an unknown voice.
+          SpeechToolError: a missing tool, an unknown voice.
         """
         spoken = self.synthesiser.speak({"en": "Hello.", "zh": "你好。"}[language], voice)
         self.recogniser.recognise(spoken.wave_S, spoken.rate, language)
 
 
-def _save(path: Path, utterance: Utterance, key: str) -> None:
+def _save(path: Path, utterance: SpokenLine, key: str) -> None:
     fields = dataclasses.asdict(utterance) | {
         "audio": base64.b64encode(utterance.audio).decode(),
         "words": [[word.text, word.start, word.end] for word in utterance.words],
@@ -155,14 +155,14 @@ def _save(path: Path, utterance: Utterance, key: str) -> None:
         ) from error
 
 
-def _load(path: Path) -> Utterance:
+def _load(path: Path) -> SpokenLine:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        return Utterance(
+        return SpokenLine(
             audio=base64.b64decode(fields["audio"]),
             seconds=fields["seconds"],
             words=tuple(Word(*word) for word in fields["words"]),
             heard=fields["heard"],
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise SpeechToolError(f"{path}: {error!r}, expected a kept utterance; delete it") from None
+        raise SpeechToolError(f"{path}: {error!r}, expected a cached line; delete it") from None

@@ -1,4 +1,4 @@
-"""Who speaks in the embedded corpus: Kokoro's voices, and averages of two of one accent, "a+b"."""
+"""Voices of the embedded corpus: Kokoro's, and averages of two of one accent, "a+b"."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ba_jax.corpora.interleave.voices import HELD_OUT
 _PREFIXES = {"en": ("a", "b"), "zh": ("z",)}
 
 ASSISTANT: Mapping[str, str] = {"en": "af_heart", "zh": "zf_xiaoxiao"}
-"""Who answers, in every split: what a model is to sound like when it answers."""
+"""The voice of the answers, in every split: a trained model answers in it."""
 
-# Of the English voices without the whispering af_nicole and novelties; of the eight Mandarin ones
-# without zf_xiaoni, which Whisper hears badly.
+# English without the whispering af_nicole and novelties; Mandarin without zf_xiaoni, which Whisper
+# hears badly.
 _SINGLE: Mapping[str, tuple[str, ...]] = {
     "en": tuple(
         (
@@ -34,11 +34,11 @@ SPEEDS = (0.9, 1.0, 1.05, 1.1, 1.15)
 _TRIES = 4
 
 Takes = tuple[tuple[str, float], ...]
-"""(voice, speed) in the order in which they are tried until the recogniser understands one."""
+"""(voice, speed) pairs to try in order, until the recogniser understands a pair."""
 
 
 def test_voices(language: str) -> tuple[str, ...]:
-    """The voices of the test split; nothing trains on them."""
+    """The voices of the test split, which are never trained on."""
     return tuple(voice for voice in HELD_OUT if voice.startswith(_PREFIXES[language]))
 
 
@@ -53,16 +53,16 @@ def members(voice: str) -> tuple[str, ...]:
 
 
 def answer_takes(language: str) -> Takes:
-    """The assistant, always at the same speed if that is understood: equal answers sound equal."""
+    """The assistant's takes, normal speed first: equal answers sound equal."""
     return tuple((ASSISTANT[language], speed) for speed in (1.0, 1.05, 0.95, 1.1))
 
 
 class Casting:
-    """Gives out voices in turns, so that all speak equally often, with speeds at random.
+    """Assigns voices in turns, so that all speak equally often, with random speeds.
 
     Args:
       language: of the voices.
-      split: "test" has the held-out voices, any other those of training.
+      split: "test" has the held-out voices, any other split those of training.
       seed: of order and speeds.
     """
 
@@ -74,8 +74,8 @@ class Casting:
         self._next = 0
 
     def takes(self) -> Takes:
-        """The next voice, and after it others in case that it is not understood."""
+        """The next voice, followed by others to try if it is not understood."""
         voices = itertools.islice(itertools.cycle(self._voices), self._next, self._next + _TRIES)
-        found = tuple((voice, self._random.choice(SPEEDS)) for voice in voices)
+        takes = tuple((voice, self._random.choice(SPEEDS)) for voice in voices)
         self._next = (self._next + 1) % len(self._voices)
-        return found
+        return takes

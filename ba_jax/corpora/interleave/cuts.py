@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_OUTSIDE = 1e3  # cost of a unit of length outside the bounds, in targets: a last resort only
+_OUTSIDE = 1e3  # cost per target length outside the bounds: a last resort only
 
 
 def best_cuts(
@@ -18,17 +18,17 @@ def best_cuts(
     low: float,
     high: float,
 ) -> list[int]:
-    """Groups consecutive units so that the groups' lengths are even and the cuts are good ones.
+    """Group consecutive units into groups of even length with cheap cuts between them.
 
     Minimises, by dynamic programming, the sum over groups of ((length - target) / target)^2 plus
-    the costs of the cuts made. A group shorter than `low` or longer than `high` is made only where
-    the allowed cuts leave nothing else: the caller decides what to do with it.
+    the costs of the cuts. A group is shorter than `low` or longer than `high` only if the allowed
+    cuts leave no choice; the caller decides about it.
 
     Takes time in the square of the number of units: 0.1 s for 3000.
 
     Args:
-      lengths_U: length of each unit, > 0 or 0.
-      costs_U: of a cut behind each unit, the last one's is not looked at; math.inf: no cut there.
+      lengths_U: length of each unit, 0 or more.
+      costs_U: of a cut after each unit; math.inf forbids it. The last cost is ignored.
       target, low, high: lengths of a group.
 
     Returns:
@@ -45,7 +45,7 @@ def best_cuts(
     if not count:
         return []
     ends_V = np.concatenate([[0.0], np.cumsum(np.asarray(lengths_U, np.float64))])
-    # best_V[i]: least cost of grouping the first i units; only places where a cut may be.
+    # best_V[i]: least cost of grouping the first i units, inf if no cut is allowed there.
     best_V = np.full(count + 1, math.inf)
     best_V[0] = 0.0
     previous_V = np.zeros(count + 1, np.int64)
@@ -58,43 +58,43 @@ def best_cuts(
         total_V = best_V[:end] + ((length_V - target) / target) ** 2 + _OUTSIDE * outside_V / target
         start = int(np.argmin(total_V))
         best_V[end], previous_V[end] = total_V[start] + cost, start
-    found, end = [], count
+    cuts, end = [], count
     while end:
-        found.append(end)
+        cuts.append(end)
         end = int(previous_V[end])
-    return found[::-1]
+    return cuts[::-1]
 
 
 def fill_records(
     seconds_P: Sequence[float], is_kept_P: Sequence[bool], *, limit: float, least: int = 2
 ) -> list[tuple[int, int]]:
-    """Puts parts that continue each other into as few records as there must be.
+    """Put consecutive parts into as few records as possible.
 
-    A part that is not kept ends a record: what remains must be continuous. A run of parts that is
-    too long for one record is divided evenly, so that no record is left with a crumb.
+    A part that is not kept ends a record: records are continuous. A run of parts that is too long
+    for a single record is divided evenly, so that no record is a crumb.
 
     Args:
       seconds_P: length of each part.
-      is_kept_P: whether it is used.
-      limit: seconds, more than any record has.
-      least: parts of a record; shorter runs are left out, and so are parts as long as the limit.
+      is_kept_P: whether the part is used.
+      limit: seconds; every record is shorter.
+      least: parts of a record; shorter runs and parts as long as the limit are omitted.
 
     Returns:
       (first part, end) of each record, in order.
     """
-    found, start = [], 0
+    records, start = [], 0
     kept_P = [k and s < limit for k, s in zip(is_kept_P, seconds_P, strict=True)]
     for end in range(len(kept_P) + 1):
         if end < len(kept_P) and kept_P[end]:
             continue
         if end - start >= least:
-            found += _divide(seconds_P, start, end, limit, least)
+            records += _divide(seconds_P, start, end, limit, least)
         start = end + 1
-    return found
+    return records
 
 
 def _divide(seconds_P, start: int, end: int, limit: float, least: int) -> list[tuple[int, int]]:
-    """Divides one run into the smallest number of even records that all keep the limit."""
+    """Divide a run into the smallest number of even records within the limit."""
     total = sum(seconds_P[start:end])
     count = int(total // limit) + 1
     while True:
@@ -103,7 +103,7 @@ def _divide(seconds_P, start: int, end: int, limit: float, least: int) -> list[t
             goal, last, length = total * (number + 1) / count, first, 0.0
             while last < end and length + seconds_P[last] < limit:
                 is_last = number == count - 1
-                # A part goes to the record that holds most of it.
+                # A part goes to the record that its larger half falls into.
                 if not is_last and last > first and done + length + seconds_P[last] / 2 > goal:
                     break
                 length += seconds_P[last]

@@ -1,6 +1,6 @@
-"""What of a recogniser's output is not to be trusted, and why.
+"""Reasons not to trust a recogniser's output.
 
-The defaults of `Limits` and what they were measured on are in `ba_jax.corpora.sources.crawl`.
+docs/experiments.md has the measurements behind the defaults of `TranscriptLimits`.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ import dataclasses
 import unicodedata
 from collections.abc import Sequence
 
-from ba_jax.corpora.interleave.agreement import to_units
 from ba_jax.speech.interfaces import Heard
+from ba_jax.speech.text_norm import for_scoring
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
-    """What is accepted.
+class TranscriptLimits:
+    """Bounds of acceptable transcripts.
 
     Attributes:
       confidence: least mean probability of the recogniser's tokens.
-      no_speech: largest probability that nobody speaks.
+      no_speech: largest probability of no speech.
       slowest, fastest: words (English) or characters (Mandarin) a second of speech.
       script: least share of letters in the language's script.
-      loops: most times that a phrase may follow itself.
-      disagreement: largest difference between two transcripts, see `agreement`.
+      loops: most consecutive repetitions of a phrase.
+      disagreement: largest difference between two transcripts, see `disagreement`.
     """
 
     confidence: float = 0.6
@@ -36,18 +36,37 @@ class Limits:
     disagreement: float = 0.2
 
 
+def to_units(text: str, language: str) -> list[str]:
+    """The units that differences are counted in: normalised English words, Mandarin characters."""
+    normalised = for_scoring(text, language)
+    if language == "zh":
+        return list(normalised)
+    return [word for word in normalised.split() if any(c.isalnum() for c in word)]
+
+
+def disagreement(first: str, second: str, language: str) -> float:
+    """The edit distance of two transcripts by the longer one's length, 0 to 1.
+
+    "25 %" agrees with "twenty-five percent", case and punctuation do not count; two empty ones
+    agree.
+    """
+    from rapidfuzz.distance import Levenshtein
+
+    return Levenshtein.normalized_distance(to_units(first, language), to_units(second, language))
+
+
 def find_fault(
-    heard: Heard, seconds: float, language: str, limits: Limits
+    heard: Heard, seconds: float, language: str, limits: TranscriptLimits
 ) -> tuple[str, str] | None:
-    """The first reason not to use what was recognised.
+    """The first reason not to use a transcript.
 
     Args:
       heard: the recogniser's output.
-      seconds: of speech that it stands for, pauses left out.
+      seconds: of speech, without pauses.
       language: expected, ISO 639-1.
 
     Returns:
-      (reason, value and what was expected), or None if it can be used.
+      (reason, value and expected value), or None if it can be used.
     """
     if heard.no_speech > limits.no_speech:
         return "probably no speech", f"{heard.no_speech:.2f}, expected <= {limits.no_speech}"
@@ -70,9 +89,9 @@ def find_fault(
 
 
 def find_loop(units: Sequence[str]) -> tuple[int, int]:
-    """The phrase that follows itself most: (how many times in a row, its number of units).
+    """The most repeated phrase: (consecutive repetitions, its number of units).
 
-    Of phrases as often repeated the longest counts; (1, 0) if nothing follows itself.
+    Ties go to the longest phrase; (1, 0) if nothing is repeated.
     """
     best = (1, 0)
     for length in range(1, len(units) // 2 + 1):
@@ -84,7 +103,7 @@ def find_loop(units: Sequence[str]) -> tuple[int, int]:
 
 
 def is_loop(times: int, length: int, most: int) -> bool:
-    """A phrase repeated too often; single words, as in "no, no, no, no", are given two more."""
+    """Whether a phrase is repeated too often; single words ("no, no, no, no") may twice more."""
     return times > (most + 2 if length == 1 else most)
 
 

@@ -1,7 +1,6 @@
 """Stretches of speech by one voice out of a long recording.
 
-Spans are (start, end) in seconds, in order and apart from each other, as a voice activity detector
-gives them.
+Spans are (start, end) in seconds, in order and disjoint, as returned by a voice activity detector.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ Span = tuple[float, float]
 
 
 def merge_spans(spans: Sequence[Span], gap: float) -> list[Span]:
-    """Joins spans that less than `gap` seconds lie between."""
-    found: list[Span] = []
+    """Join spans with less than `gap` seconds between them."""
+    merged: list[Span] = []
     for start, end in spans:
-        if found and start - found[-1][1] < gap:
-            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        if merged and start - merged[-1][1] < gap:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
         else:
-            found.append((start, end))
-    return found
+            merged.append((start, end))
+    return merged
 
 
 def divide_span(span: Span, length: float) -> list[Span]:
-    """Divides a span into equal pieces, each at least `length` long (or the span itself)."""
+    """Divide a span into equal pieces, each at least `length` long (or the span itself)."""
     start, end = span
     count = max(1, int((end - start) / length))
     marks = np.linspace(start, end, count + 1)
@@ -36,7 +35,7 @@ def divide_span(span: Span, length: float) -> list[Span]:
 
 
 def find_split(spans: Sequence[Span], end: float, gap: float) -> float | None:
-    """Where to end a window of a recording so that nothing said is cut.
+    """The time at which to end a window of a recording without cutting speech.
 
     Args:
       spans: of speech in the window.
@@ -45,7 +44,7 @@ def find_split(spans: Sequence[Span], end: float, gap: float) -> float | None:
 
     Returns:
       The middle of the last silence of that length in the second half of the window, else of the
-      longest one there; None if there is none.
+      longest silence there; None if that half has no silence.
     """
     marks = [*spans, (end, end)]
     silences = [
@@ -63,7 +62,7 @@ def find_split(spans: Sequence[Span], end: float, gap: float) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Voices:
-    """How alike voices are; cosines of two embeddings.
+    """Thresholds of the likeness of voices: cosines of two embeddings.
 
     The defaults are for Resemblyzer, measured on ten voices of Kokoro's (six English, four
     Mandarin). One piece against three sentences of a voice: 5th percentile of the same voice, 95th
@@ -76,11 +75,11 @@ class Voices:
 
     Both sides of a place in one voice's sentence, in pieces of 1.6 s: 0.63 or more at all of 52.
     Sentences of two voices are over 0.60 in 36 % of pairs and over 0.65 in 23 %: voices that are
-    much alike can be mixed without being found out.
+    much alike can be mixed without being detected.
 
     Attributes:
-      same: least, for a span to continue the voice before it.
-      mixed: least, between what is before and what is behind any place in one voice's span.
+      same: least likeness of a span to the voice before it, to continue that voice.
+      mixed: least likeness of both sides of any place within a span of a single voice.
       piece: seconds of a piece.
     """
 
@@ -90,8 +89,8 @@ class Voices:
 
 
 @dataclasses.dataclass(frozen=True)
-class Turn:
-    """Spans that one voice speaks, one after the other.
+class VoiceTurn:
+    """Consecutive spans of one voice.
 
     Attributes:
       spans: of speech.
@@ -104,11 +103,11 @@ class Turn:
 
 def find_turns(
     spans: Sequence[Span], pieces_SPD: Sequence[np.ndarray], voices: Voices, gap: float
-) -> tuple[list[Turn], list[Span], list[Span]]:
-    """Follows the voice from span to span.
+) -> tuple[list[VoiceTurn], list[Span], list[Span]]:
+    """Follow the voice from span to span.
 
-    A span too short to tell its voice, or one of a single piece that is neither clearly the same
-    voice nor clearly another, is taken as the turn's if its voice goes on behind it.
+    A span too short to tell its voice, or a span of a single piece that is neither clearly the same
+    voice nor clearly another, belongs to the turn if the turn's voice continues after it.
 
     Args:
       spans: of speech.
@@ -117,19 +116,19 @@ def find_turns(
       gap: a longer silence ends a turn.
 
     Returns:
-      (turns, spans with more than one voice in them, short spans between voices).
+      (turns, spans with several voices, short spans between voices).
     """
-    turns: list[Turn] = []
+    turns: list[VoiceTurn] = []
     mixed: list[Span] = []
     short: list[Span] = []
     members: list[Span] = []
-    waiting: list[Span] = []  # short ones behind the members
+    waiting: list[Span] = []  # short spans after the members
     total_D: np.ndarray | None = None
 
     def end_turn() -> None:
         nonlocal total_D
         if members:
-            turns.append(Turn(tuple(members), _unit(total_D)))
+            turns.append(VoiceTurn(tuple(members), _unit(total_D)))
         short.extend(waiting)
         members.clear()
         waiting.clear()
@@ -164,8 +163,8 @@ def find_turns(
 def is_mixed(pieces_PD: np.ndarray, least: float) -> bool:
     """Whether a span's pieces are of different voices.
 
-    At every place between two pieces the mean of those before is compared with the mean of those
-    behind: a change of voice shows at its own place, a single odd piece in a long span hardly.
+    At every place between two pieces the mean of all pieces before is compared with the mean of all
+    pieces after it: a change of voice shows at its place, a single odd piece in a long span hardly.
     """
     for cut in range(1, len(pieces_PD)):
         before_D = _unit(pieces_PD[:cut].sum(axis=0))
@@ -180,14 +179,14 @@ def _unit(vector_D: np.ndarray) -> np.ndarray:
 
 
 class VoiceBook:
-    """Numbers the voices of a recording in the order in which they are first heard."""
+    """Numbers the voices of a recording in the order of their first appearance."""
 
     def __init__(self, same: float):
         self._same = same
         self._totals_VD: list[np.ndarray] = []
 
     def number(self, voice_D: np.ndarray) -> int:
-        """The number of a voice: that of the most alike one known, or a new one."""
+        """The number of the most similar known voice, or a new number."""
         cosines = [float(_unit(total_D) @ voice_D) for total_D in self._totals_VD]
         if cosines and max(cosines) >= self._same:
             best = int(np.argmax(cosines))
@@ -198,12 +197,12 @@ class VoiceBook:
 
 
 def pack_utterances(spans: Sequence[Span], target: float, longest: float) -> list[list[Span]]:
-    """Groups the spans of a turn into utterances for a recogniser, parted at the longer silences.
+    """Group the spans of a turn into utterances for a recogniser, cut at the longer silences.
 
     Args:
       spans: of one turn.
-      target, longest: seconds, silences inside included. A span that is itself longer makes an
-        utterance that is.
+      target, longest: seconds, silences inside included. Only a span that is longer itself makes a
+        longer utterance.
     """
     if not spans:
         return []

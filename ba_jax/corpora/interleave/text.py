@@ -1,9 +1,8 @@
-"""Text for synthesis: tidying it, and the natural places to cut it.
+"""Text for synthesis: tidying it, and cutting it at natural places.
 
-A cut lies behind the end of a sentence or a clause, with the quotes and brackets that close there
-and the white space that follows; never inside a number ("3.14", "10:30", "1,000"), an abbreviation
-("Dr. Smith", "e.g. this", "U.S. army"), or a quotation or bracket that has both its ends and is not
-itself too long for one part.
+A cut follows the end of a sentence or a clause, with the quotes and brackets that close there and
+the white space after it; never inside a number ("3.14", "10:30", "1,000"), an abbreviation ("Dr.
+Smith", "e.g. this", "U.S. army"), or a complete quotation or bracket that fits into a part.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from ba_jax.corpora.interleave.cuts import best_cuts
 from ba_jax.data.record import HAN
 
 PARAGRAPH, SENTENCE, CLAUSE = 3, 2, 1
-"""How strong a break is; a paragraph's end is where the text has a line break."""
+"""Strengths of breaks; a line break ends a paragraph."""
 
 COSTS = {PARAGRAPH: -0.5, SENTENCE: 0.0, CLAUSE: 0.3}
-"""Of a cut, in the unit of `best_cuts`: a clause is cut off where evenness gains 0.3 by it, a
-paragraph where it loses less than 0.5."""
+"""Costs of cuts, in the unit of `best_cuts`: a cut after a clause must improve evenness by 0.3, a
+cut after a paragraph may worsen it by 0.5."""
 
 LETTERS_A_SECOND = 17.0
 HAN_A_SECOND = 5.1
@@ -34,7 +33,7 @@ _PAIRS = {
     "“": "”", "「": "」", "『": "』", "《": "》", "（": "）", "(": ")", "[": "]", "【": "】",
 }  # fmt: skip
 _CLOSERS = set(_PAIRS.values()) | {'"', "'", "’"}
-_MOST_OPEN = 50  # quotes and brackets inside each other; more is no text
+_MOST_OPEN = 50  # nested quotes and brackets; deeper nesting is no text
 _FULL_WIDTH = str.maketrans({",": "，", "?": "？", "!": "！", ";": "；", ":": "："})
 _HALF_WIDTH = str.maketrans(
     {"，": ", ", "。": ". ", "？": "? ", "！": "! ", "；": "; ", "：": ": ", "、": ", "}
@@ -44,7 +43,7 @@ _ABBREVIATIONS = frozenset(
     "approx dept est fig no nos vol vols ch pp ed eds inc ltd co corp bros ave blvd rd mt ft jan "
     "feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun".split()
 )
-# Of these, the ones that end a sentence as readily as not: with a capital behind, they do.
+# Abbreviations that often end a sentence: followed by a capital, they do.
 _OPEN_ABBREVIATIONS = frozenset("etc inc ltd co corp bros jr sr al".split())
 _UNSPEAKABLE = (
     ("a web or e-mail address", re.compile(r"https?:|www\.|\S@\S+\.\w", re.I)),
@@ -55,7 +54,7 @@ _UNSPEAKABLE = (
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Seconds of a part: wanted, least and most."""
+    """Seconds of a part: target, least and most."""
 
     target: float = 5.0
     low: float = 1.5
@@ -71,9 +70,9 @@ class Lengths:
 def tidy(text: str, language: str) -> str:
     """Text as it is stored and spoken: NFC, single spaces, the language's own punctuation.
 
-    Paragraphs stay apart, by one line break. What cannot be seen (control and format characters)
-    goes; no word is changed. Letters and digits of full width become those of ASCII; in Mandarin,
-    punctuation between or behind characters becomes full width and spaces between them go.
+    A single line break separates paragraphs. Invisible characters (control and format characters)
+    are removed; no word changes. Full-width letters and digits become ASCII; in Mandarin,
+    punctuation between or after characters becomes full width and spaces between them are removed.
     """
     text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
     kept = []
@@ -101,7 +100,7 @@ def tidy(text: str, language: str) -> str:
 
 
 def find_unspeakable(text: str) -> str:
-    """What in a text no voice can read out ("markup"), or ""."""
+    """The unspeakable content of a text ("markup"), or ""."""
     for name, pattern in _UNSPEAKABLE:
         if pattern.search(text):
             return name
@@ -111,7 +110,7 @@ def find_unspeakable(text: str) -> str:
 
 
 def find_breaks(text: str, language: str, longest: float = math.inf) -> dict[int, int]:
-    """Where a text may be cut.
+    """Find the possible cuts of a text.
 
     Args:
       text: of one or more paragraphs.
@@ -119,16 +118,16 @@ def find_breaks(text: str, language: str, longest: float = math.inf) -> dict[int
       longest: seconds; a quotation or bracket estimated longer may be cut at its sentences' ends.
 
     Returns:
-      offset -> PARAGRAPH, SENTENCE or CLAUSE, in order: text[:offset] and text[offset:] are what a
-      cut gives. The text's own end is not among them.
+      offset -> PARAGRAPH, SENTENCE or CLAUSE, in order: a cut separates text[:offset] from
+      text[offset:]. The text's own end is not included.
     """
-    depths = _inside(text, language, longest)
-    last_said = max((i for i, c in enumerate(text) if c.isalnum()), default=-1)
-    found = {}
+    depths = _find_depths(text, language, longest)
+    last_spoken = max((i for i, c in enumerate(text) if c.isalnum()), default=-1)
+    breaks = {}
     i = 0
-    is_said = False  # since the last break
+    has_speech = False  # since the last break
     while i < len(text):
-        is_said = is_said or text[i].isalnum()
+        has_speech = has_speech or text[i].isalnum()
         strength = _strength(text, i)
         if not strength:
             i += 1
@@ -146,15 +145,15 @@ def find_breaks(text: str, language: str, longest: float = math.inf) -> dict[int
             end += 1
         depth = depths[end - 1]
         is_free = depth == 0 or (depth < 0 and strength >= SENTENCE)
-        if is_free and is_said and end <= last_said:
-            found[end] = strength
-            is_said = False
+        if is_free and has_speech and end <= last_spoken:
+            breaks[end] = strength
+            has_speech = False
         i = end
-    return found
+    return breaks
 
 
 def _strength(text: str, i: int) -> int:
-    """Of the break behind character `i`, 0 if there is none."""
+    """Strength of the break after character `i`, 0 if there is none."""
     c = text[i]
     if c == "\n":
         return PARAGRAPH
@@ -202,10 +201,10 @@ def _opens(text: str, i: int) -> bool:
     return after.isalnum() and before.isspace()
 
 
-def _inside(text: str, language: str, longest: float) -> list[int]:
-    """Per character: 0 outside of quotes and brackets or at their end, else 1, or -1 if too long.
+def _find_depths(text: str, language: str, longest: float) -> list[int]:
+    """Per character: 0 outside quotes and brackets or at their end, else 1, or -1 if too long.
 
-    An opener without its closer in the same paragraph counts for nothing.
+    An opener without a closer in the same paragraph is ignored.
     """
     depths = [0] * len(text)
     start = 0
@@ -229,7 +228,7 @@ def _inside(text: str, language: str, longest: float) -> list[int]:
 
 
 def estimate_seconds(text: str, language: str) -> float:
-    """How long a text takes to say, roughly; digits count like the words they are read as."""
+    """Rough duration of a text in speech; digits count like the words that they are read as."""
     han = sum("\u3400" <= c <= "\u9fff" for c in text)
     digits = sum(c.isdigit() for c in text)
     letters = sum(c.isalpha() for c in text) - han
@@ -239,14 +238,14 @@ def estimate_seconds(text: str, language: str) -> float:
 
 
 def segment(text: str, language: str, lengths: Lengths) -> list[str]:
-    """Cuts a text into parts of even length at natural places.
+    """Cut a text into parts of even length at natural places.
 
     Args:
       text: normalised, see `tidy`.
       language: ISO 639-1.
-      lengths: estimated seconds of a part; at most half of the whole is aimed at, so that there
-        are two. Text without a natural place to cut gives a part longer than the most, and a lone
-        short sentence one shorter than the least.
+      lengths: estimated seconds of a part; the target is at most half of the whole, to get two
+        parts. Text without natural places to cut makes longer parts, and a single short sentence a
+        shorter one.
 
     Returns:
       Parts that join to the text, white space included.

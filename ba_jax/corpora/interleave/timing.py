@@ -16,32 +16,32 @@ PAUSE = 0.12
 """Seconds; shorter gaps in the sound are closures of plosives, not pauses."""
 
 LONG_PAUSE = 0.3
-"""Seconds; so long must a pause be for a cut where no punctuation stands."""
+"""Seconds; the shortest pause for a cut without punctuation."""
 
 _OPENERS = "“‘「『《（([【"
 _COST = {SENTENCE: 0.0, CLAUSE: 0.15, 0: 1.0}  # of a cut, by the break in the text
 
 
 class TimingError(ValueError):
-    """Words that are not those of the text, or times out of order."""
+    """Words that do not match the text, or times out of order."""
 
 
 def locate(text: str, words: Sequence[Word]) -> tuple[Word, ...]:
-    """Gives every character of a text to one of its words.
+    """Assign every character of a text to one of its words.
 
     Punctuation and white space go to the word before them, opening quotes and brackets to the word
-    behind. Only letters and digits are compared, so that words may come with or without
-    punctuation; words without any of either are dropped.
+    after them. Only letters and digits are compared, so that words may have punctuation or not;
+    words without letters and digits are dropped.
 
     Args:
-      text: that was said.
+      text: the transcript.
       words: of the text, in order, with times.
 
     Returns:
-      Words whose texts join to `text`, with the times given.
+      Words whose texts join to `text`, with the same times.
 
     Raises:
-      TimingError: naming the first word that is not in the text where it should be.
+      TimingError: naming the first word that does not match the text at its place.
     """
     spans = []  # of the letters of each word
     at = 0
@@ -78,7 +78,7 @@ def locate(text: str, words: Sequence[Word]) -> tuple[Word, ...]:
 
 
 def _boundary(text: str, end: int, start: int) -> int:
-    """Where between two words' letters the first one's punctuation ends."""
+    """The offset between two words' letters at which the first word's punctuation ends."""
     for i in range(start, end, -1):
         if text[i - 1].isspace():
             return i
@@ -89,13 +89,13 @@ def _boundary(text: str, end: int, start: int) -> int:
 
 
 def join(utterances: Sequence[Sequence[Word]], language: str) -> tuple[Word, ...]:
-    """The words of utterances that follow each other; English ones are set apart by a space."""
-    found: list[Word] = []
+    """Concatenate the words of consecutive utterances, in English with a space between them."""
+    joined: list[Word] = []
     for words in utterances:
-        if found and language != "zh" and words and not found[-1].text[-1:].isspace():
-            found[-1] = dataclasses.replace(found[-1], text=found[-1].text + " ")
-        found += words
-    return tuple(found)
+        if joined and language != "zh" and words and not joined[-1].text[-1:].isspace():
+            joined[-1] = dataclasses.replace(joined[-1], text=joined[-1].text + " ")
+        joined += words
+    return tuple(joined)
 
 
 def loudness(wave_S: np.ndarray, rate: int, window: float = 0.03) -> tuple[np.ndarray, float]:
@@ -112,14 +112,14 @@ def loudness(wave_S: np.ndarray, rate: int, window: float = 0.03) -> tuple[np.nd
 def find_pauses(
     wave_S: np.ndarray, rate: int, shortest: float = PAUSE
 ) -> list[tuple[float, float]]:
-    """Where nothing is heard between words.
+    """Find the pauses between words.
 
     A pause is quieter than 35 dB below the loud (95th percentile) windows, or, in noise, than the
-    floor (the quietest tenth of a second) plus a third of the range between the two. Where speech
-    stands out of the noise by less than 8 dB no pause is found.
+    floor (the quietest tenth of a second) plus a third of the range between the two. Speech less
+    than 8 dB above the noise has no pauses.
 
     Args:
-      wave_S: one voice, mostly speech.
+      wave_S: a single voice, mostly speech.
       rate: Hz.
       shortest: seconds.
 
@@ -141,7 +141,7 @@ def find_pauses(
 
 @dataclasses.dataclass(frozen=True)
 class Stretch:
-    """A piece of a recording that becomes one part: its words and where it is cut out.
+    """A piece of a recording that becomes a part.
 
     Attributes:
       words: their texts join to the part's text; times as in the recording.
@@ -154,18 +154,18 @@ class Stretch:
 
     @property
     def text(self) -> str:
-        """What is said, without white space behind it."""
+        """The transcript, without white space at its end."""
         return "".join(word.text for word in self.words).rstrip()
 
     @property
     def seconds(self) -> float:
-        """Its length."""
+        """Length of the piece."""
         return self.end - self.start
 
     def words_for_record(self, language: str) -> tuple[Word, ...]:
-        """The words as records store them: times from the part's start, joining to `text`.
+        """The words in the form of records: times from the part's start, joining to `text`.
 
-        English words have no white space (`speech.text_norm.join_words` puts it back).
+        English words have no white space (`speech.text_norm.join_words` restores it).
         """
         last = len(self.words) - 1
         return tuple(
@@ -187,19 +187,19 @@ def cut_into_parts(
     end: float,
     lengths: Lengths,
 ) -> list[Stretch]:
-    """Cuts speech at punctuation and pauses.
+    """Cut speech at punctuation and pauses.
 
-    A cut is made between two words only where a pause lies between their middles (word times are
-    off by some tens of milliseconds, the sound is not), in the middle of the longest such pause;
-    where the text has no punctuation the pause must be long.
+    A cut between two words needs a pause between their middles (word times are off by some tens of
+    milliseconds, the sound is not) and lies in the middle of the longest such pause; without
+    punctuation the pause must be long.
 
     Args:
       words: of one voice, in order; their texts join to the text.
       pauses: (start, end) in seconds, in order, see `find_pauses`.
       language: ISO 639-1.
-      start, end: seconds, where the speech is cut out of the recording.
-      lengths: of parts; at most half of the whole is aimed at, so that there are two; where there
-        is no pause they can be longer.
+      start, end: seconds of the speech in the recording.
+      lengths: of parts; the target is at most half of the whole, to get two parts. Speech without
+        pauses makes longer parts.
 
     Returns:
       Parts that follow each other without a gap, from `start` to `end`.
@@ -208,7 +208,7 @@ def cut_into_parts(
         return []
     text = "".join(word.text for word in words)
     breaks = find_breaks(text, language)
-    # A cut behind word i: where, and what it costs.
+    # Place and cost of a cut after word i.
     places, costs = [], []
     offset, first = 0, 0
     for left, right in zip(words, words[1:], strict=False):
@@ -227,7 +227,7 @@ def cut_into_parts(
         is_pause = length >= (PAUSE if strength else LONG_PAUSE)
         costs.append(_COST[strength] + 0.3 * (1 - min(length, 0.6) / 0.6) if is_pause else math.inf)
         places.append(place)
-    # The units of the cutting are what lies between two possible places.
+    # A unit lies between two consecutive possible cuts.
     allowed = [i for i, cost in enumerate(costs) if not math.isinf(cost)]
     marks = [start, *(places[i] for i in allowed), end]
     ends = best_cuts(
@@ -238,9 +238,9 @@ def cut_into_parts(
         high=lengths.high,
     )
     bounds = [0, *(i + 1 for i in allowed), len(words)]
-    found, begin = [], 0
+    parts, begin = [], 0
     for stop in ends:
         part = tuple(words[bounds[begin] : bounds[stop]])
-        found.append(Stretch(part, float(marks[begin]), float(marks[stop])))
+        parts.append(Stretch(part, float(marks[begin]), float(marks[stop])))
         begin = stop
-    return found
+    return parts

@@ -1,4 +1,4 @@
-"""Who speaks a synthetic record: a pure function of seed, id and split."""
+"""The voice and speed of a synthetic record: a pure function of seed, id and split."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import re
 from collections.abc import Mapping
 
 HELD_OUT = ("bf_emma", "am_adam", "zf_xiaobei", "zm_yunxi")
-"""Voices that nothing trains on: they tell whether a model copes with voices it never heard."""
+"""Voices that nothing trains on: they show whether a model copes with unknown voices."""
 
 UNFIT = ("zf_xiaoni",)
-"""Left out always: Whisper-base mishears it far more than any other (platform.md)."""
+"""Voices never used: Whisper-base mishears this one far more than any other."""
 
 TRAIN = "train"
 """The split of the voices that are not held out; every other split has the held-out ones."""
 
 
 def is_held_out(voice: str) -> bool:
-    """Whether a voice, or one that a blend of voices is made of, is held out."""
+    """Whether a voice, or any voice of a blend, is held out."""
     return any(name in re.split(r"[^a-z_]+", voice) for name in HELD_OUT)
 
 
-def unit_interval(seed: int, id: str, what: str) -> float:
+def draw_unit(seed: int, id: str, purpose: str) -> float:
     """A number in [0, 1) that depends on the arguments alone, evenly spread over ids."""
-    digest = hashlib.blake2b(f"{seed}:{what}:{id}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{seed}:{purpose}:{id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
-def voices_of(
+def list_voices(
     voices: Mapping[str, str], language: str, split: str, *, blends: bool = False
 ) -> list[str]:
     """The voices of a language that may speak in a split, sorted.
@@ -36,26 +36,26 @@ def voices_of(
     Args:
       voices: a synthesiser's, voice -> its language.
       language: ISO 639-1.
-      split: TRAIN: all but the held-out ones; else only those.
-      blends: the averages of any two as well, "af_sky+af_bella"; of one accent and sex, which are
-        the first two letters of a voice of Kokoro's.
+      split: TRAIN selects all but the held-out voices; any other split only those.
+      blends: add the averages of any two, "af_sky+af_bella", of one accent and sex (the first two
+        letters of a voice of Kokoro's).
 
     Raises:
-      ValueError: there is none.
+      ValueError: no such voice.
     """
-    found = sorted(
+    names = sorted(
         voice
-        for voice, of in voices.items()
-        if of == language and voice not in UNFIT and is_held_out(voice) == (split != TRAIN)
+        for voice, spoken in voices.items()
+        if spoken == language and voice not in UNFIT and is_held_out(voice) == (split != TRAIN)
     )
-    if not found:
+    if not names:
         raise ValueError(
             f"no voice for language {language!r} in split {split!r} among {sorted(voices)}"
         )
     if blends:
-        pairs = itertools.combinations(found, 2)
-        found = sorted([*found, *(f"{a}+{b}" for a, b in pairs if a[:2] == b[:2])])
-    return found
+        pairs = itertools.combinations(names, 2)
+        names = sorted([*names, *(f"{a}+{b}" for a, b in pairs if a[:2] == b[:2])])
+    return names
 
 
 def choose_voice(
@@ -70,12 +70,12 @@ def choose_voice(
     """The voice of a record.
 
     Raises:
-      ValueError: as `voices_of`.
+      ValueError: see `list_voices`.
     """
-    found = voices_of(voices, language, split, blends=blends)
-    return found[int(unit_interval(seed, id, "voice") * len(found))]
+    names = list_voices(voices, language, split, blends=blends)
+    return names[int(draw_unit(seed, id, "voice") * len(names))]
 
 
 def choose_speed(slowest: float, fastest: float, *, seed: int, id: str) -> float:
-    """How fast a record is spoken, evenly spread between two bounds."""
-    return slowest + (fastest - slowest) * unit_interval(seed, id, "speed")
+    """The speed of a record, evenly spread between two bounds."""
+    return slowest + (fastest - slowest) * draw_unit(seed, id, "speed")

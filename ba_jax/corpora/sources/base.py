@@ -1,28 +1,40 @@
-"""What `prepare` makes datasets from: the interface that every source has.
+"""The contract of a corpus source: items listed cheaply here, records made from them in workers.
 
-A source lists small items in the main process and makes records of them in workers, so that any
-source runs over processes here and as a Beam pipeline on a cluster.
+The listing and the work are apart so that any source runs in local processes and as a Beam
+pipeline on a cluster.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import functools
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ba_jax.data.record import Record
+from ba_jax.data.record import Record, dataset_directory
+
+INFO = "dataset_info.json"
+"""TFDS's description of a dataset; it is there once the dataset is complete."""
+
+
+class SourceError(ValueError):
+    """A corpus that is missing or not in the expected layout, or a config value out of range."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """Something to make records of: small, and picklable.
+    """A small, picklable unit of work.
+
+    The `repr` of all items is part of a dataset's fingerprint: renaming a class or a field that a
+    payload holds makes finished datasets look changed.
 
     Attributes:
-      id: unique in the dataset; a record's id is this, or begins with it.
-      split: the dataset's split that it goes to, "train".
+      id: unique in the dataset; each record's id equals it or begins with it.
+      split: the dataset's split that it belongs to, "train".
       where: the file, with the line if it has one, for messages: "train.tsv:12".
-      payload: what `Source.records` needs; its repr tells all of it, and no memory addresses.
+      payload: input of `Source.records`; its `repr` is complete and holds no memory addresses.
       seconds: of speech, if known without opening audio files.
     """
 
@@ -38,8 +50,8 @@ class Rejection:
     """An item, or a piece of one, that becomes no record.
 
     Attributes:
-      where: as in `Item`; of a piece "talk.mp3 (12.5 to 20.0 s)".
-      reason: a few words, the same for all of a kind, to count by: "empty transcript".
+      where: as in `Item`; for a piece "talk.mp3 (12.5 to 20.0 s)".
+      reason: a few words to count by, the same for all rejections of a kind: "empty transcript".
       detail: the value and what was expected.
       seconds: of speech lost, if known.
     """
@@ -51,11 +63,15 @@ class Rejection:
 
 
 class Rejected(Exception):  # noqa: N818 (not an error: it is counted)
-    """Raised by `Source.records` for an item that becomes no record."""
+    """Raised for an item, or a line of a listing, that becomes no record."""
 
     def __init__(self, reason: str, detail: str = "", seconds: float = 0.0):
         super().__init__(reason, detail, seconds)
         self.reason, self.detail, self.seconds = reason, detail, seconds
+
+    def at(self, where: str) -> Rejection:
+        """The `Rejection` at a place."""
+        return Rejection(where, self.reason, self.detail, self.seconds)
 
 
 class Source(Protocol):
@@ -71,20 +87,53 @@ class Source(Protocol):
     licence: str
 
     def items(self) -> Iterable[Item | Rejection]:
-        """Lists the items, in an order that does not change between runs."""
+        """List the items, in the same order in every run."""
         ...
 
     def records(self, item: Item) -> Iterable[Record | Rejection]:
-        """Makes an item's records: none, one or more.
+        """Make an item's records: none, one or more.
 
-        A Rejection among them stands for a piece of the item that is lost while the rest is kept
-        (a stretch of a long recording); it is counted like an item's, its `where` says which.
+        A Rejection among them counts a piece of the item that is lost (a stretch of a long
+        recording) while the rest is kept.
 
         Raises:
-          Rejected: it becomes no record.
+          Rejected: the whole item becomes no record.
         """
         ...
 
     def finish(self, directory: Path) -> None:
-        """Called once, when all shards are written: to add files beside them."""
+        """Add files beside the shards; called once, when all of them are written."""
         ...
+
+
+class DerivedSource:
+    """Base of sources that make a dataset from another `dataset`, a folder or "embedded"."""
+
+    dataset: str
+
+    @functools.cached_property
+    def info(self) -> Mapping:
+        """The input dataset's dataset_info.json.
+
+        Raises:
+          SourceError: no dataset there.
+        """
+        path = dataset_directory(self.dataset) / INFO
+        try:
+            if not self.dataset:
+                raise OSError("no source.dataset")
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SourceError(f"{path}: {error}, expected a dataset's {INFO}") from None
+
+    def describe(self, change: str) -> str:
+        """The input dataset's description, followed by the change made to it."""
+        return f"{self.info.get('description', '')}\n{change}".strip()
+
+    @property
+    def licence(self) -> str:
+        """The input dataset's licence: its LICENSE file, else the text in its dataset_info.json."""
+        path = dataset_directory(self.dataset) / "LICENSE"
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+        return self.info.get("redistributionInfo", {}).get("license", "")

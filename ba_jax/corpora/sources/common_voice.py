@@ -1,16 +1,17 @@
-"""Common Voice, and CoVoST 2: translations of what is said in its version 4."""
+"""Common Voice, and CoVoST 2: translations of the transcripts of its version 4."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from ba_jax.corpora.clips import Clip, ClipSource, speech_item, stated_float
-from ba_jax.corpora.sources.base import Item, Rejected, Rejection
+from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
+from ba_jax.corpora.sources.clips import Clip, ClipSource, speech_item
 from ba_jax.corpora.sources.listing import (
-    SourceError,
-    inside,
+    find_inside,
+    list_items,
+    parse_seconds,
     read_rows,
     require_file,
     require_folder,
@@ -18,14 +19,8 @@ from ba_jax.corpora.sources.listing import (
 
 LANGUAGE_OF = {"en": "en", "zh-CN": "zh", "zh-TW": "zh"}
 SPEAKER_DIGITS = 16
-"""Of a client's 128 hexadecimal digits; 16 tell them apart."""
+"""Digits kept of a client's 128 hexadecimal ones; 16 tell all clients apart."""
 _REQUIRED = ("client_id", "path", "sentence")
-
-
-def _language_of(locale: str) -> str:
-    if locale not in LANGUAGE_OF:
-        raise SourceError(f"language {locale!r}, expected one of {sorted(LANGUAGE_OF)}")
-    return LANGUAGE_OF[locale]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,19 +42,15 @@ class CommonVoice(ClipSource):
     licence = "CC0 1.0"
 
     def items(self) -> Iterator[Item | Rejection]:
-        """As `Source.items`."""
+        """List the utterances of each table."""
         root = require_folder(self.folder, "source.folder")
-        language = _language_of(self.language or root.resolve().name)
-        clips = require_folder(str(root / "clips"), "clips")
-        seconds = _durations(root)
+        make_item = _ItemMaker(root, self.language or root.resolve().name, _read_durations(root))
         for split in self.splits:
             table = require_file(root / f"{split}.tsv", "Common Voice")
-            for row in read_rows(table, required=_REQUIRED):
-                if isinstance(row, Rejection):
-                    yield row
-                    continue
-                where, fields = row
-                yield _item(where, fields, clips, language, split, seconds)
+            yield from list_items(
+                read_rows(table, required=_REQUIRED),
+                lambda where, fields, split=split: make_item(where, fields, split),
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +61,13 @@ class Covost2(ClipSource):
         covost_v2.en_zh-CN.tsv                      path, translation, split
         covost_v2.en_zh-CN.{train,dev,test}.tsv     path, sentence, translation, client_id
 
-    the second as get_covost_splits.py makes them of the first. In these tables a backslash makes
+    the second made from the first by get_covost_splits.py. In these tables a backslash makes
     the character that follows it text. CoVoST 2's "train" is its split train and Common Voice's.
 
     Attributes:
       translations: folder of these files, "" to look in `folder` and above it.
       spoken, written: CoVoST 2's languages: en and zh-CN, or zh-CN and en.
-      splits: some of train, dev, test.
+      splits: a selection of train, dev, test.
     """
 
     translations: str = ""
@@ -96,93 +87,99 @@ class Covost2(ClipSource):
             )
 
     def items(self) -> Iterator[Item | Rejection]:
-        """As `Source.items`."""
+        """List the utterances that have a translation."""
         root = require_folder(self.folder, "source.folder")
-        clips = require_folder(str(root / "clips"), "clips")
-        language = _language_of(self.spoken)
+        make_item = _ItemMaker(root, self.spoken, {}, translated=True)
         stem = f"covost_v2.{self.spoken}_{self.written}"
         folders = [Path(self.translations)] if self.translations else [root, root.resolve().parent]
         for folder in folders:
             if (folder / f"{stem}.tsv").is_file():
-                yield from self._joined(folder / f"{stem}.tsv", root, clips, language)
+                yield from self._join_tables(folder / f"{stem}.tsv", root, make_item)
                 return
-            if all((folder / f"{stem}.{split}.tsv").is_file() for split in self.splits):
-                for split in self.splits:
-                    table = folder / f"{stem}.{split}.tsv"
-                    required = (*_REQUIRED, "translation")
-                    for row in read_rows(table, required=required, escaped=True):
-                        if isinstance(row, Rejection):
-                            yield row
-                            continue
-                        yield _item(*row, clips, language, split, {}, translated=True)
+            tables = {split: folder / f"{stem}.{split}.tsv" for split in self.splits}
+            if all(table.is_file() for table in tables.values()):
+                for split, table in tables.items():
+                    yield from list_items(
+                        read_rows(table, required=(*_REQUIRED, "translation"), escaped=True),
+                        lambda where, fields, split=split: make_item(where, fields, split),
+                    )
                 return
         looked = " and ".join(str(folder) for folder in folders)
         raise SourceError(f"{looked}: neither {stem}.tsv nor {stem}.train.tsv and the like")
 
-    def _joined(self, table: Path, root: Path, clips: Path, language: str):
-        """Common Voice's transcripts and CoVoST 2's translations, joined by their clips."""
+    def _join_tables(
+        self, table: Path, root: Path, make_item: _ItemMaker
+    ) -> Iterable[Item | Rejection]:
+        """Join Common Voice's transcripts and CoVoST 2's translations by their clips."""
         transcripts = require_file(root / "validated.tsv", "Common Voice 4")
-        said = {}
+        utterances: dict[str, Mapping[str, str]] = {}
         for row in read_rows(transcripts, required=_REQUIRED, escaped=True):
             if isinstance(row, Rejection):
                 yield row
-                continue
-            said[row[1]["path"]] = row[1]
-        for row in read_rows(table, required=("path", "translation", "split"), escaped=True):
-            if isinstance(row, Rejection):
-                yield row
-                continue
-            where, fields = row
-            # The part of the training set that Common Voice has none of.
+            else:
+                utterances[row[1]["path"]] = row[1]
+
+        def make_joined(where: str, fields: Mapping[str, str]) -> Item | None:
+            # CoVoST 2 adds clips to its training set that Common Voice leaves out of its own.
             split = fields["split"].removesuffix("_covost")
             if split not in self.splits or (split != "train" and split != fields["split"]):
-                continue
+                return None
             path = fields["path"]
-            if path not in said:
-                yield Rejection(where, "no transcript", f"{path} is not in {transcripts}")
-                continue
-            yield _item(where, {**said[path], **fields}, clips, language, split, {}, True)
+            if path not in utterances:
+                raise Rejected("no transcript", f"{path} is not in {transcripts}")
+            return make_item(where, {**utterances[path], **fields}, split)
+
+        rows = read_rows(table, required=("path", "translation", "split"), escaped=True)
+        yield from list_items(rows, make_joined)
 
 
-def _durations(root: Path) -> Mapping[str, float]:
-    """Clip -> seconds, of the versions that tell."""
+class _ItemMaker:
+    """Makes the item of a table's row.
+
+    Args:
+      root: the locale's folder.
+      locale: spoken language.
+      seconds: clip -> its length, as far as it is known.
+      translated: rows have a translation.
+
+    Raises:
+      SourceError: an unknown locale, or no folder of clips.
+    """
+
+    def __init__(
+        self, root: Path, locale: str, seconds: Mapping[str, float], translated: bool = False
+    ):
+        if locale not in LANGUAGE_OF:
+            raise SourceError(f"language {locale!r}, expected one of {sorted(LANGUAGE_OF)}")
+        self._language = LANGUAGE_OF[locale]
+        self._clips = require_folder(root / "clips", "clips")
+        self._seconds, self._translated = seconds, translated
+
+    def __call__(self, where: str, fields: Mapping[str, str], split: str) -> Item:
+        """The item; raises Rejected."""
+        name, text = fields["path"], fields["sentence"].strip()
+        seconds = self._seconds.get(name, 0.0)
+        translation = fields["translation"].strip() if self._translated else ""
+        if not text:
+            raise Rejected("empty transcript", f"of {name}", seconds)
+        if self._translated and not translation:
+            raise Rejected("empty translation", f"of {name}", seconds)
+        # The first versions left the suffix out.
+        file = name if name.endswith((".mp3", ".wav")) else f"{name}.mp3"
+        try:
+            path = find_inside(self._clips, file)
+        except Rejected as rejected:
+            raise Rejected(rejected.reason, rejected.detail, seconds) from None
+        speaker = fields["client_id"][:SPEAKER_DIGITS]
+        clip = Clip(text=text, path=path, translation=translation, speaker=speaker)
+        return speech_item(Path(file).stem, split, where, self._language, clip, seconds)
+
+
+def _read_durations(root: Path) -> Mapping[str, float]:
+    """Clip -> seconds, for the versions that list them."""
     table = root / "clip_durations.tsv"
     if not table.is_file():
         return {}
-    found = {}
-    for row in read_rows(table):
-        if not isinstance(row, Rejection):
-            clip, length, *_ = row[1].values()
-            found[clip] = stated_float(length, 1e-3)
-    return found
-
-
-def _item(
-    where: str,
-    fields: Mapping[str, str],
-    clips: Path,
-    language: str,
-    split: str,
-    seconds: Mapping[str, float],
-    translated: bool = False,
-) -> Item | Rejection:
-    name, text = fields["path"], fields["sentence"].strip()
-    length = seconds.get(name, 0.0)
-    translation = fields["translation"].strip() if translated else ""
-    if not text:
-        return Rejection(where, "empty transcript", f"of {name}", length)
-    if translated and not translation:
-        return Rejection(where, "empty translation", f"of {name}", length)
-    # The first versions left the suffix out.
-    file = name if name.endswith((".mp3", ".wav")) else f"{name}.mp3"
-    try:
-        path = inside(clips, file)
-    except Rejected as rejected:
-        return Rejection(where, rejected.reason, rejected.detail, length)
-    clip = Clip(
-        text=text,
-        path=path,
-        translation=translation,
-        speaker=fields["client_id"][:SPEAKER_DIGITS],
-    )
-    return speech_item(Path(file).stem, split, where, language, clip, length)
+    rows = [row[1] for row in read_rows(table) if not isinstance(row, Rejection)]
+    pairs = [tuple(row.values())[:2] for row in rows]
+    return {clip: parse_seconds(length, 1e-3) for clip, length in pairs}

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ba_jax.corpora.clips import Clip, ClipSource, speech_item, stated_float
-from ba_jax.corpora.sources.base import Item, Rejected, Rejection
-from ba_jax.corpora.sources.listing import SourceError, inside, read_rows, require_folder
+from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
+from ba_jax.corpora.sources.clips import Clip, ClipSource, speech_item
+from ba_jax.corpora.sources.listing import (
+    check_choices,
+    find_inside,
+    list_items,
+    parse_seconds,
+    read_rows,
+    require_folder,
+)
 
 LANGUAGE_OF = {"en_us": "en", "cmn_hans_cn": "zh"}
 SPLITS = ("train", "dev", "test")
-TEXTS = ("raw", "normalized")
 _COLUMNS = ("id", "file", "raw", "normalized", "characters", "samples", "gender")
 _RATE = 16000
 
@@ -25,11 +31,11 @@ class Fleurs(ClipSource):
 
     Columns: sentence, file, text as written, text in lower case without punctuation, its
     characters, samples at 16 kHz, FEMALE or MALE. A sentence has the same number in all languages:
-    with both languages here each is the other's translation.
+    with both languages present each is the other's translation.
 
     Attributes:
-      languages: some of en_us and cmn_hans_cn.
-      splits: some of train, dev, test.
+      languages: a selection of en_us and cmn_hans_cn.
+      splits: a selection of train, dev, test.
       text: "raw", as written, or "normalized".
     """
 
@@ -42,65 +48,67 @@ class Fleurs(ClipSource):
     licence = "CC BY 4.0"
 
     def __post_init__(self):
-        if self.text not in TEXTS:
-            raise ValueError(f"text = {self.text!r}, expected one of {TEXTS}")
+        check_choices(self, text=("raw", "normalized"))
         for language in self.languages:
             if language not in LANGUAGE_OF:
                 raise ValueError(f"language {language!r}, expected some of {sorted(LANGUAGE_OF)}")
 
     def items(self) -> Iterator[Item | Rejection]:
-        """As `Source.items`."""
+        """List the utterances of all languages."""
         root = require_folder(self.folder, "source.folder")
-        tables = {language: self._tables(root, language) for language in self.languages}
+        tables = {language: _find_tables(root, language) for language in self.languages}
         sentences = {
             language: {
                 row[1]["id"]: row[1][self.text].strip()
-                for split in SPLITS
-                if split in own
-                for row in read_rows(own[split], _COLUMNS)
+                for table in paths.values()
+                for row in read_rows(table, _COLUMNS)
                 if not isinstance(row, Rejection)
             }
-            for language, own in tables.items()
+            for language, paths in tables.items()
         }
-        for language, own in tables.items():
+        for language, paths in tables.items():
             others = [sentences[other] for other in self.languages if other != language]
             for split in self.splits:
-                if split not in own:
+                if split not in paths:
                     raise SourceError(f"{root / language}: no {split}.tsv, expected in FLEURS")
-                folder = _audio_folder(root / language, split)
-                for row in read_rows(own[split], _COLUMNS):
-                    yield self._item(row, folder, language, split, others)
+                yield from self._list_split(paths[split], root / language, split, others)
 
-    def _item(self, row, folder: Path, language: str, split: str, others: list[dict]):
-        if isinstance(row, Rejection):
-            return row
-        where, fields = row
-        text = fields[self.text].strip()
-        seconds = stated_float(fields["samples"], 1 / _RATE)
-        if not text:
-            return Rejection(where, "empty transcript", f"of {fields['file']}", seconds)
-        try:
-            path = inside(folder, fields["file"])
-        except Rejected as rejected:
-            return Rejection(where, rejected.reason, rejected.detail, seconds)
-        translation = next((own[fields["id"]] for own in others if fields["id"] in own), "")
-        clip = Clip(text=text, path=path, stated_seconds=seconds, translation=translation)
-        id = f"{language}-{Path(fields['file']).stem}"
-        return speech_item(id, split, where, LANGUAGE_OF[language], clip)
+    def _list_split(
+        self, table: Path, folder: Path, split: str, others: list[Mapping[str, str]]
+    ) -> Iterator[Item | Rejection]:
+        language, wavs = folder.name, _find_wavs(folder, split)
 
-    def _tables(self, root: Path, language: str) -> dict[str, Path]:
-        folders = (root / language, root / "metadata" / language)
-        found = {}
-        for split in SPLITS:
-            for folder in folders:
-                if split not in found and (folder / f"{split}.tsv").is_file():
-                    found[split] = folder / f"{split}.tsv"
-        if not found:
-            raise SourceError(f"{folders[0]}: no train.tsv, dev.tsv or test.tsv, expected FLEURS")
-        return found
+        def make_item(where: str, fields: Mapping[str, str]) -> Item:
+            text = fields[self.text].strip()
+            seconds = parse_seconds(fields["samples"], 1 / _RATE)
+            if not text:
+                raise Rejected("empty transcript", f"of {fields['file']}", seconds)
+            try:
+                path = find_inside(wavs, fields["file"])
+            except Rejected as rejected:
+                raise Rejected(rejected.reason, rejected.detail, seconds) from None
+            translations = (texts[fields["id"]] for texts in others if fields["id"] in texts)
+            clip = Clip(text, path, stated_seconds=seconds, translation=next(translations, ""))
+            id = f"{language}-{Path(fields['file']).stem}"
+            return speech_item(id, split, where, LANGUAGE_OF[language], clip)
+
+        yield from list_items(read_rows(table, _COLUMNS), make_item)
 
 
-def _audio_folder(root: Path, split: str) -> Path:
+def _find_tables(root: Path, language: str) -> dict[str, Path]:
+    """The table of each split that a language has."""
+    folders = (root / language, root / "metadata" / language)
+    tables = {}
+    for split in SPLITS:
+        for folder in folders:
+            if split not in tables and (folder / f"{split}.tsv").is_file():
+                tables[split] = folder / f"{split}.tsv"
+    if not tables:
+        raise SourceError(f"{folders[0]}: no train.tsv, dev.tsv or test.tsv, expected FLEURS")
+    return tables
+
+
+def _find_wavs(root: Path, split: str) -> Path:
     for folder in (root / "audio" / split, root / split):
         if folder.is_dir():
             return folder

@@ -1,33 +1,43 @@
-"""Reading the text files that list a corpus, which may hold anything: bad lines are counted."""
+"""Read the files that list a corpus; they may hold anything, and bad lines are counted."""
 
 from __future__ import annotations
 
 import csv
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
-from ba_jax.corpora.sources.base import Rejected, Rejection
+from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
 
 MAX_LINE = 1 << 24
 """Bytes of the longest line that is read."""
 _BOM = b"\xef\xbb\xbf"
+_MAX_FILE_SECONDS = 48 * 3600.0  # longer lengths in a table are not believed
+_Content = TypeVar("_Content")
 
 
-class SourceError(ValueError):
-    """A corpus that is not there or not in the layout that was named."""
+def check_choices(source: Any, **choices: Sequence) -> None:
+    """Check fields of a source against their allowed values.
+
+    Raises:
+      ValueError: naming the first field with another value.
+    """
+    for field, allowed in choices.items():
+        if (value := getattr(source, field)) not in allowed:
+            raise ValueError(f"{field} = {value!r}, expected one of {tuple(allowed)}")
 
 
-def require_folder(value: str, what: str) -> Path:
-    """The folder of that name.
+def require_folder(value: str | Path, name: str) -> Path:
+    """The folder that a config names.
 
     Raises:
       SourceError: there is none.
     """
-    path = Path(value)
-    if not value or not path.is_dir():
-        raise SourceError(f"{what} = {value!r}: no such folder")
-    return path
+    if not value or not Path(value).is_dir():
+        raise SourceError(f"{name} = {str(value)!r}: no such folder")
+    return Path(value)
 
 
 def require_file(path: Path, layout: str) -> Path:
@@ -39,6 +49,35 @@ def require_file(path: Path, layout: str) -> Path:
     if not path.is_file():
         raise SourceError(f"{path}: no such file, expected as part of {layout}")
     return path
+
+
+def sorted_files(folders: Iterable[Path], pattern: str) -> list[Path]:
+    """Files below folders, in order, without the "._" files that macOS leaves."""
+    paths = [path for folder in folders for path in folder.rglob(pattern)]
+    return sorted(path for path in paths if not path.name.startswith("._"))
+
+
+def list_items(
+    lines: Iterable[tuple[str, _Content] | Rejection],
+    make_item: Callable[[str, _Content], Item | None],
+) -> Iterator[Item | Rejection]:
+    """Make an item of each good line; bad lines pass through.
+
+    Args:
+      lines: as `read_lines` or `read_rows` yield them.
+      make_item: ("file:line", content) -> item; None skips the line, `Rejected` counts it.
+    """
+    for line in lines:
+        if isinstance(line, Rejection):
+            yield line
+            continue
+        where, content = line
+        try:
+            item = make_item(where, content)
+        except Rejected as rejected:
+            item = rejected.at(where)
+        if item is not None:
+            yield item
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str] | Rejection]:
@@ -82,17 +121,17 @@ def read_rows(
     required: Sequence[str] = (),
     escaped: bool = False,
 ) -> Iterator[tuple[str, Mapping[str, str]] | Rejection]:
-    """The rows of a table of text, one a line; quotation marks are text.
+    """The rows of a text table, one per line; quotation marks are plain text.
 
     Args:
       path: the file.
-      columns: their names, if the file does not begin with them.
+      columns: names of the columns; None reads them from the first line.
       separator: between columns.
-      required: columns that a header must name.
-      escaped: a backslash before a separator, or before another, makes it text.
+      required: columns that the first line must name.
+      escaped: a backslash makes a following separator or backslash plain text.
 
     Yields:
-      ("file:line", column -> value), or a Rejection of a line that is not one.
+      ("file:line", column -> value), or a Rejection of a malformed line.
 
     Raises:
       SourceError: the file cannot be read, or its header lacks a column.
@@ -131,11 +170,40 @@ def read_rows(
         yield where, dict(zip(columns, row, strict=True))
 
 
+def parse_object(text: str) -> dict[str, Any]:
+    """A line of a JSONL file.
+
+    Raises:
+      Rejected: no JSON object.
+    """
+    try:
+        fields = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise Rejected("malformed JSON", f"{error}: {text[:80]!r}") from None
+    if not isinstance(fields, dict):
+        kind = type(fields).__name__
+        raise Rejected("malformed JSON", f"a {kind}, expected an object: {text[:80]!r}")
+    return fields
+
+
+def _refuse_constant(name: str):
+    raise ValueError(f"{name} is not JSON")
+
+
+def parse_seconds(value: str, scale: float = 1.0) -> float:
+    """A length from a table times `scale`, or 0 if it is not a sensible number."""
+    try:
+        number = float(value) * scale
+    except ValueError:
+        return 0.0
+    return number if 0 < number < _MAX_FILE_SECONDS else 0.0
+
+
 def check_unicode(value: str, name: str) -> str:
     """The value, if it can be stored as UTF-8.
 
     Raises:
-      Rejected: it holds half of a surrogate pair, as JSON's "\\ud800" gives.
+      Rejected: it holds half of a surrogate pair, which JSON's "\\ud800" encodes.
     """
     try:
         value.encode("utf-8")
@@ -145,13 +213,13 @@ def check_unicode(value: str, name: str) -> str:
     return value
 
 
-def inside(root: Path, name: str, *, allow_absolute: bool = False) -> str:
+def find_inside(root: Path, name: str, *, allow_absolute: bool = False) -> str:
     """The path of an existing regular file under a root.
 
     Args:
-      root: all files lie below it, symbolic links resolved.
+      root: folder that must contain the file after resolving symbolic links.
       name: relative to the root.
-      allow_absolute: an absolute name is taken as it is, wherever it leads.
+      allow_absolute: accept absolute names, wherever they lead.
 
     Raises:
       Rejected: an absolute name, one that leaves the root, or no such file.

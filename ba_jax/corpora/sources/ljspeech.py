@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from ba_jax.corpora.clips import Clip, ClipSource, sorted_files, speech_item
-from ba_jax.corpora.sources.base import Item, Rejected, Rejection
-from ba_jax.corpora.sources.listing import inside, read_rows, require_file, require_folder
-
-TEXTS = ("normalized", "original")
+from ba_jax.corpora.sources.base import Item, Rejection
+from ba_jax.corpora.sources.clips import Clip, ClipSource, reject_unlisted, speech_item
+from ba_jax.corpora.sources.listing import (
+    check_choices,
+    find_inside,
+    list_items,
+    read_rows,
+    require_file,
+    require_folder,
+    sorted_files,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,30 +33,20 @@ class LJSpeech(ClipSource):
     licence = "public domain"
 
     def __post_init__(self):
-        if self.text not in TEXTS:
-            raise ValueError(f"text = {self.text!r}, expected one of {TEXTS}")
+        check_choices(self, text=("normalized", "original"))
 
     def items(self) -> Iterator[Item | Rejection]:
-        """As `Source.items`."""
+        """List the utterances."""
         root = require_folder(self.folder, "source.folder")
         table = require_file(root / "metadata.csv", "LJSpeech-1.1/")
-        unused = {path.stem: path for path in sorted_files([root / "wavs"], "*.wav")}
-        for row in read_rows(table, ("id", "original", "normalized"), separator="|"):
-            if isinstance(row, Rejection):
-                yield row
-                continue
-            where, fields = row
-            id, text = fields["id"], fields[self.text].strip()
-            try:
-                path = inside(root / "wavs", f"{id}.wav")
-            except Rejected as rejected:
-                yield Rejection(where, rejected.reason, rejected.detail)
-                continue
-            unused.pop(id, None)
-            if not text:
-                yield Rejection(where, "empty transcript", f"of {id}")
-                continue
-            clip = Clip(text=text, path=path, speaker="LJ")
-            yield speech_item(id, "train", where, "en", clip)
-        for id, path in unused.items():
-            yield Rejection(str(path), "no transcript", f"{id} is not in {table}")
+        recordings = {path.stem: path for path in sorted_files([root / "wavs"], "*.wav")}
+
+        def make_item(where: str, fields: Mapping[str, str]) -> Item:
+            path = find_inside(root / "wavs", f"{fields['id']}.wav")
+            recordings.pop(fields["id"], None)
+            clip = Clip(text=fields[self.text].strip(), path=path, speaker="LJ")
+            return speech_item(fields["id"], "train", where, "en", clip)
+
+        rows = read_rows(table, ("id", "original", "normalized"), separator="|")
+        yield from list_items(rows, make_item)
+        yield from reject_unlisted(recordings, f"is not in {table}")

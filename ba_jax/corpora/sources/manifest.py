@@ -1,7 +1,6 @@
-"""Datasets from a JSONL manifest: one JSON object a line, UTF-8.
+"""Datasets from a JSONL manifest: one JSON object per line, UTF-8.
 
-An utterance, with what is known of it (`id` is the line's number if it is not given, `split` and
-`language` are the config's):
+An utterance (`id` defaults to the line's number, `split` and `language` to the config's):
 
     {"id": "a1", "audio": "wav/a1.flac", "text": "Good morning.", "speaker": "ann",
      "language": "en", "split": "train", "translation": "早上好。"}
@@ -12,11 +11,11 @@ Further keys of an utterance:
                        file's length, and is checked
     sample_rate        Hz, checked against the file's header
     codes              a .npy file of audio codes (N, codebooks), instead of audio or beside it
-    words              [["Good", 0.1, 0.4], ...]: when each word is said, in seconds
+    words              [["Good", 0.1, 0.4], ...]: start and end of each word in seconds
     loss               false: never a target
 
-`segments` is a list of such objects, for speech and text that continue each other, or with a `role`
-in each ("system", "user", "assistant") for a dialogue:
+`segments` is a list of such objects: interleaved speech and text, or, if each has a `role`
+("system", "user", "assistant"), a dialogue:
 
     {"id": "d1", "language": "en", "segments": [
       {"role": "user", "text": "What is two and two?", "audio": "q.wav"},
@@ -28,14 +27,19 @@ A line with `text` alone is text.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ba_jax.corpora.clips import Clip, ClipSource, Recipe
-from ba_jax.corpora.sources.base import Item, Rejected, Rejection
-from ba_jax.corpora.sources.listing import SourceError, check_unicode, inside, read_lines
+from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
+from ba_jax.corpora.sources.clips import Clip, ClipSource, Recipe
+from ba_jax.corpora.sources.listing import (
+    check_unicode,
+    find_inside,
+    list_items,
+    parse_object,
+    read_lines,
+)
 from ba_jax.data.record import LANGUAGES, ROLES, Word
 
 _NUMBER = (int, float)
@@ -64,10 +68,10 @@ class Manifest(ClipSource):
     Attributes:
       path: the manifest.
       name, description, licence: of the dataset.
-      language, split: of lines that do not say.
-      needs_text: speech without a transcript is rejected.
-      allow_absolute: take absolute paths, wherever they lead.
-      extra_keys: ignore keys that are not named above; else the line is rejected.
+      language, split: of lines that name none.
+      needs_text: reject speech without a transcript.
+      allow_absolute: accept absolute paths, wherever they lead.
+      extra_keys: ignore keys that are not named above, instead of rejecting the line.
     """
 
     path: str = ""
@@ -81,35 +85,23 @@ class Manifest(ClipSource):
     extra_keys: bool = False
 
     def items(self) -> Iterator[Item | Rejection]:
-        """As `Source.items`."""
+        """List the lines of the manifest."""
         path = Path(self.path)
         if not self.path or not path.is_file():
             raise SourceError(f"source.path = {self.path!r}: no such file, expected a manifest")
         root = Path(self.folder) if self.folder else path.parent
         if not root.is_dir():
             raise SourceError(f"source.folder = {self.folder!r}: no such folder")
-        for line in read_lines(path):
-            if isinstance(line, Rejection):
-                yield line
-                continue
-            where, text = line
-            if not text.strip():
-                continue
-            try:
-                yield self._item(where, text, root)
-            except Rejected as rejected:
-                yield Rejection(where, rejected.reason, rejected.detail, rejected.seconds)
+        yield from list_items(
+            read_lines(path), lambda where, text: self._make_item(where, text, root)
+        )
 
-    def _item(self, where: str, text: str, root: Path) -> Item:
-        try:
-            fields = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise Rejected("malformed JSON", f"{error}: {text[:80]!r}") from None
-        if not isinstance(fields, dict):
-            kind = type(fields).__name__
-            raise Rejected("malformed JSON", f"a {kind}, expected an object: {text[:80]!r}")
+    def _make_item(self, where: str, text: str, root: Path) -> Item | None:
+        if not text.strip():
+            return None
+        fields = parse_object(text)
         parts = fields.get("segments")
-        self._check(fields, _LINE_KEYS if parts is not None else _LINE_KEYS | _CLIP_KEYS)
+        self._check_keys(fields, _LINE_KEYS if parts is not None else _LINE_KEYS | _CLIP_KEYS)
         number = where.rsplit(":", 1)[1]
         id = fields.get("id", f"{Path(self.path).stem}-{number}")
         if not id:
@@ -122,7 +114,7 @@ class Manifest(ClipSource):
         if parts is None:
             if "role" in fields:
                 raise Rejected("unknown key", "role outside of segments")
-            clips = (self._clip(fields, root, alone=True),)
+            clips = (self._make_clip(fields, root, alone=True),)
             is_spoken = clips[0].path or clips[0].codes_path
             kind = "speech" if is_spoken else "text"
         else:
@@ -132,8 +124,8 @@ class Manifest(ClipSource):
             for number, part in enumerate(parts):
                 if not isinstance(part, dict):
                     raise Rejected("bad value", f"segment {number}: {part!r}, expected an object")
-                self._check(part, _CLIP_KEYS, f"segment {number}: ")
-            clips = tuple(self._clip(part, root, alone=False) for part in parts)
+                self._check_keys(part, _CLIP_KEYS, f"segment {number}: ")
+            clips = tuple(self._make_clip(part, root, alone=False) for part in parts)
             roles = [bool(clip.role) for clip in clips]
             if any(roles) and not all(roles):
                 raise Rejected("bad value", "a role in some segments, expected in all or none")
@@ -141,7 +133,9 @@ class Manifest(ClipSource):
         seconds = sum(_known_seconds(clip) for clip in clips)
         return Item(id, split, where, (Recipe(id, kind, language, clips),), seconds)
 
-    def _check(self, fields: Mapping[str, Any], known: Mapping[str, tuple], name: str = "") -> None:
+    def _check_keys(
+        self, fields: Mapping[str, Any], known: Mapping[str, tuple], name: str = ""
+    ) -> None:
         unknown = sorted(set(fields) - set(known))
         if unknown and not self.extra_keys:
             detail = f"{name}{unknown}, expected some of {sorted(known)}"
@@ -158,7 +152,7 @@ class Manifest(ClipSource):
             if isinstance(value, str):
                 check_unicode(value, name + key)
 
-    def _clip(self, fields: Mapping[str, Any], root: Path, alone: bool) -> Clip:
+    def _make_clip(self, fields: Mapping[str, Any], root: Path, alone: bool) -> Clip:
         text = fields.get("text", "")
         audio, codes = fields.get("audio", ""), fields.get("codes", "")
         is_spoken = "audio" in fields or "codes" in fields
@@ -177,22 +171,22 @@ class Manifest(ClipSource):
         is_cut = offset is not None
         return Clip(
             text=text.strip(),
-            path=self._path(root, audio) if "audio" in fields else "",
+            path=self._find_file(root, audio) if "audio" in fields else "",
             start=float(offset) if is_cut else None,
             end=float(offset + duration) if is_cut and duration is not None else None,
             stated_seconds=float(duration) if duration is not None and not is_cut else 0.0,
             stated_rate=fields.get("sample_rate", 0),
-            codes_path=self._path(root, codes) if "codes" in fields else "",
+            codes_path=self._find_file(root, codes) if "codes" in fields else "",
             codes_seconds=float(duration or 0.0),
             translation=fields.get("translation", "").strip(),
             role=role,
             speaker=fields.get("speaker", ""),
-            words=_words(fields.get("words", ())),
+            words=_parse_words(fields.get("words", ())),
             loss=fields.get("loss", True),
         )
 
-    def _path(self, root: Path, name: str) -> str:
-        return inside(root, name, allow_absolute=self.allow_absolute)
+    def _find_file(self, root: Path, name: str) -> str:
+        return find_inside(root, name, allow_absolute=self.allow_absolute)
 
 
 def _known_seconds(clip: Clip) -> float:
@@ -201,7 +195,7 @@ def _known_seconds(clip: Clip) -> float:
     return clip.stated_seconds
 
 
-def _words(rows) -> tuple[Word, ...]:
+def _parse_words(rows) -> tuple[Word, ...]:
     words = []
     for row in rows:
         is_row = isinstance(row, list) and len(row) == 3 and isinstance(row[0], str)
@@ -210,7 +204,3 @@ def _words(rows) -> tuple[Word, ...]:
         check_unicode(row[0], "words")
         words.append(Word(row[0], float(row[1]), float(row[2])))
     return tuple(words)
-
-
-def _refuse_constant(name: str):
-    raise ValueError(f"{name} is not JSON")

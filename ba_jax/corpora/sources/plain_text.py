@@ -1,4 +1,4 @@
-"""Text without speech: one paragraph a record. Also what synthetic speech is made from."""
+"""Text without speech, one paragraph per record; also the input of synthetic speech."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from ba_jax.corpora.clips import sorted_files
-from ba_jax.corpora.sources.base import Item, Rejection
-from ba_jax.corpora.sources.listing import SourceError, read_lines
+from ba_jax.corpora.sources.base import Item, Rejection, SourceError
+from ba_jax.corpora.sources.listing import check_choices, read_lines, sorted_files
 from ba_jax.data.record import LANGUAGES, Part, Record
-
-PARAGRAPHS = ("blank_line", "line")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +19,7 @@ class PlainText:
       path: the file or the folder.
       name, description, licence: of the dataset.
       language, split: of all of it.
-      paragraphs: what ends one: a "blank_line", or each "line".
+      paragraphs: end at a "blank_line", or at each "line".
       max_characters: of a paragraph; longer ones are rejected.
     """
 
@@ -36,13 +33,10 @@ class PlainText:
     max_characters: int = 20_000
 
     def __post_init__(self):
-        if self.paragraphs not in PARAGRAPHS:
-            raise ValueError(f"paragraphs = {self.paragraphs!r}, expected one of {PARAGRAPHS}")
-        if self.language not in LANGUAGES:
-            raise ValueError(f"language = {self.language!r}, expected one of {LANGUAGES}")
+        check_choices(self, paragraphs=("blank_line", "line"), language=LANGUAGES)
 
     def items(self) -> Iterator[Item | Rejection]:
-        """As `Source.items`; an item's payload is its paragraph."""
+        """List the paragraphs; an item's payload is its text."""
         root = Path(self.path)
         if not self.path or not root.exists():
             raise SourceError(f"source.path = {self.path!r}: no such file or folder")
@@ -53,7 +47,7 @@ class PlainText:
             inner = file.name if root.is_file() else file.relative_to(root).as_posix()
             name = inner.removesuffix(".txt")
             number = 0
-            for paragraph in self._paragraphs(file):
+            for paragraph in self._read_paragraphs(file):
                 if isinstance(paragraph, Rejection):
                     yield paragraph
                     continue
@@ -65,8 +59,8 @@ class PlainText:
                     continue
                 yield Item(f"{name}-{number:06d}", self.split, where, text)
 
-    def _paragraphs(self, file: Path) -> Iterator[tuple[str, str] | Rejection]:
-        """("file:line" of its first line, text); one with a bad line is rejected as a whole."""
+    def _read_paragraphs(self, file: Path) -> Iterator[tuple[str, str] | Rejection]:
+        """Yield ("file:line", text); a paragraph with a bad line is rejected as a whole."""
         lines: list[str] = []
         first, bad, size = "", None, 0
 
@@ -85,7 +79,7 @@ class PlainText:
                 first = line.where if is_bad else line[0]
             if is_bad:
                 bad = bad or line
-            # What is over the limit is rejected; it need not be kept to the end.
+            # Text over the limit will be rejected and need not be kept.
             elif size <= self.max_characters:
                 lines.append(text)
                 size += len(text) + 1
@@ -96,8 +90,8 @@ class PlainText:
             yield end()
 
     def records(self, item: Item) -> Iterator[Record]:
-        """As `Source.records`."""
+        """Make the record of a paragraph."""
         yield Record(item.id, "text", self.language, (Part(text=item.payload),), self.name)
 
     def finish(self, directory: Path) -> None:
-        """As `Source.finish`: nothing to add."""
+        """Add nothing."""

@@ -1,8 +1,8 @@
-"""New utterances out of the words of recorded ones: text and codes cut at words and joined again.
+"""New utterances from the words of recorded ones: text and codes cut at words and joined again.
 
-Some minutes of a voice are soon learnt by heart, sentence by sentence, and a new sentence is then
-said as the nearest one that is known. Words of any sentences, one after the other, have to be read.
-It is unit selection without costs (as in Hunt and Black 1996), to train on.
+A model soon memorises some minutes of a voice sentence by sentence, and then speaks a new sentence
+like the nearest known one; random sequences of words force it to read. The method is unit selection
+without costs (Hunt and Black 1996), applied to training data.
 """
 
 from __future__ import annotations
@@ -20,33 +20,31 @@ from pathlib import Path
 import numpy as np
 
 from ba_jax.audio.lengths import FRAME_SECONDS
-from ba_jax.corpora.derived import Derived
-from ba_jax.corpora.sources.base import Item, Rejected, Rejection
-from ba_jax.corpora.sources.listing import SourceError
+from ba_jax.corpora.sources.base import DerivedSource, Item, Rejected, Rejection, SourceError
 from ba_jax.data.examples import NotForTask, space_between, stable_hash, word_bounds
 from ba_jax.data.record import Part, Record, RecordError, RecordSource, Word
 
-_DRAWS = 20  # until a text is none of another split's
+_DRAWS = 20  # attempts to draw a text that no other split has
 
 
 @dataclasses.dataclass(frozen=True)
-class Spliced(Derived):
+class Spliced(DerivedSource):
     """Spliced utterances of each voice of a dataset with codes and word times.
 
-    A piece is a run of words of one utterance. Its place is drawn by one of its words, all of the
-    voice's words being as likely however often they are said, so that names come as often as
-    articles. A text that another split of the dataset has is drawn again.
+    A piece is a run of words of one utterance. Its place is drawn by drawing a word of the voice's
+    vocabulary first, each with the same probability, so that names come as often as articles. A
+    text that another split of the dataset has is drawn again.
 
     Attributes:
       dataset: a folder that `python -m ba_jax.corpora.tokenize` made.
-      split: of the dataset; the new one has this alone.
-      speakers: whose utterances; () for all.
-      sources: corpora that its records come from; () for all.
+      split: of the dataset; the new dataset's only split.
+      speakers: voices to splice; () for all.
+      sources: `Record.source` of the records to use; () for all.
       name: of the new dataset.
       utterances: of each voice and language.
-      pieces: least and most of an utterance.
-      words: least and most of a piece; fewer where its utterance has no more.
-      seed: another one gives other utterances.
+      pieces: least and most number in an utterance.
+      words: least and most number in a piece; fewer if its utterance has no more.
+      seed: of the draws.
     """
 
     dataset: str = ""
@@ -69,12 +67,12 @@ class Spliced(Derived):
 
     @property
     def description(self) -> str:
-        """The dataset's, and what was done to it."""
-        return self.described("Its words in other orders.")
+        """The dataset's description, and the change made to it."""
+        return self.describe("Its words in other orders.")
 
     def items(self) -> Iterator[Item | Rejection]:
-        """As `Source.items`; parts that cannot be cut are rejections."""
-        pool, dataset = _pool(self), stable_hash(json.dumps(self.info, sort_keys=True))
+        """List the utterances to draw; parts that cannot be cut are rejections."""
+        pool, dataset = _read_pool(self), stable_hash(json.dumps(self.info, sort_keys=True))
         yield from pool.rejected
         for speaker, language in sorted(pool.voices):
             voice = pool.voices[speaker, language]
@@ -87,34 +85,36 @@ class Spliced(Derived):
                 )
 
     def records(self, item: Item) -> Iterator[Record]:
-        """As `Source.records`."""
+        """Draw an utterance."""
         speaker, language, _ = item.payload
-        pool = _pool(self)
+        pool = _read_pool(self)
         rng = np.random.default_rng([self.seed, stable_hash(item.id)])
         for _ in range(_DRAWS):
-            part = self._drawn(pool.voices[speaker, language], rng, speaker, language)
-            if _plain(part.text) not in pool.held_out:
+            part = self._draw_part(pool.voices[speaker, language], rng, speaker, language)
+            if _normalise_text(part.text) not in pool.held_out:
                 yield Record(item.id, "speech", language, (part,), self.name)
                 return
         raise Rejected("a text of another split", f"{part.text!r} in {_DRAWS} draws")
 
-    def _drawn(self, voice: _Voice, rng: np.random.Generator, speaker: str, language: str) -> Part:
+    def _draw_part(
+        self, voice: _VoiceInventory, rng: np.random.Generator, speaker: str, language: str
+    ) -> Part:
         texts, codes, words, frames = [], [], [], 0
         for _ in range(rng.integers(self.pieces[0], self.pieces[1] + 1)):
             take, word = voice.draw(rng)
             count = min(int(rng.integers(self.words[0], self.words[1] + 1)), len(take.part.words))
             low = max(0, word - count + 1)
             first = int(rng.integers(low, min(word, len(take.part.words) - count) + 1))
-            text, piece_NQ, own = take.piece(first, first + count)
+            text, piece_NQ, piece_words = take.piece(first, first + count)
             if not text or not len(piece_NQ):
                 continue  # a short word between two others
             texts.append(text)
             codes.append(piece_NQ)
             offset = frames * FRAME_SECONDS
-            words += [Word(w.text, w.start + offset, w.end + offset) for w in own]
+            words += [Word(w.text, w.start + offset, w.end + offset) for w in piece_words]
             frames += len(piece_NQ)
         if not frames:
-            return self._drawn(voice, rng, speaker, language)
+            return self._draw_part(voice, rng, speaker, language)
         return Part(
             space_between(language).join(texts),
             codes_NQ=np.concatenate(codes),
@@ -124,19 +124,19 @@ class Spliced(Derived):
         )
 
     def finish(self, directory: Path) -> None:
-        """As `Source.finish`: nothing to add."""
+        """Add nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Take:
-    """A part with where its words begin (see `word_bounds`)."""
+class _CuttablePart:
+    """A part with its word bounds in letters and in frames (see `word_bounds`)."""
 
     part: Part
     letters: list[int]
     frames: list[int]
 
     def piece(self, first: int, end: int) -> tuple[str, np.ndarray, list[Word]]:
-        """Text, codes and words, timed from its own begin, of words `first` to `end`."""
+        """Text, codes and words `first` to `end`, timed from the piece's start."""
         begin = self.frames[first] * FRAME_SECONDS
         words = [
             Word(w.text, max(0.0, w.start - begin), max(0.0, w.end - begin))
@@ -146,23 +146,23 @@ class _Take:
         return text, self.part.codes_NQ[self.frames[first] : self.frames[end]], words
 
 
-class _Voice:
-    """A voice's utterances, and where each word is said."""
+class _VoiceInventory:
+    """A voice's utterances, and the places of each word in them."""
 
     def __init__(self):
-        self.takes: list[_Take] = []
+        self.takes: list[_CuttablePart] = []
         self._places: dict[str, list[tuple[int, int]]] = collections.defaultdict(list)
 
-    def add(self, take: _Take) -> None:
+    def add(self, take: _CuttablePart) -> None:
         for number, word in enumerate(take.part.words):
-            self._places[_plain(word.text)].append((len(self.takes), number))
+            self._places[_normalise_text(word.text)].append((len(self.takes), number))
         self.takes.append(take)
 
     @functools.cached_property
     def _words(self) -> list[list[tuple[int, int]]]:
         return [places for _, places in sorted(self._places.items())]
 
-    def draw(self, rng: np.random.Generator) -> tuple[_Take, int]:
+    def draw(self, rng: np.random.Generator) -> tuple[_CuttablePart, int]:
         """An utterance and the number of a word in it."""
         places = self._words[rng.integers(len(self._words))]
         take, word = places[rng.integers(len(places))]
@@ -171,14 +171,14 @@ class _Voice:
 
 @dataclasses.dataclass
 class _Pool:
-    voices: dict[tuple[str, str], _Voice]
+    voices: dict[tuple[str, str], _VoiceInventory]
     held_out: set[str]
     rejected: list[Rejection]
 
 
 @functools.lru_cache(maxsize=2)
-def _pool(source: Spliced) -> _Pool:
-    """What the dataset has to cut, read once in a process."""
+def _read_pool(source: Spliced) -> _Pool:
+    """Read the utterances to cut, once per process."""
     pool = _Pool({}, set(), [])
     splits = [split["name"] for split in source.info["splits"]]
     if source.split not in splits:
@@ -188,12 +188,12 @@ def _pool(source: Spliced) -> _Pool:
         try:
             for number, record in enumerate(RecordSource(source.dataset, split)):
                 if split != source.split:
-                    pool.held_out |= {_plain(part.text) for part in record.parts}
+                    pool.held_out |= {_normalise_text(part.text) for part in record.parts}
                     continue
                 if source.sources and record.source not in source.sources:
                     continue
                 for part in record.parts:
-                    if not part.is_spoken or not _chosen(source, part):
+                    if not part.is_spoken or not _is_chosen(source, part):
                         continue
                     where = f"{source.dataset}: split {split!r}, record {number} ({record.id})"
                     coded |= part.codes_NQ is not None
@@ -209,12 +209,12 @@ def _pool(source: Spliced) -> _Pool:
     return pool
 
 
-def _chosen(source: Spliced, part: Part) -> bool:
+def _is_chosen(source: Spliced, part: Part) -> bool:
     return not source.speakers or part.speaker in source.speakers
 
 
 def _add(pool: _Pool, record: Record, part: Part, where: str) -> None:
-    """Adds a part to its voice, or a rejection."""
+    """Add a part to its voice, or a rejection."""
     try:
         if not part.loss:
             raise NotForTask("a part without loss")
@@ -224,10 +224,10 @@ def _add(pool: _Pool, record: Record, part: Part, where: str) -> None:
     except NotForTask as error:
         pool.rejected.append(Rejection(where, str(error), part.text, part.seconds))
         return
-    voice = pool.voices.setdefault((part.speaker, record.language), _Voice())
-    voice.add(_Take(part, letters, frames))
+    voice = pool.voices.setdefault((part.speaker, record.language), _VoiceInventory())
+    voice.add(_CuttablePart(part, letters, frames))
 
 
-def _plain(text: str) -> str:
-    """Without case, punctuation and spaces."""
+def _normalise_text(text: str) -> str:
+    """The text without case, punctuation and spaces."""
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text).casefold())

@@ -8,17 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ba_jax.corpora.clips import Clip, ClipSource, Recipe
-from ba_jax.corpora.sources.base import Item, Rejected, Rejection
+from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
+from ba_jax.corpora.sources.clips import Clip, ClipSource, Recipe
 from ba_jax.corpora.sources.listing import (
-    SourceError,
+    check_choices,
     check_unicode,
-    inside,
+    find_inside,
     require_file,
     require_folder,
 )
 
-TRAINING = ("S", "M", "L", "W")
 EVALUATION = {"DEV": "dev", "TEST_NET": "test_net", "TEST_MEETING": "test_meeting"}
 
 
@@ -32,7 +31,7 @@ class WenetSpeech(ClipSource):
                                    "begin_time": 20.08, "end_time": 24.4, "subsets": ["L"],
                                    "text": "怎么样这些日子住得还习惯吧"}, ...]}, ...]}
 
-    A segment is a record; an item is a recording with all of its segments of a split.
+    A segment is a record; an item is a recording with all its segments of a split.
 
     Attributes:
       subset: of the training set, "S", "M", "L" or the weakly labelled "W". The evaluation sets are
@@ -46,72 +45,74 @@ class WenetSpeech(ClipSource):
     licence = "CC BY 4.0, for non-commercial use; the owners of the recordings keep their rights"
 
     def __post_init__(self):
-        if self.subset not in TRAINING:
-            raise ValueError(f"subset = {self.subset!r}, expected one of {TRAINING}")
+        check_choices(self, subset=("S", "M", "L", "W"))
 
     def items(self) -> Iterator[Item | Rejection]:
-        """As `Source.items`."""
+        """List the recordings that have segments of the subset or of an evaluation set."""
         root = require_folder(self.folder, "source.folder")
         path = require_file(root / "WenetSpeech.json", "WenetSpeech")
         try:
             content = json.loads(path.read_bytes().decode("utf-8-sig"))
         except ValueError as error:
             raise SourceError(f"{path}: no JSON ({error})") from None
-        audios = content.get("audios") if isinstance(content, dict) else None
-        if not isinstance(audios, list):
+        recordings = content.get("audios") if isinstance(content, dict) else None
+        if not isinstance(recordings, list):
             raise SourceError(f"{path}: expected an object with a list 'audios'")
         splits = {self.subset: "train", **EVALUATION}
-        for number, audio in enumerate(audios):
+        for number, recording in enumerate(recordings):
             where = f"{path}: audios[{number}]"
             try:
-                yield from _items_of(audio, where, root, splits)
+                yield from _list_recording(recording, where, root, splits)
             except Rejected as rejected:
-                yield Rejection(where, rejected.reason, rejected.detail, rejected.seconds)
+                yield rejected.at(where)
 
 
-def _items_of(audio: Any, where: str, root: Path, splits: dict[str, str]):
-    aid, name = _field(audio, "aid", str), _field(audio, "path", str)
-    duration = _field(audio, "duration", (int, float))
-    by_split: dict[str, list[Recipe]] = {}
-    rejected = []
+def _list_recording(
+    recording: Any, where: str, root: Path, splits: dict[str, str]
+) -> Iterator[Item | Rejection]:
+    aid, name = _get_field(recording, "aid", str), _get_field(recording, "path", str)
+    duration = _get_field(recording, "duration", (int, float))
+    recipes: list[Recipe] = []
+    used_splits: dict[str, None] = {}
+    rejections = []
     path = ""
-    for number, segment in enumerate(_field(audio, "segments", list)):
+    for number, segment in enumerate(_get_field(recording, "segments", list)):
         try:
-            subsets = _field(segment, "subsets", list)
-            wanted = [splits[key] for key in splits if key in subsets]
-            if not wanted:
-                continue  # of a subset that was not asked for
-            sid, text = _field(segment, "sid", str), _field(segment, "text", str).strip()
+            subsets = _get_field(segment, "subsets", list)
+            split = next((splits[key] for key in splits if key in subsets), "")
+            if not split:
+                continue
+            sid = _get_field(segment, "sid", str)
+            text = _get_field(segment, "text", str).strip()
             if not sid.startswith(aid):
                 raise Rejected("bad value", f"sid {sid!r}, expected to begin with {aid!r}")
-            begin = _field(segment, "begin_time", (int, float))
-            end = _field(segment, "end_time", (int, float))
+            begin = _get_field(segment, "begin_time", (int, float))
+            end = _get_field(segment, "end_time", (int, float))
             if not text:
                 raise Rejected("empty transcript", f"of {sid}", max(0.0, end - begin))
-        except Rejected as error:
-            place = f"{where}.segments[{number}]"
-            rejected.append(Rejection(place, error.reason, error.detail, error.seconds))
+        except Rejected as rejected:
+            rejections.append(rejected.at(f"{where}.segments[{number}]"))
             continue
-        # Only a recording that something is wanted of has to be there. The folder audio/ may be a
-        # link to where there is room for it.
+        # The file must exist only if a segment of it is wanted. The folder audio/ may be a link to
+        # a larger disk.
         if not path:
             inner = name.removeprefix("audio/")
-            path = inside(root / "audio", inner) if inner != name else inside(root, name)
+            path = find_inside(root / "audio", inner) if inner != name else find_inside(root, name)
         clip = Clip(
             text=text, path=path, start=float(begin), end=float(end), stated_seconds=float(duration)
         )
-        recipe = Recipe(sid, "speech", "zh", (clip,))
-        by_split.setdefault(wanted[0], []).append(recipe)
-    yield from rejected
-    for split, recipes in by_split.items():
-        # No recording is of two splits; if one were, both items would need ids of their own.
-        if len(by_split) > 1:
-            raise Rejected("bad value", f"{aid} has segments of splits {sorted(by_split)}")
+        recipes.append(Recipe(sid, "speech", "zh", (clip,)))
+        used_splits[split] = None
+    yield from rejections
+    # No released recording has several splits; one that had would need two items of other ids.
+    if len(used_splits) > 1:
+        raise Rejected("bad value", f"{aid} has segments of splits {sorted(used_splits)}")
+    for split in used_splits:
         seconds = sum(recipe.clips[0].end - recipe.clips[0].start for recipe in recipes)
         yield Item(aid, split, f"{where} {aid}", tuple(recipes), seconds)
 
 
-def _field(fields: Any, name: str, types) -> Any:
+def _get_field(fields: Any, name: str, types) -> Any:
     if not isinstance(fields, dict):
         raise Rejected("bad value", f"{ascii(fields)[:80]}, expected an object")
     value = fields.get(name)

@@ -15,8 +15,8 @@ import pytest
 import soundfile
 
 from ba_jax.audio import AudioError, read_audio, write_audio
-from ba_jax.corpora.encode import encode_file, encode_speech
-from tests.unit.corpora.corpora import put, tone
+from ba_jax.corpora.encode import encode_speech
+from tests.unit.corpora.corpora import tone
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
@@ -89,15 +89,6 @@ def slow_checksum(rest: bytes) -> int:
         for _ in range(8):
             crc = (crc << 1 ^ (0x04C11DB7 if crc & 0x80000000 else 0)) & 0xFFFFFFFF
     return crc
-
-
-def test_encode_file(tmp_path):
-    path = put(tmp_path / "a.mp3", rate=32000, seconds=1.0)
-    data, seconds = encode_file(path)
-    assert seconds == pytest.approx(1.0, abs=0.05)
-    assert read_audio(data)[1] == 24000
-    with pytest.raises(AudioError, match="at most 0.5 s"):
-        encode_file(path, max_seconds=0.5)
 
 
 def test_refusals():

@@ -12,9 +12,7 @@ import pytest
 
 from ba_jax.config import ConfigError
 from ba_jax.corpora import runner, shards
-from ba_jax.corpora.sources import registry
-from ba_jax.corpora.sources.base import Item, Rejected, Rejection
-from ba_jax.corpora.sources.listing import SourceError
+from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
 from ba_jax.data.record import Part, Record, RecordSource
 from configs import prepare as prepare_config
 from tests.unit.corpora.corpora import config, contents, made, manifest, put, rejected
@@ -65,11 +63,7 @@ class Numbers:
 
 @pytest.fixture(autouse=True)
 def numbers(monkeypatch):
-    monkeypatch.setattr(
-        runner,
-        "source_class",
-        lambda kind: Numbers if kind == "numbers" else registry.source_class(kind),
-    )
+    monkeypatch.setitem(runner.SOURCES, "numbers", Numbers)
 
 
 def texts(out: pathlib.Path, split: str = "train") -> list[str]:
@@ -165,7 +159,7 @@ def test_nothing_of_a_killed_run_is_left(tmp_path):
     out = tmp_path / "out"
     plan = runner.make_plan(run)
     out.mkdir()
-    assert runner._open(plan, out, overwrite=False)
+    assert runner._open_run(run, plan, out, overwrite=False)
     shards.make_shard(plan.jobs[0], plan.source, out, plan.fingerprint)
     plan.jobs[1].claim_path(out).write_text("1 n0 (list:0)")
     (out / ".prepare" / "numbers-train.array_record-00000-of-00003.0a.incomplete").write_text("x")
@@ -225,7 +219,7 @@ def test_two_runs_at_once_are_refused(tmp_path):
         for job in jobs:
             shards.make_shard(job, plan.source, directory, plan.fingerprint)
 
-    report = runner.prepare(config("numbers"), tmp_path / "out", make_all=second)
+    report = runner.prepare(config("numbers"), tmp_path / "out", run_jobs=second)
     assert report["records"] == 10
 
 
@@ -233,7 +227,7 @@ def test_a_dataset_with_a_shard_gone_is_not_complete(tmp_path):
     out = tmp_path / "out"
     runner.prepare(config("numbers"), out, workers=0)
     (out / "numbers-train.array_record-00001-of-00003").unlink()
-    with pytest.raises(runner.PrepareError, match="00001-of-00003: is gone.*--overwrite"):
+    with pytest.raises(runner.PrepareError, match="00001-of-00003: is missing.*--overwrite"):
         runner.prepare(config("numbers"), out, workers=0)
     runner.prepare(config("numbers"), out, workers=0, overwrite=True)
     assert len(texts(out)) == 8
@@ -268,10 +262,10 @@ def test_names_that_make_no_file_names_are_refused(tmp_path):
     assert rejection.detail == "split '../x', expected letters, digits and _"
 
 
-@pytest.mark.parametrize("kind", sorted(registry.SOURCES))
+@pytest.mark.parametrize("kind", sorted(runner.SOURCES))
 def test_every_kind_has_a_config(kind):
     values = prepare_config.get_config(kind).to_dict()
-    fields = {field.name for field in dataclasses.fields(registry.source_class(kind))}
+    fields = {field.name for field in dataclasses.fields(runner.SOURCES[kind])}
     assert set(values["source"]) == fields
     assert f"\n  {kind} " in prepare_config.__doc__
     assert runner.config_from(values).make_source().name

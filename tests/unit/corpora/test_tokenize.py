@@ -15,12 +15,12 @@ import pytest
 from ba_jax.checkpoints import arrays as checkpoint
 from ba_jax.config import ConfigError
 from ba_jax.corpora import tokenize
+from ba_jax.corpora.chunks import divide_chunks
 from ba_jax.corpora.runner import PrepareError
 from ba_jax.corpora.shards import Job
-from ba_jax.corpora.sources.base import Item
-from ba_jax.corpora.sources.listing import SourceError
-from ba_jax.corpora.tokenize import Tokenizer, TokenizeSettings
-from ba_jax.corpora.tokenized import Entry, Tokenized, divide_chunks
+from ba_jax.corpora.sources.base import Item, SourceError
+from ba_jax.corpora.sources.tokenized import Entry, TokenizedSource
+from ba_jax.corpora.tokenize import AudioTokenizer, TokenizeSettings
 from ba_jax.data import features
 from ba_jax.data.examples import ExampleMaker, NotForTask
 from ba_jax.data.features import Bucket
@@ -48,7 +48,7 @@ CONFIG = BaichuanAudioConfig(
     vq_bridge=VQBridgeConfig(width=16, pooling=4, codebook_sizes=small_corpus.CODEBOOK_SIZES),
 )
 CHUNK = 2.0
-SETTINGS = TokenizeSettings(bucket_seconds=(1.0,), batch_seconds=8.0)
+SETTINGS = {"bucket_seconds": (1.0,), "batch_seconds": 8.0, "chunk_seconds": CHUNK}
 WORDS = (Word("the", 0.0, 0.2), Word("sky", 0.3, 0.6))
 
 
@@ -103,15 +103,14 @@ def checkpoints(tmp_path_factory) -> list[pathlib.Path]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(checkpoints) -> Tokenizer:
-    return Tokenizer(CONFIG, str(checkpoints[0]))
+def tokenizer(checkpoints) -> AudioTokenizer:
+    return AudioTokenizer(CONFIG, str(checkpoints[0]))
 
 
-def run(tokenizer, dataset, out, settings=SETTINGS, **options):
+def run(tokenizer, dataset, out, processes=None, **changes):
     """`tokenize` with few records a shard."""
-    return tokenize.tokenize(
-        tokenizer, str(dataset), str(out), settings, chunk_seconds=CHUNK, **options
-    )
+    settings = TokenizeSettings(str(dataset), str(out), **SETTINGS | changes)
+    return tokenize.tokenize(tokenizer, settings, **processes or {})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -281,8 +280,8 @@ def test_speed_changes_codes_and_times(tokenizer, dataset, made, tmp_path):
 
 def test_batches_change_nothing(tokenizer, dataset, made, tmp_path):
     """Other buckets, other batch sizes, more threads: the same bytes."""
-    other = TokenizeSettings(bucket_seconds=(0.7, 1.3), batch_seconds=5.0, workers=5)
-    run(tokenizer, dataset, tmp_path / "out", other)
+    other = {"bucket_seconds": (0.7, 1.3), "batch_seconds": 5.0, "workers": 5}
+    run(tokenizer, dataset, tmp_path / "out", **other)
     assert contents(tmp_path / "out") == contents(made)
 
 
@@ -294,7 +293,7 @@ def test_every_chunk_is_in_one_batch_and_fits():
     items = tuple(
         Item(f"r{i}", "train", f"r{i}", Entry(i, seconds[: i + 1])) for i in range(len(seconds))
     )
-    source = Tokenized("d", "w", chunk_seconds=2.0)
+    source = TokenizedSource("d", "w", chunk_seconds=2.0)
     buckets = features.check_buckets([Bucket(2.0, 3), Bucket(1.0, 6)])
     batches = divide_chunks(Job("train", 0, 1, items), source, buckets)
     found = [chunk for batch in batches for chunk in batch.chunks]
@@ -316,12 +315,14 @@ def test_every_chunk_is_in_one_batch_and_fits():
 
 @pytest.mark.parametrize("devices", [1, 4])
 def test_buckets_hold_some_seconds_for_each_device(devices):
-    buckets = TokenizeSettings().buckets(30.0, devices)
+    buckets = TokenizeSettings("d", "o").buckets(devices)
     assert [bucket.seconds for bucket in buckets] == [2.0, 3.0, 5.0, 10.0, 20.0, 30.0]
     assert all(bucket.count % devices == 0 for bucket in buckets)
     assert [bucket.count // devices for bucket in buckets] == [16, 11, 6, 3, 2, 1]
-    assert [b.seconds for b in TokenizeSettings().buckets(3.0, 1)] == [2.0, 3.0]
-    assert [b.count for b in TokenizeSettings(batch_seconds=1.0).buckets(30.0, 4)] == [4] * 6
+    short = TokenizeSettings("d", "o", chunk_seconds=3.0)
+    assert [bucket.seconds for bucket in short.buckets(1)] == [2.0, 3.0]
+    small = TokenizeSettings("d", "o", batch_seconds=1.0)
+    assert [bucket.count for bucket in small.buckets(4)] == [4] * 6
 
 
 # --- going on -------------------------------------------------------------------------------------
@@ -330,7 +331,7 @@ def test_buckets_hold_some_seconds_for_each_device(devices):
 class Failing:
     """A tokenizer that breaks after some batches."""
 
-    def __init__(self, tokenizer: Tokenizer, batches: int):
+    def __init__(self, tokenizer: AudioTokenizer, batches: int):
         self._tokenizer, self._batches = tokenizer, batches
         for name in ("config", "devices", "fingerprint"):
             setattr(self, name, getattr(tokenizer, name))
@@ -361,9 +362,9 @@ def test_a_complete_dataset_is_left_alone(tokenizer, dataset, made):
 
 
 def test_codes_of_another_tokenizer_are_not_mixed(tokenizer, checkpoints, dataset, made, tmp_path):
-    other = Tokenizer(CONFIG, str(checkpoints[1]))
+    other = AudioTokenizer(CONFIG, str(checkpoints[1]))
     assert other.fingerprint != tokenizer.fingerprint
-    again = Tokenizer(CONFIG, str(checkpoints[0]))
+    again = AudioTokenizer(CONFIG, str(checkpoints[0]))
     assert again.fingerprint == tokenizer.fingerprint
     out = tmp_path / "out"
     shutil.copytree(made, out)
@@ -398,7 +399,7 @@ def test_the_fingerprint_is_of_what_decides_the_codes(checkpoints):
 def test_a_runs_workdir_means_its_latest_checkpoint(tokenizer, checkpoints, tmp_path):
     for step, weights in ((5, checkpoints[1]), (10, checkpoints[0])):
         shutil.copytree(weights, tmp_path / "checkpoints" / str(step) / "weights")
-    assert Tokenizer(CONFIG, str(tmp_path)).fingerprint == tokenizer.fingerprint
+    assert AudioTokenizer(CONFIG, str(tmp_path)).fingerprint == tokenizer.fingerprint
 
 
 def test_processes_share_the_shards(tokenizer, dataset, made, tmp_path):
@@ -413,9 +414,11 @@ def test_processes_share_the_shards(tokenizer, dataset, made, tmp_path):
                 counting,
                 dataset,
                 out,
-                host=host,
-                hosts=2,
-                barrier=lambda place: (calls[host].append(place), meeting.wait()),
+                {
+                    "host": host,
+                    "hosts": 2,
+                    "barrier": lambda place: (calls[host].append(place), meeting.wait()),
+                },
             )
             calls[host].append(10**6 - counting._batches)
         except BaseException as error:  # told below
@@ -466,7 +469,7 @@ def test_damaged_records_are_left_out_and_listed(tokenizer, damaged, tmp_path):
     with pytest.raises(PrepareError):
         run(tokenizer, damaged, out)
     # The same folder: what to do with damage does not change what is made.
-    report = run(tokenizer, damaged, out, dataclasses.replace(SETTINGS, on_error="skip"))
+    report = run(tokenizer, damaged, out, on_error="skip")
     assert report["records"] == 4
     assert {reason: row["records"] for reason, row in report["reasons"].items()} == {
         "codes without audio": 1,
@@ -505,17 +508,17 @@ def test_folders_that_cannot_be_used(tokenizer, dataset, tmp_path):
 
 def test_models_and_settings_that_make_no_sense(checkpoints):
     with pytest.raises(ConfigError, match=r"no \['vq_bridge'\], expected an audio tokenizer"):
-        Tokenizer(CONFIG.only("audio_encoder"), str(checkpoints[0]))
+        AudioTokenizer(CONFIG.only("audio_encoder"), str(checkpoints[0]))
     wider = dataclasses.replace(
         CONFIG, vq_bridge=VQBridgeConfig(width=16, pooling=4, codebook_sizes=(8,) * 8)
     )
     with pytest.raises(checkpoint.CheckpointError, match="misshapen codebook/vq_bridge/embed_0"):
-        Tokenizer(wider, str(checkpoints[0]))
+        AudioTokenizer(wider, str(checkpoints[0]))
     with pytest.raises(checkpoint.CheckpointError, match="nowhere: no such folder"):
-        Tokenizer(CONFIG, "nowhere")
+        AudioTokenizer(CONFIG, "nowhere")
     with pytest.raises(ValueError, match="on_error = 'hide'"):
-        TokenizeSettings(on_error="hide")
+        TokenizeSettings("d", "o", on_error="hide")
     with pytest.raises(ValueError, match="expected batch_seconds > 0 and workers >= 1"):
-        TokenizeSettings(workers=0)
+        TokenizeSettings("d", "o", workers=0)
     with pytest.raises(ValueError, match="expected 0.1 to 30 seconds"):
-        Tokenized("d", "w", chunk_seconds=31.0)
+        TokenizedSource("d", "w", chunk_seconds=31.0)

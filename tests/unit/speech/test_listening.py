@@ -12,20 +12,20 @@ from ba_jax.speech.align import PocketSphinxAligner, WhisperAligner
 from ba_jax.speech.interfaces import SpeechToolError
 from ba_jax.speech.vad import Silero
 from ba_jax.speech.waves import RATE, SoundEdges, to_16k
-from ba_jax.speech.whisper import Piece, Whisper, WhisperModel, words_of
+from ba_jax.speech.whisper import TimedPiece, Whisper, WhisperModel, words_of
 
 NOISE = SoundEdges(np.ones(RATE * 20, np.float32), RATE)  # never silent
 
 
 def test_words_take_the_times_of_their_characters():
     pieces = [
-        Piece(" Hel", 0.0, 0.3, 1.0),
-        Piece("lo", 0.3, 0.5, 1.0),
-        Piece(",", 0.5, 0.9, 1.0),
-        Piece(" big", 0.9, 1.2, 1.0),
-        Piece(" wor", 1.2, 1.5, 1.0),
-        Piece("ld", 1.5, 1.7, 1.0),
-        Piece(".", 1.7, 2.5, 1.0),
+        TimedPiece(" Hel", 0.0, 0.3, 1.0),
+        TimedPiece("lo", 0.3, 0.5, 1.0),
+        TimedPiece(",", 0.5, 0.9, 1.0),
+        TimedPiece(" big", 0.9, 1.2, 1.0),
+        TimedPiece(" wor", 1.2, 1.5, 1.0),
+        TimedPiece("ld", 1.5, 1.7, 1.0),
+        TimedPiece(".", 1.7, 2.5, 1.0),
     ]
     words = words_of(pieces, "Hello, big world.", "en", NOISE)
     assert [(w.text, w.start, w.end) for w in words] == [
@@ -37,9 +37,9 @@ def test_words_take_the_times_of_their_characters():
 
 def test_a_piece_of_several_characters_is_shared_out():
     pieces = [
-        Piece("今天", 0.0, 0.4, 1.0),
-        Piece("，", 0.4, 1.0, 1.0),
-        Piece("好。", 1.0, 1.2, 1.0),
+        TimedPiece("今天", 0.0, 0.4, 1.0),
+        TimedPiece("，", 0.4, 1.0, 1.0),
+        TimedPiece("好。", 1.0, 1.2, 1.0),
     ]
     words = words_of(pieces, "今天，好。", "zh", NOISE)
     assert [w.text for w in words] == ["今", "天，", "好。"]
@@ -51,7 +51,11 @@ def test_words_beside_pauses_begin_and_end_with_their_sound():
     wave_S = np.zeros(RATE * 3, np.float32)
     wave_S[RATE // 2 : RATE] = 0.5  # 0.5 to 1.0
     wave_S[2 * RATE : RATE * 5 // 2] = 0.5  # 2.0 to 2.5
-    pieces = [Piece(" Yes", 0.0, 1.3, 1.0), Piece(",", 1.3, 1.5, 1.0), Piece(" no", 1.5, 3.0, 1.0)]
+    pieces = [
+        TimedPiece(" Yes", 0.0, 1.3, 1.0),
+        TimedPiece(",", 1.3, 1.5, 1.0),
+        TimedPiece(" no", 1.5, 3.0, 1.0),
+    ]
     words = words_of(pieces, "Yes, no", "en", SoundEdges(wave_S, RATE))
     assert [w.start for w in words] == pytest.approx([0.5, 2.0])
     assert [w.end for w in words] == pytest.approx([1.0, 2.5])
@@ -224,32 +228,24 @@ def test_silence_has_no_speech_and_options_are_checked():
 
 # --- by name --------------------------------------------------------------------------------------
 
-MAKERS = {
-    "synthesiser": tools.make_synthesiser,
-    "recogniser": tools.make_recogniser,
-    "aligner": tools.make_aligner,
-    "vad": tools.make_vad,
-    "speaker_encoder": tools.make_speaker_encoder,
-}
-
 
 @pytest.mark.parametrize(
     ("kind", "name"), [(kind, name) for kind, names in tools.TOOLS.items() for name in names]
 )
 def test_every_tool_is_made_by_name_and_can_be_pickled(kind, name):
-    tool = MAKERS[kind](name)
+    tool = tools.make_tool(kind, name)
     assert type(pickle.loads(pickle.dumps(tool))) is type(tool)
 
 
-@pytest.mark.parametrize("kind", list(MAKERS))
+@pytest.mark.parametrize("kind", list(tools.TOOLS))
 def test_unknown_names_and_options_are_refused(kind):
     with pytest.raises(SpeechToolError, match=f"{kind} 'espeak', expected one of"):
-        MAKERS[kind]("espeak")
+        tools.make_tool(kind, "espeak")
     with pytest.raises(SpeechToolError, match="colour"):
-        MAKERS[kind](colour="red")
+        tools.make_tool(kind, next(iter(tools.TOOLS[kind])), colour="red")
 
 
 def test_options_arrive():
-    assert tools.make_recogniser("whisper", beam=2)._beam == 2
-    assert isinstance(tools.make_aligner("whisper"), WhisperAligner)
-    assert isinstance(tools.make_aligner(), PocketSphinxAligner)
+    assert tools.make_tool("recogniser", "whisper", beam=2)._beam == 2
+    assert isinstance(tools.make_tool("aligner", "whisper"), WhisperAligner)
+    assert isinstance(tools.make_tool("aligner", "pocketsphinx"), PocketSphinxAligner)

@@ -10,9 +10,8 @@ import pytest
 
 from ba_jax.corpora.embedded import EmbeddedCorpus, source
 from ba_jax.corpora.embedded.script import Line, Script
-from ba_jax.corpora.embedded.studio import Studio, mistaken
-from ba_jax.corpora.sources.base import Item, Rejected, Rejection
-from ba_jax.corpora.sources.listing import SourceError
+from ba_jax.corpora.embedded.studio import Studio, sound_error_rate
+from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
 from ba_jax.data.record import Word, check_record
 from ba_jax.speech.interfaces import Heard, SpeechToolError, Spoken
 
@@ -33,8 +32,8 @@ from ba_jax.speech.interfaces import Heard, SpeechToolError, Spoken
         ("答案是三。", "...", "zh", 1.0),
     ],
 )
-def test_mistaken(text, heard, language, error):
-    assert mistaken(text, heard, language) == pytest.approx(error)
+def test_sound_error_rate(text, heard, language, error):
+    assert sound_error_rate(text, heard, language) == pytest.approx(error)
 
 
 class Tools:
@@ -129,7 +128,7 @@ def test_what_cannot_be_said_is_a_rejection_but_a_missing_tool_is_not(tmp_path):
         source.perform(DIALOGUE, studio(Tools(missing=True), tmp_path))
 
 
-def test_utterances_are_kept(tmp_path):
+def test_spoken_lines_are_cached(tmp_path):
     first = Tools()
     said = studio(first, tmp_path).say("What is it?", "en", "a", 1.0)
     second = Tools()
@@ -141,7 +140,7 @@ def test_utterances_are_kept(tmp_path):
     assert len(second.spoken) == 2
     for path in tmp_path.rglob("*.json"):
         path.write_text(path.read_text()[:100])
-    with pytest.raises(SpeechToolError, match="expected a kept utterance; delete it"):
+    with pytest.raises(SpeechToolError, match="expected a cached line; delete it"):
         again.say("What is it?", "en", "a", 1.0)
 
 
@@ -210,7 +209,7 @@ def test_finish_trains_a_tokenizer_of_mandarin_characters(corpus, tmp_path):
     [({"size": "huge"}, "size = 'huge'"), ({"coding": "mp3"}, "coding = 'mp3'")],
 )
 def test_refuses(fields, message):
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(ValueError, match=message):
         EmbeddedCorpus(**fields)
 
 

@@ -8,8 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ba_jax.corpora.interleave.agreement import disagreement, to_units
-from ba_jax.corpora.interleave.filters import Limits, find_fault, find_loop, is_loop, script_share
+from ba_jax.corpora.interleave.filters import (
+    TranscriptLimits,
+    disagreement,
+    find_fault,
+    find_loop,
+    is_loop,
+    script_share,
+    to_units,
+)
 from ba_jax.speech.interfaces import Heard
 
 GOOD = Heard("The weather was fine, so we walked to the river.", (), 0.9, 0.05)
@@ -36,7 +43,7 @@ FAULTS = [
 
 @pytest.mark.parametrize(("heard", "seconds", "language", "reason"), FAULTS)
 def test_faults(heard, seconds, language, reason):
-    fault = find_fault(heard, seconds, language, Limits())
+    fault = find_fault(heard, seconds, language, TranscriptLimits())
     assert (fault and fault[0]) == reason
     assert fault is None or reason == "empty transcript" or fault[1]
 

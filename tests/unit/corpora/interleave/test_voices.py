@@ -13,7 +13,7 @@ from ba_jax.corpora.interleave.voices import (
     choose_speed,
     choose_voice,
     is_held_out,
-    voices_of,
+    list_voices,
 )
 
 VOICES = {
@@ -26,7 +26,7 @@ VOICES = {
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 @pytest.mark.parametrize("blends", [False, True])
 def test_held_out_voices_speak_in_other_splits_only(language, split, blends):
-    found = voices_of(VOICES, language, split, blends=blends)
+    found = list_voices(VOICES, language, split, blends=blends)
     assert found == sorted(set(found))
     for voice in found:
         assert all(VOICES[name] == language for name in voice.split("+"))
@@ -37,7 +37,7 @@ def test_held_out_voices_speak_in_other_splits_only(language, split, blends):
 
 def test_blends_are_of_one_accent_and_sex():
     voices = dict.fromkeys(["af_a", "af_b", "af_c", "am_d", "bf_e"], "en")
-    assert voices_of(voices, "en", "train", blends=True) == [
+    assert list_voices(voices, "en", "train", blends=True) == [
         "af_a", "af_a+af_b", "af_a+af_c", "af_b", "af_b+af_c", "af_c", "am_d", "bf_e",
     ]  # fmt: skip
 
@@ -49,7 +49,7 @@ def test_a_blend_with_a_held_out_voice_is_held_out():
 
 def test_no_voice():
     with pytest.raises(ValueError, match="no voice for language 'zh' in split 'train'"):
-        voices_of({"zm_yunxi": "zh", "af_bella": "en"}, "zh", "train")
+        list_voices({"zm_yunxi": "zh", "af_bella": "en"}, "zh", "train")
 
 
 def test_the_choice_is_even_and_depends_on_seed_and_id_alone():

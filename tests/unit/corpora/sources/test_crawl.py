@@ -33,12 +33,8 @@ def ears(monkeypatch):
         "second": tone_speech.Recogniser(),
         "aligner": tone_speech.Aligner(),
     }
-    for kind in ("vad", "speaker_encoder", "aligner"):
-        monkeypatch.setattr(tools, f"make_{kind}", lambda name, kind=kind, **options: made[kind])
     monkeypatch.setattr(
-        tools,
-        "make_recogniser",
-        lambda name, beam=5: made["second" if beam == 1 else "recogniser"],
+        tools, "make_tool", lambda kind, name, beam=5: made["second" if beam == 1 else kind]
     )
     return made
 
@@ -347,7 +343,7 @@ def test_it_travels_without_its_tools(tmp_path, ears):
     write(tmp_path / "a.wav", silence(1.0), say(tone_speech.sentences(3), "ann"))
     source = make(tmp_path)
     before = run(source)
-    source.__dict__["_vad"].lock = lambda: None  # cannot be pickled
+    source.tool("vad").lock = lambda: None  # cannot be pickled
     again = pickle.loads(pickle.dumps(source))
     assert again == source and "_vad" not in again.__dict__
     assert run(again) == before

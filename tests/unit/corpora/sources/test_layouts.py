@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ba_jax.audio import read_audio, write_audio
-from ba_jax.corpora.sources.listing import SourceError
+from ba_jax.corpora.sources.base import SourceError
 from ba_jax.data.examples import ExampleMaker
 from tests.unit.corpora.corpora import config, listed, made, put, put_text, tone
 

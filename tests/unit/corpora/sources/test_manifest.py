@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 
 from ba_jax.audio import read_audio
 from ba_jax.corpora import runner
-from ba_jax.corpora.shards import special_tokens_in
-from ba_jax.corpora.sources.base import Item, Rejection
-from ba_jax.corpora.sources.listing import SourceError
+from ba_jax.corpora.shards import find_special_tokens
+from ba_jax.corpora.sources.base import Item, Rejection, SourceError
 from ba_jax.data.text_tokenizer import AUDIO_TOKEN_NAMES, ROLE_NAMES
 from tests.unit.corpora.corpora import (
     RATE,
@@ -536,6 +535,6 @@ def test_special_token_strings_are_kept_as_text_and_warned_of(folder):
 
 def test_every_special_token_of_the_tokenizers_is_known():
     for name in (*AUDIO_TOKEN_NAMES.values(), *ROLE_NAMES.values(), *SPECIAL):
-        assert special_tokens_in(f"a {name} b {name}") == [name]
+        assert find_special_tokens(f"a {name} b {name}") == [name]
     for text in ("a < b > c", "<b>bold</b>", "x<y", "<|>", "I <3 you"):
-        assert special_tokens_in(text) == []
+        assert find_special_tokens(text) == []

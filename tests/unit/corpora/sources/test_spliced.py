@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ba_jax.corpora import runner
-from ba_jax.corpora.sources.listing import SourceError
+from ba_jax.corpora.sources.base import SourceError
 from ba_jax.corpora.sources.spliced import Spliced
 from ba_jax.data.examples import ExampleMaker, word_bounds
 from ba_jax.data.record import (

@@ -25,8 +25,7 @@ PARTS = Lengths(target=2.0, low=0.5, high=8.0)
 def voices(monkeypatch):
     """Fake tools, by the names that the configs below use."""
     made = {"synthesiser": tone_speech.Synthesiser(), "recogniser": tone_speech.Recogniser()}
-    monkeypatch.setattr(tools, "make_synthesiser", lambda name, **_: made["synthesiser"])
-    monkeypatch.setattr(tools, "make_recogniser", lambda name, **_: made["recogniser"])
+    monkeypatch.setattr(tools, "make_tool", lambda kind, name: made[kind])
     return made
 
 
@@ -198,7 +197,7 @@ def test_it_travels_without_its_tools(tmp_path, voices):
     write_text(tmp_path / "a.txt", 3)
     source = make(tmp_path / "a.txt")
     before = run(source)[0]
-    source.__dict__["_synthesiser"].said = lambda: None  # cannot be pickled
+    source.tool("synthesiser").said = lambda: None  # cannot be pickled
     again = pickle.loads(pickle.dumps(source))
     assert again == source and "_synthesiser" not in again.__dict__
     voices["synthesiser"].said = []

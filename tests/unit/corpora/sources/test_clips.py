@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ba_jax.audio import read_audio, write_audio
-from ba_jax.corpora.clips import AudioConfig, Clip, read_clip
 from ba_jax.corpora.sources.base import Rejected
+from ba_jax.corpora.sources.clips import AudioConfig, Clip, read_clip
 from tests.unit.corpora.corpora import put
 
 RATE = 16000

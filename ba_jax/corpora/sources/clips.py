@@ -1,12 +1,13 @@
-"""Records of recordings that lie in files: what the sources with audio files share.
+"""Base of all sources whose speech lies in audio files, and the reading of those files.
 
-A source lists `Recipe`s; reading, checking and encoding the files is done here, in workers.
+A source lists `Recipe`s; workers read, check and encode the files that they name. A new corpus is a
+subclass of `ClipSource` with an `items` method that lists its files and transcripts.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +15,23 @@ import numpy as np
 from ba_jax.audio import AudioError, AudioReader, read_audio
 from ba_jax.corpora.encode import CODINGS, encode_speech
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection
+from ba_jax.corpora.sources.listing import check_choices
 from ba_jax.data.record import Part, Record, Word
 
 LENGTH_SLACK = (0.05, 0.25)
-"""How far a file's length may be from the one stated: a share of it, plus seconds."""
+"""Tolerated error of a stated length: a share of it, plus seconds."""
 _CODE_RATE = 12.5  # frames of codes a second
-_MAX_FILE_SECONDS = 48 * 3600.0  # that a table is believed
 
 
 @dataclasses.dataclass(frozen=True)
 class AudioConfig:
-    """What speech is taken and how it is stored.
+    """Which speech is accepted and how it is stored.
 
     Attributes:
       coding: "opus" or "flac".
       min_seconds, max_seconds: length of a clip, both inclusive. Examples of up to 30 s pass the
         encoder at once; longer ones are cut into chunks, so ten minutes are fine.
-      max_bytes: of a file, and of its decoded samples (4 a sample).
+      max_bytes: of a file, and of its decoded samples (4 bytes each).
     """
 
     coding: str = "opus"
@@ -39,8 +40,7 @@ class AudioConfig:
     max_bytes: int = 1 << 28
 
     def __post_init__(self):
-        if self.coding not in CODINGS:
-            raise ValueError(f"coding = {self.coding!r}, expected one of {CODINGS}")
+        check_choices(self, coding=CODINGS)
         if not 0 <= self.min_seconds < self.max_seconds:
             raise ValueError(
                 f"min_seconds = {self.min_seconds}, max_seconds = {self.max_seconds}: "
@@ -50,13 +50,13 @@ class AudioConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A part of a record to come. Fields as in `record.Part`, but for:
+    """A part of a future record. Fields as in `record.Part`, except:
 
     Attributes:
       path: of the audio file, or "".
-      start, end: of the stretch wanted, in seconds; None for the file's start and end.
-      stated_seconds: the whole file's length as the corpus states it, 0 if it does not.
-      stated_rate: Hz, as the corpus states it, 0 if it does not.
+      start, end: seconds of the wanted stretch; None for the file's start and end.
+      stated_seconds: the whole file's length according to the corpus, 0 if not stated.
+      stated_rate: Hz according to the corpus, 0 if not stated.
       codes_path: of codes (N, Q) in a NumPy file, or "".
     """
 
@@ -77,7 +77,7 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A record to come: fields as in `record.Record`."""
+    """A future record: fields as in `record.Record`."""
 
     id: str
     kind: str
@@ -85,51 +85,62 @@ class Recipe:
     clips: tuple[Clip, ...]
 
 
-def speech_item(
-    id: str, split: str, where: str, language: str, clip: Clip, seconds: float = 0.0
-) -> Item:
-    """The item of one utterance."""
-    recipe = Recipe(id, "speech", language, (clip,))
-    return Item(id, split, where, (recipe,), seconds or clip.stated_seconds)
-
-
 @dataclasses.dataclass(frozen=True)
 class ClipSource:
-    """The part of a Source that is the same for all corpora of audio files.
+    """Base of sources that list audio files.
 
-    Subclasses say `name`, `description` and `licence`, and list items whose payload is a tuple of
+    Subclasses set `name`, `description` and `licence`, and list items whose payload is a tuple of
     recipes.
 
     Attributes:
-      folder: where the corpus lies.
-      audio: what is taken and how it is stored.
+      folder: of the corpus.
+      audio: which speech is accepted and how it is stored.
     """
 
     folder: str = ""
     audio: AudioConfig = AudioConfig()
 
     def records(self, item: Item) -> Iterator[Record | Rejection]:
-        """As `Source.records`."""
+        """Make the records of an item's recipes, see `Source.records`."""
         for recipe in item.payload:
             try:
                 parts = tuple(make_part(clip, self.audio) for clip in recipe.clips)
             except Rejected as rejected:
                 if len(item.payload) == 1:
                     raise
-                where = f"{item.where} {recipe.id}"
-                yield Rejection(where, rejected.reason, rejected.detail, rejected.seconds)
+                yield rejected.at(f"{item.where} {recipe.id}")
                 continue
             yield Record(recipe.id, recipe.kind, recipe.language, parts, self.name)
 
     def finish(self, directory: Path) -> None:
-        """As `Source.finish`: nothing to add."""
+        """Add nothing."""
+
+
+def speech_item(
+    id: str, split: str, where: str, language: str, clip: Clip, seconds: float = 0.0
+) -> Item:
+    """The item of one utterance; `seconds` if its length is known but not to be checked.
+
+    Raises:
+      Rejected: no transcript.
+    """
+    if not clip.text:
+        raise Rejected("empty transcript", f"of {id}", seconds or clip.stated_seconds)
+    recipe = Recipe(id, "speech", language, (clip,))
+    return Item(id, split, where, (recipe,), seconds or clip.stated_seconds)
+
+
+def reject_unlisted(recordings: Mapping[str, Path], problem: str) -> Iterator[Rejection]:
+    """Count recordings, name -> path, that no line of the corpus mentions."""
+    for name, path in recordings.items():
+        yield Rejection(str(path), "no transcript", f"{name} {problem}")
 
 
 def make_part(clip: Clip, config: AudioConfig) -> Part:
-    """Reads, checks and encodes what a clip names.
+    """Read, check and encode the files of a clip.
 
     Raises:
-      Rejected: a file that cannot be used, or is not what the corpus states.
+      Rejected: an unusable file, or one that contradicts the corpus.
     """
     audio, seconds, codes_NQ = b"", 0.0, None
     if clip.path:
@@ -168,17 +179,17 @@ def read_codes(path: str) -> np.ndarray:
       Rejected: no integers of that shape.
     """
     try:
-        # Mapped, so that a header that claims much allocates nothing.
+        # Mapped, so that a header that claims a large array allocates nothing.
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise Rejected("bad codes", f"{path}: no NumPy array ({error})") from None
     is_array = isinstance(mapped, np.ndarray)
     if not is_array or mapped.ndim != 2 or not mapped.size or mapped.dtype.kind not in "iu":
-        found = f"{mapped.dtype}{mapped.shape}" if is_array else type(mapped).__name__
-        raise Rejected("bad codes", f"{path}: {found}, expected integers (N >= 1, codebooks)")
+        content = f"{mapped.dtype}{mapped.shape}" if is_array else type(mapped).__name__
+        raise Rejected("bad codes", f"{path}: {content}, expected integers (N >= 1, codebooks)")
     if mapped.min() < 0 or mapped.max() > np.iinfo(np.uint16).max:
-        found = f"from {mapped.min()} to {mapped.max()}"
-        raise Rejected("bad codes", f"{path}: {found}, expected 0 to 65535")
+        content = f"from {mapped.min()} to {mapped.max()}"
+        raise Rejected("bad codes", f"{path}: {content}, expected 0 to 65535")
     return np.array(mapped)
 
 
@@ -186,7 +197,7 @@ def read_clip(clip: Clip, config: AudioConfig) -> tuple[np.ndarray, int]:
     """The mono wave (S,) of a clip and its rate in Hz.
 
     Raises:
-      Rejected: a file that cannot be used, or is not what the corpus states.
+      Rejected: an unusable file, or one that contradicts the corpus.
     """
     try:
         if clip.start is None and clip.end is None:
@@ -201,24 +212,19 @@ def read_clip(clip: Clip, config: AudioConfig) -> tuple[np.ndarray, int]:
 
 
 def _check_stated(clip: Clip, seconds: float, rate: int) -> None:
-    if clip.stated_rate and clip.stated_rate != rate:
-        raise Rejected(
-            "header disagrees with the corpus",
-            f"{clip.path}: {rate} Hz, expected {clip.stated_rate} Hz",
-            seconds,
-        )
     share, least = LENGTH_SLACK
     stated = clip.stated_seconds
-    if stated and abs(seconds - stated) > share * stated + least:
-        raise Rejected(
-            "header disagrees with the corpus",
-            f"{clip.path}: {seconds:.2f} s at {rate} Hz, expected {stated:.2f} s",
-            seconds,
-        )
+    if clip.stated_rate and clip.stated_rate != rate:
+        detail = f"{clip.path}: {rate} Hz, expected {clip.stated_rate} Hz"
+    elif stated and abs(seconds - stated) > share * stated + least:
+        detail = f"{clip.path}: {seconds:.2f} s at {rate} Hz, expected {stated:.2f} s"
+    else:
+        return
+    raise Rejected("header disagrees with the corpus", detail, seconds)
 
 
 def _read_stretch(clip: Clip, config: AudioConfig) -> tuple[np.ndarray, int]:
-    """A stretch of a file that may be hours long: what comes before it is not decoded."""
+    """Read a stretch of a file that may be hours long, without decoding the audio before it."""
     path, start = clip.path, clip.start or 0.0
     if start < 0 or (clip.end is not None and clip.end <= start):
         raise Rejected("bad times", f"{path}: from {start} s to {clip.end} s")
@@ -226,7 +232,7 @@ def _read_stretch(clip: Clip, config: AudioConfig) -> tuple[np.ndarray, int]:
         rate, length = audio.rate, audio.seconds
         _check_stated(clip, length, rate)
         end = length if clip.end is None else clip.end
-        # Corpora round times: an end a little behind the file's is the file's.
+        # Corpora round times: an end slightly past the file's end is clipped to it.
         if start >= length or end > length + LENGTH_SLACK[1]:
             detail = f"{path}: from {start} s to {end} s, expected within {length:.2f} s"
             raise Rejected("bad times", detail)
@@ -240,18 +246,3 @@ def _read_stretch(clip: Clip, config: AudioConfig) -> tuple[np.ndarray, int]:
             detail = f"{path}: {count * 4} bytes of samples, expected at most {config.max_bytes}"
             raise Rejected("too large", detail, seconds)
         return audio.stretch(first, None if clip.end is None else count), rate
-
-
-def stated_float(value: str, scale: float = 1.0) -> float:
-    """A length from a table, or 0 if it is not a sensible number."""
-    try:
-        number = float(value) * scale
-    except ValueError:
-        return 0.0
-    return number if 0 < number < _MAX_FILE_SECONDS else 0.0
-
-
-def sorted_files(folders: Iterable[Path], pattern: str) -> list[Path]:
-    """Files below folders, in order; the "._" files that macOS leaves are none."""
-    found = [path for folder in folders for path in folder.rglob(pattern)]
-    return sorted(path for path in found if not path.name.startswith("._"))
