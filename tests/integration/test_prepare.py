@@ -153,7 +153,7 @@ def test_killed_with_minus_nine_it_goes_on(corpus, undisturbed, tmp_path):
     assert len(redone) <= len(shards) - len(kept), "shards that were complete were made again"
 
 
-def test_a_worker_that_dies_is_reported_and_the_run_goes_on_later(corpus, undisturbed, tmp_path):
+def test_a_worker_that_dies_is_reported_and_the_run_can_be_resumed(corpus, undisturbed, tmp_path):
     out = tmp_path / "out"
     process = start(command(corpus, out, "--workers=2", "--quiet"))
     wait_for(lambda: len(done(out)) >= 1 and claims(out))
@@ -165,12 +165,12 @@ def test_a_worker_that_dies_is_reported_and_the_run_goes_on_later(corpus, undist
     assert process.returncode == FAILED
     assert "a worker process died" in err and f"process {pid} (exit code -9) at item u" in err
     assert "of split 'train', items u" in err or "of split 'dev', items u" in err
-    assert "run again to go on" in err
+    assert "run the same command again to resume" in err
     run(command(corpus, out, "--workers=2", "--quiet"))
     same(out, undisturbed)
 
 
-def test_interrupted_it_goes_on(corpus, undisturbed, tmp_path):
+def test_an_interrupted_run_can_be_resumed(corpus, undisturbed, tmp_path):
     out = tmp_path / "out"
     process = start(command(corpus, out, "--workers=2", "--quiet"))
     wait_for(lambda: claims(out))
@@ -178,7 +178,7 @@ def test_interrupted_it_goes_on(corpus, undisturbed, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == INTERRUPTED
-    assert err.strip().endswith("interrupted: run again to go on")
+    assert err.strip().endswith("interrupted: run the same command again to resume")
     assert "Traceback" not in err
     assert not any(is_alive(pid) for pid in workers)
     run(command(corpus, out, "--workers=1", "--quiet"))

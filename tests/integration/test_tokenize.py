@@ -132,7 +132,7 @@ def test_two_processes_give_the_same(folder, made, tmp_path):
 
 
 @pytest.mark.slow
-def test_interrupted_it_goes_on(folder, made, tmp_path):
+def test_an_interrupted_run_can_be_resumed(folder, made, tmp_path):
     out = tmp_path / "out"
     process = start(command(folder, out))
     end = time.monotonic() + 120
@@ -141,6 +141,9 @@ def test_interrupted_it_goes_on(folder, made, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = finish(process, INTERRUPTED)
-    assert err.strip().endswith("interrupted: run again to go on") and "Traceback" not in err
+    assert (
+        err.strip().endswith("interrupted: run the same command again to resume")
+        and "Traceback" not in err
+    )
     finish(start(command(folder, out)))
     assert contents(out) == contents(made)

@@ -118,7 +118,7 @@ def test_a_run_that_is_complete_is_not_redone(tmp_path):
     assert log.read_text().split() == [f"n{n}" for n in (4, 9, 0, 1, 2, 3, 5, 6, 7, 8)]
 
 
-def test_a_run_that_failed_goes_on(tmp_path, monkeypatch):
+def test_a_failed_run_resumes(tmp_path, monkeypatch):
     log = tmp_path / "log"
     run = config("numbers", log=log)
     real = shards.write_shard
@@ -153,7 +153,7 @@ def test_a_shard_whose_file_was_cut_is_made_again(tmp_path):
     assert shard.read_bytes() == whole
 
 
-def test_nothing_of_a_killed_run_is_left(tmp_path):
+def test_a_killed_run_leaves_no_traces(tmp_path):
     run = config("numbers")
     runner.prepare(run, tmp_path / "whole", workers=0)
     out = tmp_path / "out"

@@ -325,7 +325,7 @@ def test_buckets_hold_some_seconds_for_each_device(devices):
     assert [bucket.count for bucket in small.buckets(4)] == [4] * 6
 
 
-# --- going on -------------------------------------------------------------------------------------
+# --- resuming -------------------------------------------------------------------------------------
 
 
 class Failing:
@@ -343,7 +343,7 @@ class Failing:
         return self._tokenizer(*arrays)
 
 
-def test_an_interrupted_run_goes_on(tokenizer, dataset, made, tmp_path):
+def test_an_interrupted_run_resumes(tokenizer, dataset, made, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         run(Failing(tokenizer, 8), dataset, out)
