@@ -58,7 +58,8 @@ from ba_jax.data.batches import open_batches
 from ba_jax.data.hash import batch_hash, row_digests
 from ba_jax.data.loader import BatchError, Loader, host_rows
 from ba_jax.files import first_line, write_whole
-from ba_jax.metrics.throughput import Throughput, peak_flops
+from ba_jax.metrics.chips import peak_flops
+from ba_jax.metrics.throughput import Throughput
 from ba_jax.metrics.writers import ProgressBar, Writers
 from ba_jax.run import Losses, Signals, mark_done, report_batch
 from ba_jax.run_config import RunConfig, TrainSettings, parse_config
@@ -249,7 +250,7 @@ def train(
         writers = Writers(workdir, latest, is_writer=jax.process_index() == 0)
         with contextlib.closing(writers), deadline.watch():
             loop = _Loop(
-                config, stage, workdir, mesh, batches, checkpoints, writers, signals, deadline
+                config, program, workdir, mesh, batches, checkpoints, writers, signals, deadline
             )
             try:
                 state = loop.run(state, first, program.step(), evaluation, program.seed_key)
@@ -276,9 +277,10 @@ class _Loop:
     """The loop's parts that do not change while it runs."""
 
     def __init__(
-        self, config, stage, workdir, mesh, batches, checkpoints, writers, signals, deadline
+        self, config, program, workdir, mesh, batches, checkpoints, writers, signals, deadline
     ):
-        self.config, self.settings, self.stage = config, config.train, stage
+        self.config, self.settings, self.stage = config, config.train, program.stage
+        self.trained_components = program.trained_components
         self.workdir, self.mesh, self.batches = workdir, mesh, batches
         self.checkpoints, self.writers, self.signals = checkpoints, writers, signals
         self.deadline = deadline
@@ -322,7 +324,7 @@ class _Loop:
                         hashes.add(step, batch)
                     arrays = self.stage.arrays(batch)
                     amounts = self.stage.amounts(arrays)
-                    flops = self.stage.flops(arrays)
+                    flops = self.stage.flops(arrays, self.trained_components)
                     placed = sharding.to_devices(arrays, self.mesh)
                     state, metrics = step_function(state, placed, seed_key)
                     self.done = done = step + 1

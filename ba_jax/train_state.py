@@ -30,6 +30,7 @@ class Program:
       shapes: of the stage's variables.
       rates: parameter -> what multiplies its learning rate; None: frozen.
       counts: component -> (its parameters, how many of them train).
+      trained_components: components most of whose parameters train.
       optimizer: of those that train.
       heads: of its components' attention, see `sharding.Heads`.
       variable_placement: shardings of the variables.
@@ -54,7 +55,7 @@ class Program:
         self.rates = optim.learning_rate_multipliers(flat, config.optimizer.rules)
         trained = {name: rate for name, rate in self.rates.items() if rate is not None}
         self.counts = _counts(flat, trained)
-        self.stage.trained = frozenset(
+        self.trained_components = frozenset(
             name for name, (total, training) in self.counts.items() if 2 * training > total
         )
         self.optimizer = optim.make_optimizer(config.optimizer, trained, flat, config.train.steps)

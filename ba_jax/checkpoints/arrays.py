@@ -1,8 +1,8 @@
 """Orbax checkpoints of variables: written slice by slice, read whole, by component or by slice.
 
-The streamed writer plugs into Orbax through its own extension point, a `TypeHandler` for
-`LazyArray` leaves, so what it leaves behind is an ordinary Orbax PyTree checkpoint: any process
-restores it with `ocp.StandardCheckpointer`, with any sharding, without this module.
+The streamed writer is an Orbax `TypeHandler` for `LazyArray` leaves, so the result is an ordinary
+Orbax PyTree checkpoint: any process restores it with `ocp.StandardCheckpointer`, with any sharding,
+without this module.
 
 Paths are written `collection/component/...`, as in the conversion tables.
 """
@@ -41,7 +41,7 @@ MAX_PENDING_BYTES = 128 << 20
 # Chunks of a streamed array are at most this large, so that a host which restores a shard of an
 # array does not read much more than that shard.
 MAX_CHUNK_BYTES = 64 << 20
-# Arrays up to this size are worth no chunks of their own, and many of them are written at once.
+# Arrays up to this size are written many at once.
 SMALL_BYTES = 1 << 20
 MAX_SMALL_WRITES = 32
 
@@ -69,21 +69,10 @@ class LazyArray:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-def lazy(array: np.ndarray, chunk_shape: tuple[int, ...] | None = None) -> LazyArray:
-    """`array` as a `LazyArray` of one piece."""
-    array = np.asarray(array)
-    return LazyArray(
-        array.shape,
-        array.dtype,
-        array.shape if chunk_shape is None else chunk_shape,
-        lambda: [((0,) * array.ndim, array)],
-    )
-
-
 class _LazyArrayHandler(ocp.type_handlers.NumpyHandler):
-    """Writes `LazyArray` leaves; they are recorded, and read back, as NumPy arrays.
+    """Write `LazyArray` leaves; Orbax records and restores them as NumPy arrays.
 
-    Orbax commits in a thread of its own, which outlives an exception in the caller: `stop` ends it.
+    Orbax commits in a separate thread, which outlives an exception in the caller: `stop` ends it.
     """
 
     def __init__(self):
@@ -92,7 +81,7 @@ class _LazyArrayHandler(ocp.type_handlers.NumpyHandler):
         self._writing = threading.Lock()
 
     def stop(self) -> None:
-        """Makes the writer give up at its next piece, and waits until it has."""
+        """Stop the writer at its next piece and wait for it."""
         self._stopped.set()
         with self._writing:
             pass
@@ -106,10 +95,10 @@ class _LazyArrayHandler(ocp.type_handlers.NumpyHandler):
 
     async def _write_all(self, values, infos):
         with self._writing:
-            await self._write_in_turn(values, infos)
+            await self._write_in_order(values, infos)
 
-    async def _write_in_turn(self, values, infos):
-        # Small arrays are mostly waiting for the file system: many at once. Large ones in turn.
+    async def _write_in_order(self, values, infos):
+        # Small arrays mostly wait for the file system: many at once. Large ones one by one.
         small: collections.deque[asyncio.Task] = collections.deque()
         try:
             for value, info in zip(values, infos, strict=True):
@@ -151,7 +140,7 @@ class _LazyArrayHandler(ocp.type_handlers.NumpyHandler):
                 await write
                 pending_bytes -= nbytes
             region = tuple(slice(o, o + n) for o, n in zip(start, piece.shape, strict=True))
-            # The piece is ours and never written to again: TensorStore needs no copy.
+            # The piece is never written to again: TensorStore needs no copy.
             write = store[region].write(piece, can_reference_source_data_indefinitely=True)
             pending.append((write, piece.nbytes))
             pending_bytes += piece.nbytes
@@ -167,10 +156,10 @@ class _LazyArrayHandler(ocp.type_handlers.NumpyHandler):
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary sibling of `path`, renamed to `path` if the block ends well, else removed.
+    """A temporary sibling of `path`, renamed to `path` if the block succeeds, else removed.
 
     Raises:
-      CheckpointError: `path` is a file, or a folder with something in it and not `overwrite`.
+      CheckpointError: `path` is a file, or a folder that is not empty and not `overwrite`.
     """
     path = Path(path).absolute()
     if path.exists() and not path.is_dir():
@@ -194,7 +183,7 @@ def new_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Pat
 
 
 def _remove(folder: Path, tries: int = 20) -> None:
-    """Removes a folder that writes still in flight may add to for a moment."""
+    """Remove a folder that pending writes may still add to for a moment."""
     for _ in range(tries):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -203,11 +192,11 @@ def _remove(folder: Path, tries: int = 20) -> None:
 
 
 def save_streamed(directory: str | os.PathLike, tree: Mapping[str, Any]) -> None:
-    """Writes a nested dict of `LazyArray` as an Orbax checkpoint, one piece after another.
+    """Write a nested dict of `LazyArray` as an Orbax checkpoint, piece by piece.
 
-    Host memory stays within `MAX_PENDING_BYTES` plus the two pieces at hand. The folder appears
-    under its name only when everything is written. Arrays are stored uncompressed, one file a
-    chunk: weights hardly compress, and a slice can be read back at disk speed.
+    Host memory stays within `MAX_PENDING_BYTES` plus two pieces. The folder gets its name only when
+    everything is written. Arrays are stored uncompressed, one file a chunk: weights hardly
+    compress, and a slice can be read back at disk speed.
 
     Raises:
       CheckpointError: `directory` exists, or pieces do not tile their array.
@@ -229,7 +218,7 @@ def save_streamed(directory: str | os.PathLike, tree: Mapping[str, Any]) -> None
 
 
 class Reader:
-    """Reads single arrays, or slices of them, from a checkpoint.
+    """Reader of single arrays, or slices of them, of a checkpoint.
 
     `directory` is an Orbax folder or a folder that `ba_jax.convert` wrote. `arrays` maps each
     path to an opened TensorStore with `.shape`; nothing is read before `read`.
@@ -275,8 +264,7 @@ class Reader:
 
     def check_chunks(self, paths: Iterable[str]) -> None:
         """Raises `CheckpointError` naming the first chunk file of these arrays that is missing or
-        cut short. Checkpoints in Orbax's OCDBT format are left to TensorStore's own checks.
-        """
+        truncated. TensorStore itself checks checkpoints in Orbax's OCDBT format."""
         for path in paths:
             spec = self.arrays[path].spec().to_json()
             if spec["driver"] != "zarr" or spec["kvstore"]["driver"] != "file":
@@ -290,8 +278,8 @@ class Reader:
                 file = folder / (metadata["dimension_separator"].join(map(str, index)) or "0")
                 size = file.stat().st_size if file.is_file() else None
                 if size is None or expected not in (None, size):
-                    found = "missing" if size is None else f"{size} bytes, expected {expected}"
-                    raise CheckpointError(f"{self.directory}: chunk {file} of {path}: {found}")
+                    problem = "missing" if size is None else f"{size} bytes, expected {expected}"
+                    raise CheckpointError(f"{self.directory}: chunk {file} of {path}: {problem}")
 
     def _array(self, path: str) -> ts.TensorStore:
         if path not in self.arrays:
@@ -330,10 +318,10 @@ class Reader:
 
 
 def check_files(folder: str | os.PathLike) -> None:
-    """Compares the files of a checkpoint's `weights` with their checksums, if it has them.
+    """Compare the files of a checkpoint's `weights` with their checksums, if it has them.
 
     Raises:
-      CheckpointError: one is damaged.
+      CheckpointError: a damaged file.
     """
     folder = Path(folder).absolute()
     refuse_damage(checksums.damage(folder.parent, folder.name))
@@ -361,25 +349,23 @@ def load_variables(
     components: Iterable[str] | None = None,
     checked: bool = False,
 ) -> dict[str, Any]:
-    """Restores variables as jax Arrays.
+    """Restore variables as jax Arrays.
 
     Args:
       directory: an Orbax folder, or a folder that `ba_jax.convert` wrote.
-      shapes: expected variables (nested dict of anything with `.shape`); every one of them must be
-        stored with that shape, and only they are read. None: everything stored.
+      shapes: expected variables (nested dict of anything with `.shape`); each must be stored with
+        that shape, and only they are read. None: everything stored.
       sharding: one sharding for all arrays, or a nested dict of them. None: the default device.
-      dtype: floating arrays of `params` become this dtype, codebooks float32, whose precision they
-        need; buffers stay as stored, which tells the model how far they were rounded. None: all as
-        stored.
+      dtype: of floating arrays of `params`; codebooks become float32, buffers stay as stored, which
+        tells the model how far they were rounded. None: all as stored.
       components: restrict to these components, the second level of the tree. None: all.
-      checked: its files have been compared with their checksums already, see `check_files`.
+      checked: skip `check_files`, the caller has done it.
 
     Returns:
       Nested dict `{collection: {component: ...}}` of jax Arrays.
 
     Raises:
-      CheckpointError: no checkpoint, a partial or damaged one, or one whose arrays differ from
-        `shapes`.
+      CheckpointError: no checkpoint, a partial or damaged one, or arrays that differ from `shapes`.
     """
     reader = Reader(directory)
     if not checked:
@@ -390,7 +376,11 @@ def load_variables(
         absent = components - {p.split("/")[1] for p in stored if "/" in p}
         if absent:
             raise CheckpointError(f"{reader.directory}: holds no component {sorted(absent)}")
-    wanted = _select(stored if shapes is None else flatten(shapes), components)
+    wanted = {
+        path: leaf
+        for path, leaf in (stored if shapes is None else flatten(shapes)).items()
+        if components is None or ("/" in path and path.split("/")[1] in components)
+    }
     if shapes is not None:
         reader.check_shapes(wanted)
     reader.check_chunks(wanted)
@@ -398,7 +388,7 @@ def load_variables(
         shardings = flatten(sharding)
         unplaced = [p for p in wanted if p not in shardings]
         if unplaced:
-            raise CheckpointError(f"{reader.directory}: no sharding given for {unplaced}")
+            raise CheckpointError(f"{reader.directory}: no sharding for {unplaced}")
     else:
         default = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
         shardings = dict.fromkeys(wanted, default)
@@ -421,15 +411,7 @@ def load_variables(
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             return checkpointer.restore(reader.directory, args=restore)
-    except Exception as error:  # Orbax raises bare ones for unreadable data
+    except Exception as error:  # Orbax raises bare exceptions for unreadable data
         raise CheckpointError(
             f"{reader.directory}: cannot be restored: {first_line(error)}"
         ) from error
-
-
-def _select(flat: Mapping[str, Any], components: set[str] | None) -> dict[str, Any]:
-    return {
-        p: leaf
-        for p, leaf in flat.items()
-        if components is None or ("/" in p and p.split("/")[1] in components)
-    }

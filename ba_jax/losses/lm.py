@@ -1,8 +1,8 @@
 """Masked cross-entropy of the text and of the audio codes (paper 3.3), as sums over positions.
 
-Sums: what they are divided by is the whole batch's business, and a batch may come in parts. Logits
-are large (a position of the full model's: 152,064 float32), so they are made for a chunk of
-positions at a time, and made again in the backward pass.
+The caller divides the sums by the totals of the whole batch, which may come in microbatches. Logits
+are large (152,064 float32 a position in the full model), so they are computed for a chunk of
+positions at a time, and recomputed in the backward pass.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ba_jax import sharding
 
 
 class CrossEntropy(NamedTuple):
-    """Of each position, or (after `sums`) of each row; float32.
+    """Values of each position, or (after `sums`) of each row; float32.
 
     Attributes:
       loss_BL: negative log-likelihood, in nats; label-smoothed if asked.
-      square_BL: squared log-partition, what the z-loss (PaLM) holds down.
+      square_BL: squared log-partition, for the z-loss (PaLM).
       correct_BL: 1 where the target has the largest logit.
     """
 
@@ -56,19 +56,19 @@ def cross_entropy(
     return CrossEntropy(partition_BL - target_BL, partition_BL**2, correct_BL.astype(jnp.float32))
 
 
-def front(mask_BL: jax.Array, capacity: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """The masked positions of each row moved to its front.
+def compact(mask_BL: jax.Array, capacity: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Move the masked positions of each row to its front.
 
-    Within a row: a batch sharded over its rows needs no communication.
+    A batch sharded over its rows needs no communication.
 
     Args:
-      mask_BL: which positions.
-      capacity: how many a row has room for; masked positions past it are lost.
+      mask_BL: positions to keep.
+      capacity: size of the result's rows; masked positions past it are lost.
       arrays: (B, L, ...).
 
     Returns:
-      (mask (B, capacity) of what is filled, then each array (B, capacity, ...); the rest of a row
-      repeats its position 0).
+      (mask (B, capacity) of the filled positions, then each array (B, capacity, ...); positions
+      past them repeat position 0).
     """
 
     def pick(mask_L: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -87,20 +87,19 @@ def sum_over_chunks(
     recompute: bool = True,
     skip: bool = False,
 ) -> Any:
-    """Sum of `function(mask, *pieces)` over pieces of `chunk` positions of each row.
+    """Sum of `function(mask, *arrays)` over chunks of `chunk` positions of each row.
 
-    The last piece is filled up with zeros, false in the mask. A batch sharded over its rows needs
-    no communication, nor does one sharded over its positions: a piece takes its share of each part.
+    The last chunk is padded with zeros, false in the mask. A batch sharded over rows or positions
+    needs no communication: a chunk takes its share of each shard.
 
     Args:
       function: of arrays (B, chunk, ...) to a pytree of float arrays, sums over masked positions.
-      chunk: positions at a time; 0, or no fewer than there are: all at once, and nothing of what
-        follows.
-      mask_BL: which positions count.
+      chunk: positions at a time; 0 or at least L: all at once, with neither `recompute` nor `skip`.
+      mask_BL: positions that count.
       arrays: (B, L, ...).
-      recompute: keep nothing of a piece but its sum: the backward pass runs `function` again.
-      skip: leave out pieces without masked positions, at run time. All devices have to agree on
-        that: for batches on one device.
+      recompute: keep only the sum of a chunk; the backward pass runs `function` again.
+      skip: skip chunks without masked positions, at run time. All devices have to agree: for
+        batches on one device.
     """
     arrays = (mask_BL, *arrays)
     length = mask_BL.shape[1]
@@ -109,15 +108,15 @@ def sum_over_chunks(
     parts = sharding.num_shards("length")
     if length % parts or chunk % parts:
         parts = 1
-    own, share = length // parts, chunk // parts
-    pieces = -(-own // share)
+    shard, share = length // parts, chunk // parts
+    chunks = -(-shard // share)
 
     def cut(array: jax.Array) -> jax.Array:
         rows, rest = array.shape[0], array.shape[2:]
-        fill = [(0, 0), (0, 0), (0, pieces * share - own)] + [(0, 0)] * len(rest)
-        array = jnp.pad(array.reshape(rows, parts, own, *rest), fill)
-        array = array.reshape(rows, parts, pieces, share, *rest)
-        return jnp.moveaxis(array, 2, 0).reshape(pieces, rows, chunk, *rest)
+        fill = [(0, 0), (0, 0), (0, chunks * share - shard)] + [(0, 0)] * len(rest)
+        array = jnp.pad(array.reshape(rows, parts, shard, *rest), fill)
+        array = array.reshape(rows, parts, chunks, share, *rest)
+        return jnp.moveaxis(array, 2, 0).reshape(chunks, rows, chunk, *rest)
 
     xs = tuple(map(cut, arrays))
     shapes = jax.eval_shape(function, *(x[0] for x in xs))
@@ -125,15 +124,15 @@ def sum_over_chunks(
     def zeros(*_: jax.Array) -> Any:
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-    def run(*piece: jax.Array) -> Any:
+    def run(*arrays: jax.Array) -> Any:
         if skip:
-            return jax.lax.cond(jnp.any(piece[0]), function, zeros, *piece)
-        return function(*piece)
+            return jax.lax.cond(jnp.any(arrays[0]), function, zeros, *arrays)
+        return function(*arrays)
 
     if recompute:
         run = jax.checkpoint(run, prevent_cse=False)
 
-    def add(total: Any, piece: tuple[jax.Array, ...]):
-        return jax.tree.map(jnp.add, total, run(*piece)), None
+    def add(total: Any, arrays: tuple[jax.Array, ...]):
+        return jax.tree.map(jnp.add, total, run(*arrays)), None
 
     return jax.lax.scan(add, zeros(), xs)[0]

@@ -1,1 +1,1 @@
-"""What a run tells: files and console (`writers`, `pictures`), rates (`throughput`), `flops`."""
+"""Metrics of a run: files and console (`writers`, `pictures`), rates (`throughput`), `flops`."""

@@ -1,11 +1,10 @@
 """Analytic FLOPs of every component, from its config and the real number of frames or tokens.
 
-Two for each multiply-add of matrix products and convolutions, in the forward pass; `train` makes
-training's of it. Not counted: norms, activations, biases, softmax, resizing, FFTs, losses, the
-optimiser, and what remat computes twice. Padding counts for nothing, nor do pairs of positions
-that attention masks: this is the work that the model asks for, and the device does more.
-Convolutions count all taps, those on the zeros around an item too. XLA's own count is no
-substitute: it counts the body of a scan once.
+Counts two for each multiply-add of matrix products and convolutions in the forward pass; `train`
+adds the backward pass. Not counted: norms, activations, biases, softmax, resizing, FFTs, losses,
+the optimiser, and recomputation by remat. Padding and masked pairs of positions do not count: this
+is the work that the model needs, the device does more. Convolutions count all taps, those on the
+zeros around an item too. XLA's count is no substitute: it counts the body of a scan once.
 
 Lengths are an integer or any array of integers, one an item; results are integers.
 """
@@ -29,10 +28,10 @@ from ba_jax.models.vq_bridge import VQBridgeConfig
 
 
 def train(forward: int, trained: bool = True, through: bool = True) -> int:
-    """Forward and backward pass of something whose forward pass takes `forward` FLOPs.
+    """Forward and backward FLOPs of a module whose forward pass takes `forward` FLOPs.
 
-    A backward pass has one product of the forward's size for the weights, if they are `trained`,
-    and one for the inputs, if gradients pass `through` to what lies before: 3, 2 or 1 times.
+    The backward pass has a product of the forward's size for the weights, if they are `trained`,
+    and another for the inputs, if gradients pass `through` to earlier modules: 3, 2 or 1 times.
     """
     return forward * (1 + bool(trained) + bool(through))
 
@@ -84,6 +83,8 @@ def llm(config: LLMConfig, tokens: int, attention_pairs: int, logits: int) -> in
     """Layers on `tokens` positions, output layer on `logits` of them.
 
     Args:
+      config: sizes.
+      tokens, logits: numbers of positions.
       attention_pairs: (query, key) pairs, see `causal_pairs` and `packed_pairs`.
     """
     c = config
@@ -132,13 +133,7 @@ def audio_decoder(config: AudioDecoderConfig, lengths: Any) -> int:
     """`lengths` in frames of codes; both mels."""
     c = config
     codes = _integers("lengths", lengths)
-
-    def upsampled(length: np.ndarray, stride: int) -> np.ndarray:
-        kept = min(c.kernel_size, stride)
-        return np.where(length > 0, (length - 1) * stride + kept, 0)
-
-    hidden = upsampled(codes, c.upsample_rates[0])
-    mel = c.mel_length(upsampled(hidden, c.upsample_rates[1]))
+    hidden, mel = c.hidden_length(codes), c.decoded_frames(codes)
     total = dense(codes.sum(), c.width, c.kernel_size * c.width)
     total += _transformer(int(hidden.sum()), causal_pairs(hidden), c.layers, c.width, c.ffn_width)
     total += dense(hidden.sum(), c.width, c.kernel_size * c.mel_bins)

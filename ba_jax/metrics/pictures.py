@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 
-# Dark to light; brightness rises evenly, so that the picture reads in grey too.
+# Dark to light; brightness rises evenly, so that the picture is readable in grey too.
 COLOURS = (
     (0, 0, 4),
     (40, 11, 84),
@@ -18,14 +18,14 @@ COLOURS = (
     (252, 255, 164),
 )
 NOT_FINITE = (0, 90, 255)
-MIN_HEIGHT = 160  # pixels; bins are drawn as often as it takes
+MIN_HEIGHT = 160  # pixels; each bin is repeated until the picture is at least as high
 
 
 def draw_mel(mel_TM: np.ndarray) -> np.ndarray:
     """Pixels (height, width, 3), uint8, of a mel: time to the right, low frequencies at the bottom.
 
-    Colours run from the mel's own minimum to its maximum; NaN and Inf are blue. A frame and a bin
-    are both ceil(160 / M) pixels wide.
+    Colours run from the mel's minimum to its maximum; NaN and Inf are blue. A frame and a bin are
+    both ceil(160 / M) pixels wide.
 
     Raises:
       ValueError: an array that is not real numbers (T, M) with T, M >= 1.

@@ -1,36 +1,9 @@
-"""How fast a run is: amounts a second, step time, and model FLOP utilisation."""
+"""Throughput of a run: amounts a second, step time, and model FLOP utilisation."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-
-# bf16 FLOP/s of a chip (dense, the makers' figures), and its TensorCores. Where two cores are not
-# fused into one device (TPU7x), a JAX device is one of them and has half the peak.
-TPU_PEAKS = {
-    "TPU v4": (275e12, 2),
-    "TPU v5 lite": (197e12, 1),
-    "TPU v5e": (197e12, 1),
-    "TPU v5": (459e12, 2),
-    "TPU v5p": (459e12, 2),
-    "TPU v6 lite": (918e12, 1),
-    "TPU v6e": (918e12, 1),
-    "TPU7x": (2307e12, 2),
-}
-# Exact names: the PCIe and NVL cards, and slices of a card, are slower.
-GPU_PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
-
-
-def peak_flops(device) -> float | None:
-    """bf16 FLOP/s of a JAX device, or None for one that is not in the tables (a CPU).
-
-    A TPU device's `num_cores` says how many of its chip's cores it is; without it, all of them.
-    """
-    kind = device.device_kind
-    if kind in TPU_PEAKS:
-        peak, cores = TPU_PEAKS[kind]
-        return peak * (getattr(device, "num_cores", None) or cores) / cores
-    return GPU_PEAKS.get(kind)
 
 
 class Throughput:
@@ -43,16 +16,16 @@ class Throughput:
             if time_to_log:
                 jax.block_until_ready(...)    # JAX runs ahead: without it the window is too short
                 writers.write(step, metrics, throughput.report())
-                throughput.start()            # leaves out what happened since the last step
+                throughput.start()            # excludes the time since the last step
 
-    A step lasts from the last `start` or `step` to its own `step`. The first `skip` steps of the
-    run (compilation) count for nothing.
+    A step lasts from the last `start` or `step` to its `step`. The first `skip` steps of the run
+    (compilation) do not count.
 
     Args:
       devices: of all processes; for the MFU.
-      peak: FLOP/s of one of them, see `peak_flops`; None: no MFU is reported.
-      processes: how many feed as much as this one: amounts and FLOPs are those of this process's
-        rows and are multiplied by it.
+      peak: FLOP/s of a device, see `chips.peak_flops`; None: no MFU is reported.
+      processes: number of processes that feed as much as this one: amounts and FLOPs, those of this
+        process's rows, are multiplied by it.
       skip: steps to leave out, >= 0.
       clock: seconds, monotonic.
 
@@ -86,11 +59,11 @@ class Throughput:
         self._amounts: dict[str, float] = {}
 
     def start(self) -> None:
-        """A step begins now: what happened since the last one is left out."""
+        """Begin a step now, without the time since the last one."""
         self._mark = self._clock()
 
     def step(self, amounts: Mapping[str, float], flops: float = 0.0) -> None:
-        """A step ends now; `amounts` as `Stage.amounts`, `flops` as `Stage.flops`.
+        """End a step now; `amounts` as of `Stage.amounts`, `flops` as of `Stage.flops`.
 
         Raises:
           RuntimeError: `start` was never called.
@@ -111,7 +84,7 @@ class Throughput:
     def report(self) -> dict[str, float]:
         """Rates since the last report: `throughput/<amount>_per_second`, `/step_seconds`, `/mfu`.
 
-        Empty if no step that counts ended since. Begins a new window.
+        Empty if no counted step ended since. Begins a new window.
         """
         steps, seconds, flops, amounts = self._steps, self._seconds, self._flops, self._amounts
         self._clear()

@@ -1,7 +1,7 @@
-"""Where a run's figures go: CSV, TensorBoard event files, pictures and audio, the console.
+"""Writers of a run's metrics: CSV, TensorBoard event files, pictures and audio, the console.
 
-workdir/metrics.csv     what the computation gives: the same in two equal runs, byte for byte
-workdir/timings.csv     what the clock gives
+workdir/metrics.csv     results of the computation: equal runs write the same bytes
+workdir/timings.csv     measurements of time
 workdir/tensorboard/    both, pictures and audio
 workdir/pictures/<step>/<name>.png, .wav
 """
@@ -49,15 +49,14 @@ def _to_float(name: str, value: Any) -> float:
 
 
 class CSVFile:
-    """Lines `step,name,value`; values as `repr` gives them, so that no digit is lost.
+    """Lines `step,name,value`, values as their `repr`, without loss of digits.
 
-    What was written after `resume_step` is taken out when the file is opened: a run that was killed
-    after it had logged further than its last checkpoint has one value of each step. None takes out
-    everything.
+    Opening the file removes lines after `resume_step` (None: all lines): a run that was killed
+    after its last checkpoint logs those steps again. A last line without its end, cut off by the
+    kill, is removed too.
 
     Raises:
-      ValueError: a file that holds something else. A last line without its end is no such thing:
-        the run was killed while writing it, and it is taken out.
+      ValueError: the file holds something else.
     """
 
     def __init__(self, path: Path, resume_step: int | None):
@@ -87,10 +86,10 @@ class CSVFile:
                 ) from error
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends and flushes. A value that is already there is not written twice.
+        """Append and flush. The same value again is not written twice.
 
         Raises:
-          ValueError: another value of the same step and name is there, or a later step's.
+          ValueError: the file holds another value of this step and name, or one of a later step.
           OSError: naming the file.
         """
         lines = []
@@ -115,13 +114,14 @@ class CSVFile:
 
 
 class EventFile:
-    """A TensorBoard event file, written at once and by the caller's thread.
+    """A TensorBoard event file, written synchronously, so that errors reach the caller.
 
-    The record format and the messages are those of the package `tensorboard`, whose own writer
-    would need its thread's errors to be collected and tensorflow's file layer.
+    Records and messages are those of the package `tensorboard`, whose event writer and that of
+    tensorboardX hide errors in a thread.
 
     Args:
-      purge_step: TensorBoard drops what earlier files hold of this step and of later ones.
+      path: of the file.
+      purge_step: TensorBoard ignores values of earlier files from this step on.
     """
 
     def __init__(self, path: Path, purge_step: int | None = None):
@@ -164,7 +164,7 @@ class EventFile:
         self._summarize(step, [{"tag": name, "image": image}])
 
     def audio(self, step: int, name: str, wav: bytes, samples: int, rate: int) -> None:
-        """A mono WAV file."""
+        """Add a mono WAV file."""
         audio = {
             "sample_rate": rate,
             "num_channels": 1,
@@ -182,18 +182,18 @@ class EventFile:
 
 
 class Writers:
-    """Files of one run; see the module's docstring.
+    """Files of a run; see the module's docstring.
 
     Args:
-      workdir: made if it is not there.
-      resume_step: the step whose state was restored: what was logged of later steps is taken out,
-        what was logged up to it stays. None: the run begins, nothing stays. Write a step's metrics
-        before its checkpoint, or they are lost if the run is killed in between.
-      is_writer: False on all processes but one: then nothing is written, but checked all the same.
+      workdir: created if missing.
+      resume_step: step of the restored state; metrics of later steps are removed. None: a new run,
+        all are removed. Write a step's metrics before its checkpoint, or they are lost if the run
+        is killed in between.
+      is_writer: False on all processes but one: they check values and write nothing.
 
     Raises:
-      ValueError: a step, name or value that is none, a value other than that already written.
-      OSError: a full disk and the like, naming the file.
+      ValueError: an invalid step, name or value, or a value that differs from the written one.
+      OSError: naming the file, for example on a full disk.
     """
 
     def __init__(
@@ -219,7 +219,7 @@ class Writers:
     def write(
         self, step: int, metrics: Mapping[str, Any], timings: Mapping[str, Any] | None = None
     ) -> None:
-        """Numbers of a step; `timings` are those that differ between equal runs."""
+        """Write metrics of a step, and `timings`, which differ between equal runs."""
         step = _check_step(step)
         groups = []
         for group in (metrics, timings or {}):
@@ -238,7 +238,7 @@ class Writers:
         return self._workdir / "pictures" / str(step) / (name + suffix)
 
     def picture(self, step: int, name: str, mel_TM: np.ndarray) -> None:
-        """A mel, as `pictures.draw_mel` draws it."""
+        """Write a mel as `pictures.draw_mel` draws it."""
         step = _check_step(step)
         _check_name(name)
         pixels = pictures.draw_mel(mel_TM)
@@ -249,7 +249,7 @@ class Writers:
         self._events.image(step, name, png, *pixels.shape[:2])
 
     def audio(self, step: int, name: str, wave_S: np.ndarray, rate: int) -> None:
-        """A mono waveform, full scale +-1 (what exceeds it is clipped), as 16-bit WAV.
+        """Write a mono waveform, full scale +-1 (clipped), as 16-bit WAV.
 
         Raises:
           AudioError: a waveform that is empty, not floating, not (S,), or not finite.
@@ -274,16 +274,18 @@ def _figure(value: float) -> str:
 
 
 class ProgressBar:
-    """Step, figures and time to go: a bar on a terminal, else a line now and then.
+    """Step, figures and remaining time: a bar on a terminal, else occasional lines.
 
-    Figures stay until they are given again. The time to go is that of the last 100 updates, so
-    that compilation does not count for long; nothing is said of it after one update alone.
+    Figures stay until they are updated. The remaining time is estimated from the last 100 updates,
+    so that compilation does not count for long; it needs two updates.
 
     Args:
       total: steps of the run.
       start: steps done already.
-      every: seconds between two lines where `stream` is no terminal; the last step has one too.
-      shown: is_writer of `Writers`: False keeps silent.
+      every: seconds between two lines if `stream` is no terminal; the last step always has a line.
+      shown: is_writer of `Writers`: False prints nothing.
+      stream: default stdout.
+      clock: seconds, monotonic.
     """
 
     def __init__(
@@ -313,7 +315,7 @@ class ProgressBar:
                 total=total, initial=start, file=self._stream, bar_format=layout, dynamic_ncols=True
             )
 
-    def _to_go(self) -> str:
+    def _remaining(self) -> str:
         (first, then), (last, now) = self._times[0], self._times[-1]
         if last <= first:
             return "?"
@@ -321,14 +323,14 @@ class ProgressBar:
         return self._tqdm.format_interval(round(seconds))
 
     def update(self, step: int, figures: Mapping[str, float] | None = None) -> None:
-        """`step` steps are done. `figures` are shown under their names: {"loss": ...}."""
+        """Show that `step` steps are done, and `figures` by name: {"loss": ...}."""
         now = self._clock()
         self._times.append((step, now))
         self._figures |= {name: _figure(float(v)) for name, v in (figures or {}).items()}
         if not self._shown:
             return
         text = ", ".join(f"{name} {value}" for name, value in self._figures.items())
-        text = f"{text}, {self._to_go()} to go" if text else f"{self._to_go()} to go"
+        text = f"{text}, {self._remaining()} to go" if text else f"{self._remaining()} to go"
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - self._bar.n)
@@ -337,7 +339,7 @@ class ProgressBar:
             self.print(f"step {step}/{self._total}: {text}")
 
     def print(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Print a line above the bar."""
         if self._shown:
             self._tqdm.write(text, file=self._stream)
             self._stream.flush()

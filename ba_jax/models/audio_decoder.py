@@ -44,10 +44,24 @@ class AudioDecoderConfig:
     mel_hop: int = 256
     mel_sample_rate: int = 16000
 
+    def hidden_length(self, codes):
+        """Frames of the 50 Hz features for frames of codes; ints or integer arrays."""
+        return upsampled_length(codes, self.kernel_size, self.upsample_rates[0])
+
+    def decoded_frames(self, codes):
+        """Frames of the refined mel for frames of codes; ints or integer arrays."""
+        hidden = self.hidden_length(codes)
+        return self.mel_length(upsampled_length(hidden, self.kernel_size, self.upsample_rates[1]))
+
     def mel_length(self, coarse_length):
         """Frames of the refined mel for coarse frames, truncated; ints or integer arrays."""
         numerator = self.coarse_hop * self.mel_sample_rate
         return coarse_length * numerator // (self.coarse_sample_rate * self.mel_hop)
+
+
+def upsampled_length(length, kernel_size: int, stride: int):
+    """Frames after a causal transposed convolution; 0 stays 0. Ints or integer arrays."""
+    return (length > 0) * ((length - 1) * stride + min(kernel_size, stride))
 
 
 REFINE_KERNEL = 5
@@ -87,9 +101,8 @@ class CausalUpsample(nn.Module):
     param_dtype: layers.Dtype = jnp.float32
 
     def out_length(self, length):
-        """Valid frames after upsampling; 0 stays 0."""
-        cut = max(0, self.kernel_size - self.stride)
-        return jnp.where(length > 0, (length - 1) * self.stride + self.kernel_size - cut, 0)
+        """Valid frames after upsampling."""
+        return upsampled_length(length, self.kernel_size, self.stride)
 
     @nn.compact
     def __call__(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from ba_jax.data.batches import batch_settings
 from ba_jax.data.features import Bucket, ModelFormat
 from ba_jax.data.packed import AudioChunks, PackedBatch, PackedSettings
 from ba_jax.data.packing import PackedRows
-from ba_jax.plan.chips import PlanError
+from ba_jax.plan.topology import PlanError
 from ba_jax.run_config import RunConfig
 from ba_jax.stages.base import Stage
 
@@ -45,13 +46,18 @@ class FullBatch:
 
 
 def full_batch(
-    stage: Stage, config: RunConfig, rows: int | None = None, audio_share: float = 0.5
+    stage: Stage,
+    config: RunConfig,
+    trained: Collection[str],
+    rows: int | None = None,
+    audio_share: float = 0.5,
 ) -> FullBatch:
     """A stage's batch, full.
 
     Args:
       stage: of the config.
       config: of the run.
+      trained: components most of whose parameters train.
       rows: default those of the config's data.
       audio_share: of the positions of a packed row, those that are frames of audio.
 
@@ -79,7 +85,7 @@ def full_batch(
         row,
         rows,
         {name: amount * rows for name, amount in stage.amounts(row).items()},
-        stage.flops(row) * rows,
+        stage.flops(row, trained) * rows,
         f"{rows} {text}",
     )
 

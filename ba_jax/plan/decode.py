@@ -22,7 +22,7 @@ from ba_jax.audio.lengths import FRAME_SECONDS
 from ba_jax.config import from_mapping
 from ba_jax.metrics import flops
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, init_variables
-from ba_jax.plan.chips import PlanError
+from ba_jax.plan.topology import PlanError
 from ba_jax.sampling import alternate
 from ba_jax.sampling.alternate import SPEAKING, WRITING, Limits
 from ba_jax.sampling.step import State, Stepper

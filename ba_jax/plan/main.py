@@ -30,9 +30,8 @@ from absl import app, flags
 from ba_jax.plan import picture, sweep
 from ba_jax.plan import plan as planning
 from ba_jax.plan.advice import REMAT_ORDER
-from ba_jax.plan.chips import PlanError
 from ba_jax.plan.report import Plan, as_dict, lines
-from ba_jax.plan.topology import Topology, open_topology, prepare_process
+from ba_jax.plan.topology import PlanError, Topology, open_topology, prepare_process
 from ba_jax.run_config import STAGES, RunConfig, parse_config
 from ba_jax.sharding import MeshSettings
 

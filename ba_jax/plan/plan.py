@@ -10,11 +10,10 @@ import jax
 
 from ba_jax import sharding
 from ba_jax.plan import advice, batch, decode, traced
-from ba_jax.plan.chips import PlanError
 from ba_jax.plan.compiled import OutOfMemory, compile_step
 from ba_jax.plan.estimate import bound, bound_of
 from ba_jax.plan.report import Plan, size
-from ba_jax.plan.topology import Topology
+from ba_jax.plan.topology import PlanError, Topology
 from ba_jax.run_config import RunConfig
 from ba_jax.sharding import MeshSettings
 from ba_jax.train_state import Program
@@ -62,7 +61,7 @@ def training(
     program = Program(config, mesh)
     shards = sharding.batch_shards(mesh)
     total = None if rows is None else rows * shards
-    full = batch.full_batch(program.stage, config, total, audio_share)
+    full = batch.full_batch(program.stage, config, program.trained_components, total, audio_share)
     state, arrays = program.placed_shapes(), batch.placed_shapes(full, mesh)
     key = jax.ShapeDtypeStruct((), program.seed_key.dtype, sharding=sharding.replicated(mesh))
     kinds = {

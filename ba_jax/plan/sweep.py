@@ -15,9 +15,8 @@ from typing import Any
 
 from ba_jax.plan import plan as planning
 from ba_jax.plan.advice import REMAT_ORDER
-from ba_jax.plan.chips import PlanError
 from ba_jax.plan.report import as_dict, duration, size, table
-from ba_jax.plan.topology import Topology
+from ba_jax.plan.topology import PlanError, Topology
 from ba_jax.run_config import RunConfig
 from ba_jax.sharding import ShardingError
 

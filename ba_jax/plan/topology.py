@@ -18,12 +18,16 @@ from typing import Any
 
 import jax
 
-from ba_jax.plan.chips import CHIPS, Chip, PlanError, find_chip
+from ba_jax.metrics.chips import CHIPS, Chip
 
 # Without these libtpu asks a metadata server which TPU this is, and waits for it.
 ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 # What libtpu wants to know of a slice smaller than its default host.
 _SINGLE = {"v5e": (1, 1, 1), "v6e": (1, 1, 1)}
+
+
+class PlanError(ValueError):
+    """A chip, topology, mesh or config that cannot be planned; names the valid values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +68,9 @@ def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
             f"topology {name!r}: expected CHIP:SHAPE such as v5p:4x4x4, v6e:16x16 or h100:8; the "
             f"chips are {', '.join(CHIPS)}"
         )
-    chip = find_chip(match[1])
+    if match[1] not in CHIPS:
+        raise PlanError(f"chip {match[1]!r}: expected one of {', '.join(CHIPS)}")
+    chip = CHIPS[match[1]]
     shape = tuple(map(int, match[2].split("x")))
     if len(shape) != max(chip.dimensions, 1) or min(shape) < 1:
         form = "x".join("N" * chip.dimensions) or "N"

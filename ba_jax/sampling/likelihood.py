@@ -18,7 +18,7 @@ import numpy as np
 
 from ba_jax import sharding
 from ba_jax.data.sequence import TokenSequence
-from ba_jax.losses.lm import cross_entropy, front, sum_over_chunks
+from ba_jax.losses.lm import compact, cross_entropy, sum_over_chunks
 from ba_jax.models import layers
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
 from ba_jax.sampling import batching
@@ -224,7 +224,7 @@ class Scorer:
             if not room:
                 return jnp.zeros(len(ids_BL))
             # Position i predicts i + 1.
-            gathered = front(target_BL[:, 1:], room, hidden_BLD[:, :-1], values_BL[:, 1:])
+            gathered = compact(target_BL[:, 1:], room, hidden_BLD[:, :-1], values_BL[:, 1:])
             return sum_over_chunks(function, self.chunk, *gathered, recompute=False)
 
         return (

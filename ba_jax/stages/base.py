@@ -1,4 +1,4 @@
-"""What a training stage is: its variables, its loss, what it changes outside the gradient.
+"""The interface of a training stage: variables, loss, changes outside the gradient, evaluation.
 
 The loop (`ba_jax.train`) is the same for all stages; a stage is a subclass of `Stage`. Arrays are
 global under jit: a sum over the batch axis is the sum over all devices and hosts.
@@ -7,16 +7,21 @@ global under jit: a sum over the batch axis is the sum over all devices and host
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ba_jax.audio.mel import FLOW_MEL
 from ba_jax.checkpoints.arrays import Reader
 from ba_jax.checkpoints.components import Variables
+from ba_jax.data.audio_batches import AudioBatch
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
+
+PICTURES = 2
+"""Items of an evaluation that `Stage.pictures` shows."""
 
 
 class StageError(ValueError):
@@ -24,11 +29,11 @@ class StageError(ValueError):
 
 
 class Aux(NamedTuple):
-    """What a loss gives beside its value.
+    """Second result of a loss.
 
     Attributes:
-      metrics: float32 scalars, each a sum over this (micro)batch already divided by the whole
-        batch's total: adding those of the microbatches gives the batch's mean.
+      metrics: float32 scalars, each a sum over this (micro)batch divided by the whole batch's
+        total: the sum over the microbatches is the batch's mean.
       updates: sums over the (micro)batch that `Stage.after` needs; () if it needs none.
     """
 
@@ -38,7 +43,7 @@ class Aux(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class NoSettings:
-    """Of a stage without settings."""
+    """Settings of a stage without any."""
 
 
 class Stage:
@@ -48,7 +53,6 @@ class Stage:
       name: as in `config.stage.name`.
       settings_class: frozen dataclass of the other keys of `config.stage`.
       divides_positions: its batches are rows of positions, which mesh.sequence may divide.
-      trained: components most of whose parameters train, for `flops`; the loop sets it.
 
     Args:
       config: the whole model's; the stage keeps the components that it uses.
@@ -61,7 +65,6 @@ class Stage:
     name = ""
     settings_class: type = NoSettings
     divides_positions = False
-    trained: Collection[str] = ()
 
     def __init__(
         self,
@@ -111,8 +114,8 @@ class Stage:
         Args:
           variables: as drawn or loaded.
           placed: the run's first batches, as many as are taken, as global arrays.
-          key: of what is random.
-          fresh: components that no checkpoint gave.
+          key: of the draws.
+          fresh: components without a checkpoint.
         """
         return variables
 
@@ -126,15 +129,20 @@ class Stage:
         raise NotImplementedError
 
     def amounts(self, arrays: Mapping[str, Any]) -> dict[str, float]:
-        """What is really in a host's arrays: "tokens", "audio_seconds", "examples"."""
+        """Amounts in a host's arrays, without padding: "tokens", "audio_seconds", "examples"."""
         raise NotImplementedError
 
-    def flops(self, arrays: Mapping[str, Any]) -> float:
-        """Analytic FLOPs of a training step on a host's arrays, real positions only; 0: unknown."""
+    def flops(self, arrays: Mapping[str, Any], trained: Collection[str]) -> float:
+        """Analytic FLOPs of a training step on a host's arrays, real positions only; 0: unknown.
+
+        Args:
+          arrays: see `arrays`.
+          trained: components most of whose parameters train.
+        """
         return 0.0
 
     def totals(self, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Denominators over a whole batch, at least 1 each; in jit."""
+        """Denominators over a whole batch, see `count`; in jit."""
         raise NotImplementedError
 
     def loss(
@@ -150,7 +158,7 @@ class Stage:
         raise NotImplementedError
 
     def merge(self, updates: Any, more: Any) -> Any:
-        """Joins `Aux.updates` of two microbatches, in order."""
+        """Join `Aux.updates` of two microbatches, in order."""
         return jax.tree.map(jnp.add, updates, more)
 
     def init_extra(self, variables: Variables) -> Any:
@@ -177,3 +185,52 @@ class Stage:
         """ "mel/NAME" -> mel (T, M), "audio/NAME" -> (wave (S,), rate), of the first items of a
         batch of the fixed set; on the host, {} if there is nothing to see."""
         return {}
+
+
+class ClipStage(Stage):
+    """A stage that learns from clips of audio (`AudioBatch`).
+
+    Its arrays hold "lengths_B", the frames of FLOW_MEL that each clip counts with.
+    """
+
+    def check_features(self, batch: AudioBatch, names: Sequence[str]) -> None:
+        """Raises StageError if the batch lacks a feature."""
+        lacking = [
+            n for n in names if getattr(batch, n + ("_BS" if n == "wave" else "_BTM")) is None
+        ]
+        if lacking:
+            raise StageError(
+                f"stage {self.name}: batches without {lacking}; name them in the data's `features`"
+            )
+
+    def check_frames(self, lengths_B: np.ndarray, batch: AudioBatch) -> None:
+        """Raises StageError if no clip has a frame to learn from."""
+        if not lengths_B.any():
+            raise StageError(
+                f"stage {self.name}: a batch of {len(lengths_B)} clips without a frame to learn"
+                f" from; {int(np.sum(batch.skipped_B))} of them were damaged and skipped"
+            )
+
+    def amounts(self, arrays: Mapping[str, Any]) -> dict[str, float]:
+        """Tokens are mel frames at 50 Hz."""
+        lengths_B = np.asarray(arrays["lengths_B"])
+        frames = float(lengths_B.sum())
+        return {
+            "tokens": frames,
+            "audio_seconds": frames / FLOW_MEL.frame_rate,
+            "examples": float((lengths_B > 0).sum()),
+        }
+
+    def totals(self, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """ "frames" of FLOW_MEL."""
+        return {"frames": count(arrays["lengths_B"])}
+
+
+def count(values: jax.Array) -> jax.Array:
+    """Sum of a mask or of lengths as a denominator: float32, at least 1."""
+    return jnp.maximum(jnp.sum(values, dtype=jnp.int32), 1).astype(jnp.float32)
+
+
+def item_keys(key: jax.Array, items: int) -> jax.Array:
+    """A key for each item of a batch, (B,), the same whatever the batch's size."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(items))

@@ -1,4 +1,4 @@
-"""Where a new bridge and its codebooks start: from what the encoder says of the first batches."""
+"""Initialise a new bridge and its codebooks from the encoder's features of the first batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ba_jax.models import layers
 from ba_jax.models.baichuan_audio import BaichuanAudio
 from ba_jax.stages.base import StageError, Variables
 
-_MOST_EMPTY = 100  # batches without audio before it is an error that a bridge waits for some
+_MAX_EMPTY = 100  # batches without audio before it is an error
 
 
 def fit_bridge(
@@ -25,79 +25,82 @@ def fit_bridge(
     variables: Variables,
     placed: Iterator[Mapping[str, Any]],
     key: jax.Array,
-    wanted: int,
+    frames: int,
 ) -> Variables:
-    """Variables whose bridge has a norm and codebooks fitted to `wanted` frames.
+    """Variables whose bridge has a norm and codebooks fitted to `frames` frames.
 
-    The norm gives the features the mean 0 and together the deviation 1; the codebooks are those of
-    k-means, their averages scaled to a batch. All processes come to the same values.
+    The norm gives the features mean 0 and a common deviation of 1; the codebooks are those of
+    k-means, their averages scaled to a batch. All processes get the same values.
 
     Args:
       model: with encoder and bridge.
       stage: its name, for errors.
-      variables: with a bridge as drawn.
-      placed: batches of the tokenizer stage; as many as it takes. At most an eighth of the frames
-        come from one bucket of one.
+      variables: with a random bridge.
+      placed: batches of the tokenizer stage, taken until there are enough frames. At most an eighth
+        of the frames come from a bucket of a batch.
       key: of the draws.
-      wanted: frames, at least as many as the largest codebook has rows.
+      frames: at least as many as the largest codebook has rows.
 
     Raises:
       StageError: no audio in the first batches.
       ValueError: fewer frames than rows.
     """
-    draw = functools.partial(codebooks.draw_candidates, size=max(1, wanted // 8))
+    draw = functools.partial(codebooks.draw_candidates, size=max(1, frames // 8))
+    draw_key = kmeans_key = key
 
     @jax.jit
-    def some(variables, audio, key):
+    def draw_features(variables, audio, key):
         def encode(model: BaichuanAudio, mel, lengths):
             x, lengths_I = model.audio_encoder(mel, lengths)
             return model.vq_bridge.features(x, lengths_I)
 
-        frames = []
+        drawn = []
         for number, bucket in enumerate(audio):
             mel = bucket["mel"].reshape(-1, *bucket["mel"].shape[2:])
             z, lengths_I = model.apply(
                 variables, mel, bucket["mel_lengths"].reshape(-1), method=encode
             )
             valid_IN = layers.length_mask(lengths_I, z.shape[1])
-            frames.append(draw(jax.random.fold_in(key, number), z, valid_IN))
-        return frames
+            drawn.append(draw(jax.random.fold_in(key, number), z, valid_IN))
+        return drawn
 
-    found, total, batches = [], 0, 0
-    while total < wanted:
-        if batches == _MOST_EMPTY and not total:
+    features, total, batches = [], 0, 0
+    while total < frames:
+        if batches == _MAX_EMPTY and not total:
             raise StageError(
-                f"stage {stage}: kmeans_init_frames = {wanted}, but the first {batches} batches have no "
-                "audio"
+                f"stage {stage}: kmeans_init_frames = {frames}, but the first {batches} batches "
+                "have no audio"
             )
-        drawn = some(variables, next(placed)["audio"], jax.random.fold_in(key, batches))
+        batch_key = jax.random.fold_in(draw_key, batches)
+        drawn = draw_features(variables, next(placed)["audio"], batch_key)
         batches += 1
         for candidates in drawn:
-            z_KE, there_K = multihost_utils.process_allgather(tuple(candidates), tiled=True)
-            found.append(z_KE[there_K > 0])
-            total += len(found[-1])
-    frames_KE = np.concatenate(found)[:wanted]
+            z_KE, priority_K = multihost_utils.process_allgather(tuple(candidates), tiled=True)
+            features.append(z_KE[priority_K > 0])
+            total += len(features[-1])
+    frames_KE = np.concatenate(features)[:frames]
     mean_E = frames_KE.mean(axis=0)
-    # One for all: features that hardly move are not made as loud as those that say something.
+    # A common deviation: features that hardly vary are not amplified to the size of the others.
     deviation = np.sqrt(np.mean((frames_KE - mean_E) ** 2)) + 1e-6
     norm = {"scale": np.full_like(mean_E, 1 / deviation), "bias": -mean_E / deviation}
     old = variables["codebook"]["vq_bridge"]
-    own = codebooks.kmeans(key, (frames_KE - mean_E) / deviation, codebooks.codebook_sizes(old))
-    for name in own:
+    sizes = codebooks.codebook_sizes(old)
+    tables = codebooks.kmeans(kmeans_key, (frames_KE - mean_E) / deviation, sizes)
+    for name in tables:
         if name.startswith(("cluster_size_", "embed_avg_")):
-            own[name] = own[name] / batches  # they are averages of a batch
+            tables[name] = tables[name] / batches  # averages of a batch
     logging.info("bridge fitted to %d frames of %d batches", len(frames_KE), batches)
     bridge = {**variables["params"]["vq_bridge"]}
-    bridge["norm"] = _placed_as(norm, bridge["norm"])
+    bridge["norm"] = _place_like(norm, bridge["norm"])
     return {
         **variables,
         "params": {**variables["params"], "vq_bridge": bridge},
-        "codebook": {**variables["codebook"], "vq_bridge": _placed_as(own, old)},
+        "codebook": {**variables["codebook"], "vq_bridge": _place_like(tables, old)},
     }
 
 
-def _placed_as(values: Mapping[str, np.ndarray], arrays: Mapping[str, jax.Array]) -> dict:
-    """The values, of the same types and on the same devices as the arrays."""
+def _place_like(values: Mapping[str, np.ndarray], arrays: Mapping[str, jax.Array]) -> dict:
+    """The values with the dtypes and shardings of the arrays."""
     return {
         name: jax.device_put(np.asarray(values[name], old.dtype), old.sharding)
         for name, old in arrays.items()

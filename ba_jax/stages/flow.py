@@ -1,11 +1,10 @@
 """Flow stage: the flow-matching decoder learns mels from the frozen tokenizer's codes (paper 3.2).
 
-Audio is encoded to codes, and these are decoded to the audio decoder's 50 Hz features, by frozen
-components. The prenet turns the features into mu (prior loss: L1 against the mel), the U-Net learns
-the velocity of the flow from noise to the mel, given mu (CFM loss; mu is zeroed for a share of the
+Frozen components encode the audio to codes and decode these to the audio decoder's 50 Hz features.
+The prenet turns the features into mu (prior loss: L1 against the mel). The U-Net learns the
+velocity of the flow from noise to the mel, given mu (CFM loss; mu is zeroed for a share of the
 items, so that sampling can be guided). The CFM loss reaches the prenet through mu, too. The audio
-decoder is frozen like the rest, unless it is to follow into the voices of the data
-(`FlowSettings.decoder`).
+decoder is frozen unless it is to follow into the voices of the data (`FlowSettings.decoder`).
 
 N frames of codes give 4 N - 1 frames of features, the mel has one every 480 samples: an item counts
 with the fewer of the two.
@@ -15,8 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +30,8 @@ from ba_jax.metrics import flops
 from ba_jax.models import flow_matching, layers
 from ba_jax.models.audio_decoder import AudioDecoderOutput
 from ba_jax.models.baichuan_audio import BaichuanAudio
-from ba_jax.stages.base import Aux, StageError, Variables
-from ba_jax.stages.clips import ClipStage
-from ba_jax.stages.tokenizer import decoded_frames, upsampled_frames
+from ba_jax.stages.base import PICTURES, Aux, ClipStage, StageError, Variables, count, item_keys
 
-_PICTURES = 2  # items
 _EVAL_SEED = 0  # of the noise of evaluations, the same in each
 
 
@@ -45,17 +41,16 @@ class FlowSettings:
 
     Attributes:
       prior, cfm: weights of the losses.
-      codebook_dropout: share of items that are decoded from their first 1 to Q codebooks alone, the
-        number drawn uniformly, so that codes cut short can be decoded.
-      rotation: share of items whose frames are rotated in time, codes and mels alike, by a number
-        drawn uniformly: of some minutes of speech a decoder otherwise learns when each thing is
-        said, and speaks the same codes unintelligibly at another place.
-      decoder: weight of L1 + L2 of the audio decoder's coarse and refined mel. Above 0, the
-        decoder and the projection before it follow into the voices of the data, by this loss and
-        the prior's; the config's rules must train them, and batches hold `hifigan_mel`. Codes stay
-        what they are.
-      eval_times: an evaluation takes the CFM loss at so many flow times: the schedule at the
-        middles of as many equal parts of [0, 1].
+      codebook_dropout: share of items decoded from their first 1 to Q codebooks alone, the number
+        drawn uniformly, so that truncated codes can be decoded.
+      rotation: share of items whose frames are rotated in time, codes and mels alike, by a uniform
+        number of frames. From a few minutes of speech a decoder otherwise learns when each sound is
+        said, and the same codes become unintelligible at another position.
+      decoder: weight of L1 + L2 of the audio decoder's coarse and refined mel. Above 0, the decoder
+        and the projection before it train on this loss and the prior's; the config's rules must
+        train them, and batches hold `hifigan_mel`. Codes do not change.
+      eval_times: flow times at which an evaluation takes the CFM loss: the schedule at the middles
+        of as many equal parts of [0, 1].
       eval_steps: Euler steps of the mels sampled in evaluations.
 
     Raises:
@@ -82,19 +77,37 @@ class FlowSettings:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected at least 1")
 
 
+class ItemKeys(NamedTuple):
+    """Random keys of a training step, (B,) each, one for each draw."""
+
+    noise: jax.Array
+    time: jax.Array
+    condition: jax.Array
+    codebooks: jax.Array
+    rotation: jax.Array
+
+
+def split_keys(key: jax.Array, items: int) -> ItemKeys:
+    """The keys of a step."""
+    split = jax.vmap(lambda key: jax.random.split(key, 4), out_axes=1)
+    noise, time, condition, codebooks = split(item_keys(key, items))
+    rotation = jax.vmap(jax.random.fold_in, (0, None))(codebooks, 1)
+    return ItemKeys(noise, time, condition, codebooks, rotation)
+
+
 def draw_codebooks(keys_B: jax.Array, share: float, codebooks: int) -> jax.Array:
-    """How many codebooks each item keeps, (B,): all, or with probability `share` 1 to all."""
+    """Number of codebooks each item keeps, (B,): all, or with probability `share` 1 to all."""
 
     def item(key: jax.Array) -> jax.Array:
         drop_key, count_key = jax.random.split(key)
-        count = jax.random.randint(count_key, (), 1, codebooks + 1)
-        return jnp.where(jax.random.uniform(drop_key) < share, count, codebooks)
+        fewer = jax.random.randint(count_key, (), 1, codebooks + 1)
+        return jnp.where(jax.random.uniform(drop_key) < share, fewer, codebooks)
 
     return jax.vmap(item)(keys_B)
 
 
 def draw_rotations(keys_B: jax.Array, share: float, lengths_B: jax.Array) -> jax.Array:
-    """By how many frames each item is rotated, (B,): 0, or with probability `share` 0 to N - 1."""
+    """Frames each item is rotated by, (B,): 0, or with probability `share` 0 to N - 1."""
 
     def item(key: jax.Array, length: jax.Array) -> jax.Array:
         turn_key, by_key = jax.random.split(key)
@@ -104,16 +117,16 @@ def draw_rotations(keys_B: jax.Array, share: float, lengths_B: jax.Array) -> jax
     return jax.vmap(item)(keys_B, lengths_B)
 
 
-def rotated(
+def rotate(
     x_BTD: jax.Array, by_B: jax.Array, period_B: jax.Array, lengths_B: jax.Array
 ) -> jax.Array:
-    """Each item with its first `by_B` frames behind its others.
+    """Move the first `by_B` frames of each item behind its others.
 
     Args:
       x_BTD: frames.
-      by_B: how many, less than the period.
+      by_B: number of frames, less than the period.
       period_B: frames that are rotated.
-      lengths_B: how many of them there are; the last one stands for those that are missing.
+      lengths_B: frames that exist; the last one stands in for missing ones.
     """
     places_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
     turned_BT = (places_BT + by_B[:, None]) % jnp.maximum(period_B, 1)[:, None]
@@ -123,31 +136,31 @@ def rotated(
     return jnp.take_along_axis(x_BTD, source_BT[..., None], axis=1)
 
 
-def quantized(
+def quantize(
     model: BaichuanAudio,
     mel_BTM: jax.Array,
     lengths_B: jax.Array,
     codebooks_B: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Whisper mel to quantised features z_BNE and its lengths_B.
+    """Whisper mel to quantised features z_BNE and their lengths_B.
 
-    With `codebooks_B` an item keeps its first so many codebooks alone. A method of the assembly:
-    `model.apply(variables, ..., method=quantized)`.
+    With `codebooks_B` an item keeps that many of its first codebooks. A method of the assembly:
+    `model.apply(variables, ..., method=quantize)`.
     """
     if codebooks_B is None:
         codes_BNQ, lengths_B = model.encode(mel_BTM, lengths_B)
         return model.vq_bridge.dequantize(codes_BNQ, lengths_B), lengths_B
     x, lengths_B = model.audio_encoder(mel_BTM, lengths_B)
     z, lengths_B = model.vq_bridge.features(x, lengths_B)
-    found = model.vq_bridge.quantize(z, lengths_B)
-    # The residual before codebook q is what the first q left over.
-    residuals = found.residuals_QBNE
-    first = jnp.concatenate([residuals[:1] - residuals[1:], found.z_BNE[None]])
-    return jnp.take_along_axis(first, codebooks_B[None, :, None, None] - 1, axis=0)[0], lengths_B
+    quantized = model.vq_bridge.quantize(z, lengths_B)
+    # The first residual minus the residual before codebook q is the sum of the first q codebooks.
+    residuals = quantized.residuals_QBNE
+    sums = jnp.concatenate([residuals[:1] - residuals[1:], quantized.z_BNE[None]])
+    return jnp.take_along_axis(sums, codebooks_B[None, :, None, None] - 1, axis=0)[0], lengths_B
 
 
-def decoded(model: BaichuanAudio, z_BNE: jax.Array, lengths_B: jax.Array) -> AudioDecoderOutput:
-    """What the audio decoder makes of quantised features."""
+def decode(model: BaichuanAudio, z_BNE: jax.Array, lengths_B: jax.Array) -> AudioDecoderOutput:
+    """The audio decoder's output for quantised features."""
     return model.audio_decoder(model.vq_bridge.project(z_BNE), lengths_B)
 
 
@@ -169,18 +182,14 @@ class FlowStage(ClipStage):
             if bins != FLOW_MEL.n_mels:
                 raise StageError(f"{name}: mel_bins = {bins}, expected {FLOW_MEL.n_mels}")
 
-    def _hidden_of_codes(self, codes_B: np.ndarray) -> np.ndarray:
-        decoder = self.config.audio_decoder
-        return upsampled_frames(decoder, codes_B, decoder.upsample_rates[0])
-
-    def _codes(self, whisper_lengths_B: np.ndarray) -> np.ndarray:
+    def _code_lengths(self, whisper_lengths_B: np.ndarray) -> np.ndarray:
         return bridge_length(encoder_length(whisper_lengths_B), self.config.vq_bridge.pooling)
 
-    def hidden_lengths(self, whisper_lengths_B: np.ndarray) -> np.ndarray:
+    def mu_lengths(self, whisper_lengths_B: np.ndarray) -> np.ndarray:
         """Frames of mu for frames of Whisper's mel, on the host."""
-        codes_B = self._codes(whisper_lengths_B)
+        codes_B = self._code_lengths(whisper_lengths_B)
+        hidden_B = self.config.audio_decoder.hidden_length(codes_B).astype(np.float32)
         ratio = np.float32(self.config.flow_prenet.length_ratio)
-        hidden_B = self._hidden_of_codes(codes_B).astype(np.float32)
         return np.floor(hidden_B * ratio).astype(np.int32)
 
     def arrays(self, batch: AudioBatch) -> dict[str, np.ndarray]:
@@ -189,15 +198,11 @@ class FlowStage(ClipStage):
         Raises:
           StageError: a batch without these features, or without a frame to learn from.
         """
-        wanted = ["whisper_mel", "flow_mel"] + ["hifigan_mel"] * (self.settings.decoder > 0)
-        lacking = [name for name in wanted if getattr(batch, f"{name}_BTM") is None]
-        if lacking:
-            raise StageError(
-                f"stage {self.name}: batches without {lacking}; name them in the data's `features`"
-            )
+        features = ["whisper_mel", "flow_mel"] + ["hifigan_mel"] * (self.settings.decoder > 0)
+        self.check_features(batch, features)
         whisper_lengths_B = np.asarray(batch.whisper_lengths_B, np.int32)
-        hidden_B = self.hidden_lengths(whisper_lengths_B)
-        lengths_B = np.minimum(hidden_B, batch.flow_lengths_B).astype(np.int32)
+        mu_B = self.mu_lengths(whisper_lengths_B)
+        lengths_B = np.minimum(mu_B, batch.flow_lengths_B).astype(np.int32)
         self.check_frames(lengths_B, batch)
         arrays = {
             "whisper_mel_BTM": batch.whisper_mel_BTM,
@@ -206,54 +211,52 @@ class FlowStage(ClipStage):
             "lengths_B": lengths_B,
         }
         if self.settings.decoder:
-            codes_B = self._codes(whisper_lengths_B)
-            frames_B = decoded_frames(self.config.audio_decoder, codes_B)
+            codes_B = self._code_lengths(whisper_lengths_B)
+            frames_B = self.config.audio_decoder.decoded_frames(codes_B)
             arrays["decoder_mel_BTM"] = batch.hifigan_mel_BTM
             arrays["decoder_lengths_B"] = np.minimum(frames_B, batch.hifigan_lengths_B)
         return arrays
 
-    def flops(self, arrays: Mapping[str, Any]) -> float:
+    def flops(self, arrays: Mapping[str, Any], trained: Collection[str]) -> float:
         """Prenet and one U-Net evaluation, forward and backward; the frozen tokenizer, forward.
 
-        Of the tokenizer, the decoder's mels count too, which nothing here reads: 0.2 % of its FLOPs
-        at full size, 2.3 % at nano.
+        The decoder's mels count too, though only `FlowSettings.decoder` reads them: 0.2 % of the
+        tokenizer's FLOPs at full size, 2.3 % at nano.
         """
         config, whisper_B = self.config, np.asarray(arrays["whisper_lengths_B"])
-        codes_B = self._codes(whisper_B)
+        codes_B = self._code_lengths(whisper_B)
         frozen = flops.audio_encoder(config.audio_encoder, whisper_B)
         frozen += flops.vq_bridge(config.vq_bridge, int(codes_B.sum()))
         decoder = flops.audio_decoder(config.audio_decoder, codes_B)
         frozen += flops.train(decoder) if self.settings.decoder else decoder
-        trained = flops.flow_prenet(config.flow_prenet, self._hidden_of_codes(codes_B))
-        trained += flops.flow_unet(config.flow_unet, np.asarray(arrays["lengths_B"]))
-        return float(frozen + flops.train(trained))
+        forward = flops.flow_prenet(config.flow_prenet, config.audio_decoder.hidden_length(codes_B))
+        forward += flops.flow_unet(config.flow_unet, np.asarray(arrays["lengths_B"]))
+        return float(frozen + flops.train(forward))
 
     def totals(self, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Frames of the flow's mel, and "decoder" ones of the decoder's where it trains."""
-        lengths = {"frames": arrays["lengths_B"]}
+        """ "frames" of the flow's mel, and "decoder" frames of the decoder's where it trains."""
+        totals = super().totals(arrays)
         if self.settings.decoder:
-            lengths["decoder"] = arrays["decoder_lengths_B"]
-        return {
-            name: jnp.maximum(jnp.sum(own), 1).astype(jnp.float32) for name, own in lengths.items()
-        }
+            totals["decoder"] = count(arrays["decoder_lengths_B"])
+        return totals
 
-    def _rotated(
+    def _rotate(
         self, arrays: Mapping[str, jax.Array], keys_B: jax.Array
     ) -> tuple[dict[str, jax.Array], jax.Array]:
-        """The arrays with some of their mels rotated, and by how many frames of codes, (B,)."""
-        codes_B = self._codes(arrays["whisper_lengths_B"])
+        """The arrays with a share of their mels rotated, and by how many frames of codes, (B,)."""
+        codes_B = self._code_lengths(arrays["whisper_lengths_B"])
         by_B = draw_rotations(keys_B, self.settings.rotation, codes_B)
-        found = dict(arrays)
+        result = dict(arrays)
         for name, geometry in (("", FLOW_MEL), ("decoder_", HIFIGAN_MEL)):
             if f"{name}mel_BTM" in arrays:
                 ratio = round(FRAME_SECONDS * geometry.sample_rate / geometry.hop)
-                found[f"{name}mel_BTM"] = rotated(
+                result[f"{name}mel_BTM"] = rotate(
                     arrays[f"{name}mel_BTM"],
                     ratio * by_B,
                     ratio * codes_B,
                     arrays[f"{name}lengths_B"],
                 )
-        return found, by_B
+        return result, by_B
 
     def _condition(
         self,
@@ -262,9 +265,12 @@ class FlowStage(ClipStage):
         codebooks_B: jax.Array | None = None,
         by_B: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array, AudioDecoderOutput]:
-        """(mu_BTM, mel_BTM) cut to the frames that both have, and what mu comes from.
+        """(mu_BTM, mel_BTM) cut to their common frames, and the decoder's output.
 
-        `by_B`: by how many frames codes are rotated, as the mels are already.
+        Args:
+          variables, arrays: the step's.
+          codebooks_B: codebooks that each item keeps; None: all.
+          by_B: frames that codes are rotated by, as the mels are already.
         """
         frozen = jax.lax.stop_gradient(variables)
         z, lengths_B = self.model.apply(
@@ -272,13 +278,13 @@ class FlowStage(ClipStage):
             arrays["whisper_mel_BTM"],
             arrays["whisper_lengths_B"],
             codebooks_B,
-            method=quantized,
+            method=quantize,
         )
         if by_B is not None:
-            z = rotated(z, by_B, lengths_B, lengths_B)
+            z = rotate(z, by_B, lengths_B, lengths_B)
         z = jax.lax.stop_gradient(z)
-        own = variables if self.settings.decoder else frozen
-        output = self.model.apply(own, z, lengths_B, method=decoded)
+        decoder_variables = variables if self.settings.decoder else frozen
+        output = self.model.apply(decoder_variables, z, lengths_B, method=decode)
         mu, _ = self.model.apply(
             variables,
             output.hidden_BTD,
@@ -289,11 +295,11 @@ class FlowStage(ClipStage):
         frames = min(mu.shape[1], mel.shape[1])
         return mu[:, :frames].astype(jnp.float32), mel[:, :frames], output
 
-    def _decoder(
+    def _decoder_metrics(
         self, arrays: Mapping[str, jax.Array], totals: Mapping[str, jax.Array], output
     ) -> dict[str, jax.Array]:
-        """Metrics "decoder", the loss of the decoder's two mels, and "decoder_mae", of the refined
-        one; none where it does not train."""
+        """ "decoder", the loss of the decoder's two mels, and "decoder_mae" of the refined one;
+        {} where the decoder does not train."""
         if not self.settings.decoder:
             return {}
         target, lengths_B = arrays["decoder_mel_BTM"], arrays["decoder_lengths_B"]
@@ -305,7 +311,7 @@ class FlowStage(ClipStage):
             ]
             for mel in (output.refined_mel_BTM, output.coarse_mel_BTM)
         ]
-        return {"decoder": sum(sum(own) for own in errors), "decoder_mae": errors[0][0]}
+        return {"decoder": sum(map(sum, errors)), "decoder_mae": errors[0][0]}
 
     def _velocity(self, variables: Variables, *args: jax.Array) -> jax.Array:
         def estimator(*args):
@@ -323,39 +329,41 @@ class FlowStage(ClipStage):
         key: jax.Array,
         step: jax.Array,
     ) -> tuple[jax.Array, Aux]:
-        """Weighted prior, CFM and decoder losses; metrics "loss", "prior", "cfm", those of
-        `_decoder`."""
+        """Weighted prior, CFM and decoder losses; metrics "loss", "prior", "cfm", and "decoder",
+        "decoder_mae" where the decoder trains."""
         settings, flow = self.settings, self.config.flow_matching
         lengths_B = arrays["lengths_B"]
-        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(lengths_B)))
-        noise_keys, time_keys, drop_keys, code_keys = jax.vmap(
-            lambda key: jax.random.split(key, 4), out_axes=1
-        )(keys_B)
-        codebooks_B = None
+        keys = split_keys(key, len(lengths_B))
+        codebooks_B = by_B = None
         if settings.codebook_dropout:
-            count = len(self.config.vq_bridge.codebook_sizes)
-            codebooks_B = draw_codebooks(code_keys, settings.codebook_dropout, count)
-        by_B = None
+            codebooks = len(self.config.vq_bridge.codebook_sizes)
+            codebooks_B = draw_codebooks(keys.codebooks, settings.codebook_dropout, codebooks)
         if settings.rotation:
-            rotation_keys = jax.vmap(jax.random.fold_in, (0, None))(code_keys, 1)
-            arrays, by_B = self._rotated(arrays, rotation_keys)
+            arrays, by_B = self._rotate(arrays, keys.rotation)
         mu, mel, output = self._condition(variables, arrays, codebooks_B, by_B)
         prior = jnp.sum(losses.l1_B(mu, mel, lengths_B)) / totals["frames"]
 
-        noise = flow_matching.draw_noise(noise_keys, mel.shape[1], mel.shape[2])
-        t_B = flow_matching.warp(jax.vmap(jax.random.uniform)(time_keys), flow.schedule)
-        point, target = flow_matching.training_pair(mel, noise, t_B, flow.sigma_min)
-        drop_B = losses.dropped_B(drop_keys, flow.condition_dropout)
-        mu = jnp.where(drop_B[:, None, None], 0, mu)
-        velocity = self._velocity(variables, point, mu, t_B, lengths_B)
-        cfm = jnp.sum(losses.cfm_B(velocity, target, lengths_B)) / totals["frames"]
-        found = self._decoder(arrays, totals, output)
-        loss = self._loss(prior, cfm, found)
-        return loss, Aux({"loss": loss, "prior": prior, "cfm": cfm, **found})
+        noise = flow_matching.draw_noise(keys.noise, mel.shape[1], mel.shape[2])
+        t_B = flow_matching.warp(jax.vmap(jax.random.uniform)(keys.time), flow.schedule)
+        dropped_B = losses.dropped_B(keys.condition, flow.condition_dropout)
+        condition = jnp.where(dropped_B[:, None, None], 0, mu)
+        cfm = self._cfm(variables, mel, noise, condition, t_B, lengths_B, totals)
+        metrics = {"prior": prior, "cfm": cfm, **self._decoder_metrics(arrays, totals, output)}
+        metrics["loss"] = self._weigh(metrics)
+        return metrics["loss"], Aux(metrics)
 
-    def _loss(self, prior: jax.Array, cfm: jax.Array, found: Mapping[str, jax.Array]) -> jax.Array:
-        loss = self.settings.prior * prior + self.settings.cfm * cfm
-        return loss + self.settings.decoder * found["decoder"] if found else loss
+    def _cfm(self, variables, mel, noise, mu, t_B, lengths_B, totals) -> jax.Array:
+        """Conditional flow-matching loss at times t_B."""
+        sigma_min = self.config.flow_matching.sigma_min
+        point, target = flow_matching.training_pair(mel, noise, t_B, sigma_min)
+        velocity = self._velocity(variables, point, mu, t_B, lengths_B)
+        return jnp.sum(losses.cfm_B(velocity, target, lengths_B)) / totals["frames"]
+
+    def _weigh(self, metrics: Mapping[str, jax.Array]) -> jax.Array:
+        loss = self.settings.prior * metrics["prior"] + self.settings.cfm * metrics["cfm"]
+        if self.settings.decoder:
+            loss += self.settings.decoder * metrics["decoder"]
+        return loss
 
     def evaluate(
         self,
@@ -366,37 +374,31 @@ class FlowStage(ClipStage):
     ) -> dict[str, jax.Array]:
         """The losses with every condition, at fixed times and noise, and the error of samples.
 
-        The same for every key. Metrics "loss", "prior", "cfm", those of `_decoder`, and "mel_mae":
-        mean absolute error of a mel sampled in `eval_steps` guided steps, natural-log units.
+        The same for every key. Metrics as of `loss`, and "mel_mae": mean absolute error of a mel
+        sampled in `eval_steps` guided steps, natural-log units.
         """
         settings, flow = self.settings, self.config.flow_matching
         lengths_B = arrays["lengths_B"]
         mu, mel, output = self._condition(variables, arrays)
-        found = self._decoder(arrays, totals, output)
         noise = self._eval_noise(mel)
-        prior = jnp.sum(losses.l1_B(mu, mel, lengths_B)) / totals["frames"]
 
         def at_time(t: jax.Array) -> jax.Array:
             t_B = jnp.full(lengths_B.shape, t)
-            point, target = flow_matching.training_pair(mel, noise, t_B, flow.sigma_min)
-            velocity = self._velocity(variables, point, mu, t_B, lengths_B)
-            return jnp.sum(losses.cfm_B(velocity, target, lengths_B)) / totals["frames"]
+            return self._cfm(variables, mel, noise, mu, t_B, lengths_B, totals)
 
         middles = (jnp.arange(settings.eval_times, dtype=jnp.float32) + 0.5) / settings.eval_times
-        cfm = jnp.mean(jax.lax.map(at_time, flow_matching.warp(middles, flow.schedule)))
         sampled = self._sample(variables, mu, lengths_B, noise)
-        return {
-            "loss": self._loss(prior, cfm, found),
-            **found,
-            "prior": prior,
-            "cfm": cfm,
+        metrics = {
+            "prior": jnp.sum(losses.l1_B(mu, mel, lengths_B)) / totals["frames"],
+            "cfm": jnp.mean(jax.lax.map(at_time, flow_matching.warp(middles, flow.schedule))),
             "mel_mae": jnp.sum(losses.l1_B(sampled, mel, lengths_B)) / totals["frames"],
+            **self._decoder_metrics(arrays, totals, output),
         }
+        return {"loss": self._weigh(metrics), **metrics}
 
     def _eval_noise(self, mel_BTM: jax.Array) -> jax.Array:
         batch, frames, bins = mel_BTM.shape
-        key = jax.random.key(_EVAL_SEED)
-        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+        keys_B = item_keys(jax.random.key(_EVAL_SEED), batch)
         return flow_matching.draw_noise(keys_B, frames, bins)
 
     def _sample(self, variables: Variables, mu, lengths_B, noise) -> jax.Array:
@@ -417,7 +419,7 @@ class FlowStage(ClipStage):
         """(target, mu, sampled) mels of a batch's first items and their lengths, jitted."""
 
         def mels(variables, arrays):
-            arrays = {name: array[:_PICTURES] for name, array in arrays.items()}
+            arrays = {name: array[:PICTURES] for name, array in arrays.items()}
             mu, mel, _ = self._condition(variables, arrays)
             lengths_B = arrays["lengths_B"]
             sampled = self._sample(variables, mu, lengths_B, self._eval_noise(mel))
@@ -426,7 +428,7 @@ class FlowStage(ClipStage):
         return jax.jit(mels)
 
     def pictures(self, variables: Variables, arrays: Mapping[str, jax.Array]) -> dict[str, Any]:
-        """ "mel/I/target", "mel/I/mu" and "mel/I/sampled" of the first 2 items."""
+        """ "mel/I/target", "mel/I/mu" and "mel/I/sampled" of the first items."""
         mels, lengths_B = jax.device_get(self._draw(variables, dict(arrays)))
         return {
             f"mel/{i}/{name}": mel_BTM[i, :frames]

@@ -3,8 +3,8 @@
 The encoder's features are pooled and quantised. From them the audio decoder reconstructs the mel
 (acoustics), and a frozen language model, which reads them through a trained projection in place of
 the audio tokens' embeddings, predicts the text (semantics). Codebooks follow by moving averages,
-outside the gradient. An item is one chunk of audio; a growing share of the items goes on quantised,
-the others go on as they are.
+outside the gradient. An item is one chunk of audio; a growing share of the items is passed on
+quantised, the others with the features as they are.
 
     loss = mel + second_scale + w(step) * commitment + text, each with its weight
 """
@@ -28,17 +28,16 @@ from ba_jax.losses.lm import cross_entropy, sum_over_chunks
 from ba_jax.metrics import flops
 from ba_jax.models import codebook as codebooks
 from ba_jax.models import layers
-from ba_jax.models.audio_decoder import AudioDecoderConfig, AudioDecoderOutput
+from ba_jax.models.audio_decoder import AudioDecoderOutput
 from ba_jax.models.baichuan_audio import BaichuanAudio
 from ba_jax.models.vq_bridge import draw_used
-from ba_jax.stages.base import Aux, Stage, StageError, Variables
+from ba_jax.stages.base import PICTURES, Aux, Stage, StageError, Variables, count
 from ba_jax.stages.fit_bridge import fit_bridge
 
-_PICTURES = 2  # items
-_PROJECTION = "text_projection"
 MEL_MEAN, MEL_DEVIATION = -4.75, 2.25
 """Of HIFIGAN_MEL, natural log, in 27 s of the embedded corpus's speech."""
-_TEXT_POSITIONS = 256  # positions of each row whose logits are made at a time
+_PROJECTION = "text_projection"
+_TEXT_CHUNK = 256  # positions of each row whose logits are computed at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +55,11 @@ class TokenizerSettings:
       quantizer_dropout: share of the items that use only their first 1 to Q - 1 codebooks.
       restart_after: steps after which an unused row restarts.
       restart_candidates: frames a step that each codebook may restart rows from.
-      replace_from, replace_steps: share of the items that go on quantised: from the first number
-        in a straight line to 1 at that step. The commitment weight has the same ramp.
-      kmeans_init_frames: 0, or so many frames of the first batches (at most an eighth from one bucket of
-        one) decide where a new bridge starts: its norm gives the features the mean 0 and together
-        the deviation 1, codebooks come from k-means.
+      replace_from, replace_steps: share of the items that are passed on quantised: linear from the
+        first number to 1 at that step. The commitment weight has the same ramp.
+      kmeans_init_frames: frames of the first batches (at most an eighth from a bucket of a batch)
+        that initialise a new bridge: its norm gives the features mean 0 and a common deviation of
+        1, codebooks come from k-means. 0: random.
 
     Raises:
       ValueError: a number out of range.
@@ -98,37 +97,23 @@ class TokenizerSettings:
 
 
 def replaced_share(step: jax.Array | int, settings: TokenizerSettings) -> jax.Array:
-    """Share of the items that go on quantised at a step, and the commitment weight's ramp."""
+    """Share of the items that are passed on quantised at a step; ramp of the commitment weight."""
     done = jnp.clip(jnp.asarray(step, jnp.float32) / max(settings.replace_steps, 1), 0, 1)
     if settings.replace_steps == 0:
         done = jnp.ones_like(done)
     return settings.replace_from + (1 - settings.replace_from) * done
 
 
-def upsampled_frames(decoder: AudioDecoderConfig, length: np.ndarray, rate: int) -> np.ndarray:
-    """Frames after one of the decoder's upsamplings, on the host; 0 for 0."""
-    kept = min(decoder.kernel_size, rate)
-    return np.where(length > 0, (length - 1) * rate + kept, 0)
-
-
-def decoded_frames(decoder: AudioDecoderConfig, codes: np.ndarray) -> np.ndarray:
-    """Frames of the decoder's mel for numbers of code frames, on the host; 0 for 0."""
-    length = np.asarray(codes)
-    for rate in decoder.upsample_rates:
-        length = upsampled_frames(decoder, length, rate)
-    return decoder.mel_length(length).astype(np.int32)
-
-
-class Bucket(NamedTuple):
-    """Items of one bucket on their way; I = rows * chunks.
+class BucketForward(NamedTuple):
+    """Forward pass of the items of one bucket; I = rows * chunks.
 
     Attributes:
       z_INE, lengths_I: features before quantisation.
       q_INE: quantised, with straight-through gradients.
-      decoded: what the audio decoder made of the one or the other.
-      embeddings_IND: the projection of the same to the language model's width, or None.
-      statistics, candidates: for the codebooks, or None.
-      replaced_I: which items went on quantised.
+      decoded: the audio decoder's output for the features that were passed on.
+      embeddings_IND: their projection to the language model's width, or None.
+      updates: {"statistics", "candidates"} for the codebooks; {} in evaluation.
+      replaced_I: items that were passed on quantised.
     """
 
     z_INE: jax.Array
@@ -136,12 +121,11 @@ class Bucket(NamedTuple):
     q_INE: jax.Array
     decoded: AudioDecoderOutput
     embeddings_IND: jax.Array | None
-    statistics: codebooks.Statistics | None
-    candidates: codebooks.Candidates | None
+    updates: dict[str, Any]
     replaced_I: jax.Array
 
 
-def _flat(array: jax.Array) -> jax.Array:
+def _merge_axes(array: jax.Array) -> jax.Array:
     """(B, C, ...) to (B * C, ...)."""
     return array.reshape(-1, *array.shape[2:])
 
@@ -149,7 +133,7 @@ def _flat(array: jax.Array) -> jax.Array:
 class TokenizerStage(Stage):
     """The tokenizer stage; batches are `PackedBatch`es of mels, `hifigan_mel` among the targets.
 
-    Settings: `TokenizerSettings`. The language model's parameters are frozen by the config's rules.
+    The language model's parameters are frozen by the config's rules.
     """
 
     name = "tokenizer"
@@ -177,7 +161,7 @@ class TokenizerStage(Stage):
     def init(self, key: jax.Array) -> Variables:
         """As in `Stage`; the decoder's mel begins with the mean and deviation of speech.
 
-        From 0 the norm that makes it would need thousands of steps for the mean alone.
+        From 0 its norm would need thousands of steps for the mean alone.
         """
         model_key, projection_key = jax.random.split(key)
         variables = super().init(model_key)
@@ -191,7 +175,7 @@ class TokenizerStage(Stage):
         return variables
 
     def init_extra(self, variables: Variables) -> dict[str, jax.Array]:
-        """Ages of the codebooks' rows: those that were fitted have just been used."""
+        """Ages of the codebooks' rows; 0 for rows that were fitted."""
         fitted = self.settings.kmeans_init_frames > 0
         return codebooks.initial_ages(self._sizes, 0 if fitted else self.settings.restart_after)
 
@@ -203,17 +187,17 @@ class TokenizerStage(Stage):
         fresh: Collection[str],
     ) -> Variables:
         """The bridge's norm and codebooks, see `kmeans_init_frames` and `fit_bridge`."""
-        wanted = self.settings.kmeans_init_frames
-        if not wanted or "vq_bridge" not in fresh:
+        frames = self.settings.kmeans_init_frames
+        if not frames or "vq_bridge" not in fresh:
             return variables
-        return fit_bridge(self.model, self.name, variables, placed, key, wanted)
+        return fit_bridge(self.model, self.name, variables, placed, key, frames)
 
-    # What a batch holds
+    # On the host
 
     def arrays(self, batch: PackedBatch) -> dict[str, Any]:
-        """ "audio", a tuple by bucket of mels, lengths and positions; "rows" if there is text loss.
+        """ "audio", a tuple by bucket of mels, lengths and positions, and "rows" of tokens.
 
-        `frames` are those of the target that the decoder gives, too.
+        `frames` are the target's frames that the decoder produces, too.
         """
         if not batch.audio:
             raise StageError(
@@ -230,7 +214,7 @@ class TokenizerStage(Stage):
                 encoder_length(np.asarray(chunks.mel_lengths_BC)), self.config.vq_bridge.pooling
             )
             frames_BC = np.minimum(
-                decoded_frames(self.config.audio_decoder, codes_BC), chunks.hifigan_lengths_BC
+                self.config.audio_decoder.decoded_frames(codes_BC), chunks.hifigan_lengths_BC
             )
             audio.append(
                 {
@@ -265,8 +249,8 @@ class TokenizerStage(Stage):
             "examples": float(segments_BL.max(axis=1).sum()) if segments_BL.size else 0.0,
         }
 
-    def flops(self, arrays: Mapping[str, Any]) -> float:
-        """Of the frames and tokens that are there; the frozen LLM passes gradients on alone."""
+    def flops(self, arrays: Mapping[str, Any], trained: Collection[str]) -> float:
+        """FLOPs of real frames and tokens; the frozen LLM only passes gradients on."""
         c, buckets = self.config, arrays["audio"]
         mel, codes = (
             np.concatenate([np.asarray(bucket[name]).reshape(-1) for bucket in buckets])
@@ -289,43 +273,42 @@ class TokenizerStage(Stage):
             total += flops.train(flops.dense(frames, c.vq_bridge.code_width, c.llm.width))
         return float(total)
 
+    # Forward
+
     def totals(self, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """ "mel" and "second" frames, "codes" frames, "items" with audio, "text" targets."""
 
         def total(function) -> jax.Array:
             sums = [jnp.sum(function(bucket), dtype=jnp.int32) for bucket in arrays["audio"]]
-            return jnp.maximum(sum(sums), 1).astype(jnp.float32)
+            return count(jnp.stack(sums))
 
-        text = jnp.sum(arrays["rows"]["text_target"], dtype=jnp.int32)
         return {
             "mel": total(lambda bucket: bucket["frames"]),
             "second": total(lambda bucket: bucket["frames"] // 2),
             "codes": total(lambda bucket: bucket["codes"]),
             "items": total(lambda bucket: bucket["codes"] > 0),
-            "text": jnp.maximum(text, 1).astype(jnp.float32),
+            "text": count(arrays["rows"]["text_target"]),
         }
 
-    # Forward
-
-    def _bucket(
+    def _forward(
         self,
         variables: Variables,
         bucket: Mapping[str, jax.Array],
         key: jax.Array | None,
         share: jax.Array | float = 1.0,
         used: int | None = None,
-    ) -> Bucket:
+    ) -> BucketForward:
         """One bucket's items through encoder, quantiser and decoder.
 
         Args:
           variables: the stage's.
           bucket: an entry of `arrays["audio"]`.
           key: of the draws of training; None for evaluation.
-          share: of the items that go on quantised.
-          used: so many codebooks, in evaluation; default all.
+          share: of the items that are passed on quantised.
+          used: number of codebooks used in evaluation; default all.
         """
         settings, model = self.settings, self.model
-        mel, mel_lengths_I = _flat(bucket["mel"]), _flat(bucket["mel_lengths"])
+        mel, mel_lengths_I = _merge_axes(bucket["mel"]), _merge_axes(bucket["mel_lengths"])
         items, options = mel.shape[0], {}
         replaced_I = jnp.ones((items,), bool)
         if key is not None:
@@ -350,44 +333,45 @@ class TokenizerStage(Stage):
             variables,
             method=lambda model: model.audio_decoder(model.vq_bridge.project(passed_on), lengths_I),
         )
-        embeddings = statistics = candidates = None
+        embeddings, updates = None, {}
         if self.config.llm:
             projection = variables["params"][_PROJECTION]
             embeddings = self._projection.apply({"params": projection}, passed_on)
         if key is not None:
             valid_IN = layers.length_mask(lengths_I, z.shape[1])
             counted = valid_IN[:, :, None] & quantized.used_BQ[:, None, :]
-            statistics = codebooks.statistics(
+            updates["statistics"] = codebooks.statistics(
                 quantized.codes_BNQ, quantized.residuals_QBNE, counted, self._sizes
             )
-            candidates = codebooks.draw_candidates(
+            updates["candidates"] = codebooks.draw_candidates(
                 candidate_key, jax.lax.stop_gradient(z), valid_IN, len(self._owners)
             )
-        return Bucket(
-            z, lengths_I, quantized.z_BNE, decoded, embeddings, statistics, candidates, replaced_I
+        return BucketForward(
+            z, lengths_I, quantized.z_BNE, decoded, embeddings, updates, replaced_I
         )
 
-    def _text(
+    def _text_metrics(
         self,
         variables: Variables,
         arrays: Mapping[str, Any],
         totals: Mapping[str, jax.Array],
-        buckets: list[Bucket],
+        buckets: list[BucketForward],
     ) -> dict[str, jax.Array]:
         """Metrics "text", nats a target, and "text_accuracy", of the language model on the rows."""
         rows = arrays["rows"]
         batch, length = rows["ids"].shape
         audio_BLD = jnp.zeros((batch, length, self.config.llm.width), self.model.dtype)
+        scatter = jax.vmap(lambda row, place, values: row.at[place].set(values, mode="drop"))
         for chunks, bucket in zip(arrays["audio"], buckets, strict=True):
-            frames = bucket.embeddings_IND.shape[1]
-            n_N = jnp.arange(frames)[None, None]
+            frame_N = jnp.arange(bucket.embeddings_IND.shape[1])[None, None]
             # Positions at the row's length are dropped.
             place = jnp.where(
-                n_N < chunks["codes"][:, :, None], chunks["starts"][:, :, None] + n_N, length
+                frame_N < chunks["codes"][:, :, None],
+                chunks["starts"][:, :, None] + frame_N,
+                length,
             )
             values = bucket.embeddings_IND.reshape(batch, -1, self.config.llm.width)
-            put = jax.vmap(lambda row, place, values: row.at[place].set(values, mode="drop"))
-            audio_BLD = put(audio_BLD, place.reshape(batch, -1), values.astype(audio_BLD.dtype))
+            audio_BLD = scatter(audio_BLD, place.reshape(batch, -1), values.astype(audio_BLD.dtype))
 
         def hidden(model: BaichuanAudio) -> jax.Array:
             real = rows["segments"] > 0
@@ -396,14 +380,14 @@ class TokenizerStage(Stage):
             x = jnp.where(is_audio[:, :, None], audio_BLD, model.llm.embed(ids))
             return model.llm(x, rows["positions"], rows["segments"])[0]
 
-        def sums(mask: jax.Array, hidden: jax.Array, ids: jax.Array):
+        def chunk_loss(mask: jax.Array, hidden: jax.Array, ids: jax.Array):
             logits = self.model.apply(variables, hidden, method="text_logits")
             entropy = cross_entropy(logits, ids).sums(mask)
             return entropy.loss_BL, entropy.correct_BL
 
         loss_B, correct_B = sum_over_chunks(
-            sums,
-            _TEXT_POSITIONS,
+            chunk_loss,
+            _TEXT_CHUNK,
             rows["text_target"][:, 1:],
             self.model.apply(variables, method=hidden)[:, :-1],
             rows["ids"][:, 1:],
@@ -418,7 +402,7 @@ class TokenizerStage(Stage):
         variables: Variables,
         arrays: Mapping[str, Any],
         totals: Mapping[str, jax.Array],
-        buckets: list[Bucket],
+        buckets: list[BucketForward],
         ramp: jax.Array | float,
     ) -> dict[str, jax.Array]:
         """The weighted loss as "loss", and its terms."""
@@ -429,9 +413,9 @@ class TokenizerStage(Stage):
             sums[name] = sums.get(name, 0.0) + jnp.sum(values_I) / totals[total]
 
         for chunks, bucket in zip(arrays["audio"], buckets, strict=True):
-            frames_I, decoded = _flat(chunks["frames"]), bucket.decoded
+            frames_I, decoded = _merge_axes(chunks["frames"]), bucket.decoded
             size = min(decoded.refined_mel_BTM.shape[1], chunks["target"].shape[2])
-            target = _flat(chunks["target"])[:, :size]
+            target = _merge_axes(chunks["target"])[:, :size]
             coarse_target, half_I = losses.coarser(target, frames_I)
             for name, mel in (
                 ("coarse", decoded.coarse_mel_BTM[:, :size]),
@@ -445,11 +429,8 @@ class TokenizerStage(Stage):
                 )
                 add(f"second_{name}_l1", l1_I, "second")
                 add(f"second_{name}_l2", l2_I, "second")
-            add(
-                "commitment",
-                losses.commitment_B(bucket.z_INE, bucket.q_INE, bucket.lengths_I),
-                "codes",
-            )
+            commitment_I = losses.commitment_B(bucket.z_INE, bucket.q_INE, bucket.lengths_I)
+            add("commitment", commitment_I, "codes")
             add("replaced", bucket.replaced_I & (bucket.lengths_I > 0), "items")
         metrics = dict(sums)
         mel, second = (
@@ -462,7 +443,7 @@ class TokenizerStage(Stage):
             (settings.weight_commitment, ramp * sums["commitment"]),
         ]
         if self.config.llm:
-            metrics |= self._text(variables, arrays, totals, buckets)
+            metrics |= self._text_metrics(variables, arrays, totals, buckets)
             terms.append((settings.weight_text, metrics["text"]))
         # A term of weight 0 has no backward pass.
         return {"loss": sum(weight * term for weight, term in terms if weight), **metrics}
@@ -477,20 +458,17 @@ class TokenizerStage(Stage):
     ) -> tuple[jax.Array, Aux]:
         share = replaced_share(step, self.settings)
         buckets = [
-            self._bucket(variables, bucket, jax.random.fold_in(key, i), share)
+            self._forward(variables, bucket, jax.random.fold_in(key, i), share)
             for i, bucket in enumerate(arrays["audio"])
         ]
         metrics = self._metrics(variables, arrays, totals, buckets, share)
-        updates = functools.reduce(
-            self.merge,
-            [{"statistics": b.statistics, "candidates": b.candidates} for b in buckets],
-        )
+        updates = functools.reduce(self.merge, [bucket.updates for bucket in buckets])
         return metrics["loss"], Aux(metrics, updates)
 
     # Codebooks
 
     def merge(self, updates: Any, more: Any) -> Any:
-        """Adds the statistics; of the candidates, a draw from both."""
+        """Sum of the statistics; of the candidates, a draw from both."""
         return {
             "statistics": jax.tree.map(jnp.add, updates["statistics"], more["statistics"]),
             "candidates": codebooks.merge_candidates(updates["candidates"], more["candidates"]),
@@ -530,17 +508,14 @@ class TokenizerStage(Stage):
         "mel_mae/1", with the first alone.
         """
         audio = arrays["audio"]
-        buckets = [self._bucket(variables, bucket, None) for bucket in audio]
+        buckets = [self._forward(variables, bucket, None) for bucket in audio]
         metrics = self._metrics(variables, arrays, totals, buckets, 1.0)
         first = 0.0
         for chunks in audio:
-            decoded = self._bucket(variables, chunks, None, used=1).decoded
-            size = min(decoded.refined_mel_BTM.shape[1], chunks["target"].shape[2])
-            l1_I, _ = losses.mel_errors(
-                decoded.refined_mel_BTM[:, :size],
-                _flat(chunks["target"])[:, :size],
-                _flat(chunks["frames"]),
-            )
+            mel = self._forward(variables, chunks, None, used=1).decoded.refined_mel_BTM
+            target, frames_I = _merge_axes(chunks["target"]), _merge_axes(chunks["frames"])
+            size = min(mel.shape[1], target.shape[1])
+            l1_I, _ = losses.mel_errors(mel[:, :size], target[:, :size], frames_I)
             first += jnp.sum(l1_I) / totals["mel"]
         return {**metrics, "mel_mae": metrics["mel_refined_l1"], "mel_mae/1": first}
 
@@ -549,22 +524,22 @@ class TokenizerStage(Stage):
         """A bucket's refined mel, jitted."""
 
         def refined(variables, bucket):
-            return self._bucket(variables, bucket, None).decoded.refined_mel_BTM
+            return self._forward(variables, bucket, None).decoded.refined_mel_BTM
 
         return jax.jit(refined)
 
     def pictures(self, variables: Variables, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        """ "mel/I/target" and "mel/I/refined" of the first 2 chunks, shortest bucket first."""
-        found: dict[str, Any] = {}
+        """ "mel/I/target" and "mel/I/refined" of the first chunks, shortest bucket first."""
+        mels: dict[str, Any] = {}
         for bucket in arrays["audio"]:
             for row, place in np.argwhere(np.asarray(bucket["frames"]) > 0):
-                number = len(found) // 2
-                if number == _PICTURES:
-                    return found
-                one = {
+                number = len(mels) // 2
+                if number == PICTURES:
+                    return mels
+                chunk = {
                     name: array[row : row + 1, place : place + 1] for name, array in bucket.items()
                 }
-                frames = int(one["frames"][0, 0])
-                found[f"mel/{number}/target"] = np.asarray(one["target"][0, 0, :frames])
-                found[f"mel/{number}/refined"] = np.asarray(self._draw(variables, one)[0, :frames])
-        return found
+                frames = int(chunk["frames"][0, 0])
+                mels[f"mel/{number}/target"] = np.asarray(chunk["target"][0, 0, :frames])
+                mels[f"mel/{number}/refined"] = np.asarray(self._draw(variables, chunk)[0, :frames])
+        return mels

@@ -1,19 +1,19 @@
 """Vocoder stage: the HiFT generator learns waveforms of mels, against discriminators (paper 3.2).
 
-On crops of recordings: the generator turns the recording's own mel into a waveform, judged by
-multi-period and multi-resolution discriminators (least-squares GAN and feature matching), by its
-log-mels at several resolutions, and by f0: the predictor inside the generator learns the
-recording's, which is measured on the host (`f0_target`).
+The generator turns the mel of a crop of a recording into a waveform. It is judged by multi-period
+and multi-resolution discriminators (least-squares GAN and feature matching), by log-mels at several
+resolutions, and by f0: the predictor inside the generator learns the recording's f0, which is
+measured on the host (`f0_target`).
 
 One loss trains both sides at once: the generator's part holds the discriminators' parameters fixed,
-theirs holds the waveform fixed, so that each gets the gradient of its own loss.
+the discriminators' part holds the waveform fixed, so that each gets the gradient of its loss.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -29,18 +29,16 @@ from ba_jax.models.baichuan_audio import BaichuanAudio
 from ba_jax.models.discriminators import DiscriminatorConfig, Discriminators
 from ba_jax.models.layers import length_mask
 from ba_jax.models.vocoder import draw_source_noise, draw_source_phase
-from ba_jax.stages.base import Aux, StageError, Variables
-from ba_jax.stages.clips import ClipStage
+from ba_jax.stages.base import PICTURES, Aux, ClipStage, StageError, Variables, item_keys
 
-HELPER = "discriminators"
-"""Name of the discriminators among "params"."""
+DISCRIMINATORS = "discriminators"
+"""Entry of "params" beside the vocoder's."""
 
 _F0_RANGE = (60.0, 600.0)  # Hz
-_APERIODICITY = 0.4  # of a voiced frame, at most
-_LOUDNESS = 0.03  # of a voiced frame, at least: of the loudest frame's RMS
+_APERIODICITY = 0.4  # maximum of a voiced frame
+_LOUDNESS = 0.03  # minimum RMS of a voiced frame, relative to the loudest frame
 _SILENCE = 1e-3  # RMS below which no frame is voiced (-60 dB of full scale)
-_HZ = 100.0  # the f0 loss is in units of this many Hz, about as large as the others' terms
-_PICTURES = 2  # items
+_HZ = 100.0  # unit of the f0 loss, so that it is about as large as the other terms
 _EVAL_SEED = 0  # of the source's noise in evaluations, the same in each
 
 
@@ -51,9 +49,9 @@ class VocoderSettings:
     Attributes:
       mel, adversarial, features, f0: weights of the generator's losses: multi-scale mel, GAN,
         feature matching, f0. With both adversarial and features 0 there are no discriminators.
-      discriminator_start: step before which neither side takes part in the game: the generator has
+      discriminator_start: step at which adversarial training starts; before it the generator has
         its mel and f0 losses alone, the discriminators none.
-      mel_scales: (n_fft, hop, bins) of the log-mels compared, up to 12 kHz.
+      mel_scales: (n_fft, hop, bins) of the log-mels of the mel loss, up to 12 kHz.
       discriminators: their sizes.
 
     Raises:
@@ -81,28 +79,23 @@ class VocoderSettings:
 
     @property
     def geometries(self) -> tuple[MelGeometry, ...]:
-        """Of the log-mels compared."""
+        """Geometries of the mel loss."""
         return tuple(
             MelGeometry(WAVE_RATE, n_fft, hop, bins, f_max=WAVE_RATE / 2)
             for n_fft, hop, bins in self.mel_scales
         )
 
     @property
-    def judged(self) -> bool:
+    def is_adversarial(self) -> bool:
         """Whether there are discriminators."""
         return bool(self.adversarial or self.features)
 
 
 def f0_target(wave_S: np.ndarray) -> np.ndarray:
-    """f0 in Hz of a 24 kHz waveform, (S // 480,), 0 where unvoiced; frame by frame `FLOW_MEL`'s.
+    """f0 in Hz of a 24 kHz waveform, (S // 480,), on the frames of `FLOW_MEL`; 0 where unvoiced.
 
-    YIN (de Cheveigne and Kawahara 2002) on the mel's own windows of 80 ms, 60 to 600 Hz. A frame is
+    YIN (de Cheveigne and Kawahara 2002) on the mel's windows of 80 ms, 60 to 600 Hz. A frame is
     voiced if it is loud enough and, a period later, differs by at most 0.4 of its energy.
-
-    All of it takes 0.0035 CPU-seconds a second of audio (0.0015 of them librosa's YIN; its pYIN
-    takes 0.052), on one core of the demo's machine. On 66 s of the embedded corpus's validation
-    clips, of the frames that pYIN calls voiced, 81 % are voiced here, and f0 is more than 20 % off
-    in 0.2 % of these; of those that pYIN calls unvoiced, 11 % are voiced here.
     """
     import librosa  # takes a second to import
 
@@ -137,8 +130,7 @@ def generate(
     """
     vocoder = model.vocoder
     batch, frames, _ = mel_BTM.shape
-    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
-    phase_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys_B)
+    phase_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(item_keys(key, batch))
     f0_BT = vocoder.f0(mel_BTM, lengths_B)
     source, _ = vocoder.source(
         f0_BT,
@@ -152,9 +144,9 @@ def generate(
 class VocoderStage(ClipStage):
     """The vocoder stage; batches are `AudioBatch`es, best cropped, with `wave` and `flow_mel`.
 
-    A recording shorter than the crop counts with the whole frames it has: waveforms are zero past
-    them, mel and f0 losses run over its own frames, the GAN's over the patches of its own part
-    (`ba_jax.losses.gan`). Every loss is a mean over items, weighted by their frames.
+    A recording shorter than the crop counts with its whole frames: waveforms are zero past them,
+    mel and f0 losses run over its frames, the GAN's over its patches (`ba_jax.losses.gan`). Every
+    loss is a mean over items, weighted by their frames.
 
     Raises:
       StageError: a model without a vocoder, or whose vocoder is not for `FLOW_MEL` at 24 kHz.
@@ -167,28 +159,28 @@ class VocoderStage(ClipStage):
     def __init__(self, config, settings, *, dtype=jnp.float32, **options):
         super().__init__(config, settings, dtype=dtype, **options)
         vocoder = self.config.vocoder
-        found = (vocoder.sample_rate, vocoder.frame_samples, vocoder.mel_bins)
+        sizes = (vocoder.sample_rate, vocoder.frame_samples, vocoder.mel_bins)
         expected = (WAVE_RATE, FLOW_MEL.hop, FLOW_MEL.n_mels)
-        if found != expected:
+        if sizes != expected:
             raise StageError(
-                f"vocoder: sample rate, samples a frame and mel bins {found}, expected {expected}"
+                f"vocoder: sample rate, samples a frame and mel bins {sizes}, expected {expected}"
             )
         self.discriminators = Discriminators(settings.discriminators, dtype=dtype)
 
     def init(self, key: jax.Array) -> Variables:
-        key, helper_key = jax.random.split(key)
+        key, discriminators_key = jax.random.split(key)
         variables = super().init(key)
-        if not self.settings.judged:
+        if not self.settings.is_adversarial:
             return variables
         wave = jnp.zeros((1, self.settings.discriminators.min_samples))
-        helper = self.discriminators.init(helper_key, wave)["params"]
-        return {**variables, "params": {**variables["params"], HELPER: helper}}
+        params = self.discriminators.init(discriminators_key, wave)["params"]
+        return {**variables, "params": {**variables["params"], DISCRIMINATORS: params}}
 
     @functools.cached_property
     def min_samples(self) -> int:
-        """The shortest crop that all losses can judge."""
+        """The shortest crop that all losses can be computed on."""
         needed = [(g.n_fft - g.hop) // 2 + 1 for g in (*self.settings.geometries, FLOW_MEL)]
-        if self.settings.judged:
+        if self.settings.is_adversarial:
             needed.append(self.settings.discriminators.min_samples)
         return max(needed)
 
@@ -198,15 +190,7 @@ class VocoderStage(ClipStage):
         Raises:
           StageError: a batch without these features, too short for the losses, or empty.
         """
-        lacking = [
-            name
-            for name, array in (("wave", batch.wave_BS), ("flow_mel", batch.flow_mel_BTM))
-            if array is None
-        ]
-        if lacking:
-            raise StageError(
-                f"stage {self.name}: batches without {lacking}; name them in the data's `features`"
-            )
+        self.check_features(batch, ["wave", "flow_mel"])
         rows, frames, _ = batch.flow_mel_BTM.shape
         samples = frames * FLOW_MEL.hop
         if samples < self.min_samples:
@@ -226,21 +210,18 @@ class VocoderStage(ClipStage):
             "f0_BT": f0_BT,
         }
 
-    def flops(self, arrays: Mapping[str, Any]) -> float:
+    def flops(self, arrays: Mapping[str, Any], trained: Collection[str]) -> float:
         """Vocoder forward and backward; the discriminators on both waveforms of an item for their
-        own loss, and once more on the generated one, with gradients to it alone."""
+        loss, and again on the generated one, with gradients to the waveform alone."""
         lengths_B = np.asarray(arrays["lengths_B"])
         total = flops.train(flops.vocoder(self.config.vocoder, lengths_B))
-        if self.settings.judged:
+        if self.settings.is_adversarial:
             samples, items = arrays["wave_BS"].shape[1], int((lengths_B > 0).sum())
-            judged = flops.discriminators(self.settings.discriminators, samples, items)
-            total += flops.train(2 * judged) + flops.train(judged, trained=False)
+            forward = flops.discriminators(self.settings.discriminators, samples, items)
+            total += flops.train(2 * forward) + flops.train(forward, trained=False)
         return float(total)
 
-    def totals(self, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        return {"frames": jnp.maximum(jnp.sum(arrays["lengths_B"]), 1).astype(jnp.float32)}
-
-    def _pair(
+    def _waves(
         self, variables: Variables, arrays: Mapping[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(real wave_BS, generated wave_BS, predicted f0_BT), zero past the lengths."""
@@ -251,8 +232,10 @@ class VocoderStage(ClipStage):
         )
         return real, generated, f0_BT
 
-    def _recovery(self, real, generated, f0_BT, arrays, totals) -> dict[str, jax.Array]:
-        """The losses that need no discriminator."""
+    def _reconstruction_losses(
+        self, real, generated, f0_BT, arrays, totals
+    ) -> dict[str, jax.Array]:
+        """Losses without discriminators, "mel" and "f0"."""
         lengths_B = arrays["lengths_B"]
         share_B = lengths_B / totals["frames"]
         samples_B = lengths_B * FLOW_MEL.hop
@@ -260,26 +243,26 @@ class VocoderStage(ClipStage):
         f0_B = gan.f0_B(f0_BT, arrays["f0_BT"], lengths_B) / _HZ
         return {"mel": jnp.sum(share_B * mel_B), "f0": jnp.sum(share_B * f0_B)}
 
-    def _game(self, helper, real, generated, arrays, totals) -> dict[str, jax.Array]:
-        """The GAN's losses; gradients as the module says."""
+    def _adversarial_losses(self, params, real, generated, arrays, totals) -> dict[str, jax.Array]:
+        """Losses with discriminators of parameters `params`; for gradients see the module."""
         lengths_B, samples = arrays["lengths_B"], real.shape[1]
         share_B, samples_B = lengths_B / totals["frames"], lengths_B * FLOW_MEL.hop
 
-        def features(helper, wave_BS):
-            return self.discriminators.apply({"params": helper}, wave_BS)[1]
+        def features(params, wave_BS):
+            return self.discriminators.apply({"params": params}, wave_BS)[1]
 
         # Both waves of an item side by side: items stay on their devices.
         both = jnp.stack([real, jax.lax.stop_gradient(generated)], axis=1)
-        judged = features(helper, both.reshape(-1, samples))
-        pairs = jax.tree.map(lambda x: x.reshape(-1, 2, *x.shape[1:]), judged)
+        maps = features(params, both.reshape(-1, samples))
+        pairs = jax.tree.map(lambda x: x.reshape(-1, 2, *x.shape[1:]), maps)
         on_real = jax.tree.map(lambda x: x[:, 0], pairs)
         on_generated = jax.tree.map(lambda x: x[:, 1], pairs)
-        heard = features(jax.lax.stop_gradient(helper), generated)
-        wanted = jax.lax.stop_gradient(on_real)
+        fixed_on_generated = features(jax.lax.stop_gradient(params), generated)
+        fixed_on_real = jax.lax.stop_gradient(on_real)
         size = (samples_B, samples)
         losses = {
-            "adversarial": gan.generator_B(heard, *size),
-            "features": gan.feature_matching_B(wanted, heard, *size),
+            "adversarial": gan.generator_B(fixed_on_generated, *size),
+            "features": gan.feature_matching_B(fixed_on_real, fixed_on_generated, *size),
             "discriminators": gan.discriminator_B(on_real, on_generated, *size),
         }
         return {name: jnp.sum(share_B * loss_B) for name, loss_B in losses.items()}
@@ -295,17 +278,17 @@ class VocoderStage(ClipStage):
         """Both sides' losses; metrics "loss" (their weighted sum), "mel", "f0" (100 Hz), and
         "adversarial", "features", "discriminators", which are 0 before `discriminator_start`."""
         settings = self.settings
-        real, generated, f0_BT = self._pair(variables, arrays, key)
-        terms = self._recovery(real, generated, f0_BT, arrays, totals)
+        real, generated, f0_BT = self._waves(variables, arrays, key)
+        terms = self._reconstruction_losses(real, generated, f0_BT, arrays, totals)
         loss = settings.mel * terms["mel"] + settings.f0 * terms["f0"]
-        if settings.judged:
-            helper = variables["params"][HELPER]
-            game = self._game(helper, real, generated, arrays, totals)
+        if settings.is_adversarial:
+            params = variables["params"][DISCRIMINATORS]
+            gan_terms = self._adversarial_losses(params, real, generated, arrays, totals)
             started = step >= settings.discriminator_start
-            game = {name: jnp.where(started, value, 0.0) for name, value in game.items()}
-            loss += settings.adversarial * game["adversarial"]
-            loss += settings.features * game["features"] + game["discriminators"]
-            terms |= game
+            gan_terms = {name: jnp.where(started, x, 0.0) for name, x in gan_terms.items()}
+            loss += settings.adversarial * gan_terms["adversarial"]
+            loss += settings.features * gan_terms["features"] + gan_terms["discriminators"]
+            terms |= gan_terms
         return loss, Aux({"loss": loss, **terms})
 
     def evaluate(
@@ -315,14 +298,14 @@ class VocoderStage(ClipStage):
         totals: Mapping[str, jax.Array],
         key: jax.Array,
     ) -> dict[str, jax.Array]:
-        """How near the waveform is, with the same source noise for every key.
+        """Errors of the generated waveform, with the same source noise for every key.
 
         Metrics "mel", "f0", "loss" (their weighted sum), and "mel_mae": mean absolute error of the
         generated waveform's log-mel in `FLOW_MEL`'s geometry, natural-log units.
         """
         fixed = jax.random.key(_EVAL_SEED)
-        real, generated, f0_BT = self._pair(variables, arrays, fixed)
-        terms = self._recovery(real, generated, f0_BT, arrays, totals)
+        real, generated, f0_BT = self._waves(variables, arrays, fixed)
+        terms = self._reconstruction_losses(real, generated, f0_BT, arrays, totals)
         loss = self.settings.mel * terms["mel"] + self.settings.f0 * terms["f0"]
         lengths_B = arrays["lengths_B"]
         mel, frames_B = log_mel_batch(generated, lengths_B * FLOW_MEL.hop, FLOW_MEL)
@@ -332,14 +315,14 @@ class VocoderStage(ClipStage):
     @functools.cached_property
     def _draw(self):
         def waves(variables, arrays):
-            first = {name: array[:_PICTURES] for name, array in arrays.items()}
-            real, generated, _ = self._pair(variables, first, jax.random.key(_EVAL_SEED))
+            first = {name: array[:PICTURES] for name, array in arrays.items()}
+            real, generated, _ = self._waves(variables, first, jax.random.key(_EVAL_SEED))
             return {"target": real, "generated": generated}, first["lengths_B"]
 
         return jax.jit(waves)
 
     def pictures(self, variables: Variables, arrays: Mapping[str, jax.Array]) -> dict[str, Any]:
-        """ "audio/I/target" and "audio/I/generated" of the first 2 items."""
+        """ "audio/I/target" and "audio/I/generated" of the first items."""
         waves, lengths_B = jax.device_get(self._draw(variables, dict(arrays)))
         return {
             f"audio/{i}/{name}": (wave_BS[i, : frames * FLOW_MEL.hop], WAVE_RATE)

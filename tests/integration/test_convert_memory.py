@@ -14,6 +14,7 @@ import jax, ml_dtypes, numpy as np
 from ba_jax.checkpoints import arrays as checkpoint
 from ba_jax.convert import engine, importer
 from ba_jax.convert.engine import row
+from tests.unit.checkpoints.small_checkpoint import lazy
 
 checkpoint.MAX_CHUNK_BYTES, checkpoint.MAX_PENDING_BYTES = 2 << 20, 4 << 20
 layers, rows, columns = 8, 8192, 2048
@@ -33,7 +34,7 @@ class Source:
 table = [row("layers.{layer}.weight", "params/llm/kernel", "o i -> i o", stack=(("layer", 8),))]
 shapes = {"params": {"llm": {"kernel": jax.ShapeDtypeStruct((layers, columns, rows), "float32")}}}
 plan = engine.make_plan(table, Source(), shapes)
-small = {"params": {"llm": {"x": checkpoint.lazy(np.ones(3))}}}
+small = {"params": {"llm": {"x": lazy(np.ones(3))}}}
 checkpoint.save_streamed(sys.argv[1] + "/small", small)
 before = importer.peak_rss()
 checkpoint.save_streamed(sys.argv[1] + "/weights", engine.lazy_variables(plan))

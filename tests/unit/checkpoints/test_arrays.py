@@ -14,7 +14,7 @@ from ba_jax.checkpoints import arrays as checkpoint
 from ba_jax.checkpoints.arrays import LazyArray
 from ba_jax.checkpoints.layout import CheckpointError
 from ba_jax.tree import flatten, unflatten
-from tests.unit.checkpoints.small_checkpoint import save_variables
+from tests.unit.checkpoints.small_checkpoint import lazy, save_variables
 
 
 def stacked(seed=0, shape=(3, 6, 8), dtype=ml_dtypes.bfloat16, rows=4):
@@ -42,9 +42,9 @@ def saved(tmp_path):
     tree = {
         "params": {
             "llm": {"layers": {"kernel": lazy_kernel}},
-            "vocoder": {"scale": checkpoint.lazy(scale)},
+            "vocoder": {"scale": lazy(scale)},
         },
-        "codebook": {"vq_bridge": {"embed": checkpoint.lazy(codebook.astype(ml_dtypes.bfloat16))}},
+        "codebook": {"vq_bridge": {"embed": lazy(codebook.astype(ml_dtypes.bfloat16))}},
     }
     checkpoint.save_streamed(tmp_path / "weights", tree)
     return tmp_path / "weights", {
@@ -115,7 +115,7 @@ def test_load_with_shardings(saved):
     shardings = unflatten(dict.fromkeys(arrays, one))
     loaded = flatten(checkpoint.load_variables(folder, sharding=shardings))
     assert all(array.sharding == one for array in loaded.values())
-    with pytest.raises(CheckpointError, match="no sharding given for .*vocoder/scale"):
+    with pytest.raises(CheckpointError, match="no sharding for .*vocoder/scale"):
         checkpoint.load_variables(folder, sharding={"params": {"llm": shardings["params"]["llm"]}})
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ba_jax.losses.lm import cross_entropy, front, sum_over_chunks
+from ba_jax.losses.lm import compact, cross_entropy, sum_over_chunks
 
 B, L, D, V = 2, 13, 6, 17
 
@@ -150,6 +150,6 @@ def test_chunks_without_masked_positions_are_skipped(skip):
 def test_front_gathers_within_rows():
     mask = np.array([[0, 1, 0, 1, 1], [0, 0, 0, 0, 0]], bool)
     values = np.arange(10).reshape(2, 5)
-    filled, got = front(jnp.asarray(mask), 4, jnp.asarray(values))
+    filled, got = compact(jnp.asarray(mask), 4, jnp.asarray(values))
     assert filled.tolist() == [[True, True, True, False], [False] * 4]
     assert got[0, :3].tolist() == [1, 3, 4]

@@ -75,3 +75,11 @@ def test_hidden_is_causal_but_for_the_norms_statistics(config, variables):
 def test_too_long_is_an_error(run):
     with pytest.raises(ValueError, match="position table has only 3000"):
         run(decode, jnp.zeros((1, 751, 32)), np.array([751], np.int32))
+
+
+def test_lengths_on_the_host_are_the_decoders(run, config):
+    codes = np.array([0, 1, 5, 9], np.int32)
+    out = run(decode, np.zeros((4, 12, 32), np.float32), codes)
+    sizes = config.audio_decoder
+    np.testing.assert_array_equal(sizes.hidden_length(codes), out.hidden_lengths_B)
+    np.testing.assert_array_equal(sizes.decoded_frames(codes), out.mel_lengths_B)

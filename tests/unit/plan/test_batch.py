@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh
 
 from ba_jax.metrics import flops
 from ba_jax.plan import batch
-from ba_jax.plan.chips import PlanError
+from ba_jax.plan.topology import PlanError
 from ba_jax.run_config import make_stage, parse_config
 from ba_jax.sharding import AXES, ShardingError
 from configs import flow_matching, lm_stage1, lm_stage2, sft, tokenizer, vocoder
@@ -18,7 +18,7 @@ from configs import flow_matching, lm_stage1, lm_stage2, sft, tokenizer, vocoder
 def full(config, **options):
     run = parse_config(config)
     stage = make_stage(run)
-    return stage, batch.full_batch(stage, run, **options)
+    return stage, batch.full_batch(stage, run, stage.components, **options)
 
 
 def abstract(replica: int, fsdp: int, tensor: int, sequence: int) -> AbstractMesh:
@@ -34,7 +34,6 @@ def test_a_row_of_the_language_model_by_hand():
     pairs = length * (length + 1) // 2
     forward = flops.llm(stage.config.llm, length, pairs, length - frames - 1)
     forward += flops.audio_head(stage.config.audio_head, frames)
-    # Before the program says what trains: embedding and output layer included.
     assert found.flops == 3 * 3 * forward
 
 

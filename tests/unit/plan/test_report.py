@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from ba_jax.config import from_mapping
+from ba_jax.metrics.chips import CHIPS
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.plan import advice, decode, estimate, picture, report
 from ba_jax.plan import plan as planning
-from ba_jax.plan.chips import CHIPS
 from ba_jax.plan.compiled import CollectiveSum, Compiled, Memory, OutOfMemory
 from ba_jax.plan.topology import Topology, open_topology
 from ba_jax.run_config import parse_config

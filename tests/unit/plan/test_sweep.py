@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from ba_jax.models.layers import REMAT_POLICIES
 from ba_jax.plan import sweep
 from ba_jax.plan.advice import REMAT_ORDER
-from ba_jax.plan.chips import PlanError
 from ba_jax.plan.sweep import FITS, SKIPPED, TOO_LARGE, Candidate
-from ba_jax.plan.topology import open_topology
+from ba_jax.plan.topology import PlanError, open_topology
 from ba_jax.run_config import parse_config
 from configs import lm_stage2
 

@@ -28,7 +28,14 @@ from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
 from ba_jax.models.llm import LLM, LLMConfig
 from ba_jax.models.vq_bridge import VQBridgeConfig
 from ba_jax.stages.base import StageError
-from ba_jax.stages.lm import LMSettings, LMStage, TextLMStage, _embed_some, _kept_codebooks
+from ba_jax.stages.lm import (
+    LMStage,
+    TextLMStage,
+    draw_shown_codebooks,
+    embed_first_codebooks,
+    split_key,
+)
+from ba_jax.stages.lm_batch import LMSettings
 from ba_jax.tree import flatten, unflatten
 from ba_jax.vocab import CodeError, TokenIdError
 from tests.unit.data.letters import ROLES, SIZES, TOKENS, Letters
@@ -220,7 +227,7 @@ def test_a_stride_of_the_audio_head(stage, variables, done, gather):
     step, found = forward(strided), {}
     for seed in range(40):
         key = jax.random.key(seed)
-        begin = int(jax.random.randint(jax.random.fold_in(key, 2), (), 0, 3))
+        begin = int(jax.random.randint(split_key(key).head_offset, (), 0, 3))
         if begin not in found:
             loss, aux = step(variables, arrays, key)
             found[begin] = {"loss": loss, **aux.metrics}
@@ -501,7 +508,7 @@ def test_forgotten_words(stage, variables):
         return x_BLD, None
 
     with mock.patch.object(LLM, "__call__", lambda self, *a: hidden(*a)):
-        other._hidden(variables, arrays, arrays["codes_BLQ"], KEY)
+        other._hidden(variables, arrays, arrays["codes_BLQ"], split_key(KEY))
     zero_BL = np.all(np.asarray(seen[-1]) == 0, axis=-1)
     begin = arrays["ids_BL"] == TOKENS.audiogen_start
     want_BL = arrays["text_target_BL"] & ~begin
@@ -520,8 +527,8 @@ def test_own_frames_show_their_first_codebook(stage, variables):
         return x_BLD, None
 
     with mock.patch.object(LLM, "__call__", lambda self, *a: hidden(*a)):
-        for one, key in ((stage, None), (other, KEY)):
-            one._hidden(variables, arrays, arrays["codes_BLQ"], key)
+        for chosen, keys in ((stage, None), (other, split_key(KEY))):
+            chosen._hidden(variables, arrays, arrays["codes_BLQ"], keys)
     own_BL = arrays["audio_target_BL"] & (arrays["ids_BL"] == TOKENS.audio_pad)
     assert own_BL.any() and (arrays["ids_BL"] == TOKENS.audio_pad).sum() > own_BL.sum()
     real_BL = arrays["segments_BL"] > 0
@@ -531,8 +538,9 @@ def test_own_frames_show_their_first_codebook(stage, variables):
 
 
 def test_a_dropped_frame_shows_its_first_codebooks(stage, variables):
-    kept = jax.jit(lambda k: _kept_codebooks(LMSettings(codebook_dropout=0.4), Q, k, (64, 64)))(KEY)
-    shares = np.bincount(np.asarray(kept).ravel(), minlength=Q + 1) / kept.size
+    settings = LMSettings(codebook_dropout=0.4)
+    shown = draw_shown_codebooks(settings, split_key(KEY), Q, jnp.ones((64, 64), bool))
+    shares = np.bincount(np.asarray(shown).ravel(), minlength=Q + 1) / shown.size
     np.testing.assert_allclose(shares, [0, 0.2, 0.2, 0.6], atol=0.03)
     rows = packed((ASR,)).rows
     real = rows.segments_BL > 0
@@ -542,7 +550,7 @@ def test_a_dropped_frame_shows_its_first_codebooks(stage, variables):
 
     def both(model):
         arguments = rows.ids_BL, rows.codes_BLQ
-        return _embed_some(model, *arguments, kept, real), model.embed(*arguments, real)
+        return embed_first_codebooks(model, *arguments, kept, real), model.embed(*arguments, real)
 
     got, want = (np.asarray(x)[0] for x in stage.model.apply(variables, method=both))
     code = rows.codes_BLQ[0, frames[0], 0]
@@ -565,13 +573,12 @@ def test_amounts_and_flops(stage, variables):
     pairs = sum(n * (n + 1) // 2 for n in map(len, (ASR, TTS, TEXT)))
     head = flops.audio_head(CONFIG.audio_head, 6)
     llm = 2 * products + 2 * 4 * pairs * 16
-    assert stage.flops(arrays) == 3 * (llm + head)
-    stage.trained = ("audio_head",)
-    assert stage.flops(arrays) == 2 * llm + 3 * head
-    del stage.trained
+    trained = ("llm", "audio_head")
+    assert stage.flops(arrays, trained) == 3 * (llm + head)
+    assert stage.flops(arrays, ("audio_head",)) == 2 * llm + 3 * head
     strided = LMStage(CONFIG, dataclasses.replace(stage.settings, full_head_every=3))
     head = flops.audio_head(CONFIG.audio_head, 2) + flops.audio_head(CONFIG.audio_head, 6, 1)
-    assert strided.flops(arrays) == 3 * (llm + head)
+    assert strided.flops(arrays, trained) == 3 * (llm + head)
 
 
 BAD = {

@@ -15,7 +15,7 @@ from ba_jax.audio.mel import HIFIGAN_MEL, WHISPER_MEL_80, log_mel, whisper_log_m
 from ba_jax.data.packed import AudioChunks, PackedBatch
 from ba_jax.data.packing import PackedRows
 from ba_jax.metrics import flops
-from ba_jax.models.audio_decoder import AudioDecoder, AudioDecoderConfig
+from ba_jax.models.audio_decoder import AudioDecoderConfig
 from ba_jax.models.audio_encoder import AudioEncoderConfig
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.models.llm import LLMConfig
@@ -24,7 +24,6 @@ from ba_jax.stages.base import StageError
 from ba_jax.stages.tokenizer import (
     TokenizerSettings,
     TokenizerStage,
-    decoded_frames,
     replaced_share,
 )
 from ba_jax.vocab import AudioTokens
@@ -220,7 +219,7 @@ def test_a_new_bridge_is_fitted_to_its_first_batches(stage, variables, arrays):
     assert len(taken) == 4  # an eighth of 40 at most from each of two buckets
     z, codebook = [], found["codebook"]["vq_bridge"]
     for bucket in arrays["audio"]:
-        one = fitting._bucket(found, bucket, None)
+        one = fitting._forward(found, bucket, None)
         for z_NE, length in zip(one.z_INE, one.lengths_I, strict=True):
             z.append(np.asarray(z_NE)[: int(length)])
     z = np.concatenate(z)
@@ -247,15 +246,6 @@ def test_a_new_bridge_is_fitted_to_its_first_batches(stage, variables, arrays):
         )
 
 
-def test_decoded_frames_are_the_decoders():
-    decoder, codes = AudioDecoder(CONFIG.audio_decoder), np.array([0, 1, 5, 12], np.int32)
-    x = jnp.zeros((4, 12, 16))
-    shapes = jax.eval_shape(lambda: decoder.init(jax.random.key(0), x, codes))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    out = decoder.apply(zeros, x, codes)
-    np.testing.assert_array_equal(decoded_frames(CONFIG.audio_decoder, codes), out.mel_lengths_B)
-
-
 def test_amounts_and_totals(stage, arrays):
     frames = [[51, 46], [91]]  # of Whisper's mel
     assert stage.amounts(arrays) == {
@@ -265,7 +255,7 @@ def test_amounts_and_totals(stage, arrays):
     }
     totals = {name: float(value) for name, value in stage.totals(arrays).items()}
     codes = np.array([6, 5, 11])  # 26, 23 and 46 frames of the encoder
-    mel = decoded_frames(CONFIG.audio_decoder, codes)
+    mel = CONFIG.audio_decoder.decoded_frames(codes)
     assert totals == {
         "mel": mel.sum(),
         "second": (mel // 2).sum(),
@@ -299,7 +289,7 @@ def test_flops_count_what_is_really_there(stage, arrays):
     forward += 2 * 22 * 64 * 16  # the projection to the language model
     pairs = sum(n * (n + 1) // 2 for n in (20, 10, 28))
     want = 3 * forward + 2 * flops.llm(c.llm, 58, pairs, text) + 2 * 22 * 64 * (4 + 16 + 8)
-    assert stage.flops(arrays) == want
+    assert stage.flops(arrays, stage.components) == want
 
 
 # --- gradients ------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.models.discriminators import DiscriminatorConfig, Discriminators
 from ba_jax.models.vocoder import VocoderConfig
 from ba_jax.stages.base import StageError
-from ba_jax.stages.vocoder import HELPER, VocoderSettings, VocoderStage, f0_target, generate
+from ba_jax.stages.vocoder import DISCRIMINATORS, VocoderSettings, VocoderStage, f0_target, generate
 
 CONFIG = BaichuanAudioConfig(
     vocoder=VocoderConfig(
@@ -102,7 +102,7 @@ def variables(stage):
         return rng.uniform(-bound, bound, leaf.shape).astype(np.float32)
 
     shapes = jax.eval_shape(stage.init, KEY)
-    assert set(shapes["params"]) == {"vocoder", HELPER}
+    assert set(shapes["params"]) == {"vocoder", DISCRIMINATORS}
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
@@ -165,9 +165,9 @@ def test_gradients_are_those_of_two_separate_losses(stage, variables, arrays, gr
 
     def generator_loss(vocoder):
         fake, f0 = fake_of(vocoder)
-        recovery = stage._recovery(full["wave_BS"], fake, f0, full, totals)
-        scores, maps = judges.apply({"params": params[HELPER]}, fake)
-        _, wanted = judges.apply({"params": params[HELPER]}, full["wave_BS"])
+        recovery = stage._reconstruction_losses(full["wave_BS"], fake, f0, full, totals)
+        scores, maps = judges.apply({"params": params[DISCRIMINATORS]}, fake)
+        _, wanted = judges.apply({"params": params[DISCRIMINATORS]}, full["wave_BS"])
         adversarial = sum(jnp.mean((s - 1) ** 2) for s in scores)
         matching = sum(
             jnp.mean(jnp.abs(x - y))
@@ -194,10 +194,10 @@ def test_gradients_are_those_of_two_separate_losses(stage, variables, arrays, gr
     # The second item is empty: the compiled step of two items serves.
     padded = {name: np.concatenate([array, array * 0]) for name, array in full.items()}
     (loss, aux), got = gradient(variables, padded, KEY, np.int32(3))
-    (g_loss, want_g), (d_loss, want_d) = separate(params["vocoder"], params[HELPER])
+    (g_loss, want_g), (d_loss, want_d) = separate(params["vocoder"], params[DISCRIMINATORS])
     np.testing.assert_allclose(loss, g_loss + d_loss, rtol=1e-5)
     np.testing.assert_allclose(aux.metrics["discriminators"], d_loss, rtol=1e-5)
-    for name, want in (("vocoder", want_g), (HELPER, want_d)):
+    for name, want in (("vocoder", want_g), (DISCRIMINATORS, want_d)):
         assert norm(want) > 1e-2
         difference = jax.tree.map(np.subtract, got[name], want)
         assert norm(difference) < 1e-4 * norm(want), name
@@ -208,10 +208,10 @@ def test_nothing_of_the_game_before_its_start(variables, arrays, gradient):
     names = {"loss", "mel", "f0", "adversarial", "features", "discriminators"}
     assert set(aux.metrics) == names
     assert all(aux.metrics[name] == 0 for name in ("adversarial", "features", "discriminators"))
-    assert norm(grads[HELPER]) == 0 and 0 < norm(grads["vocoder"]) < np.inf
+    assert norm(grads[DISCRIMINATORS]) == 0 and 0 < norm(grads["vocoder"]) < np.inf
     (_, aux), later = gradient(variables, arrays, KEY, np.int32(3))
     assert all(aux.metrics[name] > 0 for name in names)
-    assert norm(later[HELPER]) > 0
+    assert norm(later[DISCRIMINATORS]) > 0
     assert norm(later["vocoder"]) != norm(grads["vocoder"])
 
 
@@ -284,8 +284,8 @@ def test_without_weights_there_are_no_discriminators():
     stage = VocoderStage(CONFIG, alone)
     assert set(jax.eval_shape(stage.init, KEY)["params"]) == {"vocoder"}
     arrays = stage.arrays(batch_of(0.3))
-    whole = VocoderStage(CONFIG, SETTINGS).flops(arrays)
-    assert 0 < stage.flops(arrays) < whole
+    whole = VocoderStage(CONFIG, SETTINGS).flops(arrays, ("vocoder",))
+    assert 0 < stage.flops(arrays, ("vocoder",)) < whole
 
 
 def test_pictures_are_sounds(stage, variables, arrays):
