@@ -35,7 +35,7 @@ from ba_jax.stages.base import PICTURES, Aux, Stage, StageError, Variables, coun
 from ba_jax.stages.fit_bridge import fit_bridge
 
 MEL_MEAN, MEL_DEVIATION = -4.75, 2.25
-"""Of HIFIGAN_MEL, natural log, in 27 s of the embedded corpus's speech."""
+"""Mean and deviation of HIFIGAN_MEL, natural log, in 27 s of the embedded corpus's speech."""
 _PROJECTION = "text_projection"
 _TEXT_CHUNK = 256  # positions of each row whose logits are computed at a time
 
@@ -154,12 +154,12 @@ class TokenizerStage(Stage):
 
     @functools.cached_property
     def _projection(self) -> nn.Dense:
-        # As small as the embeddings that it stands in for.
+        # Initialised as small as the embeddings that it replaces.
         init = nn.initializers.variance_scaling(0.02**2, "fan_in", "normal")
         return nn.Dense(self.config.llm.width, kernel_init=init, dtype=self.model.dtype)
 
     def init(self, key: jax.Array) -> Variables:
-        """As in `Stage`; the decoder's mel begins with the mean and deviation of speech.
+        """Random values; the decoder's mel begins with the mean and deviation of speech.
 
         From 0 its norm would need thousands of steps for the mean alone.
         """
