@@ -1,14 +1,13 @@
-"""Batches of audio alone: for the audio tokenizer, the flow-matching decoder and the vocoder.
+"""Batches of audio alone, for the audio tokenizer, the flow-matching decoder and the vocoder.
 
 A batch holds clips of one bucket, so there are as many shapes as buckets. Recordings are cut into
-clips of at most the longest bucket; or, with `crop`, each recording gives one random window. As
-with packed rows, the batch of a step is a pure function of the data, settings, seed and step.
+clips of at most the longest bucket; with `crop`, each recording gives one random window instead.
+The batch of a step is a pure function of the data, settings, seed and step, as with packed rows.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -29,8 +28,9 @@ from ba_jax.data.mixture import (
     check_mixture,
     check_rows,
     example_name,
+    open_sources,
 )
-from ba_jax.data.record import Record, RecordError, RecordSource
+from ba_jax.data.record import Record, RecordError
 
 WAVE_RATE = 24000
 """Hz of `AudioBatch.wave_BS`, the vocoder's."""
@@ -45,19 +45,19 @@ FEATURES = {
 
 @dataclasses.dataclass(frozen=True)
 class AudioSettings:
-    """Batches of audio.
+    """Settings of audio batches.
 
     Attributes:
-      mixture: what is mixed, by hours; every task must be "audio", which takes all speech of any
-        kind of record, or with `turn` "user" or "assistant" that role's speech in dialogues, and
-        with `speakers` theirs alone.
+      mixture: members, weighted by hours. Every task must be "audio": all speech of any kind of
+        record; with `turn` "user" or "assistant" only that role's in dialogues; with `speakers`
+        only theirs.
       buckets: clip lengths; `count` clips of that length in the global batch.
-      crop: take one random window of a bucket's length from each recording, instead of all of it in
-        pieces. Needs a single bucket; shorter recordings are padded, and count with the length they
-        have.
-      features: which of FEATURES to compute.
-      augmentation: of the wave that `whisper_mel` is computed from, and of that mel; speed changes
-        all features.
+      crop: take one random window of a bucket's length from each recording, instead of cutting it
+        into clips. Needs a single bucket; shorter recordings are padded, and count with their own
+        length.
+      features: names in FEATURES.
+      augmentation: of `whisper_mel` and the wave that it is computed from; speed changes all
+        features.
       seed, on_error, index_cache, index_workers: as in `PackedSettings`.
     """
 
@@ -76,7 +76,7 @@ class AudioSettings:
             raise ValueError(f"on_error = {self.on_error!r}, expected one of {ON_ERROR}")
         unknown = sorted(set(self.features) - set(FEATURES))
         if unknown or not self.features:
-            raise ValueError(f"features = {self.features}, expected some of {tuple(FEATURES)}")
+            raise ValueError(f"features = {self.features}, expected names in {tuple(FEATURES)}")
         if not self.buckets or (self.crop and len(self.buckets) != 1):
             raise ValueError(f"{len(self.buckets)} buckets, expected 1 with crop, else 1 or more")
         for selection in self.mixture:
@@ -86,8 +86,8 @@ class AudioSettings:
                 )
             if selection.maker.turn == "any":
                 raise ValueError(
-                    f"{selection.name}: turn 'any', expected '' for all speech of a record, or "
-                    "'user' or 'assistant' for that role's alone"
+                    f"{selection.name}: turn 'any', expected '' for all speech of a record, "
+                    "or 'user' or 'assistant' for that role's"
                 )
         check_mixture(self.mixture)
         if self.seed < 0:
@@ -95,7 +95,7 @@ class AudioSettings:
 
 
 class AudioBatch(NamedTuple):
-    """One host's clips of a global batch; features that were not asked for are None.
+    """One host's clips of a global batch; features that are not in the settings are None.
 
     Attributes:
       samples_B: int32, at WAVE_RATE; 0 for a damaged recording that was skipped.
@@ -119,7 +119,7 @@ class AudioBatch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _MeasureClips:
-    """(part, first 16 kHz sample, samples, bucket) of every clip of a record."""
+    """Measures (part, first 16 kHz sample, samples, bucket) of every clip of a record."""
 
     languages: tuple[str, ...]
     turn: str
@@ -154,15 +154,15 @@ class _MeasureClips:
 
 
 class AudioBatches:
-    """Builds batches; can be pickled, and opened again in a worker.
+    """Builds audio batches; can be pickled to a worker.
 
     Args:
-      settings: what to build.
-      model: what the model says about its inputs.
+      settings: of the batches.
+      model: the model's input format.
       progress: called with the number of records counted since the last call.
 
     Raises:
-      RecordError: a dataset that is not there, damaged, or without speech.
+      RecordError: a dataset that does not exist, is damaged, or has no speech.
     """
 
     def __init__(
@@ -173,8 +173,7 @@ class AudioBatches:
     ):
         self.settings, self.model = settings, model
         self.buckets = features.check_buckets(settings.buckets)
-        opened = functools.cache(RecordSource)  # members often share a dataset
-        self._sources = [opened(s.dataset, s.split) for s in settings.mixture]
+        self._sources = open_sources(settings.mixture)
         self._counts = []
         for selection, source in zip(settings.mixture, self._sources, strict=True):
             measure = _MeasureClips(
@@ -201,7 +200,7 @@ class AudioBatches:
         self._plan()
 
     def _plan(self) -> None:
-        """Which clips each bucket has of each member, and how often each is drawn."""
+        """Sort clips by bucket and member, and decide how often each is drawn."""
         settings = self.settings
         hours = [self._drawn(counted).sum() for counted in self._counts]
         # A clip's chance to be drawn: in proportion to its member's weight by hours.
@@ -209,33 +208,35 @@ class AudioBatches:
         self._streams, steps = [], []
         for number, bucket in enumerate(self.buckets):
             clips = [np.flatnonzero(c.rows_NK[:, 3] == number) for c in self._counts]
-            members = [which for which, found in enumerate(clips) if len(found)]
+            members = [member for member, of_member in enumerate(clips) if len(of_member)]
             if not members:
                 continue
-            weights = [rates[which] * len(clips[which]) for which in members]
-            draws = Draws([len(clips[w]) for w in members], weights, settings.seed + number)
-            self._streams.append((bucket, members, [clips[w] for w in members], draws))
+            clips = [clips[member] for member in members]
+            sizes = list(map(len, clips))
+            weights = [rates[member] * size for member, size in zip(members, sizes, strict=True)]
+            draws = Draws(sizes, weights, settings.seed + number)
+            self._streams.append((bucket, members, clips, draws))
             steps.append(sum(weights) / bucket.count)
         self._steps = Interleaved(steps)
 
     def _drawn(self, counted: Count) -> np.ndarray:
-        """16 kHz samples that each clip gives when it is drawn."""
+        """16 kHz samples that each drawn clip gives."""
         longest = self.buckets[-1].samples
         return np.minimum(counted.rows_NK[:, 2], longest)
 
     def bucket(self, step: int) -> Bucket:
-        """The bucket of a step's batch."""
+        """Bucket of a step's batch."""
         return self._streams[self._steps[step][0]][0]
 
     def global_rows(self, step: int) -> int:
-        """Clips of the global batch at a step."""
+        """Number of clips of the global batch at a step."""
         return self.bucket(step).count
 
     def build(self, step: int, rows: Sequence[int] | None = None) -> AudioBatch:
-        """Clips (default: all) of the global batch at a step.
+        """Build clips (default: all) of the global batch at a step.
 
         Raises:
-          RecordError: a damaged record, if the settings say "fail".
+          RecordError: a damaged record with on_error = "fail".
           IndexError: a step below 0, or a row that the batch does not have.
         """
         rows = check_rows(step, rows, self.global_rows(step))
@@ -245,13 +246,13 @@ class AudioBatches:
         with features.one_blas_thread():
             for place, row in enumerate(rows):
                 draw = number * bucket.count + row
-                which, item = draws[draw]
+                index, item = draws[draw]
                 rng = np.random.default_rng([self.settings.seed, stream, draw])
-                self._add(batch, place, members[which], int(clips[which][item]), rng)
+                self._add(batch, place, members[index], int(clips[index][item]), rng)
         return batch
 
     def ids(self, step: int, rows: Sequence[int] | None = None) -> list[list[str]]:
-        """Of each clip, its "dataset/split/audio:record id" as a list of one; decodes no audio.
+        """List each clip's "dataset/split/audio:record id", in a list of its own; decodes no audio.
 
         A record that cannot be read has its number in place of its id.
 
@@ -261,17 +262,17 @@ class AudioBatches:
         rows = check_rows(step, rows, self.global_rows(step))
         stream, number = self._steps[step]
         bucket, members, clips, draws = self._streams[stream]
-        found = []
+        names = []
         for row in rows:
-            which, item = draws[number * bucket.count + row]
-            member = members[which]
-            index = int(self._counts[member].records_N[clips[which][item]])
+            index, item = draws[number * bucket.count + row]
+            member = members[index]
+            record = int(self._counts[member].records_N[clips[index][item]])
             name = self.settings.mixture[member].name
-            found.append([example_name(name, self._sources[member], index)])
-        return found
+            names.append([example_name(name, self._sources[member], record)])
+        return names
 
     def _add(self, batch: AudioBatch, place: int, member: int, clip: int, rng) -> None:
-        """Fills a place of a batch, or clears it if the recording is damaged and to be skipped."""
+        """Fill a place of a batch, or clear it if its recording is damaged and to be skipped."""
         counted = self._counts[member]
         index = int(counted.records_N[clip])
         try:
@@ -286,7 +287,7 @@ class AudioBatches:
             self._clear(batch, place)
 
     def _waves(self, record: Record, clip: Sequence[int], rng) -> tuple[int, dict[int, np.ndarray]]:
-        """A clip's 16 kHz samples, and its wave at each rate that is needed."""
+        """Decode a clip: (its 16 kHz samples, rate -> its wave)."""
         number, first, samples, _ = clip
         if number >= len(record.parts):
             raise RecordError(f"part {number} of {len(record.parts)}: changed since it was counted")
@@ -302,7 +303,7 @@ class AudioBatches:
         for wave_S, rate in zip(waves, rates, strict=True):
             start, size = _samples_at(rate, first), _samples_at(rate, samples)
             piece_S = wave_S[start : start + size]
-            # Lengths are rounded at each rate for itself: a sample may be missing at the end.
+            # Lengths are rounded at each rate separately: a sample may be missing at the end.
             pieces[rate] = np.pad(piece_S, (0, size - len(piece_S)))
         return samples, pieces
 
@@ -336,10 +337,10 @@ class AudioBatches:
         batch.skipped_B[place] = 1
 
     def report(self) -> dict[str, dict]:
-        """What each member holds, and how full each bucket's clips are."""
-        found = {}
+        """Figures of each member (clips, hours), and how full each bucket's clips are."""
+        figures = {}
         for selection, counted in zip(self.settings.mixture, self._counts, strict=True):
-            found[selection.name] = {
+            figures[selection.name] = {
                 "clips": len(counted.rows_NK),
                 "hours": float(counted.rows_NK[:, 2].sum() / lengths.SAMPLE_RATE / 3600),
                 "left_out": counted.left_out,
@@ -349,12 +350,12 @@ class AudioBatches:
             clips = sum(map(len, sizes))
             samples = sum(s.sum() for s in sizes)
             share = samples / (clips * bucket.samples) if clips else 0.0
-            found[f"bucket {bucket.seconds:g} s"] = {"clips": clips, "real_share": float(share)}
-        return found
+            figures[f"bucket {bucket.seconds:g} s"] = {"clips": clips, "real_share": float(share)}
+        return figures
 
 
 def feature_shapes(bucket: Bucket, mel_bins: int) -> dict[str, tuple[int, ...]]:
-    """Feature -> its shape in a clip of the bucket's length; `mel_bins` of Whisper's mel."""
+    """Feature -> its shape for one clip of a bucket; `mel_bins` are those of Whisper's mel."""
     samples = _samples_at(WAVE_RATE, bucket.samples)
     return {
         "wave": (samples,),
@@ -365,19 +366,19 @@ def feature_shapes(bucket: Bucket, mel_bins: int) -> dict[str, tuple[int, ...]]:
 
 
 def empty_batch(features: Sequence[str], bucket: Bucket, rows: int, mel_bins: int) -> AudioBatch:
-    """Clips of a bucket with nothing in them; features that are not named are None."""
+    """Allocate zeros for clips of a bucket; features that are not named are None."""
     arrays: dict[str, np.ndarray | None] = {}
     for name, shape in feature_shapes(bucket, mel_bins).items():
-        wanted = name in features
+        is_wanted = name in features
         suffix = "_BS" if name == "wave" else "_BTM"
-        arrays[name + suffix] = np.zeros((rows, *shape), np.float32) if wanted else None
+        arrays[name + suffix] = np.zeros((rows, *shape), np.float32) if is_wanted else None
         if name != "wave":
             length = name.removesuffix("_mel") + "_lengths_B"
-            arrays[length] = np.zeros(rows, np.int32) if wanted else None
+            arrays[length] = np.zeros(rows, np.int32) if is_wanted else None
     zeros = {name: np.zeros(rows, np.int32) for name in ("samples_B", "skipped_B")}
     return AudioBatch(**arrays, **zeros)
 
 
 def _samples_at(rate: int, samples: int) -> int:
-    """Samples at a rate, of so many at 16 kHz."""
+    """Convert a number of 16 kHz samples to another rate."""
     return samples * rate // lengths.SAMPLE_RATE

@@ -1,6 +1,6 @@
 """Augmentation of speech: speed, noise (Gaussian, to a signal-to-noise ratio) and SpecAugment.
 
-All of it is off by default, and all of it is a pure function of the generator that is passed in.
+Everything is off by default and a pure function of the generator that is passed in.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is done to speech.
+    """Augmentation of speech.
 
     Attributes:
-      speeds: factors to choose from, once and for all a recording: its number of frames of codes
-        must not change between epochs. Pitch rises with speed (Ko et al. 2015).
+      speeds: factors, one for each recording in all epochs: its number of frames of codes must not
+        change. Pitch rises with speed (Ko et al. 2015).
       noise_probability: of adding white noise to a chunk.
       noise_snr_db: (lowest, highest) signal-to-noise ratio, drawn uniformly.
-      time_masks, max_time_mask: SpecAugment (Park et al. 2019): how many, and the longest in mel
-        frames; a mask never covers more than a fifth of the chunk.
+      time_masks, max_time_mask: SpecAugment (Park et al. 2019): number of masks and the longest
+        one in mel frames; a mask covers at most a fifth of the chunk.
       mel_masks, max_mel_mask: the same over mel bins.
     """
 
@@ -47,13 +47,13 @@ class Augmentation:
             raise ValueError(f"masks {counts}, expected at least 0 of each")
 
     def speed_factor(self, rng: np.random.Generator) -> float:
-        """One of the speeds."""
+        """Draw one of the speeds."""
         if len(self.speeds) == 1:
             return self.speeds[0]
         return self.speeds[int(rng.integers(len(self.speeds)))]
 
     def wave(self, wave_S: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Adds noise, perhaps; a silent wave stays as it is."""
+        """Add noise with `noise_probability`; a silent wave stays silent."""
         if not self.noise_probability or rng.random() >= self.noise_probability:
             return wave_S
         power = float(np.mean(np.square(wave_S, dtype=np.float64)))
@@ -62,7 +62,7 @@ class Augmentation:
         return wave_S + noise_S * np.float32(np.sqrt(power) * 10 ** (-snr_db / 20))
 
     def mel(self, mel_TM: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Masks stretches of time and bands of bins with the mel's mean."""
+        """Replace stretches of time and bands of bins by the mel's mean."""
         if not self.time_masks and not self.mel_masks:
             return mel_TM
         masked_TM, mean = mel_TM.copy(), mel_TM.mean()

@@ -1,4 +1,4 @@
-"""Opens the batches that a config's `data` section describes."""
+"""Batches of a config's `data` section."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ KINDS = {"packed": (PackedSettings, PackedBatches), "audio": (AudioSettings, Aud
 
 
 def batch_settings(data: Mapping[str, Any]) -> PackedSettings | AudioSettings:
-    """Settings from a config's `data`, see `configs/mixtures.py`.
+    """Read settings from a config's `data`, see `configs/mixtures.py`.
 
     `data.mixture` maps a name to a member, so that one can be changed by
-    `--config.data.mixture.asr.weight=2`; a member of weight 0 is left out. Names do not matter
-    beyond their order, which is alphabetical whatever order the config has. `data.folder`, if it is
-    given and not empty, is the folder that the members' datasets are in.
+    `--config.data.mixture.asr.weight=2`; a member of weight 0 is left out. Members are in the
+    alphabetical order of their names. `data.folder`, if not empty, holds the members' datasets.
 
     Raises:
       ConfigError: an unknown, missing or ill-typed key, or a value that makes no sense.
@@ -62,7 +61,7 @@ def open_batches(
     model: Mapping[str, Any],
     progress: Callable[[int], None] | None = None,
 ) -> PackedBatches | AudioBatches:
-    """Counts the data of a config, packs it, and is ready to build any step's batch.
+    """Open a config's datasets and count their examples; any step's batch can then be built.
 
     Args:
       data: a config's `data`.
@@ -71,8 +70,8 @@ def open_batches(
 
     Raises:
       ConfigError: as `batch_settings`.
-      RecordError: a dataset that is not there, damaged, or has nothing for its task.
-      TokenizerError: no tokenizer there, or not the one that the model was made for.
+      RecordError: a dataset that does not exist, is damaged, or has no example for its task.
+      TokenizerError: no such tokenizer, or not the one that the model was trained with.
     """
     settings = batch_settings(data)
     _, batches = next(pair for pair in KINDS.values() if isinstance(settings, pair[0]))

@@ -1,14 +1,14 @@
-"""From a record to an example of a task.
+"""Training examples from records.
 
-task        kinds of records
-asr         speech with its text
-s2tt        speech with its translation
-tts, audio  speech (with its text)
-            (these four: or one spoken turn or part of another kind, see `ExampleMaker.turn`)
-aqa         dialogue whose first question is spoken and whose answer is written
-intlv, itts, iasr   interleaved (the last two: or a part cut up, see `ExampleMaker.pieces`)
-sft         dialogue
-text        any with text
+task                kinds of records
+asr                 speech with its text
+s2tt                speech with its translation
+tts, audio          speech (with its text)
+                    (these four: or one spoken turn or part of another kind, `ExampleMaker.turn`)
+aqa                 dialogue whose first question is spoken and whose answer is written
+intlv, itts, iasr   interleaved (the last two: or a part cut into pieces, `ExampleMaker.pieces`)
+sft                 dialogue
+text                any with text
 """
 
 from __future__ import annotations
@@ -29,33 +29,31 @@ ANSWERS = ("written", "spoken")
 QUESTIONS = (*ANSWERS, "mixed")
 TURNS = ("", "user", "assistant", "any")
 ONE_PART_TASKS = ("asr", "s2tt", "tts", "audio")
-"""Tasks that are made of one part of a record."""
-
-
+"""Tasks that use one part of a record."""
 PIECE_TASKS = ("asr", "tts", "itts", "iasr")
 """Tasks of one part cut into pieces."""
 SHUFFLED_TASKS = ("asr", "tts")
-"""Those of them that put the pieces together again in another order."""
+"""Piece tasks that join the pieces again in another order."""
 TRANSCRIPT_END = "\n"
-"""Ends what was heard, where an answer begins with it (`ExampleMaker.transcribe_first`)."""
+"""Ends the transcript at the beginning of an answer (`ExampleMaker.transcribe_first`)."""
 
 
 class NotForTask(ValueError):  # noqa: N818 (a record that another task may use)
-    """A record that a task cannot use; the text is a reason to count by."""
+    """A record that a task cannot use; the message is the reason to count it under."""
 
 
 def stable_hash(text: str) -> int:
-    """32 bits of a string, the same in every process."""
+    """Hash a string to 32 bits, the same in every process."""
     return zlib.crc32(text.encode("utf-8"))
 
 
 def word_bounds(part: Part) -> tuple[list[int], list[int]]:
-    """Where each word of a part begins: letters of its text, frames of its codes.
+    """Bounds of a part's words: first letters in its text, first frames in its codes.
 
-    The first word begins at 0, and one more entry is both's end.
+    The first word begins at 0; one more entry is the end of both.
 
     Raises:
-      NotForTask: no codes, no word times, or words that the text has not.
+      NotForTask: no codes, no word times, or words that the text does not have.
     """
     if part.codes_NQ is None:
         raise NotForTask("no codes")
@@ -75,32 +73,32 @@ def word_bounds(part: Part) -> tuple[list[int], list[int]]:
 
 @dataclasses.dataclass(frozen=True)
 class ExampleMaker:
-    """Makes examples of one task.
+    """Makes examples of one task from records.
 
     Attributes:
       task: one of `tasks.TASKS`.
-      frames: how many frames of codes a part's recording gives; None: codes are stored, and a part
-        without them is not used.
-      questions, answers: of `sft`, "spoken" or "written" turns of the user and the assistant;
-        spoken answers are text, then speech. Of asr, aqa and s2tt, questions = "written" puts the
-        text in the place of the speech: what a language model can learn of the task without ears.
-        Of aqa, "mixed" speaks some pieces of the question, at random, and writes the others: words
-        that are heard come to mean what words that are read do (as in Spirit LM, arXiv 2402.05755).
-      turn: what the tasks of one part use: "" speech records; "user", "assistant" dialogues, the
-        first turn of that role that has what the task needs; "any" speech records and, of
-        dialogues and interleaved records, the first part that has it.
-      pieces: of asr, tts, itts and iasr: one part (chosen as by `turn`) that has codes and word
-        times is cut between words into pieces of so many words. 0: itts and iasr use the parts of
-        interleaved records. asr and tts put the pieces together again in an order of the record's
-        own: what is said can then only be heard (or read), not guessed from what was said before.
-        aqa takes pieces with questions = "mixed" alone.
-      speakers: the tasks that choose a turn use speech by these alone; () by anyone.
-      transcribe_first: of aqa, and of sft with spoken questions: a written answer begins with the
-        question's transcript, on a line of its own. A model that answers what it can read then
-        answers what it can hear (chain of modality: SpeechGPT, arXiv 2305.11000).
-      fully_conditioned: of itts, all text is read and none written, see `tasks.itts`.
-      order: of asr and tts with pieces, and of mixed questions: another number is another order,
-        or another choice of spoken pieces, of every record.
+      frames: the number of frames of codes that a part's recording gives; None: codes are stored,
+        and a part without them is not used.
+      questions, answers: in `sft`, "spoken" or "written" turns of the user and the assistant;
+        spoken answers are text, then speech. In asr, aqa and s2tt, questions = "written" replaces
+        the speech by its text: the part of the task that a language model can learn without ears.
+        In aqa, "mixed" speaks random pieces of the question and writes the others, so that heard
+        words get the meaning of read words (as in Spirit LM, arXiv 2402.05755).
+      turn: the part that tasks of one part use: "" that of speech records; "user", "assistant" the
+        first turn of that role in a dialogue that has what the task needs; "any" that of speech
+        records or the first suitable part of dialogues and interleaved records.
+      pieces: for asr, tts, itts and iasr: one part (chosen by `turn`) with codes and word times is
+        cut between words into pieces of `pieces` words. 0: itts and iasr use the parts of
+        interleaved records. asr and tts join the pieces again in a random order of the record, so
+        that the next words can only be heard (or read), not guessed from the words before. aqa
+        takes pieces with questions = "mixed" only.
+      order: for asr and tts with pieces, and for mixed questions: another number gives another
+        order, or another choice of spoken pieces, of every record.
+      speakers: tasks that choose a turn use speech by these speakers only; () by anyone.
+      transcribe_first: for aqa, and sft with spoken questions: a written answer begins with the
+        question's transcript on a line of its own, so that a model which answers questions that it
+        reads answers those that it hears (chain of modality: SpeechGPT, arXiv 2305.11000).
+      fully_conditioned: for itts: all text is read and none written, see `tasks.itts`.
     """
 
     task: str
@@ -168,7 +166,7 @@ class ExampleMaker:
         return parts
 
     def __call__(self, record: Record) -> Example:
-        """The example; its prompt's wording depends on the record's id alone.
+        """Make the example; its prompt's wording depends on the record's id only.
 
         Raises:
           NotForTask: the record lacks what the task needs.
@@ -201,7 +199,7 @@ class ExampleMaker:
             raise NotForTask("a part without loss")
         return dataclasses.replace(example, segments=segments)
 
-    # Each of these gives a task's arguments and the parts that they come from.
+    # A method a task: returns the task's arguments and the parts that they come from.
 
     def _asr(self, record: Record):
         if self.pieces:
@@ -220,14 +218,14 @@ class ExampleMaker:
         return self._first(record, lambda part: (self._heard(part, record),))
 
     def _first(self, record: Record, values: Callable[[Part], tuple]):
-        """Values of the first part that has them; else the first part's reason."""
+        """Values of the first part that has them; else raise the first part's reason."""
         reason = NotForTask(f"no {self.turn} turn")
         for number, part in enumerate(self._candidates(record)):
             try:
-                found = values(part)
+                arguments = values(part)
                 if not part.loss:
                     raise NotForTask("a part without loss")
-                return found, [part]
+                return arguments, [part]
             except NotForTask as error:
                 reason = error if number == 0 else reason
         raise reason
@@ -242,10 +240,10 @@ class ExampleMaker:
             _check_kind(record, "speech")
         if not self.speakers:
             return parts
-        own = tuple(part for part in parts if part.speaker in self.speakers)
-        if parts and not own:
+        by_speakers = tuple(part for part in parts if part.speaker in self.speakers)
+        if parts and not by_speakers:
             raise NotForTask("another speaker")
-        return own
+        return by_speakers
 
     def _text(self, record: Record):
         texts = [part.text for part in record.parts if part.text.strip()]
@@ -283,23 +281,23 @@ class ExampleMaker:
         return (parts,), owners
 
     def _cut(self, part: Part) -> list[tuple[str, np.ndarray]]:
-        """(text, codes) of pieces of `pieces` words each, cut where the next one's first begins."""
+        """Cut a part into (text, codes) of `pieces` words each."""
         if self.frames is not None:
             raise NotForTask("no codes")
         text, codes_NQ = _text(part), part.codes_NQ
         letters, frames = word_bounds(part)
         firsts = [*range(0, len(letters) - 1, self.pieces), len(letters) - 1]
-        found = []
+        pieces = []
         for first, end in itertools.pairwise(firsts):
             piece = text[letters[first] : letters[end]].strip()
             piece_NQ = codes_NQ[frames[first] : frames[end]]
             if not piece or not len(piece_NQ):
                 raise NotForTask("a piece shorter than a frame")
-            found.append((piece, piece_NQ))
-        return found
+            pieces.append((piece, piece_NQ))
+        return pieces
 
     def _shuffled(self, part: Part, record: Record) -> tuple[str, np.ndarray]:
-        """(text, codes) of a part's pieces in another order."""
+        """(text, codes) of a part's pieces joined in another order."""
         pieces = self._cut(part)
         rng = self._draws(record)
         chosen = [pieces[number] for number in rng.permutation(len(pieces))]
@@ -307,20 +305,16 @@ class ExampleMaker:
         return text, np.concatenate([codes_NQ for _, codes_NQ in chosen])
 
     def _mixed(self, part: Part, record: Record) -> list[tasks.Speech | str]:
-        """A part's pieces in their order, some of them spoken, at least one."""
+        """A part's pieces in their order, at least one of them spoken; neighbours are joined."""
         pieces, rng = self._cut(part), self._draws(record)
         spoken = rng.random(len(pieces)) < 0.5
         spoken[rng.integers(len(pieces))] = True
-        found: list[tasks.Speech | str] = []
-        for number, (text, codes_NQ) in enumerate(pieces):
-            again = number > 0 and spoken[number] == spoken[number - 1]
-            if spoken[number]:
-                found.append(np.concatenate([found.pop(), codes_NQ]) if again else codes_NQ)
-            else:
-                found.append(
-                    f"{found.pop()}{space_between(record.language)}{text}" if again else text
-                )
-        return found
+        runs: list[tasks.Speech | str] = []
+        for is_spoken, group in itertools.groupby(zip(spoken, pieces, strict=True), lambda x: x[0]):
+            texts, codes = zip(*(piece for _, piece in group), strict=True)
+            joined = space_between(record.language).join(texts)
+            runs.append(np.concatenate(codes) if is_spoken else joined)
+        return runs
 
     def _draws(self, record: Record) -> np.random.Generator:
         name = f"{record.id}/{self.order}" if self.order else record.id
@@ -341,17 +335,17 @@ class ExampleMaker:
         _check_kind(record, "dialogue")
         turns: list[tuple[str, list]] = []
         owners = []
-        asked = None  # the part before, if it is the user's
+        question = None  # the part before, if it is the user's
         for part in record.parts:
             if part.role == "assistant":
-                values = [self._answer(part, asked)]
+                values = [self._answer(part, question)]
                 if self.answers == "spoken":
                     values.append(self._heard(part, record))
             elif part.role == "user" and self.questions == "spoken":
                 values = [self._heard(part, record)]
             else:
                 values = [_text(part)]
-            asked = part if part.role == "user" else None
+            question = part if part.role == "user" else None
             if turns and turns[-1][0] == part.role:
                 turns[-1][1].extend(values)
             else:
@@ -364,11 +358,11 @@ class ExampleMaker:
             raise NotForTask("a system turn that is not the first")
         return (turns,), owners
 
-    def _answer(self, part: Part, asked: Part | None) -> str:
-        """An answer's text; perhaps below that of what was asked."""
-        if not self.transcribe_first or asked is None:
+    def _answer(self, part: Part, question: Part | None) -> str:
+        """An answer's text, below the transcript of its question if that is wanted."""
+        if not self.transcribe_first or question is None:
             return _text(part)
-        return f"{_text(asked)}{TRANSCRIPT_END}{_text(part)}"
+        return f"{_text(question)}{TRANSCRIPT_END}{_text(part)}"
 
     def _question(self, part: Part, record: Record) -> tasks.Speech | str:
         return self._heard(part, record) if self.questions == "spoken" else _text(part)
@@ -404,10 +398,10 @@ def _translation(part: Part) -> str:
 
 
 def audio_segments(example: Example) -> list[Segment]:
-    """The audio segments of an example, in order."""
+    """Audio segments of an example, in order."""
     return [segment for segment in example.segments if segment.is_audio]
 
 
 def space_between(language: str) -> str:
-    """What stands between the pieces of a text."""
+    """The separator of words in a language."""
     return " " if language == "en" else ""

@@ -1,8 +1,8 @@
 """Audio of fixed shapes: recordings cut into chunks of at most 30 s, chunks put into buckets.
 
-How many frames of codes a recording gives follows from its length alone (`chunk_samples`), so that
-examples can be laid out and packed without decoding anything; decoding then yields exactly that
-many samples.
+The number of frames of codes follows from a recording's length alone (`chunk_samples`), so that
+examples can be laid out and packed without decoding anything. Decoding then gives exactly the
+stated number of samples.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from ba_jax.vocab import AudioTokens
 _TOLERANCE = 0.1  # seconds that a decoded file may differ from its stated length; codecs pad
 
 ON_ERROR = ("fail", "skip")
-"""What to do with a damaged record: stop, or leave it out and count it."""
+"""Ways to treat a damaged record: stop, or leave it out and count it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelFormat:
-    """What the model says about its inputs.
+    """Input format of a model.
 
     Attributes:
       codebook_sizes: of the quantiser.
@@ -48,7 +48,7 @@ class ModelFormat:
 
     @classmethod
     def of(cls, model: Mapping) -> ModelFormat:
-        """From a model's config, see `configs/models.py`.
+        """Read the format from a model's config, see `configs/models.py`.
 
         Raises:
           ConfigError: a config without a quantiser, an encoder, a language model or tokens.
@@ -64,13 +64,13 @@ class ModelFormat:
                 },
             )
         except (KeyError, TypeError) as error:
-            lacking = str(error).strip("'\"")
-            raise ConfigError(f"model: {lacking}, expected a whole model's config") from None
+            key = str(error).strip("'\"")
+            raise ConfigError(f"model: {key}, expected a whole model's config") from None
 
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """Chunks of up to `seconds` seconds; `count` of them a row (in audio batches: a batch)."""
+    """Places for chunks of up to `seconds` seconds: `count` a row (in audio batches: a batch)."""
 
     seconds: float
     count: int
@@ -81,7 +81,7 @@ class Bucket:
 
     @property
     def samples(self) -> int:
-        """At 16 kHz."""
+        """Samples at 16 kHz."""
         return int(self.seconds * lengths.SAMPLE_RATE)
 
     @property
@@ -91,7 +91,7 @@ class Bucket:
 
 
 def check_buckets(buckets: Sequence[Bucket]) -> tuple[Bucket, ...]:
-    """Returns the buckets, shortest first.
+    """Return the buckets, shortest first.
 
     Raises:
       ValueError: two of one length.
@@ -103,14 +103,14 @@ def check_buckets(buckets: Sequence[Bucket]) -> tuple[Bucket, ...]:
 
 
 def code_frames(samples: int) -> int:
-    """Frames of codes of one chunk of 16 kHz samples; 0 for what is too short."""
+    """Frames of codes of one chunk of 16 kHz samples; 0 for a chunk that is too short."""
     if samples < lengths.N_FFT:
         return 0
     return lengths.bridge_length(lengths.encoder_length(lengths.mel_length(samples)))
 
 
 def speed_of(record: Record, augmentation: Augmentation) -> float:
-    """A record's speed, the same whenever it is drawn: its number of frames must not change."""
+    """Speed of a record, the same at each draw: its number of frames must not change."""
     if len(augmentation.speeds) == 1:  # a generator takes longer than the rest of a short record
         return augmentation.speeds[0]
     return augmentation.speed_factor(np.random.default_rng(stable_hash(record.id)))
@@ -132,24 +132,27 @@ def chunk_samples(samples: int, max_seconds: float) -> tuple[int, ...]:
 
 
 def bucket_of(samples: int, buckets: Sequence[Bucket]) -> int:
-    """The shortest bucket that holds a chunk; the buckets are in order and the last one does."""
+    """Index of the shortest bucket that holds a chunk; buckets are in order, the last one does."""
     return next(i for i, bucket in enumerate(buckets) if samples <= bucket.samples)
 
 
 def decode(
     audio: bytes, seconds: float, rates: Sequence[int], speed: float = 1.0
 ) -> list[np.ndarray]:
-    """A recording as mono waves (S,), one at each of `rates`, S = round(seconds * rate / speed).
+    """Decode a recording to mono waves (S,) at `rates`, S = round(seconds * rate / speed).
 
-    Played faster, its pitch rises (speed perturbation).
+    Pitch rises with speed (speed perturbation).
 
     Raises:
       AudioError: a damaged file, or one whose length is not the stated one.
     """
-    # The bound keeps a file that states little from being decoded whole.
+    # A file longer than stated is not decoded whole.
     wave_S, stored = read_audio(audio, max_seconds=seconds + _TOLERANCE)
     if len(wave_S) / stored < seconds - _TOLERANCE:
-        raise AudioError(f"audio of {len(wave_S) / stored:.3f} s, expected {seconds:.3f} s")
+        raise AudioError(
+            f"audio cut short: {len(wave_S) / stored:.3f} s, expected {seconds:.3f} s",
+            "truncated audio",
+        )
     # Reading a recording as if its rate were higher plays it faster.
     source = round(stored * speed)
     waves = []
@@ -167,7 +170,7 @@ def chunk_mels(
     augmentation: Augmentation | None = None,
     rng: np.random.Generator | None = None,
 ) -> list[np.ndarray]:
-    """Whisper's log-mel (T, M) of consecutive chunks of a 16 kHz wave."""
+    """Compute Whisper's log-mel (T, M) of consecutive chunks of a 16 kHz wave."""
     mels, start = [], 0
     for samples in chunks:
         piece = wave_S[start : start + samples]
@@ -183,9 +186,9 @@ _LOCK = threading.Lock()
 
 
 class _OneThread:
-    """Limits BLAS, which has one setting for all threads of the process, while any is inside.
+    """Limits BLAS to one thread while any thread of the process is inside.
 
-    Each with a limit of its own would lift it when it leaves, whoever is still inside.
+    BLAS has one setting for the process: separate limits would be lifted by the first to leave.
     """
 
     def __init__(self):
@@ -213,17 +216,17 @@ def _one_thread() -> _OneThread:
 
 
 def one_blas_thread() -> contextlib.AbstractContextManager:
-    """A context in which NumPy's products use one thread.
+    """Return a context in which NumPy's matrix products use one thread.
 
-    A batch must not depend on the machine's cores: with another number of threads, sums are rounded
-    differently (9e-6 in a mel). And batches are built by several workers beside a training step: on
-    two busy cores, waiting for other threads made resampling 70 times as slow.
+    A batch must not depend on the machine's cores: another number of threads rounds sums
+    differently (9e-6 in a mel). And several workers build batches beside a training step: on two
+    busy cores, waiting for other threads made resampling 70 times slower.
     """
-    with _LOCK:  # or two threads would make one each
+    with _LOCK:  # two threads could otherwise make one each
         return _one_thread()
 
 
 @functools.lru_cache(maxsize=8)
 def mel_geometry(bins: int) -> MelGeometry:
-    """Whisper's mel with another number of bins."""
+    """Geometry of Whisper's mel with `bins` bins."""
     return MelGeometry(lengths.SAMPLE_RATE, lengths.N_FFT, lengths.HOP, n_mels=bins)

@@ -1,11 +1,11 @@
-"""Prints a hash of each step's global batch: the same for any number of hosts and workers.
+"""Print a hash of each step's global batch: the same for any number of hosts and workers.
 
     python -m ba_jax.data.hash --config=configs/lm_stage2.py:nano --steps=100:105 \
         --hosts=2 --workers=2
 
-One line a step, `step hash`. Every host is a process of its own that loads its rows as in training,
-with `--workers` processes. Two runs that print the same lines see the same data; a resumed run may
-be checked against the first one's lines.
+One line a step, `step hash`. Each host is a process that loads its rows as in training, with
+`--workers` processes. Two runs that print the same lines see the same data; a resumed run can be
+checked against the lines of the first run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ba_jax.data.loader import BatchError, Loader, LoaderSettings
 
 
 def _arrays(value: Any, name: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """Every array of a batch, with its name."""
+    """Yield (name, array) of every array of a batch."""
     if isinstance(value, np.ndarray):
         yield name, value
     elif isinstance(value, tuple):
@@ -37,7 +37,7 @@ def _arrays(value: Any, name: str = "") -> Iterator[tuple[str, np.ndarray]]:
 
 
 def row_digests(batch: Any) -> list[bytes]:
-    """SHA-256 of each row over all arrays, with their names, types and shapes."""
+    """Compute the SHA-256 of each row over all arrays, with their names, types and shapes."""
     digests: list = []
     for name, array in _arrays(batch):
         digests = digests or [hashlib.sha256() for _ in array]
@@ -49,12 +49,12 @@ def row_digests(batch: Any) -> list[bytes]:
 
 
 def batch_hash(digests: list[bytes]) -> str:
-    """The hash of a global batch from its rows' digests, in order: 64 hexadecimal digits."""
+    """Hash a global batch from its rows' digests, in order: 64 hexadecimal digits."""
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def _serve(connection, config: Mapping, steps: range, host: int, hosts: int, workers: int) -> None:
-    """One host: sends (step, digests) of its rows, then nothing; or the text of an error."""
+    """Run one host: send (step, digests) of its rows, or the message of an error."""
     logging.set_verbosity(logging.WARNING)
     try:
         batches = open_batches(config["data"], config["model"])
@@ -73,7 +73,7 @@ def _serve(connection, config: Mapping, steps: range, host: int, hosts: int, wor
 def global_hashes(
     config: Mapping, steps: range, hosts: int = 1, workers: int = 0
 ) -> Iterator[tuple[int, str]]:
-    """(step, hash) of the global batches, loaded by as many processes as there are hosts.
+    """Yield (step, hash) of the global batches, loaded by `hosts` processes.
 
     Raises:
       BatchError: a host that failed or died.
@@ -87,24 +87,24 @@ def global_hashes(
             args = (theirs, config, steps, host, hosts, workers)
             process = context.Process(target=_serve, args=args)
             process.start()
-            theirs.close()  # or the pipe would not end with the process
+            theirs.close()  # the pipe then ends with the process
             ends.append(ours)
             processes.append(process)
         for step in steps:
             digests = []
             for host, (end, process) in enumerate(zip(ends, processes, strict=True)):
                 try:
-                    found = end.recv()
+                    message = end.recv()
                 except EOFError:
                     process.join()
                     raise BatchError(
                         f"step {step}: host {host} ended with exit code {process.exitcode}"
                     ) from None
-                if isinstance(found, str):
-                    raise BatchError(found)
-                if found[0] != step:
-                    raise BatchError(f"host {host}: step {found[0]}, expected {step}")
-                digests += found[1]
+                if isinstance(message, str):
+                    raise BatchError(message)
+                if message[0] != step:
+                    raise BatchError(f"host {host}: step {message[0]}, expected {step}")
+                digests += message[1]
             yield step, batch_hash(digests)
         done = True
     finally:
@@ -117,7 +117,7 @@ def global_hashes(
 
 
 def parse_steps(text: str) -> range:
-    """`100:105` -> range(100, 105).
+    """Parse `100:105` to range(100, 105).
 
     Raises:
       ValueError: anything else.
@@ -129,7 +129,7 @@ def parse_steps(text: str) -> range:
 
 
 def define_flags() -> None:
-    """The command line's."""
+    """Define the command line's flags."""
     from ml_collections import config_flags
 
     config_flags.DEFINE_config_file("config", None, "A config with `data` and `model`.")
@@ -140,7 +140,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Prints the lines."""
+    """Print the hashes."""
     values = flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")

@@ -1,7 +1,7 @@
-"""What lies in a dataset for a purpose, counted once: lengths, and a fixed division into groups.
+"""Measurements of all records of a dataset, such as the length of each example, taken once.
 
-Counting reads every record but decodes no audio. It runs over processes, and is kept in a folder if
-one is given, under a name that depends on everything it depends on.
+Counting reads every record but decodes no audio. It runs in several processes, and its result can
+be cached in a folder under a name that depends on everything that the result depends on.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ import numpy as np
 from ba_jax.data.examples import NotForTask
 from ba_jax.data.record import Record, RecordError, RecordSource, check_record
 
-VERSION = 2  # of what counting means; part of the stored files' names
-_RUN = 2048  # records that a process counts at a time
+VERSION = 2  # of the meaning of a count; part of the cached files' names
+_RUN = 2048  # records of one task of a process
 
 
 class Measure(Protocol):
-    """What of a record is counted."""
+    """Measures one record."""
 
     def __call__(self, record: Record) -> list[tuple[int, ...]]:
-        """Any number of rows of integers, all of one width.
+        """Return any number of rows of integers, all of one width.
 
         Raises:
-          NotForTask: a reason to leave the record out, whatever `on_error` says.
+          NotForTask: a reason to leave the record out, with any `on_error`.
           RecordError: a damaged record.
         """
         ...
@@ -43,12 +43,12 @@ class Measure(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """Rows of integers of all records.
+    """Measurements of all records.
 
     Attributes:
-      records_N: the record that each row is of.
-      rows_NK: the rows.
-      left_out: reason -> records.
+      records_N: record number of each row.
+      rows_NK: rows of integers.
+      left_out: reason -> number of records.
     """
 
     records_N: np.ndarray
@@ -67,38 +67,33 @@ def count(
     cache: str = "",
     progress: Callable[[int], None] | None = None,
 ) -> Count:
-    """Measures every record of a source, once it is known to be well formed.
+    """Check every record of a source and measure it.
 
     Args:
       source: the records.
       measure: picklable.
       width: of its rows.
-      key: JSON; all that `measure` depends on beside the records.
+      key: JSON; everything that `measure` depends on beside the records.
       on_error: "fail" or "skip" (and count) damaged records.
-      workers: processes; 0 counts here.
-      cache: folder to keep the result in, "" for none.
+      workers: processes; 0 counts in this one.
+      cache: folder for the result; "" caches nothing.
       progress: called with the number of records counted since the last call.
 
     Raises:
-      RecordError: a damaged record, if `on_error` says so, or a process that died.
+      RecordError: a damaged record with on_error = "fail", or a process that died.
     """
-    path = _path(source, key, width, on_error, cache) if cache else None
+    path = _cache_path(source, key, width, on_error, cache) if cache else None
     if path is not None and (stored := _load(path)) is not None:
         return stored
-    counter = _Counter(source, measure, width, on_error)
-    parts = []
-    for part in _run(counter, workers):
-        parts.append(part)
-        if progress is not None:
-            progress(part[3])
+    records, rows = [np.zeros(0, np.int64)], [np.zeros((0, width), np.int64)]
     left_out: collections.Counter[str] = collections.Counter()
-    for part in parts:
-        left_out.update(part[2])
-    result = Count(
-        np.concatenate([part[0] for part in parts] or [np.zeros(0, np.int64)]),
-        np.concatenate([part[1] for part in parts] or [np.zeros((0, width), np.int64)]),
-        dict(sorted(left_out.items())),
-    )
+    for part, size in _count_runs(_Counter(source, measure, width, on_error), workers):
+        records.append(part.records_N)
+        rows.append(part.rows_NK)
+        left_out.update(part.left_out)
+        if progress is not None:
+            progress(size)
+    result = Count(np.concatenate(records), np.concatenate(rows), dict(sorted(left_out.items())))
     if path is not None:
         _store(path, result)
     return result
@@ -111,13 +106,13 @@ class _Counter:
     width: int
     on_error: str
 
-    def __call__(self, run: range):
-        """(records_N, rows_NK, left out, how many records) of a run of records."""
+    def __call__(self, run: range) -> tuple[Count, int]:
+        """Measure a run of records; also returns their number."""
         records, rows = [], []
         left_out: collections.Counter[str] = collections.Counter()
         for number in run:
             try:
-                found = self._measured(number)
+                measured = self._measure(number)
             except NotForTask as reason:
                 left_out[str(reason)] += 1
                 continue
@@ -127,12 +122,12 @@ class _Counter:
                 logging.warning("left out: %s", error)
                 left_out["damaged"] += 1
                 continue
-            rows.extend(found)
-            records.extend([number] * len(found))
-        array = np.asarray(rows, np.int64).reshape(-1, self.width)
-        return np.asarray(records, np.int64), array, left_out, len(run)
+            rows.extend(measured)
+            records.extend([number] * len(measured))
+        rows_NK = np.asarray(rows, np.int64).reshape(-1, self.width)
+        return Count(np.asarray(records, np.int64), rows_NK, left_out), len(run)
 
-    def _measured(self, number: int):
+    def _measure(self, number: int) -> list[tuple[int, ...]]:
         record = self.source[number]
         try:
             return self.measure(check_record(record))
@@ -143,41 +138,43 @@ class _Counter:
             ) from None
 
 
-_counter: _Counter | None = None  # a counting process's own
+_counter: _Counter | None = None  # of a worker process
 
 
-def _begin(counter: _Counter) -> None:
+def _set_counter(counter: _Counter) -> None:
     global _counter
     _counter = counter
 
 
-def _count_here(run: range):
+def _count_run(run: range) -> tuple[Count, int]:
     return _counter(run)
 
 
-def _run(counter: _Counter, workers: int) -> Iterator[tuple]:
+def _count_runs(counter: _Counter, workers: int) -> Iterator[tuple[Count, int]]:
     records = len(counter.source)
     runs = [range(i, min(i + _RUN, records)) for i in range(0, records, _RUN)]
     if workers < 1 or len(runs) < 2:
         yield from map(counter, runs)
         return
-    # Each process is given the counter once: it may hold a large tokenizer.
+    # The counter is sent once to each process: it may hold a large tokenizer.
     with concurrent.futures.ProcessPoolExecutor(
         min(workers, len(runs)),
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_begin,
+        initializer=_set_counter,
         initargs=(counter,),
     ) as pool:
         try:
-            yield from pool.map(_count_here, runs)
+            yield from pool.map(_count_run, runs)
         except concurrent.futures.process.BrokenProcessPool as error:
             raise RecordError(
-                f"{counter.source.directory}: a process that counted its records died: {error}"
+                f"{counter.source.directory}: a process that counts its records died: {error}"
             ) from None
 
 
-def _path(source: RecordSource, key: Any, width: int, on_error: str, cache: str) -> pathlib.Path:
-    what = {
+def _cache_path(
+    source: RecordSource, key: Any, width: int, on_error: str, cache: str
+) -> pathlib.Path:
+    identity = {
         "version": VERSION,
         "dataset": hashlib.sha256(
             (source.directory / "dataset_info.json").read_bytes()
@@ -191,12 +188,12 @@ def _path(source: RecordSource, key: Any, width: int, on_error: str, cache: str)
         "on_error": on_error,
         "key": key,
     }
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return pathlib.Path(cache) / f"count-{digest[:32]}.npz"
 
 
 def _load(path: pathlib.Path) -> Count | None:
-    """What `_store` wrote; None if there is nothing, or nothing that can be read."""
+    """Read the file that `_store` wrote; None without a readable one."""
     if not path.is_file():
         return None
     try:
@@ -204,13 +201,13 @@ def _load(path: pathlib.Path) -> Count | None:
             left_out = json.loads(str(stored["left_out"]))
             return Count(stored["records_N"], stored["rows_NK"], left_out)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        logging.warning("%s: counting again, as it cannot be read: %r", path, error)
+        logging.warning("%s: cannot be read, counting again: %r", path, error)
         return None
 
 
 def _store(path: pathlib.Path, result: Count) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Several hosts may count the same: each writes its own file, the last rename wins.
+    # Several hosts may count the same records: each writes its own file, the last rename wins.
     part = path.with_name(f"{path.name}.{secrets.token_hex(6)}.incomplete")
     with open(part, "wb") as file:
         np.savez(

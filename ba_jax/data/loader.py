@@ -1,62 +1,58 @@
-"""Feeds a training loop: a host's share of the batches from a step on, built ahead by workers.
+"""Iteration over a host's share of the batches, prefetched by workers.
 
 A batch is a pure function of its step (`PackedBatches`, `AudioBatches`), so the position is the
-step alone: to resume, open a loader at that step, with any number of hosts and workers. Grain runs
-the workers. What fails in one arrives here as an error that names the step, within seconds,
-whatever was raised and however the worker ended.
+step: to resume, open a loader at that step, with any number of hosts and workers. Grain runs the
+workers. A failure in a worker arrives here within seconds as an error that names the step, whatever
+was raised and however the worker ended.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import multiprocessing
-import multiprocessing.connection
-import os
-import pathlib
-import signal
-import tempfile
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-_STEPS = 1 << 60  # a source without end
+from ba_jax.data.workers import WorkerWatch
+
+_STEPS = 1 << 60  # length of an endless source
 _POLL_SECONDS = 1.0
 _CLOSE_SECONDS = 2.0
 
 
 class BatchError(RuntimeError):
-    """A batch that could not be built: the step, the host, what was raised and where."""
+    """A batch that could not be built; names the step, the host, the error and its traceback."""
 
 
 class Batches(Protocol):
-    """What a loader takes: see `PackedBatches` and `AudioBatches`."""
+    """Batches that a loader iterates over, see `PackedBatches` and `AudioBatches`."""
 
     def global_rows(self, step: int) -> int:
-        """Rows of the global batch at a step."""
+        """Number of rows of the global batch at a step."""
         ...
 
     def build(self, step: int, rows: Sequence[int] | None = None) -> Any:
-        """Rows (default: all) of the global batch at a step."""
+        """Build rows (default: all) of the global batch at a step."""
         ...
 
     def ids(self, step: int, rows: Sequence[int] | None = None) -> list[list[str]]:
-        """Of each row (default: all), the names of its examples."""
+        """List the names of each row's examples (default: all rows)."""
         ...
 
     def report(self) -> dict[str, dict]:
-        """What is in it."""
+        """Figures of each member."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class LoaderSettings:
-    """How batches are built ahead.
+    """Settings of prefetching.
 
     Attributes:
       workers: processes of this host; 0: a thread of the training process.
-      prefetch: batches that each of them builds ahead.
+      prefetch: batches that each worker builds ahead.
     """
 
     workers: int = 0
@@ -68,7 +64,7 @@ class LoaderSettings:
 
 
 def host_rows(global_rows: int, host: int, hosts: int) -> range:
-    """A host's rows of the global batch: an equal share, in one piece, in the hosts' order.
+    """Rows of the global batch that a host builds: equal, contiguous shares in the hosts' order.
 
     Raises:
       ValueError: rows that do not divide among the hosts, or a host that does not exist.
@@ -83,17 +79,17 @@ def host_rows(global_rows: int, host: int, hosts: int) -> range:
 
 @dataclasses.dataclass(frozen=True)
 class _Failure:
-    """Travels in a batch's place: Grain would wait forever for an error that does not pickle."""
+    """Sent in place of a batch: Grain would wait forever for an error that does not pickle."""
 
     text: str
 
 
 @dataclasses.dataclass(frozen=True)
 class _Steps:
-    """A Grain source without end: step -> (step, this host's rows of its batch).
+    """An endless Grain source: step -> (step, this host's rows of its batch).
 
-    From `stop` on there is nothing to build. (If the source ended there, Grain would end each
-    worker once it was done, and a worker that ended early could not be told from one that died.)
+    It builds nothing from `stop` on. (If it ended there, Grain would end each worker early, and a
+    worker that ended could not be told from one that died.)
     """
 
     batches: Batches
@@ -122,16 +118,16 @@ class Loader(Iterator[tuple[int, Any]]):
     """Iterates over (step, batch); batches hold this host's rows.
 
     Close it, or use it in a `with`, to end its workers at once. Workers are spawned: a script that
-    uses them needs its `if __name__ == "__main__":`.
+    uses them needs `if __name__ == "__main__":`.
 
     Args:
-      batches: what to load.
-      settings: how.
+      batches: to load.
+      settings: of prefetching.
       start, stop: first step, and the one after the last (None: no end).
-      host, hosts: which share of the rows.
+      host, hosts: this host's share of the rows.
 
     Raises:
-      ValueError: steps, or a host, that make no sense, or rows that do not divide.
+      ValueError: invalid steps or host, or rows that do not divide among the hosts.
       BatchError: from `next`, for a batch that cannot be built or a worker that died.
     """
 
@@ -150,11 +146,11 @@ class Loader(Iterator[tuple[int, Any]]):
         host_rows(batches.global_rows(start), host, hosts)
         self.settings = settings
         self.step = start
-        """The next step: all that a checkpoint needs of the data."""
+        """The next step: the data position of a checkpoint."""
         self._stop = _STEPS if stop is None else stop
         self._source = _Steps(batches, host, hosts, self._stop)
         self._iterator = None
-        self._pids: tempfile.TemporaryDirectory | None = None
+        self._workers: WorkerWatch | None = None
         self._closed = False
 
     def _open(self):
@@ -163,14 +159,14 @@ class Loader(Iterator[tuple[int, Any]]):
         steps = grain.MapDataset.source(self._source)[self.step :]
         if self.settings.workers:
             _mark_flags_as_parsed()
-            self._pids = tempfile.TemporaryDirectory(prefix="ba_jax-loader-")
+            self._workers = WorkerWatch()
             options = grain.MultiprocessingOptions(
                 num_workers=min(self.settings.workers, self._stop - self.step),
                 per_worker_buffer_size=self.settings.prefetch,
             )
             # The workers are the parallelism: no threads in them.
             one_by_one = steps.to_iter_dataset(grain.ReadOptions(num_threads=0))
-            iterator = iter(one_by_one.mp_prefetch(options, _Worker(self._pids.name)))
+            iterator = iter(one_by_one.mp_prefetch(options, self._workers.initializer))
         else:
             ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=self.settings.prefetch)
             iterator = iter(steps.to_iter_dataset(ahead))
@@ -198,19 +194,15 @@ class Loader(Iterator[tuple[int, Any]]):
         return step, batch
 
     def _dead_workers(self) -> list[int]:
-        """Process ids of workers that have ended."""
-        if self._pids is None:
-            return []
-        multiprocessing.active_children()  # reaps
-        return sorted(int(pid) for pid in os.listdir(self._pids.name) if not _is_alive(int(pid)))
+        return self._workers.find_dead() if self._workers else []
 
-    def _wait(self, found: concurrent.futures.Future):
+    def _wait(self, batch: concurrent.futures.Future):
         dead_before = False
         while True:
             try:
-                return found.result(timeout=_POLL_SECONDS)
+                return batch.result(timeout=_POLL_SECONDS)
             except concurrent.futures.TimeoutError:
-                # Dead for a whole poll, and still no batch: what it had built has been used up.
+                # Dead for a whole poll, and still no batch: those that it had built are used up.
                 dead = self._dead_workers()
                 if dead and dead_before:
                     raise BatchError(
@@ -219,16 +211,16 @@ class Loader(Iterator[tuple[int, Any]]):
                 dead_before = bool(dead)
 
     def close(self) -> None:
-        """Ends the workers; the loader gives nothing more."""
+        """End the workers and the iteration."""
         self._closed = True
         iterator, self._iterator = self._iterator, None
         if iterator is not None:
-            # Grain's own end waits without end for a worker that left with exit code 0.
-            patience = _CLOSE_SECONDS if self._dead_workers() else _CLOSE_SECONDS * 10
-            concurrent.futures.wait([_in_thread(iterator.close)], timeout=patience)
-        if self._pids is not None:
-            self._pids.cleanup()
-            self._pids = None
+            # Grain's close waits forever for a worker that ended with exit code 0.
+            timeout = _CLOSE_SECONDS if self._dead_workers() else _CLOSE_SECONDS * 10
+            concurrent.futures.wait([_in_thread(iterator.close)], timeout=timeout)
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
 
     def __enter__(self) -> Loader:
         return self
@@ -238,52 +230,21 @@ class Loader(Iterator[tuple[int, Any]]):
 
 
 def _in_thread(function, *args) -> concurrent.futures.Future:
-    """Runs in a thread that can be abandoned: the interpreter does not wait for it at its end."""
+    """Call a function in a thread that the interpreter does not wait for at its end."""
     future: concurrent.futures.Future = concurrent.futures.Future()
 
     def run() -> None:
         try:
             future.set_result(function(*args))
-        except BaseException as error:  # goes to whoever waits, StopIteration too
+        except BaseException as error:  # raised in the waiting thread, StopIteration too
             future.set_exception(error)
 
     threading.Thread(target=run, name="ba_jax-loader", daemon=True).start()
     return future
 
 
-@dataclasses.dataclass(frozen=True)
-class _Worker:
-    """Runs at the start of each worker: leaves its process id in a folder, for the loader to watch.
-
-    Grain takes a worker that ends with exit code 0 for one that works. And it leaves workers behind
-    when the training process is killed: these here end with it. A signal to the whole group, as
-    SLURM sends it, is the training process's to answer: it needs batches until all hosts stop.
-    """
-
-    folder: str
-
-    def __call__(self, *_) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_IGN)
-        pathlib.Path(self.folder, str(os.getpid())).touch()
-        threading.Thread(target=self._watch, name="ba_jax-parent-watch", daemon=True).start()
-
-    def _watch(self) -> None:
-        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-        os._exit(1)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def _mark_flags_as_parsed() -> None:
-    """Grain's workers read absl's flags, which only `app.run` parses."""
+    """Let Grain's workers read absl's flags, which only `app.run` parses."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

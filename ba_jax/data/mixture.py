@@ -1,12 +1,13 @@
-"""Which item is drawn when: a weighted mixture, as a pure function of the draw's number.
+"""Weighted mixtures: the item of each draw as a pure function of the draw's number.
 
-Each member is shuffled anew every epoch, the members are interleaved evenly by weight. Any draw is
-found at once, so there is no state to save or to wind on.
+Members are shuffled anew every epoch and interleaved evenly by weight. Any draw is computed at
+once, so there is no state to save or to replay.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,8 +18,8 @@ from ba_jax.config import ConfigError, from_mapping
 from ba_jax.data.examples import ExampleMaker
 from ba_jax.data.record import LANGUAGES, RecordError, RecordSource
 
-_PARTS = 1 << 32  # a whole, divided by weights: shares are exact to 2e-10
-_KEPT_EPOCHS = 2  # of each member's order: batches built ahead may be in the next one
+_PARTS = 1 << 32  # integer units of a whole: shares are exact to 2e-10
+_CACHED_EPOCHS = 2  # orders kept of each member: batches built ahead may be in the next epoch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,18 +49,18 @@ class Selection:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], path: str) -> Selection:
-        """Builds a member from one flat mapping of its own fields and its maker's.
+        """Build a member from one flat mapping of its own fields and its maker's.
 
         Raises:
           ConfigError: an unknown, missing or ill-typed key; `path` begins its name.
           ValueError: a value that makes no sense.
         """
-        own = {field.name for field in dataclasses.fields(cls)} - {"maker"}
-        maker = {key: value for key, value in values.items() if key not in own}
-        if "frames" in maker:
+        fields = {field.name for field in dataclasses.fields(cls)} - {"maker"}
+        options = {key: value for key, value in values.items() if key not in fields}
+        if "frames" in options:
             raise ConfigError(f"{path}: unknown key 'frames'")
-        rest = {key: value for key, value in values.items() if key in own}
-        return from_mapping(cls, rest | {"maker": from_mapping(ExampleMaker, maker, path)}, path)
+        rest = {key: value for key, value in values.items() if key in fields}
+        return from_mapping(cls, rest | {"maker": from_mapping(ExampleMaker, options, path)}, path)
 
     @property
     def name(self) -> str:
@@ -68,18 +69,20 @@ class Selection:
         return "/".join([*parts, "+".join(self.languages)] if self.languages else parts)
 
     def key(self) -> dict[str, Any]:
-        """Everything but the weight, for the names of cached counts, which are flat and older than
-        two of the fields' names."""
-        maker = dataclasses.asdict(dataclasses.replace(self.maker, frames=None))
-        del maker["frames"]
-        maker["read_back"] = maker.pop("transcribe_first")
-        maker["given"] = maker.pop("fully_conditioned")
+        """Everything but the weight, as JSON: part of the names of cached counts.
+
+        It is flat and has two fields under their former names, so that stored counts stay valid.
+        """
+        options = dataclasses.asdict(dataclasses.replace(self.maker, frames=None))
+        del options["frames"]
+        options["read_back"] = options.pop("transcribe_first")
+        options["given"] = options.pop("fully_conditioned")
         rest = {"dataset": self.dataset, "split": self.split, "languages": self.languages}
-        return maker | rest | {"weight": 1}
+        return options | rest | {"weight": 1}
 
 
 def check_mixture(mixture: Sequence[Selection]) -> None:
-    """Checks that there are members, and none twice.
+    """Check that there are members, and none twice.
 
     Raises:
       ValueError: naming the member.
@@ -92,8 +95,18 @@ def check_mixture(mixture: Sequence[Selection]) -> None:
             raise ValueError(f"{name}: {names.count(name)} members of this name, expected 1")
 
 
+def open_sources(mixture: Sequence[Selection]) -> list[RecordSource]:
+    """Open the records of each member; members that share a split share its source.
+
+    Raises:
+      RecordError: a dataset or split that does not exist.
+    """
+    opened = functools.cache(RecordSource)
+    return [opened(selection.dataset, selection.split) for selection in mixture]
+
+
 def check_rows(step: int, rows: Sequence[int] | None, count: int) -> Sequence[int]:
-    """Returns the rows asked for, all `count` if None.
+    """Return the requested rows of a global batch, all `count` if None.
 
     Raises:
       IndexError: a step below 0, or a row that the batch does not have.
@@ -108,7 +121,7 @@ def check_rows(step: int, rows: Sequence[int] | None, count: int) -> Sequence[in
 
 
 def example_name(member: str, source: RecordSource, index: int) -> str:
-    """ "member:record id", for messages; "member:record 7" of one that cannot be read."""
+    """ "member:record id" for messages; "member:record 7" for a record that cannot be read."""
     try:
         return f"{member}:{source[index].id}"
     except RecordError:
@@ -116,10 +129,10 @@ def example_name(member: str, source: RecordSource, index: int) -> str:
 
 
 class Interleaved:
-    """Which of several streams each place takes, and how many that stream was given before.
+    """An endless sequence that interleaves streams evenly by weight, without randomness.
 
-    `interleaved[place]` is (stream, number); by weight, evenly, without randomness: of the first n
-    places a stream has its share of n, give or take less than there are streams.
+    `interleaved[place]` is (stream, number of earlier places of that stream). Among the first n
+    places a stream has its share of n, up to an error below the number of streams.
 
     Args:
       weights: of the streams, relative to each other.
@@ -140,20 +153,20 @@ class Interleaved:
             raise IndexError(f"place {place}, expected 0 or more")
         whole = sum(self._parts)
         last = len(self._parts) - 1
-        # The first stream takes its part of the places, the next one its part of those left, ...
+        # The first stream takes its part of the places, the next one its part of the rest, ...
         for stream, part in enumerate(self._parts[:last]):
-            left = place * (whole - part) // whole
-            if (place + 1) * (whole - part) // whole == left:
-                return stream, place - left
-            place, whole = left, whole - part
+            rest = place * (whole - part) // whole
+            if (place + 1) * (whole - part) // whole == rest:
+                return stream, place - rest
+            place, whole = rest, whole - part
         return last, place
 
 
 class Draws:
-    """The order in which the items of several members are drawn, without end.
+    """The endless order in which the items of several members are drawn.
 
-    `draws[j]` is (member, item). Over an epoch of a member each of its items is drawn once; any run
-    of draws holds the members in proportion to their weights, see `Interleaved`.
+    `draws[j]` is (member, item). An epoch of a member draws each of its items once; any run of
+    draws holds the members in proportion to their weights, see `Interleaved`.
 
     Args:
       sizes: items of each member, at least 1.
@@ -168,22 +181,22 @@ class Draws:
         if len(sizes) != len(weights) or not sizes or min(sizes) < 1:
             raise ValueError(f"sizes {list(sizes)}: expected {len(weights)} of at least 1")
         self.sizes, self.weights, self.seed = tuple(sizes), tuple(weights), seed
-        self._mixed = Interleaved(weights)
+        self._interleaved = Interleaved(weights)
         self._epochs: list[dict[int, np.ndarray]] = [{} for _ in sizes]
 
     def __getitem__(self, draw: int) -> tuple[int, int]:
-        which, number = self._mixed[draw]
-        epoch, place = divmod(number, self.sizes[which])
-        kept = self._epochs[which]
-        order = kept.get(epoch)
+        member, number = self._interleaved[draw]
+        epoch, place = divmod(number, self.sizes[member])
+        orders = self._epochs[member]
+        order = orders.get(epoch)
         if order is None:
-            # Every (seed, member, epoch) has a generator of its own.
-            rng = np.random.default_rng([self.seed, which, epoch])
-            order = rng.permutation(self.sizes[which]).astype(np.int32)
-            while len(kept) >= _KEPT_EPOCHS:
-                kept.pop(next(iter(kept)), None)
-            kept[epoch] = order
-        return which, int(order[place])
+            # Each (seed, member, epoch) has its own generator.
+            rng = np.random.default_rng([self.seed, member, epoch])
+            order = rng.permutation(self.sizes[member]).astype(np.int32)
+            while len(orders) >= _CACHED_EPOCHS:
+                orders.pop(next(iter(orders)), None)
+            orders[epoch] = order
+        return member, int(order[place])
 
     def __getstate__(self):
         return self.__dict__ | {"_epochs": [{} for _ in self.sizes]}

@@ -1,8 +1,8 @@
-"""Batches for the language model: packed rows of tokens, with the audio that they still need.
+"""Batches for the language model: packed rows of tokens, with mels of audio without codes.
 
 The global batch of a step is a pure function of the data, the settings, the seed and the step. Rows
-are packed once, when the data is opened: a row is the unit that is shuffled, mixed and given to
-hosts, which is why any step can be built at once and by any number of hosts.
+are packed once, when the data is opened. A row is the unit of shuffling, mixing and sharding over
+hosts, so any number of hosts can build any step at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from ba_jax.data.augment import Augmentation
 from ba_jax.data.examples import NotForTask, audio_segments
 from ba_jax.data.features import ON_ERROR, Bucket, ModelFormat
 from ba_jax.data.index import count
-from ba_jax.data.mixture import Draws, Selection, check_mixture, check_rows, example_name
+from ba_jax.data.mixture import (
+    Draws,
+    Selection,
+    check_mixture,
+    check_rows,
+    example_name,
+    open_sources,
+)
 from ba_jax.data.packing import PackedRows, Packing, pack_many, to_rows
 from ba_jax.data.record import Part, Record, RecordError, RecordSource, dataset_directory
 from ba_jax.data.sequence import SequenceError, to_sequence
@@ -38,23 +45,24 @@ TARGETS = ("hifigan_mel",)
 
 @dataclasses.dataclass(frozen=True)
 class PackedSettings:
-    """Packed batches.
+    """Settings of packed batches.
 
     Attributes:
-      mixture: what is mixed.
+      mixture: members and their weights.
       tokenizer: file or folder of the text tokenizer; "embedded": the one trained on that corpus.
       row_length: positions of a row, L.
       rows: of the global batch, B.
       unit: weights of the mixture are shares of "tokens" or of "hours" of speech.
-      audio: "features": the tokenizer runs in the training step, on mels; "codes": they are stored.
-      buckets: of the mels; `count` chunks a row. Recordings are cut into chunks of the longest one
-        (30 s is what the encoder takes). Ignored with codes.
-      targets: "hifigan_mel": chunks come with the mel that the audio decoder learns, of the clean
-        chunk; speed alone changes it along. Only with audio = "features".
+      audio: "features": the audio tokenizer runs in the training step, on mels; "codes": codes are
+        stored.
+      buckets: lengths of mels; `count` chunks a row. Recordings are cut into chunks of the longest
+        one (the encoder takes up to 30 s). Ignored with codes.
+      targets: "hifigan_mel": chunks come with the audio decoder's target, the mel of the chunk
+        without augmentation but speed. Only with audio = "features".
       augmentation: of the audio; none by default.
-      seed: of the order, and of augmentation.
-      on_error: what to do with a damaged record: "fail", or "skip" it and count it.
-      index_cache: folder to keep lengths in, "" to count them at each start.
+      seed: of the order and of augmentation.
+      on_error: "fail" on a damaged record, or "skip" it and count it.
+      index_cache: folder of cached lengths; "" counts them at each start.
       index_workers: processes that count.
     """
 
@@ -86,23 +94,23 @@ class PackedSettings:
             raise ValueError("audio = 'features' needs buckets")
         unknown = sorted(set(self.targets) - set(TARGETS))
         if unknown or len(set(self.targets)) != len(self.targets):
-            raise ValueError(f"targets = {self.targets}, expected some of {TARGETS}")
+            raise ValueError(f"targets = {self.targets}, expected distinct ones of {TARGETS}")
         if self.targets and self.audio != "features":
             raise ValueError(
-                f"targets = {self.targets} with audio = {self.audio!r}: no audio there"
+                f"targets = {self.targets} with audio = {self.audio!r}: expected 'features'"
             )
 
 
 class AudioChunks(NamedTuple):
-    """Chunks of one bucket; C of them a row, in no particular order. Empty places have 0 frames.
+    """Chunks of one bucket: C places a row, in no particular order. Empty places have 0 frames.
 
     Attributes:
       mel_BCTM: float32, Whisper's mel; 0 past a chunk's frames.
-      mel_lengths_BC: int32 frames of it.
-      starts_BC: int32, the position in the row of the chunk's first frame of codes.
-      frames_BC: int32, how many frames of codes it has.
-      hifigan_mel_BCTM: float32, the audio decoder's target, HIFIGAN_MEL; None if not asked for.
-      hifigan_lengths_BC: int32 frames of it: a chunk's samples // HIFIGAN_MEL.hop.
+      mel_lengths_BC: int32 frames of the mel.
+      starts_BC: int32, position in the row of the chunk's first frame of codes.
+      frames_BC: int32, frames of codes.
+      hifigan_mel_BCTM: float32, the audio decoder's target, HIFIGAN_MEL; None if not wanted.
+      hifigan_lengths_BC: int32 frames of the target: a chunk's samples // HIFIGAN_MEL.hop.
     """
 
     mel_BCTM: np.ndarray
@@ -114,7 +122,7 @@ class AudioChunks(NamedTuple):
 
 
 class _MelChunk(NamedTuple):
-    """A chunk of an example: where its codes go, how many, its mel, and its target or None."""
+    """A chunk of an example: position and number of its frames of codes, mel, target or None."""
 
     start: int
     frames: int
@@ -126,9 +134,9 @@ class PackedBatch(NamedTuple):
     """One host's rows of a global batch.
 
     Attributes:
-      rows: tokens; codes are 0 where the audio is in `audio`.
+      rows: tokens; codes are 0 where `audio` has the audio.
       audio: by bucket, shortest first; () if codes are stored.
-      skipped_B: int32, damaged examples of the row, which are padding now.
+      skipped_B: int32, damaged examples of the row, replaced by padding.
     """
 
     rows: PackedRows
@@ -138,7 +146,7 @@ class PackedBatch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ExampleBuilder:
-    """From a record to its example and sequence, without decoding audio."""
+    """Builds the example and the token sequence of a record, without decoding audio."""
 
     selection: Selection
     tokenizer: object
@@ -153,7 +161,7 @@ class ExampleBuilder:
         )
 
     def chunks(self, seconds: float, record: Record) -> tuple[int, ...]:
-        """Samples of the chunks that a recording is cut into."""
+        """Samples of each chunk of a recording."""
         speed = features.speed_of(record, self.augmentation)
         samples = features.total_samples(seconds, speed)
         return features.chunk_samples(samples, self.buckets[-1].seconds)
@@ -163,7 +171,7 @@ class ExampleBuilder:
         return sum(features.code_frames(n) for n in self.chunks(part.seconds, record))
 
     def __call__(self, record: Record):
-        """(example, sequence).
+        """Return (example, sequence).
 
         Raises:
           NotForTask: a reason to leave the record out.
@@ -180,7 +188,7 @@ class ExampleBuilder:
 
 @dataclasses.dataclass(frozen=True)
 class _MeasureSequence:
-    """Positions, 10 ms of speech, and chunks that need the i-th bucket or a longer one."""
+    """Measures (positions, 10 ms of speech, chunks that need the i-th bucket or a longer one)."""
 
     builder: ExampleBuilder
 
@@ -201,10 +209,10 @@ class _MeasureSequence:
 
 
 def open_builders(settings: PackedSettings, model: ModelFormat) -> list[ExampleBuilder]:
-    """The builder of each member of a mixture.
+    """Make the builder of each member of a mixture.
 
     Raises:
-      TokenizerError: no tokenizer there, or not the one that the model was made for.
+      TokenizerError: no such tokenizer, or not the one that the model was trained with.
     """
     tokenizer = load_text_tokenizer(dataset_directory(settings.tokenizer))
     tokenizer.check_against(model.tokens, model.vocab_size)
@@ -218,14 +226,14 @@ def open_builders(settings: PackedSettings, model: ModelFormat) -> list[ExampleB
 
 @dataclasses.dataclass(frozen=True)
 class PackedMember:
-    """One member of the mixture, packed.
+    """Rows of one member of the mixture.
 
     Attributes:
       records_N: record numbers, row by row.
-      lengths_N: the positions that each takes.
-      starts_R: where each row begins in them, and the end; one more than there are rows.
-      tokens, hours: in all its rows.
-      left_out: reason -> records that no example was made of.
+      lengths_N: positions of each record.
+      starts_R: first record of each row, and the end: one more than there are rows.
+      tokens, hours: of all rows.
+      left_out: reason -> records without an example.
     """
 
     records_N: np.ndarray
@@ -237,7 +245,7 @@ class PackedMember:
 
     @property
     def rows(self) -> int:
-        """How many rows it fills."""
+        """Number of rows."""
         return len(self.starts_R) - 1
 
     def row(self, number: int) -> list[tuple[int, int]]:
@@ -247,16 +255,16 @@ class PackedMember:
 
 
 class PackedBatches:
-    """Builds batches; can be pickled, and opened again in a worker.
+    """Builds packed batches; can be pickled to a worker.
 
     Args:
-      settings: what to build.
-      model: what the model says about its inputs.
+      settings: of the batches.
+      model: the model's input format.
       progress: called with the number of records counted since the last call.
 
     Raises:
-      RecordError: a dataset that is not there, damaged, or has nothing for its task.
-      TokenizerError: no tokenizer there, or not the one that the model was made for.
+      RecordError: a dataset that does not exist, is damaged, or has no example for its task.
+      TokenizerError: no such tokenizer, or not the one that the model was trained with.
     """
 
     def __init__(
@@ -271,8 +279,7 @@ class PackedBatches:
         # Chunks that fit a bucket fit all longer ones too.
         counts = [bucket.count for bucket in self.buckets]
         self._capacity_K = [sum(counts[i:]) for i in range(len(counts))]
-        opened = functools.cache(RecordSource)  # members often share a dataset
-        self._sources = [opened(s.dataset, s.split) for s in settings.mixture]
+        self._sources = open_sources(settings.mixture)
         self.members = [
             self._pack_member(builder, source, progress)
             for builder, source in zip(self._builders, self._sources, strict=True)
@@ -313,12 +320,12 @@ class PackedBatches:
             left_out[_TOO_LONG] = len(too_long)
         name = builder.selection.name
         if not rows:
-            raise RecordError(f"{name}: nothing to learn from; left out: {left_out}")
+            raise RecordError(f"{name}: no example for its task; left out: {left_out}")
         if left_out:
             logging.info("%s: left out %s", name, left_out)
         packed = np.concatenate(rows)
         return PackedMember(
-            # Half the size: every worker gets a copy.
+            # int32 halves the size: every worker gets a copy.
             counted.records_N[packed].astype(np.int32),
             counted.rows_NK[packed, 0].astype(np.int32),
             np.cumsum([0, *map(len, rows)]),
@@ -328,25 +335,27 @@ class PackedBatches:
         )
 
     def _row_weights(self) -> list[float]:
-        """How often a member's rows are drawn, so that tokens or hours have the weights asked."""
+        """Rates of drawing each member's rows that give tokens or hours their weights."""
         weights = []
         for selection, member in zip(self.settings.mixture, self.members, strict=True):
             amount = member.tokens if self.settings.unit == "tokens" else member.hours
             if not amount:
-                raise RecordError(f"{selection.name}: no speech, so it has no share of hours")
+                raise RecordError(
+                    f"{selection.name}: no speech, expected some for its share of hours"
+                )
             weights.append(selection.weight * member.rows / amount)
         return [weight / sum(weights) for weight in weights]
 
     def global_rows(self, step: int) -> int:
-        """Rows of the global batch, the same at every step."""
+        """Number of rows of the global batch, the same at every step."""
         return self.settings.rows
 
     def build(self, step: int, rows: Sequence[int] | None = None) -> PackedBatch:
-        """Rows (default: all) of the global batch at a step.
+        """Build rows (default: all) of the global batch at a step.
 
         Raises:
-          RecordError: a damaged record, if the settings say "fail"; a dataset that has changed
-            since its records were counted.
+          RecordError: a damaged record with on_error = "fail", or a dataset that has changed since
+            its records were counted.
           IndexError: a step below 0, or a row that the batch does not have.
         """
         rows = check_rows(step, rows, self.settings.rows)
@@ -355,28 +364,28 @@ class PackedBatches:
         audio = self._empty_audio(len(rows))
         with features.one_blas_thread():
             for place, row in enumerate(rows):
-                found, chunks, skipped_B[place] = self._row(step * self.settings.rows + row)
-                packed.append(tuple(range(len(sequences), len(sequences) + len(found))))
-                sequences += found
-                self._into_buckets(audio, place, chunks)
+                examples, chunks, skipped_B[place] = self._row(step * self.settings.rows + row)
+                packed.append(tuple(range(len(sequences), len(sequences) + len(examples))))
+                sequences += examples
+                self._fill_buckets(audio, place, chunks)
         codebooks = len(self.model.codebook_sizes)
         packing = Packing(tuple(packed), (), ())
-        laid = to_rows(sequences, packing, self.settings.row_length, codebooks)
-        return PackedBatch(laid, audio, skipped_B)
+        token_rows = to_rows(sequences, packing, self.settings.row_length, codebooks)
+        return PackedBatch(token_rows, audio, skipped_B)
 
     def _row(self, draw: int):
-        """A row's sequences, its chunks, how many examples it skips."""
-        which, number = self._draws[draw]
-        builder, source = self._builders[which], self._sources[which]
+        """Build a drawn row: (sequences, chunks, number of skipped examples)."""
+        member, number = self._draws[draw]
+        builder, source = self._builders[member], self._sources[member]
         rng = np.random.default_rng([self.settings.seed, draw])
         sequences, chunks = [], []
         start = skipped = 0
-        for index, length in self.members[which].row(number):
+        for index, length in self.members[member].row(number):
             name = f"{builder.selection.name}, record {index}"
             try:
                 record = source[index]
                 example, sequence = builder(record)
-                found = self._chunks(example, sequence, builder, record, rng)
+                example_chunks = self._chunks(example, sequence, builder, record, rng)
             except (RecordError, AudioError) as error:
                 if self.settings.on_error == "fail":
                     raise RecordError(f"{name}: {error}") from None
@@ -384,25 +393,25 @@ class PackedBatches:
                 skipped += 1
                 continue
             except NotForTask as reason:
-                raise RecordError(f"{name}: has changed since it was counted: {reason}") from None
+                raise RecordError(f"{name}: changed since it was counted: {reason}") from None
             if len(sequence) != length:
                 raise RecordError(
-                    f"{name}: has changed since it was counted: {len(sequence)} positions, "
+                    f"{name}: changed since it was counted: {len(sequence)} positions, "
                     f"expected {length}"
                 )
             sequences.append(sequence)
-            chunks += [chunk._replace(start=start + chunk.start) for chunk in found]
+            chunks += [chunk._replace(start=start + chunk.start) for chunk in example_chunks]
             start += length
         return sequences, chunks, skipped
 
     def _chunks(
         self, example, sequence, builder: ExampleBuilder, record: Record, rng
     ) -> list[_MelChunk]:
-        """The chunks of an example, with positions in it."""
+        """Compute the mels of an example's chunks; starts are positions in the example."""
         augmentation = self.settings.augmentation
         speed = features.speed_of(record, augmentation)
         geometry = features.mel_geometry(self.model.mel_bins)
-        found = []
+        mel_chunks = []
         for span in sequence.spans:
             segment = example.segments[span.segment]
             chunks = builder.chunks(segment.seconds, record)
@@ -416,12 +425,12 @@ class PackedBatches:
                 hifigan_TM = None
                 if "hifigan_mel" in self.settings.targets:
                     hifigan_TM = log_mel(wave_S[first : first + samples], HIFIGAN_MEL)
-                found.append(_MelChunk(at, frames, mel_TM, hifigan_TM))
+                mel_chunks.append(_MelChunk(at, frames, mel_TM, hifigan_TM))
                 at, first = at + frames, first + samples
-        return found
+        return mel_chunks
 
     def _empty_audio(self, rows: int) -> tuple[AudioChunks, ...]:
-        found = []
+        audio = []
         for bucket in self.buckets:
             shape = (rows, bucket.count, bucket.mel_frames, self.model.mel_bins)
             zeros = (np.zeros((rows, bucket.count), np.int32) for _ in range(3))
@@ -432,55 +441,55 @@ class PackedBatches:
                     hifigan_mel_BCTM=np.zeros(shape, np.float32),
                     hifigan_lengths_BC=np.zeros(shape[:2], np.int32),
                 )
-            found.append(chunks)
-        return tuple(found)
+            audio.append(chunks)
+        return tuple(audio)
 
-    def _into_buckets(
+    def _fill_buckets(
         self, audio: tuple[AudioChunks, ...], row: int, chunks: Sequence[_MelChunk]
     ) -> None:
         used = [0] * len(audio)
-        # The longest choose first: what they leave, shorter ones can use.
+        # The longest choose first: shorter ones can use the places that remain.
         for chunk in sorted(chunks, key=lambda chunk: -len(chunk.mel_TM)):
             mel_TM, hifigan_TM = chunk.mel_TM, chunk.hifigan_TM
-            which = next(
+            bucket = next(
                 i
-                for i, bucket in enumerate(self.buckets)
-                if len(mel_TM) <= bucket.mel_frames and used[i] < bucket.count
+                for i, size in enumerate(self.buckets)
+                if len(mel_TM) <= size.mel_frames and used[i] < size.count
             )
-            place = (row, used[which])
-            used[which] += 1
-            audio[which].mel_BCTM[place][: len(mel_TM)] = mel_TM
-            audio[which].mel_lengths_BC[place] = len(mel_TM)
-            audio[which].starts_BC[place] = chunk.start
-            audio[which].frames_BC[place] = chunk.frames
+            chunks_of_bucket, place = audio[bucket], (row, used[bucket])
+            used[bucket] += 1
+            chunks_of_bucket.mel_BCTM[place][: len(mel_TM)] = mel_TM
+            chunks_of_bucket.mel_lengths_BC[place] = len(mel_TM)
+            chunks_of_bucket.starts_BC[place] = chunk.start
+            chunks_of_bucket.frames_BC[place] = chunk.frames
             if hifigan_TM is not None:
-                audio[which].hifigan_mel_BCTM[place][: len(hifigan_TM)] = hifigan_TM
-                audio[which].hifigan_lengths_BC[place] = len(hifigan_TM)
+                chunks_of_bucket.hifigan_mel_BCTM[place][: len(hifigan_TM)] = hifigan_TM
+                chunks_of_bucket.hifigan_lengths_BC[place] = len(hifigan_TM)
 
     def ids(self, step: int, rows: Sequence[int] | None = None) -> list[list[str]]:
-        """Of each row, the examples' "dataset/split/task:record id"; no audio is decoded.
+        """List each row's examples as "dataset/split/task:record id"; decodes no audio.
 
         A record that cannot be read has its number in place of its id.
 
         Raises:
           IndexError: a step below 0, or a row that the batch does not have.
         """
-        found = []
+        names = []
         for row in check_rows(step, rows, self.settings.rows):
-            which, number = self._draws[step * self.settings.rows + row]
-            name, source = self._builders[which].selection.name, self._sources[which]
-            indices = [index for index, _ in self.members[which].row(number)]
-            found.append([example_name(name, source, index) for index in indices])
-        return found
+            member, number = self._draws[step * self.settings.rows + row]
+            name, source = self._builders[member].selection.name, self._sources[member]
+            indices = [index for index, _ in self.members[member].row(number)]
+            names.append([example_name(name, source, index) for index in indices])
+        return names
 
     def report(self) -> dict[str, dict]:
-        """What each member holds and how full its rows are."""
-        found = {}
+        """Figures of each member: examples, rows, tokens, hours, how full its rows are."""
+        figures = {}
         for selection, member, weight in zip(
             self.settings.mixture, self.members, self._draws.weights, strict=True
         ):
             positions = member.rows * self.settings.row_length
-            found[selection.name] = {
+            figures[selection.name] = {
                 "examples": len(member.records_N),
                 "rows": member.rows,
                 "tokens": member.tokens,
@@ -489,4 +498,4 @@ class PackedBatches:
                 "share_of_rows": weight,
                 "left_out": member.left_out,
             }
-        return found
+        return figures

@@ -1,7 +1,7 @@
-"""Packing token sequences into rows of fixed length, so that nothing but the last gap is padding.
+"""Packing of token sequences into rows of fixed length, padded at their ends.
 
-Each example keeps its own segment id and positions from 0: attention never crosses examples (see
-`packed_mask` in `ba_jax.models.llm`) and RoPE does not see where in the row an example lies.
+Each example has its own segment id and positions from 0: attention never crosses examples (see
+`packed_mask` in `ba_jax.models.llm`), and RoPE does not depend on the place in the row.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import numpy as np
 
 from ba_jax.data.sequence import TokenSequence
 
-_WINDOW = 1024  # sequences packed together, beside as many at most that wait from before
+_WINDOW = 1024  # sequences packed together, beside at most as many that wait from before
 _FULL = 0.97  # rows below this share are packed again with the next window
 
 
 class PackedRows(NamedTuple):
-    """Rows of fixed length, ready for the model; all arrays (rows, L) but the codes.
+    """Rows of fixed length for the model; all arrays are (rows, L) but the codes.
 
     Attributes:
       ids_BL: int32, 0 at padding.
-      codes_BLQ: int32, 0 where no audio is.
+      codes_BLQ: int32, 0 without audio.
       positions_BL: int32, from 0 within each example.
       segments_BL: int32, 1.. within a row, 0 at padding.
       text_target_BL, audio_target_BL: as in `TokenSequence`, false at padding. An example's first
-        position is never a target: it would be predicted from another example.
+        position is never a target: the position before belongs to another example.
     """
 
     ids_BL: np.ndarray
@@ -45,11 +45,11 @@ class PackedRows(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """Which sequence goes where.
+    """Assignment of sequences to rows.
 
     Attributes:
-      rows: for each row the indices of its sequences, in order.
-      left_over: indices that found no room in the rows there are, in order.
+      rows: indices of each row's sequences, in order.
+      left_over: indices without room in the rows, in order.
       too_long: indices of sequences that no row can hold, in order.
     """
 
@@ -66,16 +66,16 @@ def pack(
     loads_NK: np.ndarray | None = None,
     capacity_K: Sequence[int] = (),
 ) -> Packing:
-    """Assigns sequences to rows: longest first, each to the fullest row that has room (best fit).
+    """Assign sequences to rows: longest first, each to the fullest row that has room (best fit).
 
-    A pure function of its arguments; equal lengths keep their order. Within a row, sequences stand
-    in the order given.
+    A pure function of its arguments; equal lengths keep their order. Sequences of a row keep
+    their order.
 
     Args:
-      lengths: positions that each sequence takes.
+      lengths: positions of each sequence.
       row_length: positions of a row.
-      rows: how many rows; None: as many as are needed.
-      loads_NK, capacity_K: other things that a sequence takes and a row has K kinds of; integers.
+      rows: number of rows; None: as many as are needed.
+      loads_NK, capacity_K: K other resources that a sequence takes and a row has; integers.
 
     Raises:
       ValueError: a row_length, a number of rows or a length below 1.
@@ -90,7 +90,7 @@ def pack(
         needs = np.concatenate([needs, np.asarray(loads_NK, np.int64)], axis=1)
     capacity = np.asarray([row_length, *capacity_K], np.int64)
     fits = (needs <= capacity).all(axis=1)
-    # A row more than can be used, so that there is always an empty one to open.
+    # One row more than can be used: an empty one can always be opened.
     room = np.tile(capacity, (len(needs) + 1 if rows is None else rows, 1))
     used = 0
     placed: list[list[int]] = [[] for _ in room]
@@ -119,7 +119,7 @@ def pack_many(
     loads_NK: np.ndarray,
     capacity_K: Sequence[int] = (),
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Assigns any number of sequences to as many rows as they need, in time linear in the number.
+    """Assign any number of sequences to as many rows as they need, in linear time.
 
     A pure function of its arguments. Sequences are shuffled once, so that neighbours in a dataset
     do not share a row, and packed in windows.
@@ -128,7 +128,7 @@ def pack_many(
       lengths_N, row_length, loads_NK, capacity_K: as in `pack`; loads_NK may have no columns.
 
     Returns:
-      For each row the indices of its sequences, and the indices of those that no row can hold.
+      (indices of each row's sequences, indices of sequences that no row can hold).
     """
     order = np.random.default_rng(0).permutation(len(lengths_N))
     needs_NK = np.column_stack([lengths_N, loads_NK])
@@ -142,7 +142,7 @@ def pack_many(
         )
         too_long.append(window[list(packing.too_long)])
         groups = [window[list(row)] for row in packing.rows]
-        # A row whose loads have reached their capacity is as full as one without positions left.
+        # A row whose loads have reached their capacity is as full as one without free positions.
         fills = [float((needs_NK[group].sum(0) / whole_K).max()) for group in groups]
         again, places = [], 0 if start + _WINDOW >= len(order) else _WINDOW
         for at in np.argsort(fills, kind="stable"):
@@ -158,7 +158,7 @@ def pack_many(
 def to_rows(
     sequences: Sequence[TokenSequence], packing: Packing, row_length: int, codebooks: int
 ) -> PackedRows:
-    """Lays packed sequences out as arrays; `codebooks` is Q."""
+    """Write packed sequences to arrays; `codebooks` is Q."""
     shape = (len(packing.rows), row_length)
     packed = PackedRows(
         ids_BL=np.zeros(shape, np.int32),

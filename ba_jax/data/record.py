@@ -1,16 +1,16 @@
-"""Records: what a dataset stores, and their files (ArrayRecord shards laid out as TFDS lays them).
+"""Records of a dataset, and their files: ArrayRecord shards in the layout of TFDS.
 
-A record is an ordered list of parts; a part is text, speech, or speech with its text. A record does
-not say what is learnt from it: `ba_jax.data.tasks` makes examples of it, so that one recording
-serves recognition, synthesis and translation and is stored once.
+A record is an ordered list of parts; a part is text, speech, or speech with its text. Tasks make
+examples from it (`ba_jax.data.tasks`), so that one stored recording serves recognition, synthesis
+and translation.
 
     kind         parts
-    speech       one: an utterance, with what is known of it (transcript, translation, timings)
+    speech       one: an utterance, perhaps with transcript, translation, timings
     interleaved  two or more that continue each other, each with text and speech
     dialogue     turns with roles; a turn is text, speech, or both
     text         one or more paragraphs without speech
 
-TensorFlow is not needed, neither to write nor to read.
+TensorFlow is not needed to write or read.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ LANGUAGES = ("en", "zh")
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """Unicode ranges of Han characters, for a character class of a regular expression."""
 EMBEDDED = "embedded"
-"""In place of a folder: the corpus that comes with the package."""
+"""Name, in place of a folder, of the corpus in the package."""
 
 
 class RecordError(ValueError):
-    """A record or a dataset that cannot be written, read or understood."""
+    """A record or a dataset that cannot be written or read."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """A word of a part's text (in Mandarin a character) and when it is said, in seconds."""
+    """A word of a part's text (in Mandarin a character) and its times in seconds."""
 
     text: str
     start: float
@@ -50,15 +50,15 @@ class Part:
     """One utterance, turn or paragraph.
 
     Attributes:
-      text: what is written or said; "" if unknown.
-      audio: an encoded audio file (Ogg Opus, FLAC); b"" if there is none.
-      codes_NQ: its audio codes, int, if they are known.
+      text: written text or transcript; "" if unknown.
+      audio: an encoded audio file (Ogg Opus, FLAC); b"" without speech.
+      codes_NQ: audio codes, int; None if unknown.
       seconds: length of the audio; 0 without audio.
       translation: of the text, into the other language; "" if unknown.
       role: in a dialogue "system", "user" or "assistant", else "".
-      speaker: who speaks; "" if nobody or unknown.
-      words: when each word is said; () if unknown.
-      loss: False: never a target, whatever the task says.
+      speaker: name; "" without speech or if unknown.
+      words: words with their times; () if unknown.
+      loss: False: never a target, in any task.
     """
 
     text: str = ""
@@ -73,20 +73,20 @@ class Part:
 
     @property
     def is_spoken(self) -> bool:
-        """There is speech, encoded or as codes."""
+        """Whether the part has speech, encoded or as codes."""
         return bool(self.audio) or self.codes_NQ is not None
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What a dataset stores.
+    """One item of a dataset.
 
     Attributes:
       id: unique in its dataset.
       kind: one of KINDS.
       language: of the speech or text, ISO 639-1, one of LANGUAGES.
       parts: in order.
-      source: the corpus it comes from, "librispeech".
+      source: name of its corpus, "librispeech".
     """
 
     id: str
@@ -97,12 +97,12 @@ class Record:
 
     @property
     def seconds(self) -> float:
-        """Of speech in it."""
+        """Seconds of speech."""
         return sum(part.seconds for part in self.parts)
 
 
 def check_record(record: Record) -> Record:
-    """Returns the record if it is well formed.
+    """Return the record if it is well formed.
 
     Raises:
       RecordError: naming the record, the value and what was expected.
@@ -155,7 +155,7 @@ def check_record(record: Record) -> Record:
 
 @functools.cache
 def features():
-    """The TFDS features of a record."""
+    """TFDS features of a record."""
     import tensorflow_datasets as tfds
 
     blob = tfds.features.Tensor(shape=(), dtype=np.object_)
@@ -192,7 +192,7 @@ def _serializer():
 
 
 def to_bytes(record: Record) -> bytes:
-    """Serialises a record, after `check_record`."""
+    """Check and serialise a record."""
     check_record(record)
     parts, words = [], []
     for number, part in enumerate(record.parts):
@@ -227,7 +227,7 @@ def to_bytes(record: Record) -> bytes:
 
 
 def from_bytes(data: bytes) -> Record:
-    """The inverse of `to_bytes`.
+    """Parse the bytes of `to_bytes`.
 
     Reads the protobuf message itself: TFDS's general parser takes six times as long.
 
@@ -238,7 +238,7 @@ def from_bytes(data: bytes) -> Record:
 
     try:
         return _from_message(tf_example_pb2.Example.FromString(data).features.feature)
-    except Exception as error:  # protobuf's own kinds, and what comes of wrong fields
+    except Exception as error:  # protobuf's own classes, and those of wrong fields
         raise RecordError(f"{len(data)} bytes that are no record: {error!r}") from None
 
 
@@ -283,7 +283,6 @@ def _from_message(feature: Mapping) -> Record:
         codes_NQ = None
         if codebooks:
             codes_NQ = np.frombuffer(codes, "<u2").reshape(-1, codebooks).astype(np.int32)
-        own = tuple(words.pop(number, ()))
         parts.append(
             Part(
                 text,
@@ -293,7 +292,7 @@ def _from_message(feature: Mapping) -> Record:
                 translation,
                 role,
                 speaker,
-                words=own,
+                words=tuple(words.pop(number, ())),
                 loss=loss != 0,
             )
         )
@@ -308,24 +307,24 @@ def _from_message(feature: Mapping) -> Record:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """What `write_shard` wrote: records and serialised bytes."""
+    """Number of records and of serialised bytes of a shard."""
 
     records: int
     size: int
 
 
 def shard_name(name: str, split: str, number: int, count: int) -> str:
-    """TFDS's name of a shard: `name-train.array_record-00000-of-00004`."""
+    """File name of a shard in TFDS: `name-train.array_record-00000-of-00004`."""
     return f"{name}-{split}.array_record-{number:05d}-of-{count:05d}"
 
 
 def write_shard(path: str | os.PathLike, records: Iterable[Record]) -> Shard:
-    """Writes one ArrayRecord file; it appears under its name only when it is complete."""
+    """Write one ArrayRecord file; it appears under its name only when it is complete."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     path = pathlib.Path(path)
     part = path.with_name(path.name + ".incomplete")
-    # One record a chunk: random access reads no neighbours.
+    # One record a chunk: random access then reads no neighbours.
     writer = ArrayRecordWriter(str(part), "group_size:1")
     count = size = 0
     try:
@@ -347,10 +346,10 @@ def write_metadata(
     description: str = "",
     licence: str = "",
 ) -> None:
-    """Makes a folder of shards a TFDS dataset, `tfds.builder_from_directory(directory)`.
+    """Make a folder of shards a TFDS dataset, for `tfds.builder_from_directory(directory)`.
 
     Args:
-      directory: where the shards lie, named by `shard_name`.
+      directory: of the shards, named by `shard_name`.
       name: of the dataset.
       splits: split -> its shards, in order.
       description, licence: stored with the dataset.
@@ -386,17 +385,17 @@ def write_metadata(
 
 
 def dataset_directory(dataset: str | os.PathLike) -> pathlib.Path:
-    """The folder of a dataset; EMBEDDED is the corpus in the package."""
+    """Folder of a dataset; EMBEDDED is the corpus in the package."""
     if os.fspath(dataset) == EMBEDDED:
         return pathlib.Path(__file__).parent / "corpus" / EMBEDDED
     return pathlib.Path(dataset)
 
 
 class RecordSource(Sequence[Record]):
-    """Random access to one split of a dataset; can be pickled and opened again in a worker.
+    """Random access to one split of a dataset; can be pickled to a worker.
 
     Raises:
-      RecordError: no dataset there, no such split, and on reading a record that is damaged.
+      RecordError: no such dataset or split, and on reading a damaged record.
     """
 
     def __init__(self, dataset: str | os.PathLike, split: str):
@@ -440,7 +439,7 @@ class RecordSource(Sequence[Record]):
         source = self._open()
         try:
             return from_bytes(source[index])
-        except Exception as error:  # ArrayRecord's own kinds too
+        except Exception as error:  # ArrayRecord's own classes too
             reason = error if isinstance(error, RecordError) else repr(error)
             raise RecordError(
                 f"{self.directory}: split {self.split!r}, record {index} is damaged: {reason}"

@@ -1,11 +1,11 @@
-"""Examples as token sequences: ids, codes, and what each head has to predict where.
+"""Examples as token sequences: ids, codes, and the targets of each head.
 
-Targets are marked where they stand, not where they are predicted: `text_target_L[i]` says that the
-language model predicts `ids_L[i]` from position i - 1, `audio_target_L[i]` that the audio head
-predicts `codes_LQ[i]` from position i - 1. So a frame's codes are predicted from
-`<audiogen_start>` or from the frame before, and the frame after the last one, at
-`<audiogen_end>`, is the end of audio: codebook 0 has its extra class there, and that is how
-generation stops. The other codebooks' extra class fills the row and is no target.
+A target is marked at its own position, one after the position that predicts it: with
+`text_target_L[i]` the language model predicts `ids_L[i]` from position i - 1, with
+`audio_target_L[i]` the audio head predicts `codes_LQ[i]` from position i - 1. So a frame's codes
+are predicted from `<audiogen_start>` or from the frame before. The frame after the last one, at
+`<audiogen_end>`, is the end of audio: codebook 0 has its extra class there, which stops generation.
+The extra classes of the other codebooks fill the row and are no targets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ba_jax.vocab import AudioTokens, check_codes
 
 
 class TokenizerLike(Protocol):
-    """What is needed of a text tokenizer, see `ba_jax.data.text_tokenizer`."""
+    """Text tokenizer as far as sequences need one, see `ba_jax.data.text_tokenizer`."""
 
     audio_tokens: AudioTokens
     eos_id: int
@@ -31,7 +31,7 @@ class TokenizerLike(Protocol):
         ...
 
     def token_id(self, name: str) -> int:
-        """Id of a special token; here those of the roles, "system", "user", "assistant"."""
+        """Id of a special token; here of the roles "system", "user", "assistant"."""
         ...
 
 
@@ -41,12 +41,12 @@ class SequenceError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class AudioSpan:
-    """Positions that wait for the codes of audio that is still a waveform.
+    """Positions that wait for the codes of audio that is not tokenized yet.
 
     Attributes:
       segment: index of the segment in the example.
-      start: its first frame's position.
-      frames: how many there are.
+      start: position of its first frame.
+      frames: number of frames.
     """
 
     segment: int
@@ -63,9 +63,9 @@ class TokenSequence:
       codes_LQ: int32; codes at `audio_pad`, the end class at an `<audiogen_end>`, 0 elsewhere and
         in `spans`.
       text_target_L: the text head learns to predict this token.
-      audio_target_L: the audio head learns to predict these codes; at an end of audio codebook 0
-        alone.
-      spans: where codes are still missing, in order.
+      audio_target_L: the audio head learns to predict these codes; at an end of audio only
+        codebook 0.
+      spans: positions without codes yet, in order.
     """
 
     ids_L: np.ndarray
@@ -78,8 +78,8 @@ class TokenSequence:
         return len(self.ids_L)
 
 
-class _Builder:
-    """Collects runs of positions."""
+class _SequenceBuilder:
+    """Collects the runs of positions of one sequence."""
 
     def __init__(self, label: str, tokenizer: TokenizerLike, codebook_sizes: Sequence[int]):
         self.label, self.tokenizer, self.sizes = label, tokenizer, tuple(codebook_sizes)
@@ -133,7 +133,7 @@ class _Builder:
         else:
             self.run([tokens.audio_end])
 
-    def done(self) -> TokenSequence:
+    def finish(self) -> TokenSequence:
         lengths = [len(ids) for ids in self.ids]
         codes_LQ = np.zeros((self.length, len(self.sizes)), np.int32)
         for start, codes_NQ in self.codes:
@@ -150,13 +150,13 @@ class _Builder:
 def to_sequence(
     example: Example, tokenizer: TokenizerLike, codebook_sizes: Sequence[int]
 ) -> TokenSequence:
-    """Lays an example out as tokens.
+    """Lay an example out as tokens.
 
     Heard audio is `<audio_start> pad*n <audio_end>`, spoken audio `<audiogen_start> pad*n
-    <audiogen_end>`. The model learns to begin speaking (`<audiogen_start>`) where it wrote the text
-    before, or begins its own turn; not where it was given the text. Each assistant turn, and the
-    end of any other example whose last segment has loss, is followed by the end-of-text token, with
-    loss if what it ends has loss.
+    <audiogen_end>`. The model learns to begin speaking (`<audiogen_start>`) after text that it
+    wrote and at the beginning of its turn, not after text that it reads. The end-of-text token
+    follows each assistant turn, and the end of any other example whose last segment has loss; it
+    has loss if the segment before it has.
 
     Raises:
       SequenceError: no segments, an audio segment with neither codes nor a number of frames, or a
@@ -166,7 +166,7 @@ def to_sequence(
     label = f"{example.source}:{example.id}"
     if not example.segments:
         raise SequenceError(f"{label}: no segments")
-    build = _Builder(label, tokenizer, codebook_sizes)
+    build = _SequenceBuilder(label, tokenizer, codebook_sizes)
     before: Segment | None = None
     turn = ""
     for number, segment in enumerate(example.segments):
@@ -176,12 +176,12 @@ def to_sequence(
             build.begin_turn(segment)
             turn = segment.role
         if segment.is_audio:
-            own_turn = segment.role == "assistant"
+            begins_turn = segment.role == "assistant"
             wrote = before is not None and before.loss and not before.is_audio
-            build.frames(number, segment, announced=own_turn or (wrote and not segment.role))
+            build.frames(number, segment, announced=begins_turn or (wrote and not segment.role))
         else:
             build.words(segment)
         before = segment
     if before.loss or turn == "assistant":
         build.run([tokenizer.eos_id], text=before.loss)
-    return build.done()
+    return build.finish()

@@ -1,12 +1,11 @@
-"""Shows what a model is given: one example as tokens, codes, loss mask and text; or what is mixed.
+"""Print one example of a mixture as tokens, codes, loss mask and text; or the mixture's summary.
 
     python -m ba_jax.data.show --config=configs/lm_stage2.py:nano --member=asr --index=3
     python -m ba_jax.data.show --config=configs/lm_stage2.py:nano --summary
 
 A line is a run of text tokens with their ids, one special token, or audio frames with their codes.
-Its last column says what the model learns to produce there: `text` (the LM head predicts these
-tokens), `audio` (the audio head predicts these codes), `end` (codebook 0 predicts the end of
-audio), or nothing.
+Its last column names the loss there: `text` (the LM head predicts these tokens), `audio` (the audio
+head predicts these codes), `end` (codebook 0 predicts the end of audio), or nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _TEXT_WIDTH = 48
 
 
 def _runs(sequence: TokenSequence, tokenizer: TextTokenizer) -> Iterator[tuple[str, int, int]]:
-    """(kind, start, end) of runs of one kind and one loss: "text", "special" or "frames"."""
+    """Yield (kind, start, end) of runs of one kind ("text", "special", "frames") and one loss."""
     names = tokenizer.special_names
     pad = tokenizer.audio_tokens.audio_pad
 
@@ -56,7 +55,7 @@ def _loss(sequence: TokenSequence, kind: str, at: int) -> str:
 
 
 def _width(text: str) -> int:
-    """Columns on a terminal: Han characters take two."""
+    """Width in columns of a terminal: Han characters take two."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
@@ -68,14 +67,14 @@ def render(
     color: bool = False,
     frames: int = 3,
 ) -> str:
-    """One example as lines: positions, ids, token or text, codes, loss.
+    """Format one example as lines: positions, ids, token or text, codes, loss.
 
     Args:
-      example, sequence: of `ba_jax.data.sequence.to_sequence`.
-      tokenizer: that the sequence was made with.
-      color: green where the LM head learns, magenta where the audio head does, yellow special
-        tokens, grey what is only read.
-      frames: how many audio frames to print of each end of a longer run.
+      example, sequence: as in `ba_jax.data.sequence.to_sequence`.
+      tokenizer: of the sequence.
+      color: green for LM targets, magenta for audio targets, yellow for special tokens, grey for
+        positions without loss.
+      frames: audio frames to print of each end of a longer run.
     """
 
     def paint(text: str, code: str) -> str:
@@ -132,7 +131,7 @@ def render(
 def _pieces(
     ids_L: np.ndarray, start: int, end: int, tokenizer: TextTokenizer, count: int
 ) -> Iterator[tuple[int, int, str]]:
-    """(start, end, text) of pieces of some `count` tokens, cut between whole characters."""
+    """Yield (start, end, text) of pieces of about `count` tokens, cut between whole characters."""
     stream, text, first = tokenizer.stream(), "", start
     for at in range(start, end):
         new = stream.push(ids_L[at])
@@ -144,7 +143,7 @@ def _pieces(
             text, first = "", at + 1
 
 
-def _member(data, name: str | None) -> str:
+def _choose_member(data, name: str | None) -> str:
     members = sorted(name for name, m in data["mixture"].items() if m.get("weight", 1) != 0)
     name = name or members[0]
     if name not in members:
@@ -153,18 +152,18 @@ def _member(data, name: str | None) -> str:
 
 
 def find_example(config, member: str, index: int):
-    """The index-th example of a member of the mixture, in the order of its dataset.
+    """Find the index-th example of a member of the mixture, in the order of its dataset.
 
     Args:
       config: with `data` (kind "packed") and `model`.
       member: a name in `data.mixture`.
-      index: counts the records that the member's task can use.
+      index: number among the records that the member's task can use.
 
     Returns:
       (example, sequence, tokenizer).
 
     Raises:
-      ValueError: there are fewer examples, or the batches are not of this kind.
+      ValueError: fewer examples, or batches of another kind.
     """
     only = dict(config["data"]) | {"mixture": {member: config["data"]["mixture"][member]}}
     settings = batch_settings(only)
@@ -172,31 +171,32 @@ def find_example(config, member: str, index: int):
         raise ValueError(f"data.kind {only['kind']!r}: only packed batches hold tokens")
     selection = settings.mixture[0]
     (builder,) = open_builders(settings, ModelFormat.of(config["model"]))
-    seen = 0
+    count = 0
     for record in RecordSource(selection.dataset, selection.split):
         try:
             example, sequence = builder(record)
         except NotForTask:
             continue
-        if seen == index:
+        if count == index:
             return example, sequence, builder.tokenizer
-        seen += 1
-    raise ValueError(f"index {index}: {selection.name} has {seen} examples")
+        count += 1
+    raise ValueError(f"index {index}: {selection.name} has {count} examples")
 
 
-def summary(batches: PackedBatches) -> str:
-    """A table of what each member of a mixture holds."""
+def format_summary(batches: PackedBatches) -> str:
+    """Format a table of the members of a mixture."""
+    figures = batches.report()
     rows = [("member", "examples", "rows", "tokens", "hours", "real positions", "share of rows")]
-    for name, found in batches.report().items():
+    for name, member in figures.items():
         rows.append(
             (
                 name,
-                f"{found['examples']:,}",
-                f"{found['rows']:,}",
-                f"{found['tokens']:,}",
-                f"{found['hours']:.2f}",
-                f"{100 * found['real_share']:.1f} %",
-                f"{100 * found['share_of_rows']:.1f} %",
+                f"{member['examples']:,}",
+                f"{member['rows']:,}",
+                f"{member['tokens']:,}",
+                f"{member['hours']:.2f}",
+                f"{100 * member['real_share']:.1f} %",
+                f"{100 * member['share_of_rows']:.1f} %",
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -207,27 +207,27 @@ def summary(batches: PackedBatches) -> str:
         )
         for row in rows
     ]
-    for name, found in batches.report().items():
-        for reason, records in found["left_out"].items():
+    for name, member in figures.items():
+        for reason, records in member["left_out"].items():
             lines.append(f"{name}: left out {records:,} records: {reason}")
     return "\n".join(lines)
 
 
 def define_flags() -> None:
-    """The command line's."""
+    """Define the command line's flags."""
     from ml_collections import config_flags
 
     config_flags.DEFINE_config_file("config", None, "A config with `data` and `model`.")
     flags.DEFINE_string("member", None, "Name in data.mixture; default: the first.")
     flags.DEFINE_integer("index", 0, "Which of the member's examples.", lower_bound=0)
     flags.DEFINE_integer("frames", 3, "Audio frames to print of each end of a run.", 1)
-    flags.DEFINE_bool("summary", False, "What each member holds, and how full its rows are.")
+    flags.DEFINE_bool("summary", False, "Print a table of the members instead.")
     flags.DEFINE_enum("color", "auto", ["auto", "always", "never"], "Colour the output.")
     flags.mark_flag_as_required("config")
 
 
 def main(argv: list[str]) -> None:
-    """Prints an example or the summary."""
+    """Print an example or the summary."""
     values = flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
@@ -238,13 +238,14 @@ def main(argv: list[str]) -> None:
             batches = open_batches(config["data"], config["model"])
             if not isinstance(batches, PackedBatches):
                 raise ValueError(f"data.kind {config['data']['kind']!r}: expected 'packed'")
-            print(summary(batches))
+            print(format_summary(batches))
             return
-        found = find_example(config, _member(config["data"], values.member), values.index)
+        member = _choose_member(config["data"], values.member)
+        example, sequence, tokenizer = find_example(config, member, values.index)
     except (ValueError, RecordError) as error:
         sys.exit(f"ba_jax.data.show: {error}")
     color = sys.stdout.isatty() if values.color == "auto" else values.color == "always"
-    print(render(*found, color=color, frames=values.frames))
+    print(render(example, sequence, tokenizer, color=color, frames=values.frames))
 
 
 if __name__ == "__main__":

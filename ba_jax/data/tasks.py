@@ -1,4 +1,4 @@
-"""The training tasks (paper Table 4, and SFT): one pure function each from a record to an example.
+"""The training tasks (paper Table 4, and SFT): a pure function each, from values to segments.
 
     task    reads                          learns to produce
     asr     prompt, speech                 its transcript
@@ -6,7 +6,7 @@
     s2tt    prompt, speech                 its translation
     intlv   text and speech interleaved    the text; no loss on audio
     tts     text                           the speech
-    itts    text and speech interleaved    text and speech, but the first text
+    itts    text and speech interleaved    text and speech except the first text
     iasr    prompt, speech and text        the text: recognition piece by piece
     audio   -                              speech alone
     text    -                              text alone
@@ -52,11 +52,11 @@ _WORD_BEGIN = re.compile(rf"^\s*\S|[{HAN}]|(?<=\s)\S|(?<=[{HAN}，。！？；�
 
 
 class TaskError(ValueError):
-    """A record that a task cannot use: something missing, empty, or of the wrong kind."""
+    """Values that a task cannot use: missing, empty, or of the wrong kind."""
 
 
 def prompt(task: str, language: str, variant: int = 0) -> str:
-    """A task's prompt in the language of the speech; `variant` counts modulo what there is.
+    """Prompt of a task in the language of the speech; `variant` counts modulo their number.
 
     Raises:
       TaskError: a task without prompts, or a language that has none.
@@ -71,7 +71,7 @@ def prompt(task: str, language: str, variant: int = 0) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """An encoded audio file, its length, and how many frames of codes it will have."""
+    """An encoded audio file, its length, and its number of frames of codes."""
 
     audio: bytes
     seconds: float
@@ -83,7 +83,7 @@ Speech = Recording | bytes | np.ndarray
 
 
 def speech(value: Speech, **flags) -> Segment:
-    """An audio segment.
+    """Make an audio segment.
 
     Raises:
       TaskError: no speech, or empty.
@@ -106,10 +106,10 @@ def speech(value: Speech, **flags) -> Segment:
 
 
 def words(value: str, name: str = "text", **flags) -> Segment:
-    """A text segment.
+    """Make a text segment.
 
     Raises:
-      TaskError: not a string, or nothing but white space.
+      TaskError: not a string, or only white space.
     """
     if not isinstance(value, str) or not value.strip():
         raise TaskError(f"{name}: {value!r}, expected text")
@@ -117,7 +117,7 @@ def words(value: str, name: str = "text", **flags) -> Segment:
 
 
 def heard(value: Speech | str) -> Segment:
-    """What a task listens to: speech, or in its place the text of it."""
+    """Make the segment that a task listens to: speech, or its text in its place."""
     return words(value) if isinstance(value, str) else speech(value)
 
 
@@ -131,7 +131,7 @@ def asr(audio, transcript: str, *, language: str, variant: int = 0) -> tuple[Seg
 
 
 def aqa(audio, answer: str, *, language: str, variant: int = 0) -> tuple[Segment, ...]:
-    """A spoken question, or one in a list of spoken and written pieces, answered in writing."""
+    """Answering in writing a spoken question, or a list of its spoken and written pieces."""
     pieces = audio if isinstance(audio, list) else [audio]
     return (
         words(prompt("aqa", language, variant)),
@@ -141,7 +141,7 @@ def aqa(audio, answer: str, *, language: str, variant: int = 0) -> tuple[Segment
 
 
 def s2tt(audio, translation: str, *, language: str, variant: int = 0) -> tuple[Segment, ...]:
-    """Speech in `language`, translated into writing in the other one."""
+    """Translation of speech in `language` into text in the other language."""
     return (
         words(prompt("s2tt", language, variant)),
         heard(audio),
@@ -150,7 +150,7 @@ def s2tt(audio, translation: str, *, language: str, variant: int = 0) -> tuple[S
 
 
 def intlv(parts: Sequence[str | Speech]) -> tuple[Segment, ...]:
-    """Text and speech that continue each other; the speech is heard, only text carries loss."""
+    """Text and speech that continue each other; speech is heard, only text carries loss."""
     return tuple(
         words(part, loss=True) if isinstance(part, str) else speech(part)
         for part in _interleaved(parts)
@@ -158,14 +158,14 @@ def intlv(parts: Sequence[str | Speech]) -> tuple[Segment, ...]:
 
 
 def tts(text: str, audio) -> tuple[Segment, ...]:
-    """Text, then the same in speech."""
+    """Speech synthesis: text, then its speech."""
     return words(text), speech(audio, loss=True, spoken=True)
 
 
 def itts(parts: Sequence[str | Speech], *, fully_conditioned: bool = False) -> tuple[Segment, ...]:
     """Text and its speech in turns; loss on everything but the first text.
 
-    `fully_conditioned`: no loss on any text, which is read piece by piece and not written.
+    `fully_conditioned`: no loss on any text: the model reads it piece by piece and writes none.
     """
     segments = []
     for part in _interleaved(parts):
@@ -177,9 +177,9 @@ def itts(parts: Sequence[str | Speech], *, fully_conditioned: bool = False) -> t
 
 
 def in_pieces(text: str, count: int) -> list[str]:
-    """A text in pieces of `count` words, each Han character being one; the last may have fewer.
+    """Cut a text into pieces of `count` words; a Han character is a word, the last may have fewer.
 
-    As `ExampleMaker.pieces` cuts recordings of the embedded corpus, whose texts are known.
+    The cuts are those of `ExampleMaker.pieces` in the embedded corpus.
 
     Raises:
       TaskError: no text.
@@ -194,7 +194,7 @@ def in_pieces(text: str, count: int) -> list[str]:
 
 
 def iasr(parts: Sequence[str | Speech], *, language: str, variant: int = 0) -> tuple[Segment, ...]:
-    """Speech and its transcript in turns: recognition piece by piece, which aligns the two."""
+    """Recognition piece by piece: speech and its transcript in turns, which aligns the two."""
     segments = [words(prompt("iasr", language, variant))]
     for part in _interleaved(parts):
         if isinstance(part, str):
@@ -219,8 +219,8 @@ def sft(turns: Sequence[tuple[str, Sequence[str | Speech]]]) -> tuple[Segment, .
 
     Args:
       turns: (role, parts) with roles "system" (first, at most once), then "user" and "assistant"
-        in turns, ending with the assistant. A part is text, an encoded file or codes. An
-        assistant's turn that holds speech is a spoken answer: its text and speech alternate.
+        in turns, ending with the assistant. A part is text, an encoded file or codes. In an
+        assistant's turn with speech (a spoken answer) text and speech alternate.
 
     Raises:
       TaskError: roles out of order, or an empty turn.
@@ -271,13 +271,13 @@ TASKS: Mapping[str, Callable[..., tuple[Segment, ...]]] = {
     "text": text_only,
     "sft": sft,
 }
-"""Name -> function to segments."""
+"""Name -> function that makes the segments."""
 
 
 def make_example(
     task: str, *args, id: str, language: str, speaker: str = "", source: str = "", **options
 ) -> Example:
-    """Runs a task; errors say which example they are about.
+    """Run a task; errors name the example.
 
     Raises:
       TaskError: an unknown task or language, or as the task.

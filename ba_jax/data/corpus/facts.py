@@ -1,8 +1,8 @@
 """The closed part of the embedded corpus: few facts, few words, many sentences.
 
-A fact (three plus four is seven) is asked in QUESTIONS phrasings and stated in STATEMENTS of them,
-the same ones in both languages, so that sentence by sentence English and Mandarin translate each
-other. A sentence is a (fact, phrasing) pair; `hold_out` says which pairs nothing trains on: their
+A fact (three plus four is seven) has QUESTIONS phrasings of its question and STATEMENTS of its
+statement, the same in both languages, so that English and Mandarin sentences translate each other.
+A sentence is a (fact, phrasing) pair; `hold_out` chooses the pairs that nothing trains on: their
 fact is trained in other phrasings, their phrasing with other facts.
 """
 
@@ -44,8 +44,8 @@ _NUMBERS = {
 }
 
 # Phrasings by category: (English, Mandarin) with the names of a fact's words; the last row is the
-# answer. English sentences begin with words that others begin with too: a capital makes another
-# token of a word, and one that begins a single sentence could be held out altogether.
+# answer. Several English sentences begin with each first word: its capital makes it another token,
+# and the token of a single sentence could be held out altogether.
 _PHRASINGS = {
     "sum": (
         ("What is {sum}?", "{sum}是多少？"),
@@ -188,9 +188,9 @@ def _fact(id: str, category: str, phrasings: str, en: dict, zh: dict) -> Fact:
     return Fact(
         id=id,
         category=category,
-        questions={one: tuple(texts[one][:QUESTIONS]) for one in LANGUAGES},
-        statements={one: tuple(texts[one][QUESTIONS:-1]) for one in LANGUAGES},
-        answers={one: texts[one][-1] for one in LANGUAGES},
+        questions={language: tuple(texts[language][:QUESTIONS]) for language in LANGUAGES},
+        statements={language: tuple(texts[language][QUESTIONS:-1]) for language in LANGUAGES},
+        answers={language: texts[language][-1] for language in LANGUAGES},
     )
 
 
@@ -199,16 +199,16 @@ def _capitalise(text: str) -> str:
 
 
 def facts() -> tuple[Fact, ...]:
-    """All facts, in an order that does not change."""
+    """All facts, in a fixed order."""
     en, zh = _NUMBERS["en"], _NUMBERS["zh"]
-    found = []
+    all_facts = []
     for word, sign, pairs in (("plus", 1, _PLUS), ("minus", -1, _MINUS)):
         character = {"plus": "加", "minus": "减"}[word]
         for a, b in pairs:
             value = a + sign * b
             words = {"sum": f"{en[a]} {word} {en[b]}", "value": en[value]}
             characters = {"sum": f"{zh[a]}{character}{zh[b]}", "value": zh[value]}
-            found.append(_fact(f"{word}-{a}-{b}", word, "sum", words, characters))
+            all_facts.append(_fact(f"{word}-{a}-{b}", word, "sum", words, characters))
     for name, slot, rows in (
         ("color", "thing", _COLORS),
         ("opposite", "word", _OPPOSITES),
@@ -217,39 +217,40 @@ def facts() -> tuple[Fact, ...]:
         for word, characters, value, value_zh in rows:
             id = f"{name}-{word.split()[-1]}"
             mapped = {slot: characters, "value": value_zh}
-            found.append(_fact(id, name, name, {slot: word, "value": value}, mapped))
+            all_facts.append(_fact(id, name, name, {slot: word, "value": value}, mapped))
     for name, words in (("day", _DAYS), ("season", _SEASONS)):
         count = len(words["en"])
         for i in range(count):
             pair = [
-                {name: words[one][i], "value": words[one][(i + 1) % count]} for one in LANGUAGES
+                {name: words[language][i], "value": words[language][(i + 1) % count]}
+                for language in LANGUAGES
             ]
-            found.append(_fact(f"{name}-{words['en'][i].lower()}", name, name, *pair))
+            all_facts.append(_fact(f"{name}-{words['en'][i].lower()}", name, name, *pair))
     for word, characters, count in _LEGS:
         # Two of something is 两, not 二.
         mapped = {"animal": characters, "value": "两" if count == 2 else zh[count]}
         pair = {"animal": word, "value": en[count]}, mapped
-        found.append(_fact(f"legs-{word.split()[-1]}", "legs", "legs", *pair))
-    return tuple(found)
+        all_facts.append(_fact(f"legs-{word.split()[-1]}", "legs", "legs", *pair))
+    return tuple(all_facts)
 
 
 def hold_out(
-    found: Sequence[Fact], phrasings: int, test: int, validation: int, seed: int
+    facts: Sequence[Fact], phrasings: int, test: int, validation: int, seed: int
 ) -> dict[tuple[str, int], str]:
-    """Which (fact id, phrasing) pairs are not trained on, and the split that they are for.
+    """Choose the (fact id, phrasing) pairs that are not trained on, and their splits.
 
     At most one phrasing of a fact is held out, and a phrasing at most with every
-    `phrasings`-th fact, so that of each fact and of each phrasing most is trained on.
+    `phrasings`-th fact, so that most of each fact and of each phrasing is trained on.
 
     Args:
-      found: the facts.
-      phrasings: how many there are.
-      test, validation: how many pairs to hold out for them; together at most the facts.
+      facts: all of them.
+      phrasings: their number.
+      test, validation: pairs to hold out for these splits; together at most one a fact.
       seed: of the choice.
     """
-    if test + validation > len(found):
-        raise ValueError(f"{test} + {validation} pairs to hold out of {len(found)} facts")
-    order = list(found)
+    if test + validation > len(facts):
+        raise ValueError(f"{test} + {validation} pairs to hold out of {len(facts)} facts")
+    order = list(facts)
     random.Random(f"hold out {phrasings} {seed}").shuffle(order)
     chosen = {}
     for number, fact in enumerate(order[: test + validation]):

@@ -90,7 +90,7 @@ def test_a_recordings_speed_depends_on_its_id_alone():
 
 @pytest.mark.parametrize(
     "seconds, message",
-    [(1.5, "audio of 1.000 s, expected 1.500 s"), (0.5, "expected at most 0.6 s")],
+    [(1.5, "audio cut short: 1.000 s, expected 1.500 s"), (0.5, "expected at most 0.6 s")],
 )
 def test_a_recording_of_another_length_than_stated_is_damaged(seconds, message):
     with pytest.raises(AudioError, match=message):

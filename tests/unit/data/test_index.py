@@ -184,7 +184,7 @@ def test_nothing_to_count():
 @pytest.mark.parametrize("measure", [Dies(), Raises()])
 def test_a_process_that_dies_is_an_error_and_no_hang(source, short_runs, measure):
     begin = time.monotonic()
-    with pytest.raises(RecordError, match="a process that counted its records died"):
+    with pytest.raises(RecordError, match="a process that counts its records died"):
         count(source, measure, 2, key=1, workers=2)
     assert time.monotonic() - begin < 10
 

@@ -118,9 +118,9 @@ def test_any_draw_is_found_at_once_and_survives_pickling():
     draws = Draws([1000, 30], [3, 1], seed=5)
     draws[0]
     copy = pickle.loads(pickle.dumps(draws))
-    begin = time.perf_counter()
+    begin = time.process_time()
     far = [draws[10**12 + i] for i in range(20)]
-    assert time.perf_counter() - begin < 0.5
+    assert time.process_time() - begin < 0.5
     assert far == [copy[10**12 + i] for i in range(20)]
     assert len(pickle.dumps(draws)) < 1000
 

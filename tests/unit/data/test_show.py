@@ -17,7 +17,7 @@ import pytest
 from ba_jax.corpora.make_tokenizer import train_sentencepiece
 from ba_jax.data.batches import open_batches
 from ba_jax.data.sequence import to_sequence
-from ba_jax.data.show import find_example, render, summary
+from ba_jax.data.show import find_example, format_summary, render
 from ba_jax.data.tasks import Recording, make_example
 from ba_jax.data.text_tokenizer import TextTokenizer
 from configs import models
@@ -121,7 +121,7 @@ def test_an_example_of_a_member(small_dataset, small_tokenizer):
 
 def test_summary_names_every_member_and_what_is_left_out(small_dataset, small_tokenizer):
     found = config(small_dataset, small_tokenizer)
-    text = summary(open_batches(found["data"], found["model"]))
+    text = format_summary(open_batches(found["data"], found["model"]))
     assert re.search(r"train/asr +12 ", text) and re.search(r"train/tts +12 ", text)
     assert "left out" in text and "a record of kind dialogue" in text
     assert "nowhere" not in text
