@@ -44,7 +44,7 @@ def base(size: str, stage: str) -> ConfigDict:
 def sampling(
     temperature: float, top_k: int, top_p: float, repetition_penalty: float = 1.0
 ) -> dict[str, float]:
-    """How ids or codes are chosen, see `ba_jax.sampling.logits.Sampling`."""
+    """Settings of `ba_jax.sampling.logits.Sampling`."""
     return {
         "temperature": temperature,
         "top_k": top_k,
@@ -54,10 +54,10 @@ def sampling(
 
 
 def synthesis(nano: bool, longest: int) -> dict[str, Any]:
-    """How codes become waves, in segments of at most so many frames (64 at nano)."""
+    """Synthesis of waves from codes, in segments of at most `longest` frames (64 at nano)."""
     return {
         "vocoder": "griffin_lim" if nano else "vocoder",
-        # Some 250 steps do not teach a flow more than the decoder knows.
+        # The few steps of a nano flow do not improve on the decoder.
         "mel": "decoder" if nano else "flow",
         "steps": 10,
         "guidance": 0.7,
@@ -68,7 +68,7 @@ def synthesis(nano: bool, longest: int) -> dict[str, Any]:
 
 
 def at_scale(config: ConfigDict, *, fsdp: int = -1, replica: int = 1) -> ConfigDict:
-    """Sets what any run on a pod has: bfloat16, remat, FSDP over a slice, workers, checkpoints."""
+    """Settings of a run on a pod: bfloat16, remat, FSDP over a slice, workers, checkpoints."""
     config.loader = ConfigDict({"workers": 16, "prefetch": 2})
     config.mesh.update({"replica": replica, "fsdp": fsdp})
     config.train.update({"dtype": "bfloat16", "remat": "full", "log_every": 20})
@@ -79,10 +79,10 @@ def at_scale(config: ConfigDict, *, fsdp: int = -1, replica: int = 1) -> ConfigD
 
 
 def choose(size: str, sizes: tuple[str, ...]) -> str:
-    """The size, if it is one.
+    """Return `size` if it is one of `sizes`.
 
     Raises:
-      ValueError: it is none.
+      ValueError: it is not.
     """
     if size not in sizes:
         raise ValueError(f"size {size!r}: expected one of {sizes}")
@@ -90,9 +90,9 @@ def choose(size: str, sizes: tuple[str, ...]) -> str:
 
 
 def of_split(data: ConfigDict, split: str, **changes: Any) -> ConfigDict:
-    """The same data, of another split."""
-    found = data.copy_and_resolve_references()
-    for member in found.mixture.values():
+    """A copy of a data section that reads another split of its datasets."""
+    copy = data.copy_and_resolve_references()
+    for member in copy.mixture.values():
         member.split = split
-    found.update(changes)
-    return found
+    copy.update(changes)
+    return copy

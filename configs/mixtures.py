@@ -1,22 +1,26 @@
-"""What each stage is trained on: the `data` sections of the stages' configs.
+"""Training data of each stage: the `data` sections of the stages' configs.
 
     --config=configs/mixtures.py:NAME          the names are at the end of this file
 
-`data.mixture` names the members; each is a dataset (a folder that `python -m ba_jax.corpora`
-made, or "embedded", the corpus in this tree) and a task; `data.folder`, if it is set, is where all
-of them are. Weights are shares of `data.unit`. Change
-one with `--config.data.mixture.asr.weight=2`, leave one out with weight 0, look at it all with
+`data.mixture` names the members. Each is a dataset (a folder that `python -m ba_jax.corpora` wrote,
+or "embedded", the corpus in this repository) with a task; `data.folder`, if set, is the parent
+folder of the datasets. Weights are shares of `data.unit`. Change a weight with
+`--config.data.mixture.asr.weight=2`, leave a member out with weight 0, and look at the result with
 `python -m ba_jax.data.show --config=configs/lm_stage2.py:nano --summary`.
 
 The large mixtures read codes that the audio tokenizer has written into the datasets
-(`data.audio = "codes"`, `python -m ba_jax.corpora.tokenize`), one a task, in `data.folder`.
+(`data.audio = "codes"`, `python -m ba_jax.corpora.tokenize`), one dataset per task.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
-# Paper, Table 4, in thousand hours; text-only data is there to keep the language ability.
+from ba_jax.data.augment import Augmentation
+
+# Paper, Table 4, in thousand hours.
 PAPER_KILOHOURS = {
     "asr": 185.0,
     "aqa": 21.0,
@@ -26,7 +30,7 @@ PAPER_KILOHOURS = {
     "itts": 142.0,
     "audio": 80.0,
 }
-# Share of positions without any audio; the paper gives none.
+# Share of positions in text-only rows, which keep the language ability; not given in the paper.
 TEXT_SHARE = 0.2
 
 
@@ -34,7 +38,7 @@ def get_config(name: str = "lm_nano") -> ConfigDict:
     """A `data` section.
 
     Raises:
-      ValueError: for an unknown name.
+      ValueError: an unknown name.
     """
     if name not in MIXTURES:
         raise ValueError(f"mixture {name!r}: expected one of {sorted(MIXTURES)}")
@@ -45,15 +49,7 @@ def _common(kind: str, mixture: dict) -> dict:
     return {
         "kind": kind,
         "mixture": mixture,
-        "augmentation": {
-            "speeds": (1.0,),
-            "noise_probability": 0.0,
-            "noise_snr_db": (10.0, 40.0),
-            "time_masks": 0,
-            "max_time_mask": 40,
-            "mel_masks": 0,
-            "max_mel_mask": 20,
-        },
+        "augmentation": dataclasses.asdict(Augmentation()),
         "seed": 0,
         "on_error": "fail",
         "index_cache": "",
@@ -70,8 +66,8 @@ def _text_nano() -> dict:
     mixture = {
         "text": _member("embedded", "text", 1.0),
         "written": _member("embedded", "sft", 3.0, questions="written", answers="written"),
-        # The spoken tasks with the text in the place of the speech: a large language model can
-        # repeat, translate and answer what it reads, before it learns to hear.
+        # The spoken tasks with text in place of speech: a large language model can repeat,
+        # translate and answer text before it learns to hear.
         "asr": _member("embedded", "asr", 2.0, turn="any", questions="written"),
         "aqa": _member("embedded", "aqa", 1.0, questions="written"),
         "s2tt": _member("embedded", "s2tt", 1.0, turn="any", questions="written"),
@@ -87,7 +83,7 @@ def _text_nano() -> dict:
 
 
 def _tokenizer_nano() -> dict:
-    """All speech of the embedded corpus with the text to it, and the audio decoder's mels."""
+    """All speech of the embedded corpus with its text and the audio decoder's mels."""
     mixture = {
         "asr": _member("embedded", "asr", 3.0, turn="any"),
         "answers": _member("embedded", "asr", 1.0, turn="assistant"),
@@ -102,8 +98,8 @@ def _tokenizer_nano() -> dict:
         "unit": "tokens",
         "audio": "features",
         "targets": ("hifigan_mel",),
-        # Per row of 256 positions. Utterances last 1.7 s in the mean, 3.9 s at most; what is longer
-        # than the bucket is encoded in two pieces.
+        # Per row of 256 positions. Utterances last 1.7 s on average and 3.9 s at most; those longer
+        # than the bucket are encoded in two chunks.
         "buckets": [{"seconds": 2.6, "count": 5}],
     }
 
@@ -162,28 +158,27 @@ def _lm_nano() -> dict:
 
 
 def _lm_codes_nano() -> dict:
-    """lm_nano from codes, which `ba_jax.corpora.tokenize` wrote into a copy of the corpus.
+    """lm_nano from codes, which `ba_jax.corpora.tokenize` wrote into copies of the corpus.
 
-    What is heard comes at three speeds, from two more copies (`--speed`).
+    Speech input comes at three speeds, from one copy each (`--speed`).
     """
     mixture = {
         **_at_all_speeds("asr", "asr", 5.0, turn="any"),
         "asr_answers": _member("embedded", "asr", 1.0, turn="assistant"),
-        # Words and phrases of a sentence in any order: they have to be heard.
+        # Words and phrases of a sentence in any order, so that the model cannot guess them.
         **{
             f"shuffled_{order}": _member(
                 _SPEEDS[order % 3], "asr", 1.0, turn="any", pieces=1 + order % 2, order=order
             )
             for order in range(6)
         },
-        # Recognition and synthesis word by word: sentences would take far longer to align.
+        # Recognition and synthesis word by word: sentences take far longer to align.
         **_at_all_speeds("words", "iasr", 3.0, turn="any", pieces=1),
         "answer_words": _member("embedded", "iasr", 1.0, turn="assistant", pieces=1),
         "phrases": _member("embedded", "iasr", 2.0, turn="any", pieces=3),
-        # Answers begin with the question as it was heard.
+        # Answers begin with a transcript of the question.
         **_at_all_speeds("aqa", "aqa", 5.0, transcribe_first=True),
-        # Some words of a question spoken, the others written: what is known of the one is then
-        # known of the other.
+        # Questions of spoken and written words, so that knowledge about one transfers to the other.
         **{
             f"mixed_{order}": _member(
                 _SPEEDS[order % 3],
@@ -198,7 +193,7 @@ def _lm_codes_nano() -> dict:
         },
         "s2tt": _member("embedded", "s2tt", 0.2),
         "intlv": _member("embedded", "intlv", 0.2),
-        # The assistant's voice alone: some minutes teach one voice a language, not twenty.
+        # Only the assistant's voice: a few minutes of speech teach one voice, not twenty.
         "tts": _member("embedded", "tts", 0.5, turn="any", speakers=ASSISTANT),
         **_IN_TURNS,
         "itts": _member("embedded", "itts", 0.2),
@@ -220,12 +215,12 @@ def _lm_codes_nano() -> dict:
     }
 
 
-# Who answers in the embedded corpus, English and Mandarin.
+# The assistant's voices in the embedded corpus, English and Mandarin.
 ASSISTANT = ("af_heart", "zf_xiaoxiao")
-# Text and speech in turns. The codes of a recording know what is said next, as the encoder hears
-# all of it, and a model that learns from them goes on with what it knows, whatever the text says.
-# So each piece is of another recording (`configs/prepare.py:spliced`, of one word or two): what
-# comes has to be read.
+# Text and speech in turns. The encoder hears the whole recording, so the codes of a piece reveal
+# the next ones, and a model trained on them continues from the codes, whatever the text says. So
+# each piece comes from another recording (`configs/prepare.py:spliced`, of one or two words), and
+# the model must read the text.
 _IN_TURNS = {
     f"said_{name}": _member(
         dataset, "itts", weight, turn="any", pieces=pieces, fully_conditioned=True
@@ -240,7 +235,7 @@ _SPEEDS = ("embedded", "embedded_slow", "embedded_fast")
 
 
 def _at_all_speeds(name: str, task: str, weight: float, **options) -> dict:
-    """A member for each speed, which share the weight: "asr", "asr_slow", "asr_fast"."""
+    """A member for each speed ("asr", "asr_slow", "asr_fast"); they share the weight."""
     return {
         dataset.replace("embedded", name): _member(dataset, task, weight / 3, **options)
         for dataset in _SPEEDS
@@ -248,13 +243,13 @@ def _at_all_speeds(name: str, task: str, weight: float, **options) -> dict:
 
 
 def said_in_turns(split: str) -> ConfigDict:
-    """A member: the assistant's recordings of a split, text and speech in turns, word by word."""
+    """Member of the assistant's recordings of a split: text and speech in turns, word by word."""
     options = {"turn": "any", "pieces": 1, "fully_conditioned": True, "speakers": ASSISTANT}
     return ConfigDict(_member("embedded", "itts", 6.0, **options) | {"split": split})
 
 
 def _lm_words_nano() -> dict:
-    """Single words first: what a frame says is soon learnt where there is nothing to align."""
+    """Single words first: without alignment to learn, the content of a frame is learnt soon."""
     nano = _lm_codes_nano()
     weights = {
         "words": 2.0,
@@ -302,7 +297,7 @@ def _sft_nano() -> dict:
 
 
 def _lm() -> dict:
-    """The paper's mixture (Table 4) by hours of speech, and text, all as shares of positions."""
+    """The paper's mixture (Table 4) and text, as shares of positions."""
     frames = {task: hours * 3600 * 12.5 for task, hours in PAPER_KILOHOURS.items()}
     total = sum(frames.values())
     mixture = {
@@ -329,7 +324,7 @@ def _audio(dataset: str, buckets: list[dict], **options) -> dict:
 
 
 def _audio_nano() -> dict:
-    """All speech of the embedded corpus, in clips."""
+    """Clips of all speech of the embedded corpus."""
     return _audio(
         "embedded",
         [
@@ -342,7 +337,7 @@ def _audio_nano() -> dict:
 
 
 def _vocoder_nano() -> dict:
-    """Random windows of 0.64 s of the embedded corpus."""
+    """Random windows of 0.64 s from the embedded corpus."""
     return _audio(
         "embedded",
         [{"seconds": 0.64, "count": 8}],
@@ -362,12 +357,12 @@ def _vocoder() -> dict:
 
 
 def _flow_nano() -> dict:
-    """The assistant's speech in the embedded corpus, in clips, with the flow decoder's mels.
+    """Clips of the assistant's speech in the embedded corpus, with the flow decoder's mels.
 
-    The model's own voices (one a language), whoever was heard: some minutes teach two voices, not
+    Only the assistant's voices, one per language: a few minutes of speech teach two voices, not
     forty.
     """
-    buckets = [{"seconds": 2.24, "count": 12}]  # 95 % of it is shorter
+    buckets = [{"seconds": 2.24, "count": 12}]  # longer than 95 % of the clips
     features = ("whisper_mel", "hifigan_mel", "flow_mel")
     data = _audio("embedded", buckets, features=features)
     data["mixture"]["all"]["speakers"] = ASSISTANT

@@ -1,13 +1,13 @@
-"""Model sizes: the only place where they live.
+"""Model sizes: the only place that defines them.
 
     --config=configs/models.py:SIZE
 
-  size     values     what it is
-  nano          24 M    two CPU cores, minutes
-  nano_whisper  53 M    nano with Whisper-base as its audio encoder: the main job
-  tiny         2.4 M    the sizes of the golden numbers in tests/data/tiny; random weights only
-  1b5          3.1 B    the release's tokenizer and decoders around a Qwen2.5-1.5B
-  7b          10.4 B    Baichuan-Audio as released
+  size          values  description
+  nano          24 M    trains on two CPU cores in minutes
+  nano_whisper  53 M    nano with Whisper-base as its audio encoder: the demo
+  tiny          2.4 M   sizes of the golden numbers in tests/data/tiny; random weights only
+  1b5           3.1 B   the release's tokenizer and decoders around a Qwen2.5-1.5B
+  7b            10.4 B  Baichuan-Audio as released
 
 `python -m configs.models` counts the values by component (parameters, codebooks with their
 statistics, stored buffers); nothing is allocated.
@@ -25,10 +25,10 @@ TOKENS = tuple(field.name for field in dataclasses.fields(AudioTokens))
 
 
 def get_config(size: str = "nano") -> ConfigDict:
-    """A model's sizes, keyed like `ba_jax.models.baichuan_audio.BaichuanAudioConfig`.
+    """Sizes of a model, keyed like `ba_jax.models.baichuan_audio.BaichuanAudioConfig`.
 
     Raises:
-      ValueError: for an unknown size.
+      ValueError: an unknown size.
     """
     if size not in SIZES:
         raise ValueError(f"model size {size!r}: expected one of {sorted(SIZES)}")
@@ -49,7 +49,7 @@ def _model(
     tokens: dict,
     flow: dict | None = None,
 ) -> dict:
-    """Joins what must agree: widths between components and the codebooks."""
+    """Join the components, with the widths and codebooks on which they must agree."""
     width = encoder["width"]
     decoder_width = decoder.get("width", width)
     return {
@@ -176,9 +176,9 @@ def _nano_with(encoder: dict) -> dict:
             "ffn_width": 768,
         },
         head_layers=2,
-        # SentencePiece puts added symbols right after <unk>, <s>, </s>.
+        # SentencePiece places added symbols right after <unk>, <s>, </s>.
         tokens={name: 3 + i for i, name in enumerate(TOKENS)},
-        # 64 channels cannot pass on noise of 80 bins, and mu is about right.
+        # 64 channels cannot carry the noise of 80 bins, and mu is nearly right.
         flow={"residual_std": 0.7},
     )
 
@@ -188,7 +188,7 @@ ARGUMENTS = tuple(SIZES)
 
 
 def main() -> None:
-    """Prints parameter counts by component."""
+    """Print parameter counts by component."""
     from ba_jax.config import from_mapping
     from ba_jax.models.baichuan_audio import BaichuanAudioConfig, parameter_counts
 

@@ -7,13 +7,11 @@
         --config.init.llm=released --config.init.audio_embed=released \
         --config.init.audio_head=released
 
-  arg       model  what learns
-  nano      nano   all but the text embedding and the output layer; codes in runs/codes
-  nano_lora nano   adapters of rank 8 in the language model
-  1b5, 7b          as nano; datasets/sft as codes
-  7b_lora   7b     adapters of rank 64 in the language model; the rest is frozen: for one GPU
-
-None of these was run beyond the tests; at nano a step takes as long as one of stage 2.
+  arg        model     trained parameters
+  nano       nano      all but the text embedding and the output layer; codes in runs/codes
+  nano_lora  nano      adapters of rank 8 in the language model
+  1b5, 7b    1b5, 7b   as nano; codes in datasets/sft
+  7b_lora    7b        adapters of rank 64 in the language model: fits one GPU
 """
 
 from __future__ import annotations
@@ -26,10 +24,10 @@ ARGUMENTS = ("nano", "nano_lora", "1b5", "7b", "7b_lora")
 
 
 def get_config(size: str = "nano") -> ConfigDict:
-    """The stage's config.
+    """Config of the stage.
 
     Raises:
-      ValueError: for an unknown size.
+      ValueError: an unknown size.
     """
     common.choose(size, ARGUMENTS)
     model, _, lora = size.partition("_")

@@ -1,9 +1,9 @@
-"""The HiFT vocoder against its discriminators (paper 3.2; HiFTNet, arXiv 2309.09493).
+"""The HiFT vocoder and its discriminators (paper 3.2; HiFTNet, arXiv 2309.09493).
 
-python -m ba_jax.train --config=configs/vocoder.py:nano --workdir=runs/vocoder
+    python -m ba_jax.train --config=configs/vocoder.py:nano --workdir=runs/vocoder
 
-nano: for tests, a waveform in minutes but not speech; the main job uses Griffin-Lim. 1b5 and 7b,
-the released sizes: for a slice such as v5p-16; not run.
+nano is for tests: the nano model speaks through Griffin-Lim. 1b5 and 7b have the released sizes and
+are meant for a slice such as v5p-16.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ ARGUMENTS = ("nano", "1b5", "7b")
 
 
 def get_config(size: str = "nano") -> ConfigDict:
-    """The stage's config.
+    """Config of the stage.
 
     Raises:
-      ValueError: for an unknown size.
+      ValueError: an unknown size.
     """
     config = common.base(common.choose(size, ARGUMENTS), "vocoder")
     nano = size == "nano"
@@ -35,7 +35,7 @@ def get_config(size: str = "nano") -> ConfigDict:
         }
     )
     if nano:
-        # The published discriminators cost 70 times the nano generator.
+        # The published discriminators cost 70 times as much as the nano generator.
         config.stage.discriminators = ConfigDict(
             {
                 "periods": (2, 3, 5),
