@@ -1,4 +1,4 @@
-"""Frozen dataclasses from nested mappings and back: unknown or missing keys are errors."""
+"""Convert nested mappings to frozen dataclasses and back, strictly."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class ConfigError(ValueError):
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], path: str = "model") -> T:
-    """Builds a frozen dataclass, and those nested in it, from a mapping (a ConfigDict, JSON).
+    """Build a frozen dataclass, and those nested in it, from a mapping (a ConfigDict, JSON).
 
     Raises:
-      ConfigError: naming the key, for one that is unknown, missing, or of the wrong type.
+      ConfigError: an unknown or missing key, or a value of the wrong type; names the key.
     """
     if not isinstance(values, Mapping) and not hasattr(values, "items"):
         raise ConfigError(f"{path}: expected a mapping, got {values!r}")
@@ -41,7 +41,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], path: str = "model") -
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
-    """The inverse of `from_mapping`: nested dicts, lists and scalars, ready for JSON."""
+    """Inverse of `from_mapping`: nested dicts, lists and scalars, ready for JSON."""
     return _plain(dataclasses.asdict(config))
 
 

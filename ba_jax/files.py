@@ -1,4 +1,4 @@
-"""Files that appear whole under their names."""
+"""Write files atomically, and name the file in error messages."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 
 
 def naming(error: OSError, path: Path) -> OSError:
-    """The same error (a full disk, say) with the file's name, which `write` leaves out."""
+    """The same error (a full disk, say) with the file name, which `write` leaves out."""
     return OSError(error.errno, error.strerror, str(path))
 
 
 def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
-    """Writes a file with its folders, whole, or leaves it as it was; a text as UTF-8.
+    """Write a file atomically, creating its folders; text is encoded as UTF-8.
 
-    Several processes may write the same file: the last one's stays.
+    If several processes write the same file, the last one wins.
 
     Raises:
-      OSError: naming the file, of a full disk too.
-      UnicodeEncodeError: a text with half of a surrogate pair.
+      OSError: the file cannot be written (a full disk); names the file.
+      UnicodeEncodeError: text with half of a surrogate pair.
     """
     path = Path(path)
     data = content.encode("utf-8") if isinstance(content, str) else content

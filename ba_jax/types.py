@@ -1,4 +1,4 @@
-"""Containers that pass between data and models, and the legend of shape suffixes.
+"""Containers shared by data and models, and the legend of shape suffixes.
 
 Shape suffixes, the same in every file:
   B batch            T frames of a mel or of 50 Hz features      N audio frames at 12.5 Hz
@@ -21,17 +21,16 @@ class Segment:
     """A run of text or of audio inside an example.
 
     Attributes:
-      text: of a text segment; None for audio.
-      audio: an encoded audio file (FLAC, Ogg Opus) of an audio segment, if it is still to be
-        tokenised.
-      codes_NQ: codes of an audio segment, int, if they are known.
-      seconds, frames: of an audio segment without codes, its length and how many frames of codes it
-        will have once it is tokenised.
-      loss: the model learns to produce this segment.
+      text: text of a text segment; None for audio.
+      audio: encoded file (FLAC, Ogg Opus) of an audio segment without codes.
+      codes_NQ: codes of a tokenized audio segment, int.
+      seconds, frames: length of an audio segment without codes, and the number of frames of codes
+        that it will have.
+      loss: the model is trained to produce this segment.
       spoken: an audio segment that the model speaks (`<audiogen_start>`) rather than hears
         (`<audio_start>`).
-      role: "system", "user" or "assistant" where a turn of a dialogue begins, else "".
-      wants_speech: an assistant's turn that is to be answered in speech; set where it begins.
+      role: "system", "user" or "assistant" if a turn of a dialogue begins here, else "".
+      wants_speech: the assistant's turn that begins here is to be spoken.
     """
 
     text: str | None = None
@@ -46,7 +45,7 @@ class Segment:
 
     @property
     def is_audio(self) -> bool:
-        """Audio, encoded or as codes."""
+        """Whether it is audio, encoded or as codes."""
         return self.text is None
 
 
@@ -56,11 +55,11 @@ class Example:
 
     Attributes:
       id: unique within its source.
-      task: name of the task that made it, see `ba_jax.data.tasks.TASKS`.
-      segments: in reading order.
-      language: of the speech or text, an ISO 639-1 code ("en", "zh").
-      speaker: who speaks, "" if nobody or unknown.
-      source: the dataset it comes from.
+      task: name of its task, see `ba_jax.data.tasks.TASKS`.
+      segments: segments in reading order.
+      language: ISO 639-1 code ("en", "zh") of the speech or text.
+      speaker: name of the speaker, "" if there is none or it is unknown.
+      source: name of the dataset.
     """
 
     id: str
@@ -73,7 +72,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """Stands in the place of a result for an item that could not be used.
+    """Takes the place of a result for an item that could not be used.
 
     Attributes:
       reason: error message.
