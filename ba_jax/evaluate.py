@@ -211,7 +211,7 @@ def evaluate(
             if bench is None:
                 variables, place = {}, None
                 if not saved:
-                    mesh, place = sharding.on_mesh(mesh_settings, _rows(settings), sharing)
+                    mesh, place = sharding.inference_mesh(mesh_settings, _rows(settings), sharing)
                     variables = load_to_generate(model, sources, mesh)
                 bench = Bench(model, variables, settings, out, judge, progress, place, hosts.writes)
             started = time.monotonic()

@@ -1,15 +1,15 @@
-"""Where arrays live: the mesh, and the tables from names to its axes.
+"""Sharding: the device mesh, and the tables that map names of arrays to its axes.
 
 Mesh axes, from the slowest links to the fastest:
 
-  replica    copies of the model, each with its own rows of the batch; over the slices of a pod
-             first, so that nothing else crosses the network between slices
-  fsdp       rows of the batch again, and a part of every large parameter
+  replica    data parallel copies of the model; laid over the slices of a pod first, so that
+             nothing else crosses the network between slices
+  fsdp       rows of the batch again, and a shard of every large parameter
   tensor     heads, feed-forward width, vocabulary
   sequence   positions of the language model's rows
 
-A parameter, a batch, a cache or an activation has logical axes, and `LOGICAL_AXES` says where each
-of those goes. What no rule covers is an error, and so is a parameter that does not divide.
+Parameters, batches, caches and activations have logical axes; `LOGICAL_AXES` maps these to mesh
+axes. An array that no rule covers is an error, and so is a parameter that does not divide evenly.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ba_jax.tree import flatten, unflatten
 
 
 class ShardingError(ValueError):
-    """A mesh that the devices do not fill, or an array that no rule places or that is uneven."""
+    """A mesh that does not fit the devices, or an array without a rule or of uneven size."""
 
 
 AXES = ("replica", "fsdp", "tensor", "sequence")
@@ -39,11 +39,12 @@ AXES = ("replica", "fsdp", "tensor", "sequence")
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
-    """Sizes of the mesh's axes; one of them may be -1: what the devices leave.
+    """Sizes of the mesh axes; one of them may be -1, which takes all remaining devices.
 
     Attributes:
       replica, fsdp, tensor, sequence: see the module.
-      slices: groups of devices that the slower network joins (TPU slices); replica is a multiple.
+      slices: number of TPU slices, or of groups of hosts, that are connected by a slower network;
+        replica must be a multiple.
     """
 
     replica: int = -1
@@ -54,46 +55,46 @@ class MeshSettings:
 
 
 def make_mesh(settings: MeshSettings, devices=None) -> Mesh:
-    """A mesh over the devices (default: all), neighbours in it near each other.
+    """Mesh over the devices (default: all), with neighbours in it physically near each other.
 
-    TPUs say which slice they are of; other devices make slices in their order.
+    TPUs know their slice; other devices are grouped into slices in order.
 
     Raises:
-      ShardingError: sizes whose product is not the number of devices, or slices that are not there
-        or that replica is no multiple of.
+      ShardingError: sizes whose product is not the number of devices, a wrong number of slices, or
+        a replica axis that is not a multiple of it.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {name: getattr(settings, name) for name in AXES}
-    open_axes = [name for name, size in sizes.items() if size == -1]
-    known = math.prod(size for size in sizes.values() if size != -1)
-    if len(open_axes) == 1 and known > 0 and len(devices) % known == 0:
-        sizes[open_axes[0]] = len(devices) // known
+    free_axes = [name for name, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(free_axes) == 1 and fixed > 0 and len(devices) % fixed == 0:
+        sizes[free_axes[0]] = len(devices) // fixed
     if min(sizes.values()) < 1 or math.prod(sizes.values()) != len(devices):
         raise ShardingError(
             f"mesh {dataclasses.asdict(settings)}: expected sizes whose product is the "
             f"{len(devices)} devices, at most one of them -1"
         )
-    groups = _slices(devices, settings.slices)
+    groups = _group_by_slice(devices, settings.slices)
     if sizes["replica"] % len(groups):
         raise ShardingError(
             f"mesh.replica = {sizes['replica']} on mesh.slices = {len(groups)}: expected a multiple"
         )
     sizes["replica"] //= len(groups)
-    blocks = [_near(tuple(sizes.values()), group) for group in groups]
+    blocks = [_arrange(tuple(sizes.values()), group) for group in groups]
     return Mesh(np.concatenate(blocks), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
-def _slices(devices: Sequence[Any], count: int) -> list[list[Any]]:
-    """The devices by slice.
+def _group_by_slice(devices: Sequence[Any], count: int) -> list[list[Any]]:
+    """Group the devices by slice.
 
     Raises:
-      ShardingError: another number of slices, or slices of several sizes.
+      ShardingError: another number of slices, or slices of different sizes.
     """
     if devices[0].platform == "tpu":
-        found: dict[int, list] = {}
+        slices: dict[int, list] = {}
         for device in devices:
-            found.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
-        groups = [found[index] for index in sorted(found)]
+            slices.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
+        groups = [slices[index] for index in sorted(slices)]
         if len(groups) != count or len({len(group) for group in groups}) > 1:
             raise ShardingError(
                 f"mesh.slices = {count}, but the TPUs are in slices of "
@@ -108,51 +109,51 @@ def _slices(devices: Sequence[Any], count: int) -> list[list[Any]]:
     return [devices[start : start + size] for start in range(0, len(devices), size)]
 
 
-def _near(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
-    """A slice's devices so that those along an axis, later axes first, are linked directly."""
+def _arrange(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """Arrange a slice's devices so that neighbours, along the last axes first, are linked."""
     try:
         return mesh_utils.create_device_mesh(shape, devices)
     except NotImplementedError:
-        # No product of the torus' axes gives a size: it takes part of one.
+        # No product of the torus axes equals a size: split a torus axis.
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 # Logical axis -> mesh axes.
 LOGICAL_AXES: dict[str | None, str | tuple[str, ...] | None] = {
-    # of parameters: a width that joins layers; widths inside a layer
+    # parameters: the residual width; widths inside a layer
     "embed": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
     "channels": "fsdp",
-    # of activations, batches and caches: rows; their positions; positions taken out of the rows;
-    # rows while a table's width is divided
+    # activations, batches and caches: rows; their positions; positions gathered from the rows;
+    # rows while the width of a table is sharded
     "batch": ("replica", "fsdp"),
     "length": "sequence",
     "frames": ("replica", "fsdp", "sequence"),
     "copies": "replica",
-    # whole on every device: depths, taps, features of a position, positions that are looked at
+    # replicated: depths, taps, features of a position, positions that are attended to
     None: None,
 }
 
-# Parameter path (without the collection) -> logical axes from the last one back; axes in front of
-# them (stacked layers, taps of a convolution) are whole on every device. First match wins.
+# Parameter path (without the collection) -> logical axes of its last dimensions; dimensions before
+# these (stacked layers, taps of a convolution) are replicated. The first match wins.
 #
-# `heads` and `kv_heads` are divided head by head. Where tensor is a larger multiple of their number
-# (of key and value heads there are few), their kernels are whole along it instead.
-# `channels` are of what is no transformer. Where fsdp does not divide them, a kernel of at most
-# WHOLE values stays whole: 18 channels, 80 mel bins.
+# `heads` and `kv_heads` are divided by whole heads. If tensor is a larger multiple of their number
+# (there are few key and value heads), their kernels are replicated along it instead.
+# `channels` belong to everything but transformers. If fsdp does not divide them, a kernel of up to
+# MAX_REPLICATED_SIZE values is replicated: 18 channels, 80 mel bins.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    # vectors: norms, biases, Snake's alpha, weight norm's gains
+    # vectors: norms, biases, Snake's alpha, gains of weight norm
     (r".*/(scale|bias|alpha|kernel_g)", ()),
-    # LoRA's factors are thin
+    # LoRA factors are thin
     (r".*/lora_\w+_[ab]", ()),
     (r"llm/(embedding|lm_head)", ("vocab", "embed")),
     (r"audio_embed/embedding_\d+", (None, "embed")),
-    # what makes mels of features
+    # projections from features to mels
     (r"(flow_prenet|flow_unet|audio_decoder/refine_net)/out/kernel", ("channels", None)),
-    # attention and feed-forward of all transformers and of the audio head
+    # attention and feed-forward layers of all transformers and of the audio head
     (r".*/query/kernel", ("embed", "heads")),
     (r".*/(key|value)/kernel", ("embed", "kv_heads")),
     (r".*/out/kernel", ("heads", "embed")),
@@ -160,34 +161,34 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r".*/(down|ffn_out(_\d+)?|mlp_out)/kernel", ("mlp", "embed")),
     (r"text_projection/kernel", (None, "embed")),
     (r"audio_head/classifiers_\d+/kernel", ("embed", None)),
-    # convolutions, small products, and whatever else is no transformer: split by its input
+    # all other kernels, such as convolutions: by input channels
     (r".*/kernel(_v)?", ("channels", None)),
 )
-WHOLE = 1 << 21
+MAX_REPLICATED_SIZE = 1 << 21
 
-# The other collections, and a stage's own state. Codebooks are whole: every device looks every
-# frame up, and their statistics are sums over all.
+# The other collections and the stage's state, all replicated: every device looks frames up in the
+# codebooks, whose statistics are sums over all devices.
 COLLECTIONS = (r"codebook/.*", r"buffers/.*", r"extra/.*")
 
-# Arrays of a batch by their name; rows come first in all.
+# Arrays of a batch by name; the first dimension of each is rows.
 BATCHES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    # the language model's rows: (B, L), (B, L, Q)
+    # rows of the language model: (B, L), (B, L, Q)
     (r".*_BL[A-Z]*", ("batch", "length")),
     (r".*", ("batch",)),
 )
 
 Heads = Mapping[str, tuple[int, int]]
-"""Component -> (heads of its queries, heads of its keys and values)."""
+"""Component -> (query heads, key and value heads)."""
 
 
 def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh, heads: Heads) -> PartitionSpec:
-    """How a parameter is laid out.
+    """Partition spec of a parameter.
 
     Args:
       path: `component/.../leaf`.
-      shape: its shape.
+      shape: shape of the parameter.
       mesh: a mesh, or an abstract one.
-      heads: of the components with attention, see `BaichuanAudioConfig.heads`.
+      heads: heads of the components with attention, see `BaichuanAudioConfig.heads`.
 
     Raises:
       ShardingError: a path without a rule, or an axis that its mesh axis does not divide.
@@ -214,7 +215,7 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh, heads: Heads) 
                 continue
         if size % parts == 0:
             axes[place] = axis
-        elif name != "channels" or math.prod(shape) > WHOLE:
+        elif name != "channels" or math.prod(shape) > MAX_REPLICATED_SIZE:
             raise ShardingError(
                 f"parameter {path} {shape}: axis {place} of {size}{unit} on mesh.{axis} = {parts}: "
                 "expected a multiple"
@@ -223,14 +224,14 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh, heads: Heads) 
 
 
 def variable_sharding(name: str, shape: tuple[int, ...], mesh: Mesh, heads: Heads) -> NamedSharding:
-    """Where a variable lies.
+    """Sharding of a variable.
 
     Args:
-      name: `collection/component/.../leaf`, "params" one of the collections.
+      name: `collection/component/.../leaf`, where "params" is one of the collections.
       shape, mesh, heads: see `parameter_spec`.
 
     Raises:
-      ShardingError: see `parameter_spec`; or a collection without a rule.
+      ShardingError: see `parameter_spec`; also a collection without a rule.
     """
     if name.startswith("params/"):
         spec = parameter_spec(name.removeprefix("params/"), shape, mesh, heads)
@@ -240,7 +241,7 @@ def variable_sharding(name: str, shape: tuple[int, ...], mesh: Mesh, heads: Head
     return replicated(mesh)
 
 
-def placement(shapes: Any, mesh: Mesh, heads: Heads) -> Any:
+def variable_shardings(shapes: Any, mesh: Mesh, heads: Heads) -> Any:
     """Shardings of variables, a tree like their shapes.
 
     Raises:
@@ -255,58 +256,53 @@ def placement(shapes: Any, mesh: Mesh, heads: Heads) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """Sharding with a full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def _spec(logical: Sequence[str | None]) -> PartitionSpec:
-    return PartitionSpec(*(LOGICAL_AXES[name] for name in logical))
-
-
 def batch_sharding(mesh: Mesh, name: str = "") -> NamedSharding:
-    """Of an array of a batch by its name; the default: rows alone are split."""
+    """Sharding of a batch's array by its name; by default over rows only."""
     logical = next(logical for pattern, logical in BATCHES if re.fullmatch(pattern, name))
-    return NamedSharding(mesh, _spec(logical))
+    return NamedSharding(mesh, PartitionSpec(*(LOGICAL_AXES[axis] for axis in logical)))
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts a batch is split."""
+    """Number of shards of the rows of a batch."""
     return mesh.shape["replica"] * mesh.shape["fsdp"]
 
 
 def to_host(arrays: Any) -> Any:
-    """Arrays as NumPy, whole, whichever devices hold them.
+    """Gather arrays as NumPy, whichever devices hold them.
 
-    Of a mesh that spans hosts, all of them have to call this alike.
+    If the mesh spans hosts, all of them must call this with the same arrays.
     """
 
-    def gathered(array: Any) -> Any:
+    def gather(array: Any) -> Any:
         if not isinstance(array, jax.Array):
             return array
         if array.is_fully_addressable or array.is_fully_replicated:
             return array
         return multihost_utils.process_allgather(array, tiled=True)
 
-    return jax.device_get(jax.tree.map(gathered, arrays))
+    return jax.device_get(jax.tree.map(gather, arrays))
 
 
 def broadcast_from_first(values: Sequence[bool]) -> list[bool]:
-    """What the first process gives, on all of them; each gives as many."""
+    """Broadcast flags from process 0. All processes must pass the same number."""
     return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(values, bool))).tolist()
 
 
 def row_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
-    """(which of how many shares of a batch's rows a process loads).
+    """(index, number) of the shares of a batch's rows: which share a process loads.
 
-    Processes whose devices hold the same rows, because tensor or sequence reaches over them, load
-    the same share.
+    Processes that hold the same rows, because tensor or sequence spans them, load the same share.
 
     Args:
-      mesh: over all processes' devices.
-      process: its number; None: this one.
+      mesh: mesh over the devices of all processes.
+      process: index of the process; None: this one.
 
     Raises:
-      ShardingError: processes that hold some rows in common, but not all.
+      ShardingError: processes that have some rows in common, but not all.
     """
     process = jax.process_index() if process is None else process
     rows = mesh.devices.reshape(batch_shards(mesh), -1)
@@ -324,13 +320,13 @@ def row_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
     return shares.index(tuple(sorted(held[process]))), len(shares)
 
 
-def batch_placement(arrays: Mapping[str, Any], rows: int, mesh: Mesh) -> Any:
-    """Where the arrays of a batch lie: a sharding for each, by its name.
+def batch_shardings(arrays: Mapping[str, Any], rows: int, mesh: Mesh) -> Any:
+    """Sharding of each array of a batch, by its name.
 
     Args:
       arrays: (B, ...), of any B.
-      rows: of all hosts together.
-      mesh: of all of them.
+      rows: rows of the global batch.
+      mesh: mesh over all hosts.
 
     Raises:
       ShardingError: rows or positions that do not divide among the devices.
@@ -353,10 +349,10 @@ def batch_placement(arrays: Mapping[str, Any], rows: int, mesh: Mesh) -> Any:
 
 
 def to_devices(arrays: Mapping[str, Any], mesh: Mesh) -> Any:
-    """A host's share of the rows as global arrays, see `row_share`.
+    """Build global arrays from this host's share of the rows, see `row_share`.
 
     Raises:
-      ShardingError: see `batch_placement`; or arrays of different numbers of rows.
+      ShardingError: see `batch_shardings`; also arrays with different numbers of rows.
     """
     counts = {array.shape[0] for array in jax.tree.leaves(arrays)}
     if len(counts) > 1:
@@ -367,11 +363,11 @@ def to_devices(arrays: Mapping[str, Any], mesh: Mesh) -> Any:
         shape = (rows, *array.shape[1:])
         return jax.make_array_from_process_local_data(sharding, array, shape)
 
-    return jax.tree.map(place, arrays, batch_placement(arrays, rows, mesh))
+    return jax.tree.map(place, arrays, batch_shardings(arrays, rows, mesh))
 
 
 def under_mesh(mesh: Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, to be jitted, for whose activations `constrain` follows the mesh."""
+    """Wrap a function, to be jitted, so that `constrain` inside it follows the mesh."""
     if mesh is None:
         return function
 
@@ -384,7 +380,7 @@ def under_mesh(mesh: Mesh | None, function: Callable[..., Any]) -> Callable[...,
 
 
 def mesh_of(tree: Any) -> Mesh | None:
-    """The mesh that arrays, or their shapes, lie on; None without one."""
+    """The mesh of a tree of arrays or of shapes with shardings; None without one."""
     for leaf in jax.tree.leaves(tree):
         if isinstance(getattr(leaf, "sharding", None), NamedSharding):
             return leaf.sharding.mesh
@@ -392,7 +388,7 @@ def mesh_of(tree: Any) -> Mesh | None:
 
 
 def current_mesh() -> Any:
-    """The abstract mesh that is traced for, of several devices; None without one."""
+    """The abstract mesh of the current trace; None without a mesh of several devices."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or set(AXES) - set(mesh.axis_names):
         return None
@@ -400,7 +396,7 @@ def current_mesh() -> Any:
 
 
 def num_shards(logical: str) -> int:
-    """Into how many parts the mesh that is traced for cuts a logical axis; 1 without a mesh."""
+    """Number of shards of a logical axis in the current trace; 1 without a mesh."""
     mesh, axes = current_mesh(), LOGICAL_AXES[logical]
     if mesh is None:
         return 1
@@ -408,10 +404,10 @@ def num_shards(logical: str) -> int:
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
-    """`x` laid out by its logical axes, one a dimension; without a mesh, `x`.
+    """Constrain the sharding of `x` by its logical axes, one per dimension; a no-op without a mesh.
 
-    An axis that its mesh axes do not divide is whole: what can be uneven (rows, positions, heads)
-    is checked where it comes in.
+    A dimension that its mesh axes do not divide is replicated: sizes that may be uneven (rows,
+    positions, heads) are checked where they enter.
     """
     mesh = current_mesh()
     if mesh is None:
@@ -424,31 +420,31 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
 
 
 def constrain_rows(x: jax.Array) -> jax.Array:
-    """`constrain` of (B, ...): rows over the devices, each of them whole."""
+    """`constrain` (B, ...) to sharded rows."""
     return constrain(x, "batch", *(None,) * (x.ndim - 1))
 
 
 HOSTS = ("apart", "together")
-"""How several hosts share a run: each its items on a mesh of its own, or all on one mesh."""
+"""Modes of inference on several hosts: a mesh per host with its own items, or one mesh for all."""
 
 
-def on_mesh(
+def inference_mesh(
     settings: MeshSettings, rows: Mapping[str, int], hosts: str = HOSTS[0]
 ) -> tuple[Mesh, Callable[[Any], Any]]:
-    """(a mesh, what puts batches, rows first, on it).
+    """(mesh for inference, function that places batches, rows first, on it).
 
-    Hosts that work "apart" share nothing but the folder of results, so that each may take as long
-    as its items take: a mesh is of one host's own devices. "together" they have one mesh of all
-    devices, for a model larger than one host's memory, and all put the same batches on it.
+    Hosts that work "apart" share only the folder of results and need not keep pace; each has a mesh
+    of its own devices. "together" they form one mesh of all devices, for a model that is larger
+    than the memory of one host, and all place the same batches on it.
 
     Args:
-      settings: how the devices are laid out.
-      rows: setting -> its batch size.
+      settings: sizes of the mesh axes.
+      rows: name of a setting -> batch size that it sets.
       hosts: one of HOSTS.
 
     Raises:
-      ShardingError: axes that the devices do not fill, rows that do not divide among them, or
-        positions that are divided.
+      ShardingError: axes that do not fit the devices, rows that do not divide among them, or a
+        sequence or slices axis.
     """
     if settings.sequence != 1 or settings.slices != 1:
         raise ShardingError(
@@ -468,10 +464,10 @@ def on_mesh(
 
 
 def check_hosts(hosts: str) -> str:
-    """How hosts share a run: one of HOSTS.
+    """Return `hosts` if it is one of HOSTS.
 
     Raises:
-      ConfigError: anything else.
+      ConfigError: it is not.
     """
     if hosts not in HOSTS:
         raise ConfigError(f"hosts {hosts!r}, expected one of {HOSTS}")

@@ -113,7 +113,7 @@ def load(
       ShardingError: a parameter without a sharding rule.
     """
     shapes = variable_shapes(config.only(*sources))
-    shardings = None if mesh is None else sharding.placement(shapes, mesh, config.heads)
+    shardings = None if mesh is None else sharding.variable_shardings(shapes, mesh, config.heads)
     variables: Variables = {}
     for folder, names in _by_folder(sources).items():
         loaded = load_variables(folder, shapes, shardings, dtype, components=names)

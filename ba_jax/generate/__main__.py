@@ -117,7 +117,9 @@ def generate(
         if stream:
             mesh, place = None, lambda arrays: arrays
         else:
-            mesh, place = sharding.on_mesh(mesh_settings, rows, "together" if several else "apart")
+            mesh, place = sharding.inference_mesh(
+                mesh_settings, rows, "together" if several else "apart"
+            )
         worker = speech_model.Engine(
             task,
             model,

@@ -175,7 +175,7 @@ def _variables(config: BaichuanAudioConfig, mesh: jax.sharding.Mesh, dtype: Any)
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where),
         shapes,
-        sharding.placement(shapes, mesh, config.heads),
+        sharding.variable_shardings(shapes, mesh, config.heads),
     )
 
 

@@ -10,13 +10,14 @@ import jax
 
 from ba_jax import sharding
 from ba_jax.plan import advice, batch, decode, traced
+from ba_jax.plan.chips import PlanError
 from ba_jax.plan.compiled import OutOfMemory, compile_step
 from ba_jax.plan.estimate import bound, bound_of
 from ba_jax.plan.report import Plan, size
 from ba_jax.plan.topology import PlanError, Topology
 from ba_jax.run_config import RunConfig
 from ba_jax.sharding import MeshSettings
-from ba_jax.train_state import Program
+from ba_jax.train_state import make_layout, make_step
 
 
 class DoesNotFit(Exception):
@@ -58,25 +59,26 @@ def training(
       ConfigError, OptimError, StageError, ShardingError, PlanError: a config that cannot run there.
     """
     mesh = sharding.make_mesh(settings_for(config.mesh, topology), topology.devices)
-    program = Program(config, mesh)
+    layout = make_layout(config, mesh)
+    stage, state = layout.stage, layout.state_shapes
     shards = sharding.batch_shards(mesh)
     total = None if rows is None else rows * shards
-    full = batch.full_batch(program.stage, config, program.trained_components, total, audio_share)
-    state, arrays = program.placed_shapes(), batch.placed_shapes(full, mesh)
-    key = jax.ShapeDtypeStruct((), program.seed_key.dtype, sharding=sharding.replicated(mesh))
+    full = batch.full_batch(stage, config, layout.trained_components, total, audio_share)
+    arrays = batch.placed_shapes(full, mesh)
+    key = jax.ShapeDtypeStruct((), layout.step_key.dtype, sharding=sharding.replicated(mesh))
     kinds = {
         "trained parameters": batch.bytes_a_device(state.trained),
         "frozen parameters": batch.bytes_a_device(state.frozen),
         "optimiser": batch.bytes_a_device(state.optimizer),
-        "average": batch.bytes_a_device(state.average),
+        "average": batch.bytes_a_device(state.ema),
         "codebooks and buffers": batch.bytes_a_device((state.codebook, state.buffers, state.extra)),
         "batch": batch.bytes_a_device(arrays),
     }
     plan = Plan(
-        what=f"{program.stage.name}: {full.text}, remat {config.train.remat}",
+        what=f"{stage.name}: {full.text}, remat {config.train.remat}",
         topology=topology,
         mesh=dict(mesh.shape),
-        counts=program.counts,
+        counts=layout.counts,
         kinds={kind: count for kind, count in kinds.items() if count},
         peak_bytes=0,
         hbm_bytes=round(topology.chip.hbm_bytes * topology.share),
@@ -88,17 +90,17 @@ def training(
     )
     arguments = (state, arrays, key)
     if not topology.compiles:
-        return _estimated(plan, program.step(), arguments, full.rows, shards)
+        return _estimated(plan, make_step(layout), arguments, full.rows, shards)
     help_ = advice.training(
         config,
         mesh.shape,
         full.rows // shards,
         plan.kinds,
         plan.hbm_bytes,
-        program.stage.divides_positions,
+        stage.divides_positions,
         topology.chip.is_tpu,
     )
-    return _compiled(plan, program.step(), arguments, help_)
+    return _compiled(plan, make_step(layout), arguments, help_)
 
 
 def decoding(

@@ -158,7 +158,7 @@ class Stage:
         raise NotImplementedError
 
     def merge(self, updates: Any, more: Any) -> Any:
-        """Join `Aux.updates` of two microbatches, in order."""
+        """Join `Aux.updates` of two microbatches, in order; joining zeros changes nothing."""
         return jax.tree.map(jnp.add, updates, more)
 
     def init_extra(self, variables: Variables) -> Any:

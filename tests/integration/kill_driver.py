@@ -1,8 +1,8 @@
-"""Runs that are killed at random moments of writing a checkpoint.
+"""Run trainings that are killed at random moments while they write a checkpoint.
 
 python -m tests.integration.kill_driver CONFIG.json FOLDER SEED ...
 
-The run of a seed is in FOLDER/SEED; it is a fork, so that JAX is imported once.
+The run of a seed is in FOLDER/SEED. Each is a fork, so that JAX is imported once.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ba_jax import train
 from ba_jax.checkpoints.manager import Checkpoints
 
 LONGEST_SECONDS = 0.25
-"""From the begin of a checkpoint on; the next begins when it is complete."""
+"""Longest delay of the kill after a checkpoint begins."""
 
 
 def kill_at_random(seed: int, steps: int) -> None:
-    """From a random step's checkpoint on, at a random moment."""
+    """Kill this process at a random moment after the checkpoint of a random step begins."""
     chosen = random.Random(seed)
     step, seconds = chosen.randrange(3, steps - 1), chosen.uniform(0, LONGEST_SECONDS)
     save = Checkpoints.save

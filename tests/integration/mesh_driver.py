@@ -1,9 +1,9 @@
-"""A few steps of every stage on one device and on meshes of eight, in one process.
+"""Run a few steps of every stage on one device and on meshes of eight, in one process.
 
 python -m tests.integration.mesh_driver DATASET OUT.json [STAGE ...]
 
-OUT.json: case -> what `compare` finds; "uneven": what rows that do not divide are told;
-and, unless stages are named, splash attention and caches on meshes. Prints CPU seconds so far.
+OUT.json: case -> result of `compare`; "uneven": error message for rows that do not divide; and,
+unless stages are named, splash attention and caches on meshes. Prints CPU seconds so far.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from ba_jax.models.llm import LLMConfig, init_cache, packed_mask
 from ba_jax.models.packed_attention import INTERPRETED, packed_attention
 from ba_jax.run_config import parse_config
 from ba_jax.sharding import MeshSettings
-from ba_jax.train_state import Program
+from ba_jax.train_state import TrainLayout, init_state, make_layout, make_step
 from ba_jax.tree import flatten, unflatten
 from tests.unit.stages import small_run, test_flow, test_vocoder
 
 ENVIRONMENT = {
-    # The compiler's own time is nearly all of it.
+    # Nearly all of the time is spent in the compiler.
     "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1 "
     "--xla_llvm_disable_expensive_passes=true"
 }
@@ -50,14 +50,14 @@ CASES = {
     "lm": (SPLIT, ALL),
     "tokenizer": (COPIES,),
 }
-# Their steps are the longest to compile (90 s of a core together): run where they are named.
+# The longest steps to compile (90 s of a core together): run only if they are named.
 NAMED = {"flow": (SPLIT,), "vocoder": ({"replica": 4, "fsdp": 2},)}
-# Rows, heads and positions divided; more devices along tensor than key heads.
+# Rows, heads and positions sharded; more devices along tensor than key heads.
 ATTENTION = {"splash": ALL, "splash_shared": {"replica": 1, "fsdp": 2, "tensor": 4}}
 
 
 def case(stage: str, mesh: dict[str, int]) -> str:
-    """Its name in the file."""
+    """Name of a case in the file."""
     return " ".join([stage, *(f"{axis}={size}" for axis, size in mesh.items())])
 
 
@@ -65,7 +65,7 @@ NAMES = [case(stage, mesh) for stage, meshes in CASES.items() for mesh in meshes
 
 
 def config_of(stage: str, dataset: pathlib.Path) -> dict[str, Any]:
-    """A run's config."""
+    """Config of a small run."""
     rate = {"optimizer__learning_rate": 1e-3}
     lm = {"data__rows": ROWS, "stage__chunk": CHUNK, "stage__word_dropout": 0.2, **rate}
     if stage == "text_lm":
@@ -86,21 +86,21 @@ def config_of(stage: str, dataset: pathlib.Path) -> dict[str, Any]:
     return config
 
 
-def batches_of(stage: str, program: Program) -> list[Any]:
-    """Arrays of each step."""
+def batches_of(stage: str, layout: TrainLayout) -> list[Any]:
+    """Arrays of all steps."""
     if stage in ("flow", "vocoder"):
         of = test_flow if stage == "flow" else test_vocoder
         longest = 0.5 if stage == "flow" else test_vocoder.SECONDS
         seconds = longest * np.linspace(0.6, 1, ROWS)
         batch = of.batch_of(*seconds)
-        return [program.stage.arrays(batch)] * STEPS
-    config = program.config
+        return [layout.stage.arrays(batch)] * STEPS
+    config = layout.config
     batches = open_batches(config.data, config.model)
-    return [program.stage.arrays(batches.build(step)) for step in range(STEPS)]
+    return [layout.stage.arrays(batches.build(step)) for step in range(STEPS)]
 
 
 def values_of(shapes: Any) -> Any:
-    """Variables by NumPy, which takes no compilation: kernels scaled by their fan-in."""
+    """Draw variables with NumPy, without compilation; kernels are scaled by their fan-in."""
     rng = np.random.default_rng(0)
 
     def draw(name: str, leaf) -> np.ndarray:
@@ -113,57 +113,57 @@ def values_of(shapes: Any) -> Any:
         return (scale * rng.normal(size=leaf.shape)).astype(leaf.dtype)
 
     flat = {name: draw(name, leaf) for name, leaf in flatten(shapes).items()}
-    for name in flat:  # sums of what the codebooks' rows are means of
+    for name in flat:  # sums of the frames that codebook rows are means of
         if "/embed_avg_" in name:
             flat[name] = flat[name.replace("embed_avg_", "embed_")].copy()
     return unflatten(flat)
 
 
-def run(program: Program, values: Any, batches: list[Any]) -> dict[str, Any]:
-    """Losses, gradients' norms, the last state, the largest float32 array of a device."""
-    placed = jax.tree.map(jax.device_put, values, program.variable_placement)
-    state = program.begin(placed)
-    arrays = [sharding.to_devices(batch, program.mesh) for batch in batches]
-    step = program.step().lower(state, arrays[0], program.seed_key).compile()
+def run(layout: TrainLayout, values: Any, batches: list[Any]) -> dict[str, Any]:
+    """Losses, gradient norms, the last state, and the largest float32 array of a device."""
+    placed = jax.tree.map(jax.device_put, values, layout.variable_shardings)
+    state = init_state(layout, placed)
+    arrays = [sharding.to_devices(batch, layout.mesh) for batch in batches]
+    step = make_step(layout).lower(state, arrays[0], layout.step_key).compile()
     shapes = re.findall(r"\bf32\[([\d,]+)\]", step.as_text())
-    found = {"loss": [], "grad_norm": [], "largest": max(map(_size, shapes))}
+    result = {"loss": [], "grad_norm": [], "largest": max(map(_size, shapes))}
     for batch in arrays:
-        state, metrics = step(state, batch, program.seed_key)
+        state, metrics = step(state, batch, layout.step_key)
         for name in ("loss", "grad_norm"):
-            found[name].append(float(metrics[name]))
+            result[name].append(float(metrics[name]))
         assert metrics["finite"]
-    found["state"] = jax.tree_util.tree_flatten_with_path(jax.device_get(state))[0]
-    return found
+    result["state"] = jax.tree_util.tree_flatten_with_path(jax.device_get(state))[0]
+    return result
 
 
 def _size(dimensions: str) -> int:
     return math.prod(map(int, dimensions.split(",")))
 
 
-def compare(one: dict[str, Any], many: dict[str, Any]) -> dict[str, float]:
-    """Largest relative differences of losses and norms, and how far values are apart."""
-    found = {}
+def compare(single: dict[str, Any], many: dict[str, Any]) -> dict[str, float]:
+    """Largest differences of losses and norms (relative) and of the values of the state."""
+    result = {}
     for name in ("loss", "grad_norm"):
-        here, there = np.array(one[name]), np.array(many[name])
-        found[name] = float(np.max(np.abs(there / here - 1)))
-    found["state"] = 0.0
-    for (_, here), (_, there) in zip(one["state"], many["state"], strict=True):
+        here, there = np.array(single[name]), np.array(many[name])
+        result[name] = float(np.max(np.abs(there / here - 1)))
+    result["state"] = 0.0
+    for (_, here), (_, there) in zip(single["state"], many["state"], strict=True):
         if jax.dtypes.issubdtype(here.dtype, jax.dtypes.prng_key):
             continue
         apart = np.abs(np.asarray(there, np.float64) - here) / (1 + np.abs(here))
-        found["state"] = max(found["state"], float(np.max(apart, initial=0)))
-    return found
+        result["state"] = max(result["state"], float(np.max(apart, initial=0)))
+    return result
 
 
 def mesh_of(sizes: dict[str, int] | None) -> Mesh:
-    """A mesh of all devices; None: of one."""
+    """A mesh of all devices; None: of one device."""
     if sizes is None:
         return sharding.make_mesh(MeshSettings(), jax.devices()[:1])
     return sharding.make_mesh(MeshSettings(**sizes))
 
 
 def attention_apart(mesh: Mesh) -> list[float]:
-    """Largest differences of splash's result and gradients from XLA's."""
+    """Largest differences between splash and XLA attention: result and gradients."""
     heads, kv_heads = (4, 2)
     segments = jnp.asarray(np.repeat([[1, 2, 0], [1, 1, 1]], [60, 160, 36], axis=1))
     rng = np.random.default_rng(0)
@@ -185,36 +185,35 @@ def attention_apart(mesh: Mesh) -> list[float]:
 
     want = jax.jit(gradients("xla"))(q, k, v)
     places = sharding.replicated(mesh)
-    found = jax.jit(sharding.under_mesh(mesh, gradients(INTERPRETED)))(
+    splash = jax.jit(sharding.under_mesh(mesh, gradients(INTERPRETED)))(
         *(jax.device_put(array, places) for array in (q, k, v))
     )
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True)
-    return [float(np.max(np.abs(np.asarray(one) - np.asarray(two)))) for one, two in pairs]
+    pairs = zip(jax.tree.leaves(splash), jax.tree.leaves(want), strict=True)
+    return [float(np.max(np.abs(np.asarray(a) - np.asarray(b)))) for a, b in pairs]
 
 
 def main(dataset: str, out: str, *stages: str) -> None:
-    """Runs the cases (of these stages) and writes what was found."""
-    found: dict[str, Any] = {}
+    """Run the cases (of these stages) and write the results."""
+    results: dict[str, Any] = {}
     for stage in stages or CASES:
         meshes = (CASES | NAMED)[stage]
         config = parse_config(config_of(stage, pathlib.Path(dataset)))
-        one = Program(config, mesh_of(None))
-        batches, values = batches_of(stage, one), values_of(one.shapes)
-        alone = run(one, values, batches)
+        alone_layout = make_layout(config, mesh_of(None))
+        batches, values = batches_of(stage, alone_layout), values_of(alone_layout.shapes)
+        alone = run(alone_layout, values, batches)
         for sizes in meshes:
-            program = Program(config, mesh_of(sizes))
-            many = run(program, values, batches)
-            found[case(stage, sizes)] = compare(alone, many)
+            many = run(make_layout(config, mesh_of(sizes)), values, batches)
+            results[case(stage, sizes)] = compare(alone, many)
             if "ids_BL" in batches[0]:
                 logits = batches[0]["ids_BL"].size * config.model["llm"]["vocab_size"]
                 share = {"largest": many["largest"], "logits": logits // 8}
-                found[case(stage, sizes)] |= share
+                results[case(stage, sizes)] |= share
         print(stage, time.process_time(), flush=True)
     if stages:
-        pathlib.Path(out).write_text(json.dumps(found, indent=1))
+        pathlib.Path(out).write_text(json.dumps(results, indent=1))
         return
     for name, sizes in ATTENTION.items():
-        found[name] = attention_apart(mesh_of(sizes))
+        results[name] = attention_apart(mesh_of(sizes))
     mesh = mesh_of(SPLIT)
     llm = LLMConfig(**small_run.LLM | {"kv_heads": 2})
     make = sharding.under_mesh(
@@ -222,13 +221,13 @@ def main(dataset: str, out: str, *stages: str) -> None:
         lambda zero: init_cache(llm, ROWS, 4, "float32")._replace(lengths_B=jnp.full(ROWS, zero)),
     )
     cache = jax.jit(make)(jax.device_put(np.int32(0), sharding.replicated(mesh)))
-    found["cache"] = list(cache.k_EBKPD.sharding.spec)
+    results["cache"] = list(cache.k_EBKPD.sharding.spec)
     try:
         mesh = mesh_of(EIGHT)
         sharding.to_devices({"ids_BL": np.zeros((6, 4), np.int32)}, mesh)
     except sharding.ShardingError as error:
-        found["uneven"] = str(error)
-    pathlib.Path(out).write_text(json.dumps(found, indent=1))
+        results["uneven"] = str(error)
+    pathlib.Path(out).write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

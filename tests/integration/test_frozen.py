@@ -1,11 +1,11 @@
-"""Frozen parameters in bfloat16: half the size in every checkpoint, and resumed exactly."""
+"""Frozen parameters in bfloat16: half the size in checkpoints, and exact resume."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from ba_jax import train as train_module
+from ba_jax.run import BatchHashes
 from ba_jax.train import train
 from tests.unit.data import small_corpus
 from tests.unit.stages import small_run
@@ -13,7 +13,7 @@ from tests.unit.stages import small_run
 STEPS = 3
 
 
-def test_a_run_with_frozen_parameters_in_bfloat16_goes_on_exactly(tmp_path, monkeypatch):
+def test_run_with_frozen_parameters_in_bfloat16_resumes_exactly(tmp_path, monkeypatch):
     dataset = small_corpus.write_dataset(tmp_path / "small", small_run.records())
     config = small_run.text_run(
         dataset,
@@ -24,7 +24,7 @@ def test_a_run_with_frozen_parameters_in_bfloat16_goes_on_exactly(tmp_path, monk
         optimizer__rules=((r"llm/(embedding|lm_head)", None), (".*", 1.0)),
     )
     train(config, tmp_path / "whole")
-    add = train_module._Hashes.add
+    add = BatchHashes.add
 
     def fail(self, step, batch):
         add(self, step, batch)
@@ -32,12 +32,12 @@ def test_a_run_with_frozen_parameters_in_bfloat16_goes_on_exactly(tmp_path, monk
             raise ZeroDivisionError("a mistake")
 
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(train_module._Hashes, "add", fail)
+        patch.setattr(BatchHashes, "add", fail)
         train(config, tmp_path / "again")
     train(config, tmp_path / "again")
-    found = [small_run.saved(tmp_path / name, STEPS) for name in ("whole", "again")]
-    small_run.assert_equal(*found)
-    dtypes = {name: array.dtype.name for name, array in found[0].items()}
+    checkpoints = [small_run.saved(tmp_path / name, STEPS) for name in ("whole", "again")]
+    small_run.assert_equal(*checkpoints)
+    dtypes = {name: array.dtype.name for name, array in checkpoints[0].items()}
     kept = {name for name, dtype in dtypes.items() if dtype == "bfloat16"}
     assert kept == {"weights/params/llm/embedding", "weights/params/llm/lm_head"}
-    assert np.abs(found[0]["weights/params/llm/embedding"].astype(np.float32)).max() > 0
+    assert np.abs(checkpoints[0]["weights/params/llm/embedding"].astype(np.float32)).max() > 0

@@ -1,4 +1,4 @@
-"""Whole runs: exact resume, signals, and what goes wrong while one runs."""
+"""Whole runs: bit-exact resume, signals, and errors before and during training."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from ba_jax import run as run_module
 from ba_jax import train as train_module
 from ba_jax.checkpoints.layout import CheckpointError, complete_steps
 from ba_jax.config import ConfigError
@@ -40,7 +41,7 @@ EVERYTHING = {
     "checkpoint__every": 2,
     "checkpoint__keep_last": 2,
 }
-"""Of a run whose every kind of state must come back."""
+"""Changes to a config so that a run has every kind of state."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(dataset, tmp_path_factory):
-    """(config, workdir) of a run of 8 steps that nothing happened to."""
+    """(config, workdir) of an undisturbed run of 8 steps."""
     config = text_run(dataset, **EVERYTHING)
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     state = train(config, workdir)
@@ -69,29 +70,29 @@ def copied(whole, tmp_path):
 
 @pytest.fixture
 def at_step(monkeypatch):
-    """`at_step(number, function)`: called when that step's batch has come."""
+    """`at_step(number, function)`: call a function when the batch of that step arrives."""
 
     def set_hook(number, function):
-        add = train_module._Hashes.add
+        add = run_module.BatchHashes.add
 
-        def add_and_more(self, step, batch):
+        def add_and_call(self, step, batch):
             add(self, step, batch)
             if step == number:
                 function()
 
-        monkeypatch.setattr(train_module._Hashes, "add", add_and_more)
+        monkeypatch.setattr(run_module.BatchHashes, "add", add_and_call)
 
     return set_hook
 
 
-def assert_same_run(one, two) -> None:
-    """Losses, batches and final parameters, bit by bit."""
+def assert_same_run(workdir, other) -> None:
+    """Losses, batches and final parameters are bit-identical."""
     for name in ("metrics.csv", "batches.csv"):
-        assert (one / name).read_bytes() == (two / name).read_bytes(), name
-    assert_equal(saved(one, STEPS), saved(two, STEPS))
+        assert (workdir / name).read_bytes() == (other / name).read_bytes(), name
+    assert_equal(saved(workdir, STEPS), saved(other, STEPS))
 
 
-def test_a_run_learns_and_leaves_what_it_should(whole):
+def test_run_learns_and_writes_its_files(whole):
     config, workdir = whole
     losses = metrics(workdir)
     assert sorted(losses) == list(range(1, STEPS + 1)) and losses[STEPS] < losses[1] - 0.3
@@ -107,7 +108,7 @@ def test_a_run_learns_and_leaves_what_it_should(whole):
     assert (workdir / "done").read_text() == f"{STEPS}\n"
 
 
-def test_killed_at_a_random_step_a_run_goes_on_exactly(whole, tmp_path):
+def test_run_killed_at_a_random_step_resumes_exactly(whole, tmp_path):
     config, workdir = whole
     step = random.choice((3, 4, 5, 6, 7))
     done = train_driver.run(config, tmp_path / "run", "kill", step)
@@ -119,7 +120,7 @@ def test_killed_at_a_random_step_a_run_goes_on_exactly(whole, tmp_path):
     assert_same_run(workdir, tmp_path / "run")
 
 
-def test_killed_before_the_first_checkpoint_a_run_begins_again(whole, tmp_path):
+def test_run_killed_before_the_first_checkpoint_starts_again(whole, tmp_path):
     config, workdir = whole
     done = train_driver.run(config, tmp_path / "run", "kill", 1)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -129,12 +130,12 @@ def test_killed_before_the_first_checkpoint_a_run_begins_again(whole, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["term", "interrupt"])
-def test_a_signal_saves_and_the_run_goes_on_exactly(whole, tmp_path, how):
-    """Step 5 is not one at which it saves anyway."""
+def test_signal_saves_and_the_run_resumes_exactly(whole, tmp_path, how):
+    """No checkpoint is due at step 5."""
     config, workdir = whole
     done = train_driver.run(config, tmp_path / "run", how, 4)
     assert done.returncode == 0, done.stderr
-    assert "stopped at step 5; the same command goes on there" in done.stderr
+    assert "stopped at step 5; rerun the same command to resume" in done.stderr
     assert done.stderr.splitlines()[-1].partition("to resume: python -m ba_jax.train ")[2]
     assert not (tmp_path / "run" / "done").exists()
     assert complete_steps(tmp_path / "run" / "checkpoints")[-1] == 5
@@ -145,11 +146,12 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(whole, tmp_path, how):
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
-def test_a_full_disk_loses_nothing_that_was_saved(whole, tmp_path):
+def test_full_disk_keeps_complete_checkpoints(whole, tmp_path):
     config, workdir = whole
     done = train_driver.run(config, tmp_path / "run", "full", 4)
     assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if line.startswith("ba_jax.train: ")]
+    # TensorStore's threads write to stderr at the same time.
+    lines = [line for line in done.stderr.splitlines() if "ba_jax.train: " in line]
     assert len(lines) == 1, done.stderr
     steps = complete_steps(tmp_path / "run" / "checkpoints")
     assert f"{tmp_path}/run/checkpoints: checkpoint" in lines[0] and "written" in lines[0]
@@ -159,7 +161,7 @@ def test_a_full_disk_loses_nothing_that_was_saved(whole, tmp_path):
     assert_same_run(workdir, tmp_path / "run")
 
 
-def test_a_finished_run_does_nothing(copied):
+def test_finished_run_does_nothing(copied):
     config, workdir = copied
     files = ("metrics.csv", "timings.csv", "batches.csv", "config.json")
     before = {name: (workdir / name).read_bytes() for name in files}
@@ -169,7 +171,7 @@ def test_a_finished_run_does_nothing(copied):
     assert complete_steps(workdir / "checkpoints") == [6, 8]
 
 
-def test_more_steps_go_on_and_fewer_are_refused(copied):
+def test_more_steps_resume_and_fewer_are_refused(copied):
     config, workdir = copied
     before = (workdir / "metrics.csv").read_text()
     train(small_run.changed(config, {"train__steps": 10}), workdir)
@@ -180,13 +182,13 @@ def test_more_steps_go_on_and_fewer_are_refused(copied):
         train(config, workdir)
 
 
-def test_another_optimiser_setting_goes_on(copied):
+def test_resume_with_other_optimizer_settings(copied):
     config, workdir = copied
     changes = {"train__steps": 9, "optimizer__clip_norm": 0.0, "optimizer__weight_decay": 0.0}
     assert int(train(small_run.changed(config, changes), workdir).step) == 9
 
 
-# --- what goes wrong while a run runs ------------------------------------------------------------
+# --- errors during training ----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -201,7 +203,7 @@ def not_finite(monkeypatch):
     monkeypatch.setattr(TextLMStage, "loss", broken)
 
 
-def test_not_finite_stops_with_the_batchs_ids(dataset, tmp_path, not_finite):
+def test_loss_that_is_not_finite_stops_and_names_the_batch(dataset, tmp_path, not_finite):
     config = text_run(dataset, checkpoint__every=3)
     with pytest.raises(TrainError) as error:
         train(config, tmp_path)
@@ -211,7 +213,7 @@ def test_not_finite_stops_with_the_batchs_ids(dataset, tmp_path, not_finite):
     report = json.loads(file.read_text())
     ids = open_batches(config["data"], config["model"]).ids(4)
     assert report["rows"] == ids and ids[0][0] in text and report["metrics"]["loss"] == "nan"
-    # The step that was under way is kept, the one that failed changed nothing.
+    # The step that was running is kept; the failed one changed nothing.
     (last,) = complete_steps(tmp_path / "checkpoints")
     assert last == 6 and text.endswith("saved at step 6")
     assert all(np.isfinite(a).all() for a in saved(tmp_path, last).values() if a.dtype.kind == "f")
@@ -220,7 +222,7 @@ def test_not_finite_stops_with_the_batchs_ids(dataset, tmp_path, not_finite):
     assert sorted(metrics(tmp_path)) == [1, 2, 3, 4, 6, 7, 8]
 
 
-def test_a_loss_that_jumps_stops_and_is_not_kept(dataset, tmp_path, monkeypatch):
+def test_loss_spike_stops_and_is_not_saved(dataset, tmp_path, monkeypatch):
     loss = TextLMStage.loss
 
     def jumping(self, variables, arrays, totals, key, step):
@@ -242,7 +244,7 @@ def test_a_loss_that_jumps_stops_and_is_not_kept(dataset, tmp_path, monkeypatch)
     assert str(file) in text and text.endswith("saved at step 4")
     report = json.loads(file.read_text())
     assert report["rows"] == open_batches(config["data"], config["model"]).ids(5)
-    # Step 7 was under way; neither is kept, nor told.
+    # Step 7 was running; neither step is saved or logged.
     assert complete_steps(tmp_path / "checkpoints") == [4]
     assert not (tmp_path / "done").exists()
     monkeypatch.undo()
@@ -250,7 +252,7 @@ def test_a_loss_that_jumps_stops_and_is_not_kept(dataset, tmp_path, monkeypatch)
     assert sorted(metrics(tmp_path)) == list(range(1, STEPS + 1))
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_exactly(copied, whole):
+def test_damaged_checkpoint_is_set_aside_and_the_run_resumes_exactly(copied, whole):
     config, workdir = copied
     folder = workdir / "checkpoints" / str(STEPS)
     file = max((folder / "train").rglob("*"), key=lambda path: path.stat().st_size)
@@ -262,8 +264,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_exactly(copied, w
     assert_same_run(whole[1], workdir)
 
 
-def test_a_rate_that_is_too_large_stops(dataset, tmp_path):
-    """Values overflow; what is saved is finite."""
+def test_too_large_learning_rate_stops(dataset, tmp_path):
+    """Values overflow; the saved ones are finite."""
     config = text_run(dataset, optimizer__learning_rate=3e38, optimizer__warmup_steps=0)
     with pytest.raises(TrainError, match="not finite, the step changed nothing"):
         train(config, tmp_path)
@@ -271,7 +273,7 @@ def test_a_rate_that_is_too_large_stops(dataset, tmp_path):
     assert all(np.isfinite(a).all() for a in saved(tmp_path, last).values() if a.dtype.kind == "f")
 
 
-def test_a_worker_that_dies(dataset, tmp_path, at_step):
+def test_worker_that_dies(dataset, tmp_path, at_step):
     config = text_run(dataset, train__steps=60, loader__workers=1)
 
     def kill_workers():
@@ -295,7 +297,7 @@ def build_wrapper(monkeypatch, change):
     monkeypatch.setattr(PackedBatches, "build", built)
 
 
-def test_a_record_that_is_damaged(dataset, tmp_path, monkeypatch):
+def test_damaged_record(dataset, tmp_path, monkeypatch):
     def fail(batch):
         raise RecordError("small-train.array_record-00000-of-00002: record 3: damaged")
 
@@ -309,7 +311,7 @@ def test_a_record_that_is_damaged(dataset, tmp_path, monkeypatch):
     assert sorted(metrics(tmp_path)) == list(range(1, 9))
 
 
-def test_a_batch_without_loss_positions(dataset, tmp_path, monkeypatch):
+def test_batch_without_loss_positions(dataset, tmp_path, monkeypatch):
     def silent(batch):
         rows = batch.rows
         none = np.zeros_like(rows.text_target_BL)
@@ -321,7 +323,7 @@ def test_a_batch_without_loss_positions(dataset, tmp_path, monkeypatch):
     assert complete_steps(tmp_path / "checkpoints") == [4]
 
 
-def test_an_error_that_nobody_thought_of_saves_too(dataset, tmp_path, at_step):
+def test_unexpected_error_saves_too(dataset, tmp_path, at_step):
     def fail():
         raise ZeroDivisionError("a mistake")
 
@@ -331,14 +333,14 @@ def test_an_error_that_nobody_thought_of_saves_too(dataset, tmp_path, at_step):
     assert complete_steps(tmp_path / "checkpoints") == [3]
 
 
-# --- what is wrong from the start ----------------------------------------------------------------
+# --- errors before training ----------------------------------------------------------------------
 
 
 def other_sizes(config):
     return small_run.changed(config, {"model__llm__ffn_width": 32})
 
 
-def test_what_is_wrong_is_said_before_anything_is_trained(dataset, whole, tmp_path):
+def test_invalid_config_is_refused_before_training(dataset, whole, tmp_path):
     config, workdir = whole
     fresh = text_run(dataset)
     frozen = {"optimizer__rules": (("llm/lm_head", 1.0), (".*", None))}
@@ -371,7 +373,7 @@ def test_rows_that_do_not_divide_into_microbatches(dataset, tmp_path):
         train(text_run(dataset, train__accumulation_steps=3), tmp_path)
 
 
-def test_a_workdir_of_another_config_is_refused_and_left_alone(copied):
+def test_workdir_of_another_config_is_refused_and_unchanged(copied):
     config, workdir = copied
     before = (workdir / "metrics.csv").read_bytes()
     for changes, message in (
@@ -394,7 +396,7 @@ def test_a_workdir_of_another_config_is_refused_and_left_alone(copied):
         ({"init__llm": "/nowhere"}, "/nowhere: no such folder"),
     ],
 )
-def test_the_command_says_it_in_a_line(dataset, tmp_path, monkeypatch, changes, message):
+def test_command_prints_errors_in_a_line(dataset, tmp_path, monkeypatch, changes, message):
     values = types.SimpleNamespace(
         config=ConfigDict(text_run(dataset, **changes)),
         workdir=str(tmp_path / "run"),
@@ -407,7 +409,7 @@ def test_the_command_says_it_in_a_line(dataset, tmp_path, monkeypatch, changes, 
     assert re.match(f"ba_jax.train: .*{message}", str(error.value), re.DOTALL)
 
 
-def test_a_workdir_that_is_a_file(dataset, tmp_path, monkeypatch):
+def test_workdir_that_is_a_file(dataset, tmp_path, monkeypatch):
     (tmp_path / "run").write_text("x")
     with pytest.raises(OSError, match="run"):
         train(text_run(dataset), tmp_path / "run")
@@ -416,8 +418,8 @@ def test_a_workdir_that_is_a_file(dataset, tmp_path, monkeypatch):
 # --- on demand -----------------------------------------------------------------------------------
 
 
-def test_traces_and_the_best_checkpoint(dataset, tmp_path, at_step):
-    """A trace from a step on, and one more on SIGUSR1; the best by the evaluation stays."""
+def test_profiler_traces_and_the_best_checkpoint(dataset, tmp_path, at_step):
+    """A trace at a step and another on SIGUSR1; the best checkpoint is kept."""
     changes = {
         "train__profile_start_step": 1,
         "train__profile_steps": 1,
@@ -442,8 +444,8 @@ def test_traces_and_the_best_checkpoint(dataset, tmp_path, at_step):
     assert complete_steps(tmp_path / "checkpoints") == sorted({best, 8})
 
 
-def test_a_later_stage_starts_from_a_run(whole, dataset, tmp_path):
-    """Its weights are the running average's; what is frozen stays as it was, bit by bit."""
+def test_later_stage_starts_from_a_run(whole, dataset, tmp_path):
+    """It starts from the EMA weights, and frozen parameters stay bit-identical."""
     config, workdir = whole
     changes = {
         "init__llm": str(workdir),

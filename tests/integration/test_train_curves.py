@@ -1,4 +1,4 @@
-"""Losses of seeded runs, against those that are stored; a run with audio, killed and gone on with.
+"""Losses of seeded runs against stored ones; a run with audio, killed and resumed.
 
 python -m tests.integration.test_train_curves        stores them anew
 """
@@ -30,38 +30,40 @@ def dataset(tmp_path_factory):
 
 
 def curves(name: str, dataset: pathlib.Path, workdir: pathlib.Path) -> dict[str, list[float]]:
-    """Some metrics of 20 steps."""
+    """Metrics of 20 steps."""
     config = RUNS[name](dataset, train__steps=STEPS, train__record_batch_hashes=False, eval_data={})
     train(config, workdir)
     names = ["loss", "grad_norm", "text_accuracy"]
     names += ["text_audio_rows", "audio/0", "audio/1"] if name == "lm" else []
-    found = {metric: small_run.metrics(workdir, metric) for metric in names}
-    return {metric: [values[step + 1] for step in range(STEPS)] for metric, values in found.items()}
+    curves = {metric: small_run.metrics(workdir, metric) for metric in names}
+    return {
+        metric: [values[step + 1] for step in range(STEPS)] for metric, values in curves.items()
+    }
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_losses_are_those_that_are_stored(name, dataset, tmp_path):
-    """Other CPUs round otherwise, and a step passes its error on to the next."""
+def test_losses_match_the_stored_ones(name, dataset, tmp_path):
+    """Tolerances allow for the rounding of other CPUs, which accumulates over the steps."""
     stored = json.loads((GOLDEN / f"{name}.json").read_text())
-    found = curves(name, dataset, tmp_path)
-    assert found.keys() == stored.keys()
+    new = curves(name, dataset, tmp_path)
+    assert new.keys() == stored.keys()
     for metric, values in stored.items():
         if metric == "text_accuracy":
-            np.testing.assert_allclose(found[metric], values, atol=0.03)
+            np.testing.assert_allclose(new[metric], values, atol=0.03)
             continue
-        np.testing.assert_allclose(found[metric][:5], values[:5], rtol=1e-4, err_msg=metric)
-        np.testing.assert_allclose(found[metric], values, rtol=5e-3, err_msg=metric)
+        np.testing.assert_allclose(new[metric][:5], values[:5], rtol=1e-4, err_msg=metric)
+        np.testing.assert_allclose(new[metric], values, rtol=5e-3, err_msg=metric)
     assert stored["loss"][-1] < stored["loss"][0] - 1
 
 
 @pytest.mark.deep
 @pytest.mark.slow
-def test_a_run_with_audio_goes_on_exactly(dataset, tmp_path):
-    """Codebooks, their ages, microbatches and averages: all come back. Pictures are drawn."""
+def test_run_with_audio_resumes_exactly(dataset, tmp_path):
+    """Codebooks with their ages, microbatches and EMA are restored, and pictures are drawn."""
     changes = {"train__steps": 6, "train__accumulation_steps": 2, "optimizer__ema_decay": 0.9}
     changes |= {"checkpoint__every": 2, "train__evaluate_every": 3}
     config = small_run.tokenizer_run(dataset, **changes)
-    # All in processes of their own: what ran before in this one must not show.
+    # Each run has a process of its own, so that earlier tests cannot affect it.
     assert train_driver.run(config, tmp_path / "whole").returncode == 0
     done = train_driver.run(config, tmp_path / "killed", "kill", 4)
     assert done.returncode == -9, done.stderr
@@ -82,8 +84,8 @@ if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
-        made = small_corpus.write_dataset(root / "small", small_run.records())
+        corpus = small_corpus.write_dataset(root / "small", small_run.records())
         for run in sys.argv[1:] or RUNS:
-            values = curves(run, made, root / run)
+            values = curves(run, corpus, root / run)
             text = json.dumps({k: [round(x, 6) for x in v] for k, v in values.items()}, indent=1)
             (GOLDEN / f"{run}.json").write_text(text + "\n")

@@ -1,4 +1,4 @@
-"""The same run on one device and on eight; of processes see test_train_hosts.py."""
+"""The same run on one device and on eight. Several processes: test_train_hosts.py."""
 
 from __future__ import annotations
 
@@ -37,24 +37,25 @@ def text(dataset, tmp_path_factory):
     return config, workdir
 
 
-def assert_near(one: pathlib.Path, two: pathlib.Path, names: tuple[str, ...]) -> None:
+def assert_near(workdir: pathlib.Path, other: pathlib.Path, names: tuple[str, ...]) -> None:
     for name in names:
-        here, there = small_run.metrics(one, name), small_run.metrics(two, name)
+        here, there = small_run.metrics(workdir, name), small_run.metrics(other, name)
         assert sorted(here) == sorted(there) == list(range(1, STEPS + 1)), name
         values = np.array([list(here.values()), list(there.values())])
         np.testing.assert_allclose(values[1], values[0], rtol=1e-5, err_msg=name)
-    arrays, others = small_run.saved(one, STEPS), small_run.saved(two, STEPS)
+    arrays, others = small_run.saved(workdir, STEPS), small_run.saved(other, STEPS)
     assert arrays.keys() == others.keys()
     for name, array in arrays.items():
         np.testing.assert_allclose(others[name], array, rtol=1e-3, atol=1e-3, err_msg=name)
 
 
-def assert_equal(found: dict) -> None:
-    assert found["loss"] <= 1e-5 and found["grad_norm"] <= 1e-4 and found["state"] <= 1e-3, found
+def assert_small(differences: dict) -> None:
+    limits = {"loss": 1e-5, "grad_norm": 1e-4, "state": 1e-3}
+    assert all(differences[name] <= limit for name, limit in limits.items()), differences
 
 
 def on_eight_devices(dataset, out: pathlib.Path, *stages: str) -> dict:
-    """What `mesh_driver` finds."""
+    """Results of `mesh_driver`."""
     arguments = [str(dataset), str(out), *stages]
     done = subprocess.run(
         [sys.executable, "-m", "tests.integration.mesh_driver", *arguments],
@@ -75,22 +76,22 @@ def meshes(dataset, tmp_path_factory):
 
 @pytest.mark.parametrize("case", mesh_driver.NAMES)
 def test_every_stage_on_eight_devices(meshes, case):
-    """Losses and norms of gradients; Adam divides differences of rounding by small moments."""
-    assert_equal(meshes[case])
+    """Parameters differ more than losses: Adam divides rounding errors by small moments."""
+    assert_small(meshes[case])
 
 
 @pytest.mark.deep
 def test_flow_and_vocoder_on_eight_devices(dataset, tmp_path):
-    """Theirs are the longest steps to compile."""
-    found = on_eight_devices(dataset, tmp_path / "found.json", *mesh_driver.NAMED)
-    assert len(found) == 2
-    for one in found.values():
-        assert_equal(one)
+    """Deep, as these steps take longest to compile."""
+    results = on_eight_devices(dataset, tmp_path / "results.json", *mesh_driver.NAMED)
+    assert len(results) == 2
+    for differences in results.values():
+        assert_small(differences)
 
 
 @pytest.mark.parametrize("case", [name for name in mesh_driver.NAMES if "lm" in name])
 def test_no_device_holds_the_logits_of_all_its_positions(meshes, case):
-    """Nor anything else in float32 of that size."""
+    """No float32 array is that large."""
     assert meshes[case]["largest"] < meshes[case]["logits"]
 
 
@@ -100,7 +101,7 @@ def test_rows_that_do_not_divide_among_the_devices(meshes):
 
 @pytest.mark.parametrize("case", mesh_driver.ATTENTION)
 def test_splash_attention_on_eight_devices(meshes, case):
-    """Divided rows, heads and positions; two devices that share a key head."""
+    """Rows, heads and positions are sharded, and in a second case two devices share a key head."""
     assert max(meshes[case]) < 1e-5
 
 
@@ -115,6 +116,6 @@ def test_a_run_on_eight_devices(text, tmp_path):
     done = train_driver.run(config, tmp_path / "run", **EIGHT)
     assert done.returncode == 0, done.stderr
     assert_near(workdir, tmp_path / "run", ("loss", "grad_norm", "text_accuracy"))
-    # What eight devices saved, one goes on from.
+    # A single device resumes from the checkpoint of eight.
     more = {"train__steps": STEPS + 1, "mesh": {}}
     assert int(train(small_run.changed(config, more), tmp_path / "run").step) == STEPS + 1

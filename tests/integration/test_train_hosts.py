@@ -1,4 +1,4 @@
-"""A run in two processes, then in four, then in one on another mesh; what ends it in between."""
+"""A run on two processes, then four, then one, on other meshes; interrupted in between."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one(config, tmp_path_factory):
-    """The workdir of the run in one process, on one device."""
+    """The workdir of a run of one process on one device."""
     workdir = tmp_path_factory.mktemp("runs") / "one"
     train(config, workdir)
     return workdir
@@ -48,11 +48,11 @@ def one(config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def moved(config, tmp_path_factory):
-    """(workdir, what two processes ended with, at which step, what four did, at which step)."""
+    """(workdir, result of two processes, step they reached, result of four, step they reached)."""
     workdir = tmp_path_factory.mktemp("moved") / "run"
     cache = {"data__index_cache": str(workdir.parent / "counts")}
     config = small_run.changed(config, cache)
-    # The one that the others find each other through, while step 4 is saved.
+    # Kill the coordinator while step 4 is saved.
     pair = train_driver.together(
         small_run.changed(config, {"mesh": TWO}), workdir, 2, {0: ("kill", 4)}, "--heartbeat=10"
     )
@@ -67,27 +67,27 @@ def moved(config, tmp_path_factory):
     return workdir, pair, killed, four, stopped
 
 
-def test_one_that_is_killed_ends_the_other(moved):
+def test_killed_process_ends_the_other(moved):
     _, (first, second), killed, *_ = moved
     assert killed in (2, 4)
     assert first.returncode == -signal.SIGKILL
     assert second.returncode == LOST, second.stderr
-    what, how = second.stderr.splitlines()[-2:]
-    assert re.match(r"ba_jax\.train: .*another (process|one) was lost", what), what
-    assert how.startswith("to resume: python -m ba_jax.train ") and "--process=1" in how
+    reason, resume = second.stderr.splitlines()[-2:]
+    assert re.match(r"ba_jax\.train: .*another (process|one) was lost", reason), reason
+    assert resume.startswith("to resume: python -m ba_jax.train ") and "--process=1" in resume
 
 
-def test_a_signal_to_one_of_four_stops_all_at_the_same_step(moved):
+def test_signal_to_one_process_stops_all_at_the_same_step(moved):
     *_, four, stopped = moved
     assert 6 <= stopped < STEPS
     for number, done in enumerate(four):
         assert done.returncode == 0, done.stderr
         assert f"process {number} of 4 (from flags): 1 of 4 cpu devices" in done.stderr
-        assert f"stopped at step {stopped}; the same command goes on there" in done.stderr
+        assert f"stopped at step {stopped}; rerun the same command to resume" in done.stderr
         assert "to resume: python -m ba_jax.train " in done.stderr.splitlines()[-1]
 
 
-def test_losses_and_parameters_are_those_of_one_process(one, moved):
+def test_losses_and_parameters_equal_those_of_one_process(one, moved):
     workdir = moved[0]
     assert (workdir / "done").read_text() == f"{STEPS}\n" == (one / "done").read_text()
     for name in ("loss", "grad_norm", "text_accuracy"):
@@ -101,34 +101,34 @@ def test_losses_and_parameters_are_those_of_one_process(one, moved):
         np.testing.assert_allclose(others[name], array, rtol=1e-3, atol=1e-3, err_msg=name)
 
 
-def test_each_host_has_its_rows_of_every_batch(config, moved):
-    """Whatever number of hosts came before: the hashes are those of rows built here."""
+def test_each_host_builds_its_rows_of_every_batch(config, moved):
+    """Hashes equal those of rows built here, whatever the number of hosts before."""
     workdir, _, killed, _, stopped = moved
     batches = open_batches(config["data"], config["model"])
     for host in range(4):
         lines = (workdir / f"batches-{host}.csv").read_text().splitlines()[1:]
-        found = dict(line.split(",") for line in lines)
+        hashes = dict(line.split(",") for line in lines)
         expected = {
             str(step): batch_hash(row_digests(batches.build(step, host_rows(ROWS, host, hosts))))
             for hosts, steps in ((2, range(killed)), (4, range(killed, stopped)))
             if host < hosts
             for step in steps
         }
-        assert found == expected, host
+        assert hashes == expected, host
 
 
-def test_each_host_reads_its_share_alone(config, moved, monkeypatch):
+def test_each_host_reads_only_its_share(config, moved, monkeypatch):
     workdir, _, killed, _, stopped = moved
 
-    def told(hosts: int, host: int):
+    def read_log(hosts: int, host: int):
         path = pathlib.Path(f"{workdir}-reads-{hosts}-{host}.jsonl")
         before, *lines = map(json.loads, path.read_text().splitlines())
         return before, {step: (rows, reads) for step, rows, reads in lines}
 
-    # The first counted the records, for all that came.
-    (first, _), (second, _) = told(2, 0), told(2, 1)
+    # Process 0 counted the records, once for all runs.
+    (first, _), (second, _) = read_log(2, 0), read_log(2, 1)
     assert first > 0 and second == 0
-    four = [told(4, host) for host in range(4)]
+    four = [read_log(4, host) for host in range(4)]
     assert [before for before, _ in four] == [0] * 4
 
     batches, reads = open_batches(config["data"], config["model"]), []
@@ -145,20 +145,22 @@ def test_each_host_reads_its_share_alone(config, moved, monkeypatch):
     assert all(min(built) == killed for _, built in four)
 
 
-def test_what_hangs_is_ended(config, tmp_path):
-    """A process whose heartbeat goes on: only the deadline tells."""
+def test_process_that_hangs_is_ended(config, tmp_path):
+    """Its heartbeat continues, so only the timeout notices."""
     changes = {"train__step_timeout_seconds": 6.0, "train__steps": 6}
     done = train_driver.run(small_run.changed(config, changes), tmp_path / "run", "hang", 5)
     assert done.returncode == LOST, done.stderr
-    what, how = done.stderr.splitlines()[-2:]
-    assert what.startswith("ba_jax.train: what follows the checkpoint of step 4 took longer than 6")
-    assert how.startswith("to resume: python -m ba_jax.train ")
+    reason, resume = done.stderr.splitlines()[-2:]
+    assert reason.startswith(
+        "ba_jax.train: what follows the checkpoint of step 4 took longer than 6"
+    )
+    assert resume.startswith("to resume: python -m ba_jax.train ")
     assert "train_driver.py" in done.stderr  # where it hung
     assert complete_steps(tmp_path / "run" / "checkpoints") == [2, 4]
 
 
-def test_killed_while_it_saves_a_run_goes_on_exactly(config, tmp_path):
-    """At 4 moments, or at 20 with BA_JAX_DEEP=1: what is kept is whole, and is gone on from."""
+def test_run_killed_while_saving_resumes_exactly(config, tmp_path):
+    """Killed at 4 moments (20 with BA_JAX_DEEP=1): complete checkpoints stay, and runs resume."""
     seeds = [str(seed) for seed in range(20 if os.environ.get("BA_JAX_DEEP") else 4)]
     config = small_run.changed(config, {"checkpoint__every": 1, "data__rows": 4})
     train(config, tmp_path / "whole")

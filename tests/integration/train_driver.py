@@ -1,9 +1,9 @@
-"""`python -m ba_jax.train` as a process to which something happens at a step.
+"""Run `python -m ba_jax.train` as a process with an event at a step.
 
 python -m tests.integration.train_driver CONFIG.json WORKDIR EVENT STEP [FLAG ...]
 
-With READS=FILE in the environment a line of FILE tells each batch's step, its rows, and how many
-records were read for it; the first line those that were read before.
+With READS=FILE in the environment, FILE gets a line for each batch: its step, its rows, and the
+number of records read for it. The first line is the number of records read before.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from ml_collections import ConfigDict, config_flags
 from ba_jax import train
 from ba_jax.data.packed import PackedBatches
 from ba_jax.data.record import RecordSource
+from ba_jax.run import BatchHashes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def full_disk() -> None:
-    """From here on no file grows beyond 16 KiB, as on a full disk."""
+    """Limit the size of all files to 16 KiB from now on, like a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, 1 << 14))
 
@@ -55,12 +56,12 @@ def run(
     *flags: str,
     **environment: str,
 ) -> subprocess.CompletedProcess:
-    """Runs it and waits."""
+    """Run it and wait."""
     return start(config, workdir, event, step, *flags, **environment)()
 
 
 def start(config, workdir, event="none", step=0, *flags: str, **environment: str):
-    """Starts it; what is returned waits for it."""
+    """Start it; returns a function that waits for it."""
     workdir.parent.mkdir(parents=True, exist_ok=True)
     file = workdir.parent / (workdir.name + ".json")
     file.write_text(json.dumps(config))
@@ -100,7 +101,7 @@ def together(
     events: Mapping[int, tuple[str, int]] = {},
     *flags: str,
 ) -> list[subprocess.CompletedProcess]:
-    """Runs processes that form one run; `events` happen to some: process -> (event, step)."""
+    """Run the processes of one run together; `events`: process -> (event, step)."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -128,7 +129,7 @@ def _record_reads(file: pathlib.Path) -> None:
         reads.append(index)
         return get(self, index)
 
-    def build_and_tell(self, step, rows=None):
+    def build_and_log(self, step, rows=None):
         with file.open("a") as stream:
             if not stream.tell():
                 stream.write(f"{len(reads)}\n")
@@ -137,23 +138,23 @@ def _record_reads(file: pathlib.Path) -> None:
             stream.write(json.dumps([step, list(rows), len(reads)]) + "\n")
         return batch
 
-    RecordSource.__getitem__, PackedBatches.build = get_and_count, build_and_tell
+    RecordSource.__getitem__, PackedBatches.build = get_and_count, build_and_log
 
 
 def _main(file: str, workdir: str, event: str, step: str, *flags: str) -> None:
     config = ConfigDict(json.loads(pathlib.Path(file).read_text()))
-    add = train._Hashes.add
+    add = BatchHashes.add
 
-    def add_and_more(self, number, batch):
+    def add_and_act(self, number, batch):
         add(self, number, batch)
         if number == int(step):
             EVENTS[event]()
 
-    train._Hashes.add = add_and_more
+    BatchHashes.add = add_and_act
     if reads := os.environ.get("READS"):
         _record_reads(pathlib.Path(reads))
 
-    # The config is given, not read from a Python file.
+    # The config is passed as a dict, not as a Python file.
     config_flags.DEFINE_config_file = lambda name, *_: config_flags.DEFINE_config_dict(name, config)
     train.define_flags()
     app.run(train.main, [sys.argv[0], f"--workdir={workdir}", *flags])

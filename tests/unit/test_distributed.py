@@ -1,4 +1,4 @@
-"""How other processes are found; of what happens to them see tests/integration/test_train_hosts."""
+"""Detection of other processes. Runs on several hosts: tests/integration/test_train_hosts.py."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def slurm(**changes) -> dict[str, str]:
     return named | {"SLURM_STEP_TASKS_PER_NODE": "2(x3),1"} | changes
 
 
-def test_flags_come_first():
+def test_flags_take_precedence():
     assert settings(variables() | slurm(), "other:2", 2, 0) == (
         explicit("other:2", 2, 0),
         "from flags",
@@ -45,14 +45,13 @@ def test_flags_come_first():
         {"JAX_PROCESS_ID": "", "JOB_COMPLETION_INDEX": "3"},
     ],
 )
-def test_variables_come_next(changes):
-    found = settings(variables(**changes) | slurm())
-    assert found == (explicit("host:1", 4, 3), "from variables")
+def test_variables_precede_detection(changes):
+    assert settings(variables(**changes) | slurm()) == (explicit("host:1", 4, 3), "from variables")
 
 
-def test_jax_finds_the_rest():
+def test_jax_detects_the_rest():
     assert settings() == ({}, "found by JAX")
-    # A Kubernetes job of which JAX knows, or an address for it alone.
+    # A Kubernetes job that JAX detects itself, or an address without a count.
     assert settings({"JOB_COMPLETION_INDEX": "3"}) == ({}, "found by JAX")
     assert settings({"JAX_COORDINATOR_ADDRESS": "host:1"}) == ({}, "found by JAX")
 
@@ -66,10 +65,10 @@ def test_jax_finds_the_rest():
         ({"SLURM_GPUS_ON_NODE": "0"}, None),
     ],
 )
-def test_a_task_of_slurm_gets_its_share_of_the_gpus(changes, devices):
-    found, where = settings(slurm(**changes))
-    assert found == ({} if devices is None else {"local_device_ids": devices})
-    assert where == "SLURM job 7"
+def test_slurm_task_gets_an_equal_share_of_the_gpus(changes, devices):
+    arguments, origin = settings(slurm(**changes))
+    assert arguments == ({} if devices is None else {"local_device_ids": devices})
+    assert origin == "SLURM job 7"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +86,7 @@ def test_a_task_of_slurm_gets_its_share_of_the_gpus(changes, devices):
         ({"environment": slurm(SLURM_GPUS_ON_NODE="3")}, "3 GPUs and 2 tasks on a node"),
     ],
 )
-def test_what_is_missing_or_wrong_is_named(arguments, message):
+def test_missing_or_invalid_setting_is_named(arguments, message):
     with pytest.raises(DistributedError, match=message):
         settings(**arguments)
 
@@ -115,10 +114,10 @@ def test_flags_without_distributed_are_refused(flag_values):
         distributed.initialize_from_flags(COMMAND)
 
 
-def test_nothing_found_is_said(monkeypatch):
+def test_message_if_no_cluster_is_detected(monkeypatch):
     for name in (*variables(), *slurm(), "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(distributed, "_on_abort", lambda: None)
+    monkeypatch.setattr(distributed, "_exit_cleanly_on_abort", lambda: None)
 
     def initialize(**_):
         raise ValueError("coordinator_address should be defined.")
@@ -128,7 +127,7 @@ def test_nothing_found_is_said(monkeypatch):
         distributed.initialize(COMMAND)
 
 
-def test_an_error_in_one_process_is_no_loss():
+def test_error_of_a_single_process_is_no_host_loss():
     assert not distributed.is_host_loss(
         ValueError("Gloo all-reduce failed: Connection closed by peer")
     )
@@ -146,12 +145,12 @@ def test_an_error_in_one_process_is_no_loss():
         ("No space left on device", False),
     ],
 )
-def test_what_is_raised_when_another_process_is_gone(monkeypatch, text, loss):
-    monkeypatch.setattr(distributed, "_are_several", lambda: True)
+def test_errors_that_another_process_explains(monkeypatch, text, loss):
+    monkeypatch.setattr(distributed, "_has_other_processes", lambda: True)
     assert distributed.is_host_loss(RuntimeError(text)) == loss
 
 
-def test_a_failure_of_one_process_is_told_as_ever(capfd):
+def test_exit_with_error_of_a_single_process(capfd):
     with pytest.raises(SystemExit) as error:
         distributed.exit_with_error(COMMAND, ValueError("wrong"), 1, "more")
     assert str(error.value) == "ba_jax.train: wrong\nmore"

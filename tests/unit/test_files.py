@@ -1,11 +1,11 @@
-"""Files are whole, or as they were."""
+"""Atomic writes."""
 
 import pytest
 
 from ba_jax import files
 
 
-def test_text_and_bytes_with_their_folders(tmp_path):
+def test_writes_text_and_bytes_and_creates_folders(tmp_path):
     for content in ("ä 字\n", b"\0\xff", ""):
         files.write_whole(tmp_path / "a" / "b", content)
         written = (tmp_path / "a" / "b").read_bytes()
@@ -13,7 +13,7 @@ def test_text_and_bytes_with_their_folders(tmp_path):
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
 
 
-def test_what_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.json"
     files.write_whole(path, "before")
     monkeypatch.setattr(files.secrets, "token_hex", lambda count: "00")
@@ -23,6 +23,6 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(UnicodeEncodeError):
         files.write_whole(path, "\ud800")
     assert path.read_text() == "before"
-    assert [one.name for one in tmp_path.iterdir()] == ["x.json"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
     with pytest.raises(OSError, match="x.json/y"):
         files.write_whole(path / "y", "below a file")

@@ -1,4 +1,4 @@
-"""Rules, schedules, clipping, AdamW and averages against NumPy."""
+"""Rules, schedules, clipping, AdamW and EMA, compared with NumPy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def settings(**changes) -> OptimizerSettings:
     return OptimizerSettings(**{"rules": ALL, "learning_rate": 1e-2, **changes})
 
 
-def test_the_first_rule_that_matches_a_whole_name_decides():
+def test_first_rule_that_matches_the_whole_name_decides():
     rules = (("llm/embedding", None), (r"llm/.*", 0.5), (r".*kernel", 2.0))
     assert optim.learning_rate_multipliers(NAMES, rules) == {
         "llm/embedding": None,
@@ -47,7 +47,7 @@ def test_the_first_rule_that_matches_a_whole_name_decides():
         ((), "no rule covers it"),
     ],
 )
-def test_rules_that_cannot_be_trained_with(rules, message):
+def test_invalid_rules(rules, message):
     with pytest.raises(OptimError, match=message):
         optim.learning_rate_multipliers(NAMES, rules)
 
@@ -69,34 +69,36 @@ def test_rules_that_cannot_be_trained_with(rules, message):
         ({"b2": -0.1}, "b2 = -0.1"),
     ],
 )
-def test_settings_that_make_no_sense(changes, message):
+def test_invalid_settings(changes, message):
     with pytest.raises(OptimError, match=message):
         settings(**changes)
 
 
-def rates_of(steps: int, **changes) -> np.ndarray:
-    """Of every step of a run."""
+def learning_rates(steps: int, **changes) -> np.ndarray:
+    """Learning rate of every step of a run, as a fraction of the peak."""
     at = optim.learning_rate_schedule(settings(**changes), steps)
     return np.array([float(at(step)) for step in range(steps)]) / 1e-2
 
 
 def test_schedules():
-    warmed = rates_of(9, warmup_steps=4)
+    warmed = learning_rates(9, warmup_steps=4)
     np.testing.assert_allclose(warmed[:4], [0.25, 0.5, 0.75, 1.0], rtol=1e-6)
     cosine = 0.1 + 0.9 * (1 + np.cos(np.pi * np.arange(5) / 4)) / 2
     np.testing.assert_allclose(warmed[4:], cosine, rtol=1e-6)
-    np.testing.assert_allclose(rates_of(5), cosine, rtol=1e-6)
-    np.testing.assert_allclose(rates_of(5, final_learning_rate_ratio=0.0)[-1], 0.0, atol=1e-6)
+    np.testing.assert_allclose(learning_rates(5), cosine, rtol=1e-6)
+    np.testing.assert_allclose(learning_rates(5, final_learning_rate_ratio=0.0)[-1], 0.0, atol=1e-6)
     np.testing.assert_allclose(
-        rates_of(5, schedule="linear", final_learning_rate_ratio=0.2),
+        learning_rates(5, schedule="linear", final_learning_rate_ratio=0.2),
         [1.0, 0.8, 0.6, 0.4, 0.2],
         rtol=1e-6,
     )
-    np.testing.assert_allclose(rates_of(4, schedule="constant", warmup_steps=2), [0.5, 1, 1, 1])
-    np.testing.assert_allclose(rates_of(3, warmup_steps=1)[:2], [1, 1])
+    np.testing.assert_allclose(
+        learning_rates(4, schedule="constant", warmup_steps=2), [0.5, 1, 1, 1]
+    )
+    np.testing.assert_allclose(learning_rates(3, warmup_steps=1)[:2], [1, 1])
     # A warm-up longer than the run, and a run of one step.
-    np.testing.assert_allclose(rates_of(2, warmup_steps=4), [0.25, 0.5])
-    np.testing.assert_allclose(rates_of(1), [1.0])
+    np.testing.assert_allclose(learning_rates(2, warmup_steps=4), [0.25, 0.5])
+    np.testing.assert_allclose(learning_rates(1), [1.0])
 
 
 def test_norms_biases_and_embeddings_do_not_decay():
@@ -126,7 +128,7 @@ def draw(seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:
     return {n: (scale * rng.normal(size=s)).astype(np.float32) for n, s in SHAPES.items()}
 
 
-def test_groups_are_clipped_apart():
+def test_groups_are_clipped_separately():
     grads = draw(0, 3.0)
     grads["b/kernel"] *= 1e-3
     grads["b/embedding"] *= 1e-3
@@ -143,17 +145,17 @@ def test_groups_are_clipped_apart():
     assert all(np.all(np.asarray(c) == 0) for c in clipped.values())
 
 
-def adamw(params, gradients, config: OptimizerSettings, rates, steps: int):
-    """Parameters after each of the gradients, in NumPy: clipped in the groups a and the rest."""
+def adamw(params, gradients, config: OptimizerSettings, multipliers, steps: int):
+    """Parameters after all gradients, in NumPy; the groups are "a/" and "b/"."""
     params = {n: p.astype(np.float64) for n, p in params.items()}
     m = {n: np.zeros_like(p) for n, p in params.items()}
     v = {n: np.zeros_like(p) for n, p in params.items()}
     at = optim.learning_rate_schedule(config, steps)
     for t, grads in enumerate(gradients):
         for group in ("a/", "b/"):
-            here = [n for n in grads if n.startswith(group)]
-            norm = np.sqrt(sum((grads[n].astype(np.float64) ** 2).sum() for n in here))
-            for n in here:
+            names = [n for n in grads if n.startswith(group)]
+            norm = np.sqrt(sum((grads[n].astype(np.float64) ** 2).sum() for n in names))
+            for n in names:
                 g = grads[n] * min(1.0, config.clip_norm / norm)
                 m[n] = config.b1 * m[n] + (1 - config.b1) * g
                 v[n] = config.b2 * v[n] + (1 - config.b2) * g**2
@@ -162,7 +164,7 @@ def adamw(params, gradients, config: OptimizerSettings, rates, steps: int):
                 change = m_hat / (np.sqrt(v_hat) + config.epsilon)
                 if n.endswith("/kernel"):
                     change = change + config.weight_decay * params[n]
-                params[n] = params[n] - float(at(t)) * rates[n] * change
+                params[n] = params[n] - float(at(t)) * multipliers[n] * change
     return params
 
 
@@ -171,21 +173,21 @@ def test_adamw_against_numpy():
     trained = {"a/kernel": 1.0, "a/bias": 0.5, "b/kernel": 2.0, "b/embedding": 0.0}
     params, gradients = draw(1), [draw(seed, 2.0) for seed in range(2, 7)]
     optimizer = optim.make_optimizer(config, trained, SHAPES, steps=5)
-    here = {n: jnp.asarray(p) for n, p in params.items()}
-    state = optimizer.init(here)
+    ours = {n: jnp.asarray(p) for n, p in params.items()}
+    state = optimizer.init(ours)
     for grads in gradients:
         updates, state = optimizer.update(
-            {n: jnp.asarray(g) for n, g in grads.items()}, state, here
+            {n: jnp.asarray(g) for n, g in grads.items()}, state, ours
         )
-        here = optax.apply_updates(here, updates)
+        ours = optax.apply_updates(ours, updates)
     expected = adamw(params, gradients, config, trained, 5)
     for name in SHAPES:
-        np.testing.assert_allclose(here[name], expected[name], rtol=2e-5, atol=2e-6)
-    np.testing.assert_array_equal(here["b/embedding"], params["b/embedding"])
+        np.testing.assert_allclose(ours[name], expected[name], rtol=2e-5, atol=2e-6)
+    np.testing.assert_array_equal(ours["b/embedding"], params["b/embedding"])
 
 
-def test_state_has_the_same_tree_whatever_is_on():
-    """A run may go on without clipping or decay."""
+def test_state_tree_does_not_depend_on_the_settings():
+    """A run may be resumed without clipping or decay."""
     trained, params = dict.fromkeys(SHAPES, 1.0), {n: jnp.zeros(s) for n, s in SHAPES.items()}
     trees = []
     for changes in (
@@ -200,7 +202,7 @@ def test_state_has_the_same_tree_whatever_is_on():
     assert trees[0] == trees[1] == trees[2] and len(trees[0]) == 2 * len(SHAPES) + 2
 
 
-def test_a_clip_group_without_parameters():
+def test_clip_group_without_parameters():
     with pytest.raises(OptimError, match=r"clip_groups \['discriminators/\.\*'\]"):
         optim.make_optimizer(
             settings(clip_groups=("a/.*", "discriminators/.*")),
@@ -210,13 +212,13 @@ def test_a_clip_group_without_parameters():
         )
 
 
-def test_running_average():
-    average = {"a": jnp.zeros(3)}
+def test_ema():
+    ema = {"a": jnp.zeros(3)}
     expected = np.zeros(3)
     for step in range(30):
         params = {"a": jnp.full(3, float(step + 1))}
-        average = optim.update_ema(average, params, 0.6, jnp.asarray(step))
+        ema = optim.update_ema(ema, params, 0.6, jnp.asarray(step))
         decay = min(0.6, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * (step + 1)
-    np.testing.assert_allclose(average["a"], expected, rtol=1e-6)
-    assert average["a"].dtype == jnp.float32
+    np.testing.assert_allclose(ema["a"], expected, rtol=1e-6)
+    assert ema["a"].dtype == jnp.float32

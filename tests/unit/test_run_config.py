@@ -1,4 +1,4 @@
-"""Configs of runs: what is refused; every stage's config at full size."""
+"""Configs of runs: invalid ones, and every stage's config at full size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ba_jax import optim, sharding
 from ba_jax.config import ConfigError, from_mapping
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
 from ba_jax.run_config import STAGES, make_stage, parse_config
-from ba_jax.train_state import Program
+from ba_jax.train_state import make_layout
 from ba_jax.tree import flatten
 from configs import models
 from tests.unit.stages import small_run
@@ -56,8 +56,8 @@ def config(**changes):
 
 
 def test_a_config_is_a_mapping_or_a_configdict():
-    made = CONFIGS["lm_text"]("nano")
-    assert parse_config(made) == parse_config(made.to_dict())
+    values = CONFIGS["lm_text"]("nano")
+    assert parse_config(values) == parse_config(values.to_dict())
 
 
 @pytest.mark.parametrize(
@@ -87,16 +87,16 @@ def test_a_config_is_a_mapping_or_a_configdict():
         ({"seed": 1.5}, "config.seed = 1.5: expected int"),
     ],
 )
-def test_a_config_that_makes_no_sense(changes, message):
+def test_invalid_config(changes, message):
     with pytest.raises(ConfigError, match=message):
         parse_config(config(**changes))
 
 
-def test_a_missing_section():
-    less = config()
-    del less["optimizer"]
+def test_missing_section():
+    incomplete = config()
+    del incomplete["optimizer"]
     with pytest.raises(ConfigError, match=r"config: missing keys \['optimizer'\]"):
-        parse_config(less)
+        parse_config(incomplete)
 
 
 @pytest.mark.parametrize(
@@ -110,22 +110,22 @@ def test_a_missing_section():
         ({"model__llm__widht": 3}, r"model.llm: unknown keys \['widht'\]"),
     ],
 )
-def test_a_stage_that_is_none(changes, message):
+def test_invalid_stage(changes, message):
     with pytest.raises(ConfigError, match=message):
         make_stage(parse_config(config(**changes)))
 
 
-def test_attention_is_of_a_language_model():
+def test_attention_needs_a_language_model():
     values = CONFIGS["vocoder"]("nano").to_dict()
     values["train"]["attention"] = "splash"
     with pytest.raises(ConfigError, match="stage vocoder has no language model, expected 'xla'"):
         make_stage(parse_config(values))
 
 
-def test_positions_are_divided_of_the_language_model_alone():
+def test_sequence_axis_needs_a_language_model():
     mesh = sharding.make_mesh(sharding.MeshSettings(sequence=2), chips(2, 2))
     with pytest.raises(sharding.ShardingError, match="stage vocoder on mesh.sequence = 2"):
-        Program(parse_config(CONFIGS["vocoder"]("nano")), mesh)
+        make_layout(parse_config(CONFIGS["vocoder"]("nano")), mesh)
 
 
 def test_every_stage_has_a_config():
@@ -134,49 +134,49 @@ def test_every_stage_has_a_config():
 
 @pytest.mark.parametrize(("name", "size"), ALL, ids=lambda value: value)
 def test_every_config_is_built_at_full_size(name, size):
-    """Its stage's shapes, its rules over all of them, and a place on a pod for each."""
-    made = CONFIGS[name](size)
-    parsed = parse_config(copy.deepcopy(made.to_dict()))
+    """Shapes of the stage, its optimizer rules, and a sharding on pods for every parameter."""
+    parsed = parse_config(copy.deepcopy(CONFIGS[name](size).to_dict()))
     stage = make_stage(parsed)
     shapes = jax.eval_shape(stage.init, jax.random.key(0))
     flat = {path: leaf.shape for path, leaf in flatten(shapes["params"]).items()}
     tops = {path.split("/")[0] for path in flat}
     assert set(stage.components) - tops <= {"vq_bridge"}
-    rates = optim.learning_rate_multipliers(flat, parsed.optimizer.rules)
-    trained = {path: rate for path, rate in rates.items() if rate is not None}
+    multipliers = optim.learning_rate_multipliers(flat, parsed.optimizer.rules)
+    trained = {path: rate for path, rate in multipliers.items() if rate is not None}
     optimizer = optim.make_optimizer(parsed.optimizer, trained, flat, parsed.train.steps)
     params = {path: jax.ShapeDtypeStruct(flat[path], "float32") for path in trained}
     jax.eval_shape(optimizer.init, params)
-    check_places(flat, stage.config.heads, "nano" if "nano" in size else "full")
+    check_shardings(flat, stage.config.heads, "nano" if "nano" in size else "full")
 
 
-def test_the_smallest_size_has_a_place():
-    """No stage's config is of it."""
+def test_tiny_can_be_sharded():
+    """No stage has a config of this size."""
     config = from_mapping(BaichuanAudioConfig, models.get_config("tiny").to_dict())
     shapes = variable_shapes(config)["params"]
     flat = {path: leaf.shape for path, leaf in flatten(shapes).items()}
-    check_places(flat, config.heads, "tiny")
+    check_shardings(flat, config.heads, "tiny")
 
 
-def check_places(flat, heads, kind):
-    """Every parameter has one, and nothing large is whole on every device."""
+def check_shardings(flat, heads, kind):
+    """Every parameter has a spec, and no large one is replicated."""
     for sizes in MESHES[kind]:
         mesh = AbstractMesh((2, *sizes, 2), sharding.AXES)
         for path, shape in flat.items():
             spec = sharding.parameter_spec(path, shape, mesh, heads)
-            # Adapters are thin.
-            small = math.prod(shape) <= sharding.WHOLE or "/lora_" in path
+            small = math.prod(shape) <= sharding.MAX_REPLICATED_SIZE or "/lora_" in path
             assert any(spec) or small, (path, shape, sizes)
 
 
-def test_what_each_language_stage_trains():
+def test_trained_parameters_of_the_language_stages():
     """Paper 3.3.1: stage 1 the audio parts, stage 2 all but the text's ends, the ablation all."""
 
     def trained(name: str, size: str) -> set[str]:
         parsed = parse_config(CONFIGS[name](size))
         shapes = jax.eval_shape(make_stage(parsed).init, jax.random.key(0))
-        rates = optim.learning_rate_multipliers(flatten(shapes["params"]), parsed.optimizer.rules)
-        return {path for path, rate in rates.items() if rate}
+        multipliers = optim.learning_rate_multipliers(
+            flatten(shapes["params"]), parsed.optimizer.rules
+        )
+        return {path for path, rate in multipliers.items() if rate}
 
     stage1, stage2 = trained("lm_stage1", "7b"), trained("lm_stage2", "7b")
     single, lora = trained("lm_single", "7b"), trained("sft", "7b_lora")

@@ -1,4 +1,4 @@
-"""The mesh, and where parameters and batches lie on it."""
+"""The mesh, and the sharding of parameters and batches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def abstract(replica: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """As much of a device as a mesh asks for."""
+    """The attributes of a device that a mesh needs."""
 
     id: int
     process_index: int
@@ -39,7 +39,7 @@ def chips(count: int, a_host: int, a_slice: int = 0, platform: str = "gpu") -> l
     return [Chip(n, n // a_host, n // a_slice if a_slice else None, platform) for n in range(count)]
 
 
-def test_the_open_axis_takes_what_the_devices_leave():
+def test_axis_of_minus_one_takes_the_remaining_devices():
     devices = jax.devices()[:1]
     mesh = sharding.make_mesh(MeshSettings(), devices)
     assert dict(mesh.shape) == {"replica": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
@@ -51,13 +51,13 @@ def test_the_open_axis_takes_what_the_devices_leave():
 @pytest.mark.parametrize(
     "sizes", [(2, 1, 1), (-1, 2, 1), (-1, -1, 1), (1, 1, 0), (-1, 0, 1), (-2, 1, 1), (1, 1, 1, 2)]
 )
-def test_a_mesh_that_the_devices_do_not_fill(sizes):
+def test_mesh_that_does_not_fit_the_devices(sizes):
     with pytest.raises(ShardingError, match="product is the 1 devices"):
         sharding.make_mesh(MeshSettings(*sizes), jax.devices()[:1])
 
 
-def test_copies_alone_reach_over_slices():
-    """TPUs say where they are, in whatever order they come; others are cut in their order."""
+def test_only_replica_spans_slices():
+    """TPUs are grouped by their slice, whatever their order; other devices in order."""
     settings = MeshSettings(replica=4, fsdp=2, tensor=2, slices=2)
     tpus = [dataclasses.replace(chip, platform="tpu") for chip in chips(16, 4, 8)]
     for devices in (chips(16, 4), [*tpus[8:], *tpus[:8]]):
@@ -78,7 +78,7 @@ def test_copies_alone_reach_over_slices():
         ({"slices": 2}, chips(12, 4, 8, "tpu"), r"slices of \[8, 4\]: .*one size"),
     ],
 )
-def test_slices_that_do_not_fit(settings, devices, message):
+def test_invalid_slices(settings, devices, message):
     with pytest.raises(ShardingError, match=message):
         sharding.make_mesh(MeshSettings(**settings), devices)
 
@@ -102,21 +102,21 @@ def test_slices_that_do_not_fit(settings, devices, message):
         ("vocoder/source/kernel", (6, 18, 128), (None, None, None)),
     ],
 )
-def test_parameters_are_laid_out_by_their_name(path, shape, spec):
-    found = sharding.parameter_spec(path, shape, abstract(1, 4, 2), HEADS)
-    assert found == PartitionSpec(*spec)
+def test_parameter_specs_by_name(path, shape, spec):
+    result = sharding.parameter_spec(path, shape, abstract(1, 4, 2), HEADS)
+    assert result == PartitionSpec(*spec)
 
 
 @pytest.mark.parametrize(
     ("tensor", "spec"), [(4, (None, "fsdp", "tensor")), (28, (None, "fsdp", None))]
 )
-def test_devices_share_heads_where_there_are_more_of_them_than_heads(tensor, spec):
+def test_heads_are_replicated_on_more_devices_than_heads(tensor, spec):
     path, mesh = "llm/layers/key/kernel", abstract(1, 2, tensor)
     assert sharding.parameter_spec(path, (4, 256, 512), mesh, HEADS) == PartitionSpec(*spec)
     path, heads = "audio_head/layers_0/out/kernel", {"audio_head": (1, 1)}
     mesh = abstract(1, 2, 4)
-    found = sharding.parameter_spec(path, (128, 128), mesh, heads)
-    assert found == PartitionSpec(None, "fsdp")
+    result = sharding.parameter_spec(path, (128, 128), mesh, heads)
+    assert result == PartitionSpec(None, "fsdp")
 
 
 @pytest.mark.parametrize(
@@ -139,12 +139,12 @@ def test_devices_share_heads_where_there_are_more_of_them_than_heads(tensor, spe
         ("vocoder/conv_pre/kernel_v", (7, 81, 8192), (1, 2, 1), "of 81 on mesh.fsdp = 2"),
     ],
 )
-def test_a_parameter_that_cannot_be_placed(path, shape, mesh, message):
+def test_parameter_without_a_spec(path, shape, mesh, message):
     with pytest.raises(ShardingError, match=message):
         sharding.parameter_spec(path, shape, abstract(*mesh), HEADS)
 
 
-def test_other_collections_are_whole():
+def test_other_collections_are_replicated():
     mesh = sharding.make_mesh(MeshSettings(), jax.devices()[:1])
     for name in ("codebook/vq_bridge/embed_0", "buffers/audio_head/bias", "extra/pool"):
         assert sharding.variable_sharding(name, (8, 4), mesh, HEADS) == sharding.replicated(mesh)
@@ -152,7 +152,7 @@ def test_other_collections_are_whole():
         sharding.variable_sharding("statistics/x", (8,), mesh, HEADS)
 
 
-def test_a_batch_is_split_over_replica_and_fsdp():
+def test_batch_is_sharded_over_replica_and_fsdp():
     mesh = sharding.make_mesh(MeshSettings(), jax.devices()[:1])
     values = {"ids_BL": np.arange(6).reshape(3, 2), "audio": ({"mel_BCTM": np.ones(3)},)}
     placed = sharding.to_devices(values, mesh)
@@ -176,12 +176,12 @@ def test_hosts_that_hold_the_same_rows_load_the_same_share():
 
 
 @pytest.mark.parametrize("axis", ["sequence", "slices"])
-def test_only_training_divides_positions_and_reaches_over_slices(axis):
+def test_inference_refuses_sequence_and_slices(axis):
     with pytest.raises(ShardingError, match=f"mesh.{axis} = 2"):
-        sharding.on_mesh(MeshSettings(**{axis: 2}), {})
+        sharding.inference_mesh(MeshSettings(**{axis: 2}), {})
 
 
-def test_without_a_mesh_nothing_is_constrained():
+def test_constrain_is_a_no_op_without_a_mesh():
     x = np.ones((2, 3))
     assert sharding.current_mesh() is None
     assert sharding.constrain(x, "batch", None) is x

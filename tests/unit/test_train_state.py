@@ -1,4 +1,4 @@
-"""The step that all stages share, on a stage small enough to follow by hand."""
+"""The training step, on a stage small enough to follow by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from ba_jax import optim
 from ba_jax.optim import OptimizerSettings
 from ba_jax.stages.base import Aux, Stage, StageError
-from ba_jax.stages.update import TrainState, make_step, new_state
+from ba_jax.train_state import TrainState, new_state, step_function
 from ba_jax.tree import flatten, unflatten
 
 RULES = (("frozen/.*", None), ("slow/.*", 0.5), (".*", 1.0))
@@ -20,7 +20,7 @@ KEY = jax.random.key(7)
 
 
 class Line(Stage):
-    """x (w + f) against y, a mean over the positions that a mask marks; counts what it has seen."""
+    """Least squares over the rows of a mask; the codebook counts these rows."""
 
     name = "line"
 
@@ -59,7 +59,7 @@ class Line(Stage):
 
 
 def batch(seed: int = 0) -> dict[str, np.ndarray]:
-    """Its first, fourth and last three rows count: uneven between microbatches."""
+    """A batch whose mask marks different numbers of rows in the microbatches."""
     rng = np.random.default_rng(seed)
     mask_B = np.isin(np.arange(ROWS), (0, 3, 5, 6, 7))
     return {
@@ -69,7 +69,7 @@ def batch(seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def make(accumulate: int = 1, noise: float = 0.0, **changes):
+def make(accumulation_steps: int = 1, noise: float = 0.0, **changes):
     """(state, jitted step)."""
     settings = OptimizerSettings(
         **{"rules": RULES, "learning_rate": 0.1, "weight_decay": 0.01, "ema_decay": 0.9, **changes}
@@ -77,12 +77,12 @@ def make(accumulate: int = 1, noise: float = 0.0, **changes):
     stage = Line(noise)
     variables = stage.init(KEY)
     shapes = {name: leaf.shape for name, leaf in flatten(variables["params"]).items()}
-    rates = optim.learning_rate_multipliers(shapes, settings.rules)
-    trained = {name: rate for name, rate in rates.items() if rate is not None}
+    multipliers = optim.learning_rate_multipliers(shapes, settings.rules)
+    trained = {name: rate for name, rate in multipliers.items() if rate is not None}
     optimizer = optim.make_optimizer(settings, trained, shapes, 10)
-    state = new_state(stage, variables, rates, optimizer, settings)
-    at = optim.learning_rate_schedule(settings, 10)
-    return state, jax.jit(make_step(stage, optimizer, settings, at, accumulate))
+    state = new_state(variables, stage, multipliers, optimizer, settings)
+    rate = optim.learning_rate_schedule(settings, 10)
+    return state, jax.jit(step_function(stage, optimizer, settings, rate, accumulation_steps))
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +90,13 @@ def one():
     return make()
 
 
-def test_what_is_frozen_is_kept_in_its_type_but_for_the_tokenizer():
+def test_frozen_parameters_have_their_own_type_except_the_tokenizer():
     names = ("llm/w", "llm/head", "audio_encoder/w", "vq_bridge/w")
     params = {"params": unflatten({name: jnp.ones(2) for name in names})}
-    rates = {name: 1.0 if name == "llm/w" else None for name in names}
+    multipliers = {name: 1.0 if name == "llm/w" else None for name in names}
     settings = OptimizerSettings(rules=RULES, learning_rate=0.1)
     state = jax.eval_shape(
-        lambda: new_state(Line(0.0), params, rates, optax.sgd(0.1), settings, jnp.bfloat16)
+        lambda: new_state(params, Line(0.0), multipliers, optax.sgd(0.1), settings, jnp.bfloat16)
     )
     assert {name: leaf.dtype.name for name, leaf in (state.trained | state.frozen).items()} == {
         "llm/w": "float32",
@@ -107,7 +107,7 @@ def test_what_is_frozen_is_kept_in_its_type_but_for_the_tokenizer():
 
 
 def test_gradients_and_their_norms(one):
-    """The first step against the gradient written out; Adam's first step has the rate's size."""
+    """The first step against the explicit gradient; Adam first moves by the learning rate."""
     state, step = one
     arrays = batch()
     after, metrics = step(state, arrays, KEY)
@@ -131,12 +131,12 @@ def test_gradients_and_their_norms(one):
     assert float(after.codebook["seen"]) == float(metrics["seen"]) == 5
 
 
-def test_frozen_parameters_have_nothing_and_do_not_change(one):
+def test_frozen_parameters_have_no_optimizer_state_and_do_not_change(one):
     state, step = one
     assert sorted(state.trained) == ["fast/kernel", "slow/kernel"]
     names = {
         getattr(key, "key", None)
-        for path, _ in jax.tree_util.tree_leaves_with_path((state.optimizer, state.average))
+        for path, _ in jax.tree_util.tree_leaves_with_path((state.optimizer, state.ema))
         for key in path
     }
     assert {"fast/kernel", "slow/kernel"} <= names and "frozen/kernel" not in names
@@ -148,11 +148,11 @@ def test_frozen_parameters_have_nothing_and_do_not_change(one):
     assert np.asarray(state.buffers["table"]).tobytes() == table
 
 
-@pytest.mark.parametrize("accumulate", [2, 4, 8])
-def test_microbatches_are_one_batch(one, accumulate):
-    """Though they hold unequal numbers of targets, and some none."""
+@pytest.mark.parametrize("accumulation_steps", [2, 4, 8])
+def test_accumulated_gradients_are_those_of_the_batch(one, accumulation_steps):
+    """Even if microbatches have unequal numbers of targets, or none."""
     whole, step = one
-    parts, part_step = make(accumulate)
+    parts, part_step = make(accumulation_steps)
     for number in range(3):
         whole, metrics = step(whole, batch(number), KEY)
         parts, part_metrics = part_step(parts, batch(number), KEY)
@@ -163,8 +163,8 @@ def test_microbatches_are_one_batch(one, accumulate):
     assert float(parts.codebook["seen"]) == 15
 
 
-def test_microbatches_draw_apart_and_the_step_alone_decides():
-    state, step = make(accumulate=2, noise=1.0)
+def test_microbatches_have_their_own_keys_which_depend_on_the_step_alone():
+    state, step = make(accumulation_steps=2, noise=1.0)
     twins = {k: np.repeat(v[:4], 2, axis=0) for k, v in batch().items()}  # the halves are equal
     twins["mask_B"] = np.ones(ROWS, bool)
     _, again = step(state, twins, KEY)
@@ -183,8 +183,8 @@ def test_microbatches_draw_apart_and_the_step_alone_decides():
     assert abs(float(alone[0] - alone[1])) > 1e-3
 
 
-def test_rows_that_do_not_divide():
-    state, step = make(accumulate=3)
+def test_rows_that_do_not_divide_into_microbatches():
+    state, step = make(accumulation_steps=3)
     with pytest.raises(StageError, match="8 rows, train.accumulation_steps = 3"):
         step(state, batch(), KEY)
 
@@ -198,14 +198,14 @@ def assert_only_the_count_changed(before: TrainState, after: TrainState, metrics
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
 def test_a_step_that_is_not_finite_changes_nothing(one, bad):
-    """1e30: the loss is finite up to float32's limit, its square is not."""
+    """1e30: the error is finite in float32, its square is not."""
     state, step = one
     state, _ = step(state, batch(), KEY)
     arrays = batch(1)
     arrays["y_B"][0] = bad
     after, metrics = step(state, arrays, KEY)
     assert_only_the_count_changed(state, after, metrics)
-    # What is masked may be anything, and the next step is as good as any.
+    # Masked values may be anything, and the next step works.
     after, metrics = step(after, batch(2), KEY)
     assert bool(metrics["finite"]) and int(after.step) == 3
 
@@ -218,16 +218,30 @@ def test_new_values_that_are_not_finite_change_nothing():
     assert_only_the_count_changed(state, after, metrics)
 
 
-def test_average_is_what_is_evaluated(one):
+def test_ema_is_evaluated(one):
     state, step = one
     for number in range(3):
         state, _ = step(state, batch(number), KEY)
     shown, trained = state.variables(averaged=True), state.variables()
     name = ("params", "fast", "kernel")
     assert not np.array_equal(shown[name[0]][name[1]][name[2]], trained["params"]["fast"]["kernel"])
-    np.testing.assert_array_equal(shown["params"]["fast"]["kernel"], state.average["fast/kernel"])
+    np.testing.assert_array_equal(shown["params"]["fast"]["kernel"], state.ema["fast/kernel"])
     np.testing.assert_array_equal(
         shown["params"]["frozen"]["kernel"], state.frozen["frozen/kernel"]
     )
     without, _ = make(ema_decay=0.0)
-    assert without.average == {} and without.variables(averaged=True).keys() == shown.keys()
+    assert without.ema == {} and without.variables(averaged=True).keys() == shown.keys()
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 4])
+def test_the_loss_is_traced_once(monkeypatch, accumulation_steps):
+    traces, loss = [], Line.loss
+
+    def counted(self, *args):
+        traces.append(args)
+        return loss(self, *args)
+
+    monkeypatch.setattr(Line, "loss", counted)
+    state, step = make(accumulation_steps)
+    step.lower(state, batch(), KEY)
+    assert len(traces) == 1
