@@ -1,4 +1,4 @@
-"""What the configs of all stages share.
+"""Defaults and helpers that the configs of all stages share.
 
     python -m ba_jax.train --config=configs/STAGE.py:SIZE --workdir=DIR [--config.a.b=c ...]
 
