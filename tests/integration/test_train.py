@@ -24,6 +24,7 @@ from ba_jax.config import ConfigError
 from ba_jax.data.batches import open_batches
 from ba_jax.data.packed import PackedBatches
 from ba_jax.data.record import RecordError
+from ba_jax.distributed import Signals
 from ba_jax.optim import OptimError
 from ba_jax.stages.base import StageError
 from ba_jax.stages.lm import TextLMStage
@@ -140,10 +141,10 @@ def test_signal_saves_and_the_run_resumes_exactly(whole, tmp_path, how):
     assert not (tmp_path / "run" / "done").exists()
     assert complete_steps(tmp_path / "run" / "checkpoints")[-1] == 5
     assert max(metrics(tmp_path / "run")) == 5
+    handlers = [signal.getsignal(number) for number in Signals.NUMBERS]
     train(config, tmp_path / "run")
     assert_same_run(workdir, tmp_path / "run")
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # put back
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert handlers == [signal.getsignal(number) for number in Signals.NUMBERS]
 
 
 def test_full_disk_keeps_complete_checkpoints(whole, tmp_path):
@@ -349,7 +350,7 @@ def test_invalid_config_is_refused_before_training(dataset, whole, tmp_path):
         (OptimError, "no rule covers", {"optimizer__rules": (("llm/lm_head", 1.0),)}),
         (CheckpointError, "misshapen params/llm", {"init__llm": str(workdir)}),
         (CheckpointError, "no such folder", {"init__llm": str(tmp_path / "none")}),
-        (StageError, "expected components", {"init__lm": "x"}),
+        (ConfigError, "expected components", {"init__lm": "x"}),
         (ConfigError, "expected one of", {"stage__name": "lmm"}),
         (ConfigError, "unknown keys", {"train__stps": 3}),
         (ConfigError, "expected one of", {"data__kind": "x"}),
