@@ -10,7 +10,6 @@ import jax
 
 from ba_jax import sharding
 from ba_jax.plan import advice, batch, decode, traced
-from ba_jax.plan.chips import PlanError
 from ba_jax.plan.compiled import OutOfMemory, compile_step
 from ba_jax.plan.estimate import bound, bound_of
 from ba_jax.plan.report import Plan, size
