@@ -1,4 +1,4 @@
-"""Forced alignment: when the words of a known text are said.
+"""Forced alignment: the times of the words of a known text.
 
 Median and 90th percentile of the distance to Kokoro's exact times, over 52 utterances in eight
 voices (526 words), starts and ends of words, in ms:
@@ -27,8 +27,8 @@ _FRAMES_A_SECOND = 100  # of pocketsphinx
 _MIN_SECONDS = 0.1
 
 
-def _checked(text: str, language: str) -> str:
-    """The text with single spaces."""
+def _check_text(text: str, language: str) -> str:
+    """The text with single spaces, if it has words."""
     if language not in LANGUAGES:
         raise SpeechToolError(f"language {language!r}, expected one of {LANGUAGES}")
     text = " ".join(text.split())
@@ -40,18 +40,18 @@ def _checked(text: str, language: str) -> str:
 class PocketSphinxAligner:
     """Aligns by pocketsphinx's American English phones, in frames of 10 ms.
 
-    Each word is given the phones of Kokoro's pronunciation, so that a Mandarin character has some
-    too; English words of pocketsphinx's dictionary may be said in any of its ways. Takes 0.02 to
-    0.05 CPU-seconds for a second of speech, of any length.
+    Words have the phones of Kokoro's pronunciation, Mandarin characters included; English words of
+    pocketsphinx's dictionary may have any of its pronunciations. Takes 0.02 to 0.05 CPU-seconds for
+    a second of speech, of any length.
 
     Raises:
-      SpeechToolError: pocketsphinx is not installed, a wave that is none, a text with a word of
-        unknown sound, or one that takes longer to say than the wave. (Any other text is fitted to
-        the wave, right or wrong.)
+      SpeechToolError: pocketsphinx is not installed, no valid wave, a text with a word of unknown
+        pronunciation, or too long for the wave. (Any other text is fitted to the wave, right or
+        wrong.)
     """
 
     def __getstate__(self):
-        return {}  # the decoder is opened again
+        return {}  # the decoder is reopened on first use
 
     @functools.cached_property
     def _decoder(self):
@@ -65,9 +65,9 @@ class PocketSphinxAligner:
             samprate=RATE,
             lm=None,
             bestpath=False,
-            # Over the utterance: nothing is remembered from one to the next.
+            # Normalised over the utterance: no state is carried to the next one.
             cmn="batch",
-            # Wide, as the only path is that of the text.
+            # Wide beams: the text allows a single path.
             beam=1e-80,
             pbeam=1e-80,
             wbeam=1e-60,
@@ -75,9 +75,9 @@ class PocketSphinxAligner:
         )
 
     def align(self, wave_S: np.ndarray, rate: int, text: str, language: str) -> tuple[Word, ...]:
-        """Words (in Mandarin characters) of the text in order, with times."""
+        """Align the words (in Mandarin characters) of the text, in order."""
         wave_S = to_16k(wave_S, rate, min_seconds=_MIN_SECONDS)
-        text = _checked(text, language)
+        text = _check_text(text, language)
         words = spoken_words(text, language)
         entries = self._entries(words, language)
         decoder = self._decoder
@@ -93,7 +93,7 @@ class PocketSphinxAligner:
                 if not segment.word.startswith(("<", "["))
             ]
         except RuntimeError as error:
-            del self.__dict__["_decoder"]  # it may be left in the middle of an utterance
+            del self.__dict__["_decoder"]  # its utterance may be unfinished
             raise SpeechToolError(f"text {text[:60]!r} cannot be aligned ({error})") from error
         if [entry for entry, *_ in heard] != [entry for entry, _ in entries]:
             raise SpeechToolError(
@@ -104,7 +104,7 @@ class PocketSphinxAligner:
         for (_, number), (_, start, end) in zip(entries, heard, strict=True):
             times.setdefault(number, []).extend((start / _FRAMES_A_SECOND, end / _FRAMES_A_SECOND))
         sound = SoundEdges(wave_S, RATE)
-        found = []
+        aligned = []
         after_pause = True
         for number, word in enumerate(words):
             start, end = times[number][0], times[number][-1]
@@ -113,9 +113,9 @@ class PocketSphinxAligner:
                 start = sound.start(start, end)
             if before_pause:
                 end = sound.end(start, end)
-            found.append(Word(word.text, start, end))
+            aligned.append(Word(word.text, start, end))
             after_pause = before_pause
-        return tuple(found)
+        return tuple(aligned)
 
     def _entries(self, words: Sequence[SpokenWord], language: str) -> list[tuple[str, int]]:
         """Dictionary entries of the text in order, each with the number of its word."""
@@ -123,25 +123,25 @@ class PocketSphinxAligner:
         if language == "zh":
             pauses = [bool(word.closing) for word in words]
             return [
-                (self._entry(phonemes, "en" if said.isascii() else "zh"), number)
-                for number, (said, (phonemes, _)) in enumerate(
+                (self._add_entry(phonemes, "en" if piece.isascii() else "zh"), number)
+                for number, (piece, (phonemes, _)) in enumerate(
                     zip(spoken, mandarin.pronounce(spoken, pauses), strict=True)
                 )
             ]
         entries = []
-        for number, said in enumerate(spoken):
-            for part in said.split():
+        for number, piece in enumerate(spoken):
+            for part in piece.split():
                 name = part.lower().replace("’", "'")
                 if self._decoder.lookup_word(name) is None:
                     (phonemes,) = english.pronounce([part], [False])
-                    name = self._entry(phonemes, "en")
+                    name = self._add_entry(phonemes, "en")
                 entries.append((name, number))
         return entries
 
-    def _entry(self, phonemes: str, language: str) -> str:
-        """The dictionary entry that is said so, added if need be."""
+    def _add_entry(self, phonemes: str, language: str) -> str:
+        """The dictionary entry of a pronunciation, added if it is new."""
         phones = arpabet.phones(phonemes, language)
-        name = "_" + phones.replace(" ", "_")  # like no English word
+        name = "_" + phones.replace(" ", "_")  # no English word begins so
         if self._decoder.lookup_word(name) is None:
             self._decoder.add_word(name, phones)
         return name
@@ -150,14 +150,14 @@ class PocketSphinxAligner:
 class WhisperAligner:
     """Aligns by the cross-attention of Whisper on the tokens of the text, in steps of 20 ms.
 
-    Less exact than phones, but it needs no pronunciations and bears a text that differs a little
-    from what is said.
+    Less exact than phones, but it needs no pronunciations and tolerates a text that differs a
+    little from the speech.
 
     Args:
       model, threads, compute_type: of `ba_jax.speech.whisper.WhisperModel`.
 
     Raises:
-      SpeechToolError: a wave that is none or too long, or a model or package that is missing.
+      SpeechToolError: no valid wave, one that is too long, or a missing model or package.
     """
 
     def __init__(
@@ -170,9 +170,9 @@ class WhisperAligner:
         self._whisper = WhisperModel(model, threads=threads, compute_type=compute_type)
 
     def align(self, wave_S: np.ndarray, rate: int, text: str, language: str) -> tuple[Word, ...]:
-        """Words (in Mandarin characters) of the text in order, with times; up to 30 seconds."""
+        """Align the words (in Mandarin characters) of the text, in order; up to 30 seconds."""
         wave_S = to_16k(wave_S, rate, min_seconds=_MIN_SECONDS)
-        text = _checked(text, language)
+        text = _check_text(text, language)
         tokenizer = self._whisper.tokenizer(language)
         encoded, frames = self._whisper.encode(wave_S)
         tokens = tokenizer.encode(" " + text if language == "en" else text)

@@ -1,6 +1,6 @@
 """Kokoro's phonemes as the phones of pocketsphinx's American English acoustic model, and back.
 
-Mandarin sounds are given the nearest phones: alignment only has to tell one from the next.
+Mandarin sounds get the nearest phones: alignment only has to tell neighbours apart.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _table(language: str) -> Mapping[str, str]:
 
 
 def phones(phonemes: str, language: str) -> str:
-    """Phones with spaces between.
+    """Convert phonemes to phones, separated by spaces.
 
     Raises:
       SpeechToolError: a phoneme of another language.
@@ -177,13 +177,13 @@ _STRESS = {"0": "", "1": "ˈ", "2": "ˌ"}
 
 
 def phonemes(phones: str, british: bool) -> str:
-    """Kokoro's phonemes of phones with stress, as CMUdict has them: "HH AH0 L OW1" -> "həlˈO".
+    """Convert CMUdict's phones with stress to Kokoro's phonemes: "HH AH0 L OW1" -> "həlˈO".
 
-    In a British voice no r is said but before vowels.
+    British voices drop every r that no vowel follows.
     """
     parts = phones.split()
     table = _BRITISH_OF if british else _AMERICAN_OF
-    said = ""
+    result = ""
     for number, part in enumerate(parts):
         phone, stress = part.rstrip("012"), part[-1] if part[-1].isdigit() else ""
         after = parts[number + 1] if number + 1 < len(parts) else ""
@@ -200,9 +200,9 @@ def phonemes(phones: str, british: bool) -> str:
             sound = "i" if phone == "IY" else sound
         elif british and phone == "ER" and vowel_after:
             sound = "ɜːɹ"
-        # Between vowels, the second unstressed, an American t is a tap.
+        # Between vowels, the second of them unstressed, an American t is a tap.
         if phone == "T" and not british and after.endswith("0") and number:
             before = parts[number - 1]
             sound = "ɾ" if before[-1].isdigit() or before == "R" else sound
-        said += _STRESS.get(stress, "") + sound
-    return said
+        result += _STRESS.get(stress, "") + sound
+    return result

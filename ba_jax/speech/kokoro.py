@@ -1,7 +1,7 @@
 """Kokoro, English and Mandarin speech with exact word timings, on onnxruntime.
 
-The model says itself how long each phoneme lasts, so the times of words are what was said rather
-than an estimate from the wave.
+The model outputs the duration of each phoneme, so the times of words are exact rather than
+estimated from the wave.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ba_jax.speech.waves import SoundEdges
 
 RATE = 24000
 _UNIT = 600  # samples in one unit of duration
-# The model's sounds come this much before its durations say: the median over words inside
+# The sounds come this much earlier than the durations state: the median over words inside
 # sentences is 64 ms against pocketsphinx and 55 ms against the onset of energy after pauses.
 _LEAD = 0.06
 _MAX_PHONEMES = 510
@@ -34,10 +34,10 @@ _SPEEDS = (0.5, 2.0)
 
 
 def _with_output(model: bytes, name: str) -> bytes:
-    """An ONNX file that returns one more tensor.
+    """An ONNX file with an additional output.
 
-    Protobuf merges a message that is there twice and joins its lists, so that an added piece of
-    ModelProto.graph (field 7) with one GraphProto.output (12) with its name (1) is enough.
+    Protobuf merges repeated messages and joins their lists, so that it suffices to append a
+    ModelProto.graph (field 7) with a single GraphProto.output (12) with its name (1).
     """
 
     def field(number: int, data: bytes) -> bytes:
@@ -64,7 +64,7 @@ class Kokoro:
       silence: seconds kept before the first and after the last sound.
 
     Raises:
-      SpeechToolError: an unknown voice, a text that cannot be said, onnxruntime or files missing.
+      SpeechToolError: an unknown voice, a text that cannot be spoken, onnxruntime or files missing.
     """
 
     def __init__(
@@ -81,7 +81,6 @@ class Kokoro:
         self._silence = silence
 
     def __getstate__(self):
-        # What is opened lazily stays behind.
         kept = ("_model", "_voices", "_threads", "_silence")
         return {name: self.__dict__[name] for name in kept}
 
@@ -118,8 +117,10 @@ class Kokoro:
 
     @functools.cached_property
     def _voice_files(self) -> Mapping[str, Path]:
-        given = self._voices
-        folder = Path(given) if given is not None else assets.ensure("kokoro-voices") / "voices"
+        if self._voices is not None:
+            folder = Path(self._voices)
+        else:
+            folder = assets.ensure("kokoro-voices") / "voices"
         files = {path.stem: path for path in sorted(folder.glob("*.bin"))}
         known = {name: path for name, path in files.items() if name[:1] in _LANGUAGES}
         if not known:
@@ -160,20 +161,20 @@ class Kokoro:
         return np.mean([style[: min(map(len, styles))] for style in styles], 0, dtype=np.float32)
 
     def phonemes(self, text: str, voice: str) -> list[tuple[SpokenWord, str, str, str]]:
-        """Each word of a text with the phonemes before it (marks), of it, and after it.
+        """Each word of a text with the marks before it, its phonemes, and the marks after it.
 
         Raises:
-          SpeechToolError: an unknown voice, or a text that cannot be said.
+          SpeechToolError: an unknown voice, or a text that cannot be spoken.
         """
         language = self.language(voice)
         words = spoken_words(text, language)
         if not any(word.spoken for word in words):
             raise SpeechToolError(f"text {text!r} says nothing, expected words")
         if language == "en":
-            said = self._english(words, british=voice[0] == "b")
+            spoken = self._pronounce_english(words, british=voice[0] == "b")
         else:
             pauses = [bool(word.closing) for word in words]
-            said = [
+            spoken = [
                 (p, " " if end or word.closing else "")
                 for word, (p, end) in zip(
                     words, mandarin.pronounce([word.spoken for word in words], pauses), strict=True
@@ -181,11 +182,11 @@ class Kokoro:
             ]
         return [
             (word, word.opening, phonemes, word.closing + space)
-            for word, (phonemes, space) in zip(words, said, strict=True)
+            for word, (phonemes, space) in zip(words, spoken, strict=True)
         ]
 
     @staticmethod
-    def _english(words: list[SpokenWord], british: bool) -> list[tuple[str, str]]:
+    def _pronounce_english(words: list[SpokenWord], british: bool) -> list[tuple[str, str]]:
         parts = [word.spoken.split() for word in words]
         pauses = [
             bool(word.closing) and i == len(part) - 1
@@ -197,7 +198,7 @@ class Kokoro:
         return [(" ".join(next(phonemes) for _ in part), " ") for part in parts]
 
     def speak(self, text: str, voice: str, speed: float = 1.0) -> Spoken:
-        """Says a text of one or two sentences, in the voice's language.
+        """Speak a text of one or two sentences, in the voice's language.
 
         Args:
           text: up to 510 phonemes, some 30 seconds.
@@ -211,7 +212,7 @@ class Kokoro:
             raise SpeechToolError(f"speed {speed}, expected {_SPEEDS[0]} to {_SPEEDS[1]}")
         pieces = self.phonemes(text, voice)
         ids: list[int] = []
-        spans = []  # of each word: its first id, the one after its last, spaces that follow at once
+        spans = []  # per word: first id, end, number of spaces right after it
         for _, opening, phonemes, closing in pieces:
             ids += self._encode(opening, text)
             first = len(ids)
@@ -237,7 +238,7 @@ class Kokoro:
         wave_S = np.asarray(wave_S, np.float32).reshape(-1)
         # ends[i] is where token i ends; token 0 is the silence before the first phoneme.
         ends = np.cumsum(units.reshape(-1)) * _UNIT / RATE
-        return self._trimmed(wave_S, ends, pieces, spans)
+        return self._trim(wave_S, ends, pieces, spans)
 
     def _encode(self, phonemes: str, text: str) -> list[int]:
         unknown = sorted({p for p in phonemes if p not in self._ids})
@@ -245,11 +246,11 @@ class Kokoro:
             raise SpeechToolError(f"phonemes {unknown} of {text!r} are none of Kokoro's")
         return [self._ids[p] for p in phonemes]
 
-    def _trimmed(self, wave_S, ends, pieces, spans) -> Spoken:
-        """The wave without most of the silence around it, and the words' times in it."""
+    def _trim(self, wave_S, ends, pieces, spans) -> Spoken:
+        """Cut most of the silence around the speech, and time the words."""
         sound = SoundEdges(wave_S, RATE)
         times: list[list[float]] = []
-        shared = 0.0  # half of the space between two words that run on belongs to each
+        shared = 0.0  # half of the space between two words without a pause belongs to each
         after_pause = True
         for first, stop, space in spans:
             begin = ends[first] - _LEAD - shared
@@ -257,7 +258,7 @@ class Kokoro:
             shared = 0.0 if is_last else (ends[stop + space] - ends[stop]) / 2
             before_pause = is_last or not space
             end = ends[stop] - _LEAD + shared
-            # Pauses are heard in part as the words beside them: those end with their sound.
+            # The durations give words a part of the pause beside them: cut it at their sound.
             if after_pause:
                 begin = sound.start(begin, end)
             if before_pause:

@@ -1,4 +1,4 @@
-"""How Mandarin is said: pinyin of whole words, as the phonemes that Kokoro was trained on."""
+"""Pronounce Mandarin: pinyin of whole words, in the phonemes that Kokoro was trained on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _segmenter():
 
 
 def syllables(word: str) -> list[str]:
-    """Phonemes of each character of a word, read as part of that word.
+    """Phonemes of each character of a word, read as a part of it.
 
     Raises:
       SpeechToolError: a character without pinyin.
@@ -40,32 +40,32 @@ def syllables(word: str) -> list[str]:
     )
     if len(pinyin) != len(word) or None in pinyin:
         raise SpeechToolError(f"no pinyin for each character of {word!r}, expected Chinese words")
-    # The combining bridge (U+032F) is none of Kokoro's phonemes.
+    # Kokoro has no phoneme for the combining bridge (U+032F).
     return [ZHG2P.py2ipa(syllable).replace("\u032f", "") for syllable in pinyin]
 
 
 def pronounce(spoken: Sequence[str], pauses: Sequence[bool]) -> list[tuple[str, bool]]:
-    """Phonemes of the pieces of a text, and whether a word of the language ends with each.
+    """Phonemes of the pieces of a text, and whether each ends a word of the language.
 
     Args:
-      spoken: Chinese characters (several for a number) or Latin letters, which are said in
-        American English, by their names if they are no word.
-      pauses: after which pieces punctuation, or the end, makes a pause.
+      spoken: Chinese characters (several for a number) or Latin letters, pronounced in American
+        English, spelt if they are no word.
+      pauses: whether punctuation, or the end, makes a pause after each piece.
 
     Raises:
-      SpeechToolError: what cannot be said.
+      SpeechToolError: a piece that cannot be pronounced.
     """
     result: list[tuple[str, bool]] = []
     start = 0
     while start < len(spoken):
-        # Up to the next pause: words do not go across.
+        # Up to the next pause: words do not cross it.
         stop = next((i for i in range(start, len(spoken)) if pauses[i]), len(spoken) - 1) + 1
-        result += _phrase(spoken[start:stop])
+        result += _pronounce_phrase(spoken[start:stop])
         start = stop
     return result
 
 
-def _phrase(spoken: Sequence[str]) -> list[tuple[str, bool]]:
+def _pronounce_phrase(spoken: Sequence[str]) -> list[tuple[str, bool]]:
     phonemes: list[str] = []
     ends: list[bool] = []
     for han, run in itertools.groupby("".join(spoken), is_han):
@@ -78,15 +78,15 @@ def _phrase(spoken: Sequence[str]) -> list[tuple[str, bool]]:
         for part in re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*|.", run):
             if not part[0].isalpha():
                 raise SpeechToolError(f"{part!r} in Mandarin text: expected characters or letters")
-            # In place of each letter nothing, but of the last the whole.
+            # The last letter carries the phonemes of the whole part.
             phonemes += [""] * (len(part) - 1) + english.pronounce([part], [False])
             ends += [False] * (len(part) - 1) + [True]
     result, place = [], 0
     for piece in spoken:
         inner = slice(place, place + len(piece))
         place += len(piece)
-        said = "".join(
+        sounds = "".join(
             p + (" " if end else "") for p, end in zip(phonemes[inner], ends[inner], strict=True)
         )
-        result.append((said.rstrip(" "), ends[place - 1]))
+        result.append((sounds.rstrip(" "), ends[place - 1]))
     return result

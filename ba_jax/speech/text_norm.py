@@ -1,8 +1,8 @@
-"""Written text to spoken text, word by word, and back to what may be compared.
+"""Convert written text to spoken text, word by word, and normalise transcripts for scoring.
 
-`spoken_words` cuts a text into what `Word` holds (English words with their punctuation, Mandarin
-characters) and says each in letters: "25%" is "twenty five percent", "百分之二十五". The pieces
-keep the spelling of the text and join back to it (`join_words`).
+`spoken_words` cuts a text into the units of `Word` (English words with their punctuation, Mandarin
+characters) and spells out each: "25%" is "twenty five percent", "百分之二十五". The pieces keep
+the spelling of the text and join back to it (`join_words`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from collections.abc import Iterable
 from ba_jax.data.record import LANGUAGES
 
 PAUSES = frozenset(",.!?;:…—")
-"""Punctuation that is heard, in its ASCII form; the rest is not said."""
+"""Punctuation that is heard as a pause, in its ASCII form; other marks are silent."""
 
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20, 0xA0: 0x20}
 _PUNCTUATION = str.maketrans("、。《》「」『』【】〈〉–―～", ",.“”“”“”“”“”——,")
-_QUOTES = "\"'“”‘’()[]{}*_`|<>\\·•«»"
 _UNITS = {"$": ("dollar", "dollars"), "£": ("pound", "pounds"), "€": ("euro", "euros")}
 _CENTS = {"$": ("cent", "cents"), "£": ("penny", "pence"), "€": ("cent", "cents")}
 _SCALES = ("hundred", "thousand", "million", "billion", "trillion")
@@ -75,7 +74,7 @@ _MEASURES_EN = {
     "mph": "miles per hour",
     "km/h": "kilometers per hour",
 }
-"""After a number."""
+"""Units that are spelt out after a number."""
 _MAX_DIGITS = 12
 
 
@@ -84,10 +83,9 @@ class SpokenWord:
     """A word of a text (in Mandarin a character or a number).
 
     Attributes:
-      text: as it is written, with the punctuation after it.
-      spoken: what is said: letters, apostrophes and single spaces; "" only if the text says
-        nothing at all.
-      opening, closing: heard punctuation before and after it, of PAUSES and quotation marks.
+      text: the written form, with the punctuation after it.
+      spoken: letters, apostrophes and single spaces; "" only if the whole text is silent.
+      opening, closing: heard punctuation before and after it, from PAUSES and quotation marks.
     """
 
     text: str
@@ -97,43 +95,43 @@ class SpokenWord:
 
 
 def to_half_width(text: str) -> str:
-    """Full-width letters, digits and ASCII signs, and spaces of all kinds, as ASCII."""
+    """Convert full-width letters, digits and signs, and spaces of all kinds, to ASCII."""
     return text.translate(_FULL_WIDTH)
 
 
 def is_han(character: str) -> bool:
-    """A Chinese character."""
+    """Whether a character is Chinese."""
     code = ord(character)
     return 0x4E00 <= code <= 0x9FFF or 0x3400 <= code <= 0x4DBF or code == 0x3007
 
 
 def join_words(words: Iterable[str], language: str) -> str:
-    """The text that words come from: English with a space between, Mandarin without."""
+    """Join words to a text: English with a space between, Mandarin without."""
     return (" " if language == "en" else "").join(words)
 
 
 def spoken_words(text: str, language: str) -> list[SpokenWord]:
-    """The words of a text and what is said for each.
+    """The words of a text with their spoken forms.
 
-    Runs of spaces count as one; characters that nobody says (quotes, emoji) stay in `text` only.
+    Runs of spaces are merged; silent characters (quotes, emoji) stay in `text` only.
 
     Raises:
-      ValueError: a language that is none of LANGUAGES.
+      ValueError: a language that is not in LANGUAGES.
     """
     if language not in LANGUAGES:
         raise ValueError(f"language {language!r}, expected one of {LANGUAGES}")
-    pieces = _english(text) if language == "en" else _mandarin(text)
-    return _attach(pieces, language)
+    pieces = _split_english(text) if language == "en" else _split_mandarin(text)
+    return _join_silent(pieces, language)
 
 
 def normalise(text: str, language: str) -> str:
-    """A text as it is said, with its heard punctuation: "It's 5%." -> "It's five percent."."""
+    """The spoken form of a text, with heard punctuation: "It's 5%." -> "It's five percent."."""
     words = spoken_words(text, language)
     return join_words((w.opening + w.spoken + w.closing for w in words if w.spoken), language)
 
 
-def _attach(pieces: list[SpokenWord], language: str) -> list[SpokenWord]:
-    """Joins pieces that say nothing to the word before, or at the start to the word after."""
+def _join_silent(pieces: list[SpokenWord], language: str) -> list[SpokenWord]:
+    """Join silent pieces to the word before, or at the start to the word after."""
     words: list[SpokenWord] = []
     for piece in pieces:
         if words and (not piece.spoken or not words[-1].spoken):
@@ -152,8 +150,8 @@ def _attach(pieces: list[SpokenWord], language: str) -> list[SpokenWord]:
     return words
 
 
-def _heard(marks: str) -> str:
-    """The marks that are heard or that quote; two of the same are one."""
+def _filter_marks(marks: str) -> str:
+    """The marks that are heard or that quote, each repeated mark once."""
     marks = to_half_width(marks).translate(_PUNCTUATION)
     marks = re.sub(r"-{2,}", "—", re.sub(r"\.{2,}|…+", "…", marks))
     return re.sub(r"(.)\1+", r"\1", "".join(c for c in marks if c in PAUSES or c in '“”()"'))
@@ -169,7 +167,7 @@ _ENGLISH_TOKEN = re.compile(
 )
 
 
-def _english(text: str) -> list[SpokenWord]:
+def _split_english(text: str) -> list[SpokenWord]:
     tokens = text.split()
     pieces, unit = [], ""
     for token in tokens:
@@ -198,7 +196,7 @@ def _english(text: str) -> list[SpokenWord]:
             spoken = _say_english(core)
         if unit and (closing or core.lower() in _SCALES):
             spoken, unit = f"{spoken} {unit}", ""
-        pieces.append(SpokenWord(token, spoken, _heard(opening), _heard(closing)))
+        pieces.append(SpokenWord(token, spoken, _filter_marks(opening), _filter_marks(closing)))
     if unit:
         last = pieces.pop()
         pieces.append(dataclasses.replace(last, spoken=f"{last.spoken} {unit}"))
@@ -206,14 +204,14 @@ def _english(text: str) -> list[SpokenWord]:
 
 
 def _measure(number: str, name: str) -> str:
-    said = _MEASURES_EN[name]
-    return re.sub(r"s\b", "", said, count=1) if number in ("1", "one") else said
+    measure = _MEASURES_EN[name]
+    return re.sub(r"s\b", "", measure, count=1) if number in ("1", "one") else measure
 
 
 def _say_english(core: str) -> str:
-    """Letters and digits of one token, without punctuation around it."""
+    """The spoken form of a token without the punctuation around it."""
     core = core.replace("’", "'").replace("‘", "'")
-    said = []
+    words = []
     pattern = (
         r"(?P<money>[$£€]\d[\d,]*\.\d\d(?!\d))"
         r"|(?P<time>\d{1,2}:\d\d(?!\d))"
@@ -227,58 +225,58 @@ def _say_english(core: str) -> str:
     for match in re.finditer(pattern, core):
         kind, part = match.lastgroup, match[0]
         if kind == "money":
-            said.append(_say_money(part))
+            words.append(_say_money(part))
         elif kind == "time":
-            said.append(_say_time(part))
+            words.append(_say_time(part))
         elif kind == "range":
             first, second = re.split("[-–]", part)
-            said.append(f"{_say_number(first)} to {_say_number(second)}")
+            words.append(f"{_say_number(first)} to {_say_number(second)}")
         elif kind == "decade":
-            said.append(_say_decade(part))
+            words.append(_say_decade(part))
         elif kind == "ordinal":
-            said.append(_words_of(int(part[:-2]), "ordinal"))
+            words.append(_words_of(int(part[:-2]), "ordinal"))
         elif kind == "number":
             is_joined = match.start() and core[match.start() - 1].isalnum()
-            said.append(_say_number(part.lstrip("-") if is_joined else part))
+            words.append(_say_number(part.lstrip("-") if is_joined else part))
         elif kind == "symbol":
-            said.append(_SYMBOLS.get(part) or _UNITS[part][1])
+            words.append(_SYMBOLS.get(part) or _UNITS[part][1])
         else:
-            # "3D", "100km": a letter after digits is read by its name.
-            said.append(part)
-    return " ".join(said)
+            # Letters after digits ("3D", "100km") are a word: it is spelt.
+            words.append(part)
+    return " ".join(words)
 
 
 def _words_of(number, to: str = "cardinal") -> str:
     import num2words
 
-    said = num2words.num2words(number, to=to).replace("-", " ").replace(",", "")
-    return said.replace(" and ", " ") if to == "cardinal" else said
+    words = num2words.num2words(number, to=to).replace("-", " ").replace(",", "")
+    return words.replace(" and ", " ") if to == "cardinal" else words
 
 
 def _say_number(digits: str) -> str:
-    """A cardinal, a year or, if it starts with 0 or is very long, its digits."""
+    """Say a cardinal, a year or, if it starts with 0 or is very long, its digits."""
     sign, plain = ("minus ", digits[1:]) if digits.startswith("-") else ("", digits)
     has_commas = "," in plain
     whole, _, fraction = plain.replace(",", "").partition(".")
     if len(whole) > _MAX_DIGITS or (len(whole) > 1 and whole[0] == "0"):
-        said = " ".join(_words_of(int(d)) for d in whole)
+        words = " ".join(_words_of(int(d)) for d in whole)
     elif len(whole) == 4 and not has_commas and not fraction and 1100 <= int(whole) < 2100:
-        said = _words_of(int(whole), "year").replace("oh-", "oh ").replace(" and ", " ")
+        words = _words_of(int(whole), "year").replace("oh-", "oh ").replace(" and ", " ")
     else:
-        said = _words_of(int(whole))
+        words = _words_of(int(whole))
     if fraction:
-        said += " point " + " ".join(_words_of(int(d)) for d in fraction)
-    return sign + said
+        words += " point " + " ".join(_words_of(int(d)) for d in fraction)
+    return sign + words
 
 
 def _say_money(part: str) -> str:
     units, cents = (int(x) for x in part[1:].replace(",", "").split("."))
-    said = []
+    amounts = []
     if units or not cents:
-        said.append(f"{_words_of(units)} {_UNITS[part[0]][units != 1]}")
+        amounts.append(f"{_words_of(units)} {_UNITS[part[0]][units != 1]}")
     if cents:
-        said.append(f"{_words_of(cents)} {_CENTS[part[0]][cents != 1]}")
-    return " and ".join(said)
+        amounts.append(f"{_words_of(cents)} {_CENTS[part[0]][cents != 1]}")
+    return " and ".join(amounts)
 
 
 def _say_time(part: str) -> str:
@@ -323,15 +321,14 @@ _MANDARIN_SYMBOLS = {
     "÷": "除以",
 }
 _DIGITS = "零一二三四五六七八九"
-# Before these 2 is said liǎng.
+# Measure words: 2 before them is read liǎng.
 _MEASURES = frozenset(
     "个只本条位次天件张块杯瓶种家间辆双把棵片句首岁年倍篇封颗座台名层周组批斤米元"
 )
 
 
-def _mandarin(text: str) -> list[SpokenWord]:
-    # As long as the text, so that places are the same. The full-width comma stays: it never
-    # groups digits.
+def _split_mandarin(text: str) -> list[SpokenWord]:
+    # The length of the text does not change. The full-width comma stays: it never groups digits.
     plain = text.translate({code: c for code, c in _FULL_WIDTH.items() if code != ord("，")})
     pieces = []
     for match in _MANDARIN.finditer(plain):
@@ -343,7 +340,7 @@ def _mandarin(text: str) -> list[SpokenWord]:
             if is_han(part):
                 pieces.append(SpokenWord(written, part))
             else:
-                pieces.append(SpokenWord(written, "", closing=_heard(part)))
+                pieces.append(SpokenWord(written, "", closing=_filter_marks(part)))
         elif kind == "latin":
             pieces.append(SpokenWord(written, part))
         else:
@@ -393,10 +390,10 @@ def _digits(digits: str) -> str:
 def _number(digits: str) -> str:
     whole, _, fraction = digits.partition(".")
     if len(whole) > _MAX_DIGITS or (len(whole) > 1 and whole[0] == "0"):
-        said = _digits(whole)
+        words = _digits(whole)
     else:
-        said = _cardinal(int(whole))
-    return f"{said}点{_digits(fraction)}" if fraction else said
+        words = _cardinal(int(whole))
+    return f"{words}点{_digits(fraction)}" if fraction else words
 
 
 def _cardinal(number: int) -> str:
@@ -416,7 +413,7 @@ def _simplifier():
 
 
 def to_simplified(text: str) -> str:
-    """Traditional characters as simplified ones."""
+    """Convert traditional characters to simplified ones."""
     return _simplifier().convert(text)
 
 
@@ -428,23 +425,23 @@ def _english_normaliser():
 
 
 def for_scoring(text: str, language: str) -> str:
-    """What error rates compare.
+    """Normalise a text for error rates.
 
-    English through Whisper's normaliser (lower case, no punctuation, numbers in digits, American
+    English passes Whisper's normaliser (lower case, no punctuation, numbers in digits, American
     spelling); Mandarin simplified, numbers in characters, Latin letters small, no punctuation and
     no spaces.
     """
     if language == "en":
         return _english_normaliser()(text)
-    said = normalise(to_simplified(text), language).lower()
-    return "".join(c for c in said if c.isalnum())
+    spoken = normalise(to_simplified(text), language).lower()
+    return "".join(c for c in spoken if c.isalnum())
 
 
 def error_rate(reference: str, hypothesis: str, language: str) -> float:
-    """Word error rate, in Mandarin character error rate; over 1 if much was inserted.
+    """Word error rate, in Mandarin character error rate; over 1 with many insertions.
 
     Raises:
-      ValueError: a reference without words, or a language that is none of LANGUAGES.
+      ValueError: a reference without words, or a language that is not in LANGUAGES.
     """
     import jiwer
 

@@ -1,4 +1,4 @@
-"""Voice activity with Silero's network, from the file that faster-whisper carries."""
+"""Voice activity detection with Silero's network, from the file in faster-whisper."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from ba_jax.speech.waves import RATE, to_16k
 
 
 class Silero:
-    """Finds where somebody speaks.
+    """Finds speech.
 
     Args:
-      threshold: probability of speech from which it is speech.
+      threshold: least probability of speech.
       min_speech: seconds; shorter stretches are dropped.
       min_silence: seconds; shorter pauses do not end a stretch.
       padding: seconds added at both ends of a stretch.
 
     Raises:
-      SpeechToolError: faster-whisper is not installed, or a wave that is none.
+      SpeechToolError: faster-whisper is not installed, or no valid wave.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Silero:
         }
 
     def speech(self, wave_S: np.ndarray, rate: int) -> list[tuple[float, float]]:
-        """(start, end) of each stretch of speech, in order, apart from each other."""
+        """(start, end) of each stretch of speech, in order and disjoint."""
         try:
             from faster_whisper import vad
         except ModuleNotFoundError:
@@ -49,11 +49,11 @@ class Silero:
                 "faster-whisper is not installed: pip install faster-whisper"
             ) from None
         wave_S = to_16k(wave_S, rate)
-        found = vad.get_speech_timestamps(wave_S, vad.VadOptions(**self._options))
+        timestamps = vad.get_speech_timestamps(wave_S, vad.VadOptions(**self._options))
         stretches: list[tuple[float, float]] = []
-        for stretch in found:
+        for stretch in timestamps:
             start, end = stretch["start"] / RATE, stretch["end"] / RATE
-            if stretches and start <= stretches[-1][1]:  # the padding met
+            if stretches and start <= stretches[-1][1]:  # their paddings touch
                 stretches[-1] = (stretches[-1][0], end)
             else:
                 stretches.append((start, end))

@@ -1,4 +1,4 @@
-"""What every speech tool does with the wave that it is given."""
+"""Preparation of waves, and edges of sound, for all speech tools."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from ba_jax.audio import AudioError, check_wave, resample
 from ba_jax.speech.interfaces import SpeechToolError
 
 RATE = 16000
-"""Hz that all tools listen at."""
+"""Hz of all tools that listen."""
 
 
 def to_16k(wave_S: np.ndarray, rate: int, *, min_seconds: float = 0.0) -> np.ndarray:
-    """A wave as float32 (S,) at 16 kHz.
+    """Convert a wave to float32 (S,) at 16 kHz.
 
     Raises:
-      SpeechToolError: not a mono floating wave, empty or too short, NaN or Inf, or no rate.
+      SpeechToolError: not a mono floating wave, empty or too short, NaN or Inf, or a bad rate.
     """
     try:
         wave_S = resample(check_wave(wave_S), rate, RATE)
@@ -31,9 +31,9 @@ _SILENT_DB = -40.0  # relative to the loudest frame
 
 
 class SoundEdges:
-    """Where sound starts and ends in a wave (S,): frames of 5 ms within 40 dB of the loudest.
+    """Starts and ends of sound in a wave (S,): frames of 5 ms within 40 dB of the loudest.
 
-    In noise nothing is silent, and every time is returned as it was given.
+    Noise has no silence, so that all times are returned unchanged.
     """
 
     def __init__(self, wave_S: np.ndarray, rate: int):
@@ -49,11 +49,11 @@ class SoundEdges:
         return low + np.flatnonzero(self._is_sound_F[low:high])
 
     def start(self, start: float, end: float) -> float:
-        """When the sound of a word said from `start` to `end` begins; `start` if there is none."""
+        """Start of the sound of a word spoken from `start` to `end`; `start` if it is silent."""
         sounds = self._sounds(start, end)
         return max(start, float(sounds[0] / self._frames_a_second)) if len(sounds) else start
 
     def end(self, start: float, end: float) -> float:
-        """When the sound of a word said from `start` to `end` is over; `end` if there is none."""
+        """End of the sound of a word spoken from `start` to `end`; `end` if it is silent."""
         sounds = self._sounds(start, end)
         return min(end, float((sounds[-1] + 1) / self._frames_a_second)) if len(sounds) else end

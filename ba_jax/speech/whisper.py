@@ -1,7 +1,7 @@
-"""Whisper on CTranslate2: recognition, and where each token of a text is heard.
+"""Whisper on CTranslate2: recognition, and times of the tokens of a text.
 
-Short audio is heard in a window of 10 seconds instead of 30, at a quarter of the cost. (Much less
-than 10 makes the model repeat itself.)
+Short audio gets a window of 10 seconds instead of 30, at a quarter of the cost. (Much shorter
+windows make the model repeat itself.)
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ba_jax.speech.waves import RATE, SoundEdges, to_16k
 
 MAX_SECONDS = 30.0
 _WINDOWS = (10.0, 15.0, 20.0, 30.0)
-_MARGIN = 0.5  # silence that a shorter window leaves at its end
+_MARGIN = 0.5  # seconds of silence at the end of a shorter window
 _FRAMES_A_SECOND = 100  # of the mel spectrogram
 _STEPS_A_SECOND = 50  # of the alignment
-# The attention runs ahead: by 62 ms in the median against Kokoro's exact times in both languages,
-# by 45 to 60 ms against pocketsphinx on recordings.
+# The attention is early: by 62 ms in the median against Kokoro's exact times in both languages, by
+# 45 to 60 ms against pocketsphinx on recordings.
 _AHEAD = 0.06
 # From faster-whisper: text that compresses better than this repeats itself.
 _MAX_COMPRESSION = 2.4
@@ -35,7 +35,7 @@ _MAX_COMPRESSION = 2.4
 
 @dataclasses.dataclass(frozen=True)
 class TimedPiece:
-    """Characters of a text that one or several tokens stand for, when, and how likely."""
+    """Characters of one or several tokens, with their times and mean probability."""
 
     text: str
     start: float
@@ -44,7 +44,7 @@ class TimedPiece:
 
 
 class WhisperModel:
-    """Whisper files in CTranslate2's format; opened when first used, so that it can be pickled.
+    """A Whisper model in CTranslate2's format, picklable because it is opened on first use.
 
     Args:
       model: folder with model.bin, config.json and tokenizer.json; by default Whisper-base.
@@ -77,10 +77,9 @@ class WhisperModel:
             raise SpeechToolError(
                 "faster-whisper is not installed: pip install faster-whisper"
             ) from None
-        given = self._model
-        folder = Path(given) if given is not None else assets.ensure("whisper-base")
+        folder = Path(self._model or assets.ensure("whisper-base"))
         for name in ("model.bin", "config.json", "tokenizer.json"):
-            # Checked here because faster-whisper would try to download what is missing.
+            # Checked here because faster-whisper would try to download missing files.
             if not (folder / name).is_file():
                 raise SpeechToolError(f"{folder / name}: no such file, expected a Whisper model")
         try:
@@ -98,7 +97,7 @@ class WhisperModel:
         """The tokenizer with the language's prompt.
 
         Raises:
-          SpeechToolError: a language that is none of LANGUAGES, or that the model has not.
+          SpeechToolError: a language that is not in LANGUAGES, or that the model lacks.
         """
         from faster_whisper.tokenizer import Tokenizer
 
@@ -111,7 +110,7 @@ class WhisperModel:
         )
 
     def encode(self, wave_S: np.ndarray):
-        """Encoder output of a wave at 16 kHz, and its number of mel frames.
+        """Encode a wave at 16 kHz; returns the encoder's output and the number of mel frames.
 
         Raises:
           SpeechToolError: more than 30 seconds.
@@ -127,12 +126,12 @@ class WhisperModel:
         return self.opened.encode(padded_MT), frames
 
     def locate(self, encoded, frames: int, tokens: list[int], language: str) -> list[TimedPiece]:
-        """Where the tokens of a text are heard: a path through the cross-attention."""
+        """Times of the tokens of a text: a path through the cross-attention."""
         tokenizer = self.tokenizer(language)
         (result,) = self.opened.model.align(encoded, tokenizer.sot_sequence, [tokens], frames)
         path_P2 = np.array(result.alignments)
         is_first_P = np.diff(path_P2[:, 0], prepend=-1) > 0
-        starts = path_P2[is_first_P, 1] / _STEPS_A_SECOND + _AHEAD  # of tokens, and of the end
+        starts = path_P2[is_first_P, 1] / _STEPS_A_SECOND + _AHEAD  # of the tokens and of the end
         starts = np.minimum(starts, frames / _FRAMES_A_SECOND)
         texts, groups = tokenizer.split_tokens_on_unicode(tokens)
         pieces, first = [], 0
@@ -147,7 +146,7 @@ class WhisperModel:
 def words_of(
     pieces: list[TimedPiece], text: str, language: str, sound: SoundEdges
 ) -> tuple[Word, ...]:
-    """The words of a text, timed by the pieces it was cut into.
+    """The words of a text, timed by its pieces.
 
     A piece's characters share its time evenly; punctuation and spaces belong to no word. Beside
     pauses a word begins and ends with its sound.
@@ -155,7 +154,7 @@ def words_of(
     starts: list[float] = []
     ends: list[float] = []
     for piece in pieces:
-        # Spaces before a word are no part of how long it takes.
+        # Spaces before a word take no time.
         marks = [character.isalnum() for character in piece.text]
         count, done = sum(marks), 0
         for mark in marks:
@@ -174,8 +173,8 @@ def words_of(
             if not character.isspace():
                 place = whole.index(character, place) + 1
                 places.append(place - 1)
-        said = [i for i in places if whole[i].isalnum()] or places
-        start, end = starts[said[0]], ends[said[-1]]
+        voiced = [i for i in places if whole[i].isalnum()] or places
+        start, end = starts[voiced[0]], ends[voiced[-1]]
         before_pause = bool(word.closing) or number == len(spoken) - 1
         if after_pause:
             start = sound.start(start, end)
@@ -192,7 +191,7 @@ class Whisper:
     Args:
       model, threads, compute_type: of `WhisperModel`.
       beam: hypotheses kept.
-      vad: what finds speech; where it finds none nothing is heard (Whisper says "you" in silence).
+      vad: audio without speech by it has an empty transcript (Whisper hears "you" in silence).
     """
 
     def __init__(
@@ -209,11 +208,11 @@ class Whisper:
         self._vad = vad if vad is not None else Silero()
 
     def recognise(self, wave_S: np.ndarray, rate: int, language: str) -> Heard:
-        """Up to 30 seconds of speech in a language.
+        """Recognise up to 30 seconds of speech in a language.
 
         Raises:
-          SpeechToolError: a wave that is none or too long, an unknown language, or a model or
-            package that is missing.
+          SpeechToolError: no valid wave, one that is too long, an unknown language, or a missing
+            model or package.
         """
         wave_S = to_16k(wave_S, rate)
         tokenizer = self._whisper.tokenizer(language)
@@ -221,14 +220,14 @@ class Whisper:
             return Heard("", (), 0.0, 1.0)
         encoded, frames = self._whisper.encode(wave_S)
         tokens, no_speech = self._generate(tokenizer, encoded, frames, repeats=True)
-        if _repeats(tokenizer.decode(tokens)):
+        if _is_repetitive(tokenizer.decode(tokens)):
             tokens, no_speech = self._generate(tokenizer, encoded, frames, repeats=False)
         text = " ".join(tokenizer.decode(tokens).split())
         if not text:
             return Heard("", (), 0.0, no_speech)
         pieces = self._whisper.locate(encoded, frames, tokens, language)
         if language == "zh":
-            pieces = [dataclasses.replace(piece, text=_simplified(piece.text)) for piece in pieces]
+            pieces = [dataclasses.replace(piece, text=_simplify(piece.text)) for piece in pieces]
             text = " ".join("".join(piece.text for piece in pieces).split())
         sound = SoundEdges(wave_S, RATE)
         confidence = float(np.mean([piece.probability for piece in pieces]))
@@ -239,7 +238,7 @@ class Whisper:
             encoded,
             [[*tokenizer.sot_sequence, tokenizer.no_timestamps]],
             beam_size=self._beam,
-            # 12 tokens a second are more than anybody speaks.
+            # Nobody speaks 12 tokens a second.
             max_length=min(448, 16 + 12 * -(-frames // _FRAMES_A_SECOND)),
             no_repeat_ngram_size=0 if repeats else 3,
             suppress_tokens=[-1],
@@ -249,12 +248,12 @@ class Whisper:
         return tokens, float(result.no_speech_prob)
 
 
-def _repeats(text: str) -> bool:
+def _is_repetitive(text: str) -> bool:
     data = text.encode()
     return len(data) > _MAX_COMPRESSION * len(zlib.compress(data))
 
 
-def _simplified(text: str) -> str:
-    """Simplified characters, as many as before."""
+def _simplify(text: str) -> str:
+    """Convert to simplified characters, keeping the length."""
     whole = to_simplified(text)
     return whole if len(whole) == len(text) else "".join(to_simplified(c)[:1] for c in text)

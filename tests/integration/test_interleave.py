@@ -57,7 +57,7 @@ TEXTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Said:
-    """What is heard in the recording, and when."""
+    """Speech of the recording with its times."""
 
     voice: str
     text: str
@@ -147,42 +147,42 @@ def synthesised(tmp_path_factory):
 
 
 def times(record: Record) -> list[float]:
-    """Where in the recording its parts begin, and the last one ends."""
+    """Starts of its parts in the recording, and the end of the last."""
     start = int(record.id.rsplit("-", 1)[1]) / 100
     return [start, *itertools.accumulate((p.seconds for p in record.parts), initial=start)][1:]
 
 
-def voice_of(record: Record, said: list[Said]) -> str:
+def voice_of(record: Record, spoken: list[Said]) -> str:
     """Who speaks in a record: nobody else may."""
     start, *_, end = times(record)
-    voices = {s.voice for s in said if min(end, s.end) - max(start, s.start) > 0.1}
+    voices = {s.voice for s in spoken if min(end, s.end) - max(start, s.start) > 0.1}
     assert len(voices) == 1, (record.id, voices)
     return voices.pop()
 
 
 def test_the_crawl_finds_the_speech_and_keeps_voices_apart(tape, crawled):
-    _, seconds, said = tape
+    _, seconds, spoken = tape
     records, report, _ = crawled
     speakers = {}
     for record in records:
         assert record.language == "en"
         assert len({part.speaker for part in record.parts}) == 1
-        speakers.setdefault(voice_of(record, said), set()).add(record.parts[0].speaker)
+        speakers.setdefault(voice_of(record, spoken), set()).add(record.parts[0].speaker)
     assert set(speakers) == set(SENTENCES)
     assert all(len(own) == 1 for own in speakers.values())
     assert len(set.union(*speakers.values())) == 2
-    speech = sum(s.end - s.start for s in said if s.voice in SENTENCES)
+    speech = sum(s.end - s.start for s in spoken if s.voice in SENTENCES)
     assert report["seconds"] > 0.9 * speech
     # Nothing is lost without a word.
     assert report["seconds"] + report["rejected"]["seconds"] == pytest.approx(seconds, abs=0.05)
-    silence = seconds - sum(s.end - s.start for s in said)
+    silence = seconds - sum(s.end - s.start for s in spoken)
     assert 0.4 * silence < report["reasons"]["not speech"]["seconds"] < silence
 
 
 def test_the_crawl_hears_what_is_said(tape, crawled):
-    _, _, said = tape
+    _, _, spoken = tape
     for voice, sentences in SENTENCES.items():
-        records = [record for record in crawled[0] if voice_of(record, said) == voice]
+        records = [record for record in crawled[0] if voice_of(record, spoken) == voice]
         heard = join_words((p.text for r in records for p in r.parts), "en")
         assert error_rate(join_words(sentences, "en"), heard, "en") <= 0.15, heard
 
@@ -198,8 +198,8 @@ def test_the_crawl_knows_another_language_and_tells_why_it_is_not_used(tape, cra
 
 
 def test_the_crawl_cuts_in_pauses(tape, crawled):
-    _, _, said = tape
-    words = [word for s in said for word in s.words]
+    _, _, spoken = tape
+    words = [word for s in spoken for word in s.words]
     cuts = [cut for record in crawled[0] for cut in times(record)]
     assert len(cuts) >= 8
     for cut in cuts:

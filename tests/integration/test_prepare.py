@@ -100,15 +100,15 @@ def is_alive(pid: int) -> bool:
 
 def claims(out: pathlib.Path) -> list[tuple[int, str]]:
     """(process, item) of every shard that is being made."""
-    found = []
+    results = []
     for path in (out / ".prepare").glob("*.claim"):
         try:
             pid, _, item = path.read_text("utf-8").partition("\n")[0].partition(" ")
         except OSError:
             continue  # just finished
         if pid:
-            found.append((int(pid), item))
-    return found
+            results.append((int(pid), item))
+    return results
 
 
 def done(out: pathlib.Path) -> list[pathlib.Path]:

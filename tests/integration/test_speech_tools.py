@@ -89,9 +89,9 @@ def test_words_are_found_where_they_are_said(utterances, name, limit):
     aligner = tools.make_tool("aligner", name)
     errors = {"en": [], "zh": []}
     for (language, text, _), spoken in utterances.items():
-        found = aligner.align(spoken.wave_S, spoken.rate, text, language)
-        assert [word.text for word in found] == [word.text for word in spoken.words]
-        for word, exact in zip(found, spoken.words, strict=True):
+        results = aligner.align(spoken.wave_S, spoken.rate, text, language)
+        assert [word.text for word in results] == [word.text for word in spoken.words]
+        for word, exact in zip(results, spoken.words, strict=True):
             errors[language] += [abs(word.start - exact.start), abs(word.end - exact.end)]
     assert np.median(errors["en"]) < limit and np.median(errors["zh"]) < limit
 

@@ -67,7 +67,7 @@ def contents(directory: pathlib.Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def made(folder) -> pathlib.Path:
-    """As one process with one device makes it."""
+    """The dataset made by a single process with a single device."""
     out, err = finish(start(command(folder, folder / "out")))
     assert "14 records, 0.01 h with codes in" in out and "# small: 14 records" in out
     assert "small: 100%" in err and "s of audio" in err, "no progress bar"

@@ -28,6 +28,7 @@ LAYERS = {
     "ba_jax.tree": 0,
     "ba_jax.vocab": 0,
     "ba_jax.types": 0,
+    "ba_jax.torch_files": 0,
     "ba_jax.audio": 0,
     "ba_jax.sharding": 0,
     "ba_jax.models": 1,

@@ -23,7 +23,7 @@ def tone(seconds: float = 0.5, hertz: float = 220.0, rate: int = RATE) -> np.nda
 
 
 def put(path: pathlib.Path, wave=None, rate: int = RATE, format: str | None = None, **tone_args):
-    """Writes an audio file with its folders; returns its path."""
+    """Write an audio file with its folders; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     wave = tone(rate=rate, **tone_args) if wave is None else wave
     write_audio(path, wave, rate, format)
@@ -31,7 +31,7 @@ def put(path: pathlib.Path, wave=None, rate: int = RATE, format: str | None = No
 
 
 def put_text(path: pathlib.Path, text: str | bytes) -> pathlib.Path:
-    """Writes a text file with its folders, strings as UTF-8; returns its path."""
+    """Write a text file with its folders, strings as UTF-8; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
     return path
@@ -51,7 +51,7 @@ def wav_bytes(samples: np.ndarray, rate: int, channels: int = 1) -> bytes:
 
 
 def manifest(folder: pathlib.Path, *lines: dict | str | bytes, name: str = "m.jsonl"):
-    """Writes a manifest of objects and of lines as they are; returns its path."""
+    """Write a manifest of objects and of raw lines; returns its path."""
     rows = [
         json.dumps(line, ensure_ascii=False) if isinstance(line, dict) else line for line in lines
     ]
@@ -76,13 +76,13 @@ def config(kind: str, items_per_shard: int = 3, max_rejected: float = 1.0, **sou
 
 
 def listed(run: runner.PrepareConfig) -> tuple[dict[str, object], list[Rejection]]:
-    """What a run lists: id -> item, and rejections, duplicates among them."""
+    """List a run: id -> item, and rejections, duplicates among them."""
     plan = runner.make_plan(run)
     return {item.id: item for job in plan.jobs for item in job.items}, list(plan.rejected)
 
 
 def made(run: runner.PrepareConfig, out: pathlib.Path) -> tuple[dict[str, Record], list[dict]]:
-    """Runs it in this process: id -> record as read back, and all rejections."""
+    """Run it in this process: id -> record as read back, and all rejections."""
     report = runner.prepare(run, out, workers=0)
     records = {}
     for split in report["splits"]:
@@ -93,7 +93,7 @@ def made(run: runner.PrepareConfig, out: pathlib.Path) -> tuple[dict[str, Record
 
 
 def rejected(out: pathlib.Path) -> list[dict]:
-    """What a run rejected."""
+    """The rejections of a run."""
     return [json.loads(line) for line in (out / "rejected.jsonl").read_text("utf-8").splitlines()]
 
 

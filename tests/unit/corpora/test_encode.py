@@ -30,8 +30,8 @@ def test_rates(coding, rate, stored):
         # Opus has no 22.05 kHz; FLAC keeps what is below the vocoder's rate.
         stored = 24000 if coding == "opus" and rate == 22050 else rate
     data, seconds = encode_speech(tone(1.0, 440, rate), rate, coding)
-    wave_S, found = read_audio(data)
-    assert (found, seconds, len(wave_S)) == (stored, 1.0, stored)
+    wave_S, results = read_audio(data)
+    assert (results, seconds, len(wave_S)) == (stored, 1.0, stored)
     assert soundfile.info(io.BytesIO(data)).subtype == {"opus": "OPUS", "flac": "PCM_16"}[coding]
     middle = wave_S[stored // 4 : stored * 3 // 4]
     assert np.argmax(np.abs(np.fft.rfft(middle))) * 2 == 440
@@ -68,16 +68,16 @@ def test_only_the_serial_number_and_checksums_change():
 
 def pages(data: bytes) -> list[tuple[int, int, bytes]]:
     """(serial number, checksum, all other bytes) of each page."""
-    found, start = [], 0
+    results, start = [], 0
     while start < len(data):
         assert data[start : start + 4] == b"OggS"
         table = data[start + 27 : start + 27 + data[start + 26]]
         end = start + 27 + len(table) + sum(table)
         serial, _, checksum = struct.unpack("<III", data[start + 14 : start + 26])
         rest = data[start : start + 14] + data[start + 18 : start + 22] + data[start + 26 : end]
-        found.append((serial, checksum, rest))
+        results.append((serial, checksum, rest))
         start = end
-    return found
+    return results
 
 
 def slow_checksum(rest: bytes) -> int:

@@ -70,7 +70,7 @@ def texts(out: pathlib.Path, split: str = "train") -> list[str]:
     return [record.parts[0].text for record in RecordSource(out, split)]
 
 
-# --- what a run gives ---------------------------------------------------------------------------
+# --- outputs ---------------------------------------------------------------------------
 
 
 def test_a_dataset_that_tfds_reads(tmp_path):
@@ -97,8 +97,8 @@ def test_a_dataset_that_tfds_reads(tmp_path):
 def test_division_depends_on_the_listing_alone():
     items = list(Numbers(7).items())
     jobs = shards.divide(items, 3)
-    found = [(j.split, j.number, j.count, [i.id for i in j.items]) for j in jobs]
-    assert found == [
+    results = [(j.split, j.number, j.count, [i.id for i in j.items]) for j in jobs]
+    assert results == [
         ("dev", 0, 1, ["n4"]),
         ("train", 0, 2, ["n0", "n1", "n2"]),
         ("train", 1, 2, ["n3", "n5", "n6"]),
@@ -110,7 +110,7 @@ def test_a_run_that_is_complete_is_not_redone(tmp_path):
     run = config("numbers", log=log)
     first = runner.prepare(run, tmp_path / "out", workers=0)
     before = contents(tmp_path / "out")
-    # As if it was killed at its very end.
+    # A run killed at its very end leaves these.
     (tmp_path / "out" / ".prepare").mkdir()
     (tmp_path / "out" / ".prepare" / "train-00000.json").write_text("{}")
     assert runner.prepare(run, tmp_path / "out", workers=0) == first
@@ -294,8 +294,8 @@ def test_rejections_are_counted_with_place_and_hours(tmp_path):
 def test_pieces_of_an_item(tmp_path):
     records, rows = made(config("numbers", count=1, bad="pieces"), tmp_path / "out")
     assert list(records) == ["n0"]
-    found = [(row["where"], row["reason"]) for row in rows]
-    assert found == [
+    results = [(row["where"], row["reason"]) for row in rows]
+    assert results == [
         ("list:0 second half", "half"),
         ("list:0", "malformed record"),
         ("list:0", "duplicate id"),

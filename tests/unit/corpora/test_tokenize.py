@@ -205,17 +205,17 @@ def test_examples_have_the_layout_that_they_have_with_mels(dataset, made):
     examples = 0
     for heard, coded in zip(*(open_builders(s, small_corpus.FORMAT) for s in pair), strict=True):
         for with_audio, with_codes in zip(*records, strict=True):
-            found = []
+            results = []
             for layout, record in ((heard, with_audio), (coded, with_codes)):
                 try:
-                    found.append(layout(record)[1])
+                    results.append(layout(record)[1])
                 except NotForTask:
-                    found.append(None)
-            if None in found:
-                assert found == [None, None]
+                    results.append(None)
+            if None in results:
+                assert results == [None, None]
                 continue
             for name in ("ids_L", "text_target_L", "audio_target_L"):
-                np.testing.assert_array_equal(*(getattr(sequence, name) for sequence in found))
+                np.testing.assert_array_equal(*(getattr(sequence, name) for sequence in results))
             examples += 1
     assert examples > 50
     heard, coded = (PackedBatches(settings, small_corpus.FORMAT) for settings in pair)
@@ -296,12 +296,12 @@ def test_every_chunk_is_in_one_batch_and_fits():
     source = TokenizedSource("d", "w", chunk_seconds=2.0)
     buckets = features.check_buckets([Bucket(2.0, 3), Bucket(1.0, 6)])
     batches = divide_chunks(Job("train", 0, 1, items), source, buckets)
-    found = [chunk for batch in batches for chunk in batch.chunks]
-    assert len(set(found)) == len(found)
+    results = [chunk for batch in batches for chunk in batch.chunks]
+    assert len(set(results)) == len(results)
     for number, item in enumerate(items):
         for part, length in enumerate(item.payload.seconds):
             own = sorted(
-                (c for c in found if (c.item, c.part) == (number, part)), key=lambda c: c.number
+                (c for c in results if (c.item, c.part) == (number, part)), key=lambda c: c.number
             )
             assert tuple(c.samples for c in own) == features.chunk_samples(
                 features.total_samples(length), 2.0
@@ -433,9 +433,9 @@ def test_processes_share_the_shards(tokenizer, dataset, made, tmp_path):
             thread.join()
         assert not errors
         assert contents(out) == contents(made) and reports[0] == reports[1]
-    for found in calls:
-        assert found[:3] == ["begun", "made", "finished"] == found[4:7]
-        assert found[3] >= 5 and found[7] == 0
+    for results in calls:
+        assert results[:3] == ["begun", "made", "finished"] == results[4:7]
+        assert results[3] >= 5 and results[7] == 0
 
 
 # --- what is wrong --------------------------------------------------------------------------------

@@ -50,11 +50,11 @@ def say(sentences: Sequence[str], voice: str, level: float = 0.3) -> np.ndarray:
 def sentences(count: int, length: int = 6, seed: int = 0) -> list[str]:
     """Random ones; no word follows itself."""
     rng = np.random.default_rng(seed)
-    found = []
+    results = []
     for _ in range(count):
         chosen = rng.choice(len(WORDS), length, replace=False)
-        found.append(" ".join(WORDS[i] for i in chosen).capitalize() + ".")
-    return found
+        results.append(" ".join(WORDS[i] for i in chosen).capitalize() + ".")
+    return results
 
 
 def with_noise(wave_S: np.ndarray, level: float = 1e-3, seed: int = 0) -> np.ndarray:
@@ -80,7 +80,7 @@ def bursts(wave_S: np.ndarray, rate: int) -> list[Burst]:
     count = len(wave_S) // hop
     level_T = np.sqrt(np.square(wave_S[: count * hop].reshape(count, hop)).mean(axis=1))
     edges = np.flatnonzero(np.diff(np.concatenate([[0], (level_T > 0.02).astype(int), [0]])))
-    found = []
+    results = []
     for a, b in edges.reshape(-1, 2):
         piece_S = wave_S[a * hop : b * hop]
         if len(piece_S) < 0.1 * rate:
@@ -94,10 +94,10 @@ def bursts(wave_S: np.ndarray, rate: int) -> list[Burst]:
         voice = min(BANDS, key=lambda v: abs(pitch - BANDS[v] - 600))
         number = min(len(WORDS) - 1, max(0, round((pitch - BANDS[voice]) / _STEP)))
         level = float(level_T[a:b].max())
-        found.append(
+        results.append(
             Burst(WORDS[number], voice, float(a) * hop / rate, float(b) * hop / rate, level)
         )
-    return found
+    return results
 
 
 class Vad:

@@ -122,15 +122,15 @@ def test_two_at_once_agree(registry, tmp_path, monkeypatch):
         barrier.wait()  # both have their files before either puts them in place
 
     monkeypatch.setattr(assets, "_collect", slow)
-    found: list[Path] = []
-    threads = [threading.Thread(target=lambda: found.append(assets.ensure("good"))) for _ in "ab"]
+    results: list[Path] = []
+    threads = [threading.Thread(target=lambda: results.append(assets.ensure("good"))) for _ in "ab"]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 2 and found[0] == found[1]
-    assert (found[0] / "whole.bin").read_bytes() == b"first second"
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [found[0].name]
+    assert len(results) == 2 and results[0] == results[1]
+    assert (results[0] / "whole.bin").read_bytes() == b"first second"
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [results[0].name]
 
 
 def test_an_installed_package_is_read_in_place(registry, tmp_path, monkeypatch):

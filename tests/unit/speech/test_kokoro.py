@@ -22,7 +22,7 @@ SYMBOLS = ' ,.!?“”"():;—…ˈˌːAIOQWYTabdefhijklmnopstuvwxyzæŋɑɒɔɐ
 class FakeSession:
     """Says every phoneme for EACH units, as noise; marks and the ends are silent.
 
-    As in the model, sounds come `_LEAD` before the durations say.
+    Like in the model, sounds come `_LEAD` before the durations say.
     """
 
     def __init__(self, symbols: str):

@@ -1,4 +1,4 @@
-"""How words are said, in both languages."""
+"""Pronunciation in both languages."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ def test_mandarin_refuses_what_it_cannot_say(text):
 
 def test_every_phoneme_has_a_phone():
     for british in (False, True):
-        said = "".join(say("the quick brown fox jumps over the lazy dog", british))
-        assert arpabet.phones(said, "en").split()[:2] == ["DH", "AH"]
-    said = "".join(p for p, _ in mandarin.pronounce(list("中国人很喜欢吃饺子"), [False] * 9))
-    assert arpabet.phones(said, "zh").startswith("JH UH NG G W AO")
+        spoken = "".join(say("the quick brown fox jumps over the lazy dog", british))
+        assert arpabet.phones(spoken, "en").split()[:2] == ["DH", "AH"]
+    spoken = "".join(p for p, _ in mandarin.pronounce(list("中国人很喜欢吃饺子"), [False] * 9))
+    assert arpabet.phones(spoken, "zh").startswith("JH UH NG G W AO")
     with pytest.raises(SpeechToolError, match="θ"):
         arpabet.phones("θ", "zh")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ba_jax.speech import speakers, torch_file
+from ba_jax.speech import speakers
 from ba_jax.speech.interfaces import SpeechToolError
 from ba_jax.speech.speakers import Resemblyzer, cut_windows, mel_spectrogram
 
@@ -53,46 +52,6 @@ def test_equals_torch(encoder):
     np.testing.assert_allclose(Resemblyzer(path).embed_windows(mel_BTM), want, atol=2e-6)
 
 
-def test_files_are_read_as_torch_reads_them(encoder):
-    model, path = encoder
-    found = torch_file.load(path)
-    assert found["step"] == 3 and found["names"] == ["a", ["b", 1.5]]
-    for name, tensor in model.state_dict().items():
-        np.testing.assert_array_equal(found["model_state"][name], tensor.numpy())
-
-
-def test_views_and_types(tmp_path):
-    whole = torch.arange(24).reshape(4, 6)
-    for new in (True, False):
-        torch.save([whole.T, whole[1:3, 2], whole.half(), torch.tensor(2.5)], tmp_path / "a.pt",
-                   _use_new_zipfile_serialization=new)  # fmt: skip
-        transposed, part, half, scalar = torch_file.load(tmp_path / "a.pt")
-        np.testing.assert_array_equal(transposed, whole.numpy().T)
-        np.testing.assert_array_equal(part, [8, 14])
-        assert half.dtype == np.float16 and scalar == 2.5
-
-
-class Attack:
-    def __reduce__(self):
-        return os.system, ("touch attacked",)
-
-
-def test_a_file_that_asks_for_code_is_refused_unrun(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for new in (True, False):
-        torch.save({"model_state": Attack()}, "bad.pt", _use_new_zipfile_serialization=new)
-        with pytest.raises(SpeechToolError, match="bad.pt.*asks for posix.system"):
-            torch_file.load("bad.pt")
-    assert not (tmp_path / "attacked").exists()
-
-
-@pytest.mark.parametrize("data", [b"", b"text", pickle.dumps({"a": 1}), pickle.dumps(1 << 70)])
-def test_other_files_are_refused(tmp_path, data):
-    (tmp_path / "other.pt").write_bytes(data)
-    with pytest.raises(SpeechToolError, match="other.pt: not a torch file"):
-        torch_file.load(tmp_path / "other.pt")
-
-
 def test_damaged_and_foreign_weights_are_refused(encoder, tmp_path):
     _, path = encoder
     cut = tmp_path / "cut.pt"
@@ -103,7 +62,7 @@ def test_damaged_and_foreign_weights_are_refused(encoder, tmp_path):
     with pytest.raises(SpeechToolError, match=re.escape("no linear.weight of shape (256, 256)")):
         Resemblyzer(tmp_path / "small.pt").embed_windows(np.zeros((1, 160, 40), np.float32))
     with pytest.raises(SpeechToolError, match="gone.pt"):
-        torch_file.load(tmp_path / "gone.pt")
+        Resemblyzer(tmp_path / "gone.pt").embed_windows(np.zeros((1, 160, 40), np.float32))
 
 
 @pytest.mark.slow

@@ -39,14 +39,14 @@ MANDARIN = [
 ]
 
 
-@pytest.mark.parametrize(("written", "said"), ENGLISH)
-def test_english(written, said):
-    assert normalise(written, "en") == said
+@pytest.mark.parametrize(("written", "spoken"), ENGLISH)
+def test_english(written, spoken):
+    assert normalise(written, "en") == spoken
 
 
-@pytest.mark.parametrize(("written", "said"), MANDARIN)
-def test_mandarin(written, said):
-    assert normalise(written, "zh") == said
+@pytest.mark.parametrize(("written", "spoken"), MANDARIN)
+def test_mandarin(written, spoken):
+    assert normalise(written, "zh") == spoken
 
 
 @pytest.mark.parametrize(
@@ -57,9 +57,9 @@ def test_words_join_back_to_the_text(written, language):
     joined = join_words((word.text for word in words), language)
     assert joined == (" ".join(written.split()) if language == "en" else written)
     assert all(word.spoken for word in words)
-    # What is said is letters; digits and signs would be lost in the lexicons.
-    said = "".join(word.spoken for word in words).replace(" ", "").replace("'", "")
-    assert said.isalpha()
+    # Spoken forms are letters; the lexicons would lose digits and signs.
+    spoken = "".join(word.spoken for word in words).replace(" ", "").replace("'", "")
+    assert spoken.isalpha()
 
 
 def test_words_keep_their_punctuation_and_are_characters_in_mandarin():

@@ -97,9 +97,9 @@ def test_a_voice_that_is_not_understood_is_replaced(tmp_path):
 
 def test_lists_are_in_one_voice(tmp_path):
     lines = (Line("One.", "一。", speaker=0), Line("Two.", "二。", speaker=0))
-    one = Script("l", "train", "interleaved", "en", "closed", lines, (DIALOGUE.casts[0],))
+    entry = Script("l", "train", "interleaved", "en", "closed", lines, (DIALOGUE.casts[0],))
     tools = Tools(deaf="a")
-    record = source.perform(one, studio(tools, tmp_path))
+    record = source.perform(entry, studio(tools, tmp_path))
     assert [part.speaker for part in record.parts] == ["b", "b"]
     assert tools.spoken == [("One.", "a", 1.0), ("One.", "b", 0.9), ("Two.", "b", 0.9)]
 
@@ -120,9 +120,9 @@ def test_the_limit_is_the_scripts(tmp_path):
 
 def test_what_cannot_be_said_is_a_rejection_but_a_missing_tool_is_not(tmp_path):
     line = Line("An xyzzy.", "一。", speaker=0)
-    one = Script("l", "train", "speech", "en", "closed", (line,), DIALOGUE.casts[:1])
+    entry = Script("l", "train", "speech", "en", "closed", (line,), DIALOGUE.casts[:1])
     with pytest.raises(Rejected) as caught:
-        source.perform(one, studio(Tools(), tmp_path))
+        source.perform(entry, studio(Tools(), tmp_path))
     assert caught.value.reason == "cannot be said" and "no such word" in caught.value.detail
     with pytest.raises(SpeechToolError, match="onnxruntime is not installed"):
         source.perform(DIALOGUE, studio(Tools(missing=True), tmp_path))
@@ -130,10 +130,10 @@ def test_what_cannot_be_said_is_a_rejection_but_a_missing_tool_is_not(tmp_path):
 
 def test_spoken_lines_are_cached(tmp_path):
     first = Tools()
-    said = studio(first, tmp_path).say("What is it?", "en", "a", 1.0)
+    spoken = studio(first, tmp_path).say("What is it?", "en", "a", 1.0)
     second = Tools()
     again = studio(second, tmp_path)
-    assert again.say("What is it?", "en", "a", 1.0) == said
+    assert again.say("What is it?", "en", "a", 1.0) == spoken
     assert second.spoken == []
     again.say("What is it?", "en", "a", 1.1)
     again.say("What is it?", "en", "b", 1.0)
@@ -181,7 +181,7 @@ def test_items(corpus):
     assert listed == list(corpus.items()) == list(pickle.loads(pickle.dumps(corpus)).items())
     items = [item for item in listed if isinstance(item, Item)]
     rejected = [item for item in listed if isinstance(item, Rejection)]
-    assert "sentences.json:hsk1-0007" in {one.where for one in rejected}
+    assert "sentences.json:hsk1-0007" in {entry.where for entry in rejected}
     assert len({item.id for item in items}) == len(items)
     assert {item.split for item in items} == {"train", "validation", "test"}
     assert all(item.id == item.payload.id for item in items)

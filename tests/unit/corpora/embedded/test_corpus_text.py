@@ -1,4 +1,4 @@
-"""What the embedded corpus says: facts, held-out sentences, scripts, the open part's texts."""
+"""Texts of the embedded corpus: facts, held-out sentences, scripts, the open part's texts."""
 
 from __future__ import annotations
 
@@ -102,57 +102,57 @@ def test_scripts_depend_on_nothing_but_their_arguments(scripts):
     size = script.SIZES["embedded"]
     assert script.write(SENTENCES, EXCHANGES, size, seed=0) == scripts
     assert script.write(SENTENCES, EXCHANGES, size, seed=1) != scripts
-    assert len({one.id for one in scripts}) == len(scripts)
+    assert len({entry.id for entry in scripts}) == len(scripts)
 
 
 def test_large_is_many_times_as_much_with_the_same_test(scripts):
     large = script.write(SENTENCES, EXCHANGES, script.SIZES["large"], seed=0)
 
-    def sentences(found, is_held):
+    def sentences(results, is_held):
         return {
-            (line.text, line.translation, one.split)
-            for one in found
-            if (one.split != "train") == is_held
-            for line in one.lines
+            (line.text, line.translation, entry.split)
+            for entry in results
+            if (entry.split != "train") == is_held
+            for line in entry.lines
         }
 
     assert sentences(large, True) == sentences(scripts, True)
-    assert len([one for one in large if one.casts]) > 10 * len(
-        [one for one in scripts if one.casts]
+    assert len([entry for entry in large if entry.casts]) > 10 * len(
+        [entry for entry in scripts if entry.casts]
     )
 
 
 def test_the_assistant_says_a_statement_of_each_fact(scripts):
-    own = [one for one in scripts if one.repeats]
+    own = [entry for entry in scripts if entry.repeats]
     assert len(own) == 2 * len(FACTS)
-    others = {line.text for one in scripts if not one.repeats for line in one.lines}
-    for one in own:
-        (line,), (takes,) = one.lines, one.casts
-        assert one.split == "train" and line.text in others
-        assert {voice for voice, _ in takes} == {voices.ASSISTANT[one.language]}
+    others = {line.text for entry in scripts if not entry.repeats for line in entry.lines}
+    for entry in own:
+        (line,), (takes,) = entry.lines, entry.casts
+        assert entry.split == "train" and line.text in others
+        assert {voice for voice, _ in takes} == {voices.ASSISTANT[entry.language]}
     for language in LANGUAGES:
-        said = [one.lines[0].text for one in own if one.language == language]
+        spoken = [entry.lines[0].text for entry in own if entry.language == language]
         for fact in FACTS:
-            assert len(set(said) & set(fact.statements[language])) == 1
-    ways = collections.Counter(one.id[-len("0-assistant")] for one in own)
+            assert len(set(spoken) & set(fact.statements[language])) == 1
+    ways = collections.Counter(entry.id[-len("0-assistant")] for entry in own)
     assert min(ways.values()) > 20 and len(ways) == facts.STATEMENTS
     # Nothing new for the text tokenizer.
-    without = [one for one in scripts if not one.repeats]
+    without = [entry for entry in scripts if not entry.repeats]
     assert source.training_texts(scripts) == source.training_texts(without)
 
 
 def test_held_out_sentences_are_nowhere_in_training(scripts):
     held = {
         line.text
-        for one in scripts
-        if one.split != "train"
-        for line in one.lines
+        for entry in scripts
+        if entry.split != "train"
+        for line in entry.lines
         if line.role != "assistant"
     }
     assert len(held) > 200
-    for one in scripts:
-        if one.split == "train":
-            for line in one.lines:
+    for entry in scripts:
+        if entry.split == "train":
+            for line in entry.lines:
                 # Written blocks join a question and its answer.
                 sentences = re.findall(r"[^.?!。？！]+[.?!。？！]", line.text) + [line.text]
                 assert not held & {sentence.strip() for sentence in sentences}
@@ -161,37 +161,39 @@ def test_held_out_sentences_are_nowhere_in_training(scripts):
 
 def test_what_is_held_out_can_be_learnt(scripts):
     """Its fact is asked in training in other phrasings, and its English words begin others."""
-    trained = [one for one in scripts if one.split == "train" and one.source == script.CLOSED]
-    spoken = [one for one in trained if one.casts]
-    asked = {one.id.rsplit("-q", 1)[0] for one in spoken if one.kind == "dialogue"}
-    second = {line.text for one in spoken for line in one.lines[2:]}  # of dialogues of two
+    trained = [
+        entry for entry in scripts if entry.split == "train" and entry.source == script.CLOSED
+    ]
+    spoken = [entry for entry in trained if entry.casts]
+    asked = {entry.id.rsplit("-q", 1)[0] for entry in spoken if entry.kind == "dialogue"}
+    second = {line.text for entry in spoken for line in entry.lines[2:]}  # of dialogues of two
     questions = {f"{lang}-{fact.id}": fact.questions[lang] for fact in FACTS for lang in LANGUAGES}
-    starts = collections.Counter(line.text.split()[0] for one in trained for line in one.lines)
-    for one in scripts:
-        if one.split != "train" and one.source == script.CLOSED:
-            if "-q" in one.id:
-                fact = one.id.rsplit("-q", 1)[0]
+    starts = collections.Counter(line.text.split()[0] for entry in trained for line in entry.lines)
+    for entry in scripts:
+        if entry.split != "train" and entry.source == script.CLOSED:
+            if "-q" in entry.id:
+                fact = entry.id.rsplit("-q", 1)[0]
                 assert fact in asked or second & set(questions[fact])
-            if one.language == "en":
-                assert all(starts[line.text.split()[0]] >= 2 for line in one.lines)
+            if entry.language == "en":
+                assert all(starts[line.text.split()[0]] >= 2 for line in entry.lines)
 
 
 def test_voices_of_the_splits_are_apart(scripts):
-    for one in scripts:
-        asking = one.casts[:1]
-        found = {name for takes in asking for voice, _ in takes for name in voices.members(voice)}
-        assert found <= set(HELD_OUT) if one.split == "test" else not found & set(HELD_OUT)
-        if len(one.casts) > 1:
-            assert {voice for voice, _ in one.casts[1]} == {voices.ASSISTANT[one.language]}
-            assert voices.ASSISTANT[one.language] not in {voice for voice, _ in one.casts[0]}
+    for entry in scripts:
+        asking = entry.casts[:1]
+        results = {name for takes in asking for voice, _ in takes for name in voices.members(voice)}
+        assert results <= set(HELD_OUT) if entry.split == "test" else not results & set(HELD_OUT)
+        if len(entry.casts) > 1:
+            assert {voice for voice, _ in entry.casts[1]} == {voices.ASSISTANT[entry.language]}
+            assert voices.ASSISTANT[entry.language] not in {voice for voice, _ in entry.casts[0]}
 
 
 def test_many_voices_speak_about_equally_often(scripts):
     for language, least in (("en", 24), ("zh", 12)):
         counts = collections.Counter(
-            one.casts[0][0][0]
-            for one in scripts
-            if one.casts and one.language == language and one.split == "train"
+            entry.casts[0][0][0]
+            for entry in scripts
+            if entry.casts and entry.language == language and entry.split == "train"
         )
         assert len(counts) >= least
         counts.pop(voices.ASSISTANT[language], None)  # he answers
@@ -199,22 +201,24 @@ def test_many_voices_speak_about_equally_often(scripts):
 
 
 def test_translations_are_the_other_language(scripts):
-    for one in scripts:
-        if one.source != script.CHATTERBOT and one.kind != "text":
-            for line in one.lines:
+    for entry in scripts:
+        if entry.source != script.CHATTERBOT and entry.kind != "text":
+            for line in entry.lines:
                 assert re.search("[\u4e00-\u9fff]", line.text + line.translation)
                 assert re.search("[a-zA-Z]", line.text + line.translation)
 
 
 def test_kinds_of_both_languages(scripts):
-    counts = collections.Counter((one.split, one.language, one.kind) for one in scripts)
+    counts = collections.Counter((entry.split, entry.language, entry.kind) for entry in scripts)
     for language in LANGUAGES:
         assert counts["train", language, "interleaved"] == 9 + 5
         assert counts["train", language, "speech"] == 110 + 106 + 67  # 106: 120 less 14 held out
         assert counts["test", language, "dialogue"] == 32 + 3
         assert counts["test", language, "speech"] == 32 + 9
         assert counts["validation", language, "speech"] == 10 + 5
-        turns = [len(one.lines) for one in scripts if one.language == language and one.casts]
+        turns = [
+            len(entry.lines) for entry in scripts if entry.language == language and entry.casts
+        ]
         assert 4 in turns, "dialogues of two questions"
 
 

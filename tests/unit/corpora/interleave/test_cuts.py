@@ -92,7 +92,7 @@ def test_records_are_continuous_and_short(parts, limit):
 def test_no_part_of_a_run_is_left_out(seconds):
     records = fill_records(seconds, [True] * len(seconds), limit=300.0)
     assert [i for start, end in records for i in range(start, end)] == list(range(len(seconds)))
-    # As few records as there can be, up to one where parts do not divide evenly.
+    # The fewest possible records, up to one where parts do not divide evenly.
     assert len(records) <= sum(seconds) // 300 + 2
 
 

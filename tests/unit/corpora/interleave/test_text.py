@@ -154,8 +154,8 @@ def test_tidy(language, text, expected):
     ],
 )
 def test_unspeakable(text, what):
-    found = find_unspeakable(text)
-    assert found == what or (what == "a special token" and found == "markup")
+    results = find_unspeakable(text)
+    assert results == what or (what == "a special token" and results == "markup")
 
 
 def test_lengths_are_checked():

@@ -45,9 +45,9 @@ LOCATED = [
 @pytest.mark.parametrize(("text", "given_words", "expected"), LOCATED)
 def test_words_share_out_the_text(text, given_words, expected):
     words = words_of(*given_words)
-    found = locate(text, words)
-    assert [w.text for w in found] == expected
-    assert [w.start for w in found] == [w.start for w in words if any(map(str.isalnum, w.text))]
+    results = locate(text, words)
+    assert [w.text for w in results] == expected
+    assert [w.start for w in results] == [w.start for w in words if any(map(str.isalnum, w.text))]
 
 
 @given(st.lists(st.sampled_from(["ab", "b", "c1", "今", "é"]), min_size=1), st.data())
@@ -75,9 +75,9 @@ def test_words_that_do_not_fit(text, words, message):
 
 
 def test_utterances_are_joined():
-    one, two = locate("Yes.", words_of("Yes")), locate("No.", words_of("No"))
-    assert [w.text for w in join([one, two], "en")] == ["Yes. ", "No."]
-    assert [w.text for w in join([one, two], "zh")] == ["Yes.", "No."]
+    entry, two = locate("Yes.", words_of("Yes")), locate("No.", words_of("No"))
+    assert [w.text for w in join([entry, two], "en")] == ["Yes. ", "No."]
+    assert [w.text for w in join([entry, two], "zh")] == ["Yes.", "No."]
 
 
 def sound(spans, seconds: float, noise: float, seed: int = 0) -> np.ndarray:
@@ -139,9 +139,9 @@ def test_times_of_words_may_be_off_but_not_the_cut():
     words = [Word("One. ", 0.2, 1.05), Word("Two", 1.1, 2.0)]
     pauses = find_pauses(sound(WORDS_AT[:2], 2.2, 1e-3), RATE)
     lengths = Lengths(target=1.0, low=0.2, high=2.0)
-    one, two = cut_into_parts(words, pauses, "en", start=0.05, end=2.2, lengths=lengths)
-    assert one.end == two.start == pytest.approx(1.05, abs=0.02)
-    assert (one.text, two.text) == ("One.", "Two")
+    entry, two = cut_into_parts(words, pauses, "en", start=0.05, end=2.2, lengths=lengths)
+    assert entry.end == two.start == pytest.approx(1.05, abs=0.02)
+    assert (entry.text, two.text) == ("One.", "Two")
 
 
 def test_words_of_a_part_count_from_its_start_and_join_to_its_text():

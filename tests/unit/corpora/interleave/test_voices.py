@@ -26,9 +26,9 @@ VOICES = {
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 @pytest.mark.parametrize("blends", [False, True])
 def test_held_out_voices_speak_in_other_splits_only(language, split, blends):
-    found = list_voices(VOICES, language, split, blends=blends)
-    assert found == sorted(set(found))
-    for voice in found:
+    results = list_voices(VOICES, language, split, blends=blends)
+    assert results == sorted(set(results))
+    for voice in results:
         assert all(VOICES[name] == language for name in voice.split("+"))
         assert "zf_xiaoni" not in voice
         held_out = [name in HELD_OUT for name in voice.split("+")]

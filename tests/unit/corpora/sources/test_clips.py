@@ -27,10 +27,10 @@ def test_a_stretch_is_what_the_whole_has_there(tmp_path, format, tolerance):
     write_audio(path, noise(40.0), RATE)
     whole_S, rate = read_audio(path)
     for start, end in ((0.0, 1.0), (12.345, 14.0), (38.5, 40.0), (39.0, 40.2), (39.5, None)):
-        wave_S, found = read_clip(Clip(path=str(path), start=start, end=end), AudioConfig())
+        wave_S, results = read_clip(Clip(path=str(path), start=start, end=end), AudioConfig())
         first = round(start * rate)
         last = len(whole_S) if end is None else min(round(end * rate), len(whole_S))
-        assert found == rate and len(wave_S) == last - first
+        assert results == rate and len(wave_S) == last - first
         np.testing.assert_allclose(wave_S, whole_S[first:last], atol=tolerance)
 
 
@@ -46,7 +46,7 @@ def test_a_stretch_is_bounded_and_the_file_is_not(tmp_path):
 
 
 def test_a_stretch_of_a_file_that_is_cut_short(tmp_path):
-    # What a FLAC lacks at its end shows only there: what comes before is whole.
+    # The missing end of a FLAC does not affect the audio before it.
     for format, start in (("wav", 0.0), ("flac", 4.0), ("opus", 0.0), ("mp3", 0.0)):
         path = tmp_path / f"cut.{format}"
         write_audio(path, noise(5.0), RATE)

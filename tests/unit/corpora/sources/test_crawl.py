@@ -51,8 +51,8 @@ def run(source: Crawl) -> tuple[list[Record], list[Rejection]]:
     made = []
     for item in source.items():
         made += [item] if isinstance(item, Rejection) else source.records(item)
-    records = [check_record(found) for found in made if isinstance(found, Record)]
-    return records, [found for found in made if isinstance(found, Rejection)]
+    records = [check_record(results) for results in made if isinstance(results, Record)]
+    return records, [results for results in made if isinstance(results, Rejection)]
 
 
 def write(path, *pieces: np.ndarray, rate: int = RATE) -> float:
@@ -93,12 +93,12 @@ def test_speech_is_found_cut_in_its_pauses_and_told_with_its_times(tmp_path, ear
 
 
 def test_voices_are_kept_apart_and_known_again(tmp_path, ears):
-    said = [tone_speech.sentences(4, seed=seed) for seed in range(3)]
+    spoken = [tone_speech.sentences(4, seed=seed) for seed in range(3)]
     voices = ("ann", "bob", "ann")
-    pieces = [say(s, v) for s, v in zip(said, voices, strict=True)]
+    pieces = [say(s, v) for s, v in zip(spoken, voices, strict=True)]
     write(tmp_path / "a.wav", silence(1.0), *pieces)
     records, _ = run(make(tmp_path))
-    assert [text_of(record) for record in records] == [" ".join(s) for s in said]
+    assert [text_of(record) for record in records] == [" ".join(s) for s in spoken]
     speakers = [{part.speaker for part in record.parts} for record in records]
     assert speakers == [{"a.wav-0"}, {"a.wav-1"}, {"a.wav-0"}]
 
@@ -122,15 +122,15 @@ def test_what_two_voices_say_in_one_breath_is_lost_and_counted(tmp_path, ears):
 
 
 def test_an_utterance_of_low_confidence_parts_the_record(tmp_path, ears):
-    said = [tone_speech.sentences(count, seed=count) for count in (12, 6, 13)]
+    spoken = [tone_speech.sentences(count, seed=count) for count in (12, 6, 13)]
     levels = (0.3, 0.1, 0.3)
-    pieces = [say(s, "ann", level) for s, level in zip(said, levels, strict=True)]
+    pieces = [say(s, "ann", level) for s, level in zip(spoken, levels, strict=True)]
     seconds = write(tmp_path / "a.wav", silence(1.0), *pieces)
     records, rejected = run(make(tmp_path))
     texts = [text_of(record) for record in records]
     assert len(texts) == 2
     # An utterance may begin before the quiet speech does and end behind it.
-    assert " ".join(said[0]).startswith(texts[0]) and " ".join(said[2]).endswith(texts[1])
+    assert " ".join(spoken[0]).startswith(texts[0]) and " ".join(spoken[2]).endswith(texts[1])
     assert "low confidence" in lost(rejected)
     assert "0.30, expected >= 0.6" in str(rejected)
     total = sum(r.seconds for r in [*records, *rejected])
@@ -179,8 +179,8 @@ def test_the_language_is_found(tmp_path, ears):
 
 
 def test_a_window_holds_what_it_may_and_cuts_nothing_said(tmp_path, ears):
-    said = [tone_speech.sentences(7, seed=seed) for seed in range(7)]
-    pieces = [p for s in said for p in (say(s, "ann"), silence(1.6))]
+    spoken = [tone_speech.sentences(7, seed=seed) for seed in range(7)]
+    pieces = [p for s in spoken for p in (say(s, "ann"), silence(1.6))]
     seconds = write(tmp_path / "a.wav", *pieces)
     assert seconds > 110
     texts = {}
@@ -190,7 +190,7 @@ def test_a_window_holds_what_it_may_and_cuts_nothing_said(tmp_path, ears):
         assert ears["vad"].longest <= window + 31
         texts[window] = [text_of(record) for record in records]
         assert set(lost(rejected)) == {"not speech"}
-    assert texts[60.0] == texts[600.0] == [" ".join(s) for s in said]
+    assert texts[60.0] == texts[600.0] == [" ".join(s) for s in spoken]
 
 
 def test_records_are_shorter_than_300_seconds(tmp_path, ears):
@@ -286,9 +286,9 @@ def test_broken_files_are_counted_and_the_others_used(tmp_path, ears):
     write(tmp_path / "whole.wav", silence(1.0), say(tone_speech.sentences(3), "ann"))
     records, rejected = run(make(tmp_path))
     assert len(records) == 1
-    found = {r.where.rsplit("/", 1)[1]: r for r in rejected if r.reason != "not speech"}
-    assert set(found) == set(expected)
-    assert all(message in found[name].detail for name, message in expected.items())
+    results = {r.where.rsplit("/", 1)[1]: r for r in rejected if r.reason != "not speech"}
+    assert set(results) == set(expected)
+    assert all(message in results[name].detail for name, message in expected.items())
     with pytest.raises(AudioError, match="cannot be opened"):
         AudioReader(tmp_path / "missing.wav")
     with pytest.raises(AudioError, match="is a directory"):

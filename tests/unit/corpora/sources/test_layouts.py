@@ -61,8 +61,8 @@ def test_librispeech_counts_what_does_not_fit_together(tmp_path):
     put(chapter / "84-1240-0002.flac")
     items, rejections = listed(config("librispeech", folder=folder, parts=("dev-clean",)))
     assert list(items) == ["84-1240-0001"]
-    found = {(r.where.rsplit("/", 1)[1], r.reason) for r in rejections}
-    assert found == {
+    results = {(r.where.rsplit("/", 1)[1], r.reason) for r in rejections}
+    assert results == {
         ("84-1240.trans.txt:1", "missing file"),
         ("84-1240.trans.txt:3", "missing file"),
         ("84-1240.trans.txt:4", "empty transcript"),
@@ -130,8 +130,8 @@ def test_ljspeech(tmp_path):
     assert part.speaker == "LJ"
     # 22.05 kHz is none of Opus's rates: 24 kHz is.
     assert read_audio(part.audio)[1] == 24000
-    found = [(r["where"].rsplit("/", 1)[1], r["reason"]) for r in rejections]
-    assert found == [
+    results = [(r["where"].rsplit("/", 1)[1], r["reason"]) for r in rejections]
+    assert results == [
         ("metadata.csv:2", "empty transcript"),
         ("metadata.csv:3", "missing file"),
         ("metadata.csv:4", "wrong number of columns"),
@@ -239,8 +239,8 @@ def test_wenetspeech(tmp_path):
         middle = wave_S[int((second + 0.25) * rate) : int((second + 0.75) * rate)]
         peak = np.argmax(np.abs(np.fft.rfft(middle))) * rate / len(middle)
         assert peak == 200 + 100 * (7 + second)
-    found = sorted((r["where"].split(": ", 1)[1].split(" ")[-1], r["reason"]) for r in rejections)
-    assert found == [
+    results = sorted((r["where"].split(": ", 1)[1].split(" ")[-1], r["reason"]) for r in rejections)
+    assert results == [
         (f"{aid}_S00004", "bad times"),
         (f"{aid}_S00005", "bad times"),
         ("audios[0].segments[3]", "empty transcript"),

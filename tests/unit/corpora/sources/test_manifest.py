@@ -57,12 +57,12 @@ def rejects(folder: pathlib.Path, line, reason: str, *words: str, number: int = 
     """Expects that a line gives no record, and is counted with its place, reason and detail."""
     records, rejections = run(folder, line, **options)
     assert records == {}
-    (found,) = rejections
-    assert found["reason"] == reason
-    assert found["where"] == f"{folder / 'm.jsonl'}:{number}"
+    (results,) = rejections
+    assert results["reason"] == reason
+    assert results["where"] == f"{folder / 'm.jsonl'}:{number}"
     for word in words:
-        assert word in found["detail"]
-    return found
+        assert word in results["detail"]
+    return results
 
 
 # --- what a manifest says -----------------------------------------------------------------------
@@ -249,8 +249,8 @@ def test_ten_minutes_are_fine_and_more_are_not(folder):
 def test_a_hundredth_of_a_second(folder):
     put(folder / "short.wav", seconds=0.01)
     line = {"id": "bad", "audio": "short.wav", "text": "short"}
-    found = rejects(folder, line, "too short", "0.010 s, expected at least 0.1 s")
-    assert found["seconds"] == pytest.approx(0.01)
+    results = rejects(folder, line, "too short", "0.010 s, expected at least 0.1 s")
+    assert results["seconds"] == pytest.approx(0.01)
 
 
 def test_bounds_are_the_configs(folder):
@@ -504,12 +504,12 @@ def test_any_bytes_are_an_item_or_a_rejection(data):
 def check_any(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as name:
         path = put_text(pathlib.Path(name) / "m.jsonl", data)
-        for found in config("manifest", path=path).make_source().items():
-            assert isinstance(found, Item | Rejection)
-            assert found.where.startswith(f"{path}:")
-            # What is listed can be written and read again.
-            pickle.dumps(found)
-            json.dumps(found.where + getattr(found, "detail", "")).encode()
+        for results in config("manifest", path=path).make_source().items():
+            assert isinstance(results, Item | Rejection)
+            assert results.where.startswith(f"{path}:")
+            # Listed items can be written and read again.
+            pickle.dumps(results)
+            json.dumps(results.where + getattr(results, "detail", "")).encode()
 
 
 # --- special tokens -----------------------------------------------------------------------------

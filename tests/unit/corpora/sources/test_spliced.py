@@ -102,9 +102,9 @@ def test_text_codes_and_times_stay_together(tmp_path):
         check(record)
         (part,) = record.parts
         assert 1 <= len(part.words) <= 12
-        said = ENGLISH if record.language == "en" else CHINESE
+        spoken = ENGLISH if record.language == "en" else CHINESE
         assert (" " in part.text) == (record.language == "en" and len(part.words) > 1)
-        assert all(any(word.text in text for text in said) for word in part.words)
+        assert all(any(word.text in text for text in spoken) for word in part.words)
         ExampleMaker("tts", turn="any")(record)
         ExampleMaker("iasr", turn="any", pieces=1)(record)
     texts = {record.parts[0].text for record in records}
@@ -137,8 +137,8 @@ def test_any_lengths(tmp_path_factory, pieces, words, seed):
 def test_words_come_as_often_as_each_other(tmp_path):
     records = made(dataset(tmp_path / "toy"), tmp_path / "out", utterances=1500, words=(1, 1))
     english = [r for r in records if r.language == "en" and r.parts[0].speaker == "ann"]
-    said = [word.text.casefold() for record in english for word in record.parts[0].words]
-    shares = {word: said.count(word) / len(said) for word in said}
+    spoken = [word.text.casefold() for record in english for word in record.parts[0].words]
+    shares = {word: spoken.count(word) / len(spoken) for word in spoken}
     assert len(shares) == 10  # two of "Two and two is four.", is in two of them
     np.testing.assert_allclose(list(shares.values()), 0.1, atol=0.02)
 

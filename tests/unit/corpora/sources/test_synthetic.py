@@ -37,9 +37,9 @@ def run(source: Synthetic) -> tuple[list[Record], list[Rejection]]:
     made = []
     for item in source.items():
         made += [item] if isinstance(item, Rejection) else source.records(item)
-    records = [found for found in made if isinstance(found, Record)]
+    records = [results for results in made if isinstance(results, Record)]
     return [check_record(record) for record in records], [
-        found for found in made if isinstance(found, Rejection)
+        results for results in made if isinstance(results, Rejection)
     ]
 
 
@@ -97,16 +97,16 @@ def test_held_out_voices_speak_other_splits(tmp_path, voices):
 def test_one_voice_and_one_speed_a_record_chosen_by_seed_and_id(tmp_path, voices):
     for number in range(8):
         write_text(tmp_path / f"doc{number:02d}.txt", 3, seed=number)
-    said = []
+    spoken = []
     for seed in (0, 0, 1):
         voices["synthesiser"].said.clear()
         records, _ = run(make(tmp_path, seed=seed, recogniser=""))
         assert len(records) == 8
-        said.append(list(voices["synthesiser"].said))
-    assert said[0] == said[1] != said[2]
-    assert {voice for _, voice, _ in said[0]} == {"ann", "bob"}
-    assert all(0.9 <= speed <= 1.15 for _, _, speed in said[0])
-    assert len({speed for _, _, speed in said[0]}) == 8
+        spoken.append(list(voices["synthesiser"].said))
+    assert spoken[0] == spoken[1] != spoken[2]
+    assert {voice for _, voice, _ in spoken[0]} == {"ann", "bob"}
+    assert all(0.9 <= speed <= 1.15 for _, _, speed in spoken[0])
+    assert len({speed for _, _, speed in spoken[0]}) == 8
 
 
 def test_long_texts_make_records_of_under_300_seconds(tmp_path, voices):
@@ -119,8 +119,8 @@ def test_long_texts_make_records_of_under_300_seconds(tmp_path, voices):
 
 
 def test_paragraphs_that_cannot_be_said_are_counted_and_part_the_text(tmp_path, voices):
-    one, two, three = (" ".join(tone_speech.sentences(3, seed=s)) for s in range(3))
-    lines = [one, "See https://example.com/x", two, "今天天气很好", three, "Word."]
+    entry, two, three = (" ".join(tone_speech.sentences(3, seed=s)) for s in range(3))
+    lines = [entry, "See https://example.com/x", two, "今天天气很好", three, "Word."]
     (tmp_path / "a.txt").write_text("\n\n".join(lines), encoding="utf-8")
     records, rejected = run(make(tmp_path / "a.txt"))
     assert [r.reason for r in rejected] == ["a web or e-mail address", "other language"]
@@ -128,7 +128,7 @@ def test_paragraphs_that_cannot_be_said_are_counted_and_part_the_text(tmp_path, 
     items = [item for item in make(tmp_path / "a.txt").items() if isinstance(item, Item)]
     assert [item.where[-2:] for item in items] == [":1", ":5", ":9"]
     texts = [" ".join(p.text for p in record.parts) for record in records]
-    assert texts[:2] == [one, two] and texts[2].startswith(three)
+    assert texts[:2] == [entry, two] and texts[2].startswith(three)
 
 
 def test_a_lone_part_and_what_cannot_be_spoken(tmp_path, voices):
@@ -173,9 +173,9 @@ def test_jsonl(tmp_path, voices):
     items = list(source.items())
     good = [item for item in items if isinstance(item, Item)]
     assert [(item.id, item.split) for item in good] == [("x-0000", "train"), ("y-0000", "test")]
-    reasons = [found.reason for found in items if isinstance(found, Rejection)]
+    reasons = [results.reason for results in items if isinstance(results, Rejection)]
     assert reasons == ["empty transcript", "malformed JSON", "lone surrogate", "not UTF-8"]
-    assert all(f"{path}:" in found.where for found in items)
+    assert all(f"{path}:" in results.where for results in items)
     (record,) = [made for made in source.records(good[0]) if isinstance(made, Record)]
     assert " ".join(p.text for p in record.parts) == " ".join(sentences)
 
