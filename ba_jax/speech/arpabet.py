@@ -11,99 +11,40 @@ from collections.abc import Mapping
 
 from ba_jax.speech.interfaces import SpeechToolError
 
-_SHARED = {
-    "f": "F",
-    "l": "L",
-    "m": "M",
-    "n": "N",
-    "s": "S",
-    "w": "W",
-    "j": "Y",
-    "ŋ": "NG",
-    "h": "HH",
-    "ə": "AH",
-    "ɛ": "EH",
-    "i": "IY",
-    "u": "UW",
-    "ʊ": "UH",
-    "ɔ": "AO",
-}
-_ENGLISH = _SHARED | {
-    "A": "EY",
-    "I": "AY",
-    "O": "OW",
-    "Q": "OW",
-    "W": "AW",
-    "Y": "OY",
-    "a": "AE",
-    "æ": "AE",
-    "ɑ": "AA",
-    "ɒ": "AA",
-    "ɐ": "AH",
-    "ʌ": "AH",
-    "ᵊ": "AH",
-    "ɜɹ": "ER",
-    "əɹ": "ER",
-    "ɜ": "ER",
-    "ɪ": "IH",
-    "ᵻ": "IH",
-    "b": "B",
-    "d": "D",
-    "k": "K",
-    "p": "P",
-    "t": "T",
-    "T": "D",
-    "v": "V",
-    "z": "Z",
-    "ð": "DH",
-    "ɡ": "G",
-    "ɹ": "R",
-    "ʃ": "SH",
-    "ʒ": "ZH",
-    "ʤ": "JH",
-    "ʧ": "CH",
-    "θ": "TH",
-}
-_MANDARIN = _SHARED | {
-    "p": "B",
-    "pʰ": "P",
-    "t": "D",
-    "tʰ": "T",
-    "k": "G",
-    "kʰ": "K",
-    "ʨ": "JH",
-    "ʨʰ": "CH",
-    "ꭧ": "JH",
-    "ꭧʰ": "CH",
-    "ʦ": "D Z",
-    "ʦʰ": "T S",
-    "ɕ": "SH",
-    "ʂ": "SH",
-    "x": "HH",
-    "ɻ": "R",
-    "ɥ": "Y",
-    "y": "IY",
-    "a": "AA",
-    "ai": "AY",
-    "au": "AW",
-    "e": "EH",
-    "ei": "EY",
-    "o": "AO",
-    "ou": "OW",
-    "ɤ": "AH",
-    "ɚ": "ER",
-    "ɨ": "IH",
-}
+
+def _table(rows: str) -> dict[str, str]:
+    """A table from "key value, key value, ..."; a value may have several words."""
+    return dict(row.strip().split(maxsplit=1) for row in rows.split(","))
+
+
+_SHARED = _table(
+    """
+    f F, l L, m M, n N, s S, w W, j Y, ŋ NG, h HH, ə AH, ɛ EH, i IY, u UW, ʊ UH, ɔ AO
+    """
+)
+_ENGLISH = _SHARED | _table(
+    """
+    A EY, I AY, O OW, Q OW, W AW, Y OY, a AE, æ AE, ɑ AA, ɒ AA, ɐ AH, ʌ AH, ᵊ AH, ɜɹ ER, əɹ ER,
+    ɜ ER, ɪ IH, ᵻ IH, b B, d D, k K, p P, t T, T D, v V, z Z, ð DH, ɡ G, ɹ R, ʃ SH, ʒ ZH, ʤ JH,
+    ʧ CH, θ TH
+    """
+)
+_MANDARIN = _SHARED | _table(
+    """
+    p B, pʰ P, t D, tʰ T, k G, kʰ K, ʨ JH, ʨʰ CH, ꭧ JH, ꭧʰ CH, ʦ D Z, ʦʰ T S, ɕ SH, ʂ SH, x HH,
+    ɻ R, ɥ Y, y IY, a AA, ai AY, au AW, e EH, ei EY, o AO, ou OW, ɤ AH, ɚ ER, ɨ IH
+    """
+)
 _UNSAID = re.compile("[ˈˌː→↗↘↓ ̩]")
 
 
 @functools.cache
 def _pattern(language: str) -> re.Pattern:
-    longest_first = sorted(_table(language), key=len, reverse=True)
+    longest_first = sorted(_phones_of(language), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)))
 
 
-def _table(language: str) -> Mapping[str, str]:
+def _phones_of(language: str) -> Mapping[str, str]:
     return _ENGLISH if language == "en" else _MANDARIN
 
 
@@ -114,7 +55,7 @@ def phones(phonemes: str, language: str) -> str:
       SpeechToolError: a phoneme of another language.
     """
     plain = _UNSAID.sub("", phonemes)
-    pattern, table = _pattern(language), _table(language)
+    pattern, table = _pattern(language), _phones_of(language)
     if rest := pattern.sub("", plain):
         raise SpeechToolError(f"phonemes {rest!r} of {phonemes!r} are none of {language!r}")
     return " ".join(table[match] for match in pattern.findall(plain))
@@ -122,57 +63,15 @@ def phones(phonemes: str, language: str) -> str:
 
 # --- back -----------------------------------------------------------------------------------------
 
-_AMERICAN_OF = {
-    "AA": "ɑ",
-    "AE": "æ",
-    "AH": "ʌ",
-    "AO": "ɔ",
-    "AW": "W",
-    "AY": "I",
-    "EH": "ɛ",
-    "ER": "ɜɹ",
-    "EY": "A",
-    "IH": "ɪ",
-    "IY": "i",
-    "OW": "O",
-    "OY": "Y",
-    "UH": "ʊ",
-    "UW": "u",
-    "B": "b",
-    "CH": "ʧ",
-    "D": "d",
-    "DH": "ð",
-    "F": "f",
-    "G": "ɡ",
-    "HH": "h",
-    "JH": "ʤ",
-    "K": "k",
-    "L": "l",
-    "M": "m",
-    "N": "n",
-    "NG": "ŋ",
-    "P": "p",
-    "R": "ɹ",
-    "S": "s",
-    "SH": "ʃ",
-    "T": "t",
-    "TH": "θ",
-    "V": "v",
-    "W": "w",
-    "Y": "j",
-    "Z": "z",
-    "ZH": "ʒ",
-}
-_BRITISH_OF = _AMERICAN_OF | {
-    "AA": "ɒ",
-    "AE": "a",
-    "AO": "ɔː",
-    "ER": "ɜː",
-    "IY": "iː",
-    "OW": "Q",
-    "UW": "uː",
-}
-_BRITISH_BEFORE_R = {"AA": "ɑː", "EH": "ɛː", "IH": "ɪə", "IY": "ɪə", "UH": "ʊə", "UW": "ʊə"}
+_AMERICAN_OF = _table(
+    """
+    AA ɑ, AE æ, AH ʌ, AO ɔ, AW W, AY I, EH ɛ, ER ɜɹ, EY A, IH ɪ, IY i, OW O, OY Y, UH ʊ, UW u,
+    B b, CH ʧ, D d, DH ð, F f, G ɡ, HH h, JH ʤ, K k, L l, M m, N n, NG ŋ, P p, R ɹ, S s, SH ʃ,
+    T t, TH θ, V v, W w, Y j, Z z, ZH ʒ
+    """
+)
+_BRITISH_OF = _AMERICAN_OF | _table("AA ɒ, AE a, AO ɔː, ER ɜː, IY iː, OW Q, UW uː")
+_BRITISH_BEFORE_R = _table("AA ɑː, EH ɛː, IH ɪə, IY ɪə, UH ʊə, UW ʊə")
 _STRESS = {"0": "", "1": "ˈ", "2": "ˌ"}
 
 

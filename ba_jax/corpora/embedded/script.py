@@ -258,16 +258,11 @@ def _question(pairs, language: str, split: str, cast: Casting, take: int) -> Scr
     """A dialogue of one or more questions and answers."""
     (fact, phrasing), *_ = pairs
     turns = f"-{len(pairs)}turns" if len(pairs) > 1 else ""
-    return Script(
-        id=f"{language}-{fact.id}-q{phrasing}{turns}-{take}",
-        split=split,
-        kind="dialogue",
-        language=language,
-        source=CLOSED,
-        lines=tuple(line for pair in pairs for line in _question_lines(*pair, language, True)),
-        casts=(_without_assistant(cast, language), voices.answer_takes(language)),
-        limit=_CLOSED_LIMIT[language],
-    )
+    id = f"{language}-{fact.id}-q{phrasing}{turns}-{take}"
+    lines = tuple(line for pair in pairs for line in _question_lines(*pair, language, True))
+    casts = (_without_assistant(cast, language), voices.answer_takes(language))
+    limit = _CLOSED_LIMIT[language]
+    return Script(id, split, "dialogue", language, CLOSED, lines, casts, limit)
 
 
 def _without_assistant(cast: Casting, language: str) -> Takes:
@@ -291,38 +286,23 @@ def _statement(pairs, language: str, split: str, cast: Casting | Takes, take: in
     """A sentence; `cast` may be the takes of a voice that repeats the sentences of others."""
     ((fact, phrasing),) = pairs
     repeats = not isinstance(cast, Casting)
-    line = Line(
-        fact.statements[language][phrasing], fact.statements[OTHER[language]][phrasing], speaker=0
-    )
-    return Script(
-        id=f"{language}-{fact.id}-s{phrasing}-{take}",
-        split=split,
-        kind="speech",
-        language=language,
-        source=CLOSED,
-        lines=(line,),
-        casts=(cast if repeats else cast.takes(),),
-        limit=_CLOSED_LIMIT[language],
-        repeats=repeats,
-    )
+    id = f"{language}-{fact.id}-s{phrasing}-{take}"
+    casts = (cast if repeats else cast.takes(),)
+    lines, limit = (_statement_line(fact, phrasing, language),), _CLOSED_LIMIT[language]
+    return Script(id, split, "speech", language, CLOSED, lines, casts, limit, repeats)
+
+
+def _statement_line(fact: Fact, phrasing: int, language: str) -> Line:
+    statements = fact.statements
+    return Line(statements[language][phrasing], statements[OTHER[language]][phrasing], speaker=0)
 
 
 def _list(pairs, language: str, split: str, cast: Casting, number: int) -> Script:
     """Consecutive statements in a single voice."""
-    other = OTHER[language]
-    return Script(
-        id=f"{language}-{split}-list-{number}",
-        split=split,
-        kind="interleaved",
-        language=language,
-        source=CLOSED,
-        lines=tuple(
-            Line(fact.statements[language][p], fact.statements[other][p], speaker=0)
-            for fact, p in pairs
-        ),
-        casts=(cast.takes(),),
-        limit=_CLOSED_LIMIT[language],
-    )
+    id = f"{language}-{split}-list-{number}"
+    lines = tuple(_statement_line(fact, phrasing, language) for fact, phrasing in pairs)
+    casts, limit = (cast.takes(),), _CLOSED_LIMIT[language]
+    return Script(id, split, "interleaved", language, CLOSED, lines, casts, limit)
 
 
 def _write_closed_texts(trained, language: str, chance: random.Random) -> Iterator[Script]:
@@ -391,17 +371,12 @@ def _write_hsk(sentences: Sequence[Sentence], size: Size, seed: int, casting) ->
 
 
 def _sentence(sentence: Sentence, language: str, split: str, cast: Casting, take: int) -> Script:
-    line = Line(getattr(sentence, language), getattr(sentence, OTHER[language]), speaker=0)
-    return Script(
-        id=f"{language}-{sentence.id}-{take}",
-        split=split,
-        kind="speech",
-        language=language,
-        source=HSK,
-        lines=(line,),
-        casts=(cast.takes(),),
-        limit=_OPEN_LIMIT,
-    )
+    id, lines = f"{language}-{sentence.id}-{take}", (_sentence_line(sentence, language),)
+    return Script(id, split, "speech", language, HSK, lines, (cast.takes(),), _OPEN_LIMIT)
+
+
+def _sentence_line(sentence: Sentence, language: str) -> Line:
+    return Line(getattr(sentence, language), getattr(sentence, OTHER[language]), speaker=0)
 
 
 def _write_passages(sentences, splits, size: Size, seed: int, casting) -> Iterator[Script]:
@@ -415,19 +390,10 @@ def _write_passages(sentences, splits, size: Size, seed: int, casting) -> Iterat
     blocks = [block for block in blocks if len(block) == 5][: size.passages]
     for language in LANGUAGES:
         for number, block in enumerate(blocks):
-            lines = [
-                Line(getattr(s, language), getattr(s, OTHER[language]), speaker=0) for s in block
-            ]
-            yield Script(
-                id=f"{language}-hsk-passage-{number}",
-                split="train",
-                kind="interleaved",
-                language=language,
-                source=HSK,
-                lines=tuple(lines[: 3 + number % 3]),
-                casts=(casting[language, "train"].takes(),),
-                limit=_OPEN_LIMIT,
-            )
+            id = f"{language}-hsk-passage-{number}"
+            lines = tuple(_sentence_line(s, language) for s in block[: 3 + number % 3])
+            casts = (casting[language, "train"].takes(),)
+            yield Script(id, "train", "interleaved", language, HSK, lines, casts, _OPEN_LIMIT)
 
 
 def _write_chatterbot(
@@ -454,23 +420,16 @@ def _write_chatterbot(
 
 
 def _exchange(exchange: Exchange, split: str, cast: Casting | None, take: int) -> Script:
-    """Question and answer, spoken if there is a cast."""
+    """A question and its answer, spoken if there is a cast."""
     language = exchange.language
     name = exchange.where.replace("/", "-").replace(".yml:", "-")
-    first, second = (None, None) if cast is None else (0, 1)
-    casts = ()
+    speakers, casts, suffix = (None, None), (), "written"
     if cast is not None:
+        speakers, suffix = (0, 1), str(take)
         casts = (_without_assistant(cast, language), voices.answer_takes(language))
-    return Script(
-        id=f"{name}-{'written' if cast is None else take}",
-        split=split,
-        kind="dialogue",
-        language=language,
-        source=CHATTERBOT,
-        lines=(
-            Line(exchange.question, role="user", speaker=first),
-            Line(exchange.answer, role="assistant", speaker=second),
-        ),
-        casts=casts,
-        limit=_OPEN_LIMIT,
+    lines = (
+        Line(exchange.question, role="user", speaker=speakers[0]),
+        Line(exchange.answer, role="assistant", speaker=speakers[1]),
     )
+    id = f"{name}-{suffix}"
+    return Script(id, split, "dialogue", language, CHATTERBOT, lines, casts, _OPEN_LIMIT)
