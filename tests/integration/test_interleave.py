@@ -160,7 +160,7 @@ def voice_of(record: Record, spoken: list[Said]) -> str:
     return voices.pop()
 
 
-def test_the_crawl_finds_the_speech_and_keeps_voices_apart(tape, crawled):
+def test_the_crawl_finds_speech_and_separates_voices(tape, crawled):
     _, seconds, spoken = tape
     records, report, _ = crawled
     speakers = {}
@@ -179,7 +179,7 @@ def test_the_crawl_finds_the_speech_and_keeps_voices_apart(tape, crawled):
     assert 0.4 * silence < report["reasons"]["not speech"]["seconds"] < silence
 
 
-def test_the_crawl_hears_what_is_said(tape, crawled):
+def test_the_crawl_transcribes_correctly(tape, crawled):
     _, _, spoken = tape
     for voice, sentences in SENTENCES.items():
         records = [record for record in crawled[0] if voice_of(record, spoken) == voice]
@@ -187,7 +187,7 @@ def test_the_crawl_hears_what_is_said(tape, crawled):
         assert error_rate(join_words(sentences, "en"), heard, "en") <= 0.15, heard
 
 
-def test_the_crawl_knows_another_language_and_tells_why_it_is_not_used(tape, crawled):
+def test_the_crawl_counts_speech_in_another_language(tape, crawled):
     """The person's one sentence is heard, but is one part only."""
     (person,) = [s for s in tape[2] if s.voice == "person"]
     (lost,) = [row for row in crawled[2] if row["reason"] != "not speech"]

@@ -134,7 +134,7 @@ def test_the_number_of_workers_changes_nothing(corpus, undisturbed, tmp_path, wo
         assert (f"{corpus / 'm.jsonl'}:{line}" in out) == (line != 2)
 
 
-def test_killed_with_minus_nine_it_goes_on(corpus, undisturbed, tmp_path):
+def test_a_run_killed_with_sigkill_resumes(corpus, undisturbed, tmp_path):
     out = tmp_path / "out"
     process = start(command(corpus, out, "--workers=2", "--quiet"))
     wait_for(lambda: len(done(out)) >= 3 and claims(out))
@@ -211,7 +211,7 @@ def test_wrong_command_lines(corpus, tmp_path):
     assert "size = 'giant', expected one of ('embedded', 'large')" in err
 
 
-def test_all_that_was_rejected_fails_the_run(tmp_path):
+def test_a_run_with_all_items_rejected_fails(tmp_path):
     manifest(tmp_path, "{", '{"id": "a", "audio": "gone.wav", "text": "x"}')
     _, err = run(command(tmp_path, tmp_path / "out", "--quiet"), FAILED)
     assert "no record was written: 2 rejected, see report.md" in err
@@ -230,7 +230,7 @@ def test_beam_gives_the_same_bytes(corpus, undisturbed, tmp_path):
     assert len(RecordSource(tmp_path / "out", "dev")) == 4
 
 
-def test_beam_over_processes_goes_on_from_a_local_run(corpus, undisturbed, tmp_path):
+def test_beam_resumes_a_local_run(corpus, undisturbed, tmp_path):
     out = tmp_path / "out"
     run_config = config("manifest", PER_SHARD, path=corpus / "m.jsonl")
     plan = runner.make_plan(run_config)
@@ -254,7 +254,7 @@ def test_beam_over_processes_goes_on_from_a_local_run(corpus, undisturbed, tmp_p
     same(out, undisturbed)
 
 
-def test_beam_tells_what_failed(corpus, tmp_path, monkeypatch):
+def test_beam_names_the_failed_shard(corpus, tmp_path, monkeypatch):
     from ba_jax.corpora import beam, shards
 
     def failing(job, source, directory, fingerprint):

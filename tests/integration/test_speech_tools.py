@@ -39,7 +39,7 @@ def utterances(synthesiser) -> dict[tuple[str, str, str], Spoken]:
     }
 
 
-def test_assets_are_what_they_were():
+def test_assets_have_their_checksums():
     for name, asset in assets.ASSETS.items():
         assert assets.digest(assets.ensure(name)) == asset.sha256
 
@@ -68,7 +68,7 @@ def test_speed_and_average_voices_are_heard(synthesiser, utterances):
     assert max(voices[0] @ voices[1], voices[1] @ voices[2]) < 0.97
 
 
-def test_what_is_said_is_heard(utterances):
+def test_speech_is_recognised(utterances):
     recogniser = tools.make_tool("recogniser", "whisper")
     rates = {"en": [], "zh": []}
     for (language, text, _), spoken in utterances.items():
@@ -85,7 +85,7 @@ def test_what_is_said_is_heard(utterances):
 
 # Medians of docstring of ba_jax.speech.align, with room for eight utterances' chance.
 @pytest.mark.parametrize(("name", "limit"), [("pocketsphinx", 0.03), ("whisper", 0.07)])
-def test_words_are_found_where_they_are_said(utterances, name, limit):
+def test_words_are_aligned(utterances, name, limit):
     aligner = tools.make_tool("aligner", name)
     errors = {"en": [], "zh": []}
     for (language, text, _), spoken in utterances.items():
@@ -111,7 +111,7 @@ def test_speech_is_found_between_silences(utterances):
         assert end == pytest.approx(offset + spoken.words[-1].end, abs=0.2)
 
 
-def test_speakers_are_told_apart(utterances):
+def test_speakers_are_distinguished(utterances):
     encoder = tools.make_tool("speaker_encoder", "resemblyzer")
     embedded = [(key[2], encoder.embed(s.wave_S, s.rate)) for key, s in utterances.items()]
     same, other = [], []

@@ -94,7 +94,7 @@ def test_a_second_run_does_nothing(folder, made):
     ],
 )
 @pytest.mark.slow
-def test_errors_name_what_is_wrong(folder, tmp_path, arguments, message):
+def test_errors_name_the_cause(folder, tmp_path, arguments, message):
     out, err = finish(start(command(folder, tmp_path / "out", *arguments)), USER_ERROR)
     assert message in err and "Traceback" not in err and out == ""
 

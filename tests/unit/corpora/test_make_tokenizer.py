@@ -55,7 +55,7 @@ def test_odd_corpora_train(tmp_path, texts):
         (["hi"], {"special_tokens": [""]}, "training on 1 lines"),
     ],
 )
-def test_what_cannot_be_trained_on(tmp_path, texts, options, message):
+def test_bad_corpora_are_refused(tmp_path, texts, options, message):
     with pytest.raises(TokenizerError, match=message):
         train_sentencepiece(texts, tmp_path / "x.model", 4096, **options)
     assert list(tmp_path.iterdir()) == []

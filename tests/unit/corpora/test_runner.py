@@ -198,7 +198,7 @@ def test_a_corpus_that_changed_is_refused(tmp_path):
     assert report["records"] == 1 and texts(tmp_path / "out") == ["two"]
 
 
-def test_a_folder_of_other_things_is_left_alone(tmp_path):
+def test_a_foreign_folder_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     for overwrite in (False, True):
         with pytest.raises(runner.PrepareError, match="not made by prepare"):
@@ -223,7 +223,7 @@ def test_two_runs_at_once_are_refused(tmp_path):
     assert report["records"] == 10
 
 
-def test_a_dataset_with_a_shard_gone_is_not_complete(tmp_path):
+def test_a_dataset_with_a_missing_shard_is_not_complete(tmp_path):
     out = tmp_path / "out"
     runner.prepare(config("numbers"), out, workers=0)
     (out / "numbers-train.array_record-00001-of-00003").unlink()
@@ -254,7 +254,7 @@ def test_config_keys_are_checked(tmp_path):
         runner.make_plan(config("manifest", audio=audio))
 
 
-def test_names_that_make_no_file_names_are_refused(tmp_path):
+def test_names_that_are_no_file_names_are_refused(tmp_path):
     with pytest.raises(SourceError, match="name = '../x', expected letters"):
         runner.make_plan(config("manifest", name="../x"))
     path = manifest(tmp_path, {"text": "t", "split": "../x"})
@@ -326,7 +326,7 @@ def test_too_much_rejected(tmp_path):
     assert runner.prepare(run, tmp_path / "out", workers=0)["records"] == 5
 
 
-def test_nothing_left(tmp_path):
+def test_a_run_without_records_fails(tmp_path):
     with pytest.raises(runner.PrepareError, match="no record was written: 10 rejected"):
         runner.prepare(config("numbers", bad="all"), tmp_path / "out", workers=0)
     assert len(rejected(tmp_path / "out")) == 10
@@ -379,7 +379,7 @@ def test_report(tmp_path):
     assert f"- {path}:5: malformed JSON: " in text
 
 
-def test_report_of_many(tmp_path):
+def test_long_reports_are_shortened(tmp_path):
     lines = ["{"] * 15 + [{"text": "t"}]
     path = manifest(tmp_path, *lines)
     runner.prepare(config("manifest", path=path), tmp_path / "out", workers=0)

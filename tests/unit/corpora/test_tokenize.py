@@ -15,11 +15,9 @@ import pytest
 from ba_jax.checkpoints import arrays as checkpoint
 from ba_jax.config import ConfigError
 from ba_jax.corpora import tokenize
-from ba_jax.corpora.chunks import divide_chunks
 from ba_jax.corpora.runner import PrepareError
-from ba_jax.corpora.shards import Job
-from ba_jax.corpora.sources.base import Item, SourceError
-from ba_jax.corpora.sources.tokenized import Entry, TokenizedSource
+from ba_jax.corpora.sources.base import SourceError
+from ba_jax.corpora.sources.tokenized import TokenizedSource
 from ba_jax.corpora.tokenize import AudioTokenizer, TokenizeSettings
 from ba_jax.data import features
 from ba_jax.data.examples import ExampleMaker, NotForTask
@@ -136,7 +134,7 @@ def contents(directory: pathlib.Path) -> dict[str, bytes]:
     }
 
 
-# --- what is in it --------------------------------------------------------------------------------
+# --- records --------------------------------------------------------------------------------------
 
 
 def test_records_are_the_same_but_for_codes(dataset, made):
@@ -155,7 +153,7 @@ def test_records_are_the_same_but_for_codes(dataset, made):
     assert not (made / ".prepare").exists()
 
 
-def test_codes_are_the_models(made, checkpoints):
+def test_codes_equal_the_models_output(made, checkpoints):
     """Each chunk by itself, without padding beside it."""
     variables = checkpoint.load_variables(checkpoints[0])
     model = BaichuanAudio(CONFIG)
@@ -181,7 +179,7 @@ def test_codes_are_the_models(made, checkpoints):
     assert compared > 500 and len(seen) > 30
 
 
-def test_examples_have_the_layout_that_they_have_with_mels(dataset, made):
+def test_examples_have_the_same_layout_as_with_mels(dataset, made):
     """Ids, targets, lengths; and the batches, where mels do not limit the rows."""
     pair = []
     for audio, folder in (("features", dataset), ("codes", made)):
@@ -229,7 +227,7 @@ def test_examples_have_the_layout_that_they_have_with_mels(dataset, made):
         assert not waiting.any() or rows[1].codes_BLQ[waiting].any()
 
 
-def test_the_report_says_whose_codes_they_are(tokenizer, made):
+def test_the_report_names_the_tokenizer(tokenizer, made):
     report = json.loads((made / "report.json").read_text())
     assert report["tokenizer"] == tokenizer.fingerprint
     assert report["records"] == 29 and report["splits"]["train"]["records"] == 21
@@ -239,7 +237,7 @@ def test_the_report_says_whose_codes_they_are(tokenizer, made):
     )
 
 
-def test_audio_can_be_dropped_but_for_what_has_no_codes(tokenizer, dataset, made, tmp_path):
+def test_audio_can_be_dropped_except_from_parts_without_codes(tokenizer, dataset, made, tmp_path):
     run(tokenizer, dataset, tmp_path / "out", drop_audio=True, splits=("train",))
     kept = list(RecordSource(made, "train"))
     for record, with_audio in zip(RecordSource(tmp_path / "out", "train"), kept, strict=True):
@@ -285,32 +283,7 @@ def test_batches_change_nothing(tokenizer, dataset, made, tmp_path):
     assert contents(tmp_path / "out") == contents(made)
 
 
-# --- batches --------------------------------------------------------------------------------------
-
-
-def test_every_chunk_is_in_one_batch_and_fits():
-    seconds = (0.3, 5.1, 1.2, 0.0, 0.05, 2.0, 1.0, 0.9, 31.0, 0.5)
-    items = tuple(
-        Item(f"r{i}", "train", f"r{i}", Entry(i, seconds[: i + 1])) for i in range(len(seconds))
-    )
-    source = TokenizedSource("d", "w", chunk_seconds=2.0)
-    buckets = features.check_buckets([Bucket(2.0, 3), Bucket(1.0, 6)])
-    batches = divide_chunks(Job("train", 0, 1, items), source, buckets)
-    results = [chunk for batch in batches for chunk in batch.chunks]
-    assert len(set(results)) == len(results)
-    for number, item in enumerate(items):
-        for part, length in enumerate(item.payload.seconds):
-            own = sorted(
-                (c for c in results if (c.item, c.part) == (number, part)), key=lambda c: c.number
-            )
-            assert tuple(c.samples for c in own) == features.chunk_samples(
-                features.total_samples(length), 2.0
-            )
-            assert [c.first for c in own] == [32_000 * c.number for c in own]
-    for batch in batches:
-        assert 1 <= len(batch.chunks) <= batch.bucket.count
-        assert all(chunk.samples <= batch.bucket.samples for chunk in batch.chunks)
-    assert [len(batch.chunks) for batch in batches[:-1]] == [b.bucket.count for b in batches[:-1]]
+# --- settings -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("devices", [1, 4])
@@ -378,7 +351,7 @@ def test_codes_of_another_tokenizer_are_not_mixed(tokenizer, checkpoints, datase
     assert not np.array_equal(first.parts[0].codes_NQ, second.parts[0].codes_NQ)
 
 
-def test_the_fingerprint_is_of_what_decides_the_codes(checkpoints):
+def test_the_fingerprint_covers_everything_that_decides_the_codes(checkpoints):
     variables = flatten(checkpoint.load_variables(checkpoints[0]))
     first = tokenize.fingerprint(CONFIG, unflatten(variables))
 
@@ -396,7 +369,7 @@ def test_the_fingerprint_is_of_what_decides_the_codes(checkpoints):
     assert tokenize.fingerprint(other, unflatten(variables)) != first
 
 
-def test_a_runs_workdir_means_its_latest_checkpoint(tokenizer, checkpoints, tmp_path):
+def test_a_workdir_stands_for_its_latest_checkpoint(tokenizer, checkpoints, tmp_path):
     for step, weights in ((5, checkpoints[1]), (10, checkpoints[0])):
         shutil.copytree(weights, tmp_path / "checkpoints" / str(step) / "weights")
     assert AudioTokenizer(CONFIG, str(tmp_path)).fingerprint == tokenizer.fingerprint
@@ -438,7 +411,7 @@ def test_processes_share_the_shards(tokenizer, dataset, made, tmp_path):
         assert results[3] >= 5 and results[7] == 0
 
 
-# --- what is wrong --------------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -481,7 +454,7 @@ def test_damaged_records_are_left_out_and_listed(tokenizer, damaged, tmp_path):
     assert "record r1: part 0: " in lines[1]["detail"] and "cut short" in lines[1]["detail"]
 
 
-def test_frames_that_are_not_what_the_length_says_are_an_error(tokenizer, dataset, tmp_path):
+def test_a_wrong_number_of_frames_is_an_error(tokenizer, dataset, tmp_path):
     class Short(Failing):
         def __call__(self, *arrays):
             codes_BNQ, lengths_B = self._tokenizer(*arrays)
@@ -506,7 +479,7 @@ def test_folders_that_cannot_be_used(tokenizer, dataset, tmp_path):
         run(tokenizer, dataset, tmp_path / "mine", overwrite=True)
 
 
-def test_models_and_settings_that_make_no_sense(checkpoints):
+def test_bad_models_and_settings_are_refused(checkpoints):
     with pytest.raises(ConfigError, match=r"no \['vq_bridge'\], expected an audio tokenizer"):
         AudioTokenizer(CONFIG.only("audio_encoder"), str(checkpoints[0]))
     wider = dataclasses.replace(

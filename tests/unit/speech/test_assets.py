@@ -77,7 +77,7 @@ def registry(tmp_path, monkeypatch) -> Registry:
     return fake
 
 
-def test_parts_are_joined_and_kept(registry, tmp_path):
+def test_members_are_concatenated_and_cached(registry, tmp_path):
     folder = assets.ensure("good")
     assert (folder / "whole.bin").read_bytes() == b"first second"
     assert (folder / "v" / "a.bin").read_bytes() == b"A"
@@ -86,7 +86,7 @@ def test_parts_are_joined_and_kept(registry, tmp_path):
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
 
 
-def test_other_bytes_are_refused_and_nothing_stays(registry, tmp_path):
+def test_wrong_bytes_are_refused_and_not_cached(registry, tmp_path):
     with pytest.raises(SpeechToolError, match="expected 000000"):
         assets.ensure("bad")
     assert list((tmp_path / "cache").iterdir()) == []
@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_written_is_named(registry, tmp_path, monkeypatc
         assets.ensure("good")
 
 
-def test_two_at_once_agree(registry, tmp_path, monkeypatch):
+def test_two_processes_may_fetch_at_once(registry, tmp_path, monkeypatch):
     barrier = threading.Barrier(2, timeout=10)
     collect = assets._collect
 

@@ -142,7 +142,7 @@ def test_missing_files_are_named(tmp_path):
         Kokoro(tmp_path, tmp_path).speak("Hello", "af_a")
 
 
-def test_it_is_pickled_without_what_it_opened(kokoro):
+def test_pickling_leaves_opened_files_behind(kokoro):
     _ = kokoro.voices
     again = pickle.loads(pickle.dumps(kokoro))
     assert "_session" not in again.__dict__ and again.voices == kokoro.voices

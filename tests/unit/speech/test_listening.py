@@ -134,7 +134,7 @@ def wave(seconds: float) -> np.ndarray:
     return np.full(round(seconds * RATE), 0.1, np.float32)
 
 
-def test_what_is_recognised(byte_tokenizer):
+def test_recognition(byte_tokenizer):
     recogniser, opened = make(byte_tokenizer, " Hi you")
     heard = recogniser.recognise(wave(3.0), RATE, "en")
     assert (heard.text, heard.confidence, heard.no_speech) == ("Hi you", 0.5, 0.25)
@@ -154,14 +154,14 @@ def test_mandarin_comes_in_simplified_characters(byte_tokenizer):
     assert heard.words[1].start == pytest.approx(0.3 + whisper._AHEAD)
 
 
-def test_nothing_is_heard_without_speech(byte_tokenizer):
+def test_silence_has_an_empty_transcript(byte_tokenizer):
     recogniser, opened = make(byte_tokenizer, stretches=())
     heard = recogniser.recognise(wave(3.0), RATE, "en")
     assert (heard.text, heard.words, heard.confidence, heard.no_speech) == ("", (), 0.0, 1.0)
     assert opened.windows == []
 
 
-def test_a_text_that_repeats_itself_is_made_again(byte_tokenizer):
+def test_a_repetitive_text_is_decoded_again(byte_tokenizer):
     recogniser, opened = make(byte_tokenizer, " and so on" * 20, " and so on.")
     assert recogniser.recognise(wave(3.0), RATE, "en").text == "and so on."
     assert [options["no_repeat_ngram_size"] for options in opened.options] == [0, 3]
@@ -176,7 +176,7 @@ def test_the_window_is_the_shortest_that_fits(byte_tokenizer, seconds, frames):
     assert opened.windows == [frames]
 
 
-def test_what_cannot_be_heard_is_refused(byte_tokenizer):
+def test_bad_waves_are_refused(byte_tokenizer):
     recogniser, _ = make(byte_tokenizer, " Hi")
     with pytest.raises(SpeechToolError, match="30.5 s of speech, expected at most 30"):
         recogniser.recognise(wave(30.5), RATE, "en")

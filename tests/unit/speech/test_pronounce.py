@@ -25,14 +25,14 @@ def test_accents_differ():
     assert say("water car", british=True) == ["wˈɔːtə", "kˈɑː"]
 
 
-def test_the_sound_of_a_small_word_depends_on_the_next():
+def test_function_words_depend_on_the_next_sound():
     assert say("the apple")[0] == "ði"
     assert say("the pear")[0] == "ðə"
     assert say("to eat")[0] != say("to go")[0]
     assert english.pronounce(["a", "A"], [False, True]) == ["ɐ", "ˈA"]
 
 
-def test_the_word_before_tells_verb_from_noun():
+def test_the_previous_word_tells_verb_from_noun():
     assert say("to record a record")[1] != say("to record a record")[3]
     assert say("I live here")[1] == "lˈɪv"
     assert say("the use")[1][-1] == "s"
@@ -64,7 +64,7 @@ def test_names_are_looked_up_in_the_cmu_dictionary():
     assert say("Barack", british=True) == ["bˈɒɹək"]
 
 
-def test_compounds_are_said_as_two_words_if_there_is_one_way():
+def test_compounds_with_one_division_are_two_words():
     assert say("webpage")[0] == say("web")[0] + say("page")[0].replace("ˈ", "ˌ")
     with pytest.raises(SpeechToolError, match="'qqpage'"):
         say("qqpage")
@@ -95,7 +95,7 @@ def test_mandarin_numbers_and_letters_are_pieces():
 
 
 @pytest.mark.parametrize("text", ["한", "!"])
-def test_mandarin_refuses_what_it_cannot_say(text):
+def test_mandarin_refuses_unpronounceable_text(text):
     with pytest.raises(SpeechToolError):
         mandarin.pronounce(["好", text], [False, True])
 

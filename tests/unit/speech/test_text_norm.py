@@ -78,7 +78,7 @@ def test_words_keep_their_punctuation_and_are_characters_in_mandarin():
     ]
 
 
-def test_a_text_that_says_nothing_has_no_spoken_word():
+def test_a_silent_text_has_no_spoken_word():
     assert [w.spoken for w in spoken_words("... —", "en")] == [""]
     assert spoken_words("  ", "zh") == [] or spoken_words("  ", "zh")[0].spoken == ""
 

@@ -46,7 +46,7 @@ def test_cuts_are_even():
     assert best_cuts([1.0] * 12, [0.0] * 12, target=4, low=2, high=6) == [4, 8, 12]
 
 
-def test_a_dear_cut_is_avoided():
+def test_an_expensive_cut_is_avoided():
     costs = [0.0] * 12
     costs[3] = 5.0
     assert best_cuts([1.0] * 12, costs, target=4, low=2, high=6) == [3, 7, 12] or best_cuts(
@@ -54,7 +54,7 @@ def test_a_dear_cut_is_avoided():
     ) == [5, 8, 12]
 
 
-def test_what_cannot_be_cut_stays_whole():
+def test_without_allowed_cuts_the_sequence_stays_whole():
     assert best_cuts([9.0, 9.0, 9.0], [math.inf] * 3, target=4, low=2, high=6) == [3]
     assert best_cuts([], [], target=4, low=2, high=6) == []
 

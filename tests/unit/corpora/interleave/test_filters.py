@@ -49,7 +49,7 @@ def test_faults(heard, seconds, language, reason):
 
 
 @given(st.integers(1, 8), st.integers(2, 12), st.integers(0, 20), st.integers(0, 20))
-def test_a_loop_is_found_wherever_it_is(length, times, before, behind):
+def test_loops_are_detected_anywhere(length, times, before, behind):
     units = [f"a{i}" for i in range(before)]
     units += [f"loop{i}" for i in range(length)] * times
     units += [f"z{i}" for i in range(behind)]

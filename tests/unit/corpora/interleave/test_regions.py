@@ -73,7 +73,7 @@ def test_a_turn_is_one_voice():
     assert np.allclose(turns[0].voice_D, ANN) and np.allclose(turns[2].voice_D, BOB)
 
 
-def test_a_voice_that_wavers_is_still_one():
+def test_a_wavering_voice_stays_a_single_voice():
     wavering = [voice((1.0, ANN), (0.5, other)) for other in (BOB, EVE, BOB, EVE)]
     spans = [(i * 3.0, i * 3.0 + 2.8) for i in range(4)]
     turns, mixed, short = find_turns(spans, [of(v) for v in wavering], Voices(), gap=1.5)
@@ -113,7 +113,7 @@ def test_a_single_piece_that_is_not_clear_goes_with_the_voice_on_both_sides():
     assert len(turns) == 3 and short == []
 
 
-def test_voices_are_numbered_as_they_come():
+def test_voices_are_numbered_in_order_of_appearance():
     book = VoiceBook(same=0.7)
     near_ann = voice((1.0, ANN), (0.3, EVE))
     assert [book.number(v) for v in (ANN, BOB, near_ann, BOB, EVE, ANN)] == [0, 1, 0, 1, 2, 0]
@@ -128,6 +128,6 @@ def test_utterances_hold_all_spans_and_are_short(rows):
         assert group[-1][1] - group[0][0] <= 28.0 + 3.0 or len(group) == 1
 
 
-def test_utterances_part_at_the_longer_silences():
+def test_utterances_are_cut_at_the_longer_silences():
     spans = [(0, 5), (5.3, 10), (11.2, 16), (16.3, 21)]
     assert pack_utterances(spans, 12.0, 28.0) == [spans[:2], spans[2:]]

@@ -89,7 +89,7 @@ def test_segmentation_loses_and_reorders_nothing(text, language):
 
 
 @given(TANGLE, st.sampled_from(["en", "zh"]))
-def test_tidying_twice_is_tidying_once_and_no_word_changes(text, language):
+def test_tidying_is_idempotent_and_keeps_words(text, language):
     once = tidy(text, language)
     assert tidy(once, language) == once
     assert [c for c in once if c.isalnum()] == [c for c in text if c.isalnum()]

@@ -101,7 +101,7 @@ def test_pauses_are_found_in_noise(noise):
     assert np.allclose(pauses, expected, atol=0.03)
 
 
-def test_no_pause_in_a_gap_of_60_ms_nor_where_nothing_is_heard():
+def test_short_gaps_and_silence_have_no_pauses():
     assert not any(a < 2.03 < b for a, b in find_pauses(sound(WORDS_AT, 5.2, 1e-3), RATE))
     assert find_pauses(sound([], 3.0, 0.1), RATE) == []
     assert find_pauses(sound(WORDS_AT, 5.2, 0.2), RATE) == []
@@ -135,7 +135,7 @@ def test_parts_are_cut_in_pauses_and_lose_nothing(rows):
         assert has_mark or pause[1] - pause[0] >= LONG_PAUSE
 
 
-def test_times_of_words_may_be_off_but_not_the_cut():
+def test_cuts_are_exact_in_spite_of_wrong_word_times():
     words = [Word("One. ", 0.2, 1.05), Word("Two", 1.1, 2.0)]
     pauses = find_pauses(sound(WORDS_AT[:2], 2.2, 1e-3), RATE)
     lengths = Lengths(target=1.0, low=0.2, high=2.0)
@@ -163,5 +163,5 @@ def test_words_of_a_part_count_from_its_start_and_join_to_its_text():
     assert join_words([w.text for w in part.words_for_record("zh")], "zh") == "今天，用 AI 写。"
 
 
-def test_nothing_said():
+def test_empty_speech():
     assert cut_into_parts([], [], "en", start=0.0, end=1.0, lengths=Lengths()) == []

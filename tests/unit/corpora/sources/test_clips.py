@@ -22,7 +22,7 @@ def noise(seconds: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("format", "tolerance"), (("wav", 0), ("flac", 0), ("ogg", 1e-6), ("opus", 0.01), ("mp3", 1e-5))
 )
-def test_a_stretch_is_what_the_whole_has_there(tmp_path, format, tolerance):
+def test_a_stretch_equals_that_part_of_the_file(tmp_path, format, tolerance):
     path = tmp_path / f"long.{format}"
     write_audio(path, noise(40.0), RATE)
     whole_S, rate = read_audio(path)

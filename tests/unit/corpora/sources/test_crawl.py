@@ -70,7 +70,7 @@ def lost(rejected: list[Rejection]) -> dict[str, float]:
     return {r.reason: r.seconds for r in rejected}
 
 
-def test_speech_is_found_cut_in_its_pauses_and_told_with_its_times(tmp_path, ears):
+def test_speech_is_cut_in_its_pauses_with_word_times(tmp_path, ears):
     sentences = tone_speech.sentences(8)
     seconds = write(tmp_path / "a.flac", silence(3.0), say(sentences, "ann"), silence(2.0))
     records, rejected = run(make(tmp_path))
@@ -92,7 +92,7 @@ def test_speech_is_found_cut_in_its_pauses_and_told_with_its_times(tmp_path, ear
     assert record.seconds + lost(rejected)["not speech"] == pytest.approx(seconds, abs=0.01)
 
 
-def test_voices_are_kept_apart_and_known_again(tmp_path, ears):
+def test_voices_are_separated_and_recognised_again(tmp_path, ears):
     spoken = [tone_speech.sentences(4, seed=seed) for seed in range(3)]
     voices = ("ann", "bob", "ann")
     pieces = [say(s, v) for s, v in zip(spoken, voices, strict=True)]
@@ -103,7 +103,7 @@ def test_voices_are_kept_apart_and_known_again(tmp_path, ears):
     assert speakers == [{"a.wav-0"}, {"a.wav-1"}, {"a.wav-0"}]
 
 
-def test_what_two_voices_say_in_one_breath_is_lost_and_counted(tmp_path, ears):
+def test_a_span_of_two_voices_is_dropped_and_counted(tmp_path, ears):
     first, last = tone_speech.sentences(4, seed=1), tone_speech.sentences(4, seed=2)
     mixed = [say([s], v)[: -round(0.35 * RATE)] for s, v in
              zip(tone_speech.sentences(2, 12), ("ann", "bob"), strict=True)]  # fmt: skip
@@ -121,7 +121,7 @@ def test_what_two_voices_say_in_one_breath_is_lost_and_counted(tmp_path, ears):
     assert mixed.where.startswith(f"{tmp_path}/a.wav (") and mixed.where.endswith(" s)")
 
 
-def test_an_utterance_of_low_confidence_parts_the_record(tmp_path, ears):
+def test_an_utterance_of_low_confidence_ends_the_record(tmp_path, ears):
     spoken = [tone_speech.sentences(count, seed=count) for count in (12, 6, 13)]
     levels = (0.3, 0.1, 0.3)
     pieces = [say(s, "ann", level) for s, level in zip(spoken, levels, strict=True)]
@@ -170,7 +170,7 @@ def test_words_that_cannot_be_aligned_are_dropped(tmp_path, ears):
     assert records == [] and "no alignment" in lost(rejected)
 
 
-def test_the_language_is_found(tmp_path, ears):
+def test_the_language_is_detected(tmp_path, ears):
     write(tmp_path / "a.wav", silence(1.0), say(tone_speech.sentences(6), "ann"))
     records, _ = run(make(tmp_path, language=""))
     assert [record.language for record in records] == ["en"]
@@ -178,7 +178,7 @@ def test_the_language_is_found(tmp_path, ears):
     assert records == [] and "low confidence" in lost(rejected)
 
 
-def test_a_window_holds_what_it_may_and_cuts_nothing_said(tmp_path, ears):
+def test_windows_are_bounded_and_cut_no_speech(tmp_path, ears):
     spoken = [tone_speech.sentences(7, seed=seed) for seed in range(7)]
     pieces = [p for s in spoken for p in (say(s, "ann"), silence(1.6))]
     seconds = write(tmp_path / "a.wav", *pieces)
@@ -334,12 +334,12 @@ def test_rows(tmp_path, ears):
     assert all(r.detail for r in listed[2:])
 
 
-def test_nothing_there(tmp_path):
+def test_missing_inputs_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no such folder or JSONL file"):
         list(make(tmp_path / "missing").items())
 
 
-def test_it_travels_without_its_tools(tmp_path, ears):
+def test_pickling_leaves_the_tools_behind(tmp_path, ears):
     write(tmp_path / "a.wav", silence(1.0), say(tone_speech.sentences(3), "ann"))
     source = make(tmp_path)
     before = run(source)

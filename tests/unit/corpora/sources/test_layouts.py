@@ -51,7 +51,7 @@ def test_librispeech_parts_and_case(tmp_path):
     assert items["84-1240-0000"].payload[0].clips[0].text == "HELLO THERE"
 
 
-def test_librispeech_counts_what_does_not_fit_together(tmp_path):
+def test_librispeech_counts_mismatched_files_and_lines(tmp_path):
     folder = librispeech(tmp_path)
     chapter = folder / "dev-clean" / "84" / "1240"
     (chapter / "84-1240-0000.flac").unlink()
@@ -71,7 +71,7 @@ def test_librispeech_counts_what_does_not_fit_together(tmp_path):
     }
 
 
-def test_librispeech_says_what_it_expected(tmp_path):
+def test_librispeech_errors_name_the_expected_layout(tmp_path):
     with pytest.raises(SourceError, match="train-clean-100"):
         listed(config("librispeech", folder=tmp_path))
     with pytest.raises(SourceError, match="no such folder"):
@@ -165,7 +165,7 @@ def test_aishell(tmp_path):
     assert list(items) == ["BAC009S0724W0122"] and rejections == []
 
 
-def test_aishell_that_is_not_unpacked(tmp_path):
+def test_aishell_with_packed_archives_is_refused(tmp_path):
     root = tmp_path / "data_aishell"
     for split in ("train", "dev", "test"):
         put_text(root / "wav" / split / "S0002.tar.gz", b"\x1f\x8b")
@@ -351,7 +351,7 @@ def test_common_voice(tmp_path):
     assert items["common_voice_en_3"].seconds == 0.5
 
 
-def test_common_voice_all_that_is_validated_but_tests(tmp_path):
+def test_common_voice_validated_clips_without_the_test_set(tmp_path):
     folder = common_voice(tmp_path / "en")
     run = config("common_voice", folder=folder, splits=("test", "dev", "validated"))
     items, rejections = listed(run)

@@ -65,7 +65,7 @@ def rejects(folder: pathlib.Path, line, reason: str, *words: str, number: int = 
     return results
 
 
-# --- what a manifest says -----------------------------------------------------------------------
+# --- contents ---------------------------------------------------------------------------------
 
 
 def test_all_keys_of_an_utterance(folder):
@@ -151,7 +151,7 @@ def test_paths_are_relative_to_the_root_that_is_named(folder, tmp_path):
         listed(config("manifest", path=tmp_path / "none.jsonl"))
 
 
-def test_speech_without_a_transcript_if_it_is_asked_for(folder):
+def test_speech_without_a_transcript_can_be_accepted(folder):
     records, _ = run(folder, {"id": "a", "audio": "good.wav"}, needs_text=False)
     assert records["a"].parts[0].text == ""
 
@@ -253,7 +253,7 @@ def test_a_hundredth_of_a_second(folder):
     assert results["seconds"] == pytest.approx(0.01)
 
 
-def test_bounds_are_the_configs(folder):
+def test_the_config_sets_the_bounds(folder):
     audio = {"min_seconds": 0.5, "max_seconds": 0.6}
     put(folder / "a.wav", seconds=0.49)
     put(folder / "b.wav", seconds=0.61)
@@ -342,7 +342,7 @@ def test_links_inside_the_root_are_fine(folder):
 
 
 @pytest.mark.parametrize("name", ("", "a\0b"))
-def test_names_that_are_none(folder, name):
+def test_empty_names_are_rejected(folder, name):
     rejects(folder, GOOD | {"id": "bad", "audio": name}, "bad path")
 
 
@@ -517,7 +517,7 @@ def check_any(data: bytes) -> None:
 SPECIAL = ("<audio_start_baichuan>", "<|endoftext|>", "<C_Q>", "</s>", "<reserved_113>")
 
 
-def test_special_token_strings_are_kept_as_text_and_warned_of(folder):
+def test_special_tokens_in_text_are_kept_with_a_warning(folder):
     text = "Say " + " ".join(SPECIAL)
     records, rejections = run(folder, GOOD | {"id": "s", "text": text, "translation": "<C_A>"})
     assert records["s"].parts[0].text == text

@@ -157,7 +157,7 @@ def test_texts_of_other_splits_are_not_made(tmp_path):
     assert report["records"] == 40
 
 
-def test_the_same_again_and_other_seeds_and_voices(tmp_path):
+def test_utterances_depend_on_seed_and_voice_alone(tmp_path):
     folder = dataset(tmp_path / "toy")
     first = made(folder, tmp_path / "1", speakers=["ann"], sources=["toy"], utterances=20)
     again = made(folder, tmp_path / "2", speakers=["ann"], utterances=20)
@@ -175,7 +175,7 @@ def test_the_same_again_and_other_seeds_and_voices(tmp_path):
     assert info["name"] == "toy"
 
 
-def test_what_cannot_be_cut_is_counted(tmp_path):
+def test_parts_that_cannot_be_cut_are_counted(tmp_path):
     def changed(id: str, **fields) -> Record:
         record = utterance(id, "One two three.", "en", "ann")
         part = dataclasses.replace(record.parts[0], **fields)

@@ -70,7 +70,7 @@ def test_text_becomes_records(tmp_path, voices):
         assert np.allclose(times, [(b.start, b.end) for b in heard], atol=0.03)
 
 
-def test_a_part_that_is_misheard_parts_the_record(tmp_path, voices):
+def test_a_misheard_part_ends_the_record(tmp_path, voices):
     words = tone_speech.WORDS
     sentences = [" ".join(words[i : i + 6]).capitalize() + "." for i in range(0, 54, 6)]
     (tmp_path / "a.txt").write_text(" ".join(sentences), encoding="utf-8")
@@ -118,7 +118,7 @@ def test_long_texts_make_records_of_under_300_seconds(tmp_path, voices):
     assert min(record.seconds for record in records) > 60
 
 
-def test_paragraphs_that_cannot_be_said_are_counted_and_part_the_text(tmp_path, voices):
+def test_unspeakable_paragraphs_are_counted_and_divide_the_text(tmp_path, voices):
     entry, two, three = (" ".join(tone_speech.sentences(3, seed=s)) for s in range(3))
     lines = [entry, "See https://example.com/x", two, "今天天气很好", three, "Word."]
     (tmp_path / "a.txt").write_text("\n\n".join(lines), encoding="utf-8")
@@ -131,7 +131,7 @@ def test_paragraphs_that_cannot_be_said_are_counted_and_part_the_text(tmp_path, 
     assert texts[:2] == [entry, two] and texts[2].startswith(three)
 
 
-def test_a_lone_part_and_what_cannot_be_spoken(tmp_path, voices):
+def test_lone_and_unspeakable_parts_are_counted(tmp_path, voices):
     (tmp_path / "a.txt").write_text("Word.", encoding="utf-8")
     records, rejected = run(make(tmp_path / "a.txt"))
     assert records == [] and [r.reason for r in rejected] == ["a lone part"]
@@ -152,7 +152,7 @@ def test_lines_wrapped_by_hand_are_one_paragraph(tmp_path, voices):
     assert " ".join(p.text for p in records[0].parts) == " ".join(sentences)
 
 
-def test_files_lie_apart(tmp_path, voices):
+def test_files_are_not_joined(tmp_path, voices):
     texts = [write_text(tmp_path / f"{name}.txt", 3, seed=s) for s, name in enumerate("ab")]
     records, _ = run(make(tmp_path))
     assert [" ".join(p.text for p in r.parts) for r in records] == [" ".join(t) for t in texts]
@@ -193,7 +193,7 @@ def test_a_dataset_of_texts(tmp_path, voices):
     assert [r.reason for r in rejected] == ["not text"]
 
 
-def test_it_travels_without_its_tools(tmp_path, voices):
+def test_pickling_leaves_the_tools_behind(tmp_path, voices):
     write_text(tmp_path / "a.txt", 3)
     source = make(tmp_path / "a.txt")
     before = run(source)[0]

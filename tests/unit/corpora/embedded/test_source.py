@@ -111,14 +111,14 @@ def test_nobody_understood_is_a_rejection(tmp_path):
     assert "b: 'What is it?' heard as 'nothing of the kind'" in caught.value.detail
 
 
-def test_the_limit_is_the_scripts(tmp_path):
+def test_the_script_sets_the_error_limit(tmp_path):
     import dataclasses
 
     lax = dataclasses.replace(DIALOGUE, limit=2.0)
     assert source.perform(lax, studio(Tools(deaf="abc"), tmp_path)).parts[1].speaker == "a"
 
 
-def test_what_cannot_be_said_is_a_rejection_but_a_missing_tool_is_not(tmp_path):
+def test_an_unspeakable_text_is_a_rejection_but_a_missing_tool_is_not(tmp_path):
     line = Line("An xyzzy.", "一。", speaker=0)
     entry = Script("l", "train", "speech", "en", "closed", (line,), DIALOGUE.casts[:1])
     with pytest.raises(Rejected) as caught:

@@ -22,7 +22,7 @@ def words(texts) -> set[str]:
     return {word for text in texts for word in re.findall(r"[a-z]+|[\u4e00-\u9fff]", text.lower())}
 
 
-def test_facts_are_complete_and_told_apart():
+def test_facts_are_complete_and_distinct():
     assert len(FACTS) == len({fact.id for fact in FACTS}) == 67
     assert collections.Counter(fact.category for fact in FACTS) == {
         "plus": 11,
@@ -105,7 +105,7 @@ def test_scripts_depend_on_nothing_but_their_arguments(scripts):
     assert len({entry.id for entry in scripts}) == len(scripts)
 
 
-def test_large_is_many_times_as_much_with_the_same_test(scripts):
+def test_large_is_larger_with_the_same_test_split(scripts):
     large = script.write(SENTENCES, EXCHANGES, script.SIZES["large"], seed=0)
 
     def sentences(results, is_held):
@@ -141,7 +141,7 @@ def test_the_assistant_says_a_statement_of_each_fact(scripts):
     assert source.training_texts(scripts) == source.training_texts(without)
 
 
-def test_held_out_sentences_are_nowhere_in_training(scripts):
+def test_held_out_sentences_are_not_in_training(scripts):
     held = {
         line.text
         for entry in scripts
@@ -159,7 +159,7 @@ def test_held_out_sentences_are_nowhere_in_training(scripts):
                 assert line.translation not in held
 
 
-def test_what_is_held_out_can_be_learnt(scripts):
+def test_held_out_questions_can_be_learnt(scripts):
     """Its fact is asked in training in other phrasings, and its English words begin others."""
     trained = [
         entry for entry in scripts if entry.split == "train" and entry.source == script.CLOSED
@@ -178,7 +178,7 @@ def test_what_is_held_out_can_be_learnt(scripts):
                 assert all(starts[line.text.split()[0]] >= 2 for line in entry.lines)
 
 
-def test_voices_of_the_splits_are_apart(scripts):
+def test_splits_have_disjoint_voices(scripts):
     for entry in scripts:
         asking = entry.casts[:1]
         results = {name for takes in asking for voice, _ in takes for name in voices.members(voice)}
