@@ -1,4 +1,4 @@
-"""The components' cases: our module and its PyTorch counterpart, same weights, same inputs."""
+"""Cases of the components: our module and its PyTorch counterpart, same weights and inputs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Sizes:
 
 
 SIZES = {
-    # What the tests run.
+    # For the tests.
     "toy": Sizes(
         clip_seconds=1,
         encoder=AudioEncoderConfig(128, width=32, layers=2, heads=2, ffn_width=64),
@@ -65,7 +65,7 @@ SIZES = {
         unet=FlowUNetConfig(80, channels=32, blocks=2, mid_blocks=2, heads=2, head_dim=8),
         vocoder=VocoderConfig(base_channels=32, f0_channels=16),
     ),
-    # U-Net, vocoder and codebooks of the released model; the rest scaled to what two cores bear.
+    # U-Net, vocoder and codebooks of the released model; the rest scaled down for two cores.
     "medium": Sizes(
         clip_seconds=3,
         encoder=AudioEncoderConfig(128, width=512, layers=6, heads=8, ffn_width=2048),
@@ -83,7 +83,7 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A row of the table: the time of `baseline` over that of `ours`, both names of candidates."""
+    """A row of the table: the time of candidate `baseline` over that of candidate `ours`."""
 
     label: str
     baseline: str
@@ -93,11 +93,11 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One component, ready to be timed.
+    """A component, ready to be timed.
 
     Attributes:
-      sizes: what was run, in words.
-      candidates: name -> call that returns when its result is there.
+      sizes: the sizes in words.
+      candidates: name -> call that returns when its result is complete.
       comparisons: rows of the table.
       difference: largest difference between the two sides' results over their peak; for codes and
         tokens the share that differs.
@@ -112,10 +112,10 @@ class Case:
 # --- both sides, same weights -------------------------------------------------------------------
 
 
-def our_variables(config: BaichuanAudioConfig) -> dict:
-    """Random variables of the components in `config`, scaled to keep activations near 1.
+def draw_variables(config: BaichuanAudioConfig) -> dict:
+    """Draw random variables of the components in `config`, scaled to keep activations near 1.
 
-    Drawn in NumPy: compiling the models' own initialisers takes longer than all the rest.
+    NumPy draws them: compiling the models' initialisers would take longer than the benchmark.
     """
     random = np.random.default_rng(0)
 
@@ -136,7 +136,7 @@ def our_variables(config: BaichuanAudioConfig) -> dict:
 
 
 def torch_weights(variables: Mapping, rows: Sequence) -> dict[str, torch.Tensor]:
-    """Our variables under the checkpoint's names, by way of the conversion tables."""
+    """Convert our variables to the checkpoint's names with the conversion tables."""
     flat = {path: np.asarray(leaf) for path, leaf in flatten(variables).items()}
     weights = {}
     for name, parts in engine.expand(rows, variables).items():
@@ -146,25 +146,25 @@ def torch_weights(variables: Mapping, rows: Sequence) -> dict[str, torch.Tensor]
     return weights
 
 
-def under(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The weights under a prefix, without it."""
+def select(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Select the weights with a prefix, and remove it."""
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
 def load(module: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> torch.nn.Module:
-    """Fills every parameter of a counterpart and freezes it."""
+    """Load all parameters of a counterpart and freeze it."""
     module.load_state_dict(weights)
     return module.eval().requires_grad_(False)
 
 
-def compiled(function: Callable, *arguments) -> Callable[[], object]:
-    """A call of the jitted function that waits for its result."""
+def call_jitted(function: Callable, *arguments) -> Callable[[], object]:
+    """Return a call of the jitted function that waits for its result."""
     jitted = jax.jit(function)
     return lambda: jax.block_until_ready(jitted(*arguments))
 
 
-def on_torch(function: Callable, *arguments) -> Callable[[], object]:
-    """A call of the function in inference mode."""
+def call_torch(function: Callable, *arguments) -> Callable[[], object]:
+    """Return a call of the function in inference mode."""
 
     def call():
         with torch.inference_mode():
@@ -174,7 +174,7 @@ def on_torch(function: Callable, *arguments) -> Callable[[], object]:
 
 
 def difference(ours, theirs) -> float:
-    """Largest difference over theirs' peak; the share of unequal entries if they are integers."""
+    """Largest difference over the peak of `theirs`; for integers the share that differs."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     if ours.shape != theirs.shape:
         raise ValueError(f"the two sides disagree in shape: {ours.shape} and {theirs.shape}")
@@ -184,7 +184,7 @@ def difference(ours, theirs) -> float:
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
-    """Standard normal inputs."""
+    """Draw standard normal inputs."""
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
@@ -192,17 +192,17 @@ def normal(seed: int, *shape: int) -> np.ndarray:
 
 
 def front_end(sizes: Sizes) -> Case:
-    """Whisper's log-mel of a clip at 16 kHz."""
+    """Compare Whisper's log-mel of a clip at 16 kHz."""
     wave = 0.1 * normal(0, sizes.clip_seconds * 16000)
     filters = mel_filter_bank(201, 128, 0.0, 8000.0, 16000, norm="slaney", mel_scale="slaney")
-    reference = on_torch(
+    reference = call_torch(
         counterparts.whisper_mel,
         torch.from_numpy(wave),
         torch.from_numpy(filters).float(),
         torch.hann_window(400),
     )
     lengths = jnp.array([wave.shape[0]])
-    in_jax = compiled(whisper_log_mel_batch, jnp.asarray(wave)[None], lengths)
+    in_jax = call_jitted(whisper_log_mel_batch, jnp.asarray(wave)[None], lengths)
     candidates = {
         "torch": reference,
         "ours, NumPy": lambda: whisper_log_mel(wave),
@@ -224,9 +224,9 @@ def front_end(sizes: Sizes) -> Case:
 
 
 def resampling(sizes: Sizes) -> Case:
-    """Windowed-sinc resampling, which precedes the log-mel."""
+    """Compare windowed-sinc resampling, which precedes the log-mel."""
     wave = 0.1 * normal(0, sizes.clip_seconds * 48000)
-    reference = on_torch(counterparts.sinc_resample, torch.from_numpy(wave), 48000, 16000)
+    reference = call_torch(counterparts.sinc_resample, torch.from_numpy(wave), 48000, 16000)
 
     def ours() -> np.ndarray:
         return resample(wave, 48000, 16000)
@@ -240,11 +240,11 @@ def resampling(sizes: Sizes) -> Case:
 
 
 def encoder(sizes: Sizes) -> Case:
-    """Audio encoder against transformers' Whisper encoder."""
+    """Compare the audio encoder with transformers' Whisper encoder."""
     frames = 100 * sizes.clip_seconds
     size = dataclasses.replace(sizes.encoder, max_positions=frames // 2)
     config = BaichuanAudioConfig(audio_encoder=size)
-    variables = our_variables(config)
+    variables = draw_variables(config)
     whisper = transformers.WhisperConfig(
         num_mel_bins=size.mel_bins,
         d_model=size.width,
@@ -255,7 +255,7 @@ def encoder(sizes: Sizes) -> Case:
         attn_implementation="sdpa",
     )
     weights = torch_weights(variables, encoder_table.whisper_rows(size, "encoder"))
-    module = load(WhisperEncoder(whisper), under(weights, "encoder."))
+    module = load(WhisperEncoder(whisper), select(weights, "encoder."))
     mel_BTM = normal(1, 1, frames, size.mel_bins)
     model = BaichuanAudio(config)
 
@@ -264,9 +264,9 @@ def encoder(sizes: Sizes) -> Case:
             variables, mel_BTM, lengths_B, method=lambda m, *args: m.audio_encoder(*args)
         )[0]
 
-    ours = compiled(run, variables, jnp.asarray(mel_BTM), jnp.array([frames]))
+    ours = call_jitted(run, variables, jnp.asarray(mel_BTM), jnp.array([frames]))
     mel_BMT = torch.from_numpy(mel_BTM).transpose(1, 2).contiguous()
-    reference = on_torch(lambda: module(mel_BMT).last_hidden_state)
+    reference = call_torch(lambda: module(mel_BMT).last_hidden_state)
     return Case(
         f"{size.layers} layers, width {size.width}, {sizes.clip_seconds} s",
         {"torch": reference, "ours": ours},
@@ -276,12 +276,12 @@ def encoder(sizes: Sizes) -> Case:
 
 
 def quantizer(sizes: Sizes) -> Case:
-    """Residual quantisation of pooled features."""
+    """Compare residual quantization of pooled features."""
     width = sizes.quantizer_width
     size = VQBridgeConfig(width // POOLING, POOLING, sizes.codebooks)
     config = BaichuanAudioConfig(vq_bridge=size)
-    variables = our_variables(config)
-    weights = under(
+    variables = draw_variables(config)
+    weights = select(
         torch_weights(variables, rows_for(config)), "audio_tokenizer.audio_bridge_model."
     )
     module = load(
@@ -297,9 +297,9 @@ def quantizer(sizes: Sizes) -> Case:
             variables, z_BNE, lengths_B, method=lambda m, *args: m.vq_bridge.quantize(*args)
         ).codes_BNQ
 
-    # Only the tables are read; the rest stays out of the compiled call.
-    ours = compiled(run, variables, jnp.asarray(z_BNE), jnp.array([frames]))
-    reference = on_torch(module, torch.from_numpy(z_BNE[0]))
+    # XLA drops the variables that quantization does not use.
+    ours = call_jitted(run, variables, jnp.asarray(z_BNE), jnp.array([frames]))
+    reference = call_torch(module, torch.from_numpy(z_BNE[0]))
     return Case(
         f"{len(sizes.codebooks)} codebooks, {sum(sizes.codebooks)} rows of {width},"
         f" {frames} frames",
@@ -310,10 +310,10 @@ def quantizer(sizes: Sizes) -> Case:
 
 
 def llm(sizes: Sizes) -> Case:
-    """Prefill and greedy decoding with a cache, against transformers' Qwen2."""
+    """Compare prefill and greedy decoding with a cache with transformers' Qwen2."""
     size = sizes.llm
     config = BaichuanAudioConfig(llm=size)
-    variables = our_variables(config)
+    variables = draw_variables(config)
     qwen = transformers.Qwen2Config(
         vocab_size=size.vocab_size,
         hidden_size=size.width,
@@ -351,9 +351,9 @@ def llm(sizes: Sizes) -> Case:
 
         return jax.lax.scan(body, (token_B, cache), length=sizes.new_tokens)[1]
 
-    our_prefill = compiled(prefill, variables, jnp.asarray(ids_BL))
+    our_prefill = call_jitted(prefill, variables, jnp.asarray(ids_BL))
     logits, cache = our_prefill()
-    our_decode = compiled(decode, variables, jnp.argmax(logits, axis=-1), cache)
+    our_decode = call_jitted(decode, variables, jnp.argmax(logits, axis=-1), cache)
 
     prompt = torch.from_numpy(ids_BL)
 
@@ -373,14 +373,14 @@ def llm(sizes: Sizes) -> Case:
         return torch.stack(tokens)
 
     apart = [difference(logits, prefilled.logits[:, -1])]
-    apart.append(difference(our_decode(), on_torch(torch_decode)()))
+    apart.append(difference(our_decode(), call_torch(torch_decode)()))
     shape = f"{size.layers} layers, width {size.width}, vocabulary {size.vocab_size}"
     return Case(
         f"{shape}; prompt {sizes.prompt}, {sizes.new_tokens} new tokens",
         {
-            "torch prefill": on_torch(torch_prefill),
+            "torch prefill": call_torch(torch_prefill),
             "our prefill": our_prefill,
-            "torch decode": on_torch(torch_decode),
+            "torch decode": call_torch(torch_decode),
             "our decode": our_decode,
         },
         [
@@ -392,15 +392,15 @@ def llm(sizes: Sizes) -> Case:
 
 
 def head(sizes: Sizes) -> Case:
-    """A frame's codes, by the naive algorithm and with a cache over the depth."""
+    """Compare a frame's codes, by the naive algorithm and with a cache over the depth."""
     size = sizes.head
     config = BaichuanAudioConfig(
         audio_head=size, audio_embed=AudioEmbedConfig(size.width, size.codebook_sizes)
     )
-    variables = our_variables(config)
+    variables = draw_variables(config)
     weights = torch_weights(variables, rows_for(config))
-    state = under(weights, "audio_head.")
-    for name, value in under(weights, "model.audio_embed_layers.").items():
+    state = select(weights, "audio_head.")
+    for name, value in select(weights, "model.audio_embed_layers.").items():
         state[f"audio_embed_layers.{name}"] = value
     module = load(counterparts.AudioHead(size.width, size.layers, size.codebook_sizes), state)
     hidden = normal(4, 1, size.width)
@@ -415,23 +415,23 @@ def head(sizes: Sizes) -> Case:
         )
 
     @jax.jit
-    def predict_one(variables, hidden_XD, codes_XQ, q):
+    def predict_code(variables, hidden_XD, codes_XQ, q):
         logits = model.apply(variables, hidden_XD, codes_XQ, method="audio_logits")
         predicted = jnp.stack([choose(i, a) for i, a in enumerate(logits)], axis=-1)
         return codes_XQ.at[:, q].set(predicted[:, q])
 
     def naive():
-        # One compiled pass over all depths for each code: none of it can be optimised away.
+        # A compiled pass over all depths for each code, so that none is optimised away.
         codes_XQ = jnp.zeros((1, size.depth), jnp.int32)
         for q in range(size.depth):
-            codes_XQ = predict_one(variables, jnp.asarray(hidden), codes_XQ, q)
+            codes_XQ = predict_code(variables, jnp.asarray(hidden), codes_XQ, q)
         return jax.block_until_ready(codes_XQ)
 
-    our_cached = compiled(cached, variables, jnp.asarray(hidden))
-    torch_naive = on_torch(module.naive_frame, torch.from_numpy(hidden))
+    our_cached = call_jitted(cached, variables, jnp.asarray(hidden))
+    torch_naive = call_torch(module.naive_frame, torch.from_numpy(hidden))
     with torch.inference_mode():
         slices = module.slice_depths()
-    torch_cached = on_torch(module.cached_frame, torch.from_numpy(hidden), slices)
+    torch_cached = call_torch(module.cached_frame, torch.from_numpy(hidden), slices)
     expected = torch_naive()
     results = (our_cached(), naive(), torch_cached())
     evaluations = size.depth**2
@@ -454,16 +454,16 @@ def head(sizes: Sizes) -> Case:
 
 
 def unet(sizes: Sizes) -> Case:
-    """One velocity estimate for the guided pair."""
+    """Compare a velocity estimate for the guided pair."""
     size = sizes.unet
     config = BaichuanAudioConfig(flow_unet=size)
-    variables = our_variables(config)
+    variables = draw_variables(config)
     prefix = "audio_tokenizer.audio_flow_matching_decoder.conditional_decoder."
     module = load(
         counterparts.FlowUNet(
             size.mel_bins, size.channels, size.mid_blocks, size.blocks, size.heads, size.head_dim
         ),
-        under(torch_weights(variables, rows_for(config)), prefix),
+        select(torch_weights(variables, rows_for(config)), prefix),
     )
     frames = 50 * sizes.clip_seconds
     x_BTM, mu_BTM = normal(5, 2, frames, size.mel_bins), normal(6, 2, frames, size.mel_bins)
@@ -473,9 +473,11 @@ def unet(sizes: Sizes) -> Case:
     def run(variables, *args):
         return model.apply(variables, *args, method=lambda m, *args: m.flow_unet(*args))
 
-    ours = compiled(run, variables, *map(jnp.asarray, (x_BTM, mu_BTM, t_B, lengths_B)))
+    ours = call_jitted(run, variables, *map(jnp.asarray, (x_BTM, mu_BTM, t_B, lengths_B)))
     x_BMT, mu_BMT = (torch.from_numpy(a).transpose(1, 2).contiguous() for a in (x_BTM, mu_BTM))
-    reference = on_torch(module, x_BMT, mu_BMT, torch.from_numpy(t_B), torch.from_numpy(lengths_B))
+    reference = call_torch(
+        module, x_BMT, mu_BMT, torch.from_numpy(t_B), torch.from_numpy(lengths_B)
+    )
     return Case(
         f"{size.channels} channels, {size.mid_blocks + 2} blocks, 2 x {frames} frames",
         {"torch": reference, "ours": ours},
@@ -485,11 +487,11 @@ def unet(sizes: Sizes) -> Case:
 
 
 def vocoder(sizes: Sizes) -> Case:
-    """Mel to waveform, noise drawn anew in every call on both sides."""
+    """Compare mel to waveform; both sides draw new noise in every call."""
     size = sizes.vocoder
     config = BaichuanAudioConfig(vocoder=size)
-    variables = our_variables(config)
-    # A voiced pitch: random weights predict next to none.
+    variables = draw_variables(config)
+    # A voiced pitch: random weights predict almost none.
     classifier = variables["params"]["vocoder"]["f0_predictor"]["classifier"]
     classifier["bias"] = classifier["bias"] + 120.0
     module = load(
@@ -510,14 +512,14 @@ def vocoder(sizes: Sizes) -> Case:
         phase[:, 0] = 0
         return module(mel_BMT, phase, torch.randn(1, harmonics, samples))
 
-    ours = compiled(
+    ours = call_jitted(
         lambda *args: model.apply(*args, method=run),
         variables,
         mel_BTM,
         lengths_B,
         jax.random.key(0),
     )
-    # Part by part, for the two sides draw different noise.
+    # Compared part by part, since the two sides draw different noise.
     f0, wave, source = ours()
     with torch.inference_mode():
         source_BS = torch.from_numpy(np.array(source))[..., 0]
@@ -527,7 +529,7 @@ def vocoder(sizes: Sizes) -> Case:
         ]
     return Case(
         f"{size.base_channels} channels, {sizes.clip_seconds} s",
-        {"torch": on_torch(draw_and_run), "ours": ours},
+        {"torch": call_torch(draw_and_run), "ours": ours},
         [Comparison("vocoder", "torch", "ours", aim=1)],
         max(apart),
     )

@@ -1,35 +1,30 @@
-"""Each component against a PyTorch counterpart, on the same CPU, in one run, as ratios.
+"""Time each component against a PyTorch counterpart on the same CPU, as ratios.
 
-    python -m benchmarks.components                         # everything, some 5 minutes
+    python -m benchmarks.components                         # everything, about 5 minutes
     python -m benchmarks.components --only head,vocoder --seconds 30 --json out.json
 
 Both sides hold the same weights (random, carried over by the conversion tables), get the same
 inputs, and their results are compared before the clock starts. A ratio is the baseline's time
-over ours: above 1 we are faster. Nothing is gated: aims stand beside what was measured.
+over ours: above 1 we are faster. Aims are printed beside the measurements and not enforced.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pathlib
-import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import torch
-import transformers
 
 from benchmarks import cases, timing
 
-# Above this share of other work on the CPUs a ratio says little.
-QUIET = 0.05
 LEGEND = """
-ratio: median over rounds of the baseline's wall-clock time over ours; CPU ratio: the same of CPU
-time; apart: largest difference between the two sides' results over their peak (codes and tokens:
-share that differs); others: share of the CPUs that other processes took meanwhile."""
+ratio: median over rounds of the baseline's wall-clock time over ours; CPU ratio: the same for CPU
+times; apart: largest difference between the two sides' results over their peak (codes and tokens:
+share that differs); others: share of the CPUs that other processes used meanwhile."""
 COLUMNS = (
     "component",
     "size",
@@ -44,7 +39,7 @@ COLUMNS = (
 
 
 def measure(case: cases.Case, seconds: float) -> list[dict]:
-    """Times a case and returns its rows."""
+    """Time a case and return its rows."""
     samples = timing.interleave(case.candidates, seconds)
     rows = []
     for comparison in case.comparisons:
@@ -67,13 +62,8 @@ def measure(case: cases.Case, seconds: float) -> list[dict]:
     return rows
 
 
-def table_line(cells: Sequence[str]) -> str:
-    """Cells as a line of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
-
-
 def table_row(row: dict) -> str:
-    """A row of the Markdown table."""
+    """Format a row of the Markdown table."""
     low, high = row["ratio_quartiles"]
     aim = "" if row["aim"] is None else f">= {row['aim']:g}"
     cells = (
@@ -87,29 +77,11 @@ def table_row(row: dict) -> str:
         f"{row['difference']:.1e}",
         f"{row['others']:.0%}",
     )
-    return table_line(cells)
-
-
-def environment(threads: int, size: str) -> dict:
-    """What the numbers depend on."""
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "cpu": names[0] if names else platform.machine(),
-        "threads": threads,
-        "size": size,
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    return timing.table_line(cells)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.components",
         description="Times each component against a PyTorch counterpart on this CPU.",
@@ -118,71 +90,36 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only",
         default=",".join(cases.CASES),
-        help=f"comma-separated, of {', '.join(cases.CASES)}",
+        help=f"comma-separated, from {', '.join(cases.CASES)}",
     )
-    parser.add_argument("--seconds", type=float, default=15.0, help="timing budget a component")
+    parser.add_argument("--seconds", type=float, default=15.0, help="timing budget per component")
     cpus = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=int, default=min(2, cpus), help="CPUs, for both sides")
-    parser.add_argument("--json", type=pathlib.Path, help="also write the numbers there")
+    parser.add_argument("--json", type=pathlib.Path, help="file for the numbers")
     options = parser.parse_args(argv)
     options.only = [name.strip() for name in options.only.split(",")]
     unknown = [name for name in options.only if name not in cases.CASES]
     if unknown:
-        parser.error(f"--only: no component {unknown}; expected some of {list(cases.CASES)}")
+        parser.error(f"--only: no component {unknown}; expected names from {list(cases.CASES)}")
     if not 1 <= options.threads <= cpus:
-        parser.error(f"--threads {options.threads}: expected 1 to {cpus}, the CPUs there are")
+        parser.error(f"--threads {options.threads}: expected 1 to {cpus}, the number of CPUs")
     return options
 
 
 def run(options: argparse.Namespace) -> Iterator[dict]:
-    """Rows, one component after another."""
+    """Yield the rows of each component."""
     for name in options.only:
         yield from measure(cases.CASES[name](cases.SIZES[options.size]), options.seconds)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the Markdown table and, if asked, writes the JSON file."""
+    """Run the command."""
     options = parse(argv)
     timing.pin_threads(options.threads)
     jax.config.update("jax_platforms", "cpu")
     torch.set_num_threads(options.threads)
-    facts = environment(options.threads, options.size)
-    report(facts, COLUMNS, run(options), table_row, LEGEND, "component", options.json)
-
-
-def report(
-    facts: Mapping,
-    columns: Sequence[str],
-    measured: Iterable[dict],
-    table_row: Callable[[dict], str],
-    legend: str,
-    name: str,
-    path: pathlib.Path | None,
-) -> None:
-    """Prints a table row by row as it is measured, and which rows other work spoilt.
-
-    Args:
-      facts: about machine and options.
-      columns: titles.
-      measured: rows; "others" is the share of the CPUs that other processes took.
-      table_row: a row as Markdown.
-      legend: below the table.
-      name: key of what a row measures.
-      path: of a JSON file with all of it; None: none.
-    """
-    print(", ".join(f"{key} {value}" for key, value in facts.items()) + "\n")
-    print(table_line(columns))
-    print(table_line(["---"] * len(columns)), flush=True)
-    rows = []
-    for row in measured:
-        rows.append(row)
-        print(table_row(row), flush=True)
-    print(legend)
-    busy = sorted({row[name] for row in rows if row["others"] > QUIET})
-    if busy:
-        print(f"NOT MEANINGFUL, other processes took over {QUIET:.0%} of the CPUs: {busy}")
-    if path:
-        path.write_text(json.dumps({"environment": facts, "rows": rows}, indent=1) + "\n")
+    facts = timing.environment(options.threads, options.size)
+    timing.report(facts, COLUMNS, run(options), table_row, LEGEND, "component", options.json)
 
 
 if __name__ == "__main__":

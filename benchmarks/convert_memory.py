@@ -1,12 +1,12 @@
-"""Host memory and speed of conversion, on a generated checkpoint with the release's names.
+"""Measure host memory and speed of conversion on a generated checkpoint with the release's names.
 
     python -m benchmarks.convert_memory --work DIR [--size 7b] [--layers 4] [--dtype BF16]
 
 Writes random weights of the given size (the release's tensors, fewer language-model layers, and a
 stand-in for its vision weights) as shards, imports them in one process and exports them in another,
 and prints peak resident memory, seconds and MB/s of each. Exits with 1 if a peak reaches
-`--limit-gb` (3) or the exported files differ from the generated ones. Needs three times the
-checkpoint's size on disk: 4 layers are 8 GB, the full 28 layers 21 GB.
+`--limit-gb` (3) or the exported files differ from the generated ones. It needs three times the
+checkpoint's size on disk: 8 GB for 4 layers, 21 GB for the full 28 layers.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ VISION = TensorInfo((16, 1 << 20), DTYPES["BF16"])
 
 
 def reference_config(size: str, layers: int | None) -> dict:
-    """A config.json of the release's form with the sizes of `configs/models.py`."""
+    """Make a config.json of the release's form with the sizes of `configs/models.py`."""
     sizes = get_config(size)
     sizes.llm.layers = layers or sizes.llm.layers
     return hf_config.format_baichuan_config(from_mapping(BaichuanAudioConfig, sizes))
 
 
 def generate(folder: Path, values: dict, dtype: np.dtype, shard_bytes: int) -> int:
-    """Random weights as shards; returns their bytes."""
+    """Write random weights as shards; return their bytes."""
     config = hf_config.parse_baichuan_config(values)
     placements = engine.expand(tables.rows_for(config), variable_shapes(config))
     infos = {
@@ -59,11 +59,11 @@ def generate(folder: Path, values: dict, dtype: np.dtype, shard_bytes: int) -> i
 
     def pieces(name: str):
         info = infos[name]
-        values, left = block.astype(info.dtype), info.nbytes // info.dtype.itemsize
+        values, missing = block.astype(info.dtype), info.nbytes // info.dtype.itemsize
         values = np.roll(values, int(rng.integers(len(values))))
-        while left:
-            yield values[: min(left, len(values))]
-            left -= min(left, len(values))
+        while missing:
+            yield values[: min(missing, len(values))]
+            missing -= min(missing, len(values))
 
     folder.mkdir(parents=True)
     weight_map = {}
@@ -79,7 +79,7 @@ def generate(folder: Path, values: dict, dtype: np.dtype, shard_bytes: int) -> i
 
 
 def measure(arguments: list[str]) -> tuple[int, float]:
-    """Runs `python -m ba_jax.convert ...`; peak resident bytes (VmHWM) and seconds."""
+    """Run `python -m ba_jax.convert ...`; return peak resident bytes (VmHWM) and seconds."""
     started, peak = time.monotonic(), 0
     process = subprocess.Popen(
         [sys.executable, "-m", "ba_jax.convert", *arguments], stdout=subprocess.DEVNULL
@@ -90,8 +90,8 @@ def measure(arguments: list[str]) -> tuple[int, float]:
             status = Path(f"/proc/{process.pid}/status").read_text()
         except OSError:
             break
-        found = re.search(r"VmHWM:\s+(\d+) kB", status)
-        peak = max(peak, int(found[1]) * 1024 if found else 0)
+        match = re.search(r"VmHWM:\s+(\d+) kB", status)
+        peak = max(peak, int(match[1]) * 1024 if match else 0)
         time.sleep(0.02)
     if process.wait():
         raise SystemExit(f"convert {arguments} failed with exit code {process.returncode}")
@@ -101,16 +101,16 @@ def measure(arguments: list[str]) -> tuple[int, float]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder on a disk with room")
-    parser.add_argument("--size", default="7b", help="of configs/models.py")
+    parser.add_argument("--size", default="7b", help="size in configs/models.py")
     parser.add_argument("--layers", type=int, default=4, help="language-model layers; 0: all")
     parser.add_argument("--dtype", choices=("BF16", "F16", "F32"), default="BF16")
     parser.add_argument("--limit-gb", type=float, default=3.0)
-    parser.add_argument("--keep", action="store_true", help="do not delete what was written")
+    parser.add_argument("--keep", action="store_true", help="keep the written folders")
     args = parser.parse_args(argv)
     source, checkpoint, again = (args.work / n for n in ("source", "checkpoint", "exported"))
     for folder in (source, checkpoint, again):
         if folder.exists():
-            raise SystemExit(f"{folder}: exists already")
+            raise SystemExit(f"{folder}: exists already, expected a new folder")
     try:
         values = reference_config(args.size, args.layers or None)
         started = time.monotonic()

@@ -49,7 +49,7 @@ from ba_jax.data.record import (
 from ba_jax.data.tasks import prompt
 from ba_jax.data.text_tokenizer import load_text_tokenizer
 from benchmarks import timing
-from benchmarks.components import environment, table_line
+from benchmarks.timing import environment, table_line
 from benchmarks.torch_counterparts import sinc_resample
 from configs import models
 

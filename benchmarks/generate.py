@@ -45,7 +45,7 @@ from ba_jax.sampling.synthesize import SynthesisSettings, Synthesizer
 from ba_jax.vocab import CODEBOOK_SIZES, AudioTokens
 from benchmarks import timing
 from benchmarks.cases import difference, on_torch, our_variables, torch_weights
-from benchmarks.components import environment, report, table_line
+from benchmarks.timing import environment, report, table_line
 from benchmarks.torch_generation import Conversation, SpeakingModel
 from configs.models import get_config
 

@@ -1,11 +1,11 @@
-"""The language model's step, loss and gradients, with the audio head on all frames or on some.
+"""Time the language model's step (loss and gradients) under several settings of the stage.
 
     python -m benchmarks.lm_step                       # nano, two thirds of the positions audio
     python -m benchmarks.lm_step --settings '{"chunk": 256}' '{"chunk": 128, "full_head_every": 4}'
 
-Each `--settings` is what a candidate changes of the config's `stage`, JSON. A ratio is the first
-one's time over the candidate's, all interleaved in one run: above 1 it is faster. `apart` is how
-far its loss is from the first one's, which for `full_head_every` is an estimate of it.
+Each `--settings` is JSON that updates the config's `stage`. A ratio is the first candidate's time
+over this one's, all interleaved in a run: above 1 it is faster. `apart` is the relative difference
+of its loss from the first one's; with `full_head_every` the loss is an estimate.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from ba_jax.plan.batch import full_batch
+from ba_jax.plan.batch import make_full_batch
 from ba_jax.run_config import make_stage, parse_config
 from benchmarks import timing
-from benchmarks.components import report, table_line
+from benchmarks.timing import report, table_line
 from configs import lm_stage2
 
 SETTINGS = (
@@ -34,19 +34,19 @@ SETTINGS = (
     '{"chunk": 128, "full_head_every": 8}',
 )
 COLUMNS = ("stage", "step, ms", "ratio (quartiles)", "FLOPs", "apart", "others")
-LEGEND = "\nratio: the first row's time over this row's; others: share of the CPUs taken meanwhile."
+LEGEND = "\nratio: the first row's time over this row's; others: share of the CPUs used meanwhile."
 
 
-def candidate(changes: dict[str, Any], rows: int, audio: float) -> tuple[Callable, float]:
-    """(A call that gives the loss once its gradients are there, FLOPs as the stage counts them).
+def make_candidate(changes: dict[str, Any], rows: int, audio: float) -> tuple[Callable, float]:
+    """Return a call that computes loss and gradients and returns the loss, and the stage's FLOPs.
 
-    The batch is full rows of random codes.
+    The batch has full rows of random codes.
     """
     config = lm_stage2.get_config("nano_codes")
     config.stage.update(changes)
     run = parse_config(config)
     stage = make_stage(run)
-    batch = full_batch(stage, run, rows, audio)
+    batch = make_full_batch(stage, run, stage.components, rows, audio)
     arrays = {name: np.repeat(np.asarray(x), rows, axis=0) for name, x in batch.row.items()}
     frames_BL1 = (arrays["ids_BL"] == stage.config.tokens.audio_pad)[:, :, None]
     shape = arrays["codes_BLQ"].shape
@@ -57,8 +57,8 @@ def candidate(changes: dict[str, Any], rows: int, audio: float) -> tuple[Callabl
     @jax.jit
     def step(params, arrays):
         def loss(params):
-            held = {**variables, "params": params}
-            return stage.loss(held, arrays, stage.totals(arrays), jax.random.key(1), 0)[0]
+            updated = {**variables, "params": params}
+            return stage.loss(updated, arrays, stage.totals(arrays), jax.random.key(1), 0)[0]
 
         return jax.value_and_grad(loss)(params)
 
@@ -66,14 +66,16 @@ def candidate(changes: dict[str, Any], rows: int, audio: float) -> tuple[Callabl
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict]:
-    """A row for each of the settings."""
-    made = {
-        text: candidate(json.loads(text), options.rows, options.audio) for text in options.settings
+    """Yield a row for each of the settings."""
+    candidates = {
+        text: make_candidate(json.loads(text), options.rows, options.audio)
+        for text in options.settings
     }
-    samples = timing.interleave({name: call for name, (call, _) in made.items()}, options.seconds)
+    calls = {name: call for name, (call, _) in candidates.items()}
+    samples = timing.interleave(calls, options.seconds)
     first = options.settings[0]
-    expected = float(made[first][0]())
-    for name, (call, flops) in made.items():
+    expected = float(calls[first]())
+    for name, (call, flops) in candidates.items():
         low, ratio, high = samples.ratio(first, name)
         yield {
             "stage": name,
@@ -87,7 +89,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict]:
 
 
 def table_row(row: dict) -> str:
-    """A row of the Markdown table."""
+    """Format a row of the Markdown table."""
     low, high = row["ratio_quartiles"]
     return table_line(
         (
@@ -102,14 +104,14 @@ def table_row(row: dict) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the Markdown table and, if asked, writes the JSON file."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), help="JSON, see above")
-    parser.add_argument("--rows", type=int, default=8, help="of 256 positions")
+    parser.add_argument("--rows", type=int, default=8, help="rows of 256 positions")
     parser.add_argument("--audio", type=float, default=2 / 3, help="share of frames")
     parser.add_argument("--seconds", type=float, default=60.0, help="timing budget")
     parser.add_argument("--threads", type=int, default=2, help="CPUs")
-    parser.add_argument("--json", type=pathlib.Path, help="also write the numbers there")
+    parser.add_argument("--json", type=pathlib.Path, help="file for the numbers")
     options = parser.parse_args(argv)
     timing.pin_threads(options.threads)
     jax.config.update("jax_platforms", "cpu")

@@ -1,9 +1,10 @@
-"""The README's table of plans at full size: stages 1 and 2 and the tokenizer on three pods.
+"""Make the table of plans at full size: stages 1 and 2 and the tokenizer on three pods.
 
     python -m benchmarks.plans --out=DIR [--only=lm_stage2]
 
-Each plan is a process of its own, some minutes of one core, one after another; its JSON and output
-stay in DIR, and the same command goes on where one stopped. What does not fit is in the table too.
+Plans run one after another in processes of their own, each some minutes of a core; JSON and output
+stay in DIR, and the same command resumes an interrupted one. The table has plans that do not fit
+too.
 """
 
 from __future__ import annotations
@@ -17,33 +18,33 @@ from pathlib import Path
 from typing import Any
 
 STAGES = ("lm_stage1:7b", "lm_stage2:7b", "tokenizer:1b5")
-# Rows of each chip; of the tokenizer, with 230 s of audio a row, one.
+# Rows of each chip, for the language model and for the tokenizer (230 s of audio a row).
 ROWS = {"v5e:16x16": (1, 1), "v5p:4x4x4": (1, 1), "v6e:16x16": (2, 1)}
 SPLASH = "--config.train.attention=splash"
 HEAD = ("stage", "on", "rows a chip", "peak, GB of", "fits", "step, s", "bound by", "MFU", "a day")
 
 
 def commands(only: str = "") -> dict[str, list[str]]:
-    """Name -> arguments of `ba_jax.plan`."""
-    found = {}
+    """Return name -> arguments of `ba_jax.plan`."""
+    result = {}
     for stage in STAGES:
         for topology, (rows, tokenizer_rows) in ROWS.items():
             name, _, size = stage.partition(":")
             count = tokenizer_rows if name == "tokenizer" else rows
             if only in name:
-                found[f"{name}_{topology.replace(':', '_')}"] = [
+                result[f"{name}_{topology.replace(':', '_')}"] = [
                     f"--config=configs/{name}.py:{size}",
                     f"--topology={topology}",
                     f"--rows={count}",
                 ]
                 if name != "tokenizer":
                     # XLA's own attention moves its scores through HBM: 63 % of all bytes on v6e.
-                    found[f"{name}_{topology.replace(':', '_')}"].append(SPLASH)
-    return found
+                    result[f"{name}_{topology.replace(':', '_')}"].append(SPLASH)
+    return result
 
 
-def row(arguments: Sequence[str], plan: Mapping[str, Any]) -> tuple[str, ...]:
-    """A line of the table."""
+def table_row(arguments: Sequence[str], plan: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a line of the table."""
     values = dict(argument.lstrip("-").split("=", 1) for argument in arguments)
     stage = Path(values["config"]).name.replace(".py", "")
     peak = f"{plan['peak_bytes'] / 1e9:.1f} of {plan['hbm_bytes'] / 1e9:.0f}"
@@ -62,7 +63,7 @@ def row(arguments: Sequence[str], plan: Mapping[str, Any]) -> tuple[str, ...]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of JSON and output")
-    parser.add_argument("--only", default="", help="stages whose name holds this")
+    parser.add_argument("--only", default="", help="only stages with this in their name")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     rows = [HEAD, ("---",) * len(HEAD)]
@@ -74,7 +75,7 @@ def main() -> None:
                 done = subprocess.run(line, stdout=file, stderr=subprocess.STDOUT)
             if not path.exists():
                 sys.exit(f"{name}: exit code {done.returncode}, see {file.name}")
-        rows.append(row(arguments, json.loads(path.read_text())))
+        rows.append(table_row(arguments, json.loads(path.read_text())))
         print(f"| {' | '.join(rows[-1])} |", flush=True)
     print("\n".join(["", *(f"| {' | '.join(cells)} |" for cells in rows)]))
 

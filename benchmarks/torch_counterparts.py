@@ -1,9 +1,9 @@
-"""PyTorch counterparts of the components, to measure ours against.
+"""PyTorch counterparts of the components, as baselines for ours.
 
-Written from the model's description for speed where the reference's algorithm leaves the choice:
-fused attention, weight norm folded, no `.item()` between kernels. Where the algorithm itself is
-what is measured (the naive audio head, the log-mel padded to 30 s, the codebook norms taken anew
-in every call) it is kept. The encoder and the language model are transformers' own classes.
+They are written from the model's description and for speed (fused attention, folded weight norm, no
+`.item()` between kernels), but keep the reference's algorithm if that is measured: the naive audio
+head, the log-mel padded to 30 s, the codebook norms computed in every call. Encoder and language
+model are transformers' classes.
 
 Parameters carry the names of the released checkpoints, so that the conversion tables of
 `ba_jax.convert` fill both sides with the same weights. Shapes are torch's: channels before time.
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 
 def whisper_mel(wave_S: Tensor, filters_FM: Tensor, window: Tensor, seconds: int = 30) -> Tensor:
-    """Whisper's log-mel (M, frames) of a 16 kHz clip, zero-padded to 30 s first, then cut."""
+    """Compute Whisper's log-mel (M, frames) of a 16 kHz clip, padded to 30 s first, then cut."""
     frames = min(seconds * 100, wave_S.shape[0] // 160 + 1)
     wave_S = F.pad(wave_S, (0, seconds * 16000 - wave_S.shape[0]))
     spectrum = torch.stft(wave_S, 400, 160, window=window, return_complex=True)
@@ -32,7 +32,7 @@ def whisper_mel(wave_S: Tensor, filters_FM: Tensor, window: Tensor, seconds: int
 
 
 def sinc_resample(wave_S: Tensor, rate: int, new_rate: int, width: int = 128) -> Tensor:
-    """Windowed-sinc resampling (Hann, roll-off 0.99) as one strided convolution."""
+    """Resample by a windowed sinc (Hann, roll-off 0.99) as a strided convolution."""
     common = math.gcd(rate, new_rate)
     old, new = rate // common, new_rate // common
     base = min(old, new) * 0.99
@@ -51,7 +51,7 @@ def sinc_resample(wave_S: Tensor, rate: int, new_rate: int, width: int = 128) ->
 
 
 class Codebook(nn.Module):
-    """One table and its EMA statistics."""
+    """A codebook and its EMA statistics."""
 
     def __init__(self, size: int, width: int):
         super().__init__()
@@ -60,7 +60,7 @@ class Codebook(nn.Module):
         self.cluster_size = nn.Parameter(torch.ones(size))
 
     def forward(self, x_NE: Tensor) -> tuple[Tensor, Tensor]:
-        """(chosen rows, codes) by full Euclidean distances."""
+        """Return the nearest rows and their codes, by Euclidean distance."""
         norms_N1 = (x_NE**2).sum(-1, keepdim=True)
         norms_V = (self.embed**2).sum(-1)
         distance = (norms_N1 + norms_V - 2 * x_NE @ self.embed.T).clamp(min=0).sqrt()
@@ -69,7 +69,7 @@ class Codebook(nn.Module):
 
 
 class QuantizerLayer(nn.Module):
-    """Holds a codebook under the checkpoint's name."""
+    """A codebook under the checkpoint's name."""
 
     def __init__(self, size: int, width: int):
         super().__init__()
@@ -129,7 +129,7 @@ class DepthAttention(nn.Module):
 
 
 class DepthLayer(nn.Module):
-    """Attention over depth and a feed-forward with weights of its own at each depth."""
+    """Attention over depth and a feed-forward with separate weights for each depth."""
 
     def __init__(self, width: int, depth: int):
         super().__init__()
@@ -141,7 +141,7 @@ class DepthLayer(nn.Module):
         self.linear2 = nn.Linear(2 * width * depth, width)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        """All depths at once."""
+        """Run all depths at once."""
         w1 = self.linear1.weight.view(2 * self.width, self.depth, self.width)
         w2 = self.linear2.weight.view(self.width, self.depth, 2 * self.width)
         r = self.layernorm2(x_BLD + self.self_attention(self.layernorm1(x_BLD)))
@@ -149,19 +149,19 @@ class DepthLayer(nn.Module):
         return r + torch.einsum("blt,dlt->bld", y, w2)
 
     def depth_weights(self) -> list[tuple[Tensor, Tensor]]:
-        """The feed-forward weights of each depth, contiguous."""
+        """Return contiguous feed-forward weights of each depth."""
         w1 = self.linear1.weight.view(2 * self.width, self.depth, self.width)
         w2 = self.linear2.weight.view(self.width, self.depth, 2 * self.width)
         return [(w1[:, i].contiguous(), w2[:, i].contiguous()) for i in range(self.depth)]
 
     def step(self, x_B1D: Tensor, cache: list[Tensor], weights: tuple[Tensor, Tensor]) -> Tensor:
-        """One depth, with the keys and values of those before it in `cache`."""
+        """Run a depth, with the keys and values of the depths before it in `cache`."""
         r = self.layernorm2(x_B1D + self.self_attention(self.layernorm1(x_B1D), cache))
         return r + F.linear(F.gelu(F.linear(r, weights[0])), weights[1])
 
 
 class AudioHead(nn.Module):
-    """Predicts a frame's codes one after another from the language model's hidden state."""
+    """Depth transformer that predicts a frame's codes from the language model's hidden state."""
 
     def __init__(self, width: int, layers: int, sizes: tuple[int, ...]):
         super().__init__()
@@ -174,7 +174,7 @@ class AudioHead(nn.Module):
         self.audio_embed_layers = nn.ModuleList(nn.Embedding(size + 1, width) for size in sizes)
 
     def logits(self, hidden_BD: Tensor, codes_BQ: Tensor) -> list[Tensor]:
-        """Teacher-forced logits of every depth."""
+        """Compute teacher-forced logits of every depth."""
         rows = [embed(codes_BQ[:, i]) for i, embed in enumerate(list(self.audio_embed_layers)[:-1])]
         x = torch.cat([hidden_BD[:, None], torch.stack(rows, 1).cumsum(1)], 1)
         for layer in self.transformer_layers:
@@ -183,22 +183,22 @@ class AudioHead(nn.Module):
         return [head(x[:, i]) for i, head in enumerate(self.heads)]
 
     def pick(self, logits_BV: Tensor, depth: int) -> Tensor:
-        """Greedy code; only depth 0 may end the audio with its extra class."""
+        """Pick the greedy code; only depth 0 may end the audio with its extra class."""
         return (logits_BV if depth == 0 else logits_BV[:, :-1]).argmax(-1)
 
     def naive_frame(self, hidden_BD: Tensor) -> Tensor:
-        """A greedy frame, all depths and all heads run again for each of its codes."""
+        """Generate a greedy frame, running all depths and heads for each code."""
         codes_BQ = hidden_BD.new_zeros(hidden_BD.shape[0], len(self.sizes), dtype=torch.long)
         for i in range(len(self.sizes)):
             codes_BQ[:, i] = self.pick(self.logits(hidden_BD, codes_BQ)[i], i)
         return codes_BQ
 
     def slice_depths(self) -> list[list[tuple[Tensor, Tensor]]]:
-        """Per-layer, per-depth weights for `cached_frame`, sliced once."""
+        """Slice the per-layer, per-depth weights for `cached_frame`."""
         return [layer.depth_weights() for layer in self.transformer_layers]
 
     def cached_frame(self, hidden_BD: Tensor, weights: list[list[tuple[Tensor, Tensor]]]) -> Tensor:
-        """A greedy frame, each depth run once against cached keys and values."""
+        """Generate a greedy frame, running each depth once with cached keys and values."""
         caches: list[list[Tensor]] = [[] for _ in self.transformer_layers]
         total_B1D = hidden_BD[:, None]
         codes = []
@@ -216,7 +216,7 @@ class AudioHead(nn.Module):
 
 
 class CausalConv(nn.Conv1d):
-    """Convolution that sees no later frame."""
+    """Causal convolution."""
 
     def forward(self, x_BCT: Tensor) -> Tensor:
         return super().forward(F.pad(x_BCT, (self.kernel_size[0] - 1, 0)))
@@ -234,7 +234,7 @@ class CausalBlock(nn.Module):
 
     def __init__(self, channels: int, out_channels: int):
         super().__init__()
-        # The checkpoint numbers the norm 2: a transpose stands between it and the convolution.
+        # The norm has number 2 in checkpoints: a transpose is between it and the convolution.
         self.block = nn.Sequential(
             CausalConv(channels, out_channels, 3),
             nn.Identity(),
@@ -368,7 +368,7 @@ class FlowUNet(nn.Module):
         self.final_proj = nn.Conv1d(channels, mel_bins, 1)
 
     def embed_time(self, t_B: Tensor) -> Tensor:
-        """Sines and cosines of 1000 t."""
+        """Embed 1000 t as sines and cosines."""
         half = self.time_width // 2
         step = math.log(10000) / (half - 1)
         angles = 1000 * t_B[:, None] * torch.exp(-step * torch.arange(half))[None]
@@ -488,7 +488,7 @@ class Vocoder(nn.Module):
             nn.ConvTranspose1d(widths[i], widths[i + 1], k, u, padding=(k - u) // 2)
             for i, (u, k) in enumerate(zip(self.rates, self.kernels, strict=True))
         )
-        downs = (15, 3, 1)  # frames of the source's STFT a frame of each stage
+        downs = (15, 3, 1)  # frames of the source's STFT per frame of each stage
         self.source_downs = nn.ModuleList(
             nn.Conv1d(bins, widths[i + 1], 1)
             if u == 1
@@ -506,12 +506,12 @@ class Vocoder(nn.Module):
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
 
     def source(self, f0_BT: Tensor, phase_BH1: Tensor, noise_BHS: Tensor) -> Tensor:
-        """(B, 480 T) excitation."""
+        """Return the excitation (B, 480 T)."""
         upsample = math.prod(self.rates) * self.hop
         return self.m_source(f0_BT.repeat_interleave(upsample, 1), phase_BH1, noise_BHS)
 
     def decode(self, mel_BCT: Tensor, source_BS: Tensor) -> Tensor:
-        """Waveform (B, 480 T) from a mel and its excitation."""
+        """Return the waveform (B, 480 T) of a mel and its excitation."""
         spectrum = torch.stft(
             source_BS, self.n_fft, self.hop, window=self.window, return_complex=True
         )
@@ -536,7 +536,7 @@ class Vocoder(nn.Module):
 
 
 def fold_weight_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`weight_g` and `weight_v` pairs (either naming) replaced by the weight they stand for."""
+    """Replace pairs `weight_g` and `weight_v` (in either naming) by the weights."""
     folded = {}
     for name, value in state.items():
         name = name.removeprefix("generator.").replace(

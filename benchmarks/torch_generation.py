@@ -1,11 +1,11 @@
-"""Generation in PyTorch as the public demo does it, to measure ours against.
+"""Generation in PyTorch by the algorithm of the public demo, as a baseline for ours.
 
-What is the reference's own is kept: one request at a time; keys and values grown by concatenation,
-the KV heads repeated in memory; the text head over every position of every pass, audio frames
-included; all depths of the audio head and all its classifiers for each code, 64 depth evaluations a
-frame of 8 codes; nothing is heard before a clause is whole. The rest is written for speed: fused
-attention, no `.item()`, no copy between devices, no logits processors (both sides take the most
-likely).
+The reference's algorithm is kept: a request at a time; keys and values grow by concatenation, the
+KV heads repeated in memory; the text head runs on every position of every pass, audio frames
+included; all depths of the audio head and all its classifiers run for each code, 64 depth
+evaluations for a frame of 8 codes; a clause is synthesized only when it is complete. The rest is
+written for speed: fused attention, no `.item()`, no copy between devices, no logits processors
+(both sides are greedy).
 
 Parameters carry the names of the released checkpoints.
 """
@@ -20,7 +20,7 @@ from benchmarks.torch_counterparts import AudioHead, RMSNorm
 
 
 def rotate(x_BHLD: Tensor, cos_LD: Tensor, sin_LD: Tensor) -> Tensor:
-    """Rotary position embedding, halves against each other."""
+    """Apply rotary position embedding by halves."""
     first, second = x_BHLD.chunk(2, -1)
     return x_BHLD * cos_LD + torch.cat([-second, first], -1) * sin_LD
 
@@ -105,7 +105,7 @@ class Body(nn.Module):
 
 
 class Conversation:
-    """One request: what was read, its cache, and the last position's hidden state and logits."""
+    """A request: its cache, and the last position's hidden state and logits."""
 
     def __init__(self, model: SpeakingModel, ids_L: Tensor, codes_LQ: Tensor):
         self.model = model
@@ -114,12 +114,12 @@ class Conversation:
         self.read(ids_L[None], codes_LQ[None])
 
     def read(self, ids_BL: Tensor, codes_BLQ: Tensor | None = None) -> None:
-        """One pass; codes are read where the id is `audio_pad`."""
+        """Run a pass; codes are read at ids `audio_pad`."""
         self.hidden_BD, self.logits_BV = self.model(ids_BL, codes_BLQ, self.caches, self.position)
         self.position += ids_BL.shape[1]
 
     def write(self, count: int) -> Tensor:
-        """(count,) ids, the most likely each time; the last one is read too."""
+        """Return (count,) greedy ids; the last id is read too."""
         ids = []
         for _ in range(count):
             ids.append(self.logits_BV.argmax(-1))
@@ -127,7 +127,7 @@ class Conversation:
         return torch.cat(ids)
 
     def speak(self, count: int, audiogen_start: int) -> Tensor:
-        """(count, Q) frames after `<audiogen_start>`, whatever ends the audio."""
+        """Return (count, Q) frames after `<audiogen_start>`, ignoring the end of audio."""
         self.read(torch.tensor([[audiogen_start]]))
         pad_11 = torch.tensor([[self.model.audio_pad]])
         frames = []
@@ -159,14 +159,14 @@ class SpeakingModel(nn.Module):
         self.model = Body(vocab, width, layers, heads, kv_heads, head_dim, inner, codebook_sizes)
         self.lm_head = nn.Linear(width, vocab, bias=False)
         self.audio_head = AudioHead(width, head_layers, codebook_sizes)
-        # One set of tables: the head feeds back the embeddings that the language model reads.
+        # Shared tables: the head feeds back the embeddings that the language model reads.
         self.audio_head.audio_embed_layers = self.model.audio_embed_layers
         self.audio_pad = audio_pad
         exponent = torch.arange(0, head_dim, 2).float() / head_dim
         self.register_buffer("frequencies", rope_theta**-exponent, persistent=False)
 
     def load(self, weights: dict[str, Tensor]) -> SpeakingModel:
-        """Fills every parameter from a checkpoint's weights and freezes it."""
+        """Load all parameters from a checkpoint's weights and freeze them."""
         weights = dict(weights)
         for name in list(weights):
             if name.startswith("model.audio_embed_layers."):
@@ -181,12 +181,12 @@ class SpeakingModel(nn.Module):
         caches: list[list[Tensor]],
         position: int,
     ) -> tuple[Tensor, Tensor]:
-        """The last position's hidden state and text logits."""
+        """Return the last position's hidden state and text logits."""
         x_BLD = self.model.embed_tokens(ids_BL)
         if codes_BLQ is not None:
             tables = self.model.audio_embed_layers
-            heard = sum(table(codes_BLQ[..., q]) for q, table in enumerate(tables))
-            x_BLD = torch.where((ids_BL == self.audio_pad)[..., None], heard, x_BLD)
+            audio = sum(table(codes_BLQ[..., q]) for q, table in enumerate(tables))
+            x_BLD = torch.where((ids_BL == self.audio_pad)[..., None], audio, x_BLD)
         positions_L = torch.arange(position, position + ids_BL.shape[1])
         angles_LD = torch.outer(positions_L.float(), self.frequencies).repeat(1, 2)
         rope = (angles_LD.cos(), angles_LD.sin())

@@ -1,1 +1,1 @@
-"""What a run would take on a pod or a GPU, before there is one; `python -m ba_jax.plan`."""
+"""Plan a run for a pod or a GPU without the devices; `python -m ba_jax.plan`."""

@@ -1,8 +1,163 @@
-"""`python -m ba_jax.plan`."""
+"""Plan a run for a pod or GPUs, without the devices.
 
-from absl import app
+    python -m ba_jax.plan --config=configs/lm_stage2.py:7b --topology=v5p:4x4x4
+    python -m ba_jax.plan --config=configs/lm_stage2.py:7b --topology=v6e:16x16 --slices=2 \
+        --rows=2 --json=plan.json --picture=plan.png
+    python -m ba_jax.plan --config=configs/lm_stage2.py:7b --topology=v5p:4x4x4 --sweep
+    python -m ba_jax.plan --config=configs/generate.py:7b --topology=v6e:1x1 --decode --rows=16
 
-from ba_jax.plan.main import define_flags, main
+The real step of any stage, or with --decode a step of generation, is compiled by libtpu for the
+topology: v4, v5e, v5p, v6e, tpu7x (CHIP:NxN, CHIP:NxNxN), h100 or h200 (CHIP:N). The command prints
+XLA's figures: memory by kind, collectives, bytes; and with the chip's figures a lower bound of the
+step's time. GPU programs are compiled on such GPUs; elsewhere the figures are estimates, marked so.
+
+Exit code: 0 it fits, 3 it does not, 1 it cannot be planned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+
+from ba_jax.plan import planner, sweep
+from ba_jax.plan.report import StepPlan, as_dict, draw_memory, format_plan
+from ba_jax.plan.topology import PlanError, Topology, open_topology, prepare_process
+from ba_jax.run_config import STAGES, RunConfig, parse_config
+from ba_jax.sharding import MeshSettings
+
+DOES_NOT_FIT = 3
+
+
+def define_flags() -> None:
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file("config", None, "A stage's config: configs/STAGE.py:SIZE.")
+    flags.DEFINE_string("topology", None, "CHIP:SHAPE, such as v5p:4x4x4 or h100:8.")
+    flags.DEFINE_integer("slices", 1, "TPU slices; each has copies of the model.")
+    flags.DEFINE_integer("rows", None, "Rows of each share of the batch; default the config's.")
+    flags.DEFINE_float("audio_share", 0.5, "Share of a packed row's positions that are audio.")
+    flags.DEFINE_bool("decode", False, "Plan generation: --config needs only a model.")
+    flags.DEFINE_integer("context", 2048, "With --decode: positions that a row attends to.")
+    flags.DEFINE_bool("sweep", False, "Try meshes, rows and remat policies.")
+    flags.DEFINE_integer("sweep_limit", 12, "Number of candidates to compile.")
+    flags.DEFINE_string("sweep_file", None, "JSONL file of results, to resume a sweep from.")
+    flags.DEFINE_string("json", None, "File for all figures.")
+    flags.DEFINE_string("hlo", None, "File for the compiled program's text.")
+    flags.DEFINE_string("picture", None, "PNG file for a bar of the memory.")
+    flags.DEFINE_float("effort", -1.0, "XLA's optimisation effort: -1 compiles 4 times faster.")
+    flags.mark_flags_as_required(["config", "topology"])
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    values = flags.FLAGS
+    try:
+        prepare_process(values.topology)
+        jax.config.update("jax_exec_time_optimization_effort", values.effort)
+        topology = open_topology(values.topology, values.slices)
+        config = values.config.to_dict()
+        if values.sweep and not values.decode:
+            _sweep(parse_config(config), topology, values)
+            return
+        make_plans = _plan_decoding if values.decode else _plan_training
+        try:
+            plans = make_plans(config, topology, values)
+        except planner.DoesNotFit as error:
+            over = max(error.plan.peak_bytes - error.plan.hbm_bytes, 0)
+            figures = as_dict(error.plan) | {"over_bytes": over, "advice": error.advice}
+            _write(figures, error.plan, values)
+            print(f"ba_jax.plan: {error}", file=sys.stderr)
+            sys.exit(DOES_NOT_FIT)
+        first = next(iter(plans.values()))
+        steps = {f"{kind}_step": as_dict(plan) for kind, plan in plans.items()}
+        _write(as_dict(first) | (steps if values.decode else {}), first, values)
+        if not all(plan.fits for plan in plans.values()):
+            sys.exit(DOES_NOT_FIT)
+    except (ValueError, OSError) as error:
+        sys.exit(f"ba_jax.plan: {error}")
+
+
+def _plan_training(config: dict[str, Any], topology: Topology, values: Any) -> dict[str, StepPlan]:
+    plan = planner.plan_training(
+        parse_config(config), topology, rows=values.rows, audio_share=values.audio_share
+    )
+    _print(plan)
+    return {"training": plan}
+
+
+def _plan_decoding(config: dict[str, Any], topology: Topology, values: Any) -> dict[str, StepPlan]:
+    if "model" not in config:
+        raise PlanError(f"--config has {sorted(config)}: expected a model among them")
+    tensor = dict(config.get("mesh", {})).get("tensor", 1)
+    plans = {}
+    for kind in ("frame", "text"):
+        plans[kind] = planner.plan_decoding(
+            config["model"],
+            MeshSettings(tensor=tensor),
+            topology,
+            kind,
+            rows=values.rows or 1,
+            context=values.context,
+        )
+        _print(plans[kind])
+    return plans
+
+
+def _sweep(config: RunConfig, topology: Topology, values: Any) -> None:
+    if not topology.compiles:
+        raise PlanError(f"--sweep for {topology.name}: expected devices that can be compiled for")
+    name = config.stage.get("name")
+    if name not in STAGES:
+        raise PlanError(f"stage.name = {name!r}, expected one of {sorted(STAGES)}")
+    # The policy "attention" keeps nothing of attention with scores.
+    splash = config.train.attention == "splash"
+    candidates = sweep.make_candidates(
+        len(topology.devices),
+        topology.slices,
+        divides_positions=STAGES[name].divides_positions,
+        remats=[p for p in planner.REMAT_ORDER if splash or p != "attention"],
+    )
+    # The digest covers all settings that change a result, except those of the candidates.
+    fixed = dataclasses.replace(config, mesh=MeshSettings())
+    digest = hashlib.sha256(repr(fixed).encode()).hexdigest()[:12]
+    results = []
+    for result in sweep.run_sweep(
+        candidates,
+        lambda candidate: sweep.attempt(config, topology, candidate),
+        limit=values.sweep_limit,
+        path=Path(values.sweep_file) if values.sweep_file else None,
+        label=f"{name} {digest} {topology.name} x {topology.slices}",
+    ):
+        results.append(result)
+        if result["status"] != sweep.SKIPPED:
+            line = f"{result['candidate']}: {result['status']} {result['reason']}"
+            print(f"{len(results)} of {len(candidates)}: {line}", flush=True)
+    print("\n".join(["", "ranked by time per token", *sweep.format_ranking(results)]))
+    if values.json:
+        Path(values.json).write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _print(plan: StepPlan) -> None:
+    print("\n".join([*format_plan(plan), ""]), flush=True)
+
+
+def _write(figures: dict[str, Any], plan: StepPlan, values: Any) -> None:
+    if values.json:
+        Path(values.json).write_text(json.dumps(figures, indent=1) + "\n")
+    if values.picture:
+        draw_memory(plan, values.picture)
+    if values.hlo and plan.compiled:
+        Path(values.hlo).write_text(plan.compiled.text)
+
 
 if __name__ == "__main__":
     define_flags()

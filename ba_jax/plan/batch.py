@@ -1,7 +1,7 @@
-"""A stage's batch without data: a row that is full, and the arrays of as many rows as asked for.
+"""A stage's batch without data: a full row, repeated.
 
-The row is built as the data pipeline lays rows out and goes through the stage's own `arrays`,
-`amounts` and `flops`, so that what is planned is what trains.
+The row has the data pipeline's layout and goes through the stage's own `arrays`, `amounts` and
+`flops`, so that a plan describes the batch that trains.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from ba_jax.stages.base import Stage
 
 @dataclasses.dataclass(frozen=True)
 class FullBatch:
-    """A batch of rows that are full.
+    """A batch of full rows.
 
     Attributes:
-      row: the stage's arrays of one row.
-      rows: of the global batch.
-      amounts, flops: of the whole batch, as the stage counts them.
-      text: what the batch is, in words.
+      row: the stage's arrays of a row.
+      rows: rows of the global batch.
+      amounts, flops: the stage's counts for the whole batch.
+      text: the batch in words.
     """
 
     row: dict[str, Any]
@@ -45,28 +45,28 @@ class FullBatch:
     text: str
 
 
-def full_batch(
+def make_full_batch(
     stage: Stage,
     config: RunConfig,
     trained: Collection[str],
     rows: int | None = None,
     audio_share: float = 0.5,
 ) -> FullBatch:
-    """A stage's batch, full.
+    """Make a stage's batch.
+
+    A packed row is a single example as long as the row: first text, all of it predicted, then
+    audio. Clips come from the bucket with the most seconds in a batch, the longest of those.
 
     Args:
-      stage: of the config.
-      config: of the run.
+      stage: the config's.
+      config: the run's.
       trained: components most of whose parameters train.
-      rows: default those of the config's data.
-      audio_share: of the positions of a packed row, those that are frames of audio.
-
-    Packed rows are one example each, as long as the row: its text first, all of it to be predicted,
-    then its audio. Of clips the bucket with the most seconds is taken, the longest of these.
+      rows: None: those of the config's data.
+      audio_share: share of a packed row's positions that are frames of audio.
 
     Raises:
       ConfigError: the config's data are wrong.
-      PlanError: a share that is not one.
+      PlanError: a share or a number of rows out of range.
     """
     if not 0 <= audio_share < 1:
         raise PlanError(f"audio share {audio_share}: expected 0 <= it < 1")
@@ -90,16 +90,16 @@ def full_batch(
     )
 
 
-def placed_shapes(batch: FullBatch, mesh: jax.sharding.Mesh) -> Any:
-    """Shapes, types and shardings of the global arrays.
+def place_batch(batch: FullBatch, mesh: jax.sharding.Mesh) -> Any:
+    """Return shapes, dtypes and shardings of the global arrays.
 
     Raises:
-      ShardingError: rows or positions that do not divide among the devices.
+      ShardingError: rows or positions are not a multiple of the devices.
     """
 
-    def place(array: np.ndarray, where: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    def place(array: np.ndarray, placement: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
         dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-        return jax.ShapeDtypeStruct((batch.rows, *array.shape[1:]), dtype, sharding=where)
+        return jax.ShapeDtypeStruct((batch.rows, *array.shape[1:]), dtype, sharding=placement)
 
     return jax.tree.map(place, batch.row, sharding.batch_placement(batch.row, batch.rows, mesh))
 
@@ -119,7 +119,7 @@ def _packed_row(
         codes_BLQ=np.zeros((1, length, len(model.codebook_sizes)), np.int32),
         positions_BL=np.arange(length, dtype=np.int32)[None],
         segments_BL=np.ones((1, length), np.int32),
-        # Nothing predicts the first position.
+        # No position predicts the first.
         text_target_BL=(~is_audio_L & (np.arange(length) > 0))[None],
         audio_target_BL=is_audio_L[None],
     )
@@ -130,19 +130,19 @@ def _packed_row(
 def _chunks(
     settings: PackedSettings, model: ModelFormat, start: int, room: int
 ) -> tuple[tuple[AudioChunks, ...], int]:
-    """Chunks of whole buckets, the longest first, for as many positions as there is room."""
+    """Fill `room` positions from `start` with chunks of whole buckets, the longest first."""
     buckets = features.check_buckets(settings.buckets)
     lengths = {bucket: features.code_frames(bucket.samples) for bucket in buckets}
     filled: dict[Bucket, int] = {}
-    left = room
+    free = room
     for bucket in reversed(buckets):
-        filled[bucket] = min(bucket.count, left // lengths[bucket])
-        left -= filled[bucket] * lengths[bucket]
-    at, found = start + left, []
+        filled[bucket] = min(bucket.count, free // lengths[bucket])
+        free -= filled[bucket] * lengths[bucket]
+    position, result = start + free, []
     for bucket in buckets:
         used_C = np.arange(bucket.count) < filled[bucket]
-        starts_C = at + lengths[bucket] * np.arange(bucket.count)
-        at += filled[bucket] * lengths[bucket]
+        starts_C = position + lengths[bucket] * np.arange(bucket.count)
+        position += filled[bucket] * lengths[bucket]
         shape = (1, bucket.count, bucket.mel_frames, model.mel_bins)
         chunks = AudioChunks(
             np.zeros(shape, np.float32),
@@ -158,8 +158,8 @@ def _chunks(
                 hifigan_mel_BCTM=np.zeros(shape, np.float32),
                 hifigan_lengths_BC=np.where(used_C, frames, 0).astype(np.int32)[None],
             )
-        found.append(chunks)
-    return tuple(found), room - left
+        result.append(chunks)
+    return tuple(result), room - free
 
 
 def _clip(settings: AudioSettings, bucket: Bucket, model: ModelFormat) -> AudioBatch:
@@ -172,8 +172,8 @@ def _clip(settings: AudioSettings, bucket: Bucket, model: ModelFormat) -> AudioB
     return batch._replace(**full)
 
 
-def bytes_a_device(shapes: Any) -> int:
-    """Of arrays that are placed, those of one device; padding of layouts does not count."""
+def device_bytes(shapes: Any) -> int:
+    """Bytes of sharded arrays on a device, without the padding of layouts."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(shapes)

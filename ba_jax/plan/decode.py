@@ -1,7 +1,7 @@
-"""The step of generation to plan: an id of text or a frame of speech for every row.
+"""A step of generation to plan: an id of text or a frame of speech for every row.
 
-It is the step that `ba_jax.sampling` runs, with its cache and its sampling, and all rows in one
-mode, so that of its two heads the one that is not needed is not there.
+It is the step of `ba_jax.sampling`, with its cache and its sampling. All rows are in the same mode,
+so the head of the other mode is not compiled.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ba_jax.tree import flatten
 from ba_jax.vocab import LANGUAGE_MODEL
 
 KINDS = {"text": WRITING, "frame": SPEAKING}
-_TURN = 512  # ids and frames that a turn has room for
+_TURN = 512  # capacity of a turn in ids and frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +38,12 @@ class DecodeStep:
     """A step of generation.
 
     Attributes:
-      function: jitted; its state is used up.
-      arguments: shapes, placed.
-      parameters: component -> how many.
+      function: jitted; it donates the state.
+      arguments: shapes with shardings.
+      parameters: component -> number of parameters.
       amounts: "tokens" (text) or "frames" and "audio_seconds" of a step, all rows.
-      flops: of the model, all rows.
-      bytes: that one copy of the model has to read, analytically.
+      flops: FLOPs of the model, all rows.
+      bytes: bytes that a copy of the model has to read, see `needed_bytes`.
     """
 
     function: Callable
@@ -54,7 +54,7 @@ class DecodeStep:
     bytes: float
 
 
-def decode_step(
+def make_decode_step(
     model: Mapping[str, Any],
     mesh: jax.sharding.Mesh,
     kind: str,
@@ -63,18 +63,18 @@ def decode_step(
     context: int = 2048,
     dtype: Any = jnp.bfloat16,
 ) -> DecodeStep:
-    """A step of generation on a mesh.
+    """Make a step of generation on a mesh.
 
     Args:
-      model: a config's.
-      mesh: rows go over replica and fsdp, heads over tensor.
+      model: the model's config.
+      mesh: rows are divided over replica and fsdp, heads over tensor.
       kind: "text" or "frame".
-      rows: of the whole mesh.
+      rows: rows of the whole mesh.
       context: slots of the cache, all filled.
-      dtype: of parameters, cache and computation.
+      dtype: type of parameters, cache and computation.
 
     Raises:
-      PlanError: a model without audio, or rows that do not divide.
+      PlanError: a model without audio, or rows that are not a multiple of the mesh's.
     """
     config = from_mapping(BaichuanAudioConfig, model, "model").only(*LANGUAGE_MODEL)
     if config.components != LANGUAGE_MODEL:
@@ -104,7 +104,7 @@ def decode_step(
     )
 
     def step(variables, state: State, keys_B, limits: Limits) -> State:
-        # Known while it is compiled: the other mode's head is left out.
+        # A constant mode leaves the head of the other mode out.
         mode_B = jnp.full((rows,), KINDS[kind], jnp.int32)
         state = state._replace(turn=state.turn._replace(mode_B=mode_B))
         return stepper.step(variables, state, keys_B, limits)
@@ -135,8 +135,11 @@ def decode_step(
 def needed_bytes(
     config: BaichuanAudioConfig, kind: str, rows: int, context: int, size: int
 ) -> float:
-    """What a step has to read: each weight that it uses once, those of the audio head's attention
-    once a depth, and keys and values of the context. `size` is that of a value in bytes."""
+    """Bytes that a step has to read.
+
+    Each weight that it uses counts once, those of the audio head's attention once a depth, and keys
+    and values of the context. `size` is the size of a value in bytes.
+    """
     shapes = jax.eval_shape(functools.partial(init_variables, config), jax.random.key(0))
     total = 0
     for name, leaf in flatten(shapes["params"]).items():
@@ -148,15 +151,15 @@ def needed_bytes(
             head = "embedding" if config.llm.tied_embeddings else "lm_head"
             total += values * (name == f"llm/{head}")
         elif component == "audio_head":
-            again = rest.split("/")[1] in ("query", "key", "value", "out", "attention_norm")
-            total += values * (config.audio_head.depth if again else 1)
+            attention = rest.split("/")[1] in ("query", "key", "value", "out", "attention_norm")
+            total += values * (config.audio_head.depth if attention else 1)
     llm = config.llm
     total += 2 * llm.layers * llm.kv_heads * llm.head_dim * context * rows
     return float(total * size)
 
 
 def _flops(config: BaichuanAudioConfig, kind: str, rows: int, context: int) -> float:
-    """The model's, of all rows."""
+    """FLOPs of the model, all rows."""
     logits = rows if kind == "text" else 0
     total = flops.llm(config.llm, rows, rows * context, logits)
     if kind == "frame":
@@ -165,7 +168,7 @@ def _flops(config: BaichuanAudioConfig, kind: str, rows: int, context: int) -> f
 
 
 def _free_id(config: BaichuanAudioConfig) -> int:
-    """An id that is none of the audio tokens, for the end of text."""
+    """Return an id for the end of text that is no audio token."""
     taken = dataclasses.astuple(config.tokens)
     return next(i for i in range(config.llm.vocab_size) if i not in taken)
 
@@ -187,7 +190,7 @@ def _over_rows(tree: Any, mesh: jax.sharding.Mesh) -> Any:
 
 
 def _state(stepper: Stepper, config: BaichuanAudioConfig, mesh: jax.sharding.Mesh) -> State:
-    """A state's shapes; rows over the batch's axes, the cache's heads over tensor."""
+    """Return the state's shapes; rows over the batch's axes, the cache's heads over tensor."""
     heads = sharding.LOGICAL_AXES["kv_heads"]
     if config.llm.kv_heads % mesh.shape[heads]:
         heads = None

@@ -1,9 +1,9 @@
-"""Reads a compiled program's text (HLO): its collectives, and the bytes that it moves.
+"""Read a compiled program's text (HLO): its collectives, and the bytes that it moves.
 
 XLA's own cost analysis counts the body of a loop once. Here every instruction counts as often as
-it runs: a loop's body as many times as its condition's constant says (loops that JAX's scan makes
-count from 0), of a conditional the branch that moves most. A loop whose count cannot be read counts
-once, and is told.
+it runs: the body of a loop up to the constant in its condition (JAX's scans count from 0), and the
+branch of a conditional that moves most. A loop whose trip count cannot be read counts once, and is
+listed in `unknown_loops`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ACROSS = {
     "ALL_TO_ALL": "all-to-all",
 }
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-# Neither read nor write memory: they name what others made, or run what is counted by itself.
+# Operations without traffic: they only name other results, or run computations counted separately.
 _FREE = {
     "parameter",
     "constant",
@@ -48,13 +48,13 @@ _FREE = {
 }
 _FREE_CALLS = ("AllocateBuffer", "PrepareAsyncCall", "AssumeGatherIndicesInBound", "Sharding")
 _SLICES = {"dynamic-slice", "slice", "gather"}
-# Written in place; which operand is new.
+# Written in place -> index of the operand with the new values.
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 
 
 @dataclasses.dataclass(frozen=True)
-class Array:
-    """Type, dimensions and memory of an array; `space` is 0 for HBM."""
+class HloArray:
+    """Type, shape and memory space of an array; space 0 is HBM."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -63,26 +63,42 @@ class Array:
     @property
     def bytes(self) -> float:
         size = _BYTES.get(self.dtype)
-        if size is None:  # f32, s8, f8e4m3fn, c64: the first number is of bits
+        if size is None:  # f32, s8, f8e4m3fn, c64: the first number counts bits
             size = int(re.search(r"\d+", self.dtype)[0]) / 8
         return math.prod(self.shape) * size
 
 
 @dataclasses.dataclass(frozen=True)
-class Instruction:
-    """One line: what it makes, of what; `inside` is what the parentheses hold, `rest` follows."""
+class HloInstruction:
+    """A line of a program.
+
+    Attributes:
+      name, arrays: the result and its arrays.
+      opcode: the operation.
+      inside: text in the parentheses after the opcode.
+      operands: names in it.
+      rest: text after the parentheses: attributes.
+    """
 
     name: str
-    arrays: tuple[Array, ...]
+    arrays: tuple[HloArray, ...]
     opcode: str
     inside: str
     operands: tuple[str, ...]
     rest: str
 
     def called(self, key: str) -> str:
-        """The computation that an attribute names, or ""."""
-        found = re.search(rf"\b{key}=%([\w.\-]+)", self.rest)
-        return found[1] if found else ""
+        """Name of the computation in an attribute, or ""."""
+        match = re.search(rf"\b{key}=%([\w.\-]+)", self.rest)
+        return match[1] if match else ""
+
+    @property
+    def bytes(self) -> float:
+        return sum(array.bytes for array in self.arrays)
+
+    @property
+    def hbm_bytes(self) -> float:
+        return sum(array.bytes for array in self.arrays if array.space == 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +106,12 @@ class Collective:
     """A collective of a program.
 
     Attributes:
-      kind: one of KINDS.
-      bytes: of what each device ends up with: all of an all-gather, its part of a reduce-scatter.
-      group: how many devices take part together.
+      kind: an entry of KINDS.
+      bytes: size of the result on each device: all of an all-gather, a part of a reduce-scatter.
+      group: number of devices that take part together.
       times: how often it runs.
       crosses: devices of several slices take part.
-      source: where it comes from, JAX's name.
+      source: JAX's name of the operation.
     """
 
     kind: str
@@ -107,7 +123,7 @@ class Collective:
 
     @property
     def received(self) -> float:
-        """Bytes that each device has to receive, all times together."""
+        """Bytes that each device receives, all times together."""
         others = (self.group - 1) / self.group
         factor = {
             "all-gather": others,
@@ -119,29 +135,29 @@ class Collective:
         return self.times * factor * self.bytes
 
 
-def _arrays(text: str) -> tuple[Array, ...]:
-    found = []
+def _arrays(text: str) -> tuple[HloArray, ...]:
+    arrays = []
     for dtype, dims, layout in _ARRAY.findall(text):
         space = re.search(r"S\((\d+)\)", layout)
         shape = tuple(int(n) for n in dims.split(",") if n)
-        found.append(Array(dtype, shape, int(space[1]) if space else 0))
-    return tuple(found)
+        arrays.append(HloArray(dtype, shape, int(space[1]) if space else 0))
+    return tuple(arrays)
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the parenthesis that opens at `start` closes."""
+    """Index of the parenthesis that closes the one at `start`."""
     depth = 0
-    for place in range(start, len(text)):
-        if text[place] == "(":
+    for index in range(start, len(text)):
+        if text[index] == "(":
             depth += 1
-        elif text[place] == ")":
+        elif text[index] == ")":
             depth -= 1
             if not depth:
-                return place
+                return index
     raise ValueError(f"HLO: no closing parenthesis in {text[:80]!r}")
 
 
-def _instruction(line: str) -> Instruction | None:
+def _parse_instruction(line: str) -> HloInstruction | None:
     match = re.match(r"\s+(?:ROOT )?%([\w.\-]+) = ", line)
     if not match:
         return None
@@ -149,7 +165,7 @@ def _instruction(line: str) -> Instruction | None:
     end = _closing(line, start) + 1 if line[start] == "(" else line.index(" ", start)
     opening = line.index("(", end)
     close = _closing(line, opening)
-    return Instruction(
+    return HloInstruction(
         match[1],
         _arrays(line[start:end]),
         line[end:opening].strip(),
@@ -159,23 +175,24 @@ def _instruction(line: str) -> Instruction | None:
     )
 
 
-class Program:
+class HloProgram:
     """A compiled program.
 
     Args:
       text: `compiled.as_text()`.
-      slice_size: devices of a slice, to tell collectives that cross slices; None: one slice.
-      slices: how many. XLA:TPU writes what crosses them as transfers through the hosts (megascale).
+      slice_size: devices of a slice, to recognise collectives across slices; None: a single slice.
+      slices: number of slices. XLA:TPU writes collectives across slices as transfers through the
+        hosts (megascale).
 
     Raises:
-      ValueError: text that is no program.
+      ValueError: text without a program.
     """
 
     def __init__(self, text: str, slice_size: int | None = None, slices: int = 1):
-        self.computations: dict[str, list[Instruction]] = {}
+        self.computations: dict[str, list[HloInstruction]] = {}
         self.entry, self._slice_size, self._slices = "", slice_size, slices
         self.unknown_loops: list[str] = []
-        current: list[Instruction] | None = None
+        current: list[HloInstruction] | None = None
         for line in text.splitlines():
             if line.endswith("{") and not line.startswith((" ", "HloModule")):
                 name = _NAME.search(line)
@@ -185,20 +202,20 @@ class Program:
                         self.entry = name[1]
             elif line.startswith("}"):
                 current = None
-            elif current is not None and (found := _instruction(line)):
-                current.append(found)
+            elif current is not None and (instruction := _parse_instruction(line)):
+                current.append(instruction)
         if not self.entry:
             raise ValueError("HLO: text without an entry computation")
         self._by_name = {
-            name: {one.name: one for one in body} for name, body in self.computations.items()
+            name: {line.name: line for line in body} for name, body in self.computations.items()
         }
         self._bytes: dict[str, float] = {}
         self.weights: dict[str, float] = {}
         self._weigh(self.entry, 1.0)
 
-    # How often a computation runs
+    # --- how often a computation runs
 
-    def _trips(self, loop: Instruction) -> int:
+    def _trips(self, loop: HloInstruction) -> int:
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest)
         if known:
             return int(known[1])
@@ -206,9 +223,9 @@ class Program:
         by_name = self._by_name[loop.called("condition")]
         root = condition[-1]
         constants = [
-            int(found.inside)
+            int(operand.inside)
             for name in root.operands
-            if (found := by_name.get(name)) is not None and found.opcode == "constant"
+            if (operand := by_name.get(name)) is not None and operand.opcode == "constant"
         ]
         if root.opcode == "compare" and "direction=LT" in root.rest and len(constants) == 1:
             return constants[0]
@@ -216,90 +233,90 @@ class Program:
         return 1
 
     def _weigh(self, name: str, times: float) -> None:
+        """Add `times` runs of a computation and of those that it calls."""
         self.weights[name] = self.weights.get(name, 0.0) + times
-        for one in self.computations[name]:
-            if one.opcode == "while":
-                trips = self._trips(one)
-                self._weigh(one.called("body"), times * trips)
-            elif one.opcode == "conditional":
-                branches = self._branches(one)
+        for line in self.computations[name]:
+            if line.opcode == "while":
+                trips = self._trips(line)
+                self._weigh(line.called("body"), times * trips)
+            elif line.opcode == "conditional":
+                branches = self._branches(line)
                 if branches:
                     self._weigh(max(branches, key=self._moved), times)
-            elif one.opcode in ("call", "call-start"):
-                self._weigh(one.called("to_apply"), times)
-            elif one.opcode in ("fusion", "async-start"):
-                called = one.called("calls")
-                if one.opcode == "async-start" or self._has_collective(called):
+            elif line.opcode in ("call", "call-start"):
+                self._weigh(line.called("to_apply"), times)
+            elif line.opcode in ("fusion", "async-start"):
+                called = line.called("calls")
+                if line.opcode == "async-start" or self._has_collective(called):
                     self._weigh(called, times)
 
-    def _branches(self, one: Instruction) -> list[str]:
-        listed = re.search(r"branch_computations=\{([^}]*)\}", one.rest)
+    def _branches(self, line: HloInstruction) -> list[str]:
+        listed = re.search(r"branch_computations=\{([^}]*)\}", line.rest)
         if listed:
             return _NAME.findall(listed[1])
-        both = (one.called("true_computation"), one.called("false_computation"))
+        both = (line.called("true_computation"), line.called("false_computation"))
         return [name for name in both if name]
 
     def _has_collective(self, name: str) -> bool:
-        return any(_kind(one) for one in self.computations.get(name, ()))
+        return any(_kind(line) for line in self.computations.get(name, ()))
 
-    # Bytes
+    # --- bytes
 
     def _moved(self, name: str) -> float:
-        """Bytes of a computation that runs once, loops counted."""
+        """HBM traffic of a run of a computation, loops counted."""
         if name not in self._bytes:
-            self._bytes[name] = 0.0  # nothing calls itself
+            self._bytes[name] = 0.0  # no computation calls itself
             total = 0.0
-            for one in self.computations[name]:
-                total += self._moved_by(name, one)
-                if one.opcode == "while":
-                    total += self._trips(one) * self._moved(one.called("body"))
-                elif one.opcode == "conditional":
-                    total += max(map(self._moved, self._branches(one)), default=0.0)
-                elif one.opcode in ("call", "call-start"):
-                    total += self._moved(one.called("to_apply"))
-                elif one.opcode == "async-start":
-                    total += self._moved(one.called("calls"))
+            for line in self.computations[name]:
+                total += self._moved_by(name, line)
+                if line.opcode == "while":
+                    total += self._trips(line) * self._moved(line.called("body"))
+                elif line.opcode == "conditional":
+                    total += max(map(self._moved, self._branches(line)), default=0.0)
+                elif line.opcode in ("call", "call-start"):
+                    total += self._moved(line.called("to_apply"))
+                elif line.opcode == "async-start":
+                    total += self._moved(line.called("calls"))
             self._bytes[name] = total
         return self._bytes[name]
 
-    def _moved_by(self, name: str, one: Instruction) -> float:
-        """Bytes that one instruction reads from HBM and writes there."""
-        if one.opcode in _FREE or one.opcode.endswith("-done"):
+    def _moved_by(self, name: str, line: HloInstruction) -> float:
+        """HBM traffic of an instruction of a computation, without the computations it calls."""
+        if line.opcode in _FREE or line.opcode.endswith("-done"):
             return 0.0
-        if one.opcode == "custom-call" and any(f'="{call}' in one.rest for call in _FREE_CALLS):
+        if line.opcode == "custom-call" and any(f'="{call}' in line.rest for call in _FREE_CALLS):
             return 0.0
         by_name = self._by_name[name]
-        if one.opcode == "fusion":
-            called = one.called("calls")
+        if line.opcode == "fusion":
+            called = line.called("calls")
             read = sum(
                 self._read(called, number, self._size(by_name, operand))
-                for number, operand in enumerate(one.operands)
+                for number, operand in enumerate(line.operands)
                 if self._in_hbm(by_name, operand)
             )
-            return read + self._written(called, one)
-        out = sum(array.bytes for array in one.arrays if array.space == 0)
-        if one.opcode in _SLICES:
-            return 2 * out if self._in_hbm(by_name, one.operands[0]) else out
-        if one.opcode in _UPDATES:
-            return 2 * self._size(by_name, one.operands[_UPDATES[one.opcode]])
-        if one.opcode.endswith("-start"):  # (operand, result, contexts)
-            arrays = one.arrays[:2]
+            return read + self._written(called, line)
+        out = line.hbm_bytes
+        if line.opcode in _SLICES:
+            return 2 * out if self._in_hbm(by_name, line.operands[0]) else out
+        if line.opcode in _UPDATES:
+            return 2 * self._size(by_name, line.operands[_UPDATES[line.opcode]])
+        if line.opcode.endswith("-start"):  # (operand, result, contexts)
+            arrays = line.arrays[:2]
             return sum(array.bytes for array in arrays if array.space == 0)
         return out + sum(
             self._size(by_name, operand)
-            for operand in one.operands
+            for operand in line.operands
             if self._in_hbm(by_name, operand)
         )
 
     @staticmethod
-    def _size(by_name: dict[str, Instruction], operand: str) -> float:
-        found = by_name.get(operand)
-        return sum(array.bytes for array in found.arrays) if found else 0.0
+    def _size(by_name: dict[str, HloInstruction], operand: str) -> float:
+        return by_name[operand].bytes if operand in by_name else 0.0
 
     @staticmethod
-    def _in_hbm(by_name: dict[str, Instruction], operand: str) -> bool:
-        found = by_name.get(operand)
-        return found is not None and any(array.space == 0 for array in found.arrays)
+    def _in_hbm(by_name: dict[str, HloInstruction], operand: str) -> bool:
+        line = by_name.get(operand)
+        return line is not None and any(array.space == 0 for array in line.arrays)
 
     def _read(self, name: str, number: int, size: float) -> float:
         """Bytes that a fused computation reads of its parameter."""
@@ -307,135 +324,138 @@ class Program:
         return size if is_result else read
 
     def _used(self, name: str, number: int, size: float) -> tuple[float, bool]:
-        """(bytes read of a parameter, whether the computation gives it back as it is)."""
+        """Return bytes read of a parameter, and whether the computation returns it unchanged."""
         parameter = next(
-            one.name
-            for one in self.computations[name]
-            if one.opcode == "parameter" and int(one.inside) == number
+            line.name
+            for line in self.computations[name]
+            if line.opcode == "parameter" and int(line.inside) == number
         )
         same, total = {parameter}, 0.0
-        for one in self.computations[name]:  # uses come after what they use
-            if not same.intersection(one.operands):
+        for line in self.computations[name]:  # operands come before their uses
+            if not same.intersection(line.operands):
                 continue
-            if one.opcode == "bitcast":
-                same.add(one.name)
-            elif one.opcode in _SLICES and one.operands[0] in same:
-                total += sum(array.bytes for array in one.arrays)
-            elif one.opcode in _UPDATES and one.operands[0] in same:
-                continue  # in place: what is not updated stays
-            elif one.opcode == "fusion":
-                for at, operand in enumerate(one.operands):
+            if line.opcode == "bitcast":
+                same.add(line.name)
+            elif line.opcode in _SLICES and line.operands[0] in same:
+                total += line.bytes
+            elif line.opcode in _UPDATES and line.operands[0] in same:
+                continue  # in place: only the update is written
+            elif line.opcode == "fusion":
+                for index, operand in enumerate(line.operands):
                     if operand in same:
-                        read, is_result = self._used(one.called("calls"), at, size)
+                        read, is_result = self._used(line.called("calls"), index, size)
                         total += read
                         if is_result:
-                            same.add(one.name)
+                            same.add(line.name)
             else:
                 return size, False
         return min(total, size), self.computations[name][-1].name in same
 
-    def _written(self, name: str, fusion: Instruction) -> float:
-        """Bytes that a fusion writes: of an update in place, what is new."""
+    def _written(self, name: str, fusion: HloInstruction) -> float:
+        """Bytes that a fusion writes; an update in place writes only the new values."""
         root, by_name = self.computations[name][-1], self._by_name[name]
         roots = [root]
         if root.opcode == "tuple":
             roots = [by_name[operand] for operand in root.operands]
         if len(roots) != len(fusion.arrays):
-            return sum(array.bytes for array in fusion.arrays if array.space == 0)
+            return fusion.hbm_bytes
         total = 0.0
-        for made, array in zip(roots, fusion.arrays, strict=True):
+        for result, array in zip(roots, fusion.arrays, strict=True):
             if array.space != 0:
                 continue
-            while made.opcode == "bitcast":
-                made = by_name[made.operands[0]]
+            while result.opcode == "bitcast":
+                result = by_name[result.operands[0]]
             total += (
-                self._size(by_name, made.operands[_UPDATES[made.opcode]])
-                if made.opcode in _UPDATES
+                self._size(by_name, result.operands[_UPDATES[result.opcode]])
+                if result.opcode in _UPDATES
                 else array.bytes
             )
         return total
 
     @property
     def bytes_accessed(self) -> float:
-        """Bytes that a device reads from its HBM and writes there."""
+        """HBM traffic of a device."""
         return self._moved(self.entry)
 
-    # Collectives
+    # --- collectives
 
     def collectives(self) -> Iterator[Collective]:
-        """All of the program's."""
+        """Yield the program's collectives."""
         fused = {
-            one.called("calls")
+            line.called("calls")
             for body in self.computations.values()
-            for one in body
-            if one.opcode == "fusion"
+            for line in body
+            if line.opcode == "fusion"
         }
         for name, times in self.weights.items():
             body = self.computations[name]
-            for one in body:
-                if one.opcode == "recv" and (transfer := _TRANSFER.search(one.rest)):
+            for line in body:
+                if line.opcode == "recv" and (transfer := _TRANSFER.search(line.rest)):
                     kind = _ACROSS.get(transfer[1], "collective-permute")
-                    size = one.arrays[0].bytes
-                    yield Collective(kind, size, self._slices, times, True, _source(one))
+                    size = line.arrays[0].bytes
+                    yield Collective(kind, size, self._slices, times, True, _source(line))
                     continue
-                kind = _kind(one)
-                groups = replica_groups(one.rest) if kind else []
+                kind = _kind(line)
+                groups = replica_groups(line.rest) if kind else []
                 group = 2 if kind == "collective-permute" else len(groups[0]) if groups else 1
                 if group == 1:
                     continue
-                size = _result_bytes(one, kind)
+                size = _result_bytes(line, kind)
                 # XLA:TPU writes a reduce-scatter as a fusion of an all-reduce and a slice.
                 sliced = any(
-                    user.opcode == "dynamic-slice" and user.operands[0] == one.name for user in body
+                    user.opcode == "dynamic-slice" and user.operands[0] == line.name
+                    for user in body
                 )
                 if kind == "all-reduce" and sliced and name in fused:
                     kind, size = "reduce-scatter", size / group
-                yield Collective(kind, size, group, times, self._crosses(one, groups), _source(one))
+                yield Collective(
+                    kind, size, group, times, self._crosses(line, groups), _source(line)
+                )
 
-    def _crosses(self, one: Instruction, groups: list[list[int]]) -> bool:
+    def _crosses(self, line: HloInstruction, groups: list[list[int]]) -> bool:
         if self._slice_size is None:
             return False
-        if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", one.rest):
+        if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", line.rest):
             groups = [list(map(int, p.split(","))) for p in re.findall(r"\{([\d,]+)", pairs[0])]
         return any(len({device // self._slice_size for device in group}) > 1 for group in groups)
 
 
-def _kind(one: Instruction) -> str:
-    opcode = one.opcode.removesuffix("-start")
-    return opcode if opcode in KINDS and not one.opcode.endswith("-done") else ""
+def _kind(line: HloInstruction) -> str:
+    opcode = line.opcode.removesuffix("-start")
+    return opcode if opcode in KINDS and not line.opcode.endswith("-done") else ""
 
 
-def _source(one: Instruction) -> str:
-    found = re.search(r'op_name="([^"]*)"', one.rest)
-    return found[1] if found else ""
+def _source(line: HloInstruction) -> str:
+    match = re.search(r'op_name="([^"]*)"', line.rest)
+    return match[1] if match else ""
 
 
-def _result_bytes(one: Instruction, kind: str) -> float:
-    """Bytes that a device has of a collective's result."""
-    arrays = one.arrays
-    if one.opcode.endswith("-start") and kind != "all-reduce":
-        # (operands, results, contexts), as many results as operands
-        arrays = arrays[len(one.operands) : 2 * len(one.operands)]
+def _result_bytes(line: HloInstruction, kind: str) -> float:
+    """Size of a collective's result on a device."""
+    arrays = line.arrays
+    if line.opcode.endswith("-start") and kind != "all-reduce":
+        # (operands, results, contexts), with a result per operand
+        arrays = arrays[len(line.operands) : 2 * len(line.operands)]
     return sum(array.bytes for array in arrays)
 
 
 def replica_groups(text: str) -> list[list[int]]:
-    """Groups of devices of an instruction's attributes; [] if there are none.
+    """Parse the groups of devices in an instruction's attributes; [] if it has none.
 
     Three forms: `{{0,1},{2,3}}`, `[2,4]<=[4,2]T(1,0)` (an iota, transposed), and
     `mesh['a'=2,'b'=4] {'b'}` (axes of a mesh, or parts `'b':(1)2` of them, that vary in a group).
     """
-    if found := re.search(r"replica_groups=\{(\{.*?\})\}", text):
-        return [list(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", found[1])]
+    if match := re.search(r"replica_groups=\{(\{.*?\})\}", text):
+        return [list(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", match[1])]
     pattern = r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?"
-    if found := re.search(pattern, text):
-        ids = np.arange(int(found[1]) * int(found[2]))
-        ids = ids.reshape([int(n) for n in found[3].split(",")])
-        if found[4]:
-            ids = ids.transpose([int(n) for n in found[4].split(",")])
-        return ids.reshape(int(found[1]), int(found[2])).tolist()
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):
-        return _mesh_groups(found[1], found[2])
+    if match := re.search(pattern, text):
+        ids = np.arange(int(match[1]) * int(match[2]))
+        ids = ids.reshape([int(n) for n in match[3].split(",")])
+        if match[4]:
+            ids = ids.transpose([int(n) for n in match[4].split(",")])
+        return ids.reshape(int(match[1]), int(match[2])).tolist()
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):
+        return _mesh_groups(match[1], match[2])
     return []
 
 
@@ -446,12 +466,12 @@ def _mesh_groups(mesh: str, varying: str) -> list[list[int]]:
         parts.setdefault(name, []).append((int(before or 1), int(size or sizes[name])))
     shape, inside = [], []
     for name, size in sizes.items():
-        left, at = size, 1
+        split = 1  # product of the axis's sizes so far
         for before, part in sorted(parts.get(name, [])):
-            shape += [before // at, part]
+            shape += [before // split, part]
             inside.append(len(shape) - 1)
-            at, left = before * part, size // (before * part)
-        shape.append(left)
+            split = before * part
+        shape.append(size // split)
     ids = np.arange(math.prod(sizes.values())).reshape(shape)
     outside = [axis for axis in range(len(shape)) if axis not in inside]
     group = math.prod(shape[axis] for axis in inside)

@@ -1,35 +1,36 @@
-"""What a plan tells: a table for people, and the same as a dict for JSON."""
+"""A plan as text, as a dict for JSON, and as a picture of the memory."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from ba_jax.plan.compiled import Compiled
-from ba_jax.plan.estimate import Bound
+from ba_jax.plan.costs import CompiledStep, TimeBound
 from ba_jax.plan.topology import Topology
 
-_GB = 1e9
+# Distinct for the colour-blind too (Okabe and Ito 2008).
+_COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#f0e442", "#e69f00", "#d55e00", "#cc79a7", "#999999")
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What was found out about a step.
+class StepPlan:
+    """A step on a topology, its memory, traffic and time.
 
     Attributes:
       what: the step in words.
-      topology, mesh: where.
-      counts: component -> (its parameters, how many of them train).
-      kinds: kind of array -> bytes of a device, what the arguments are made of.
-      peak_bytes: of a device.
-      hbm_bytes: that a device has.
-      model_flops: of the model in a step, all chips.
-      needed_bytes: that a device has to read at least, or None where that is not known.
-      amounts: of a step.
-      compiled: what XLA made of it, or None where nothing could compile.
-      bound: how long it takes at least, or None.
-      note: how to read it, where that is not plain.
+      topology, mesh: devices, and sizes of the mesh's axes.
+      counts: component -> (all parameters, trained parameters).
+      kinds: kind of argument -> bytes of a device.
+      hbm_bytes: memory of a device.
+      model_flops: FLOPs of the model in a step, all chips.
+      amounts: tokens, seconds of audio and so on of a step.
+      peak_bytes: memory that a device needs.
+      needed_bytes: bytes that a device has to read at least, or None if unknown.
+      compiled: figures of the compiled step, or None if it could not be compiled.
+      bound: lower bound of the time, or None.
+      note: limits of an estimate.
     """
 
     what: str
@@ -37,13 +38,13 @@ class Plan:
     mesh: dict[str, int]
     counts: dict[str, tuple[int, int]]
     kinds: dict[str, int]
-    peak_bytes: int
     hbm_bytes: int
     model_flops: float
-    needed_bytes: float | None
     amounts: dict[str, float]
-    compiled: Compiled | None
-    bound: Bound | None
+    peak_bytes: int = 0
+    needed_bytes: float | None = None
+    compiled: CompiledStep | None = None
+    bound: TimeBound | None = None
     note: str = ""
 
     @property
@@ -51,8 +52,8 @@ class Plan:
         return self.peak_bytes <= self.hbm_bytes
 
 
-def as_dict(plan: Plan) -> dict[str, Any]:
-    """Everything, in plain types."""
+def as_dict(plan: StepPlan) -> dict[str, Any]:
+    """Return all figures in plain types."""
     compiled = plan.compiled
     return {
         "what": plan.what,
@@ -74,8 +75,8 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "bytes_accessed_loops_once": compiled.xla_bytes if compiled else None,
         "needed_bytes": plan.needed_bytes,
         "collectives": {
-            kind: dataclasses.asdict(one)
-            for kind, one in (compiled.collectives if compiled else {}).items()
+            kind: dataclasses.asdict(sums)
+            for kind, sums in (compiled.collectives if compiled else {}).items()
         },
         "unknown_loops": list(compiled.unknown_loops) if compiled else [],
         "compile_seconds": compiled.seconds if compiled else None,
@@ -85,8 +86,8 @@ def as_dict(plan: Plan) -> dict[str, Any]:
     }
 
 
-def table(rows: Iterable[Iterable[str]], left: int = 1) -> list[str]:
-    """Rows as aligned lines, the first `left` columns to the left and the others to the right."""
+def format_table(rows: Iterable[Iterable[str]], left: int = 1) -> list[str]:
+    """Format rows as aligned lines, the first `left` columns aligned left, the others right."""
     cells = [list(map(str, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
@@ -99,8 +100,8 @@ def table(rows: Iterable[Iterable[str]], left: int = 1) -> list[str]:
     ]
 
 
-def size(count: float) -> str:
-    """Bytes with a decimal unit: 12.3 GB."""
+def format_bytes(count: float) -> str:
+    """Format bytes with a decimal unit: 12.3 GB."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= factor:
             value = count / factor
@@ -108,16 +109,16 @@ def size(count: float) -> str:
     return f"{count:.0f} B"
 
 
-def duration(seconds: float) -> str:
-    """12.3 s, 45.6 ms, 7.8 us."""
+def format_seconds(seconds: float) -> str:
+    """Format seconds: 12.3 s, 45.6 ms, 7.8 us."""
     for unit, factor in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= factor:
             return f"{seconds / factor:,.3g} {unit}"
     return f"{seconds * 1e6:.3g} us"
 
 
-def amount(value: float) -> str:
-    """12.3 P, 45.6 G, 789 k, 12."""
+def format_amount(value: float) -> str:
+    """Format a number: 12.3 P, 45.6 G, 789 k, 12."""
     for unit, factor in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= factor:
             return f"{value / factor:.3g} {unit}"
@@ -128,88 +129,133 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:,.1f}"
 
 
-def lines(plan: Plan) -> list[str]:
-    """The table."""
-    found = [plan.what, *_where(plan), "", "parameters, millions", *_parameters(plan.counts)]
-    found += ["", "memory of a device", *_memory(plan)]
-    found += ["", "a step", *_step(plan)]
+def format_plan(plan: StepPlan) -> list[str]:
+    """Format a plan as lines of text."""
+    lines = [plan.what, *_topology(plan), "", "parameters, millions", *_parameters(plan.counts)]
+    lines += ["", "memory of a device", *_memory(plan)]
+    lines += ["", "a step", *_step(plan)]
     if plan.compiled:
-        found += ["", "collectives of a device", *_collectives(plan.compiled)]
+        lines += ["", "collectives of a device", *_collectives(plan.compiled)]
     if plan.bound:
-        found += ["", "a step takes at least", *_bound(plan.bound, plan.amounts)]
-    return found + ([""] + [plan.note] if plan.note else [])
+        lines += ["", "a step takes at least", *_bound(plan.bound)]
+    return lines + (["", plan.note] if plan.note else [])
 
 
-def _where(plan: Plan) -> list[str]:
+def _topology(plan: StepPlan) -> list[str]:
     topology = plan.topology
-    each = "" if topology.share == 1 else f", {len(topology.devices)} devices"
+    devices = "" if topology.share == 1 else f", {len(topology.devices)} devices"
     slices = "" if topology.slices == 1 else f" in {topology.slices} slices"
     mesh = " ".join(f"{axis}={number}" for axis, number in plan.mesh.items())
-    return [f"{topology.name}{slices}: {topology.chips} chips{each}, mesh {mesh}"]
+    return [f"{topology.name}{slices}: {topology.chips} chips{devices}, mesh {mesh}"]
 
 
 def _parameters(counts: Mapping[str, tuple[int, int]]) -> list[str]:
     totals = [sum(column) for column in zip(*counts.values(), strict=True)]
     rows = [("", "all", "training")]
-    rows += [(name, _millions(all_), _millions(some)) for name, (all_, some) in counts.items()]
-    return table([*rows, ("together", *map(_millions, totals))])
+    rows += [(name, *map(_millions, both)) for name, both in counts.items()]
+    return format_table([*rows, ("together", *map(_millions, totals))])
 
 
-def _memory(plan: Plan) -> list[str]:
-    rows = [(f"  {kind}", size(count)) for kind, count in plan.kinds.items()]
+def _memory(plan: StepPlan) -> list[str]:
+    rows = [(f"  {kind}", format_bytes(count)) for kind, count in plan.kinds.items()]
     if plan.compiled:
         memory = plan.compiled.memory
-        rows.insert(0, ("arguments", size(memory.arguments)))
+        rows.insert(0, ("arguments", format_bytes(memory.arguments)))
         rows += [
-            ("given back in place", size(memory.aliased)),
-            ("other outputs", size(memory.outputs)),
-            ("temporaries", size(memory.temporaries)),
-            ("program", size(memory.code)),
+            ("reused for outputs", format_bytes(memory.aliased)),
+            ("other outputs", format_bytes(memory.outputs)),
+            ("temporaries", format_bytes(memory.temporaries)),
+            ("program", format_bytes(memory.code)),
         ]
     verdict = "fits" if plan.fits else "DOES NOT FIT"
-    rows.append(("peak", size(plan.peak_bytes)))
-    rows.append(("of", size(plan.hbm_bytes)))
+    rows.append(("peak", format_bytes(plan.peak_bytes)))
+    rows.append(("available", format_bytes(plan.hbm_bytes)))
     share = plan.peak_bytes / plan.hbm_bytes
-    return [*table(rows), f"  {verdict}: {share:.0%}"]
+    return [*format_table(rows), f"  {verdict}: {share:.0%}"]
 
 
-def _step(plan: Plan) -> list[str]:
-    rows = [("model FLOPs", amount(plan.model_flops))]
+def _step(plan: StepPlan) -> list[str]:
+    rows = [("model FLOPs", format_amount(plan.model_flops))]
     if plan.compiled:
-        rows.append(("FLOPs with padding and remat", amount(plan.compiled.device_flops)))
-        rows.append(("bytes accessed by a device", size(plan.compiled.bytes_accessed)))
+        rows.append(("FLOPs with padding and remat", format_amount(plan.compiled.device_flops)))
+        rows.append(("bytes accessed by a device", format_bytes(plan.compiled.bytes_accessed)))
     if plan.needed_bytes is not None:
-        rows.append(("bytes that it needs", size(plan.needed_bytes)))
-    rows += [(name.replace("_", " "), amount(value)) for name, value in plan.amounts.items()]
+        rows.append(("bytes that it must read", format_bytes(plan.needed_bytes)))
+    rows += [(name.replace("_", " "), format_amount(value)) for name, value in plan.amounts.items()]
     if plan.compiled:
-        rows.append(("compiled in", duration(plan.compiled.seconds)))
+        rows.append(("compiled in", format_seconds(plan.compiled.seconds)))
         if loops := plan.compiled.unknown_loops:
             rows.append(("loops that count once", str(len(loops))))
-    return table(rows)
+    return format_table(rows)
 
 
-def _collectives(compiled: Compiled) -> list[str]:
+def _collectives(compiled: CompiledStep) -> list[str]:
     if not compiled.collectives:
         return ["  none"]
     rows = [("", "count", "bytes", "received", "from other slices")]
     rows += [
-        (kind, f"{one.count:,.0f}", size(one.bytes), size(one.received), size(one.received_across))
-        for kind, one in compiled.collectives.items()
+        (kind, f"{sums.count:,.0f}")
+        + tuple(map(format_bytes, (sums.bytes, sums.received, sums.received_across)))
+        for kind, sums in compiled.collectives.items()
     ]
-    return table(rows)
+    return format_table(rows)
 
 
-def _bound(bound: Bound, amounts: Mapping[str, float]) -> list[str]:
+def _bound(bound: TimeBound) -> list[str]:
     rows = [
-        (name, duration(getattr(bound, name)), "<- bounds it" if bound.by == name else "")
+        (name, format_seconds(getattr(bound, name)), "<- bounds it" if bound.by == name else "")
         for name in ("compute", "hbm", "ici", "dcn")
         if getattr(bound, name)
     ]
-    found = table(rows)
-    found.append(f"  MFU at most {bound.mfu:.1%}")
     day = dict(bound.a_day)
-    told = []
+    amounts = []
     if "audio_seconds" in day:
-        told.append(f"{amount(day.pop('audio_seconds') / 3600)} hours of audio")
-    told += [f"{amount(value)} {name}" for name, value in day.items() if name != "examples"]
-    return [*found, f"  a day at most {', '.join(told)}"]
+        amounts.append(f"{format_amount(day.pop('audio_seconds') / 3600)} hours of audio")
+    amounts += [f"{format_amount(v)} {name}" for name, v in day.items() if name != "examples"]
+    return [
+        *format_table(rows),
+        f"  MFU at most {bound.mfu:.1%}",
+        f"  a day at most {', '.join(amounts)}",
+    ]
+
+
+def memory_parts(plan: StepPlan) -> dict[str, int]:
+    """Split the peak into kinds of arguments and the rest; bytes."""
+    parts = dict(plan.kinds)
+    arguments = sum(plan.kinds.values())
+    if plan.compiled:
+        memory = plan.compiled.memory
+        parts["padding"] = max(memory.arguments - arguments, 0)
+        parts |= {"temporaries": memory.temporaries, "outputs": memory.outputs}
+        parts["program"] = memory.code
+    else:
+        parts["temporaries and program"] = max(plan.peak_bytes - arguments, 0)
+    return {kind: count for kind, count in parts.items() if count}
+
+
+def draw_memory(plan: StepPlan, path: Path | str) -> None:
+    """Write a bar of a device's memory as PNG, with a line at its size.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    start = 0.0
+    for number, (kind, count) in enumerate(memory_parts(plan).items()):
+        label = f"{kind}: {format_bytes(count)}"
+        colour = _COLOURS[number % len(_COLOURS)]
+        axes.barh(0, count / 1e9, left=start, color=colour, label=label)
+        start += count / 1e9
+    axes.axvline(plan.hbm_bytes / 1e9, color="red", label=f"memory: {format_bytes(plan.hbm_bytes)}")
+    axes.set(xlabel="GB", yticks=[], xlim=(0, 1.02 * max(plan.peak_bytes, plan.hbm_bytes) / 1e9))
+    axes.set_title(
+        f"{plan.what}, {plan.topology.name}: {format_bytes(plan.peak_bytes)} of "
+        f"{format_bytes(plan.hbm_bytes)}",
+        fontsize="medium",
+        wrap=True,
+    )
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2, frameon=False)
+    figure.savefig(path, format="png", dpi=120)

@@ -1,8 +1,8 @@
-"""Tries meshes, rows and remat policies, and ranks what fits by its time a token.
+"""Try meshes, rows and remat policies, and rank those that fit by time per token.
 
-Each try is compiled and takes as long as a plan, so what cannot fit is not tried: a policy that
-keeps more, or more rows, where less did not fit on the same mesh. Results are written as they come;
-a sweep goes on where one stopped.
+Each candidate is compiled and takes as long as a plan, so candidates that cannot fit are skipped: a
+policy that keeps more, or more rows, after less did not fit on the same mesh. Results are written
+one by one; an interrupted sweep resumes from them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ba_jax.plan import plan as planning
-from ba_jax.plan.advice import REMAT_ORDER
-from ba_jax.plan.report import as_dict, duration, size, table
+from ba_jax.plan import planner
+from ba_jax.plan.planner import REMAT_ORDER
+from ba_jax.plan.report import as_dict, format_bytes, format_seconds, format_table
 from ba_jax.plan.topology import PlanError, Topology
 from ba_jax.run_config import RunConfig
 from ba_jax.sharding import ShardingError
@@ -24,8 +24,8 @@ FITS, TOO_LARGE, IMPOSSIBLE, SKIPPED = "fits", "too large", "impossible", "skipp
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidate:
-    """A way to run: mesh axes, rows of each share of the batch, remat policy."""
+class SweepCandidate:
+    """Settings to try: mesh axes, rows of each share of the batch, remat policy."""
 
     replica: int
     fsdp: int
@@ -38,8 +38,8 @@ class Candidate:
         mesh = f"replica={self.replica} fsdp={self.fsdp} tensor={self.tensor}"
         return f"{mesh} sequence={self.sequence} rows={self.rows} remat={self.remat}"
 
-    def keeps_no_less(self, other: Candidate) -> bool:
-        """It needs at least the memory of another on the same mesh."""
+    def keeps_no_less(self, other: SweepCandidate) -> bool:
+        """Whether it needs at least the memory of another on the same mesh."""
         return (
             (self.replica, self.fsdp, self.tensor, self.sequence)
             == (other.replica, other.fsdp, other.tensor, other.sequence)
@@ -48,7 +48,7 @@ class Candidate:
         )
 
 
-def candidates(
+def make_candidates(
     devices: int,
     slices: int = 1,
     *,
@@ -56,28 +56,28 @@ def candidates(
     inner: Iterable[int] = (1, 2, 4, 8),
     rows: Iterable[int] = (1, 2, 4, 8),
     remats: Iterable[str] = REMAT_ORDER,
-) -> list[Candidate]:
-    """What to try, the most likely first: little inside a row, then remat that keeps little.
+) -> list[SweepCandidate]:
+    """List candidates, small tensor and sequence first, then remat that keeps little.
 
-    A copy of the model a slice, and in it fsdp takes what tensor and sequence leave.
+    Each slice has a copy of the model; fsdp takes the devices that tensor and sequence do not use.
     """
-    inner, each = tuple(inner), devices // slices
-    found = [
-        Candidate(slices, each // (tensor * sequence), tensor, sequence, number, remat)
+    inner, slice_devices = tuple(inner), devices // slices
+    result = [
+        SweepCandidate(slices, slice_devices // (tensor * sequence), tensor, sequence, count, remat)
         for tensor in inner
         for sequence in (inner if divides_positions else (1,))
         for remat in remats
-        for number in rows
-        if each % (tensor * sequence) == 0
+        for count in rows
+        if slice_devices % (tensor * sequence) == 0
     ]
     return sorted(
-        found,
+        result,
         key=lambda c: (c.tensor * c.sequence, c.tensor, REMAT_ORDER.index(c.remat), c.rows),
     )
 
 
-def changed(config: RunConfig, candidate: Candidate) -> RunConfig:
-    """The config with a candidate's mesh and policy."""
+def apply_candidate(config: RunConfig, candidate: SweepCandidate) -> RunConfig:
+    """Return the config with a candidate's mesh and policy."""
     mesh = dataclasses.replace(
         config.mesh,
         replica=candidate.replica,
@@ -89,42 +89,44 @@ def changed(config: RunConfig, candidate: Candidate) -> RunConfig:
     return dataclasses.replace(config, mesh=mesh, train=train)
 
 
-def attempt(config: RunConfig, topology: Topology, candidate: Candidate) -> dict[str, Any]:
-    """A candidate's result: its status, and its plan or why there is none."""
+def attempt(config: RunConfig, topology: Topology, candidate: SweepCandidate) -> dict[str, Any]:
+    """Plan a candidate; return its status, and its plan or the reason for none."""
     try:
-        found = planning.training(changed(config, candidate), topology, rows=candidate.rows)
-    except planning.DoesNotFit as error:
+        plan = planner.plan_training(
+            apply_candidate(config, candidate), topology, rows=candidate.rows
+        )
+    except planner.DoesNotFit as error:
         over = error.plan.peak_bytes - error.plan.hbm_bytes
-        return {"status": TOO_LARGE, "reason": f"{size(over)} over"}
+        return {"status": TOO_LARGE, "reason": f"{format_bytes(over)} over"}
     except (ShardingError, PlanError) as error:
         return {"status": IMPOSSIBLE, "reason": str(error)}
-    status = FITS if found.fits else TOO_LARGE
-    return {"status": status, "reason": "", "plan": as_dict(found)}
+    status = FITS if plan.fits else TOO_LARGE
+    return {"status": status, "reason": "", "plan": as_dict(plan)}
 
 
-def run(
-    tries: Iterable[Candidate],
-    attempt: Callable[[Candidate], dict[str, Any]],
+def run_sweep(
+    candidates: Iterable[SweepCandidate],
+    attempt: Callable[[SweepCandidate], dict[str, Any]],
     *,
     limit: int,
     path: Path | None = None,
     label: str = "",
 ) -> Iterator[dict[str, Any]]:
-    """Results of candidates as they come, those of before first.
+    """Yield the result of each candidate, in order, reusing those in the file.
 
     Args:
-      tries: what to try, in order.
-      attempt: gives a result, see `attempt`.
-      limit: how many to compile in this run, at most.
-      path: JSONL to keep results in; lines with another label are left alone.
-      label: what is planned, and where.
+      candidates: settings to try, in order.
+      attempt: returns a result, see `attempt`.
+      limit: compile at most so many in this run.
+      path: JSONL file of results; lines with another label are ignored.
+      label: name of the config and the topology.
 
     Raises:
-      PlanError: a file that is no sweep's.
+      PlanError: a file with other lines than results.
     """
-    done = {line["candidate"]: line for line in _lines(path) if line["label"] == label}
-    too_large: list[Candidate] = []
-    for candidate in tries:
+    done = {line["candidate"]: line for line in _read_results(path) if line["label"] == label}
+    too_large: list[SweepCandidate] = []
+    for candidate in candidates:
         result = done.get(str(candidate))
         if result is None:
             larger = next((c for c in too_large if candidate.keeps_no_less(c)), None)
@@ -144,54 +146,51 @@ def run(
         yield result
 
 
-def _lines(path: Path | None) -> list[dict[str, Any]]:
+def _read_results(path: Path | None) -> list[dict[str, Any]]:
     if path is None or not path.exists():
         return []
-    found = []
+    results = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
-            one = json.loads(line)
-            found.append({"label": one["label"], "candidate": one["candidate"], **one})
+            result = json.loads(line)
+            results.append({"label": result["label"], "candidate": result["candidate"], **result})
         except (ValueError, KeyError, TypeError):
             raise PlanError(f"{path}, line {number}: expected a sweep's result") from None
-    return found
+    return results
 
 
-def seconds_a_token(result: Mapping[str, Any]) -> float:
-    """Of a result that fits: the bound of a step over what it learns from.
-
-    Clips have no tokens: seconds of audio stand for them.
-    """
+def token_seconds(result: Mapping[str, Any]) -> float:
+    """Bound of a step's time per token, or per second of audio for clips, of a fitting result."""
     plan = result["plan"]
     amount = plan["amounts"].get("tokens") or plan["amounts"]["audio_seconds"]
     return plan["bound"]["seconds"] / amount
 
 
-def ranked(results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those that fit, the fastest first; of equals the one that needs less memory."""
+def rank(results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Sort the results that fit by time per token, then by memory."""
     fitting = [result for result in results if result["status"] == FITS]
-    return sorted(fitting, key=lambda r: (seconds_a_token(r), r["plan"]["peak_bytes"]))
+    return sorted(fitting, key=lambda r: (token_seconds(r), r["plan"]["peak_bytes"]))
 
 
-def lines(results: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The ranking as a table, then what is not in it."""
+def format_ranking(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Format the ranking as a table, and the candidates that are not in it."""
     results = list(results)
     rows = [("", "a token", "step", "bound by", "MFU at most", "peak")]
-    for result in ranked(results):
+    for result in rank(results):
         plan = result["plan"]
         bound = plan["bound"]
         rows.append(
             (
                 result["candidate"],
-                duration(seconds_a_token(result)),
-                duration(bound["seconds"]),
+                format_seconds(token_seconds(result)),
+                format_seconds(bound["seconds"]),
                 bound["by"],
                 f"{bound['mfu']:.1%}",
-                size(plan["peak_bytes"]),
+                format_bytes(plan["peak_bytes"]),
             )
         )
-    found = table(rows) if len(rows) > 1 else ["  nothing that was tried fits"]
-    rest = [r for r in results if r["status"] not in (FITS, SKIPPED)]
-    found += [f"  {r['candidate']}: {r['status']} ({r['reason']})" for r in rest]
+    lines = format_table(rows) if len(rows) > 1 else ["  no candidate that was tried fits"]
+    others = [r for r in results if r["status"] not in (FITS, SKIPPED)]
+    lines += [f"  {r['candidate']}: {r['status']} ({r['reason']})" for r in others]
     skipped = sum(r["status"] == SKIPPED for r in results)
-    return found + ([f"  {skipped} more would be larger still"] if skipped else [])
+    return lines + ([f"  {skipped} more would be larger still"] if skipped else [])

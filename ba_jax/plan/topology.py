@@ -1,10 +1,10 @@
 """Devices to compile for: TPU slices that need not be there, or GPUs.
 
     v4:2x2x1  v5e:16x16  v5p:4x4x4  v6e:16x16  tpu7x:2x2x2      chips along each dimension
-    h100:8    h200:16                                           how many
+    h100:8    h200:16                                           number of GPUs
 
-libtpu compiles for TPUs without one. GPUs are compiled for where they are; elsewhere their arrays
-are laid out over as many simulated CPU devices, and what compiling would tell is estimated.
+libtpu compiles for TPUs without a TPU. GPU programs are compiled only on such GPUs; elsewhere
+arrays are laid out over simulated CPU devices, and costs are estimated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ba_jax.metrics.chips import CHIPS, Chip
 
 # Without these libtpu asks a metadata server which TPU this is, and waits for it.
 ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-# What libtpu wants to know of a slice smaller than its default host.
+# libtpu needs these bounds for a slice smaller than its default host.
 _SINGLE = {"v5e": (1, 1, 1), "v6e": (1, 1, 1)}
 
 
@@ -36,11 +36,11 @@ class Topology:
 
     Attributes:
       name: "v5p:4x4x4".
-      chip: of which kind.
-      chips: how many, of all slices.
-      slices: how many.
-      devices: to make a mesh of; two a chip where a chip is two devices.
-      compiles: they can be compiled for.
+      chip: kind of chip.
+      chips: their number in all slices.
+      slices: number of slices.
+      devices: devices for a mesh; two a chip if a chip is two devices.
+      compiles: whether programs can be compiled for them.
     """
 
     name: str
@@ -52,15 +52,15 @@ class Topology:
 
     @property
     def share(self) -> float:
-        """Of a chip that a device is."""
+        """Share of a chip that a device is."""
         return self.chips / len(self.devices)
 
 
-def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
-    """Chip and shape of a topology's name.
+def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
+    """Parse the name of a topology into chip and shape.
 
     Raises:
-      PlanError: not of this form, or of another number of dimensions than the chip's.
+      PlanError: another form, or another number of dimensions than the chip's.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     if not match:
@@ -79,12 +79,12 @@ def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def prepare_process(name: str) -> None:
-    """Makes JAX ready for a topology; before anything else of JAX runs.
+    """Configure JAX for a topology; call it before JAX starts a backend.
 
-    TPUs that a host may have are left to others: what is compiled here never runs.
+    TPUs of the host are not opened: the compiled programs never run.
     """
-    chip, shape = parse(name)
-    # Programs for devices that are not there cannot be read back from the cache.
+    chip, shape = parse_topology(name)
+    # The cache cannot load programs for absent devices.
     jax.config.update("jax_enable_compilation_cache", False)
     if chip.is_tpu:
         for key, value in ENVIRONMENT.items():
@@ -95,12 +95,12 @@ def prepare_process(name: str) -> None:
 
 
 def open_topology(name: str, slices: int = 1) -> Topology:
-    """The devices of a topology.
+    """Open the devices of a topology.
 
     Raises:
-      PlanError: an unknown topology, one that libtpu does not know, or no libtpu.
+      PlanError: a topology unknown here or to libtpu, or libtpu is missing.
     """
-    chip, shape = parse(name)
+    chip, shape = parse_topology(name)
     if slices < 1:
         raise PlanError(f"slices = {slices}: expected at least 1")
     chips = math.prod(shape) * slices
@@ -132,12 +132,12 @@ def _tpu_devices(name: str, chip: Chip, shape: tuple[int, ...], slices: int) -> 
     if math.prod(shape) == 1 and chip.name in _SINGLE:
         options["chips_per_host_bounds"] = _SINGLE[chip.name]
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
-    except Exception as error:  # whatever the plugin raises: jaxlib's and Python's errors
+        description = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    except Exception as error:  # the plugin raises errors of jaxlib and of Python
         first = str(error).strip().splitlines()[0]
         raise PlanError(
-            f"topology {name!r} in {slices} slices: libtpu refuses it ({first}); known are for "
-            "example v4:2x2x1, v5e:2x2 to 16x16, v5p:2x2x1 to 8x16x16, v6e:2x2 to 16x16, "
-            "tpu7x:2x2x1; `pip install libtpu` if it is not there"
+            f"topology {name!r} in {slices} slices: libtpu refuses it ({first}); known "
+            "are, for example, v4:2x2x1, v5e:2x2 to 16x16, v5p:2x2x1 to 8x16x16, v6e:2x2 to 16x16, "
+            "tpu7x:2x2x1; `pip install libtpu` if it is missing"
         ) from error
-    return list(found.devices)
+    return list(description.devices)

@@ -1,4 +1,4 @@
-"""Which words of what was heard differ from what was said."""
+"""Mark the words in which two texts differ."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ Pieces = list[tuple[str, bool]]  # (text, whether it differs), adjoining
 
 
 def _key(token: str) -> str:
-    """What is compared: letters and digits without case; "" for punctuation and space."""
+    """Reduce a token to its letters and digits without case; "" for punctuation and space."""
     return "".join(c for c in token.casefold() if c.isalnum())
 
 
-def differences(reference: str, hypothesis: str) -> tuple[Pieces, Pieces]:
-    """Both texts in pieces; what differs is what an edit from one to the other touches."""
+def mark_differences(reference: str, hypothesis: str) -> tuple[Pieces, Pieces]:
+    """Split both texts into pieces and mark those that an edit of one into the other changes."""
     tokens = [_TOKENS.findall(text) for text in (reference, hypothesis)]
-    places = [[i for i, token in enumerate(side) if _key(token)] for side in tokens]
-    keys = [[_key(side[i]) for i in place] for side, place in zip(tokens, places, strict=True)]
+    indices = [[i for i, token in enumerate(side) if _key(token)] for side in tokens]
+    keys = [[_key(side[i]) for i in kept] for side, kept in zip(tokens, indices, strict=True)]
     differ: tuple[set[int], set[int]] = (set(), set())
     matcher = difflib.SequenceMatcher(None, *keys, autojunk=False)
     for tag, a0, a1, b0, b1 in matcher.get_opcodes():
         if tag != "equal":
-            differ[0].update(places[0][a0:a1])
-            differ[1].update(places[1][b0:b1])
+            differ[0].update(indices[0][a0:a1])
+            differ[1].update(indices[1][b0:b1])
     return _pieces(tokens[0], differ[0]), _pieces(tokens[1], differ[1])
 
 
 def _pieces(tokens: list[str], differ: set[int]) -> Pieces:
     pieces: Pieces = []
     for i, token in enumerate(tokens):
-        # The space between two words that differ is marked with them.
+        # The space between two marked words is marked too.
         marked = i in differ or (token.isspace() and i - 1 in differ and i + 1 in differ)
         if pieces and pieces[-1][1] == marked:
             pieces[-1] = (pieces[-1][0] + token, marked)

@@ -1,4 +1,4 @@
-"""The page: what the template is given, and the files that lie beside it."""
+"""The report's page: values for its template, and the files beside it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ba_jax.report import charts, curves, marks, targets
-from ba_jax.report.runs import Evaluation, Item, Runs, Stage
+from ba_jax.report import charts, marks, targets
+from ba_jax.report.runs import SOUNDS, Evaluation, JobRuns, StageRun, SuiteItem
 
 FILES = "files"
-LISTENED = 8  # items of a suite that have players; the others' recordings are linked in the tables
-LONG = 12  # rows from which a table is closed at first
-# What an item's hypothesis is, by suite, and its other texts.
-_CAME = {
+LISTENED = 8  # items of a suite with players; recordings of other items are linked in the tables
+LONG = 12  # tables with more rows are closed at first
+# Heading of the hypotheses, by suite.
+_HYPOTHESES = {
     "asr": "model wrote",
     "s2tt": "model wrote",
     "qa_s2t": "model wrote",
@@ -31,9 +31,10 @@ _CAME = {
     "codec": "judge heard",
     "reconstruction": "judge heard",
 }
+# Headings of an item's other texts.
 _MORE = {
     "text": "model wrote",
-    "transcribe_first": "model read back",
+    "transcribe_first": "model transcribed",
     "heard_on_reference": "judge heard of the reference",
     "heard_without_flow": "judge heard without flow",
     "failed": "failed",
@@ -43,7 +44,7 @@ _HERE = Path(__file__).resolve().parent
 
 
 class Files:
-    """Copies files into a folder under plain names; equal content once."""
+    """Copies files into a folder under plain names; equal content is copied once."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -51,7 +52,7 @@ class Files:
         self._names: set[str] = set()
 
     def add(self, path: Path, name: str) -> str:
-        """Copies `path`; returns its link. `name`, made plain ASCII, is what it is called."""
+        """Copy `path` under `name`, reduced to plain ASCII; return its link."""
         digest = hashlib.sha256(path.read_bytes()).digest()
         if digest not in self._links:
             stem = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:80] or "file"
@@ -66,8 +67,46 @@ class Files:
         return self._links[digest]
 
 
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def format_number(value: float) -> str:
+    """Format a number with four digits: 12000 -> `12k`, 0.0001 -> `1e-4`."""
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
+    size = abs(value)
+    for least, unit, suffix in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if size >= least:
+            return _minus(f"{value / unit:.4g}{suffix}")
+    if 0 < size < 1e-3:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return _minus(f"{float(mantissa):g}e{int(exponent)}")
+    return _minus(f"{value:.4g}")
+
+
+def format_column(values: Sequence[float | None]) -> list[str | None]:
+    """Format a column with equal decimals, four digits of the largest number; None stays None."""
+    most = max((abs(v) for v in values if v is not None and math.isfinite(v)), default=0.0)
+    whole = all(v is None or not math.isfinite(v) or v == int(v) for v in values)
+    decimals = 0 if whole else max(3 - math.floor(math.log10(most)), 0) if most else 0
+
+    def format_cell(value: float) -> str:
+        if not math.isfinite(value) or (most and not 1e-3 <= most < 1e6):
+            return format_number(value)
+        return _minus(f"{value:.{decimals}f}")
+
+    return [None if value is None else format_cell(value) for value in values]
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−") if text.startswith("-") else text
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
 def render(
-    runs: Runs,
+    runs: JobRuns,
     summary: Mapping[str, Any],
     origin: Mapping[str, str],
     files: Files,
@@ -75,14 +114,14 @@ def render(
     written: str,
     command: str,
 ) -> str:
-    """The page's HTML; everything that comes from data is escaped.
+    """Render the page's HTML; all text from data is escaped.
 
     Args:
-      runs: what to show.
-      summary, origin: of `targets.summarise`.
-      files: takes the pictures and recordings.
-      written: when, as text.
-      command: that made the report.
+      runs: the job.
+      summary, origin: see `targets.summarise`.
+      files: receives pictures and recordings.
+      written: time of writing as text.
+      command: command of the report.
     """
     stages = [_stage(stage, files) for stage in runs.stages]
     suites = [
@@ -90,27 +129,20 @@ def render(
         for evaluation in runs.evaluations.values()
         for suite in suite_tables(evaluation, files)
     ]
+    text_side = {
+        "before stage 1": "t2t_before",
+        "after stage 2": "t2t_after",
+        "after the single stage": "t2t_after_single_stage",
+    }
+    minutes = {k: v for k, v in (runs.minutes or {}).items() if k != targets.TOTAL}
     return render_template(
         "page.html",
         headline=targets.headline(summary, origin),
         summary=summary,
         origin=origin,
-        text_side=[
-            ("before stage 1", summary["t2t_before"], origin.get("t2t_before")),
-            ("after stage 2", summary["t2t_after"], origin.get("t2t_after")),
-            (
-                "after the single stage",
-                summary["t2t_after_single_stage"],
-                origin.get("t2t_after_single_stage"),
-            ),
-        ],
-        mel_errors=_mel_errors(summary["mel_mae_by_codebooks"]),
-        minutes=[
-            (name, f"{runs.minutes[name]:.1f}", width)
-            for name, _, width in _bars(
-                {k: v for k, v in (runs.minutes or {}).items() if k != targets.TOTAL}
-            )
-        ],
+        text_side=[(label, summary[key], origin.get(key)) for label, key in text_side.items()],
+        mel_errors=_mel_errors(summary["mel_mae_by_codebooks"] or {}),
+        minutes=[(name, f"{minutes[name]:.1f}", width) for name, _, width in _bars(minutes)],
         total_minutes=summary[targets.MINUTES],
         stages=stages,
         suites=suites,
@@ -131,7 +163,7 @@ def render(
 
 
 def render_template(name: str, **values: Any) -> str:
-    """A template of this folder as HTML, with style and script; what comes from data is escaped."""
+    """Render a template of this folder with style and script; text from data is escaped."""
     import jinja2
     import markupsafe
 
@@ -142,10 +174,9 @@ def render_template(name: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = charts.number
+    environment.filters["number"] = format_number
     environment.filters["percent"] = targets.percent
-    # The SVG that `charts` builds is escaped by ElementTree; style and script are our own files.
-    environment.filters["svg"] = markupsafe.Markup
+    # Style and script are our own files.
     return environment.get_template(name).render(
         style=markupsafe.Markup((_HERE / "style.css").read_text(encoding="utf-8")),
         script=markupsafe.Markup((_HERE / "sort.js").read_text(encoding="utf-8")),
@@ -156,58 +187,59 @@ def render_template(name: str, **values: Any) -> str:
 def _bars(
     values: Mapping[Any, float | None], full: float = 0.0
 ) -> list[tuple[Any, str | None, float]]:
-    """(name, value as text, width in percent of the largest, or of `full` if that is larger)."""
+    """Return (name, value as text, width in percent of the largest value or `full`)."""
     most = max((v for v in values.values() if v is not None and math.isfinite(v)), default=full)
     most = max(most, full)
     rows = []
-    shown = charts.aligned(list(values.values()))
-    for (name, value), text in zip(values.items(), shown, strict=True):
+    texts = format_column(list(values.values()))
+    for (name, value), text in zip(values.items(), texts, strict=True):
         width = 100 * value / most if value is not None and math.isfinite(value) and most else 0
         rows.append((name, text, round(width, 1)))
     return rows
 
 
-def _mel_errors(errors: Mapping[str, float | None] | None) -> list[tuple]:
-    """(codebooks, error, width in percent, share of the error with one codebook or None)."""
-    rows = []
-    one = (errors or {}).get("1")
-    for count, text, width in _bars(errors or {}):
-        value = errors[count]
-        rows.append((count, text, width, value / one if one and value is not None else None))
-    return rows
+def _mel_errors(errors: Mapping[str, float | None]) -> list[tuple]:
+    """Return (codebooks, error, width, error relative to that with one codebook or None)."""
+    single = errors.get("1")
+    return [
+        (
+            count,
+            text,
+            width,
+            errors[count] / single if single and errors[count] is not None else None,
+        )
+        for count, text, width in _bars(errors)
+    ]
 
 
-def _stage(stage: Stage, files: Files) -> dict[str, Any]:
-    losses, rates = curves.stage_charts(stage.series or {})
-    books = curves.codebooks(stage.series or {})
+def _stage(stage: StageRun, files: Files) -> dict[str, Any]:
+    losses, rates = charts.stage_charts(stage.series or {})
+    codebooks = charts.codebook_charts(stage.series or {})
     bars, others = [], []
-    for place, quantity in enumerate(books.quantities if books else ()):
-        last = {index: values[place] for index, values in books.rows}
+    for column, quantity in enumerate(codebooks.quantities if codebooks else ()):
+        last = {index: values[column] for index, values in codebooks.rows}
         if quantity in ("use", "perplexity"):
             bars.append((quantity, _bars(last, full=1.0)))
         else:
-            others.append((quantity, charts.aligned(list(last.values()))))
+            others.append((quantity, format_column(list(last.values()))))
     return {
         "name": stage.name,
         "has_metrics": stage.series is not None,
         "losses": losses,
         "rates": rates,
-        "codebooks": books,
+        "codebooks": codebooks,
         "codebook_bars": bars,
         "codebook_others": others,
-        "finals": curves.final_rows(stage.series or {}),
+        "finals": charts.last_values(stage.series or {}),
         "mels": _first_and_last(stage, (".png",), files),
-        "sounds": _first_and_last(stage, (".wav", ".flac", ".ogg", ".opus", ".mp3"), files),
+        "sounds": _first_and_last(stage, SOUNDS, files),
         "config": stage.config,
     }
 
 
-def _first_and_last(stage: Stage, suffixes: Sequence[str], files: Files) -> dict[str, Any]:
-    """The files of the first and the last step that has any: {"steps": ..., "rows": ...}.
-
-    A row is (name, one link or None a step).
-    """
-    found = {
+def _first_and_last(stage: StageRun, suffixes: Sequence[str], files: Files) -> dict[str, Any]:
+    """Select the files of the first and the last step: {"steps", "rows": (name, link per step)}."""
+    paths = {
         step: {
             name: path
             for name, kinds in names.items()
@@ -216,31 +248,31 @@ def _first_and_last(stage: Stage, suffixes: Sequence[str], files: Files) -> dict
         }
         for step, names in stage.pictures.items()
     }
-    steps = [step for step, names in found.items() if names]
+    steps = [step for step, names in paths.items() if names]
     steps = steps if len(steps) < 2 else [steps[0], steps[-1]]
     rows = []
-    for name in sorted({name for step in steps for name in found[step]}):
+    for name in sorted({name for step in steps for name in paths[step]}):
         links = []
         for step in steps:
-            path = found[step].get(name)
+            path = paths[step].get(name)
             links.append(files.add(path, f"{stage.name}-{step}-{name}") if path else None)
         rows.append((name, links))
     return {"steps": steps, "rows": rows}
 
 
 def suite_tables(evaluation: Evaluation, files: Files) -> list[dict[str, Any]]:
-    """Of each suite its items, and how many were right."""
-    by_suite: dict[str, list[Item]] = collections.defaultdict(list)
+    """Return the items and totals of each suite."""
+    by_suite: dict[str, list[SuiteItem]] = collections.defaultdict(list)
     for item in evaluation.items:
         by_suite[item.suite].append(item)
-    made = []
+    tables = []
     for name, items in by_suite.items():
         rows = [_item(evaluation.name, item, files) for item in items]
         with_audio = [row for row in rows if row["audio"]]
         judged = [item for item in items if item.correct is not None]
         counted = [i for i in items if i.errors is not None and i.units is not None]
-        units = sum(item.units for item in counted)
-        made.append(
+        errors, units = sum(i.errors for i in counted), sum(i.units for i in counted)
+        tables.append(
             {
                 "evaluation": evaluation.name,
                 "name": name,
@@ -248,28 +280,28 @@ def suite_tables(evaluation: Evaluation, files: Files) -> list[dict[str, Any]]:
                 "with_audio": with_audio,
                 "listened": _spread(with_audio, LISTENED),
                 "has_question": any("question" in item.more for item in items),
-                "came": _CAME.get(name, "hypothesis"),
+                "hypothesis": _HYPOTHESES.get(name, "hypothesis"),
                 "judged": len(judged),
                 "right": sum(item.correct is True for item in judged),
-                "errors": sum(item.errors for item in counted) if counted else None,
+                "errors": errors if counted else None,
                 "units": units,
-                "rate": sum(item.errors for item in counted) / units if units else None,
+                "rate": errors / units if units else None,
             }
         )
-    return made
+    return tables
 
 
 def _spread(rows: Sequence[Any], count: int) -> list[Any]:
-    """`count` rows from the first to the last, evenly apart: items lie together by language."""
+    """Select `count` rows at even distances, since items are sorted by language."""
     if len(rows) <= count:
         return list(rows)
     return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]
 
 
-def _item(evaluation: str, item: Item, files: Files) -> dict[str, Any]:
+def _item(evaluation: str, item: SuiteItem, files: Files) -> dict[str, Any]:
     reference, hypothesis = item.reference, item.hypothesis
     if item.wrong and reference is not None and hypothesis is not None:
-        pieces = marks.differences(reference, hypothesis)
+        pieces = marks.mark_differences(reference, hypothesis)
     else:
         pieces = tuple([] if text is None else [(text, False)] for text in (reference, hypothesis))
     audio = []
@@ -292,33 +324,25 @@ def _item(evaluation: str, item: Item, files: Files) -> dict[str, Any]:
 
 
 def _figures(evaluations: Mapping[str, Evaluation]) -> list[tuple[str, list]]:
-    """(figure, of each evaluation: (whether it has the figure, its value))."""
-    names = dict.fromkeys(name for e in evaluations.values() for name in e.figures or {})
-    return [
-        (
-            name,
-            [
-                (name in (e.figures or {}), (e.figures or {}).get(name))
-                for e in evaluations.values()
-            ],
-        )
-        for name in names
-    ]
+    """Return (figure, for each evaluation: (whether it has the figure, its value))."""
+    by_evaluation = [evaluation.figures or {} for evaluation in evaluations.values()]
+    names = dict.fromkeys(name for figures in by_evaluation for name in figures)
+    return [(name, [(name in f, f.get(name)) for f in by_evaluation]) for name in names]
 
 
 def versions() -> list[tuple[str, str]]:
-    """Python, the packages and the commit that run here."""
-    found = [("python", platform.python_version())]
+    """Return the versions of Python and the packages, the commit and the machine."""
+    rows = [("python", platform.python_version())]
     for package in _PACKAGES:
         try:
-            found.append((package, importlib.metadata.version(package)))
+            rows.append((package, importlib.metadata.version(package)))
         except importlib.metadata.PackageNotFoundError:
-            found.append((package, "not installed"))
-    return found + [("commit", _commit()), ("machine", f"{platform.system()} {platform.machine()}")]
+            rows.append((package, "not installed"))
+    return rows + [("commit", _commit()), ("machine", f"{platform.system()} {platform.machine()}")]
 
 
 def _commit() -> str:
-    """The commit of the tree that this module lies in."""
+    """Return the commit of this module's tree."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(_HERE), *arguments]

@@ -1,14 +1,14 @@
-"""Reads what the stages and the evaluations left behind; what is absent is None or empty.
+"""Read the files of stages and evaluations; absent files are None or empty.
 
     RUNS/<stage>/metrics.csv, timings.csv       step,name,value
-    RUNS/<stage>/config.json                    the settings, shown as they are
-    RUNS/<stage>/pictures/<step>/<name>.png     and .wav; a name may hold slashes
+    RUNS/<stage>/config.json                    the settings, shown unchanged
+    RUNS/<stage>/pictures/<step>/<name>.png     and .wav; names may have slashes
     RUNS/eval/<checkpoint>/figures.json         name -> number, null, text, or a dict of such
-    RUNS/eval/<checkpoint>/items.jsonl          one item of a suite a line
-    RUNS/minutes.json                           stage -> minutes; "total" if some ran side by side
-    RUNS/commands.txt                           the commands that were run, one a line
+    RUNS/eval/<checkpoint>/items.jsonl          an item of a suite per line
+    RUNS/minutes.json                           stage -> minutes; "total" if stages ran in parallel
+    RUNS/commands.txt                           the commands, one per line
 
-Anything malformed is a `ReportError` that names the file and, where there is one, the line.
+Malformed input is a `ReportError` that names the file and, if possible, the line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 from ba_jax.checkpoints.layout import CONFIG_FILE
 
 EVAL = "eval"
-# The order of the chain; stages that are not named here follow by name.
+# Order of the stages; others follow by name.
 STAGE_ORDER = (
     "text",
     "text_lm",
@@ -52,18 +52,18 @@ Points = tuple[tuple[int, float], ...]  # (step, value), by step; values may be 
 
 
 class ReportError(ValueError):
-    """An input that cannot be read as what it should be, or a folder that cannot be written."""
+    """Malformed input, or a folder that cannot be written."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class StageRun:
     """A training stage's folder.
 
     Attributes:
-      name: of the folder.
-      series: metric -> its points, of both CSV files; None without metrics.csv.
+      name: name of the folder.
+      series: metric -> its points, from both CSV files; None without metrics.csv.
       pictures: step -> name without suffix -> suffix (".png", ".wav") -> file.
-      config: the text of config.json, or None.
+      config: text of config.json, or None.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Sound:
-    """A recording of an item; `path` is None where the file that is named does not exist."""
+    """A recording of an item; `path` is None if the file does not exist."""
 
     label: str
     name: str
@@ -82,12 +82,12 @@ class Sound:
 
 
 @dataclasses.dataclass(frozen=True)
-class Item:
-    """One item of a suite; None is what the evaluation did not say.
+class SuiteItem:
+    """An item of a suite; fields that the evaluation did not write are None.
 
     Attributes:
-      hypothesis: what came: what the model wrote, or what the judge heard of what it said.
-      more: other texts, by their key in items.jsonl: `TEXTS`.
+      hypothesis: the model's text, or the judge's transcript of its speech.
+      more: other texts, by key in items.jsonl (see `TEXTS`).
     """
 
     suite: str
@@ -108,35 +108,35 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The results of one checkpoint; a dict's entries become `name/key` in `figures`, `notes`.
+    """The results of a checkpoint; entries of dicts become `name/key` in `figures`, `notes`.
 
     Attributes:
       figures: name -> number, or None for null; None without figures.json.
-      notes: name -> text that says how figures were made.
+      notes: name -> text on how figures were computed.
     """
 
     name: str
     figures: Mapping[str, float | None] | None
     notes: Mapping[str, str]
-    items: tuple[Item, ...]
+    items: tuple[SuiteItem, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Runs:
-    """All that a report is made from."""
+class JobRuns:
+    """Input of a report."""
 
     folder: Path
-    stages: tuple[Stage, ...]
+    stages: tuple[StageRun, ...]
     evaluations: Mapping[str, Evaluation]
     minutes: Mapping[str, float] | None
     commands: tuple[str, ...] | None
 
 
-def read_runs(folder: Path) -> Runs:
-    """Reads a folder of runs.
+def read_runs(folder: Path) -> JobRuns:
+    """Read a folder of runs.
 
     Raises:
-      ReportError: for a folder that is absent or holds nothing to report, or a malformed file.
+      ReportError: a folder that is absent or has nothing to report, or a malformed file.
     """
     if not folder.is_dir():
         raise ReportError(f"{folder}: no such folder; expected the runs of a main job")
@@ -149,7 +149,7 @@ def read_runs(folder: Path) -> Runs:
             f"{folder}: nothing to report; expected <stage>/metrics.csv, <stage>/pictures/, "
             "eval/<checkpoint>/figures.json or minutes.json"
         )
-    return Runs(
+    return JobRuns(
         folder=folder,
         stages=tuple(sorted(stages, key=lambda stage: stage_rank(stage.name))),
         evaluations=dict(sorted(evaluations.items(), key=lambda pair: stage_rank(pair[0]))),
@@ -159,7 +159,7 @@ def read_runs(folder: Path) -> Runs:
 
 
 def stage_rank(name: str) -> tuple[int, str]:
-    """The sorting key of a stage's name: its place in the chain."""
+    """Sorting key of a stage's name."""
     plain = name.removeprefix("lm_")
     return (STAGE_ORDER.index(plain) if plain in STAGE_ORDER else len(STAGE_ORDER), name)
 
@@ -168,45 +168,45 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ReportError(f"{path}: not UTF-8 at byte {error.start}") from error
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 # --- stages -------------------------------------------------------------------------------------
 
 
-def _read_stage(folder: Path) -> Stage:
+def _read_stage(folder: Path) -> StageRun:
     files = [folder / "metrics.csv", folder / "timings.csv"]
     series: dict[str, Points] | None = None
     if files[0].is_file():
         series = {k: v for file in files if file.is_file() for k, v in read_metrics(file).items()}
     config = folder / CONFIG_FILE
-    return Stage(
+    return StageRun(
         name=folder.name,
         series=series,
         pictures=_read_pictures(folder / "pictures"),
-        config=_text(config) if config.is_file() else None,
+        config=_read_text(config) if config.is_file() else None,
     )
 
 
 def read_metrics(path: Path) -> dict[str, Points]:
-    """Metric -> points from `step,name,value`; of a step that was logged twice the later counts.
+    """Read metric -> points from lines `step,name,value`; the last value of a step counts.
 
-    A run that was resumed logs the steps since its checkpoint again. A last line without its end
-    is one that a run was killed at, as in `metrics.writers`: it does not count.
+    A resumed run logs the steps since its checkpoint again. A last line without a line end, where a
+    run was killed, is ignored, as in `metrics.writers`.
 
     Raises:
-      ReportError: naming the line that is malformed.
+      ReportError: naming the malformed line.
     """
     values: dict[str, dict[int, float]] = {}
-    lines = _text(path).split("\n")[:-1]
+    lines = _read_text(path).split("\n")[:-1]
     rows = csv.reader(lines, strict=True)
     try:
         for row in rows:
@@ -236,7 +236,7 @@ def _read_pictures(folder: Path) -> dict[int, dict[str, dict[str, Path]]]:
     for step in _folders(folder):
         if not step.name.isdecimal():
             raise ReportError(f"{step}: expected a folder named by its step")
-        found = pictures.setdefault(int(step.name), {})
+        names = pictures.setdefault(int(step.name), {})
         for path in sorted(step.rglob("*")):
             if path.suffix not in (".png", *SOUNDS):
                 continue
@@ -245,7 +245,7 @@ def _read_pictures(folder: Path) -> dict[int, dict[str, dict[str, Path]]]:
                     if file.read(len(_PNG)) != _PNG:
                         raise ReportError(f"{path}: not a PNG file")
             name = path.relative_to(step).with_suffix("").as_posix()
-            found.setdefault(name, {})[path.suffix] = path
+            names.setdefault(name, {})[path.suffix] = path
     return dict(sorted(pictures.items()))
 
 
@@ -254,13 +254,13 @@ def _read_pictures(folder: Path) -> dict[int, dict[str, dict[str, Path]]]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(_text(path))
+        return json.loads(_read_text(path))
     except json.JSONDecodeError as error:
         raise ReportError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """What `ba_jax.evaluate` left in a folder.
+    """Read a folder of `ba_jax.evaluate`.
 
     Raises:
       ReportError: a malformed file.
@@ -276,12 +276,12 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 
 def read_figures(path: Path) -> tuple[dict[str, float | None], dict[str, str]]:
-    """(name -> number or None, name -> text); the entries of a dict under `name` are `name/key`.
+    """Read (name -> number or None, name -> text); entries of a dict are named `name/key`.
 
-    An interval, a list of two numbers, is `name/low` and `name/high`.
+    An interval, a list of two numbers, is split into `name/low` and `name/high`.
 
     Raises:
-      ReportError: for anything but numbers, null, texts, intervals and one level of dicts of them.
+      ReportError: other values than numbers, null, texts, intervals and one level of dicts.
     """
     content = _read_json(path)
     if not isinstance(content, dict):
@@ -290,27 +290,27 @@ def read_figures(path: Path) -> tuple[dict[str, float | None], dict[str, str]]:
     notes: dict[str, str] = {}
     for name, value in content.items():
         nested = value if isinstance(value, dict) else {"": value}
-        if isinstance(value, list) and len(value) == 2 and all(map(_number, value)):
+        if isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)):
             nested = {"low": value[0], "high": value[1]}
         for key, number in nested.items():
             full = f"{name}/{key}" if key else name
             if isinstance(number, str):
                 notes[full] = number
-            elif number is None or _number(number):
+            elif number is None or _is_number(number):
                 figures[full] = number
             else:
                 raise ReportError(f"{path}: {full} = {number!r:.80}: expected a number or a text")
     return figures, notes
 
 
-def read_items(path: Path) -> list[Item]:
-    """The items of an `items.jsonl`, in order.
+def read_items(path: Path) -> list[SuiteItem]:
+    """Read the items of an `items.jsonl`, in order.
 
     Raises:
       ReportError: naming the line and the key.
     """
     items = []
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
@@ -324,11 +324,11 @@ def read_items(path: Path) -> list[Item]:
     return items
 
 
-def _item(content: Mapping[str, Any], where: str, folder: Path) -> Item:
+def _item(content: Mapping[str, Any], where: str, folder: Path) -> SuiteItem:
     values: dict[str, Any] = {}
     for name in ("suite", "id", "language", "reference", "hypothesis"):
         value = content.get(name)
-        if name == "id" and _number(value):
+        if name == "id" and _is_number(value):
             value = str(value)
         if not isinstance(value, str) and (value is not None or name in ("suite", "id")):
             raise ReportError(f"{where}: {name} = {value!r:.80}: expected a text")
@@ -338,27 +338,29 @@ def _item(content: Mapping[str, Any], where: str, folder: Path) -> Item:
         raise ReportError(f"{where}: correct = {values['correct']!r:.80}: expected true or false")
     for name in ("errors", "units"):
         values[name] = content.get(name)
-        if values[name] is not None and not (_number(values[name]) and values[name] >= 0):
+        if values[name] is not None and not (_is_number(values[name]) and values[name] >= 0):
             raise ReportError(f"{where}: {name} = {values[name]!r:.80}: expected a count")
     more = {name: content[name] for name in TEXTS if content.get(name) is not None}
     for name, value in more.items():
         if not isinstance(value, str):
             raise ReportError(f"{where}: {name} = {value!r:.80}: expected a text")
-    return Item(**values, audio=_sounds(content.get("audio"), f"{where}: audio", folder), more=more)
+    return SuiteItem(
+        **values, audio=_sounds(content.get("audio"), f"{where}: audio", folder), more=more
+    )
 
 
 def _sounds(entry: Any, where: str, folder: Path) -> tuple[Sound, ...]:
-    """label -> path, or a list of {"label", "path"}; an empty path says that nothing came."""
+    """Parse label -> path, or a list of {"label", "path"}; an empty path means no recording."""
     pairs = list(entry.items()) if isinstance(entry, dict) else []
-    for one in entry if isinstance(entry, list) else ():
-        pairs.append((one.get("label"), one.get("path")) if isinstance(one, dict) else (None, one))
+    for row in entry if isinstance(entry, list) else ():
+        pairs.append((row.get("label"), row.get("path")) if isinstance(row, dict) else (None, row))
     if not isinstance(entry, dict | list | None):
         raise ReportError(f"{where} = {entry!r:.80}: expected label -> path")
     return tuple(_sound(label, name, where, folder) for label, name in pairs)
 
 
 def _sound(label: Any, name: Any, where: str, folder: Path) -> Sound:
-    """A Sound; the path stays inside the evaluation's folder."""
+    """Check a recording: its path must stay inside the evaluation's folder."""
     if not isinstance(label, str) or not isinstance(name, str):
         raise ReportError(f"{where}: {label!r:.80} -> {name!r:.80}: expected label -> path")
     if not name:
@@ -381,7 +383,7 @@ def _read_minutes(path: Path) -> dict[str, float] | None:
     if not isinstance(content, dict):
         raise ReportError(f"{path}: expected an object of minutes, got {content!r:.80}")
     for stage, value in content.items():
-        if not (_number(value) and 0 <= value < math.inf):
+        if not (_is_number(value) and 0 <= value < math.inf):
             raise ReportError(f"{path}: {stage} = {value!r:.80}: expected minutes, 0 or more")
     return content
 
@@ -389,4 +391,4 @@ def _read_minutes(path: Path) -> dict[str, float] | None:
 def _read_commands(path: Path) -> tuple[str, ...] | None:
     if not path.is_file():
         return None
-    return tuple(line.rstrip() for line in _text(path).splitlines() if line.strip())
+    return tuple(line.rstrip() for line in _read_text(path).splitlines() if line.strip())

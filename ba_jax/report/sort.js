@@ -1,4 +1,4 @@
-// Tables with class "sortable": a click on a column's head sorts by it, a second one backwards.
+// Tables with class "sortable": a click on a column's head sorts by it, a second click reverses.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
@@ -22,7 +22,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       };
       const rows = [...table.tBodies[0].rows].sort(compare);
       if (down) rows.reverse();
-      // What has no value comes last both ways.
+      // Empty cells come last in both directions.
       const empty = rows.filter((row) => key(row) === "");
       table.tBodies[0].append(...rows.filter((row) => key(row) !== ""), ...empty);
     });

@@ -1,4 +1,4 @@
-"""The figures of the main job: where each comes from, and what each must reach.
+"""The figures of the main job: their sources and targets.
 
 Shares (word error rates, accuracies) are fractions: 0.1 is 10 %.
 """
@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ba_jax.report.runs import ReportError, Runs
+from ba_jax.report.runs import JobRuns, ReportError
 
-# Key of summary.json -> (evaluated checkpoints, the first that has the figure; the figure).
+# Key of summary.json -> (checkpoints, of which the first with the figure counts; the figure).
 SOURCES: Mapping[str, tuple[tuple[str, ...], str]] = {
     "asr_wer": (("stage2",), "asr_wer"),
     "qa_s2t": (("stage2",), "qa_s2t"),
@@ -25,24 +25,23 @@ SOURCES: Mapping[str, tuple[tuple[str, ...], str]] = {
     "t2t_after_single_stage": (("single",), "qa_t2t"),
 }
 MINUTES = "minutes"
-TOTAL = "total"
-"""In minutes.json, of the whole job, beside the stages'."""
+TOTAL = "total"  # key of the whole job in minutes.json
 
 Summary = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What a figure must reach.
+    """A figure and the bound that it must reach.
 
     Attributes:
-      label: what is measured, and how.
-      measure: the summary -> the figure, or None if it was not measured.
+      label: the measurement in words.
+      measure: computes the figure from the summary; None if it was not measured.
       at_most: whether smaller is better.
-      bound: what was asked for; the bound itself passes.
+      bound: the bound, inclusive.
       asked: the bound as text.
-      show: the figure as text.
-      keys: of the summary, that the figure is made from.
+      show: formats the figure.
+      keys: keys of the summary that the figure depends on.
     """
 
     label: str
@@ -55,7 +54,7 @@ class Target:
 
 
 def percent(value: float | None) -> str:
-    """0.1234 -> `12.3 %`."""
+    """Format a share: 0.1234 -> `12.3 %`."""
     if value is None:
         return "not measured"
     return f"{100 * value:.1f} %" if math.isfinite(value) else "not a number"
@@ -69,18 +68,18 @@ def _minutes(value: float) -> str:
     return f"{value:.1f} min"
 
 
-def _of(key: str) -> Callable[[Summary], float | None]:
+def _read_key(key: str) -> Callable[[Summary], float | None]:
     return lambda summary: summary[key]
 
 
 def total_minutes(minutes: Mapping[str, float]) -> float:
-    """What is stated as the total (stages may run side by side), else the sum."""
+    """Return the stated total (stages may run in parallel), or else the sum."""
     stages = [value for name, value in minutes.items() if name != TOTAL]
     return minutes.get(TOTAL, sum(stages))
 
 
 def codebook_gain(summary: Summary) -> float | None:
-    """Mel error with the most codebooks over that with one."""
+    """Mel error with the most codebooks relative to that with a single codebook."""
     errors = summary["mel_mae_by_codebooks"] or {}
     counts = sorted(int(count) for count in errors)
     if len(counts) < 2 or counts[0] != 1 or errors["1"] is None:
@@ -90,17 +89,16 @@ def codebook_gain(summary: Summary) -> float | None:
 
 
 def text_change(summary: Summary) -> float | None:
-    """Text-to-text accuracy after stage 2 less that before stage 1."""
+    """Change of text-to-text accuracy from before stage 1 to after stage 2."""
     before, after = summary["t2t_before"], summary["t2t_after"]
     return None if before is None or after is None else after - before
 
 
-# The two bounds that the issue gives in words alone ("clearly better", "kept") are read as 10 % and
-# 5 points.
+# Two bounds were given only in words ("clearly better", "kept"): read as 10 % and 5 points.
 TARGETS = (
     Target(
         "Speech recognition, closed-vocabulary sentences: word error rate",
-        _of("asr_wer"),
+        _read_key("asr_wer"),
         True,
         0.10,
         "at most 10 %",
@@ -109,7 +107,7 @@ TARGETS = (
     ),
     Target(
         "Spoken question, written answer: accuracy",
-        _of("qa_s2t"),
+        _read_key("qa_s2t"),
         False,
         0.80,
         "at least 80 %",
@@ -118,7 +116,7 @@ TARGETS = (
     ),
     Target(
         "Spoken question, spoken answer: accuracy",
-        _of("qa_s2s"),
+        _read_key("qa_s2s"),
         False,
         0.70,
         "at least 70 %",
@@ -127,7 +125,7 @@ TARGETS = (
     ),
     Target(
         "Speech generated from text, independent recogniser: word error rate",
-        _of("tts_judge_wer"),
+        _read_key("tts_judge_wer"),
         True,
         0.30,
         "at most 30 %",
@@ -154,7 +152,7 @@ TARGETS = (
     ),
     Target(
         "Time of the whole job",
-        _of(MINUTES),
+        _read_key(MINUTES),
         True,
         25.0,
         "at most 25 min",
@@ -165,8 +163,8 @@ TARGETS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """A line of the headline table; `verdict` is pass, fail or not measured."""
+class HeadlineRow:
+    """A row of the headline table; `verdict` is pass, fail or not measured."""
 
     label: str
     reached: str
@@ -175,13 +173,13 @@ class Row:
     source: str
 
 
-def summarise(runs: Runs) -> tuple[dict[str, Any], dict[str, str]]:
-    """The content of summary.json, and for each key that was measured where it comes from.
+def summarise(runs: JobRuns) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the content of summary.json, and the source of each measured key.
 
-    Figures may be NaN here; `summary_json` makes them null.
+    Figures may be NaN; `summary_json` makes them null.
 
     Raises:
-      ReportError: for a share below 0 or an accuracy above 1, or codebooks that are no counts.
+      ReportError: a share below 0, an accuracy above 1, or numbers of codebooks that are no counts.
     """
     summary: dict[str, Any] = {}
     origin: dict[str, str] = {}
@@ -204,11 +202,11 @@ def summarise(runs: Runs) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _by_codebooks(figures: Mapping[str, float | None], where: str) -> dict[str, float] | None:
     prefix = "mel_mae_by_codebooks/"
-    found = {k.removeprefix(prefix): v for k, v in figures.items() if k.startswith(prefix)}
-    for count in found:
+    errors = {k.removeprefix(prefix): v for k, v in figures.items() if k.startswith(prefix)}
+    for count in errors:
         if not count.isdecimal() or int(count) < 1:
             raise ReportError(f"{where}: {count!r}: expected a number of codebooks")
-    return {count: found[count] for count in sorted(found, key=int)} or None
+    return {count: errors[count] for count in sorted(errors, key=int)} or None
 
 
 def _check(key: str, value: Any, where: str) -> None:
@@ -220,7 +218,7 @@ def _check(key: str, value: Any, where: str) -> None:
 
 
 def summary_json(summary: Summary) -> dict[str, Any]:
-    """The summary with null for what is not finite, as JSON needs it."""
+    """Replace numbers that are not finite by None, for JSON."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -230,24 +228,24 @@ def summary_json(summary: Summary) -> dict[str, Any]:
     return {key: plain(value) for key, value in summary.items()}
 
 
-def headline(summary: Summary, origin: Mapping[str, str]) -> list[Row]:
-    """The rows of the headline table, one a target."""
+def headline(summary: Summary, origin: Mapping[str, str]) -> list[HeadlineRow]:
+    """Return the rows of the headline table, one per target."""
     rows = []
     for target in TARGETS:
         value = target.measure(summary)
         sources = ", ".join(dict.fromkeys(origin[key] for key in target.keys if key in origin))
         if value is None:
-            rows.append(Row(target.label, "", target.asked, "not measured", sources))
+            rows.append(HeadlineRow(target.label, "", target.asked, "not measured", sources))
             continue
         reached = target.show(value) if math.isfinite(value) else "not a number"
         met = value <= target.bound if target.at_most else value >= target.bound
         verdict = "pass" if met else "fail"
-        rows.append(Row(target.label, reached, target.asked, verdict, sources))
+        rows.append(HeadlineRow(target.label, reached, target.asked, verdict, sources))
     return rows
 
 
-def text_table(rows: Sequence[Row], summary: Summary) -> str:
-    """The headline table as plain text, and the text side's figures next to each other."""
+def text_table(rows: Sequence[HeadlineRow], summary: Summary) -> str:
+    """Format the headline table and the text side's figures as plain text."""
     heads = ("target", "reached", "asked for", "verdict")
     cells = [(row.label, row.reached or "-", row.asked, row.verdict) for row in rows]
     widths = [max(len(line[i]) for line in (heads, *cells)) for i in range(4)]

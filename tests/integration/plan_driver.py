@@ -19,8 +19,8 @@ import jax
 
 from ba_jax import sharding
 from ba_jax.models import layers
-from ba_jax.plan import plan as planning
-from ba_jax.plan.report import Plan, as_dict
+from ba_jax.plan import planner
+from ba_jax.plan.report import StepPlan, as_dict
 from ba_jax.plan.topology import Topology, open_topology, prepare_process
 from ba_jax.run_config import RunConfig, parse_config
 from ba_jax.sharding import MeshSettings
@@ -56,14 +56,14 @@ def config() -> RunConfig:
     return parse_config(values)
 
 
-def replicate(topology: Topology) -> Plan:
+def replicate(topology: Topology) -> StepPlan:
     """A rule that leaves the largest matrices whole on every device; shapes show it."""
     rule = (r"llm/layers/(gate|up|down)/kernel", ())
     with mock.patch.object(sharding, "RULES", (rule, *sharding.RULES)):
-        return planning.training(config(), dataclasses.replace(topology, compiles=False))
+        return planner.plan_training(config(), dataclasses.replace(topology, compiles=False))
 
 
-def drop_remat(topology: Topology) -> Plan:
+def drop_remat(topology: Topology) -> StepPlan:
     """Layers whose policy is lost on the way."""
     stacked = layers.stacked
 
@@ -71,10 +71,13 @@ def drop_remat(topology: Topology) -> Plan:
         return stacked(*arguments, remat="none", **options)
 
     with mock.patch.object(layers, "stacked", without):
-        return planning.training(config(), topology)
+        return planner.plan_training(config(), topology)
 
 
-FAULTS: dict[str, Callable[[Topology], Plan]] = {"replicated": replicate, "no remat": drop_remat}
+FAULTS: dict[str, Callable[[Topology], StepPlan]] = {
+    "replicated": replicate,
+    "no remat": drop_remat,
+}
 
 
 def too_large(topology: Topology) -> dict:
@@ -83,34 +86,34 @@ def too_large(topology: Topology) -> dict:
     data = dict(run.data) | {"row_length": 4096}
     train = dataclasses.replace(run.train, remat="none")
     try:
-        planning.training(dataclasses.replace(run, data=data, train=train), topology, rows=64)
-    except planning.DoesNotFit as error:
+        planner.plan_training(dataclasses.replace(run, data=data, train=train), topology, rows=64)
+    except planner.DoesNotFit as error:
         plan = error.plan
-        found = {"peak_bytes": plan.peak_bytes, "hbm_bytes": plan.hbm_bytes}
-        return found | {"message": str(error), "advice": error.advice}
+        plans = {"peak_bytes": plan.peak_bytes, "hbm_bytes": plan.hbm_bytes}
+        return plans | {"message": str(error), "advice": error.advice}
     return {"message": ""}
 
 
 def main(out: str, *names: str) -> None:
     prepare_process(NAME)
     jax.config.update("jax_exec_time_optimization_effort", -1.0)
-    topology, found = open_topology(NAME), {}
+    topology, plans = open_topology(NAME), {}
     for name in names:
         if name == "too large":
-            found[name] = too_large(topology)
+            plans[name] = too_large(topology)
             continue
         if name == "frame":
-            plan = planning.decoding(
+            plan = planner.plan_decoding(
                 config().model, MeshSettings(), topology, "frame", rows=1, context=256
             )
         elif name == "two slices":
-            plan = planning.training(config(), open_topology(NAME, 2), rows=1)
+            plan = planner.plan_training(config(), open_topology(NAME, 2), rows=1)
         elif name in FAULTS:
             plan = FAULTS[name](topology)
         else:
-            plan = planning.training(config(), topology)
-        found[name] = as_dict(plan)
-    pathlib.Path(out).write_text(json.dumps(found, indent=1) + "\n")
+            plan = planner.plan_training(config(), topology)
+        plans[name] = as_dict(plan)
+    pathlib.Path(out).write_text(json.dumps(plans, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from configs import flow_matching, lm_stage1, lm_stage2, sft, tokenizer, vocoder
 def full(config, **options):
     run = parse_config(config)
     stage = make_stage(run)
-    return stage, batch.full_batch(stage, run, stage.components, **options)
+    return stage, batch.make_full_batch(stage, run, stage.components, **options)
 
 
 def abstract(replica: int, fsdp: int, tensor: int, sequence: int) -> AbstractMesh:
@@ -26,15 +26,15 @@ def abstract(replica: int, fsdp: int, tensor: int, sequence: int) -> AbstractMes
 
 
 def test_a_row_of_the_language_model_by_hand():
-    stage, found = full(lm_stage2.get_config("7b"), rows=3)
+    stage, result = full(lm_stage2.get_config("7b"), rows=3)
     length, frames = 4096, 2048
-    assert found.text == "3 rows of 4096 positions, 2048 of them frames of audio"
-    assert found.amounts["tokens"] == 3 * length
-    assert found.amounts["audio_seconds"] == pytest.approx(3 * frames * 0.08)
+    assert result.text == "3 rows of 4096 positions, 2048 of them frames of audio"
+    assert result.amounts["tokens"] == 3 * length
+    assert result.amounts["audio_seconds"] == pytest.approx(3 * frames * 0.08)
     pairs = length * (length + 1) // 2
     forward = flops.llm(stage.config.llm, length, pairs, length - frames - 1)
     forward += flops.audio_head(stage.config.audio_head, frames)
-    assert found.flops == 3 * 3 * forward
+    assert result.flops == 3 * 3 * forward
 
 
 def test_the_share_of_audio_is_what_was_asked_for():
@@ -61,36 +61,36 @@ def test_the_share_of_audio_is_what_was_asked_for():
 )
 def test_every_stage_takes_its_batch(config):
     """The stages check their batches: chunks fill the audio positions, frames are there."""
-    stage, found = full(config)
-    assert found.flops > 0 and found.amounts["audio_seconds"] > 0
-    mesh = abstract(1, found.rows, 1, 1)
-    placed = batch.placed_shapes(found, mesh)
-    for one, row in zip(jax.tree.leaves(placed), jax.tree.leaves(found.row), strict=True):
-        assert one.shape == (found.rows, *np.shape(row)[1:])
-        assert one.sharding.shard_shape(one.shape) == np.shape(row)
-    assert batch.bytes_a_device(placed) == sum(
-        np.asarray(leaf).nbytes for leaf in jax.tree.leaves(found.row)
+    stage, result = full(config)
+    assert result.flops > 0 and result.amounts["audio_seconds"] > 0
+    mesh = abstract(1, result.rows, 1, 1)
+    placed = batch.place_batch(result, mesh)
+    for leaf, row in zip(jax.tree.leaves(placed), jax.tree.leaves(result.row), strict=True):
+        assert leaf.shape == (result.rows, *np.shape(row)[1:])
+        assert leaf.sharding.shard_shape(leaf.shape) == np.shape(row)
+    assert batch.device_bytes(placed) == sum(
+        np.asarray(leaf).nbytes for leaf in jax.tree.leaves(result.row)
     )
 
 
 def test_of_clips_the_bucket_with_most_seconds():
-    _, found = full(flow_matching.get_config("7b"))
-    assert found.text == "64 clips of 30 s" and found.row["whisper_mel_BTM"].shape[1] == 3000
+    _, result = full(flow_matching.get_config("7b"))
+    assert result.text == "64 clips of 30 s" and result.row["whisper_mel_BTM"].shape[1] == 3000
 
 
 def test_rows_and_positions_that_do_not_divide():
-    _, found = full(lm_stage2.get_config("nano_codes"), rows=6)
+    _, result = full(lm_stage2.get_config("nano_codes"), rows=6)
     with pytest.raises(ShardingError, match="a batch of 6 rows on 4 devices: expected a multiple"):
-        batch.placed_shapes(found, abstract(1, 4, 1, 1))
+        batch.place_batch(result, abstract(1, 4, 1, 1))
     with pytest.raises(ShardingError, match="256 positions on mesh.sequence = 3"):
-        batch.placed_shapes(found, abstract(1, 2, 1, 3))
+        batch.place_batch(result, abstract(1, 2, 1, 3))
     with pytest.raises(PlanError, match="0 rows: expected at least 1"):
         full(lm_stage2.get_config("nano_codes"), rows=0)
 
 
 def test_positions_are_divided_over_sequence():
-    _, found = full(lm_stage2.get_config("nano_codes"), rows=4)
-    placed = batch.placed_shapes(found, abstract(1, 2, 1, 2))
+    _, result = full(lm_stage2.get_config("nano_codes"), rows=4)
+    placed = batch.place_batch(result, abstract(1, 2, 1, 2))
     ids, codes = placed["ids_BL"], placed["codes_BLQ"]
     assert ids.sharding.shard_shape(ids.shape) == (2, 128)
     assert codes.sharding.shard_shape(codes.shape) == (2, 128, 8)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ba_jax.plan import compiled, hlo
+from ba_jax.plan import costs, hlo
 
 # A loop of 3 over a layer whose weights it slices out of a stack, gathers and multiplies; a fusion
 # that writes into a buffer in place; XLA:TPU's reduce-scatter; a conditional; an array in VMEM.
@@ -17,12 +17,12 @@ LAYER = 8 * 16 * 4
 
 
 def test_a_loop_counts_as_often_as_it_runs():
-    program = hlo.Program(TEXT)
+    program = hlo.HloProgram(TEXT)
     assert program.unknown_loops == []
     assert program.weights["body"] == 3
-    found = {one.kind: one for one in program.collectives()}
-    assert set(found) == {"all-gather", "reduce-scatter"}
-    gather, scatter = found["all-gather"], found["reduce-scatter"]
+    collectives = {c.kind: c for c in program.collectives()}
+    assert set(collectives) == {"all-gather", "reduce-scatter"}
+    gather, scatter = collectives["all-gather"], collectives["reduce-scatter"]
     assert (gather.times, gather.bytes, gather.group) == (3, 4 * LAYER, 4)
     assert gather.received == 3 * 3 * LAYER  # of four parts it has one
     assert gather.source == "jit(step)/layers/up"
@@ -38,22 +38,22 @@ def test_bytes_are_what_moves_through_hbm():
     scattered = 5 * LAYER
     branch = 2 * LAYER  # the one that moves more
     expected = scalars + slices + gathers + updates + scattered + branch
-    assert hlo.Program(TEXT).bytes_accessed == expected
+    assert hlo.HloProgram(TEXT).bytes_accessed == expected
 
 
 def test_a_loop_that_cannot_be_read_counts_once_and_is_told():
-    program = hlo.Program(TEXT.replace("direction=LT", "direction=NE"))
+    program = hlo.HloProgram(TEXT.replace("direction=LT", "direction=NE"))
     assert program.unknown_loops and program.weights["body"] == 1
-    told = TEXT.replace(
+    annotated = TEXT.replace(
         "condition=%condition, body=%body",
         'condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"7"}}',
     )
-    assert hlo.Program(told).weights["body"] == 7
+    assert hlo.HloProgram(annotated).weights["body"] == 7
 
 
 def test_text_that_is_no_program():
     with pytest.raises(ValueError, match="without an entry"):
-        hlo.Program("HloModule nothing\n")
+        hlo.HloProgram("HloModule nothing\n")
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,12 @@ def test_groups_of_a_mesh_part_the_devices(x, y, z, axis):
 def test_what_crosses_slices_is_counted_apart():
     text = TEXT.replace("replica_groups={{0,1,2,3}}", "replica_groups={{0,1},{2,3}}")
     text = text.replace("[1,4]<=[4]", "[2,2]<=[2,2]T(1,0)")
-    found = compiled.sum_collectives(hlo.Program(text, slice_size=2).collectives())
-    assert found["all-gather"].received == 0 and found["all-gather"].received_across > 0
-    assert found["reduce-scatter"].received > 0 and found["reduce-scatter"].received_across == 0
+    collectives = costs.sum_collectives(hlo.HloProgram(text, slice_size=2).collectives())
+    assert collectives["all-gather"].received == 0 and collectives["all-gather"].received_across > 0
+    assert (
+        collectives["reduce-scatter"].received > 0
+        and collectives["reduce-scatter"].received_across == 0
+    )
 
 
 def test_transfers_through_hosts_are_collectives_of_slices():
@@ -99,12 +102,12 @@ def test_transfers_through_hosts_are_collectives_of_slices():
     )
     lines = transfer.format(1, "ALL_REDUCE") + transfer.format(2, "ONE_TO_ONE")
     text = TEXT.replace("  %new = ", f"{lines}  %new = ")
-    before = compiled.sum_collectives(hlo.Program(TEXT, 4, 2).collectives())
-    found = compiled.sum_collectives(hlo.Program(text, 4, 2).collectives())
+    before = costs.sum_collectives(hlo.HloProgram(TEXT, 4, 2).collectives())
+    collectives = costs.sum_collectives(hlo.HloProgram(text, 4, 2).collectives())
     size = 3 * 9 * 8 * 128 * 4  # in a loop of 3
-    assert found["all-reduce"].received_across == size
-    assert found["collective-permute"].received_across == size
-    assert before["all-gather"] == found["all-gather"]
+    assert collectives["all-reduce"].received_across == size
+    assert collectives["collective-permute"].received_across == size
+    assert before["all-gather"] == collectives["all-gather"]
 
 
 def test_collectives_that_run_beside_others():
@@ -116,6 +119,6 @@ def test_collectives_that_run_beside_others():
         "  %new = ",
         "  %gathered = f32[32,16]{1,0:T(8,128)S(1)} all-gather-done(%g.1)\n  %new = ",
     )
-    (gather,) = [c for c in hlo.Program(text).collectives() if c.kind == "all-gather"]
+    (gather,) = [c for c in hlo.HloProgram(text).collectives() if c.kind == "all-gather"]
     assert (gather.times, gather.bytes) == (3, 4 * LAYER)
-    assert hlo.Program(text).bytes_accessed == hlo.Program(TEXT).bytes_accessed
+    assert hlo.HloProgram(text).bytes_accessed == hlo.HloProgram(TEXT).bytes_accessed

@@ -49,22 +49,22 @@ def folder(tmp_path):
 class Tags(html.parser.HTMLParser):
     def __init__(self, text):
         super().__init__()
-        self.found = []
+        self.tags = []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
+        self.tags.append((tag, dict(attributes)))
 
 
 def test_page_has_players_and_escapes(folder):
     evaluation.write(folder)
     text = (folder / "index.html").read_text(encoding="utf-8")
-    tags = Tags(text).found
-    # the file that is there, where it is, and no player for the one that is not
+    tags = Tags(text).tags
+    # A player for the file that exists, at its path, and none for the missing one.
     players = [attributes["src"] for tag, attributes in tags if tag == "audio"]
     assert players == ["audio/tts/a.wav"]
     assert "missing: audio/gone.wav" in text
-    assert sum(tag == "script" for tag, _ in tags) == 1  # that which sorts
+    assert sum(tag == "script" for tag, _ in tags) == 1  # the one that sorts
     assert "alert(&#34;x&#34;)" in text and "<mark>three</mark>" in text
     assert "not measured" in text and "judge" in text
 

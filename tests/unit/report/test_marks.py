@@ -1,12 +1,12 @@
-"""Which words are marked."""
+"""Words that are marked."""
 
 import pytest
 
-from ba_jax.report.marks import differences
+from ba_jax.report.marks import mark_differences
 
 
 def marked(reference: str, hypothesis: str) -> tuple[list[str], list[str]]:
-    both = differences(reference, hypothesis)
+    both = mark_differences(reference, hypothesis)
     for pieces, text in zip(both, (reference, hypothesis), strict=True):
         assert "".join(piece for piece, _ in pieces) == text
     return tuple([piece for piece, differs in pieces if differs] for pieces in both)
@@ -25,5 +25,5 @@ def marked(reference: str, hypothesis: str) -> tuple[list[str], list[str]]:
         ("<b>&", "<b>&", ([], [])),
     ],
 )
-def test_what_differs(reference, hypothesis, expected):
+def test_marked_words(reference, hypothesis, expected):
     assert marked(reference, hypothesis) == expected

@@ -1,4 +1,4 @@
-"""The report of a made-up main job: the page, the files beside it, the summary, the errors."""
+"""The report of a small job: the page, the files beside it, the summary, the errors."""
 
 import html.parser
 import json
@@ -11,8 +11,8 @@ import zlib
 import pytest
 
 from ba_jax.report import targets
-from ba_jax.report.main import main, write_report
-from ba_jax.report.page import Files
+from ba_jax.report.__main__ import main, write_report
+from ba_jax.report.page import Files, format_column, format_number
 from ba_jax.report.runs import ReportError, read_figures, read_items, read_metrics, read_runs
 
 EVIL = '<script>alert("1")</script>&amp;\'"'
@@ -69,7 +69,7 @@ def item(number: int, correct: bool, **more) -> dict:
 
 @pytest.fixture
 def runs(tmp_path) -> pathlib.Path:
-    """Two stages, one without steps, and three evaluated checkpoints; much is missing."""
+    """Two stages, one without steps, and three evaluated checkpoints; many files are missing."""
     folder = tmp_path / "runs"
     lines = ["step,name,value"]
     for step in range(1, 41):
@@ -162,7 +162,7 @@ def report(runs, tmp_path) -> tuple[pathlib.Path, Page]:
 def test_page_is_one_folder_that_needs_nothing_else(report):
     out, page = report
     assert {path.name for path in out.iterdir()} == {"index.html", "summary.json", "files"}
-    linked = {link for link in page.links if not link.startswith("#")}
+    linked = {link for link in page.links if not link.startswith(("#", "data:image/svg"))}
     for link in linked:
         parts = urllib.parse.urlsplit(link)
         assert not parts.scheme and not parts.netloc and link.startswith("files/")
@@ -173,7 +173,7 @@ def test_page_is_one_folder_that_needs_nothing_else(report):
     source = (out / "index.html").read_text(encoding="utf-8")
     assert "http://" not in source and "https://" not in source and "url(" not in source
     assert [tag for tag, _ in page.tags if tag in ("link", "iframe", "base")] == []
-    assert [named for tag, named in page.tags if tag == "script"] == [{}]  # our own alone
+    assert [named for tag, named in page.tags if tag == "script"] == [{}]  # only ours
 
 
 def test_data_is_escaped(report):
@@ -184,9 +184,9 @@ def test_data_is_escaped(report):
     assert "蜘蛛有八条腿。" in page.text and "图<1>, step 40" in page.text
 
 
-def test_what_is_missing_is_said(report):
+def test_missing_input_is_reported(report):
     _, page = report
-    assert "metrics.csv holds no values." in page.text  # stage1
+    assert "metrics.csv has no values." in page.text  # stage1
     assert "missing: audio/tts/1.wav" in page.text
     assert "after the single stagenot measured" in page.text
     assert "train: 1 value not finite, the first at step 20" in page.text
@@ -195,9 +195,9 @@ def test_what_is_missing_is_said(report):
 
 def test_first_and_last_pictures_lie_side_by_side(report):
     out, page = report
-    shown = [named["src"] for tag, named in page.tags if tag == "img"]
+    shown = [n["src"] for tag, n in page.tags if tag == "img" and n.get("class") != "chart"]
     contents = [(out / src).read_bytes() for src in shown]
-    assert contents == [png(10), png(30), png(40)]  # that of step 10 is neither
+    assert contents == [png(10), png(30), png(40)]  # step 10 is neither first nor last
     sounds = [(out / n["src"]).read_bytes() for tag, n in page.tags if tag == "audio"]
     assert sounds == [b"RIFF5", b"RIFF40", b"RIFF generated", b"RIFF reference"]
 
@@ -206,7 +206,7 @@ def test_errors_are_marked(report):
     _, page = report
     assert sum(named.get("class") == "wrong" for _, named in page.tags) == 2
     marks = [i for i, (tag, _) in enumerate(page.tags) if tag == "mark"]
-    # t1's two sides, in Listen and in its table; the third item's reference, there too.
+    # Both texts of t1, in Listen and in its table; the reference of the third item, in both too.
     assert len(marks) == 2 * (2 + 1)
     assert "tts, 3 items, 1 of 3 right, 4 errors in 18 units (22.2 %)" in page.text
 
@@ -246,7 +246,7 @@ def test_headline_judges_by_the_targets(runs, report):
         assert f"{row.label}{row.reached or '–'}{row.asked}{row.verdict}" in report[1].text
 
 
-def test_targets_are_those_of_the_issue():
+def test_targets():
     asked = {t.keys[0]: (t.at_most, t.bound) for t in targets.TARGETS}
     assert asked["asr_wer"] == (True, 0.10)
     assert asked["qa_s2t"] == (False, 0.80)
@@ -288,7 +288,7 @@ def test_command_prints_the_headline_and_replaces_a_report(runs, tmp_path, capsy
     (runs / "tokenizer/pictures/40/0/target.png").unlink()
     before = len(list((out / "files").iterdir()))
     assert main(arguments) == 0
-    assert len(list((out / "files").iterdir())) == before - 1  # nothing of the old one is left
+    assert len(list((out / "files").iterdir())) == before - 1  # no file of the old report remains
     assert [path.name for path in out.parent.iterdir()] == ["report"]
 
 
@@ -297,8 +297,8 @@ def test_minutes_alone_make_a_report(tmp_path):
     summary = write_report(tmp_path / "runs", tmp_path / "report")
     assert summary == dict.fromkeys(KEYS) | {"minutes": 1.5}
     page = Page((tmp_path / "report/index.html").read_text(encoding="utf-8"))
-    assert "No stage left metrics or pictures." in page.text
-    assert "No evaluation left items." in page.text
+    assert "No stage has metrics or pictures." in page.text
+    assert "No evaluation has items." in page.text
     assert "commands.txt is missing" in page.text
     assert not (tmp_path / "report/files").exists()
 
@@ -326,14 +326,43 @@ def test_half_a_surrogate_pair_is_written(tmp_path):
     Page((tmp_path / "report/index.html").read_text(encoding="utf-8"))
 
 
-def test_files_have_plain_names_and_equal_ones_lie_there_once(tmp_path):
+def test_files_have_plain_names_and_equal_files_are_copied_once(tmp_path):
     for name, content in (("a.wav", b"1"), ("b.wav", b"2"), ("c.wav", b"1")):
         write(tmp_path / name, content)
     files = Files(tmp_path / "files")
     assert files.add(tmp_path / "a.wav", "问/../x y") == "files/x-y.wav"
-    assert files.add(tmp_path / "b.wav", "X Y") == "files/X-Y-2.wav"  # where case does not count
+    assert (
+        files.add(tmp_path / "b.wav", "X Y") == "files/X-Y-2.wav"
+    )  # names are unique without case
     assert files.add(tmp_path / "c.wav", "other") == "files/x-y.wav"
     assert (tmp_path / "files/X-Y-2.wav").read_bytes() == b"2"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.5, "0.5"),
+        (-1.25, "−1.25"),
+        (12000, "12k"),
+        (9999, "9999"),
+        (3.4e6, "3.4M"),
+        (2e9, "2G"),
+        (0.0001, "1e-4"),
+        (math.nan, "NaN"),
+        (math.inf, "∞"),
+    ],
+)
+def test_numbers_are_short(value, text):
+    assert format_number(value) == text
+
+
+def test_columns_are_aligned():
+    assert format_column([1.0, 0.95, None, math.nan]) == ["1.000", "0.950", None, "NaN"]
+    assert format_column([62.6, 7.125]) == ["62.60", "7.12"]
+    assert format_column([3.0, 0.0, 12.0]) == ["3", "0", "12"]
+    assert format_column([2e7, 1.0]) == ["20M", "1"]
+    assert format_column([]) == []
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -432,9 +461,7 @@ def test_recordings_may_be_a_list(tmp_path):
         ("flow/notes.txt", "", r"runs: nothing to report; expected <stage>/metrics\.csv"),
     ],
 )
-def test_command_names_what_is_wrong_and_leaves_the_old_report(
-    tmp_path, capsys, name, content, message
-):
+def test_command_names_the_fault_and_keeps_the_old_report(tmp_path, capsys, name, content, message):
     write(tmp_path / "good/minutes.json", {"a": 1})
     out = tmp_path / "report"
     write_report(tmp_path / "good", out)
@@ -446,7 +473,7 @@ def test_command_names_what_is_wrong_and_leaves_the_old_report(
     assert (out / "index.html").read_bytes() == before
 
 
-def test_folder_that_is_no_report_is_left_alone(runs, tmp_path):
+def test_folder_that_is_no_report_is_unchanged(runs, tmp_path):
     with pytest.raises(ReportError, match="runs: holds commands.txt, .*an earlier report"):
         write_report(runs, runs)
     other = tmp_path / "other"

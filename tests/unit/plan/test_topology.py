@@ -1,0 +1,32 @@
+"""Names of topologies, and devices that are absent."""
+
+from __future__ import annotations
+
+import pytest
+
+from ba_jax.plan.topology import PlanError, open_topology, parse_topology
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v5e", "CHIP:SHAPE such as"),
+        ("v9z:2x2", "expected one of v4, v5e, v5p, v6e, tpu7x, h100, h200"),
+        ("v5e:2x2x2", "expected v5e:NxN"),
+        ("v5p:4x4", "expected v5p:NxNxN"),
+        ("h100:2x2", "expected h100:N,"),
+        ("v6e:0x4", "at least 1"),
+    ],
+)
+def test_wrong_names_are_refused(name, message):
+    with pytest.raises(PlanError, match=message):
+        parse_topology(name)
+
+
+def test_absent_gpus_are_laid_out_on_cpu_devices():
+    topology = open_topology("h100:1")
+    assert not topology.compiles and topology.chips == 1 and topology.share == 1
+    with pytest.raises(PlanError, match="slices = 2 with h100:1"):
+        open_topology("h100:1", 2)
+    with pytest.raises(PlanError, match="slices = 0"):
+        open_topology("h100:1", 0)
