@@ -128,7 +128,7 @@ def draw_chart(curves: Sequence[Curve], unit: str) -> str:
     """
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
     curves = [curve for curve in curves if curve.points]
     if not curves:
@@ -140,9 +140,13 @@ def draw_chart(curves: Sequence[Curve], unit: str) -> str:
         axes.set(xlabel="step", ylabel=unit)
         if is_logarithmic(values):
             axes.set(yscale="log", ylabel=f"{unit} (log)")
+            wide = max(values) / min(values) >= 100
+            axes.yaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         shades = matplotlib.colormaps["viridis"]
         for number, curve in enumerate(curves):
-            shade = shades(0.15 + 0.7 * number / max(len(curves) - 1, 1))
+            shade = shades(0.25 + 0.65 * number / max(len(curves) - 1, 1))
             colour = _COLOURS.get(curve.label, shade)
             steps, heights = zip(*curve.points, strict=True)
             heights = [v if math.isfinite(v) else math.nan for v in heights]
