@@ -101,7 +101,7 @@ def place_batch(batch: FullBatch, mesh: jax.sharding.Mesh) -> Any:
         dtype = jax.dtypes.canonicalize_dtype(array.dtype)
         return jax.ShapeDtypeStruct((batch.rows, *array.shape[1:]), dtype, sharding=placement)
 
-    return jax.tree.map(place, batch.row, sharding.batch_placement(batch.row, batch.rows, mesh))
+    return jax.tree.map(place, batch.row, sharding.batch_shardings(batch.row, batch.rows, mesh))
 
 
 def _packed_row(
