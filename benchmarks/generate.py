@@ -44,7 +44,7 @@ from ba_jax.sampling.stream import StreamingSynthesizer, for_streaming
 from ba_jax.sampling.synthesize import SynthesisSettings, Synthesizer
 from ba_jax.vocab import CODEBOOK_SIZES, AudioTokens
 from benchmarks import timing
-from benchmarks.cases import difference, on_torch, our_variables, torch_weights
+from benchmarks.cases import call_torch, difference, draw_variables, torch_weights
 from benchmarks.timing import environment, report, table_line
 from benchmarks.torch_generation import Conversation, SpeakingModel
 from configs.models import get_config
@@ -177,7 +177,7 @@ class Sides:
             audio_head=AudioHeadConfig(width, sizes.head_layers, sizes.codebooks),
             tokens=TOKENS,
         )
-        self.variables = our_variables(self.config)
+        self.variables = draw_variables(self.config)
         params = self.variables["params"]
         # No special token is ever the most likely, and audio does not end by itself.
         special = max(dataclasses.astuple(TOKENS)) + 1
@@ -260,7 +260,7 @@ def loops(sides: Sides) -> Iterator[Case]:
         def given(made, speaks: bool = speaks) -> np.ndarray:
             return made[0].codes_NQ if speaks else np.asarray(made[0].ids)
 
-        theirs, name = on_torch(reference), "text ids" if unit == "ids" else "frames"
+        theirs, name = call_torch(reference), "text ids" if unit == "ids" else "frames"
         ours = {
             key: functools.partial(generator, sides.prompts(rows, speaks))
             for key, (rows, generator) in generators.items()
@@ -332,7 +332,7 @@ def first_audio(sides: Sides, synthesis: Synthesis | None) -> Case:
             stream.drop()
         return np.stack(frames)
 
-    theirs = on_torch(reference)
+    theirs = call_torch(reference)
     counted = "generation alone" if synthesis is None else "and synthesis"
     first = ours()
     return Case(
@@ -360,7 +360,7 @@ def nano_synthesis(sizes: Sizes) -> Synthesis:
     parts = ("vq_bridge", "audio_decoder", "flow_prenet", "flow_unet", "vocoder")
     config = from_mapping(BaichuanAudioConfig, values).only(*parts)
     settings = for_streaming(SynthesisSettings(rows=1, frames=(sizes.frames,)))
-    variables = our_variables(config)
+    variables = draw_variables(config)
     return Synthesis(
         Synthesizer(config, variables, settings), StreamingSynthesizer(config, variables, settings)
     )
