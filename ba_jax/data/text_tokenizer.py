@@ -1,17 +1,16 @@
 """Text tokenizers: byte-level BPE (Qwen2.5) and SentencePiece (nano) behind one interface.
 
-Two promises hold for both kinds, and a file that would break one is refused:
+Both keep two promises, and a file that would break one is refused:
 
-  * text is text: `encode` gives no special token, whatever the text says. The special tokens'
-    names never reach the library that splits the text; their ids come from `token_id`,
-    `audio_tokens`, `roles` and `eos_id` alone.
-  * `decode(encode(text)) == text` for every string that is valid Unicode. Nothing is normalised,
-    stripped or prefixed. The NFC step that Qwen2.5's file names is left out for that reason: text
-    in NFC, which is nearly all text, gets the ids that the release's own tokenizer gives, other
-    text is encoded as it stands.
+  * `encode` never gives a special token, whatever the text is. The library that splits the text
+    does not know the special tokens; their ids come from `token_id`, `audio_tokens`, `roles` and
+    `eos_id`.
+  * `decode(encode(text)) == text` for every valid Unicode string: nothing is normalised, stripped
+    or prefixed. So the NFC step in Qwen2.5's file is left out: text in NFC, which is nearly all
+    text, gets the ids of the released tokenizer, other text is encoded unchanged.
 
-Every id stands for a fixed string of bytes, so decoding joins bytes and reads UTF-8. A tokenizer
-pickles as the content of its file, so a worker needs no access to it and cannot see a newer one.
+Every id is a fixed string of bytes, so decoding joins bytes and reads UTF-8. A tokenizer pickles as
+the content of its file: a worker does not read the file, which may have changed.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import functools
 import json
 import operator
 import pathlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import sentencepiece
 import tokenizers
@@ -40,14 +39,14 @@ ROLE_NAMES = {"system": "<B_SYS>", "user": "<C_Q>", "assistant": "<C_A>"}
 
 DEFAULT_EOS = "<|endoftext|>"
 
-# What sloppy tokenizers lose: outer and repeated spaces, line ends, NUL, unnormalised and
-# compatibility forms, characters outside every vocabulary, SentencePiece's space symbol.
+# Text that other tokenizers change: outer and repeated spaces, line ends, NUL, unnormalised and
+# compatibility forms, characters outside every vocabulary, the space symbol of SentencePiece.
 _PROBE = (
     "  a \t\r\n\0 \u2581e\u0301 \ufb01 \u4f60\u597d\uff01 \U0001f469\u200d\U0001f680 \U0010fffe  "
 )
 
 _CUTTING_STEPS = ("Sequence", "ByteLevel", "Split", "Digits", "Punctuation")
-_NORMALISERS_LEFT_OUT = (None, "NFC")
+_MAX_ID = 1 << 24  # bounds the memory that a stray id can take
 
 
 class TokenizerError(ValueError):
@@ -67,10 +66,10 @@ class TextTokenizer(abc.ABC):
     """Text to ids and back.
 
     Attributes:
-      path: the file it came from, for messages.
+      path: its file, for messages.
       vocab_size: highest id + 1, special tokens included. A language model may have more rows;
         sampling must not pick them.
-      special_tokens: spelling -> id, the tokens that no text can produce.
+      special_tokens: spelling -> id of the tokens that no text can produce.
       special_names: id -> spelling.
       eos_id: id of the token that ends a text.
     """
@@ -88,10 +87,10 @@ class TextTokenizer(abc.ABC):
 
     @abc.abstractmethod
     def _piece(self, token_id: int) -> bytes | None:
-        """The bytes of an ordinary token in [0, vocab_size), None for an id without token."""
+        """Bytes of an ordinary token in [0, vocab_size); None for an id without token."""
 
     def encode(self, text: str) -> list[int]:
-        """The ids of plain text; never a special token's.
+        """Encode plain text to ids; never gives a special token.
 
         Raises:
           TokenizerError: naming the first lone surrogate and its position.
@@ -99,12 +98,12 @@ class TextTokenizer(abc.ABC):
         return self._encode(check_unicode(text))
 
     def decode(self, ids: Iterable[int], *, keep_special: bool = False) -> str:
-        """The text of ids, exactly the one that was encoded.
+        """Decode ids to exactly the text that was encoded.
 
-        Bytes that are no UTF-8, which a model may well sample, become U+FFFD.
+        Bytes that are not UTF-8, which a model may sample, become U+FFFD.
 
         Args:
-          ids: integers; NumPy's will do.
+          ids: integers, of Python or NumPy.
           keep_special: write special tokens by their names instead of leaving them out.
 
         Raises:
@@ -114,17 +113,17 @@ class TextTokenizer(abc.ABC):
         return data.decode("utf-8", errors="replace")
 
     def stream(self, *, keep_special: bool = False) -> StreamDecoder:
-        """A decoder that takes one id at a time."""
+        """Make a decoder that takes one id at a time."""
         return StreamDecoder(self, keep_special)
 
     def token_id(self, name: str) -> int:
-        """The id of a special token.
+        """Id of a special token.
 
         Args:
           name: a field of `AudioTokens` or `Roles`, "eos", or a spelling in `special_tokens`.
 
         Raises:
-          TokenizerError: if this tokenizer has none of that name.
+          TokenizerError: this tokenizer has no such token.
         """
         if name == "eos":
             return self.eos_id
@@ -138,36 +137,36 @@ class TextTokenizer(abc.ABC):
 
     @functools.cached_property
     def audio_tokens(self) -> AudioTokens:
-        """The ids that delimit audio.
+        """Ids of the tokens that delimit audio.
 
         Raises:
-          TokenizerError: naming the first of them that the file lacks.
+          TokenizerError: naming the first one that the file lacks.
         """
         return AudioTokens(**{name: self.token_id(name) for name in AUDIO_TOKEN_NAMES})
 
     @property
     def roles(self) -> Roles | None:
-        """The ids that open turns, None where the tokenizer lacks one of them."""
+        """Ids of the tokens that open turns; None if the tokenizer lacks one of them."""
         if not all(spelling in self.special_tokens for spelling in ROLE_NAMES.values()):
             return None
         return Roles(**{name: self.token_id(name) for name in ROLE_NAMES})
 
     def check_against(self, audio_tokens: AudioTokens, vocab_size: int) -> None:
-        """Checks that the tokenizer fits a model.
+        """Check that the tokenizer fits a model.
 
         Args:
           audio_tokens: the ids in the model's config.
           vocab_size: rows of the model's embedding table.
 
         Raises:
-          TokenizerError: naming each token that is missing or has another id than the config's, or
-            both sizes if the tokenizer's ids do not fit in the table.
+          TokenizerError: naming each token that is missing or has another id than in the config,
+            or both sizes if the tokenizer's ids do not fit in the table.
         """
         wrong = []
         for name, spelling in AUDIO_TOKEN_NAMES.items():
-            found, expected = self.special_tokens.get(spelling), getattr(audio_tokens, name)
-            if found != expected:
-                wrong.append(f"{spelling} has id {found}, expected {expected} (tokens.{name})")
+            token_id, expected = self.special_tokens.get(spelling), getattr(audio_tokens, name)
+            if token_id != expected:
+                wrong.append(f"{spelling} has id {token_id}, expected {expected} (tokens.{name})")
         if wrong:
             raise TokenizerError(f"{self.path}: {'; '.join(wrong)}")
         if self.vocab_size > vocab_size:
@@ -189,7 +188,7 @@ class TextTokenizer(abc.ABC):
         return piece
 
     def _check_promises(self, expected: str) -> None:
-        """Encodes a probe and every special token's name: both must come back as plain text."""
+        """Check that a probe and the special tokens' names come back as plain text."""
         for text in (_PROBE, *self.special_tokens):
             ids = self.encode(text)
             special = [i for i in ids if i in self.special_names]
@@ -205,9 +204,9 @@ class TextTokenizer(abc.ABC):
 
 
 class StreamDecoder:
-    """Decodes ids as they are sampled, without ever giving half a character.
+    """Decodes ids as they are sampled, in whole characters.
 
-    What the calls return, joined, is what `TextTokenizer.decode` gives for all the ids at once.
+    The returned strings, joined, equal `TextTokenizer.decode` of all ids.
     """
 
     def __init__(self, tokenizer: TextTokenizer, keep_special: bool):
@@ -216,7 +215,7 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
-        """The characters that this id completes; "" while one is unfinished.
+        """Return the characters that this id completes, "" if none.
 
         Raises:
           TokenizerError: for an id that no token has.
@@ -224,14 +223,14 @@ class StreamDecoder:
         return self._utf8.decode(self._tokenizer._bytes(token_id, self._keep_special))
 
     def flush(self) -> str:
-        """Ends the text: U+FFFD if a character stayed unfinished, else "". Ready for the next."""
+        """End the text: returns U+FFFD for an unfinished character, else ""; then starts anew."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
 
 
 def check_unicode(text: str, name: str = "text") -> str:
-    """Returns the text once it is known to be valid Unicode.
+    """Return the text if it is valid Unicode.
 
     Raises:
       TokenizerError: naming the first lone surrogate and its position.
@@ -253,9 +252,9 @@ def check_unicode(text: str, name: str = "text") -> str:
 
 
 def byte_symbols() -> str:
-    """256 characters, one a byte: how byte-level BPE files write bytes (GPT-2's alphabet).
+    """The 256 characters that stand for bytes in byte-level BPE files (GPT-2's alphabet).
 
-    Bytes that print in Latin-1 are written as themselves, the others, in order, from U+0100 on.
+    Bytes that print in Latin-1 stand for themselves, the others, in order, are U+0100 and up.
     """
     printing = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     spare = iter(range(0x100, 0x200))
@@ -269,12 +268,12 @@ _BYTE_OF_SYMBOL = {ord(symbol): byte for byte, symbol in enumerate(_BYTE_SYMBOLS
 class BpeTokenizer(TextTokenizer):
     """Byte-level BPE from a `tokenizer.json` of Hugging Face tokenizers.
 
-    Every added token counts as special, those too that the file does not mark so (Qwen2.5's
-    `<tool_call>`): left to the library, it would find them in user text.
+    Every added token counts as special, also if the file does not mark it so (Qwen2.5's
+    `<tool_call>`): the library would otherwise produce it from user text.
     """
 
     def __init__(self, content: str, path: str, eos: str | None = None):
-        """Reads the file's content.
+        """Parse the content of the file.
 
         Args:
           content: JSON.
@@ -282,30 +281,42 @@ class BpeTokenizer(TextTokenizer):
           eos: spelling of the token that ends a text; default `<|endoftext|>`.
 
         Raises:
-          TokenizerError: naming the file and what was expected of it.
+          TokenizerError: naming the file and what was expected.
         """
         self._content, self._eos = content, eos
         document = _json_object(content, path)
-        special_tokens = _added_tokens(document, path)
+        _check_model(document, path)
+        try:
+            added = sorted((token["id"], token["content"]) for token in document["added_tokens"])
+            special_tokens = {spelling: token_id for token_id, spelling in added}
+            vocab = {
+                symbols: token_id
+                for symbols, token_id in document["model"]["vocab"].items()
+                if special_tokens.get(symbols) != token_id
+            }
+            ids = [*vocab.values(), *special_tokens.values()]
+            if len(set(ids)) < len(vocab) + len(added):
+                raise TokenizerError(f"{path}: expected every token and every id once")
+            if not 0 <= min(ids) <= max(ids) < _MAX_ID:
+                raise ValueError(f"ids from {min(ids)} to {max(ids)}")
+            self._library = _bpe_library(document, vocab)
+        except TokenizerError:
+            raise
+        except Exception as error:  # missing keys, wrong types; the library raises Exception
+            raise TokenizerError(
+                f"{path}: expected a byte-level BPE tokenizer: {error!r}"
+            ) from error
         eos = DEFAULT_EOS if eos is None else eos
         if eos not in special_tokens:
             raise TokenizerError(
                 f"{path}: no added token {eos!r} to end a text; it has"
                 f" {', '.join(special_tokens) or 'none'}"
             )
-        _check_pre_tokenizer(document.get("pre_tokenizer"), path)
-        vocab = _bpe_vocab(document, special_tokens, path)
-        ids = [*vocab.values(), *special_tokens.values()]
-        if len(set(ids)) < len(ids):
-            raise TokenizerError(f"{path}: expected every id once, some belong to several tokens")
+        _check_byte_symbols(vocab, path)
         super().__init__(path, max(ids) + 1, special_tokens, special_tokens[eos])
         self._symbols: list[str | None] = [None] * self.vocab_size
         for symbols, token_id in vocab.items():
             self._symbols[token_id] = symbols
-        try:
-            self._library = _bpe_library(document, vocab)
-        except Exception as error:  # The library raises no narrower class.
-            raise TokenizerError(f"{path}: expected a byte-level BPE tokenizer: {error}") from error
         self._check_promises("byte-level BPE without prefix space or normalisation")
 
     def __reduce__(self):
@@ -330,11 +341,11 @@ def _json_object(content: str, path: str) -> dict:
 
 
 def _bpe_library(document: dict, vocab: dict[str, int]) -> tokenizers.Tokenizer:
-    """Cuts text with the file's pre-tokenizer and merges it; nothing before, nothing after."""
+    """Make a library tokenizer of the file's pre-tokenizer and merges alone."""
     model = document["model"]
     merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
-    # Dropout, which would make encoding random, is not taken over. Handing the vocabulary over
-    # takes half the time that writing it as JSON for the library does.
+    # Dropout, which would make encoding random, is left out. Passing the vocabulary takes half the
+    # time of writing it as JSON for the library.
     bpe = tokenizers.models.BPE(
         vocab=vocab, merges=merges, ignore_merges=bool(model.get("ignore_merges"))
     )
@@ -345,33 +356,23 @@ def _bpe_library(document: dict, vocab: dict[str, int]) -> tokenizers.Tokenizer:
     return library
 
 
-def _are_ids(values: Collection[object]) -> bool:
-    # The bound keeps a stray id from allocating gigabytes.
-    return {type(v) for v in values} <= {int} and all(0 <= v < 1 << 24 for v in values)
-
-
-def _added_tokens(document: dict, path: str) -> dict[str, int]:
-    """Spelling -> id of a tokenizer.json's added tokens, in the order of their ids."""
-    try:
-        pairs = [(token["content"], token["id"]) for token in document.get("added_tokens", [])]
-    except (TypeError, KeyError) as error:
-        raise TokenizerError(
-            f"{path}: added_tokens: expected a list of objects with content and id"
-        ) from error
-    for spelling, token_id in pairs:
-        if not isinstance(spelling, str) or not spelling or not _are_ids([token_id]):
-            raise TokenizerError(
-                f"{path}: added_tokens: expected a name and an id, got {spelling!r}: {token_id!r}"
-            )
-        check_unicode(spelling, f"{path}: added token {spelling!r}")
-    found = dict(sorted(pairs, key=lambda pair: pair[1]))
-    if len(found) < len(pairs):
-        raise TokenizerError(f"{path}: added_tokens: expected every name once")
-    return found
+def _check_model(document: dict, path: str) -> None:
+    """Accept plain BPE without normalisation but NFC, and a pre-tokenizer that only cuts."""
+    model, normaliser = document.get("model"), document.get("normalizer")
+    kind = model.get("type", "BPE") if isinstance(model, dict) else None
+    if kind != "BPE":
+        raise TokenizerError(f"{path}: model type {kind!r}, expected a tokenizer.json with 'BPE'")
+    name = normaliser.get("type") if isinstance(normaliser, dict) else normaliser
+    if name not in (None, "NFC"):
+        raise TokenizerError(f"{path}: normalizer {name!r}, expected none or NFC")
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            raise TokenizerError(f"{path}: {name} {model[name]!r}, expected none")
+    _check_pre_tokenizer(document.get("pre_tokenizer"), path)
 
 
 def _check_pre_tokenizer(step: object, path: str) -> None:
-    """Lets only steps pass that cut: text that one drops or adds would not come back."""
+    """Accept only steps that cut: others would lose or add text."""
     kind = step.get("type") if isinstance(step, dict) else step
     if kind not in _CUTTING_STEPS or step.get("behavior") == "Removed":
         raise TokenizerError(
@@ -383,24 +384,7 @@ def _check_pre_tokenizer(step: object, path: str) -> None:
         _check_pre_tokenizer(part, path)
 
 
-def _bpe_vocab(document: dict, special_tokens: dict[str, int], path: str) -> dict[str, int]:
-    """Symbols -> id of the ordinary tokens of a tokenizer.json."""
-    model = document.get("model")
-    kind = model.get("type", "BPE") if isinstance(model, dict) else None
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    if kind != "BPE" or not isinstance(vocab, dict) or not _are_ids(vocab.values()):
-        raise TokenizerError(
-            f"{path}: expected a tokenizer.json with a BPE model and its vocab, got model type"
-            f" {kind!r}"
-        )
-    normaliser = document.get("normalizer")
-    name = normaliser.get("type") if isinstance(normaliser, dict) else normaliser
-    if name not in _NORMALISERS_LEFT_OUT:
-        raise TokenizerError(f"{path}: normalizer {name!r}, expected none or NFC")
-    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(name):
-            raise TokenizerError(f"{path}: {name} {model[name]!r}, expected none")
-    vocab = {symbols: i for symbols, i in vocab.items() if special_tokens.get(symbols) != i}
+def _check_byte_symbols(vocab: dict[str, int], path: str) -> None:
     if missing := sorted(set(_BYTE_SYMBOLS) - vocab.keys()):
         raise TokenizerError(
             f"{path}: expected byte-level BPE with a token for each byte, {len(missing)} of 256"
@@ -412,7 +396,6 @@ def _bpe_vocab(document: dict, special_tokens: dict[str, int], path: str) -> dic
             f"{path}: token {odd!r} (id {vocab[odd]}) holds characters that stand for no byte,"
             " expected byte-level BPE"
         )
-    return vocab
 
 
 # --- SentencePiece ------------------------------------------------------------------------------
@@ -423,19 +406,19 @@ _SPACE_SYMBOL = "\u2581"
 class SentencePieceTokenizer(TextTokenizer):
     """SentencePiece with byte fallback, as `ba_jax.corpora.make_tokenizer` trains it.
 
-    SentencePiece writes a space as U+2581 and so cannot tell the two apart; here a U+2581 of the
-    text is encoded as its three bytes.
+    SentencePiece writes a space as U+2581 and cannot tell the two apart; here U+2581 in the text is
+    encoded as its three bytes.
     """
 
     def __init__(self, content: bytes, path: str):
-        """Reads the file's content.
+        """Parse the content of the file.
 
         Args:
           content: a serialised ModelProto.
           path: for messages.
 
         Raises:
-          TokenizerError: naming the file and what was expected of it.
+          TokenizerError: naming the file and what was expected.
         """
         self._content = content
         library = sentencepiece.SentencePieceProcessor()
@@ -454,12 +437,6 @@ class SentencePieceTokenizer(TextTokenizer):
                 byte = int(piece[3:5], 16)
                 byte_ids[byte], data = token_id, bytes([byte])
             self._pieces.append(data)
-        for spelling in (*AUDIO_TOKEN_NAMES.values(), *ROLE_NAMES.values()):
-            if spelling in pieces and spelling not in special_tokens:
-                raise TokenizerError(
-                    f"{path}: {spelling} (id {pieces.index(spelling)}) can be produced from text,"
-                    " expected it to be a control symbol"
-                )
         if len(byte_ids) < 256:
             raise TokenizerError(
                 f"{path}: {len(byte_ids)} byte pieces, expected 256 (train with byte_fallback)"
@@ -495,7 +472,7 @@ _EXPECTED = "a tokenizer.json, a SentencePiece *.model, or a folder with one of 
 
 
 def load_text_tokenizer(path: str | pathlib.Path, *, eos: str | None = None) -> TextTokenizer:
-    """Reads a tokenizer, telling its kind by the content.
+    """Read a tokenizer; its content tells the kind.
 
     Args:
       path: a tokenizer.json, a SentencePiece model, or a folder with one of them.
@@ -503,7 +480,7 @@ def load_text_tokenizer(path: str | pathlib.Path, *, eos: str | None = None) -> 
         the tokenizer_config.json beside it, else `<|endoftext|>`.
 
     Raises:
-      TokenizerError: naming the file and what was expected of it.
+      TokenizerError: naming the file and what was expected.
     """
     file = _tokenizer_file(pathlib.Path(path))
     content = _read(file)
@@ -525,8 +502,8 @@ def _tokenizer_file(path: pathlib.Path) -> pathlib.Path:
         return path / "tokenizer.json"
     models = sorted(path.glob("*.model"))
     if len(models) != 1:
-        found = ", ".join(model.name for model in models) or "neither"
-        raise TokenizerError(f"{path}: found {found}, expected tokenizer.json or one *.model")
+        names = ", ".join(model.name for model in models) or "neither"
+        raise TokenizerError(f"{path}: found {names}, expected tokenizer.json or one *.model")
     return models[0]
 
 
@@ -546,7 +523,7 @@ def _text(content: bytes, path: str) -> str:
 
 
 def _eos_in_config(file: pathlib.Path) -> str | None:
-    """`eos_token` of a tokenizer_config.json, a string or an object with `content`."""
+    """Read `eos_token` of a tokenizer_config.json, a string or an object with `content`."""
     if not file.is_file():
         return None
     token = _json_object(_text(_read(file), str(file)), str(file)).get("eos_token")
