@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import os
 import stat
 from collections.abc import Iterator
@@ -28,19 +27,14 @@ import numpy as np
 
 from ba_jax.audio.checks import AudioError, check_channels, check_rate, check_samples
 from ba_jax.audio.complete import check_complete, cut_short
+from ba_jax.audio.decoders import FfmpegDecoder, SndfileDecoder
 from ba_jax.audio.resample import resample
 
 MAX_SECONDS = 600.0  # default bound on the length of a file
 MAX_BYTES = 1 << 28  # default bound on the size of a file (256 MiB)
 
-_BLOCK_FRAMES = 1 << 16
 _LOUDEST = 32.0  # +30 dB over full scale: no recording, but integers stored as floats
-_SLACK_SECONDS = 0.25  # stated lengths may be rounded so far, unless they count samples
-_PREROLL_SECONDS = 1.0  # decoded and dropped before a stretch, for codecs with a memory
-# Demuxers that may open a file; others would follow playlists to other files, or read pictures.
-_FORMATS = "wav,w64,flac,ogg,mp3,aac,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
-_EXACT = ("flac",)  # formats whose header counts samples
-_SCALES = {"u1": 2.0**-7, "i2": 2.0**-15, "i4": 2.0**-31, "f8": 1.0}  # of decoded samples
+_SLACK_SECONDS = 0.25  # lengths may be stated so much too long, where samples are not counted
 
 
 def read_audio(
@@ -119,9 +113,9 @@ class AudioReader:
             stream.seek(0)
             try:
                 if is_single_opus or _states_flac_length(head):
-                    self._decoder = _SndfileDecoder(stream, "ogg" if is_single_opus else "flac")
+                    self._decoder = SndfileDecoder(stream, "ogg" if is_single_opus else "flac")
                 else:
-                    self._decoder = _FfmpegDecoder(stream)
+                    self._decoder = FfmpegDecoder(stream)
             except (av.FFmpegError, OSError, RuntimeError, ValueError) as error:
                 if isinstance(error, AudioError):
                     raise
@@ -170,7 +164,7 @@ class AudioReader:
                 f" s ({_reason(error)}): cut short or damaged, expected a whole file",
                 "truncated audio",
             ) from error
-        slack = 0 if self.format in _EXACT else int(_SLACK_SECONDS * self.rate)
+        slack = 0 if self.format == "flac" else int(_SLACK_SECONDS * self.rate)
         if count < (self._decoder.frames or 0) - slack:
             raise cut_short(
                 self.name, self.format, f"{count} samples decoded, expected {self._decoder.frames}"
@@ -178,15 +172,13 @@ class AudioReader:
         if not count:
             raise AudioError(f"{self.name}: holds 0 samples, expected at least 1", "empty file")
 
-    def blocks(self, seconds: float) -> Iterator[np.ndarray]:
-        """Yield mono waves (S,) that follow each other; all but the last are `seconds` long.
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield mono waves (S,) of some seconds that follow each other.
 
         Raises:
           AudioError: as `read`.
         """
-        length = max(1, int(seconds * self.rate))
-        for block_SC in _regroup(self.read(), length):
-            yield _average(block_SC)
+        return map(_average, self.read())
 
     def stretch(self, first: int, count: int | None = None) -> np.ndarray:
         """Read the mono wave (S,) of `count` samples from `first` on, or of all to the end.
@@ -243,213 +235,6 @@ def _states_flac_length(head: bytes) -> bool:
 def _average(block_SC: np.ndarray) -> np.ndarray:
     """Average the channels to mono (S,)."""
     return block_SC[:, 0] if block_SC.shape[1] == 1 else block_SC.mean(axis=1)
-
-
-# --- decoders -------------------------------------------------------------------------------------
-
-
-class _FfmpegDecoder:
-    """The single audio stream of a file, by PyAV."""
-
-    def __init__(self, stream: BinaryIO):
-        self._stream = stream
-        self._open()
-        self.format = self._container.format.name.split(",")[0]
-        self.rate = self._audio.sample_rate
-        self.channels = self._audio.codec_context.channels
-        self.frames = None
-        if self.format not in ("mp3", "aac", "ogg"):  # estimates, or the last chain's length
-            self.frames = round(self._stated_seconds() * self.rate) or None
-
-    def _open(self) -> None:
-        import av
-
-        self._stream.seek(0)
-        options = {"format_whitelist": _FORMATS}
-        if self._stream.read(4) in (b"RIFF", b"RIFX", b"RF64"):
-            # ffmpeg would otherwise look for other codings inside of PCM, 40 times as long.
-            options["probesize"] = "4096"
-        self._stream.seek(0)
-        self._container = av.open(self._stream, options=options)
-        streams = self._container.streams.audio
-        if len(streams) != 1:
-            raise ValueError(f"{len(streams)} audio streams, expected 1")
-        self._audio = streams[0]
-        self._audio.codec_context.thread_count = 1  # loaders run several processes
-
-    def _stated_seconds(self) -> float:
-        if self._audio.duration:
-            return float(self._audio.duration * self._audio.time_base)
-        return (self._container.duration or 0) / 1e6
-
-    def decode(self, first: int) -> Iterator[np.ndarray]:
-        """Yield blocks (S, C) of float32 samples from sample `first` on."""
-        frames = self._frames()
-        if first:
-            # Positions count from the first frame, whatever timestamp it has.
-            start = next(frames, None)
-            if start is None:
-                return
-            if self._seek(first, start):
-                frames = self._frames()
-            else:
-                frames = itertools.chain([start], frames)
-            yield from _gather(self._skip(frames, first, self._position(start)))
-        else:
-            yield from _gather(map(_to_array, frames))
-
-    def _frames(self):
-        """Yield decoded frames, of one rate and one number of channels."""
-        packets = self._container.demux(self._audio)
-        for packet in _pass_mp3_frames(packets) if self.format == "mp3" else packets:
-            # A WAV file of unknown size ends inside a packet.
-            if packet.is_corrupt and self.format != "wav":
-                raise ValueError("a damaged packet")
-            for frame in packet.decode():
-                here = frame.sample_rate, len(frame.layout.channels)
-                if here != (self.rate, self.channels):
-                    raise ValueError(
-                        f"changes from {self.rate} Hz and {self.channels} channels to {here}"
-                    )
-                yield frame
-
-    def _position(self, frame) -> int | None:
-        """The number of a frame's first sample by its timestamp."""
-        return None if frame.pts is None else round(frame.pts * frame.time_base * self.rate)
-
-    def _seek(self, first: int, start) -> bool:
-        """Move to about a second before a sample; False if timestamps are too coarse for it."""
-        if start.pts is None or self._audio.time_base * self.rate > 1:
-            return False
-        target = max(0.0, first / self.rate - _PREROLL_SECONDS)
-        timestamp = start.pts + int(target / self._audio.time_base)
-        self._container.seek(timestamp, stream=self._audio)
-        return True
-
-    def _skip(self, frames, first: int, origin: int | None):
-        """Drop samples before `first`; yields arrays."""
-        at = None
-        for frame in frames:
-            samples = _to_array(frame)
-            if at is None:
-                position = self._position(frame)
-                at = 0 if position is None or origin is None else position - origin
-            kept = samples[max(0, first - at) :]
-            at += len(samples)
-            if len(kept):
-                yield kept
-
-    def count_frames(self) -> int:
-        """Count samples by the packets' durations, without decoding."""
-        packets = self._container.demux(self._audio)
-        units = sum(packet.duration or 0 for packet in packets if packet.size)
-        seconds = float(units * self._audio.time_base)
-        if self.format == "ogg":  # the first packets of Vorbis have no duration
-            seconds = max(seconds, self._stated_seconds())
-        self.close()
-        self._open()
-        return round(seconds * self.rate)
-
-    def close(self) -> None:
-        self._container.close()
-
-
-class _SndfileDecoder:
-    """Ogg Opus with a single stream, or a FLAC that states its length, by libsndfile."""
-
-    def __init__(self, stream: BinaryIO, format: str):
-        import soundfile
-
-        self._file = soundfile.SoundFile(stream)
-        self._file.seekable = lambda: False  # it would seek behind each block
-        self.format = format
-        self.rate, self.channels = self._file.samplerate, self._file.channels
-        self.frames = self._file.frames
-
-    def decode(self, first: int) -> Iterator[np.ndarray]:
-        """Yield blocks (S, C) of float32 samples from sample `first` on."""
-        if first:
-            self._file.seek(min(first, self.frames))
-        # Never more than the stated samples: FLAC with a tag behind them would lose sync.
-        for start in range(first, self.frames, _BLOCK_FRAMES):
-            count = min(_BLOCK_FRAMES, self.frames - start)
-            block_SC = self._file.read(count, dtype="float32", always_2d=True)
-            if len(block_SC):
-                yield block_SC
-            if len(block_SC) < count:
-                return
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _to_array(frame) -> np.ndarray:
-    """Samples (S, C) of a decoded frame, in the type that the decoder gives."""
-    array = frame.to_ndarray()
-    return array.T if frame.format.is_planar else array.reshape(-1, len(frame.layout.channels))
-
-
-def _scale(arrays: list[np.ndarray]) -> np.ndarray:
-    """Join arrays of decoded samples to one of float32, full scale +-1."""
-    joined = np.concatenate(arrays)
-    kind = joined.dtype.str[1:]
-    if kind == "f4":
-        return joined
-    scaled = joined.astype(np.float32) * np.float32(_SCALES[kind])
-    return scaled - np.float32(1.0) if kind == "u1" else scaled
-
-
-def _pass_mp3_frames(packets):
-    """Pass on the frames of an MP3 without the tags between and the padding behind them.
-
-    Raises:
-      ValueError: padding in the place of frames, or a last frame that is cut.
-    """
-    import av
-
-    last, has_padding = b"", False
-    for packet in packets:
-        if packet.size:
-            data = bytes(packet)
-            if not data.strip(b"\0\xff"):
-                has_padding = True
-                continue
-            if data[:3] in (b"ID3", b"TAG", b"APE", b"LYR"):
-                continue
-            if has_padding:
-                raise ValueError("padding between frames")
-            last = data
-        elif last:
-            # Given more bytes than a frame can have, the parser tells how many it wants.
-            parsed = av.CodecContext.create("mp3", "r").parse(last + bytes(1 << 13))
-            if parsed and parsed[0].size > len(last):
-                raise ValueError(f"the last frame lacks {parsed[0].size - len(last)} bytes")
-        yield packet
-
-
-def _gather(arrays) -> Iterator[np.ndarray]:
-    """Join arrays of decoded samples to float32 blocks of at least _BLOCK_FRAMES samples."""
-    waiting, count = [], 0
-    for array in arrays:
-        waiting.append(array)
-        count += len(array)
-        if count >= _BLOCK_FRAMES:
-            yield _scale(waiting)
-            waiting, count = [], 0
-    if waiting:
-        yield _scale(waiting)
-
-
-def _regroup(blocks, length: int) -> Iterator[np.ndarray]:
-    """Cut blocks of any lengths into blocks of `length` samples; the last may be shorter."""
-    rest = None
-    for block in blocks:
-        rest = block if rest is None else np.concatenate([rest, block])
-        whole = len(rest) // length * length
-        yield from (rest[at : at + length] for at in range(0, whole, length))
-        rest = rest[whole:]
-    if rest is not None and len(rest):
-        yield rest
 
 
 # --- sources --------------------------------------------------------------------------------------

@@ -3,13 +3,14 @@
     python -m ba_jax.data.hash --config=configs/lm_stage2.py:nano --steps=100:105 \
         --hosts=2 --workers=2
 
-One line a step, `step hash`. Each host is a process that loads its rows as in training, with
-`--workers` processes. Two runs that print the same lines see the same data; a resumed run can be
-checked against the lines of the first run.
+One line a step, `step hash`, when all steps are loaded. Each host is a process that loads its rows
+as in training, with `--workers` processes. Two runs that print the same lines see the same data; a
+resumed run can be checked against the lines of the first run.
 """
 
 from __future__ import annotations
 
+import concurrent.futures.process
 import hashlib
 import multiprocessing
 import sys
@@ -22,6 +23,7 @@ from absl import app, flags, logging
 
 from ba_jax.data.batches import open_batches
 from ba_jax.data.loader import BatchError, Loader, LoaderSettings
+from ba_jax.files import first_line
 
 
 def _arrays(value: Any, name: str = "") -> Iterator[tuple[str, np.ndarray]]:
@@ -53,21 +55,20 @@ def batch_hash(digests: list[bytes]) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def _serve(connection, config: Mapping, steps: range, host: int, hosts: int, workers: int) -> None:
-    """Run one host: send (step, digests) of its rows, or the message of an error."""
+def _hash_rows(
+    config: Mapping, steps: range, host: int, hosts: int, workers: int
+) -> list[list[bytes]]:
+    """Load one host's rows of each step and return their digests."""
     logging.set_verbosity(logging.WARNING)
     try:
         batches = open_batches(config["data"], config["model"])
-        settings = LoaderSettings(workers=workers)
-        with Loader(
-            batches, settings, start=steps.start, stop=steps.stop, host=host, hosts=hosts
-        ) as loader:
-            for step, batch in loader:
-                connection.send((step, row_digests(batch)))
+        share = {"start": steps.start, "stop": steps.stop, "host": host, "hosts": hosts}
+        with Loader(batches, LoaderSettings(workers=workers), **share) as loader:
+            return [row_digests(batch) for _, batch in loader]
     except Exception as error:
         print(traceback.format_exc(), file=sys.stderr)
-        connection.send(f"host {host}: {type(error).__name__}: {str(error).splitlines()[0]}")
-    connection.close()
+        message = f"host {host}: {type(error).__name__}: {first_line(error)}"
+        raise BatchError(message) from None
 
 
 def global_hashes(
@@ -79,41 +80,16 @@ def global_hashes(
       BatchError: a host that failed or died.
     """
     context = multiprocessing.get_context("spawn")
-    ends, processes = [], []
-    done = False
-    try:
-        for host in range(hosts):
-            ours, theirs = context.Pipe(duplex=False)
-            args = (theirs, config, steps, host, hosts, workers)
-            process = context.Process(target=_serve, args=args)
-            process.start()
-            theirs.close()  # the pipe then ends with the process
-            ends.append(ours)
-            processes.append(process)
-        for step in steps:
-            digests = []
-            for host, (end, process) in enumerate(zip(ends, processes, strict=True)):
-                try:
-                    message = end.recv()
-                except EOFError:
-                    process.join()
-                    raise BatchError(
-                        f"step {step}: host {host} ended with exit code {process.exitcode}"
-                    ) from None
-                if isinstance(message, str):
-                    raise BatchError(message)
-                if message[0] != step:
-                    raise BatchError(f"host {host}: step {message[0]}, expected {step}")
-                digests += message[1]
-            yield step, batch_hash(digests)
-        done = True
-    finally:
-        for process in processes:
-            if not done:
-                process.terminate()
-            process.join(timeout=10)
-            if process.is_alive():
-                process.kill()
+    with concurrent.futures.ProcessPoolExecutor(hosts, mp_context=context) as pool:
+        shares = [
+            pool.submit(_hash_rows, config, steps, host, hosts, workers) for host in range(hosts)
+        ]
+        try:
+            by_host = [share.result() for share in shares]
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise BatchError(f"a process of {hosts} hosts died: {error}") from None
+    for step, *digests in zip(steps, *by_host, strict=True):
+        yield step, batch_hash([digest for rows in digests for digest in rows])
 
 
 def parse_steps(text: str) -> range:

@@ -64,7 +64,6 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
 _ROW_KEYS = ("audio", "id", "language", "split")
 _RATE = 16000  # Hz of the tools: resampled once for all of them
 _SLOWER = 14400  # Hz: 16 kHz sound played at this rate is 10 % slower and lower
-_BLOCK = 30.0  # seconds read at a time
 _SHORT_SILENCE = 0.3  # seconds; between words, not between utterances
 _SHORTEST = 0.6  # seconds of speech needed to tell a voice
 _MARGIN = 0.3  # seconds of silence kept before and behind speech: VAD comes late
@@ -193,7 +192,7 @@ class Crawl(InterleavedSource):
     def _read_windows(self, audio: AudioReader):
         """Yield windows that end in silence: (offset in seconds, wave, wave at 16 kHz, speech)."""
         offset, kept_S = 0.0, np.zeros(0, np.float32)
-        blocks = audio.blocks(_BLOCK)
+        blocks = audio.blocks()
         is_last = False
         while not is_last:
             pieces, length = [kept_S], len(kept_S)

@@ -228,15 +228,6 @@ def test_every_format_in_stereo_at_another_rate(tmp_path, ears, name):
     assert records[0].seconds == pytest.approx(3 * (6 * 0.31 + 0.34), abs=0.5)
 
 
-def test_blocks_are_the_file(tmp_path):
-    wave_S = with_noise(np.zeros(50_000), 0.1)
-    write_audio(tmp_path / "a.wav", wave_S, RATE)
-    with AudioReader(tmp_path / "a.wav") as audio:
-        blocks = list(audio.blocks(1.0))
-    assert audio.rate == RATE and [len(block) for block in blocks] == [16000] * 3 + [2000]
-    assert np.abs(np.concatenate(blocks) - wave_S).max() < 1e-4
-
-
 def test_an_mp3_without_an_index_keeps_its_end(tmp_path):
     """Its first, silent frames are small: a guess of the length from them would be too short."""
     rng = np.random.default_rng(0)
@@ -247,7 +238,7 @@ def test_an_mp3_without_an_index_keeps_its_end(tmp_path):
     assert at > 0
     (tmp_path / "b.mp3").write_bytes(data[:at] + bytes(4) + data[at + 4 :])
     with AudioReader(tmp_path / "b.mp3") as audio:
-        length = sum(map(len, audio.blocks(3.0)))
+        length = sum(map(len, audio.blocks()))
     assert length / RATE == pytest.approx(20, abs=0.2)
 
 
@@ -282,7 +273,7 @@ def test_broken_files_are_counted_and_the_others_used(tmp_path, ears):
     expected = broken_files(tmp_path)
     for name, message in expected.items():
         with pytest.raises(AudioError, match=message), AudioReader(tmp_path / name) as audio:
-            list(audio.blocks(0.1))
+            list(audio.blocks())
     write(tmp_path / "whole.wav", silence(1.0), say(tone_speech.sentences(3), "ann"))
     records, rejected = run(make(tmp_path))
     assert len(records) == 1
