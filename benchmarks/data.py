@@ -60,13 +60,13 @@ AIM_CODES = 10_000.0
 
 def first_recordings(dataset: str, split: str, count: int) -> list[Record]:
     """The first spoken records with text."""
-    found = []
+    result = []
     for record in RecordSource(dataset, split):
         if record.kind == "speech" and record.parts[0].audio and record.parts[0].text:
-            found.append(record)
-            if len(found) == count:
+            result.append(record)
+            if len(result) == count:
                 break
-    return found
+    return result
 
 
 def write_dataset(folder: pathlib.Path, records: list[Record]) -> str:
@@ -174,7 +174,7 @@ def with_codes(records: list[Record], count: int) -> list[Record]:
     """Records with random codes in place of audio, repeated up to `count`."""
     rng = np.random.default_rng(0)
     sizes = tuple(models.get_config("nano").vq_bridge.codebook_sizes)
-    found = []
+    result = []
     for number in range(count):
         record = records[number % len(records)]
         part = record.parts[0]
@@ -184,21 +184,21 @@ def with_codes(records: list[Record], count: int) -> list[Record]:
             codes_NQ=rng.integers(0, sizes, (frames, len(sizes))),
             seconds=part.seconds,
         )
-        found.append(Record(f"codes-{number}", "speech", record.language, (part,), "benchmark"))
-    return found
+        result.append(Record(f"codes-{number}", "speech", record.language, (part,), "benchmark"))
+    return result
 
 
 def as_flac(records: list[Record]) -> list[Record]:
     """The same recordings, stored without loss."""
-    found = []
+    result = []
     for record in records:
         (part,) = record.parts
         wave_S, rate = soundfile.read(io.BytesIO(part.audio), dtype="float32")
         stream = io.BytesIO()
         soundfile.write(stream, wave_S, rate, format="FLAC")
         new = Part(text=part.text, audio=stream.getvalue(), seconds=len(wave_S) / rate)
-        found.append(Record(record.id, record.kind, record.language, (new,), record.source))
-    return found
+        result.append(Record(record.id, record.kind, record.language, (new,), record.source))
+    return result
 
 
 def compare(label: str, ours: Ours, others: dict, seconds: float, budget: float) -> list[dict]:

@@ -34,7 +34,8 @@ MAX_SECONDS = 600.0  # default bound on the length of a file
 MAX_BYTES = 1 << 28  # default bound on the size of a file (256 MiB)
 
 _LOUDEST = 32.0  # +30 dB over full scale: no recording, but integers stored as floats
-_SLACK_SECONDS = 0.25  # lengths may be stated so much too long, where samples are not counted
+_STATED_SLACK = 0.05  # seconds by which containers that do not count samples overstate lengths
+_STRETCH_SLACK = 0.25  # seconds by which the end of a stretch may be behind the file's
 
 
 def read_audio(
@@ -164,7 +165,7 @@ class AudioReader:
                 f" s ({_reason(error)}): cut short or damaged, expected a whole file",
                 "truncated audio",
             ) from error
-        slack = 0 if self.format == "flac" else int(_SLACK_SECONDS * self.rate)
+        slack = 0 if self.format == "flac" else int(_STATED_SLACK * self.rate)
         if count < (self._decoder.frames or 0) - slack:
             raise cut_short(
                 self.name, self.format, f"{count} samples decoded, expected {self._decoder.frames}"
@@ -195,7 +196,7 @@ class AudioReader:
             total += len(block_SC)
             if count is not None and total >= count:
                 break
-        if count is not None and total < count - int(_SLACK_SECONDS * self.rate):
+        if count is not None and total < count - int(_STRETCH_SLACK * self.rate):
             problem = f"{total} samples decoded from {first} on, expected {count}"
             raise cut_short(self.name, self.format, problem)
         return np.concatenate(blocks)[:count] if blocks else np.zeros(0, np.float32)

@@ -20,9 +20,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def config():
-    found = lm_stage2.get_config("nano").to_dict()
-    found["data"]["rows"] = 4
-    return found
+    result = lm_stage2.get_config("nano").to_dict()
+    result["data"]["rows"] = 4
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,9 @@ def expected(config):
 @pytest.mark.parametrize(("hosts", "workers"), [(1, 4), (2, 1), (4, 0)])
 @pytest.mark.slow
 def test_hosts_and_workers_change_nothing(config, expected, hosts, workers):
-    found = dict(global_hashes(config, range(100, 103), hosts, workers))
-    assert found == {step: expected[step] for step in range(100, 103)}
-    assert len(set(found.values())) == 3
+    result = dict(global_hashes(config, range(100, 103), hosts, workers))
+    assert result == {step: expected[step] for step in range(100, 103)}
+    assert len(set(result.values())) == 3
 
 
 def test_resuming_anywhere_gives_the_same_batches(config, expected):
@@ -73,8 +73,8 @@ def test_seed_and_mixture_change_the_batch(config, expected):
 def test_audio_batches_too():
     data = mixtures.get_config("audio_nano").to_dict()
     config = {"data": data, "model": models.get_config("nano").to_dict()}
-    one = dict(global_hashes(config, range(3), hosts=1))
-    assert one == dict(global_hashes(config, range(3), hosts=2)) and len(set(one.values())) == 3
+    first = dict(global_hashes(config, range(3), hosts=1))
+    assert first == dict(global_hashes(config, range(3), hosts=2)) and len(set(first.values())) == 3
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:

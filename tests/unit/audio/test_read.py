@@ -163,10 +163,11 @@ def test_long_files_are_read_in_blocks():
     np.testing.assert_array_equal(read_audio(encode(wave, subtype="FLOAT"))[0], wave)
 
 
-def test_wav_with_chunks_before_and_after_the_samples():
+@pytest.mark.parametrize("size", [5, 300_001])
+def test_wav_with_chunks_before_and_after_the_samples(size):
     data = bytearray(encode(speech()))
     at = data.index(b"data")
-    data[at:at] = b"LIST" + struct.pack("<I", 5) + b"INFOx\0"  # odd size, padded
+    data[at:at] = b"LIST" + struct.pack("<I", size) + b"INFO".ljust(size + 1, b"x")  # odd: padded
     data += b"note" + struct.pack("<I", 4) + b"tail"
     assert len(read_audio(bytes(data))[0]) == len(speech())
 

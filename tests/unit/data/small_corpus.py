@@ -59,12 +59,12 @@ def spoken(text: str, seconds: float, seed: int, with_codes: bool = True, **fiel
 @functools.cache
 def records(repeat: int = 2) -> tuple[Record, ...]:
     """`repeat` times 7 records a language."""
-    found = []
+    result = []
     for language, texts in TEXTS.items():
         other = TEXTS["zh" if language == "en" else "en"]
 
         def add(kind: str, *parts: Part, language: str = language) -> None:
-            found.append(Record(f"{language}{len(found)}", kind, language, parts, "small"))
+            result.append(Record(f"{language}{len(result)}", kind, language, parts, "small"))
 
         for i in range(repeat):
             for j in range(3):
@@ -83,7 +83,7 @@ def records(repeat: int = 2) -> tuple[Record, ...]:
                 dataclasses.replace(answer, text=texts[2]),
             )
             add("text", Part(texts[0]), Part(texts[1]))
-    return tuple(found)
+    return tuple(result)
 
 
 def write_dataset(
@@ -92,14 +92,14 @@ def write_dataset(
     """Writes a dataset's "train" split; returns its folder."""
     directory.mkdir(parents=True, exist_ok=True)
     size = -(-len(written) // shards)
-    made = [
+    options = [
         write_shard(
             directory / shard_name(name, "train", number, shards),
             written[number * size : (number + 1) * size],
         )
         for number in range(shards)
     ]
-    write_metadata(directory, name, {"train": made})
+    write_metadata(directory, name, {"train": options})
     return directory
 
 
@@ -119,11 +119,11 @@ def arrays(batch) -> list[np.ndarray]:
 
 def digest(batch) -> str:
     """A hash of types, shapes and values."""
-    found = hashlib.sha256()
+    result = hashlib.sha256()
     for array in arrays(batch):
-        found.update(f"{array.dtype}{array.shape}".encode())
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
+        result.update(f"{array.dtype}{array.shape}".encode())
+        result.update(np.ascontiguousarray(array).tobytes())
+    return result.hexdigest()
 
 
 def join(batches: Sequence):

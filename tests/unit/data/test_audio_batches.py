@@ -36,16 +36,18 @@ def settings(dataset, *buckets: Bucket, **fields) -> AudioSettings:
 def opened(request, small_dataset) -> AudioBatches:
     """Batches of pieces, and of random windows, augmented in every way."""
     buckets = (Bucket(0.8, 4),) if request.param == "crop" else ()
-    made = settings(small_dataset, *buckets, crop=bool(buckets), augmentation=AUGMENTATION, seed=3)
-    return AudioBatches(made, FORMAT)
+    options = settings(
+        small_dataset, *buckets, crop=bool(buckets), augmentation=AUGMENTATION, seed=3
+    )
+    return AudioBatches(options, FORMAT)
 
 
 @pytest.fixture(scope="module")
 def steps(opened) -> list[int]:
     """A step of each bucket."""
-    found = {opened.bucket(step): step for step in range(20)}
-    assert set(found) == set(opened.buckets)
-    return sorted(found.values())
+    result = {opened.bucket(step): step for step in range(20)}
+    assert set(result) == set(opened.buckets)
+    return sorted(result.values())
 
 
 def drawn(dataset, **fields) -> set[str]:
@@ -70,9 +72,9 @@ def test_a_roles_or_a_speakers_speech_alone(small_dataset):
     for role in ("user", "assistant"):
         wanted = {name for name in every if parts[name].role == role}
         assert drawn(small_dataset, turn=role) == wanted and 0 < len(wanted) < len(every)
-    some = tuple(sorted({parts[name].speaker for name in every}))[:2]
-    wanted = {name for name in every if parts[name].speaker in some}
-    assert drawn(small_dataset, speakers=some) == wanted and 0 < len(wanted) < len(every)
+    subset = tuple(sorted({parts[name].speaker for name in every}))[:2]
+    wanted = {name for name in every if parts[name].speaker in subset}
+    assert drawn(small_dataset, speakers=subset) == wanted and 0 < len(wanted) < len(every)
 
 
 # --- the batch is a function of the step ----------------------------------------------------------
@@ -95,14 +97,14 @@ def test_far_steps_come_at_once_and_again_after_pickling(opened):
     copy = pickle.loads(pickle.dumps(opened))
     for step in (10**6, 10**9):
         begin = time.process_time()
-        found = digest(opened.build(step))
+        result = digest(opened.build(step))
         assert time.process_time() - begin < 0.9
-        assert digest(copy.build(step)) == found
+        assert digest(copy.build(step)) == result
 
 
 def test_a_new_process_builds_the_same(opened):
-    found = small_corpus.digest_in_a_new_process((AudioBatches, opened.settings), 7)
-    assert found == digest(opened.build(7))
+    result = small_corpus.digest_in_a_new_process((AudioBatches, opened.settings), 7)
+    assert result == digest(opened.build(7))
 
 
 def test_a_bucket_has_one_shape(opened):
@@ -113,7 +115,7 @@ def test_a_bucket_has_one_shape(opened):
         shapes[bucket].add(tuple((array.shape, array.dtype) for array in arrays(batch)))
         assert len(batch.samples_B) == opened.global_rows(step) == bucket.count
         assert batch.wave_BS.shape[1] == bucket.seconds * WAVE_RATE
-    assert all(len(found) == 1 for found in shapes.values())
+    assert all(len(result) == 1 for result in shapes.values())
 
 
 # --- what is in it -------------------------------------------------------------------------------
@@ -146,9 +148,11 @@ def test_over_an_epoch_the_clips_are_the_recordings_in_pieces(sweeps):
         cut = [wave_S[i : i + 2 * WAVE_RATE] for i in range(0, len(wave_S), 2 * WAVE_RATE)]
         pieces += [piece_S for piece_S in cut if len(piece_S) >= 0.06 * WAVE_RATE]
     assert len(pieces) == 1 + 1 + 1 + 3 + 4  # the 30 ms after two seconds are left out
-    assert sum(found["clips"] for name, found in batches.report().items() if "bucket" in name) == 10
-    found = [batches.build(step) for step in range(10)]
-    for batch in found:
+    assert (
+        sum(result["clips"] for name, result in batches.report().items() if "bucket" in name) == 10
+    )
+    result = [batches.build(step) for step in range(10)]
+    for batch in result:
         wave_S = batch.wave_BS[0, : batch.samples_B[0]]
         match = [
             i
@@ -202,9 +206,9 @@ def test_features_at_16_khz_come_from_the_recording_itself(tmp_path):
 )
 def test_features_that_are_not_asked_for_are_none_and_the_others_the_same(wanted, small_dataset):
     every = AudioBatches(settings(small_dataset), FORMAT)
-    some = AudioBatches(settings(small_dataset, features=wanted), FORMAT)
+    subset = AudioBatches(settings(small_dataset, features=wanted), FORMAT)
     for step in range(2):
-        all_of_it, batch = every.build(step)._asdict(), some.build(step)._asdict()
+        all_of_it, batch = every.build(step)._asdict(), subset.build(step)._asdict()
         for name, array in batch.items():
             feature = name.replace("_lengths_B", "_mel").removesuffix("_BTM").removesuffix("_BS")
             if feature in FEATURES and feature not in wanted:
@@ -232,8 +236,8 @@ def test_ids_name_the_recordings_of_the_clips(sweeps, monkeypatch):
 
 def test_windows_are_taken_all_over_the_recordings(sweeps):
     dataset, waves = sweeps
-    made = settings(dataset, Bucket(1.0, 5), crop=True, features=("wave",))
-    batches = AudioBatches(made, FORMAT)
+    options = settings(dataset, Bucket(1.0, 5), crop=True, features=("wave",))
+    batches = AudioBatches(options, FORMAT)
     starts = collections.defaultdict(list)
     for step in range(40):
         batch = batches.build(step)
@@ -248,7 +252,7 @@ def test_windows_are_taken_all_over_the_recordings(sweeps):
             np.testing.assert_allclose(windows[start], wave_S, atol=2e-3)
             starts[number].append(start / max(1, len(whole_S) - len(wave_S)))
     # Each recording gives one window an epoch.
-    assert {number: len(found) for number, found in starts.items()} == dict.fromkeys(range(5), 40)
+    assert {number: len(result) for number, result in starts.items()} == dict.fromkeys(range(5), 40)
     for number in (1, 2, 3, 4):
         assert min(starts[number]) < 0.15 and max(starts[number]) > 0.85
         assert len(set(starts[number])) > 30
@@ -281,8 +285,8 @@ def test_shares_of_the_mixture_are_by_hours(crop, tmp_path):
         dataset = small_corpus.write_dataset(tmp_path / name, records)
         mixture.append(Selection(str(dataset), ExampleMaker("audio"), weights[name]))
     buckets = (Bucket(1.0, 4),) if crop else (Bucket(0.7, 4), Bucket(1.5, 2))
-    made = settings("", *buckets, mixture=tuple(mixture), crop=crop, features=("wave",))
-    batches = AudioBatches(made, FORMAT)
+    options = settings("", *buckets, mixture=tuple(mixture), crop=crop, features=("wave",))
+    batches = AudioBatches(options, FORMAT)
     seconds = collections.Counter()
     for step in range(160):
         for samples in batches.build(step).samples_B / WAVE_RATE:
@@ -323,10 +327,10 @@ def test_damaged_audio_is_named_or_skipped_and_counted(audio, seconds, message, 
         Record(f"r{i}", "speech", "en", (Part("x", GOOD, seconds=1.0),), "x") for i in range(5)
     ]
     records[2] = dataclasses.replace(records[2], parts=(Part("x", audio, seconds=seconds),))
-    made = settings(small_corpus.write_dataset(tmp_path / "bad", records), Bucket(2.0, 5))
+    options = settings(small_corpus.write_dataset(tmp_path / "bad", records), Bucket(2.0, 5))
     with pytest.raises(RecordError, match=f"bad/train/audio, record 2: .*{message}"):
-        AudioBatches(made, FORMAT).build(0)
-    batch = AudioBatches(dataclasses.replace(made, on_error="skip"), FORMAT).build(0)
+        AudioBatches(options, FORMAT).build(0)
+    batch = AudioBatches(dataclasses.replace(options, on_error="skip"), FORMAT).build(0)
     assert batch.skipped_B.sum() == 1
     (place,) = np.flatnonzero(batch.skipped_B)
     assert not any(array[place].any() for array in arrays(batch)[:-1])

@@ -46,15 +46,15 @@ def test_noise_has_the_ratio_asked_for(snr_db):
 def test_noise_is_drawn_over_the_range_and_as_often_as_asked():
     augmentation = Augmentation(noise_probability=0.25, noise_snr_db=(10, 30))
     clean_S, rng = wave(4000), generator()
-    found = []
+    result = []
     for _ in range(400):
         noisy_S = augmentation.wave(clean_S, rng)
         if noisy_S is not clean_S:
             ratio = np.square(clean_S).sum() / np.square(noisy_S - clean_S).sum()
-            found.append(10 * np.log10(ratio))
-    assert 70 < len(found) < 130
-    assert 9.5 < min(found) < 13 and 27 < max(found) < 30.5
-    assert np.mean(found) == pytest.approx(20, abs=2)
+            result.append(10 * np.log10(ratio))
+    assert 70 < len(result) < 130
+    assert 9.5 < min(result) < 13 and 27 < max(result) < 30.5
+    assert np.mean(result) == pytest.approx(20, abs=2)
 
 
 def test_silence_stays_silent():
@@ -95,12 +95,14 @@ def test_masks_are_drawn_everywhere_and_up_to_the_longest():
 def test_the_same_generator_gives_the_same_result():
     augmentation = Augmentation((0.9, 1.0, 1.1), 0.5, (5, 20), time_masks=2, mel_masks=2)
     for seed in range(5):
-        one, two = generator(seed), generator(seed)
+        first, second = generator(seed), generator(seed)
         np.testing.assert_array_equal(
-            augmentation.wave(wave(), one), augmentation.wave(wave(), two)
+            augmentation.wave(wave(), first), augmentation.wave(wave(), second)
         )
-        np.testing.assert_array_equal(augmentation.mel(mel(), one), augmentation.mel(mel(), two))
-        assert augmentation.speed_factor(one) == augmentation.speed_factor(two)
+        np.testing.assert_array_equal(
+            augmentation.mel(mel(), first), augmentation.mel(mel(), second)
+        )
+        assert augmentation.speed_factor(first) == augmentation.speed_factor(second)
     speeds = {augmentation.speed_factor(generator(seed)) for seed in range(30)}
     assert speeds == {0.9, 1.0, 1.1}
 

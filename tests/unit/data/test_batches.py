@@ -24,9 +24,9 @@ def test_members_are_in_the_order_of_their_names_and_weight_0_leaves_out():
 
 @pytest.mark.parametrize("folder, want", [("", "speech"), ("/data/codes", "/data/codes/speech")])
 def test_the_folder_is_where_datasets_are(folder, want):
-    found = batch_settings(data(folder=folder)).mixture
-    assert found[1].dataset == want
-    assert found[0].dataset == "/elsewhere/text"  # a whole path stays
+    result = batch_settings(data(folder=folder)).mixture
+    assert result[1].dataset == want
+    assert result[0].dataset == "/elsewhere/text"  # a whole path stays
 
 
 def test_a_folder_that_is_none():

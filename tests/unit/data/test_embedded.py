@@ -38,8 +38,8 @@ def spoken(records, splits=SPLITS):
 
 def sentences(text: str) -> list[str]:
     """Sentence by sentence, without punctuation and case."""
-    found = re.split(r"[.?!。？！\n]", text.lower())
-    return ["".join(c for c in one if c.isalnum()) for one in found if one.strip()]
+    result = re.split(r"[.?!。？！\n]", text.lower())
+    return ["".join(c for c in first if c.isalnum()) for first in result if first.strip()]
 
 
 def test_size_hours_voices(records):
@@ -183,9 +183,9 @@ def test_translations(records):
 
 
 def test_audio_decodes_to_its_length(records):
-    some = random.Random(0).sample(spoken(records), 100)
-    some += [pair for pair in spoken(records, ["test"])][:20]
-    for record, part in some:
+    subset = random.Random(0).sample(spoken(records), 100)
+    subset += [pair for pair in spoken(records, ["test"])][:20]
+    for record, part in subset:
         wave_S, rate = read_audio(part.audio)
         assert rate in (24000, 48000), record.id
         assert abs(len(wave_S) / rate - part.seconds) < 0.1, record.id

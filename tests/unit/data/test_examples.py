@@ -209,13 +209,13 @@ def test_every_task_is_pinned_above_and_prompts_in_both_languages():
 def test_all_wordings_of_a_prompt_are_used_and_a_record_keeps_its_own(task, language):
     record = {"aqa": QUESTION, "iasr": TEXT_FIRST}.get(task, SPEECH)
     record = dataclasses.replace(record, language=language)
-    found = {}
+    result = {}
     for i in range(40):
         example = ExampleMaker(task)(dataclasses.replace(record, id=f"r{i}"))
         again = ExampleMaker(task)(dataclasses.replace(record, id=f"r{i}", source="other"))
         assert example.segments[0].text == again.segments[0].text
-        found[example.segments[0].text] = example
-    assert set(found) == set(PROMPTS[task][language])
+        result[example.segments[0].text] = example
+    assert set(result) == set(PROMPTS[task][language])
 
 
 def test_the_releases_prompts_are_there():
@@ -375,12 +375,14 @@ def test_mixed_questions_say_everything_once():
     for order in range(20):
         maker = ExampleMaker("aqa", questions="mixed", pieces=1, order=order)
         _, *question, answer = maker(ASKED).segments
-        said = [s.text if s.codes_NQ is None else s.codes_NQ[:, 0].tolist() for s in question]
-        kinds = [isinstance(value, str) for value in said]
+        spoken_pieces = [
+            s.text if s.codes_NQ is None else s.codes_NQ[:, 0].tolist() for s in question
+        ]
+        kinds = [isinstance(value, str) for value in spoken_pieces]
         assert not all(kinds) and all(a != b for a, b in zip(kinds, kinds[1:], strict=False))
         pieces = {"a,": [0, 1], "b": [2], "c?": [3, 4]}
-        heard = [code for value in said if not isinstance(value, str) for code in value]
-        read = " ".join(value for value in said if isinstance(value, str)).split()
+        heard = [code for value in spoken_pieces if not isinstance(value, str) for code in value]
+        read = " ".join(value for value in spoken_pieces if isinstance(value, str)).split()
         assert heard == [c for name, own in pieces.items() if name not in read for c in own]
         assert answer.text == "d" and answer.loss and not any(s.loss for s in question)
 

@@ -130,8 +130,8 @@ def test_mels_of_chunks_are_those_of_the_chunks_alone():
     )
     for same in (Augmentation(), None):
         again = features.chunk_mels(wave_S, chunks, features.mel_geometry(80), same, rng)
-        for one, two in zip(mels, again, strict=True):
-            np.testing.assert_array_equal(one, two)
+        for a, b in zip(mels, again, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_buckets_are_ordered_and_hold_what_they_say():
@@ -161,8 +161,8 @@ def test_threads_inside_share_one_limit():
     """The first to leave does not lift it: a batch must not depend on who builds another."""
 
     def threads() -> set[int]:
-        found = threadpoolctl.threadpool_info()
-        return {pool["num_threads"] for pool in found if pool["user_api"] == "blas"}
+        result = threadpoolctl.threadpool_info()
+        return {pool["num_threads"] for pool in result if pool["user_api"] == "blas"}
 
     with threadpoolctl.threadpool_limits(2, "blas"):
         first, second = features.one_blas_thread(), features.one_blas_thread()

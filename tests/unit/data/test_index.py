@@ -47,8 +47,8 @@ class Dies:
 class Picky(Exception):  # noqa: N818 (what a library might raise)
     """Pickles, but cannot be made again from what was pickled."""
 
-    def __init__(self, one, two):
-        super().__init__(one)
+    def __init__(self, a, b):
+        super().__init__(a)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +68,10 @@ def short_runs(monkeypatch):
     monkeypatch.setattr(index, "_RUN", 5)
 
 
-def assert_equal(one: index.Count, two: index.Count) -> None:
-    np.testing.assert_array_equal(one.records_N, two.records_N)
-    np.testing.assert_array_equal(one.rows_NK, two.rows_NK)
-    assert one.left_out == two.left_out
+def assert_equal(a: index.Count, b: index.Count) -> None:
+    np.testing.assert_array_equal(a.records_N, b.records_N)
+    np.testing.assert_array_equal(a.rows_NK, b.rows_NK)
+    assert a.left_out == b.left_out
 
 
 def test_every_record_is_counted_in_order(source, short_runs):
@@ -84,8 +84,8 @@ def test_every_record_is_counted_in_order(source, short_runs):
         for i, part in enumerate(record.parts)
         if record.kind != "text"
     ]
-    found = np.column_stack([counted.records_N, counted.rows_NK])
-    np.testing.assert_array_equal(found, want)
+    result = np.column_stack([counted.records_N, counted.rows_NK])
+    np.testing.assert_array_equal(result, want)
     assert counted.left_out == {"no speech": 4}
     assert sum(seen) == len(source) == len(records) and len(seen) == 6
 

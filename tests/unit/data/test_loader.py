@@ -28,9 +28,9 @@ class Batch(NamedTuple):
 class Unpicklable(Exception):
     """Has an argument too many to be rebuilt, and a member that no pickle takes."""
 
-    def __init__(self, one, two):
-        super().__init__(one)
-        self.member = lambda: two
+    def __init__(self, first, second):
+        super().__init__(first)
+        self.member = lambda: second
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +72,8 @@ def values(loader: Loader) -> list[tuple[int, list[int]]]:
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_steps_come_in_order_whatever_builds_them(workers):
-    found = values(Loader(Counting(), LoaderSettings(workers), start=5, stop=12))
-    assert found == [(s, [100 * s + r for r in range(4)]) for s in range(5, 12)]
+    result = values(Loader(Counting(), LoaderSettings(workers), start=5, stop=12))
+    assert result == [(s, [100 * s + r for r in range(4)]) for s in range(5, 12)]
 
 
 def test_hosts_share_the_rows_in_order():
@@ -124,8 +124,8 @@ def test_a_failing_worker_is_an_error_within_seconds(failure, message):
 
 def test_a_slow_last_batch_is_no_failure():
     slow = Counting(bad_step=7, failure="slow")
-    found = values(Loader(slow, LoaderSettings(workers=2), start=5, stop=8))
-    assert [step for step, _ in found] == [5, 6, 7]
+    result = values(Loader(slow, LoaderSettings(workers=2), start=5, stop=8))
+    assert [step for step, _ in result] == [5, 6, 7]
 
 
 def test_without_workers_a_failure_names_the_step_too():

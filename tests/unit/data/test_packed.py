@@ -47,8 +47,8 @@ def opened(request, small_dataset, small_tokenizer) -> PackedBatches:
         "targets": {"augmentation": AUGMENTATION, "targets": ("hifigan_mel",)},
         "codes": {"audio": "codes"},
     }
-    made = settings(small_dataset, small_tokenizer, seed=7, **fields[request.param])
-    return PackedBatches(made, FORMAT)
+    options = settings(small_dataset, small_tokenizer, seed=7, **fields[request.param])
+    return PackedBatches(options, FORMAT)
 
 
 # --- the batch is a function of the step ----------------------------------------------------------
@@ -79,14 +79,14 @@ def test_far_steps_come_at_once_and_again_after_pickling(opened):
     copy = pickle.loads(pickle.dumps(opened))
     for step in (10**6, 10**9):
         begin = time.process_time()  # other processes do not count
-        found = digest(opened.build(step))
+        result = digest(opened.build(step))
         assert time.process_time() - begin < 0.9  # 0.02 to 0.15 s
-        assert digest(copy.build(step)) == found
+        assert digest(copy.build(step)) == result
 
 
 def test_a_new_process_builds_the_same(opened):
-    found = small_corpus.digest_in_a_new_process((PackedBatches, opened.settings), 11)
-    assert found == digest(opened.build(11))
+    result = small_corpus.digest_in_a_new_process((PackedBatches, opened.settings), 11)
+    assert result == digest(opened.build(11))
 
 
 def test_counting_processes_and_the_cache_change_nothing(opened, tmp_path, monkeypatch):
@@ -94,10 +94,10 @@ def test_counting_processes_and_the_cache_change_nothing(opened, tmp_path, monke
     few = opened.settings.mixture[:1]
     want = digest(PackedBatches(dataclasses.replace(opened.settings, mixture=few), FORMAT).build(2))
     for workers in (2, 0, 0):
-        made = dataclasses.replace(
+        options = dataclasses.replace(
             opened.settings, mixture=few, index_cache=str(tmp_path), index_workers=workers
         )
-        assert digest(PackedBatches(made, FORMAT).build(2)) == want
+        assert digest(PackedBatches(options, FORMAT).build(2)) == want
 
 
 def test_steps_and_seeds_differ(opened):
@@ -182,8 +182,8 @@ def test_mels_are_of_the_recordings_that_the_rows_wait_for(tmp_path, small_token
         for i, (word, s) in enumerate(seconds.items())
     ]
     dataset = small_corpus.write_dataset(tmp_path / "five", records)
-    made = settings(dataset, small_tokenizer, "tts", rows=1, row_length=120)
-    batches, tokenizer = PackedBatches(made, FORMAT), load_text_tokenizer(small_tokenizer)
+    options = settings(dataset, small_tokenizer, "tts", rows=1, row_length=120)
+    batches, tokenizer = PackedBatches(options, FORMAT), load_text_tokenizer(small_tokenizer)
     seen = set()
     for step in range(batches.members[0].rows):
         batch = batches.build(step)
@@ -220,15 +220,15 @@ def test_targets_are_of_the_clean_chunks(speed, tmp_path, small_tokenizer):
     dataset = small_corpus.write_dataset(tmp_path / "two", records)
     noise = Augmentation((speed,), noise_probability=1.0, time_masks=1)
     fields = {"rows": 1, "row_length": 160, "augmentation": noise}
-    made = settings(dataset, small_tokenizer, "tts", targets=("hifigan_mel",), **fields)
-    batches, tokenizer = PackedBatches(made, FORMAT), load_text_tokenizer(small_tokenizer)
+    options = settings(dataset, small_tokenizer, "tts", targets=("hifigan_mel",), **fields)
+    batches, tokenizer = PackedBatches(options, FORMAT), load_text_tokenizer(small_tokenizer)
     batch = batches.build(0)
     # The same batch, but for the targets.
     plain = PackedBatches(settings(dataset, small_tokenizer, "tts", **fields), FORMAT).build(0)
     assert digest(plain.rows) == digest(batch.rows)
     for audio, without in zip(batch.audio, plain.audio, strict=True):
         assert without[4:] == (None, None) and digest(audio[:4]) == digest(without[:4])
-    found = {}
+    result = {}
     for bucket, audio in zip(batches.buckets, batch.audio, strict=True):
         frames = bucket.samples // 256
         assert audio.hifigan_mel_BCTM.shape == (1, bucket.count, frames, 80)
@@ -239,7 +239,7 @@ def test_targets_are_of_the_clean_chunks(speed, tmp_path, small_tokenizer):
             assert not audio.hifigan_mel_BCTM[0, place, count:].any()
             if count:
                 mel_TM = audio.hifigan_mel_BCTM[0, place, :count]
-                found[int(audio.starts_BC[0, place])] = mel_TM
+                result[int(audio.starts_BC[0, place])] = mel_TM
     ids_L, segments_L = batch.rows.ids_BL[0], batch.rows.segments_BL[0]
     for segment in (1, 2):
         word = tokenizer.decode(ids_L[segments_L == segment])
@@ -249,9 +249,9 @@ def test_targets_are_of_the_clean_chunks(speed, tmp_path, small_tokenizer):
             at = int(np.argmax((segments_L == segment) & (ids_L == FORMAT.tokens.audio_pad)))
             for samples in features.chunk_samples(len(wave_S), 4.0):
                 piece_S, wave_S = wave_S[:samples], wave_S[samples:]
-                np.testing.assert_array_equal(found.pop(at), log_mel(piece_S, HIFIGAN_MEL))
+                np.testing.assert_array_equal(result.pop(at), log_mel(piece_S, HIFIGAN_MEL))
                 at += features.code_frames(samples)
-    assert not found
+    assert not result
 
 
 def test_ids_name_the_examples_of_the_rows(opened, small_dataset, monkeypatch):
@@ -272,18 +272,18 @@ def test_ids_name_the_examples_of_the_rows(opened, small_dataset, monkeypatch):
 
 
 def test_ids_are_in_the_order_of_the_segments(small_dataset, small_tokenizer):
-    made = settings(small_dataset, small_tokenizer, "text", rows=2, row_length=64)
-    batches, tokenizer = PackedBatches(made, FORMAT), load_text_tokenizer(small_tokenizer)
+    options = settings(small_dataset, small_tokenizer, "text", rows=2, row_length=64)
+    batches, tokenizer = PackedBatches(options, FORMAT), load_text_tokenizer(small_tokenizer)
     texts = {r.id: "\n".join(part.text for part in r.parts) for r in small_corpus.records()}
     for step in range(4):
         rows, ids = batches.build(step).rows, batches.ids(step)
         for row, names in enumerate(ids):
-            found = [
+            result = [
                 tokenizer.decode(rows.ids_BL[row][rows.segments_BL[row] == segment])
                 for segment in range(1, rows.segments_BL[row].max() + 1)
             ]
             prefix = f"{small_dataset}/train/text:"
-            assert found == [texts[name.removeprefix(prefix)] for name in names]
+            assert result == [texts[name.removeprefix(prefix)] for name in names]
 
 
 def test_noise_is_another_whenever_a_row_is_drawn(tmp_path, small_tokenizer):
@@ -291,10 +291,10 @@ def test_noise_is_another_whenever_a_row_is_drawn(tmp_path, small_tokenizer):
     record = Record("a", "speech", "en", (small_corpus.spoken("the sky", 1.0, 1),), "x")
     dataset = small_corpus.write_dataset(tmp_path / "one", [record])
     noise = Augmentation(noise_probability=1.0, noise_snr_db=(10.0, 10.0))
-    made = settings(dataset, small_tokenizer, "asr", rows=2, augmentation=noise)
+    options = settings(dataset, small_tokenizer, "asr", rows=2, augmentation=noise)
     mels = []
     for seed in (0, 1):
-        batches = PackedBatches(dataclasses.replace(made, seed=seed), FORMAT)
+        batches = PackedBatches(dataclasses.replace(options, seed=seed), FORMAT)
         for batch in (batches.build(0), batches.build(1)):
             assert (batch.rows.ids_BL == batches.build(0).rows.ids_BL[:1]).all()
             mels += [digest(mel) for mel in batch.audio[0].mel_BCTM]
@@ -312,18 +312,18 @@ def test_every_record_is_in_one_row_or_left_out(opened, small_dataset):
 
 
 def test_over_an_epoch_each_example_is_seen_once(small_dataset, small_tokenizer):
-    made = settings(small_dataset, small_tokenizer, "text", rows=1, row_length=64)
-    batches, tokenizer = PackedBatches(made, FORMAT), load_text_tokenizer(small_tokenizer)
+    options = settings(small_dataset, small_tokenizer, "text", rows=1, row_length=64)
+    batches, tokenizer = PackedBatches(options, FORMAT), load_text_tokenizer(small_tokenizer)
     wanted = []
     for record in small_corpus.records():
         wanted.append("\n".join(part.text for part in record.parts))
     for epoch in range(2):
-        found = []
+        result = []
         for step in range(batches.members[0].rows):
             rows = batches.build(epoch * batches.members[0].rows + step).rows
             for segment in range(1, rows.segments_BL.max() + 1):
-                found.append(tokenizer.decode(rows.ids_BL[rows.segments_BL == segment]))
-        assert sorted(found) == sorted(wanted)
+                result.append(tokenizer.decode(rows.ids_BL[rows.segments_BL == segment]))
+        assert sorted(result) == sorted(wanted)
 
 
 @pytest.mark.parametrize("unit", ["tokens", "hours"])
@@ -333,10 +333,10 @@ def test_shares_of_the_mixture_are_as_asked(unit, small_dataset, small_tokenizer
         Selection(str(small_dataset), ExampleMaker("audio"), 1.0),
         Selection(str(small_dataset), ExampleMaker("asr"), 3.0, languages=("en",)),
     )
-    made = settings(
+    options = settings(
         small_dataset, small_tokenizer, mixture=mixture, unit=unit, audio="codes", rows=1
     )
-    batches = PackedBatches(made, FORMAT)
+    batches = PackedBatches(options, FORMAT)
     amounts = np.zeros(2)
     for step in range(400):
         rows = batches.build(step).rows
@@ -356,17 +356,17 @@ def test_shares_of_the_mixture_are_as_asked(unit, small_dataset, small_tokenizer
 def test_report(opened):
     report = opened.report()
     assert list(report) == [selection.name for selection in opened.settings.mixture]
-    assert sum(found["share_of_rows"] for found in report.values()) == pytest.approx(1)
-    for found, member in zip(report.values(), opened.members, strict=True):
-        assert found["real_share"] == member.tokens / (member.rows * 256) <= 1
-        assert found["examples"] == len(member.records_N)
+    assert sum(result["share_of_rows"] for result in report.values()) == pytest.approx(1)
+    for result, member in zip(report.values(), opened.members, strict=True):
+        assert result["real_share"] == member.tokens / (member.rows * 256) <= 1
+        assert result["examples"] == len(member.records_N)
 
 
 def test_hours_are_of_the_speech_that_is_used(small_dataset, small_tokenizer):
     tasks = ("aqa", "text", "sft")
     for audio in ("features", "codes"):
-        made = settings(small_dataset, small_tokenizer, *tasks, audio=audio)
-        aqa, text, sft = (r["hours"] for r in PackedBatches(made, FORMAT).report().values())
+        options = settings(small_dataset, small_tokenizer, *tasks, audio=audio)
+        aqa, text, sft = (r["hours"] for r in PackedBatches(options, FORMAT).report().values())
         # Eight questions of 1.2 s; with the answers of 1.5 s and, in half of them, a second turn.
         assert aqa * 3600 == pytest.approx(8 * 1.2, rel=0.01)
         assert text == 0
@@ -386,8 +386,8 @@ def speech_of_real_lengths(count: int):
 def test_over_95_percent_of_positions_are_real_at_4096(tmp_path, small_tokenizer):
     records = list(speech_of_real_lengths(5000))
     dataset = small_corpus.write_dataset(tmp_path / "many", records)
-    made = settings(dataset, small_tokenizer, "asr", audio="codes", row_length=4096, rows=2)
-    batches = PackedBatches(made, FORMAT)
+    options = settings(dataset, small_tokenizer, "asr", audio="codes", row_length=4096, rows=2)
+    batches = PackedBatches(options, FORMAT)
     (report,) = batches.report().values()
     assert report["examples"] == 5000 and report["left_out"] == {}
     assert report["real_share"] > 0.95  # 0.997
@@ -420,13 +420,13 @@ DAMAGED_AUDIO = [
 @pytest.mark.parametrize("bad, message", DAMAGED_AUDIO)
 def test_damaged_audio_is_named_or_skipped_and_counted(bad, message, tmp_path, small_tokenizer):
     dataset = one_bad(tmp_path, bad)
-    made = settings(dataset, small_tokenizer, "asr", rows=1, buckets=(Bucket(2.0, 12),))
-    batches = PackedBatches(made, FORMAT)
+    options = settings(dataset, small_tokenizer, "asr", rows=1, buckets=(Bucket(2.0, 12),))
+    batches = PackedBatches(options, FORMAT)
     steps = range(batches.members[0].rows)
     with pytest.raises(RecordError, match=f"bad/train/asr, record 3: .*{message}"):
         for step in steps:
             batches.build(step)
-    batches = PackedBatches(dataclasses.replace(made, on_error="skip"), FORMAT)
+    batches = PackedBatches(dataclasses.replace(options, on_error="skip"), FORMAT)
     built = [batches.build(step) for step in steps]
     assert sum(int(batch.skipped_B.sum()) for batch in built) == 1
     assert sum(int(batch.rows.segments_BL.max()) for batch in built) == 8
@@ -438,17 +438,17 @@ def test_damaged_audio_is_named_or_skipped_and_counted(bad, message, tmp_path, s
 
 def test_codes_out_of_range_are_damage_found_when_counting(tmp_path, small_tokenizer):
     bad = Part("the sky", codes_NQ=np.full((12, 8), 64), seconds=1.0)
-    made = settings(one_bad(tmp_path, bad), small_tokenizer, "asr", audio="codes")
+    options = settings(one_bad(tmp_path, bad), small_tokenizer, "asr", audio="codes")
     where = r"bad: split 'train', record 3: x:r3: codes\[0, 3\] is 64, expected 0..63"
     with pytest.raises(RecordError, match=where):
-        PackedBatches(made, FORMAT)
-    batches = PackedBatches(dataclasses.replace(made, on_error="skip"), FORMAT)
+        PackedBatches(options, FORMAT)
+    batches = PackedBatches(dataclasses.replace(options, on_error="skip"), FORMAT)
     assert batches.members[0].left_out == {"damaged": 1}
     assert len(batches.members[0].records_N) == 8
     bad = Part("the sky", codes_NQ=np.full((12, 4), 1), seconds=1.0)
-    made = settings(one_bad(tmp_path, bad, "few"), small_tokenizer, "asr", audio="codes")
+    options = settings(one_bad(tmp_path, bad, "few"), small_tokenizer, "asr", audio="codes")
     with pytest.raises(RecordError, match="record 3: .*expected a last axis of 8 codebooks"):
-        PackedBatches(made, FORMAT)
+        PackedBatches(options, FORMAT)
 
 
 @pytest.mark.parametrize(
@@ -468,10 +468,10 @@ def test_what_makes_no_example_is_left_out_and_counted(
     bad, audio, reason, tmp_path, small_tokenizer
 ):
     row_length = 2048 if len(bad.audio) > 2 * len(GOOD) else 256
-    made = settings(
+    options = settings(
         one_bad(tmp_path, bad), small_tokenizer, "asr", audio=audio, row_length=row_length
     )
-    batches = PackedBatches(made, FORMAT)
+    batches = PackedBatches(options, FORMAT)
     assert batches.members[0].left_out == {reason: 1}
     assert sorted(batches.members[0].records_N) == [0, 1, 2, 4, 5, 6, 7, 8]
     assert not batches.build(0).skipped_B.any()
@@ -480,14 +480,14 @@ def test_what_makes_no_example_is_left_out_and_counted(
 def test_damage_inside_a_shard(tmp_path, small_tokenizer):
     """Found when counting; or, if it happens later, when building."""
     dataset = one_bad(tmp_path, Part("the sky", GOOD, seconds=1.0))
-    made = settings(dataset, small_tokenizer, "asr", rows=1)
-    before = PackedBatches(dataclasses.replace(made, on_error="skip"), FORMAT)
-    before_failing = PackedBatches(made, FORMAT)
+    options = settings(dataset, small_tokenizer, "asr", rows=1)
+    before = PackedBatches(dataclasses.replace(options, on_error="skip"), FORMAT)
+    before_failing = PackedBatches(options, FORMAT)
     (shard,) = dataset.glob("*.array_record*")
     small_corpus.damage_shard(shard)
     with pytest.raises(RecordError, match=r"bad: split 'train', record \d is damaged"):
-        PackedBatches(made, FORMAT)
-    after = PackedBatches(dataclasses.replace(made, on_error="skip"), FORMAT)
+        PackedBatches(options, FORMAT)
+    after = PackedBatches(dataclasses.replace(options, on_error="skip"), FORMAT)
     lost = after.members[0].left_out["damaged"]
     assert 1 <= lost < 9 and len(after.members[0].records_N) == 9 - lost
     # Opened again, as in a worker: the file has changed under it.
@@ -504,14 +504,14 @@ def test_damage_inside_a_shard(tmp_path, small_tokenizer):
 
 
 def test_a_dataset_that_changes_after_counting_is_an_error(tmp_path, small_tokenizer):
-    made = settings(
+    options = settings(
         one_bad(tmp_path, Part("the sky", GOOD, seconds=1.0)),
         small_tokenizer,
         "asr",
         rows=1,
         on_error="skip",
     )
-    batches = PackedBatches(made, FORMAT)
+    batches = PackedBatches(options, FORMAT)
     for changed, message in (
         (Part("the sky is blue", GOOD, seconds=1.0), r"\d+ positions, expected \d+"),
         (Part("", GOOD, seconds=1.0), "no text"),

@@ -74,14 +74,14 @@ def parts(draw, spoken: bool, role: str, has_text: bool) -> Part:
 def records(draw) -> Record:
     kind = draw(st.sampled_from(KINDS))
     count = 1 if kind == "speech" else draw(st.integers(2, 4))
-    found = []
+    results = []
     for _ in range(count):
         spoken = {"speech": True, "interleaved": True, "text": False}.get(kind)
         spoken = draw(st.booleans()) if spoken is None else spoken
         role = draw(st.sampled_from(("system", "user", "assistant"))) if kind == "dialogue" else ""
-        found.append(draw(parts(spoken, role, kind == "interleaved")))
+        results.append(draw(parts(spoken, role, kind == "interleaved")))
     id = draw(st.text(min_size=1, max_size=20))
-    return Record(id, kind, draw(st.sampled_from(LANGUAGES)), tuple(found), draw(texts))
+    return Record(id, kind, draw(st.sampled_from(LANGUAGES)), tuple(results), draw(texts))
 
 
 def plain(record: Record) -> dict:
@@ -146,9 +146,9 @@ def test_bytes_do_not_depend_on_the_process():
         "print(hashlib.sha256(to_bytes(record)).hexdigest())"
     )
     # Protobuf orders a map by a hash that is seeded anew in each process.
-    found = {run_python(code) for _ in range(3)}
+    results = {run_python(code) for _ in range(3)}
     record = speech(words=(Word("a", 0.0, 1.0),), speaker="ann", translation="b")
-    assert found == {hashlib.sha256(to_bytes(record)).hexdigest()}
+    assert results == {hashlib.sha256(to_bytes(record)).hexdigest()}
 
 
 def run_python(code: str) -> str:

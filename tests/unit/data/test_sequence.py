@@ -59,7 +59,7 @@ def test_spans_name_their_segments():
 
 
 def test_array_types():
-    made = sequence("tts", [np.ones((2, 3), np.uint16)])
-    assert (made.ids_L.dtype, made.codes_LQ.dtype) == (np.int32, np.int32)
-    assert (made.text_target_L.dtype, made.audio_target_L.dtype) == (bool, bool)
-    assert made.codes_LQ.shape == (len(made), 3)
+    options = sequence("tts", [np.ones((2, 3), np.uint16)])
+    assert (options.ids_L.dtype, options.codes_LQ.dtype) == (np.int32, np.int32)
+    assert (options.text_target_L.dtype, options.audio_target_L.dtype) == (bool, bool)
+    assert options.codes_LQ.shape == (len(options), 3)

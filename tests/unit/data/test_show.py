@@ -111,17 +111,17 @@ def config(dataset: pathlib.Path, tokenizer_file: pathlib.Path) -> dict:
 
 
 def test_an_example_of_a_member(small_dataset, small_tokenizer):
-    found = config(small_dataset, small_tokenizer)
-    example, sequence, tokenizer = find_example(found, "hear", 1)
+    result = config(small_dataset, small_tokenizer)
+    example, sequence, tokenizer = find_example(result, "hear", 1)
     assert example.task == "asr"
     assert "frames" in render(example, sequence, tokenizer)
     with pytest.raises(ValueError, match="index 500: .*/train/asr has [0-9]+ examples"):
-        find_example(found, "hear", 500)
+        find_example(result, "hear", 500)
 
 
 def test_summary_names_every_member_and_what_is_left_out(small_dataset, small_tokenizer):
-    found = config(small_dataset, small_tokenizer)
-    text = format_summary(open_batches(found["data"], found["model"]))
+    result = config(small_dataset, small_tokenizer)
+    text = format_summary(open_batches(result["data"], result["model"]))
     assert re.search(r"train/asr +12 ", text) and re.search(r"train/tts +12 ", text)
     assert "left out" in text and "a record of kind dialogue" in text
     assert "nowhere" not in text
@@ -131,6 +131,6 @@ if __name__ == "__main__":
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        made = make_tokenizer(pathlib.Path(folder))
+        tokenizer = make_tokenizer(pathlib.Path(folder))
         for name in EXAMPLES:
-            (GOLDENS / f"{name}.txt").write_text(rendered(name, made) + "\n", "utf-8")
+            (GOLDENS / f"{name}.txt").write_text(rendered(name, tokenizer) + "\n", "utf-8")
