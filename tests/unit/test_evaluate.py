@@ -236,7 +236,7 @@ def test_bad_recordings(tiny, checkpoints, tmp_path, monkeypatch):
         "empty": "generate: recording of 0.030 s: no frame of codes",
         "cut": heard["cut"],
         "no-audio": heard["no-audio"],
-        "wrong-length": "generate: recording: audio of 1.000 s, expected 9.000 s",
+        "wrong-length": "generate: recording: audio cut short: 1.000 s, expected 9.000 s",
         "long": heard["long"],
         "no-text": "generate: task asr: no text",
     }

@@ -318,7 +318,7 @@ GOOD = small_corpus.speech(1.0)
     "audio, seconds, message",
     [
         (GOOD[: len(GOOD) // 2], 1.0, "cut short"),
-        (GOOD, 1.9, "audio of 1.000 s, expected 1.900 s"),
+        (GOOD, 1.9, "audio cut short: 1.000 s, expected 1.900 s"),
         (b"nothing", 1.0, "<7 bytes>"),
     ],
 )
@@ -362,7 +362,7 @@ def test_what_has_no_audio_is_left_out_and_counted(small_dataset, tmp_path):
     "fields, message",
     [
         ({"on_error": "hide"}, "on_error = 'hide', expected one of"),
-        ({"features": ()}, r"features = \(\), expected some of"),
+        ({"features": ()}, r"features = \(\), expected names in"),
         ({"features": ("f0",)}, "features = "),
         ({"crop": True}, "2 buckets, expected 1 with crop"),
         ({"mixture": ()}, "an empty mixture"),
