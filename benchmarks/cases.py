@@ -26,7 +26,7 @@ from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig, var
 from ba_jax.models.flow_unet import FlowUNetConfig
 from ba_jax.models.layers import sinusoids
 from ba_jax.models.llm import LLMConfig, init_cache
-from ba_jax.models.vocoder import VocoderConfig
+from ba_jax.models.vocoder_config import VocoderConfig
 from ba_jax.models.vq_bridge import VQBridgeConfig
 from ba_jax.tree import flatten, unflatten
 from ba_jax.vocab import CODEBOOK_SIZES

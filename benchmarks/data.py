@@ -33,7 +33,7 @@ import transformers
 
 from ba_jax.audio import lengths
 from ba_jax.data.examples import ExampleMaker
-from ba_jax.data.features import Bucket, ModelFormat, code_frames
+from ba_jax.data.features import Bucket, ModelFormat
 from ba_jax.data.mixture import Selection
 from ba_jax.data.packed import PackedBatches, PackedSettings
 from ba_jax.data.record import (
@@ -125,7 +125,7 @@ class Files:
             for path, text in self.items[start : start + self.size]:
                 wave_S, rate = soundfile.read(path, dtype="float32")
                 waves.append(self.resample(wave_S, rate))
-                frames = code_frames(len(waves[-1]))
+                frames = lengths.code_length(len(waves[-1]))
                 ids.append(self.tokenizer.encode(text) + [self.tokenizer.eos_id] * frames)
             self.extractor(waves, sampling_rate=lengths.SAMPLE_RATE, return_tensors="np")
             pad(ids)

@@ -1,7 +1,7 @@
-"""Signal maths without parameters: files, resampling, STFT, mel spectrograms, lengths.
+"""Signal processing without parameters: files, resampling, STFT, mel spectrograms, lengths.
 
-Importing it loads NumPy and SciPy, not JAX, PyAV or libsndfile: functions with an `xp` argument
-take `jax.numpy` there, and the `_batch` functions import it when called.
+Importing it loads NumPy and SciPy but not JAX, PyAV or libsndfile: functions with an `xp` argument
+accept `jax.numpy`, and the `_batch` functions import JAX when called.
 """
 
 from ba_jax.audio.checks import AudioError, check_wave

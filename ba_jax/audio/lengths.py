@@ -1,4 +1,4 @@
-"""Length arithmetic from samples to codes; each function takes ints or integer arrays.
+"""Length arithmetic of the front end, from samples to codes, for ints and integer arrays.
 
 A second of audio is 16000 samples, 100 mel frames, 50 encoder frames, 12.5 code frames.
 """
@@ -6,10 +6,10 @@ A second of audio is 16000 samples, 100 mel frames, 50 encoder frames, 12.5 code
 from __future__ import annotations
 
 SAMPLE_RATE = 16000  # Hz, of the audio encoder's input
-N_FFT = 400  # samples; nothing shorter has features
+N_FFT = 400  # samples of a mel frame's window; shorter clips have no features
 HOP = 160  # samples a mel frame
-MAX_SECONDS = 30  # the audio encoder's window
-FRAME_SECONDS = 0.08  # of a frame of codes
+MAX_SECONDS = 30  # window of the audio encoder
+FRAME_SECONDS = 0.08  # of a code frame
 
 
 def mel_length(samples):
@@ -28,3 +28,10 @@ def encoder_length(mel_frames):
 def bridge_length(encoder_frames, pooling: int = 4):
     """Code frames (12.5 Hz): complete groups of `pooling` encoder frames."""
     return encoder_frames // pooling
+
+
+def code_length(samples: int) -> int:
+    """Code frames of a 16 kHz clip of at most 30 s; 0 if it is too short."""
+    if samples < N_FFT:
+        return 0
+    return bridge_length(encoder_length(mel_length(samples)))

@@ -1,4 +1,4 @@
-"""The model's three mel spectrograms, for NumPy and JAX arrays.
+"""The model's three kinds of mel spectrogram, for NumPy and JAX arrays.
 
 - `whisper_log_mel`: input of the audio encoder (128 bins; 80 for Whisper-base), 16 kHz, 100 Hz.
 - `log_mel(..., HIFIGAN_MEL)`: target of the audio decoder, 80 bins, 16 kHz, 62.5 Hz.
@@ -6,6 +6,9 @@
 
 The `_batch` versions take padded waveforms and their lengths inside a jitted step. All results are
 time-major: (T, M) or (B, T, M). B batch, S samples, T mel frames, M mel bins, F frequencies.
+
+The filterbank is our own: importing librosa's takes 1 s of CPU time in every worker. The tests
+compare the two.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ class MelGeometry:
         return self.sample_rate / self.hop
 
 
-_CACHED_SAMPLES = 1 << 17  # of frames that the NumPy path transforms at a time (512 KiB)
+_CACHED_SAMPLES = 1 << 17  # in the frames that the NumPy path transforms at a time (512 KiB)
 
 WHISPER_MEL = MelGeometry(lengths.SAMPLE_RATE, lengths.N_FFT, lengths.HOP, n_mels=128)
 WHISPER_MEL_80 = MelGeometry(lengths.SAMPLE_RATE, lengths.N_FFT, lengths.HOP, n_mels=80)
@@ -109,9 +112,9 @@ def _mel_spectrum(x, geometry: MelGeometry, xp, *, magnitude: bool):
 def _mel_spectrum_on_host(x_S: np.ndarray, geometry: MelGeometry, magnitude: bool) -> np.ndarray:
     """The NumPy path of `_mel_spectrum`, (S,) -> (T, M).
 
-    In runs of frames that stay in the cache, which halves the time of a 30 s clip; and with a
-    sparse product, as a frequency is in two filters at most: a third of the dense one's time, and
-    no BLAS threads (on busy cores, waiting for them costs more than all the rest).
+    It processes runs of frames that fit the CPU cache, which halves the time of a 30 s clip. The
+    product is sparse, because a frequency is in two filters at most: a third of the dense product's
+    time, and no BLAS threads (on busy cores, waiting for them would dominate).
     """
     g = geometry
     count = 1 + (len(x_S) - g.n_fft) // g.hop
@@ -147,7 +150,7 @@ def whisper_log_mel(wave_S, geometry: MelGeometry = WHISPER_MEL, *, xp=np):
     Equal to the definition, which zero-pads the clip to 30 s, takes a centred reflect-padded STFT,
     drops the last frame, and computes log10(max(power @ filters, 1e-10)), floored at 8 below its
     maximum over the 30 s, then (x + 4) / 4. Here only frames that overlap the clip are computed.
-    Of a longer clip, only the first 30 s are read.
+    Samples past 30 s are ignored.
 
     Args:
       wave_S: mono waveform at 16 kHz, in [-1, 1], S >= 400.
@@ -162,7 +165,7 @@ def whisper_log_mel(wave_S, geometry: MelGeometry = WHISPER_MEL, *, xp=np):
 
     Source: arXiv 2502.17239, "Audio Tokenizer" (it takes Whisper's features).
     """
-    wave_S = _checked(wave_S, geometry.n_fft, xp)
+    wave_S = _check_mono(wave_S, geometry.n_fft, xp)
     mel_TM = _whisper_frames(wave_S[: _window_samples(geometry)], geometry, xp)
     return mel_TM[: lengths.mel_length(wave_S.shape[0])]
 
@@ -171,7 +174,7 @@ def whisper_log_mel_batch(wave_BS, lengths_B, geometry: MelGeometry = WHISPER_ME
     """`whisper_log_mel` of padded clips in JAX, jit-able.
 
     Args:
-      wave_BS: float waveforms at 16 kHz; what lies past an item's length has no influence.
+      wave_BS: float waveforms at 16 kHz; samples past an item's length are ignored.
       lengths_B: int32 samples of each; an item below 400 gets no frames.
       geometry: WHISPER_MEL or WHISPER_MEL_80.
 
@@ -183,7 +186,7 @@ def whisper_log_mel_batch(wave_BS, lengths_B, geometry: MelGeometry = WHISPER_ME
     """
     import jax.numpy as jnp
 
-    wave_BS, lengths_B = _masked(wave_BS, lengths_B, geometry.n_fft)
+    wave_BS, lengths_B = _mask_samples(wave_BS, lengths_B, geometry.n_fft)
     mel_BTM = _whisper_frames(wave_BS[:, : _window_samples(geometry)], geometry, jnp)
     mel_BTM = mel_BTM[:, : lengths.mel_length(wave_BS.shape[1])]
     frames_B = jnp.where(lengths_B >= geometry.n_fft, lengths.mel_length(lengths_B), 0)
@@ -191,14 +194,15 @@ def whisper_log_mel_batch(wave_BS, lengths_B, geometry: MelGeometry = WHISPER_ME
 
 
 def _window_samples(geometry: MelGeometry) -> int:
+    """Samples of Whisper's 30 s window."""
     return lengths.MAX_SECONDS * geometry.sample_rate
 
 
 def _whisper_frames(x, geometry: MelGeometry, xp):
     """(..., S) with 400 <= S <= 480000 -> (..., T', M): every frame that overlaps the clip.
 
-    The frames of the 30 s window that are left out hold log10(1e-10), the lowest value there is:
-    they cannot raise the maximum. Frames past mel_length(S) that still overlap the clip can.
+    The other frames of the 30 s window are log10(1e-10), the lowest possible value, and cannot
+    raise the maximum. Frames past mel_length(S) that still overlap the clip can.
     """
     n_fft, hop, half = geometry.n_fft, geometry.hop, geometry.n_fft // 2
     samples, window = x.shape[-1], _window_samples(geometry)
@@ -238,7 +242,7 @@ def log_mel(wave_S, geometry: MelGeometry = FLOW_MEL, *, xp=np):
     Source: arXiv 2502.17239, "Audio Tokenizer" and "Flow-matching" (mel targets).
     """
     reflected = (geometry.n_fft - geometry.hop) // 2
-    x = _checked(wave_S, max(reflected + 1, geometry.hop), xp)
+    x = _check_mono(wave_S, max(reflected + 1, geometry.hop), xp)
     # (not x[-2 : -2 - reflected : -1]: that is empty when the slice reaches the first sample)
     x = xp.concatenate([x[reflected:0:-1], x, x[::-1][1 : 1 + reflected]])
     return _log_mel_frames(x, geometry, xp)
@@ -248,8 +252,8 @@ def log_mel_batch(wave_BS, lengths_B, geometry: MelGeometry = FLOW_MEL):
     """`log_mel` of padded clips in JAX, jit-able and differentiable.
 
     Args:
-      wave_BS: float waveforms at geometry.sample_rate; what lies past an item's length has no
-        influence: each item is reflected at its own end.
+      wave_BS: float waveforms at geometry.sample_rate; samples past an item's length are ignored:
+        each item is reflected at its end.
       lengths_B: int32 samples of each; an item too short for `log_mel` gets no frames.
       geometry: HIFIGAN_MEL, FLOW_MEL, or another.
 
@@ -264,7 +268,7 @@ def log_mel_batch(wave_BS, lengths_B, geometry: MelGeometry = FLOW_MEL):
 
     reflected = (geometry.n_fft - geometry.hop) // 2
     shortest = max(reflected + 1, geometry.hop)
-    wave_BS, lengths_B = _masked(wave_BS, lengths_B, shortest)
+    wave_BS, lengths_B = _mask_samples(wave_BS, lengths_B, shortest)
 
     def reflect_ends(x_S, length):
         # One slice in, one slice out: no element-wise gather, which accelerators dislike.
@@ -286,8 +290,12 @@ def _log_mel_frames(padded, geometry: MelGeometry, xp):
 # --- shared ---------------------------------------------------------------------------------------
 
 
-def _checked(wave_S, min_samples: int, xp):
-    """The waveform as float32 (S,); samples are looked at on the host only."""
+def _check_mono(wave_S, min_samples: int, xp):
+    """The waveform as float32 (S,); values are checked on the host only.
+
+    Raises:
+      AudioError: see `log_mel`.
+    """
     if xp is np:
         return check_wave(wave_S, min_samples=min_samples).astype(np.float32, copy=False)
     wave_S = xp.asarray(wave_S)
@@ -298,8 +306,12 @@ def _checked(wave_S, min_samples: int, xp):
     return wave_S.astype(np.float32)
 
 
-def _masked(wave_BS, lengths_B, min_samples: int):
-    """float32 waveforms with zeros past each length, and the lengths, none beyond S."""
+def _mask_samples(wave_BS, lengths_B, min_samples: int):
+    """float32 waveforms with zeros past each length, and the lengths, at most S.
+
+    Raises:
+      AudioError: see `log_mel_batch`.
+    """
     import jax.numpy as jnp
 
     wave_BS = jnp.asarray(wave_BS)
@@ -316,6 +328,7 @@ def _masked(wave_BS, lengths_B, min_samples: int):
 
 
 def _mask_frames(mel_BTM, frames_B):
+    """Mel frames with zeros past each item's number."""
     import jax.numpy as jnp
 
     is_valid = jnp.arange(mel_BTM.shape[1])[None, :] < frames_B[:, None]

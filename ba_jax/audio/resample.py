@@ -1,6 +1,10 @@
 """Band-limited resampling with a Hann-windowed sinc, in NumPy.
 
-The filter is the one the reference's front end uses (`sinc_interp_hann` of torchaudio with
+Not `scipy.signal.resample_poly` or `upfirdn`: with the same taps they agree within 5e-7 but take 5
+to 7 times as long (30 s from 48 to 16 kHz: 0.18 s against 0.03 s, one core), and they need all taps
+at once, 46 MB for coprime rates.
+
+The filter is that of the reference's front end (`sinc_interp_hann` of torchaudio with
 `lowpass_filter_width=128`, `rolloff=0.99`). With the two rates divided by their greatest common
 divisor, output m is
 
@@ -21,35 +25,35 @@ import numpy as np
 LOWPASS_WIDTH = 128  # zero crossings of the sinc on each side
 ROLLOFF = 0.99  # cut-off as a share of the lower Nyquist frequency
 
-# A block computes this many neighbouring outputs of a period with one matrix product. More of
-# them cost more taps that are zero; fewer cost more copies of the input.
+# A block computes this many neighbouring outputs of a period with one matrix product. More would
+# waste work on taps that are zero, fewer would copy the input more often.
 _BLOCK_OUTPUTS = 192
 _BLOCK_TAPS = 1 << 19  # bound on the taps of a block, which makes blocks of long filters narrower
 _CACHED_TAPS = 1 << 20  # filters up to this size (4 MiB) are kept between calls
-# Multiplications of one product. Up to 2^18 of them OpenBLAS takes one thread whatever it is set to
-# (which cannot always be set but from the main thread), and more threads round otherwise.
+# Multiplications of one product. Up to 2^18 OpenBLAS uses one thread, whatever its setting (which
+# other threads than the main one cannot always change), and several threads round differently.
 _PRODUCT = 1 << 17
 _WINDOW_ELEMENTS = 1 << 20  # input windows copied at a time (4 MiB)
 
 
 def resampled_length(samples, orig_rate: int, new_rate: int):
-    """Samples that `resample` returns for `samples` at `orig_rate`: ceil(samples * new / orig)."""
+    """Length of `resample`'s result for `samples` at `orig_rate`: ceil(samples * new / orig)."""
     common = math.gcd(orig_rate, new_rate)
     orig, new = orig_rate // common, new_rate // common
     return -(-samples * new // orig)
 
 
 def resample(wave: np.ndarray, orig_rate: int, new_rate: int, *, axis: int = -1) -> np.ndarray:
-    """Resamples along one axis.
+    """Resample along one axis.
 
     Memory beyond input and output stays below about 20 MB for any pair of rates up to 192 kHz
-    (coprime ones included): filter taps are computed block by block as they are needed, and only
-    those that a signal of this length uses.
+    (coprime ones included): filter taps are computed in blocks when needed, and only those that a
+    signal of this length uses.
 
     Args:
       wave: floating array; `axis` counts samples at `orig_rate`.
       orig_rate: rate of `wave`, Hz.
-      new_rate: rate wanted, Hz.
+      new_rate: rate of the result, Hz.
       axis: the axis of samples.
 
     Returns:
@@ -76,11 +80,12 @@ def resample(wave: np.ndarray, orig_rate: int, new_rate: int, *, axis: int = -1)
 
 
 def _resample_rows(x_BS: np.ndarray, orig: int, new: int) -> np.ndarray:
+    """`resample` of rows, rates divided by their greatest common divisor."""
     rows, samples = x_BS.shape
     outputs = -(-samples * new // orig)
     if not rows * outputs:
         return np.zeros((rows, outputs), np.float32)
-    # The filter repeats after `new` outputs; short periods are joined to fill a block.
+    # The filter repeats after `new` outputs; short periods are combined to fill a block.
     repeat = max(1, _BLOCK_OUTPUTS // new)
     orig, new = orig * repeat, new * repeat
     periods = -(-outputs // new)
@@ -105,9 +110,9 @@ def _half_width(orig: int, new: int) -> int:
 
 
 def _filter_blocks(orig: int, new: int, outputs: int) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Yields (first output, first input, taps (inputs, outputs)) covering `outputs` of a period.
+    """Yield (first output, first input, taps (inputs, outputs)) that cover `outputs` of a period.
 
-    Inputs count from the period's first sample and are negative before it.
+    Inputs are numbered from the period's first sample, and negative before it.
     """
     widest = min(_BLOCK_OUTPUTS, max(1, _BLOCK_TAPS // (2 * _half_width(orig, new))))
     blocks = -(-new // widest)
@@ -126,11 +131,12 @@ def _cached_filter_blocks(orig: int, new: int, size: int):
 
 
 def _filter_block(orig: int, new: int, first: int, count: int) -> tuple[int, int, np.ndarray]:
+    """The item of `_filter_blocks` with outputs `first` to `first + count`."""
     half = _half_width(orig, new)
     start = first * orig // new - half
     stop = (first + count - 1) * orig // new + half + 2
-    # n / orig - m / new over the common denominator, exact in integers, so that float32 is enough
-    # from there on: an error of one part in 2**24 in t moves sinc(t) by no more than that.
+    # n / orig - m / new over the common denominator, exact in integers, so that float32 suffices
+    # afterwards: a relative error of 2**-24 in t changes sinc(t) by no more than that.
     n = np.arange(start, stop, dtype=np.int64)[:, None] * new
     m = np.arange(first, first + count, dtype=np.int64) * orig
     t = np.subtract(n, m).astype(np.float32)

@@ -1,7 +1,7 @@
 """Short-time Fourier transform and its inverse, for NumPy and JAX arrays, with torch's conventions.
 
-`xp` names the array library: `numpy` (the default) or `jax.numpy`. This module imports only NumPy
-and SciPy; a caller that wants JAX passes it in. Spectra are (..., T, F): frames before frequency.
+`xp` is the array library: `numpy` (the default) or `jax.numpy`. This module imports only NumPy and
+SciPy; callers pass JAX. Spectra are (..., T, F): frames before frequency.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def hann_window(length: int) -> np.ndarray:
     """Periodic Hann window, float64 (length,), read-only."""
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
     if length == 1:
-        window[:] = 1.0  # torch's convention: a window that keeps something
+        window[:] = 1.0  # torch's convention: not an all-zero window
     window.flags.writeable = False
     return window
 
@@ -33,7 +33,7 @@ def stft(x, n_fft: int, hop: int, window, *, center=True, pad_mode="reflect", xp
       hop: samples between frames.
       window: (W,) with W <= n_fft, a concrete array; a shorter one is centred in the frame.
       center: pad n_fft // 2 on both sides, so that frame t is centred on sample t * hop.
-      pad_mode: how, one of `numpy.pad`'s modes ("reflect", "constant", ...).
+      pad_mode: of `numpy.pad` ("reflect", "constant", ...).
       xp: numpy or jax.numpy.
 
     Returns:
@@ -71,17 +71,16 @@ def istft(spectrum, n_fft: int, hop: int, window, *, center=True, length=None, x
     Args:
       spectrum: complex array (..., T, n_fft // 2 + 1).
       n_fft, hop, window: as given to `stft`.
-      center: whether `stft` padded; that padding is cut off again.
-      length: samples wanted; the default is all that the frames cover. What the frames do not
-        cover is 0.
+      center: whether `stft` padded; the padding is removed again.
+      length: samples of the result; None: all that the frames cover. Samples past these are 0.
       xp: numpy or jax.numpy.
 
     Returns:
       Real array (..., S).
 
     Raises:
-      ValueError: wrong number of frequencies, no frame, or windows that leave a sample uncovered
-        (their squares sum to less than 1e-11), where the inverse does not exist.
+      ValueError: wrong number of frequencies, no frame, or a sample that no window covers (squared
+        windows sum to less than 1e-11), where the inverse does not exist.
     """
     window = _frame_window(window, n_fft, hop)
     spectrum = xp.asarray(spectrum)
@@ -99,7 +98,7 @@ def istft(spectrum, n_fft: int, hop: int, window, *, center=True, length=None, x
     if xp is np:
         frames = scipy.fft.irfft(spectrum, n=n_fft, axis=-1)
     else:
-        # Libraries differ in what they make of the imaginary parts that should be 0.
+        # Libraries treat imaginary parts that should be 0 differently.
         is_real = np.zeros((1,) * (spectrum.ndim - 1) + (bins,), bool)
         is_real[..., 0] = True
         is_real[..., -1] = n_fft % 2 == 0
@@ -163,7 +162,7 @@ def overlap_add(frames, hop: int, xp=np):
 def _envelope(window: np.ndarray, count: int, hop: int, xp):
     """Sum of the squared windows of `count` frames, (n_fft + (count - 1) * hop,), float32 in JAX.
 
-    Row q of `hop` samples gets part k of frame q - k, where there is such a frame.
+    Row q of `hop` samples gets part k of frame q - k, if that frame exists.
     """
     overlap = -(-len(window) // hop)
     squares = np.pad(window**2, (0, overlap * hop - len(window))).reshape(overlap, hop)
@@ -181,7 +180,8 @@ def _real(xp):
 
 
 def _check_coverage(window: np.ndarray, count: int, hop: int, start: int, stop: int) -> None:
-    # Frames in the middle all overlap alike: a short run of them has every sum there is.
+    """Raise ValueError if no window covers one of the samples start to stop."""
+    # All frames in the middle overlap alike: a short run of them has every sum that occurs.
     overlap = -(-len(window) // hop)
     spare = max(0, count - 2 * overlap - 2)
     envelope = _envelope(window, count - spare, hop, np)[start : stop - spare * hop]

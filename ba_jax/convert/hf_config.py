@@ -15,7 +15,7 @@ from ba_jax.config import from_mapping, to_mapping
 from ba_jax.convert.engine import ConversionError, report_problems
 from ba_jax.convert.safetensors_io import read_json
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-from ba_jax.models.vocoder import VocoderConfig
+from ba_jax.models.vocoder_config import VocoderConfig
 from ba_jax.vocab import COMPONENTS, AudioTokens
 
 MISSING = object()

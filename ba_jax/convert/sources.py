@@ -27,7 +27,7 @@ from ba_jax.convert.tables import audio_encoder
 from ba_jax.convert.tables import vocoder as vocoder_table
 from ba_jax.convert.torch_pickle import PickleFile
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-from ba_jax.models.vocoder import VocoderConfig
+from ba_jax.models.vocoder_config import VocoderConfig
 
 VOCODER_CONFIG_FILE = "vocoder_config.json"
 VOCODER_FILES = ("hift.pt", "hift.safetensors")

@@ -31,7 +31,7 @@ from absl import app, flags
 from jax.experimental import multihost_utils
 
 from ba_jax import distributed
-from ba_jax.audio.lengths import SAMPLE_RATE
+from ba_jax.audio.lengths import SAMPLE_RATE, code_length
 from ba_jax.checkpoints.arrays import load_variables
 from ba_jax.checkpoints.layout import CheckpointError, weights_folder
 from ba_jax.config import ConfigError, from_mapping
@@ -261,7 +261,7 @@ def _make_shards(
         for row, chunk in enumerate(inputs.batch.chunks):
             if chunk.item in inputs.damaged:
                 continue
-            frames = features.code_frames(chunk.samples)
+            frames = code_length(chunk.samples)
             if lengths_B[row] != frames:
                 raise PrepareError(
                     f"{inputs.job.items[chunk.item].where}: part {chunk.part}: {lengths_B[row]} "

@@ -140,7 +140,7 @@ class _MeasureClips:
                 continue
             samples = features.total_samples(part.seconds, speed)
             if self.crop:
-                if features.code_frames(samples):
+                if lengths.code_length(samples):
                     rows.append((number, 0, samples, 0))
                 continue
             start = 0

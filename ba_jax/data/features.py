@@ -102,13 +102,6 @@ def check_buckets(buckets: Sequence[Bucket]) -> tuple[Bucket, ...]:
     return ordered
 
 
-def code_frames(samples: int) -> int:
-    """Frames of codes of one chunk of 16 kHz samples; 0 for a chunk that is too short."""
-    if samples < lengths.N_FFT:
-        return 0
-    return lengths.bridge_length(lengths.encoder_length(lengths.mel_length(samples)))
-
-
 def speed_of(record: Record, augmentation: Augmentation) -> float:
     """Speed of a record, the same at each draw: its number of frames must not change."""
     if len(augmentation.speeds) == 1:  # a generator takes longer than the rest of a short record
@@ -128,7 +121,7 @@ def chunk_samples(samples: int, max_seconds: float) -> tuple[int, ...]:
     """
     longest = int(max_seconds * lengths.SAMPLE_RATE)
     whole, rest = divmod(samples, longest)
-    return (longest,) * whole + ((rest,) if code_frames(rest) else ())
+    return (longest,) * whole + ((rest,) if lengths.code_length(rest) else ())
 
 
 def bucket_of(samples: int, buckets: Sequence[Bucket]) -> int:

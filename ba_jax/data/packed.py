@@ -168,7 +168,7 @@ class ExampleBuilder:
 
     def frames(self, part: Part, record: Record) -> int:
         """Frames of codes of a part's recording."""
-        return sum(features.code_frames(n) for n in self.chunks(part.seconds, record))
+        return sum(lengths.code_length(n) for n in self.chunks(part.seconds, record))
 
     def __call__(self, record: Record):
         """Return (example, sequence).
@@ -421,7 +421,7 @@ class PackedBatches:
             mels = features.chunk_mels(wave_S, chunks, geometry, augmentation, rng)
             at, first = span.start, 0
             for samples, mel_TM in zip(chunks, mels, strict=True):
-                frames = features.code_frames(samples)
+                frames = lengths.code_length(samples)
                 hifigan_TM = None
                 if "hifigan_mel" in self.settings.targets:
                     hifigan_TM = log_mel(wave_S[first : first + samples], HIFIGAN_MEL)

@@ -318,7 +318,7 @@ class Bench:
         waves = {}
         for key in dict.fromkeys(missing):
             try:
-                # As in training, so that the frames are those of `features.code_frames`.
+                # As in training, so that the frames are those of `lengths.code_length`.
                 waves[key] = decode(*key, (RATE,))[0]
             except AudioError as error:
                 self._codes[key] = Failure(f"recording: {error}")

@@ -322,7 +322,7 @@ class _Voice:
         elif event.kind == sessions.SEGMENT_END:
             self._say(self._stream.finish())
             self._stream = None
-            self._write(self._fader.next())
+            self._write(self._fader.end_segment())
         elif event.kind == sessions.END:
             self._write(self._fader.finish())
         return self._speaker.samples > before

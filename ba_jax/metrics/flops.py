@@ -23,7 +23,7 @@ from ba_jax.models.discriminators import DiscriminatorConfig
 from ba_jax.models.flow_prenet import FlowPrenetConfig
 from ba_jax.models.flow_unet import FlowUNetConfig
 from ba_jax.models.llm import LLMConfig
-from ba_jax.models.vocoder import VocoderConfig
+from ba_jax.models.vocoder_config import VocoderConfig
 from ba_jax.models.vq_bridge import VQBridgeConfig
 
 

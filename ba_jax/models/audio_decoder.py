@@ -24,7 +24,7 @@ class AudioDecoderConfig:
       mel_bins: of both output mels.
       refine_channels: output channels of the refine net's convolutions before the last.
       kernel_size: of both transposed convolutions.
-      upsample_rates: their strides: 12.5 -> 50 Hz, 50 -> 100 Hz.
+      upsample_rates: strides of these: 12.5 -> 50 Hz, 50 -> 100 Hz.
       max_positions: rows of the position table (3000).
       coarse_hop, coarse_sample_rate: grid of the coarse mel (160 at 16 kHz: 100 Hz).
       mel_hop, mel_sample_rate: grid of the refined mel (256 at 16 kHz: 62.5 Hz).
@@ -68,7 +68,7 @@ REFINE_KERNEL = 5
 
 
 class AudioDecoderOutput(NamedTuple):
-    """What the decoder gives.
+    """Output of the decoder.
 
     Attributes:
       hidden_BTD, hidden_lengths_B: features before the second upsampling, 4 N - 1 frames of
@@ -87,8 +87,8 @@ class AudioDecoderOutput(NamedTuple):
 class CausalUpsample(nn.Module):
     """Transposed convolution, normalisation over the item, cut to a causal length.
 
-    The statistics run over the full output of the convolution, before the cut: an item's frames
-    all depend on each other through them, in the reference too. With a `RunningNorm` they are the
+    The statistics run over the full output of the convolution, before the cut: through them all
+    frames of an item depend on each other, as in the reference. With a `RunningNorm` they are the
     statistics so far: the outputs of input frame i are normalised by those of the first
     max(i + 1, lead) frames (at the last frame, where the kernel is not longer than the stride, by
     the whole item's).
@@ -300,8 +300,8 @@ class AudioDecoder(nn.Module):
             coarse = layers.nearest_resize(coarse, coarse_extent_B, mel_extent_B, size)
         else:
             step = (c.coarse_sample_rate * c.mel_hop, c.coarse_hop * c.mel_sample_rate)
-            # The reference's ratio depends on the length: it is ahead of 8 / 5 by nothing at the
-            # start and by 1.2 frames at the end. This is its mean.
+            # The reference's ratio depends on the length: compared with 8 / 5 it is 0 frames ahead
+            # at the start and 1.2 at the end. This is the mean.
             coarse = coarse[:, (np.arange(size) * step[0] + step[1] * 3 // 5) // step[1]]
         refined = self.refine_net(coarse, mel_extent_B, refine_running)
         return AudioDecoderOutput(

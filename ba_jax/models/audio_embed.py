@@ -1,6 +1,6 @@
 """Audio embeddings: one table a codebook, summed over the codebooks of a frame (paper 3.3).
 
-The language model reads audio through them, and the audio head feeds back what it sampled.
+They embed audio for the language model, and the sampled codes that the audio head feeds back.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ from ba_jax.models import layers
 
 @dataclasses.dataclass(frozen=True)
 class AudioEmbedConfig:
-    """Sizes: `width` of the language model; each table has one row more than its codebook, the
-    last one standing for "end of audio"."""
+    """Sizes of the tables.
+
+    Attributes:
+      width: of the language model.
+      codebook_sizes: rows of each table, without its last row, which means "end of audio".
+    """
 
     width: int
     codebook_sizes: tuple[int, ...]

@@ -43,18 +43,18 @@ class AudioEncoder(nn.Module):
     def __call__(
         self, mel_BTM: jax.Array, lengths_B: jax.Array, extent_B: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Encodes a padded batch.
+        """Encode a padded batch.
 
         Args:
           mel_BTM: log-mel, T frames of 10 ms.
           lengths_B: valid frames.
-          extent_B: see `layers`; frames the second convolution may see.
+          extent_B: see `layers`; frames that the second convolution sees.
 
         Returns:
           (features_BTD with ceil(T / 2) frames of 20 ms, zeros past the length; their lengths_B).
 
         Raises:
-          ValueError: if T exceeds 2 * max_positions, or the bins are not the config's.
+          ValueError: T exceeds 2 * max_positions, or the number of bins is not the config's.
         """
         c = self.config
         if mel_BTM.shape[-1] != c.mel_bins:
@@ -64,7 +64,7 @@ class AudioEncoder(nn.Module):
         positions = layers.position_table(self, c.max_positions, c.width)
         x = layers.zero_past(mel_BTM, lengths_B).astype(self.dtype)
         x = layers.gelu(layers.conv("conv1", c.width, 3, padding=(1, 1), **dtypes)(x))
-        # Past the length this is gelu of the bias and of the last frame's tail, up to the edge.
+        # Past the length conv1 gives gelu(bias), plus the effect of the last frame next to it.
         x = layers.zero_past(x, extent_B)
         x = layers.gelu(layers.conv("conv2", c.width, 3, stride=2, padding=(1, 1), **dtypes)(x))
         x = layers.add_positions(x, positions)

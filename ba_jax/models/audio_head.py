@@ -1,10 +1,10 @@
 """Audio head: a depth transformer that predicts the 8 codes of a frame one after the other (3.3).
 
 Depth 0 reads the language model's hidden state, depth i the sum of the embeddings of codes
-0..i-1. Attention is causal over the depth and every depth has its own feed-forward weights. They
-are separate parameters, each laid out (in, out): a frame reads each exactly once, in place.
+0..i-1. Attention is causal over the depth, and every depth has separate feed-forward weights,
+each a parameter (in, out): a frame reads each exactly once, in place.
 
-Two properties of the released model that look like slips and are not: the residual around the
+Two properties of the released model are easily mistaken for errors: the residual around the
 feed-forward starts from the normalised input, and the biases of the feed-forward layers exist in
 the checkpoint but are never added. They are kept in the collection `buffers`, for export.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ class AudioHeadConfig:
     Attributes:
       width: of the language model.
       layers: depth-transformer layers.
-      codebook_sizes: classes a depth, less the extra class "end of audio".
+      codebook_sizes: classes of each depth, without the extra class "end of audio".
       head_dim: attention heads are width / head_dim.
     """
 
@@ -52,7 +53,7 @@ class AudioHeadConfig:
 
 
 class AudioHeadLayer(nn.Module):
-    """One layer, for all depths of a frame at once or for one depth after the other."""
+    """One layer, for all depths of a frame at once or for one depth at a time."""
 
     config: AudioHeadConfig
     dtype: layers.Dtype = jnp.float32
@@ -74,21 +75,23 @@ class AudioHeadLayer(nn.Module):
         self.variable("buffers", "ffn_out_bias", jnp.zeros, (narrow,), self.param_dtype)
 
     def _project(self, x_XQD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        y = self.attention_norm(x_XQD)
-        shape = (*x_XQD.shape[:2], -1, self.config.head_dim)
-        q, k, v = (dense(y).reshape(shape) for dense in (self.query, self.key, self.value))
+        y, split = self.attention_norm(x_XQD), "x q (h d) -> x q h d"
+        q, k, v = (
+            einops.rearrange(dense(y), split, d=self.config.head_dim)
+            for dense in (self.query, self.key, self.value)
+        )
         return q, k, v
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
         mask = jnp.broadcast_to(mask[None, None], (q.shape[0], 1, *mask.shape))
         y = layers.attention(q, k, v, mask)
-        return self.out(y.reshape(*q.shape[:2], self.config.width))
+        return self.out(einops.rearrange(y, "x q h d -> x q (h d)"))
 
     def _ffn(self, depth: int, r_XD: jax.Array) -> jax.Array:
         return r_XD + self.ffn_out[depth](layers.gelu(self.ffn_in[depth](r_XD)))
 
     def __call__(self, x_XQD: jax.Array) -> jax.Array:
-        """All given depths of a frame: (X, Q', D) to (X, Q', D), causal over Q'."""
+        """The first Q' depths of a frame: (X, Q', D) to (X, Q', D), causal over Q'."""
         depths = x_XQD.shape[1]
         causal = jnp.tril(jnp.ones((depths, depths), bool))
         r = self.ffn_norm(x_XQD + self._attend(*self._project(x_XQD), causal))
@@ -97,7 +100,7 @@ class AudioHeadLayer(nn.Module):
     def step(
         self, x_XD: jax.Array, cache: tuple[tuple[jax.Array, jax.Array], ...]
     ) -> tuple[jax.Array, tuple[tuple[jax.Array, jax.Array], ...]]:
-        """One depth, the number of cached (key, value) pairs before it; returns the grown cache."""
+        """The next depth, (X, D), after the cached (key, value) pairs; also the longer cache."""
         depth = len(cache)
         q, k, v = self._project(x_XD[:, None])
         cache = (*cache, (k, v))
@@ -108,7 +111,7 @@ class AudioHeadLayer(nn.Module):
 
 
 class AudioHead(nn.Module):
-    """The depth transformer and one classifier a depth."""
+    """The depth transformer and a classifier for each depth."""
 
     config: AudioHeadConfig
     dtype: layers.Dtype = jnp.float32
@@ -134,10 +137,10 @@ class AudioHead(nn.Module):
         Args:
           hidden_XD: the language model's normed hidden state at X positions.
           embeddings_XQD: embeddings of the true codes; those of the first `depths - 1` are read.
-          depths: how many.
+          depths: number of depths.
 
         Returns:
-          An array of logits (X, codebook_size + 1) a depth, float32.
+          Logits (X, codebook_size + 1) of each depth, float32.
         """
         depths = self.config.depth if depths is None else depths
         hidden_XD = constrain(hidden_XD, "frames", None)
@@ -159,7 +162,7 @@ class AudioHead(nn.Module):
         embed: Callable[[int, jax.Array], jax.Array],
         choose: Callable[[int, jax.Array], jax.Array],
     ) -> jax.Array:
-        """Codes of one frame, with a cache over the depth: `depth` evaluations in all.
+        """Codes of one frame, depth by depth with a cache.
 
         Args:
           hidden_XD: the language model's normed hidden state.

@@ -1,6 +1,6 @@
-"""The assembly: Baichuan-Audio's components under one variable tree, and what joins them.
+"""The assembly: Baichuan-Audio's components in one variable tree, and the passes through several.
 
-Each component is optional; a model holds those whose config is given. Its variables are
+Each component is optional: a model has those whose config is set. Its variables are
 `{"params": {component: ...}, "codebook": {"vq_bridge": ...}, "buffers": {component: ...}}`.
 """
 
@@ -25,7 +25,8 @@ from ba_jax.models.flow_prenet import FlowPrenet, FlowPrenetConfig
 from ba_jax.models.flow_unet import FlowUNet, FlowUNetConfig
 from ba_jax.models.llm import LLM, KVCache, LLMConfig
 from ba_jax.models.streaming import SCAN_AXES, Blocks, Pieces
-from ba_jax.models.vocoder import Vocoder, VocoderConfig
+from ba_jax.models.vocoder import Vocoder
+from ba_jax.models.vocoder_config import VocoderConfig
 from ba_jax.models.vq_bridge import VQBridge, VQBridgeConfig
 from ba_jax.vocab import COMPONENTS, AudioTokens
 
@@ -53,35 +54,35 @@ class BaichuanAudioConfig:
 
     @property
     def heads(self) -> dict[str, tuple[int, int]]:
-        """Component -> (heads of its queries, heads of its keys and values), for `sharding`."""
-        found = {}
+        """Component -> (query heads, key and value heads), for `sharding`."""
+        heads = {}
         for name in ("audio_encoder", "audio_decoder", "flow_prenet", "flow_unet"):
             if config := getattr(self, name):
-                found[name] = (config.heads, config.heads)
+                heads[name] = (config.heads, config.heads)
         if self.llm:
-            found["llm"] = (self.llm.heads, self.llm.kv_heads)
+            heads["llm"] = (self.llm.heads, self.llm.kv_heads)
         if self.audio_head:
             number = self.audio_head.width // self.audio_head.head_dim
-            found["audio_head"] = (number, number)
-        return found
+            heads["audio_head"] = (number, number)
+        return heads
 
     def only(self, *components: str) -> BaichuanAudioConfig:
-        """This config with all other components left out."""
+        """This config with the named components alone."""
         return dataclasses.replace(
             self, **{name: None for name in COMPONENTS if name not in components}
         )
 
 
 class BaichuanAudio(nn.Module):
-    """All components; call its methods through `apply(variables, ..., method=...)`.
+    """All components; call the methods through `apply(variables, ..., method=...)`.
 
     Attributes:
       config: which components, of what sizes.
       dtype: compute type, float32 or bfloat16.
-      param_dtype: type parameters are initialised in.
+      param_dtype: type of initialised parameters.
       remat: policy of the scanned transformers, see `layers.REMAT_POLICIES`.
       scan: scan over layers instead of unrolling them.
-      attention: of the language model's packed rows, see `packed_attention`.
+      attention: implementation for the language model's packed rows, see `packed_attention`.
     """
 
     config: BaichuanAudioConfig
@@ -131,7 +132,7 @@ class BaichuanAudio(nn.Module):
         extent_B: jax.Array | None = None,
         blocks: Blocks | None = None,
     ) -> AudioDecoderOutput:
-        """Codes to 50 Hz features and mels; `extent_B` as in `layers`, `blocks` as there."""
+        """Codes to 50 Hz features and mels; arguments as in `AudioDecoder`."""
         z = self.vq_bridge.dequantize(codes_BNQ, lengths_B)
         return self.audio_decoder(self.vq_bridge.project(z), lengths_B, extent_B, blocks)
 
@@ -171,7 +172,7 @@ class BaichuanAudio(nn.Module):
             pieces = jax.tree.map(lambda x_B: jnp.tile(x_B, copies), pieces)
 
         def step(unet: FlowUNet, x: jax.Array, time: tuple[jax.Array, jax.Array]):
-            velocity = flow_matching.preconditioned(
+            velocity = flow_matching.precondition(
                 lambda *arrays: unet(*arrays, blocks, pieces), flow
             )
             return flow_matching.euler_step(velocity, x, time, mu, lengths_B, guidance), None
@@ -190,14 +191,14 @@ class BaichuanAudio(nn.Module):
         codes_BLQ: jax.Array | None,
         real_BL: jax.Array,
         codebooks: int | None = None,
-    ):
+    ) -> jax.Array:
         """Input embeddings (B, L, D): audio where the id is `audio_pad`, text elsewhere.
 
         Args:
-          ids_BL: token ids, anything where `real_BL` is false.
-          codes_BLQ: codes at the audio positions, anything elsewhere; None for text alone.
+          ids_BL: token ids; ignored where `real_BL` is false.
+          codes_BLQ: codes at the audio positions, ignored elsewhere; None for text alone.
           real_BL: true at tokens that are not padding.
-          codebooks: the first so many of a frame are shown; None for all.
+          codebooks: number of codebooks of a frame that are embedded; None: all.
         """
         ids_BL = jnp.where(real_BL, ids_BL, 0)
         text = self.llm.embed(ids_BL)
@@ -231,8 +232,10 @@ class BaichuanAudio(nn.Module):
     def audio_logits(
         self, hidden_XD: jax.Array, codes_XQ: jax.Array, depths: int | None = None
     ) -> list[jax.Array]:
-        """Teacher-forced logits of the first `depths` codebooks (None: of every one) at X positions
-        that predict a frame."""
+        """Teacher-forced logits of the first `depths` codebooks (None: all) at X positions.
+
+        Each position predicts a frame; see `AudioHead`.
+        """
         return self.audio_head(hidden_XD, self.audio_embed.depths(codes_XQ), depths)
 
     def generate_frame(
@@ -242,7 +245,7 @@ class BaichuanAudio(nn.Module):
         return self.audio_head.generate(hidden_XD, self.audio_embed.code, choose)
 
     def initialize(self) -> None:
-        """Touches every parameter once, on inputs of the smallest legal size."""
+        """Use every parameter once, on inputs of the smallest valid size."""
         c = self.config
         one_B = jnp.ones((1,), jnp.int32)
         if c.audio_encoder:
@@ -277,12 +280,12 @@ def init_variables(
 
 
 def variable_shapes(config: BaichuanAudioConfig) -> dict[str, Any]:
-    """Shapes and types of all variables as ShapeDtypeStructs; allocates nothing."""
+    """Shapes and types of all variables as ShapeDtypeStructs, without allocating them."""
     return jax.eval_shape(lambda key: init_variables(config, key), jax.random.key(0))
 
 
 def parameter_counts(config: BaichuanAudioConfig) -> dict[str, int]:
-    """Values by component; codebooks and stored buffers as `collection/component`."""
+    """Number of values of each component; codebooks and buffers as `collection/component`."""
     counts = {}
     for collection, components in variable_shapes(config).items():
         for name, tree in components.items():

@@ -1,8 +1,8 @@
-"""Codebooks learnt by moving averages: statistics, update, restart, use (paper 3.1, eq. 4 and 5).
+"""Codebooks trained by EMA: statistics, update, restart of dead rows, usage (paper 3.1, eq. 4, 5).
 
 Pure functions on the collection `codebook` of the bridge: for codebook q the arrays `embed_q`
-(V, E), `embed_avg_q` (V, E) and `cluster_size_q` (V,). Statistics are plain sums over a batch, so
-under jit with the batch sharded they are sums over all devices and hosts.
+(V, E), `embed_avg_q` (V, E) and `cluster_size_q` (V,). Statistics are plain sums over a batch: with
+a sharded batch, under jit, they are sums over all devices and hosts.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import numpy as np
 from ba_jax.models.vq_bridge import nearest_code
 
 EPSILON = 1e-5
-"""Of the Laplace smoothing of the counts."""
+"""Laplace smoothing of the counts."""
 
 
 class Statistics(NamedTuple):
-    """What a batch assigned to the rows, an entry a codebook; add those of several batches.
+    """Assignments of a batch to the rows of each codebook; statistics of batches can be added.
 
     Attributes:
-      counts: (V,) float32, vectors.
-      sums: (V, E) float32, their sum.
+      counts: (V,) float32, vectors assigned to each row.
+      sums: (V, E) float32, the sum of these vectors.
     """
 
     counts: tuple[jax.Array, ...]
@@ -33,11 +33,11 @@ class Statistics(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """Unquantised frames drawn at random, which dead rows may restart from.
+    """Unquantised frames drawn at random, from which dead rows restart.
 
     Attributes:
-      z_KE: float32, 0 where fewer than K were there.
-      priority_K: float32, falling; above 1 for a frame, 0 for none. All zeros is the empty draw.
+      z_KE: float32, 0 in slots without a frame.
+      priority_K: float32, descending; above 1 for a frame, 0 in empty slots.
     """
 
     z_KE: jax.Array
@@ -53,13 +53,13 @@ def codebook_sizes(codebook: Mapping[str, jax.Array]) -> tuple[int, ...]:
 def statistics(
     codes_BNQ: jax.Array, residuals_QBNE: jax.Array, counted_BNQ: jax.Array, sizes: Sequence[int]
 ) -> Statistics:
-    """Counts and sums of what each row was chosen for.
+    """Counts and sums of the vectors assigned to each row.
 
     Args:
       codes_BNQ: chosen rows.
-      residuals_QBNE: what each codebook had to quantise.
-      counted_BNQ: true where the choice counts: not at padding, nor where dropout left a codebook
-        out.
+      residuals_QBNE: input of each codebook.
+      counted_BNQ: true where the choice counts: not at padding, nor in codebooks dropped by
+        quantiser dropout.
       sizes: rows of each codebook.
     """
     width = residuals_QBNE.shape[-1]
@@ -75,7 +75,7 @@ def statistics(
 
 
 def draw_candidates(key: jax.Array, z_BNE: jax.Array, valid_BN: jax.Array, size: int) -> Candidates:
-    """`size` of the valid frames, drawn without replacement; the same however they are sharded."""
+    """Draw `size` of the valid frames without replacement; sharding does not change the draw."""
     z = z_BNE.astype(jnp.float32).reshape(-1, z_BNE.shape[-1])
     valid = valid_BN.reshape(-1)
     missing = max(size - len(valid), 0)
@@ -86,7 +86,7 @@ def draw_candidates(key: jax.Array, z_BNE: jax.Array, valid_BN: jax.Array, size:
 
 
 def merge_candidates(first: Candidates, second: Candidates) -> Candidates:
-    """A draw from the frames that both were drawn from; both of the same size."""
+    """A draw from the union of two populations, from a draw of the same size from each."""
     priority, index = jax.lax.top_k(
         jnp.concatenate([first.priority_K, second.priority_K]), len(first.priority_K)
     )
@@ -100,8 +100,8 @@ def update(
 
     cluster_size <- a cluster_size + (1 - a) count, embed_avg <- a embed_avg + (1 - a) sum,
     embed <- (1 - b) embed_avg / smoothed cluster_size, with a = `decay` and b = `l2_shrink`. The
-    smoothing keeps a row without mass finite. A codebook that nothing was assigned to (a batch of
-    text, or all items dropped) keeps its arrays.
+    smoothing keeps rows without mass finite. A codebook without any assignment (a batch of text, or
+    dropped for all items) does not change.
     """
     new = dict(codebook)
     for q, (count_V, sum_VE) in enumerate(zip(batch.counts, batch.sums, strict=True)):
@@ -120,16 +120,17 @@ def update(
 def kmeans(
     key: jax.Array, frames_KE: np.ndarray, sizes: Sequence[int], *, iterations: int = 10
 ) -> dict[str, np.ndarray]:
-    """A codebook collection fitted to frames: residual k-means, codebook after codebook.
+    """Fit a codebook collection to frames by residual k-means, codebook after codebook.
 
-    Rows start at frames drawn at random (SoundStream, arXiv 2107.03312, 3.3); a row that loses all
-    its frames starts again from one. `cluster_size_q` are the counts of the K frames, so scale them
-    and `embed_avg_q` to what a batch brings.
+    Rows start at random frames (SoundStream, arXiv 2107.03312, 3.3); a row that loses all its
+    frames restarts from another. `cluster_size_q` counts the K frames: scale it and `embed_avg_q`
+    to the size of a batch.
 
     Args:
-      key: of the draws.
-      frames_KE: float32, what the first codebook has to quantise.
+      key: random key.
+      frames_KE: float32, input of the first codebook.
       sizes: rows of each codebook.
+      iterations: k-means steps for each codebook.
 
     Raises:
       ValueError: fewer frames than rows.
@@ -138,7 +139,7 @@ def kmeans(
         raise ValueError(
             f"{len(frames_KE)} frames for {max(sizes)} rows: expected at least as many"
         )
-    residual_KE, found = jnp.asarray(frames_KE, jnp.float32), {}
+    residual_KE, codebook = jnp.asarray(frames_KE, jnp.float32), {}
     for q, size in enumerate(sizes):
         draws = jax.random.split(jax.random.fold_in(key, q), iterations + 1)
         table_VE = residual_KE[jax.random.choice(draws[0], len(residual_KE), (size,), False)]
@@ -149,18 +150,18 @@ def kmeans(
             table_VE = jnp.where(counts_V[:, None] > 0, means_VE, others_VE)
         _, counts_V, codes_K = _assign(residual_KE, table_VE)
         residual_KE = residual_KE - table_VE[codes_K]
-        found[f"embed_{q}"] = np.asarray(table_VE)
-        found[f"embed_avg_{q}"] = np.asarray(table_VE * counts_V[:, None])
-        found[f"cluster_size_{q}"] = np.asarray(counts_V)
-    return found
+        codebook[f"embed_{q}"] = np.asarray(table_VE)
+        codebook[f"embed_avg_{q}"] = np.asarray(table_VE * counts_V[:, None])
+        codebook[f"cluster_size_{q}"] = np.asarray(counts_V)
+    return codebook
 
 
-_CHUNK = 1 << 14  # frames whose distances to all rows are there at once
+_CHUNK = 1 << 14  # frames whose distances to all rows are in memory at once
 
 
 @jax.jit
 def _assign(frames_KE: jax.Array, table_VE: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(sums, counts) of the frames nearest to each row, and each frame's row."""
+    """(sums_VE, counts_V) of the frames nearest to each row, and codes_K, each frame's row."""
     chunks = [
         nearest_code(frames_KE[None, first : first + _CHUNK], table_VE)[0]
         for first in range(0, len(frames_KE), _CHUNK)
@@ -171,19 +172,19 @@ def _assign(frames_KE: jax.Array, table_VE: jax.Array) -> tuple[jax.Array, jax.A
 
 
 def initial_ages(sizes: Sequence[int], restart_after: int) -> dict[str, jax.Array]:
-    """Steps since each row was last used, int32, as if none had been for `restart_after` steps.
+    """Initial steps since each row was last used, int32: `restart_after`.
 
-    So the rows that the first batches do not use start from those batches' data.
+    Rows that the first batches do not use then restart from those batches.
     """
     return {f"age_{q}": jnp.full((size,), restart_after, jnp.int32) for q, size in enumerate(sizes)}
 
 
 def candidate_owners(sizes: Sequence[int], most: int) -> np.ndarray:
-    """The codebook that each of the candidates belongs to, (K,) int.
+    """The codebook that each candidate belongs to, (K,) int; min(size, most) for each codebook.
 
-    A codebook gets min(size, most) of them. No frame is a candidate of two codebooks: what a row of
-    the first was restarted from would leave nothing for the second. They are dealt out evenly, so
-    that a batch with fewer frames leaves each codebook its share.
+    No frame is a candidate of two codebooks: the residual of a frame that a row of the first
+    restarted from would be 0 in the second. The codebooks alternate evenly, so that a batch with
+    fewer frames has candidates for each.
     """
     counts = [min(size, most) for size in sizes]
     place = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
@@ -198,19 +199,19 @@ def restart(
     restart_after: int,
     owners_K: np.ndarray,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Counts the steps that rows go unused, and gives dead ones a residual of the batch.
+    """Count the steps that rows are unused, and restart dead rows from residuals of the batch.
 
-    A row unused for `restart_after` steps takes the residual that the codebooks before it, already
-    updated and restarted, leave of a candidate: embed and embed_avg are the residual, cluster_size
-    is 1, the age 0. Rows for which no candidate is left stay dead until a later step.
+    A row unused for `restart_after` steps is set to a candidate's residual after the previous
+    codebooks, already updated and restarted: embed and embed_avg are the residual, cluster_size is
+    1, the age 0. Without enough candidates, some rows stay dead until a later step.
 
     Args:
       codebook: after `update`.
-      ages: of `initial_ages`, before this batch.
-      batch: the batch's statistics; a codebook that nothing was assigned to ages by nothing.
+      ages: see `initial_ages`, before this batch.
+      batch: the batch's statistics; a codebook without any assignment does not age.
       candidates: as many as `owners_K`.
       restart_after: steps.
-      owners_K: of `candidate_owners`.
+      owners_K: see `candidate_owners`.
 
     Returns:
       (codebook, ages).
@@ -224,14 +225,14 @@ def restart(
     def fill(state: tuple[dict, dict]) -> tuple[dict, dict]:
         new, ages = dict(state[0]), dict(state[1])
         residual_KE, owners = candidates.z_KE, owners_K
-        there_K = candidates.priority_K > 0
+        present_K = candidates.priority_K > 0
         for q in range(len(sizes)):
-            own = np.flatnonzero(owners == q)
-            rows_CE, there_C = residual_KE[own], there_K[own]
+            mine = np.flatnonzero(owners == q)
+            rows_CE, present_C = residual_KE[mine], present_K[mine]
             dead_V = ages[f"age_{q}"] >= restart_after
-            rank_V = jnp.cumsum(dead_V) - 1  # priorities fall: those that are there come first
-            take_V = dead_V & (rank_V < jnp.sum(there_C))
-            rows_VE = rows_CE[jnp.clip(rank_V, 0, len(own) - 1)]
+            rank_V = jnp.cumsum(dead_V) - 1  # priorities descend: present candidates come first
+            take_V = dead_V & (rank_V < jnp.sum(present_C))
+            rows_VE = rows_CE[jnp.clip(rank_V, 0, len(mine) - 1)]
             for name in ("embed", "embed_avg"):
                 old = new[f"{name}_{q}"]
                 new[f"{name}_{q}"] = jnp.where(take_V[:, None], rows_VE, old).astype(old.dtype)
@@ -239,21 +240,22 @@ def restart(
             ages[f"age_{q}"] = jnp.where(take_V, 0, ages[f"age_{q}"])
             later = np.flatnonzero(owners > q)
             if len(later):
-                residual_KE, owners, there_K = residual_KE[later], owners[later], there_K[later]
+                residual_KE, owners, present_K = residual_KE[later], owners[later], present_K[later]
                 table_VE = new[f"embed_{q}"].astype(jnp.float32)
                 residual_KE = residual_KE - table_VE[nearest_code(residual_KE[None], table_VE)[0]]
         return new, ages
 
-    some = [jnp.any(ages[f"age_{q}"] >= restart_after) for q in range(len(sizes))]
+    any_dead = [jnp.any(ages[f"age_{q}"] >= restart_after) for q in range(len(sizes))]
     state = (dict(codebook), ages)
-    return jax.lax.cond(jnp.any(jnp.stack(some)), fill, lambda state: state, state)
+    return jax.lax.cond(jnp.any(jnp.stack(any_dead)), fill, lambda state: state, state)
 
 
 def usage(batch: Statistics, ages: Mapping[str, Any], restart_after: int) -> dict[str, jax.Array]:
-    """How well codebooks are used, float32 scalars `codebook/Q/...` from a batch's counts.
+    """Metrics of the codebooks' usage, float32 scalars `codebook/Q/...` from a batch's counts.
 
-    `use` is the share of rows chosen at all, `entropy` that of the choices as a share of log V,
-    `perplexity` its exponential, `dead` the number of rows at least `restart_after` steps old.
+    `use` is the share of rows used at all, `entropy` that of the choices as a share of log V,
+    `perplexity` the exponential of the entropy, `dead` the number of rows unused for at least
+    `restart_after` steps.
     """
     metrics = {}
     for q, count_V in enumerate(batch.counts):

@@ -1,13 +1,13 @@
-"""How the language model's and the audio head's weights lie where one CPU generates.
+"""Layout of the language model's and the audio head's weights for generation on a single CPU.
 
-A step of generation does little else than read weights, and XLA:CPU makes that slow in two ways:
+A step of generation mostly reads weights, and XLA:CPU makes that slow in two ways:
 
-- It copies a layer's weights out of the stack whenever a scan comes to them. `lay_out` gives each
-  layer its own, "layers_0" and so on.
-- It packs the right factor of a matrix product anew each time, weights as well. `lay_out` turns
-  kernels around, "kernel_OI" instead of "kernel" (in, out), and `product` has them on the left.
+- A scan over layers copies each layer's weights out of the stack. `lay_out` stores layers
+  separately, as "layers_0" and so on.
+- The right factor of a matrix product is repacked every time, even if it is a weight. `lay_out`
+  transposes kernels, "kernel_OI" instead of "kernel" (in, out), and `product` has them on the left.
 
-`python -m benchmarks.generate --stacked` times both against the layout of training.
+`python -m benchmarks.generate --stacked` times the layout of training for comparison.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 
 class Dense(nn.Module):
-    """Linen's `Dense`, which also takes a kernel that `lay_out` has turned around."""
+    """Linen's `Dense` that also accepts a kernel transposed by `lay_out`."""
 
     features: int
     use_bias: bool = True
@@ -45,9 +45,9 @@ class Dense(nn.Module):
 
 
 def product(kernel_OI: jax.Array, x_XI: jax.Array, result: Any = None) -> jax.Array:
-    """x_XI (..., I) times the transposed kernel, (..., O), of type `result` (None: theirs).
+    """x_XI (..., I) times the transposed kernel, (..., O), in the dtype `result` (None: of x).
 
-    The axis of size one is no accident: without it XLA swaps the factors back.
+    The axis of size 1 is needed: without it XLA swaps the factors back.
     """
     x_X1I = x_XI.reshape(-1, 1, x_XI.shape[-1])
     y_OX1 = jnp.einsum("oi,xli->oxl", kernel_OI, x_X1I, preferred_element_type=result)
@@ -55,36 +55,38 @@ def product(kernel_OI: jax.Array, x_XI: jax.Array, result: Any = None) -> jax.Ar
 
 
 def lay_out(params: dict[str, Any]) -> None:
-    """Lays `llm` and `audio_head`, of those that there are, out as above, in place.
+    """Convert `llm` and `audio_head`, where present, to this layout, in place.
 
-    What is replaced is let go of leaf by leaf, so that memory does not hold a component twice.
+    Leaves are converted and released one by one, so that memory never holds a component twice.
     """
     if "llm" in params:
-        params["llm"] = _layers_apart(params["llm"])
+        params["llm"] = _unstack_layers(params["llm"])
     for name in {"llm", "audio_head"} & set(params):
-        params[name] = _turned(params[name])
+        params[name] = _transpose_kernels(params[name])
 
 
-def _layers_apart(params: dict[str, Any]) -> dict[str, Any]:
-    found = {name: tree for name, tree in params.items() if name != "layers"}
+def _unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
+    """The tree with "layers" replaced by "layers_0", "layers_1" and so on."""
+    unstacked = {name: tree for name, tree in params.items() if name != "layers"}
     leaves, treedef = jax.tree.flatten(params.pop("layers"))
     slices = []
     for i in range(len(leaves)):
         slices.append(list(leaves[i]))
         leaves[i] = None
-    for index, own in enumerate(zip(*slices, strict=True)):
-        found[f"layers_{index}"] = jax.tree.unflatten(treedef, own)
-    return found
+    for index, layer in enumerate(zip(*slices, strict=True)):
+        unstacked[f"layers_{index}"] = jax.tree.unflatten(treedef, layer)
+    return unstacked
 
 
-def _turned(tree: dict[str, Any]) -> dict[str, Any]:
-    found = {}
+def _transpose_kernels(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with each "kernel" replaced by its transpose "kernel_OI"."""
+    transposed = {}
     for name in list(tree):
         leaf = tree.pop(name)
         if isinstance(leaf, dict):
-            found[name] = _turned(leaf)
+            transposed[name] = _transpose_kernels(leaf)
         elif name == "kernel":
-            found["kernel_OI"] = leaf.T
+            transposed["kernel_OI"] = leaf.T
         else:
-            found[name] = leaf
-    return found
+            transposed[name] = leaf
+    return transposed

@@ -4,12 +4,12 @@
 (HiFi-GAN, arXiv 2010.05646). `MultiResolutionDiscriminator` looks at bands of complex spectrograms
 of several window lengths (Descript Audio Codec, arXiv 2306.06546).
 
-They judge training crops: every waveform of a batch is S samples of real signal, without padding,
-so there are no lengths. A crop that is too short for the longest window raises `ShortWaveError`.
+They judge training crops: every waveform of a batch is S samples of real signal without padding, so
+there are no lengths. A crop that is too short for the longest window raises `ShortWaveError`.
 
-Scores and feature maps come as lists. A score (B, P) has one entry for each patch that a
-discriminator judges; a feature map is (B, rows, columns, C), and the last one of each
-discriminator is its score before flattening.
+Scores and feature maps are lists. A score (B, P) has one entry for each patch that a discriminator
+judges; a feature map is (B, rows, columns, C), and the last one of each discriminator is its score
+before flattening.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -40,8 +41,8 @@ class DiscriminatorConfig:
       periods: in samples, one discriminator each.
       period_channels: of its convolutions, all but the last of which stride by 3.
       fft_sizes: window lengths in samples, one discriminator each; the hop is a quarter.
-      bands: limits of the frequency bands as parts of the n_fft / 2 + 1 bins; each band has its own
-        convolutions.
+      bands: limits of the frequency bands as parts of the n_fft / 2 + 1 bins; each band has
+        separate convolutions.
       resolution_channels: of the convolutions on a band.
 
     Raises:
@@ -96,11 +97,10 @@ class PeriodDiscriminator(nn.Module):
     @nn.compact
     def __call__(self, wave_BS: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         _check_wave(wave_BS, self.period)
-        batch, samples = wave_BS.shape
-        missing = -samples % self.period
+        missing = -wave_BS.shape[1] % self.period
         if missing:
             wave_BS = jnp.pad(wave_BS, ((0, 0), (0, missing)), mode="reflect")
-        x = wave_BS.reshape(batch, -1, self.period, 1)
+        x = einops.rearrange(wave_BS, "b (t p) -> b t p 1", p=self.period)
         features = []
         last = len(self.channels) - 1
         for i, channels in enumerate(self.channels):
@@ -124,7 +124,7 @@ class PeriodDiscriminator(nn.Module):
             name="conv_post",
         )(x)
         features.append(x)
-        return x.reshape(batch, -1), features
+        return einops.rearrange(x, "b t p 1 -> b (t p)"), features
 
 
 class ResolutionDiscriminator(nn.Module):
@@ -179,7 +179,13 @@ class ResolutionDiscriminator(nn.Module):
         x = jnp.concatenate(judged, axis=2)
         x = WeightNormConv(1, (3, 3), padding=(1, 1), name="conv_post", **dtypes)(x)
         features.append(x)
-        return x.reshape(x.shape[0], -1), features
+        return einops.rearrange(x, "b t f 1 -> b (t f)"), features
+
+
+def _judge(discriminators: list[nn.Module], wave_BS: jax.Array) -> Judgement:
+    """Scores and feature maps of each discriminator."""
+    scores, features = zip(*(judge(wave_BS) for judge in discriminators), strict=True)
+    return list(scores), list(features)
 
 
 class MultiPeriodDiscriminator(nn.Module):
@@ -191,17 +197,12 @@ class MultiPeriodDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, wave_BS: jax.Array) -> Judgement:
-        judged = [
-            PeriodDiscriminator(
-                period,
-                self.config.period_channels,
-                self.dtype,
-                self.param_dtype,
-                name=f"period_{period}",
-            )(wave_BS)
-            for period in self.config.periods
+        c, dtypes = self.config, (self.dtype, self.param_dtype)
+        discriminators = [
+            PeriodDiscriminator(period, c.period_channels, *dtypes, name=f"period_{period}")
+            for period in c.periods
         ]
-        return [score for score, _ in judged], [features for _, features in judged]
+        return _judge(discriminators, wave_BS)
 
 
 class MultiResolutionDiscriminator(nn.Module):
@@ -213,25 +214,21 @@ class MultiResolutionDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, wave_BS: jax.Array) -> Judgement:
-        judged = [
+        c, dtypes = self.config, (self.dtype, self.param_dtype)
+        discriminators = [
             ResolutionDiscriminator(
-                fft_size,
-                self.config.bands,
-                self.config.resolution_channels,
-                self.dtype,
-                self.param_dtype,
-                name=f"fft_{fft_size}",
-            )(wave_BS)
-            for fft_size in self.config.fft_sizes
+                size, c.bands, c.resolution_channels, *dtypes, name=f"fft_{size}"
+            )
+            for size in c.fft_sizes
         ]
-        return [score for score, _ in judged], [features for _, features in judged]
+        return _judge(discriminators, wave_BS)
 
 
 class Discriminators(nn.Module):
-    """Both kinds together: scores and feature maps, the periods' first.
+    """Both kinds together: scores and feature maps, those of the periods first.
 
-    Input: wave_BS, a batch of unpadded crops at the vocoder's sample rate. Parameters, spectrograms
-    and their normalisation are float32; `dtype` is that of the convolutions.
+    The input wave_BS is a batch of unpadded crops at the vocoder's sample rate. Parameters,
+    spectrograms and their normalisation are float32; `dtype` is that of the convolutions.
 
     Raises:
       ShortWaveError: a waveform that is not (B, S) with S >= config.min_samples.
@@ -244,17 +241,7 @@ class Discriminators(nn.Module):
     @nn.compact
     def __call__(self, wave_BS: jax.Array) -> Judgement:
         _check_wave(wave_BS, self.config.min_samples)
-        kinds = (
-            MultiPeriodDiscriminator(
-                self.config, self.dtype, self.param_dtype, name="multi_period"
-            ),
-            MultiResolutionDiscriminator(
-                self.config, self.dtype, self.param_dtype, name="multi_resolution"
-            ),
-        )
-        scores, features = [], []
-        for kind in kinds:
-            kind_scores, kind_features = kind(wave_BS)
-            scores += kind_scores
-            features += kind_features
-        return scores, features
+        options = self.config, self.dtype, self.param_dtype
+        periods = MultiPeriodDiscriminator(*options, name="multi_period")(wave_BS)
+        resolutions = MultiResolutionDiscriminator(*options, name="multi_resolution")(wave_BS)
+        return periods[0] + resolutions[0], periods[1] + resolutions[1]

@@ -1,7 +1,7 @@
 """Conditional flow matching: time schedule, noise, guided Euler sampling (paper 3.2).
 
-Pure functions on arrays; the estimator is passed in. State and time are float32 whatever the
-estimator computes in.
+Pure functions on arrays; the estimator is an argument. State and time are float32, whatever the
+estimator's dtype.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ class FlowMatchingConfig:
       condition_dropout: share of training items whose mu is zeroed.
       sigma_min: noise left at t = 1.
       schedule: "cosine" (t = 1 - cos(pi/2 u)) or "linear".
-      residual_std: how far mels are from mu, in nats: above 0 the estimator says what the velocity
-        of such mels leaves open, see `preconditioned`. The release has 0: its estimator says the
-        velocity itself.
-      mel_mean, mel_std: of mels, in nats, where there is no mu; not used with residual_std 0.
+      residual_std: deviation of mels from mu, in nats: above 0 the estimator predicts a remainder
+        of the velocity, see `precondition`. The release has 0: its estimator predicts all of it.
+      mel_mean, mel_std: of mels, in nats, in frames without mu; not used with residual_std 0.
     """
 
     steps: int = 10
@@ -53,10 +52,10 @@ class FlowMatchingConfig:
 
 
 def warp(u: jax.Array, schedule: str) -> jax.Array:
-    """Uniform u in [0, 1] to flow time.
+    """Map uniform u in [0, 1] to flow time.
 
     Raises:
-      ValueError: for an unknown schedule.
+      ValueError: an unknown schedule.
     """
     if schedule == "cosine":
         return 1 - jnp.cos(0.5 * jnp.pi * u)
@@ -68,10 +67,10 @@ def warp(u: jax.Array, schedule: str) -> jax.Array:
 def time_steps(steps: int, schedule: str) -> tuple[np.ndarray, np.ndarray]:
     """Times and step sizes of Euler's method, both (steps,) float32.
 
-    Times are accumulated in float32 as t + dt, like the reference's.
+    Times are accumulated in float32 as t + dt, as in the reference.
 
     Raises:
-      ValueError: for steps < 1 or an unknown schedule.
+      ValueError: steps < 1, or an unknown schedule.
     """
     if steps < 1:
         raise ValueError(f"steps = {steps}: expected at least 1")
@@ -93,9 +92,8 @@ def draw_noise(
 ) -> jax.Array:
     """Standard normal noise (B, frames, mel_bins), float32.
 
-    Each frame's noise depends on its item's key and its position alone: the same in every batch,
-    bucket and chunk (a chunk that starts at frame `offset`, one number or one for each item, draws
-    what the whole would have).
+    A frame's noise depends only on its item's key and its position: it is the same in every batch,
+    bucket and chunk. `offset` is the position of the first frame, one number or one for each item.
     """
 
     def frame(key: jax.Array, t: jax.Array) -> jax.Array:
@@ -158,18 +156,19 @@ def sample(
     return jax.lax.scan(step, noise_BTM.astype(jnp.float32), time_steps(steps, schedule))[0]
 
 
-def preconditioned(estimator: Velocity, config: FlowMatchingConfig) -> Velocity:
-    """The velocity by an estimator, with what is known of mels before anything is learnt.
+def precondition(estimator: Velocity, config: FlowMatchingConfig) -> Velocity:
+    """The velocity from an estimator that predicts only its deviation from a prior.
 
-    Were mels normal around mu with a deviation s, the velocity at a point x_t had the mean
-    mu + (t s^2 - (1 - sigma_min) a) / r^2 (x_t - t mu) and the deviation s / r, with the noise's
-    share a = 1 - (1 - sigma_min) t and r^2 = a^2 + t^2 s^2. The estimator reads (x_t - t mu) / r
-    and the normalised mu, and says by how many such deviations the velocity differs from that mean.
-    So it starts as good as mu is, and need not pass on the noise, for which a small one is too
-    narrow. The idea is that of Karras et al. 2022 ("Elucidating the design space", section 5), to
-    whom the mean is 0. Frames whose mu is 0 have no condition: `mel_mean` and `mel_std` stand in.
+    If mels were normal around mu with a deviation s, the velocity at a point x_t would have the
+    mean mu + (t s^2 - (1 - sigma_min) a) / r^2 (x_t - t mu) and the deviation s / r, with the
+    noise's share a = 1 - (1 - sigma_min) t and r^2 = a^2 + t^2 s^2. The estimator reads
+    (x_t - t mu) / r and the normalised mu, and predicts by how many such deviations the velocity
+    differs from that mean. So an untrained estimator already samples mels around mu, and it need
+    not copy the noise, for which a small network is too narrow. Karras et al. 2022 ("Elucidating
+    the design space", section 5) do the same with a mean of 0. In frames whose mu is 0 there is no
+    condition: `mel_mean` and `mel_std` replace mu and s.
 
-    With `config.residual_std` 0 it is the estimator itself.
+    With `config.residual_std` 0 the result is the estimator itself.
     """
     if not config.residual_std:
         return estimator
@@ -192,7 +191,7 @@ def preconditioned(estimator: Velocity, config: FlowMatchingConfig) -> Velocity:
 
 
 def guidance_copies(guidance: float) -> int:
-    """Copies of the batch that the estimator runs on: with the condition and, guided, without."""
+    """Copies of the batch that the estimator runs on: conditional and, if guided, unconditional."""
     return 2 if guidance > 0 else 1
 
 

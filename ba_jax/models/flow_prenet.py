@@ -65,7 +65,7 @@ class FlowPrenet(nn.Module):
         """
         c = self.config
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        layers.stored_positions(self, c.max_positions, c.width)  # the reference never adds them
+        layers.stored_positions(self, c.max_positions, c.width)  # stored but never added
         x = layers.zero_past(x_BTD, lengths_B).astype(self.dtype)
         if c.length_ratio != 1.0:
             if blocks is not None or pieces is not None:

@@ -1,14 +1,15 @@
 """Velocity estimator of the flow-matching decoder: a causal 1-D U-Net with chunked attention (3.2).
 
 Matcha-TTS's estimator without resampling: the "down" and "up" blocks keep the length. Attention
-is block-causal: a frame sees all frames before the end of its own chunk of `chunk` frames, so a
-chunk can be decoded as soon as it is complete.
+is block-causal: a frame sees all frames before the end of its chunk of `chunk` frames, so a chunk
+can be decoded as soon as it is complete.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -136,17 +137,17 @@ class UNetTransformerLayer(nn.Module):
         self, x_BTC: jax.Array, mask_B1TT: jax.Array, pieces: Pieces | None = None
     ) -> tuple[jax.Array, None]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        batch, frames, channels = x_BTC.shape
-        inner = self.heads * self.head_dim
+        channels, inner = x_BTC.shape[-1], self.heads * self.head_dim
 
         def project(name: str, x: jax.Array) -> jax.Array:
             y = nn.Dense(inner, use_bias=False, name=name, **dtypes)(x)
-            return y.reshape(batch, frames, self.heads, self.head_dim)
+            return einops.rearrange(y, "b t (h d) -> b t h d", h=self.heads)
 
         y = layers.layer_norm("attention_norm", **dtypes)(x_BTC)
         q, k, v = project("query", y), project("key", y), project("value", y)
         y = layers.attend(self, q, k, v, mask_B1TT, pieces)
-        y = nn.Dense(channels, name="out", **dtypes)(y.reshape(batch, frames, inner))
+        y = einops.rearrange(y, "b t h d -> b t (h d)")
+        y = nn.Dense(channels, name="out", **dtypes)(y)
         x = constrain_rows(x_BTC + y)
         y = layers.layer_norm("ffn_norm", **dtypes)(x)
         y = layers.gelu(nn.Dense(4 * channels, name="ffn_in", **dtypes)(y))
@@ -176,7 +177,7 @@ class UNetStage(nn.Module):
         resnet = ResNetBlock(c.channels, **dtypes, name="resnet")
         x = resnet(x_BTC, time_BD, lengths_B, pieces)
         in_axes = (nn.broadcast, nn.broadcast)
-        stack = layers.stacked(UNetTransformerLayer, c.blocks, in_axes=in_axes, scan=self.scan)
+        stack = layers.stack_layers(UNetTransformerLayer, c.blocks, in_axes=in_axes, scan=self.scan)
         return stack(c.heads, c.head_dim, **dtypes, name="layers")(x, mask_B1TT, pieces)
 
 
@@ -199,11 +200,11 @@ class FlowUNet(nn.Module):
         blocks: Blocks | None = None,
         pieces: Pieces | None = None,
     ) -> jax.Array:
-        """Estimates the velocity.
+        """Estimate the velocity.
 
         Args:
           x_BTM: state of the flow, mel frames at 50 Hz.
-          mu_BTM: condition, the prenet's output; zeros for the unconditional estimate.
+          mu_BTM: condition, from the prenet; zeros for the unconditional estimate.
           t_B: flow time in [0, 1].
           lengths_B: valid frames.
           blocks: frames that a frame attends to; None: all before the end of its `chunk`.
@@ -238,7 +239,7 @@ class FlowUNet(nn.Module):
 
         skip, _ = stage("down")(x, time, lengths_B, mask, pieces)
         x = conv("down_conv", skip)
-        middle = layers.stacked(
+        middle = layers.stack_layers(
             UNetStage,
             c.mid_blocks,
             in_axes=(nn.broadcast,) * 4,

@@ -1,16 +1,24 @@
-"""Pieces that several components share: masks, resizing, normalisation, transformer stacks.
+"""Layers that several components share.
+
+  lengths      length_mask, zero_past, nearest_resize
+  positions    sinusoids, stored_positions, position_table, add_positions
+  convolution  conv, ConvTranspose, overlap_add_taps
+  norms        ItemNorm, layer_norm, rms_norm;  activations: mish, gelu
+  embedding    look_up
+  attention    attention, attend (with a streaming cache), attention_mask
+  transformer  TransformerLayer, stack_layers, transformer_stack, transformer; REMAT_POLICIES
 
 Two conventions hold in every component.
 
-*Lengths.* A function that takes `lengths_B` reads nothing past them (whatever padding holds, NaN
-included) and returns zeros past its own output lengths.
+*Lengths.* A function that takes `lengths_B` ignores its input past them (padding may hold anything,
+NaN included) and returns zeros past its output lengths.
 
-*Extents.* Three places of the reference look past the end of an item: the convolutions after the
-log-mel, the GroupNorm of the audio decoder, and nearest-neighbour resizing. There the result
-depends on the longest item of the padded batch. `extent_B` says how many frames the reference's
-batch would have had; it defaults to the item's own length, so that an item gives what the
-reference gives for it alone, in whatever batch or bucket it travels. Pass the longest length of
-the batch for every item to reproduce a padded batch of the reference.
+*Extents.* Three operations of the reference look past the end of an item: the convolutions after
+the log-mel, the GroupNorm of the audio decoder, and nearest-neighbour resizing. Their result
+depends on the longest item of the padded batch. `extent_B` is the number of frames of that batch.
+It defaults to the item's length, so that an item has the reference's result for it alone, whatever
+its batch or bucket. To reproduce a padded batch of the reference, pass its longest length for every
+item.
 """
 
 from __future__ import annotations
@@ -18,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -43,9 +52,9 @@ REMAT_POLICIES: dict[str, Callable | None] = {
     "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names(RESIDUALS),
 }
-"""What the backward pass keeps of a layer: `none` everything, `full` only its input, `dots` the
-matrix products, `dots_no_batch` those without batch dimensions (not the attention scores),
-`attention` its input and what splash attention leaves, which then is not run twice."""
+"""Values of a layer that are stored for the backward pass: `none` all, `full` only its input,
+`dots` matrix products, `dots_no_batch` those without batch dimensions (not the attention scores),
+`attention` its input and the residuals of splash attention, which then does not run twice."""
 
 
 def length_mask(lengths_B: jax.Array, size: int) -> jax.Array:
@@ -54,7 +63,7 @@ def length_mask(lengths_B: jax.Array, size: int) -> jax.Array:
 
 
 def zero_past(x_BTC: jax.Array, lengths_B: jax.Array) -> jax.Array:
-    """`x_BTC` with zeros past each length. A `where`, not a product: padding may hold NaN."""
+    """`x_BTC` with zeros past each length; a `where`, not a product, because padding may be NaN."""
     return jnp.where(length_mask(lengths_B, x_BTC.shape[1])[:, :, None], x_BTC, 0)
 
 
@@ -66,7 +75,7 @@ def sinusoids(length: int, width: int, max_timescale: float = 10000.0) -> np.nda
 
 
 def stored_positions(module: nn.Module, length: int, width: int) -> jax.Array:
-    """The position table (length, width) that a module's checkpoint stores, in `buffers`."""
+    """The position table (length, width) of a module's checkpoint, in the collection `buffers`."""
     return module.variable(
         "buffers", "positional_embedding", lambda: jnp.asarray(sinusoids(length, width))
     ).value
@@ -75,30 +84,30 @@ def stored_positions(module: nn.Module, length: int, width: int) -> jax.Array:
 def position_table(module: nn.Module, length: int, width: int) -> jax.Array:
     """The position table (length, width) that a module computes with.
 
-    Checkpoints store the table, rounded to their dtype. bfloat16 leaves it three digits, and the
-    reference computes with the unrounded one: so do we, where the stored table is bfloat16 and no
-    further from the sinusoids than rounding explains. Any other table is used as it is stored.
+    Checkpoints store the table, rounded to their dtype. bfloat16 has only three digits, and the
+    reference computes with the unrounded table. So does this function if the stored table is
+    bfloat16 and within rounding of the sinusoids; any other table is used as stored.
     """
     stored = stored_positions(module, length, width)
     if stored.dtype != jnp.bfloat16:
         return stored
     stored, exact = stored.astype(jnp.float32), jnp.asarray(sinusoids(length, width))
-    # Half a unit in the last place below 1 is 2^-9; the rest is float32 at large positions.
+    # Half a unit in the last place below 1 is 2^-9; the rest is for float32 at large positions.
     return jnp.where(jnp.max(jnp.abs(stored - exact)) <= 2.0**-8, exact, stored)
 
 
 def add_positions(
     x_BTD: jax.Array, table_PD: jax.Array, start_B: jax.Array | None = None
 ) -> jax.Array:
-    """Adds T rows of a position table in float32 and returns x's dtype.
+    """Add rows of a position table in float32; the result has the dtype of x.
 
     Args:
       x_BTD: frames.
       table_PD: the table.
-      start_B: each item's first row; None: 0. Rows past the table's end are its last one.
+      start_B: first row of each item; None: 0. Past the end of the table its last row is used.
 
     Raises:
-      ValueError: if x is longer than the table.
+      ValueError: x is longer than the table.
     """
     if x_BTD.shape[1] > table_PD.shape[0]:
         raise ValueError(
@@ -116,11 +125,11 @@ def add_positions(
 def nearest_resize(
     x_BTC: jax.Array, in_extent_B: jax.Array, out_extent_B: jax.Array, size: int
 ) -> jax.Array:
-    """Nearest-neighbour resize in time of each item from its in_extent to its out_extent frames.
+    """Nearest-neighbour resize in time of each item from in_extent to out_extent frames.
 
-    The source frame is floor(j * in / out) with the ratio rounded to float32, as PyTorch's
-    `interpolate(mode="nearest")` computes it: exact integer arithmetic would differ by a frame now
-    and then. Output (B, size, C).
+    Returns (B, size, C).
+    The source frame is floor(j * in / out) with the ratio rounded to float32, as in PyTorch's
+    `interpolate(mode="nearest")`: exact integer arithmetic would sometimes differ by a frame.
     """
     in_B = in_extent_B.astype(jnp.float32)
     out_B = jnp.maximum(out_extent_B, 1).astype(jnp.float32)
@@ -157,8 +166,8 @@ def conv(
 class ConvTranspose(nn.Module):
     """1-D transposed convolution without padding; output length (T - 1) * stride + kernel_size.
 
-    One matrix product gives the K taps of every input frame, then the taps that fall on the same
-    output frame are added: no convolution over a zero-stuffed input.
+    One matrix product gives the K taps of every input frame, and taps of the same output frame are
+    added: no convolution over a zero-stuffed input.
     """
 
     features: int
@@ -174,17 +183,21 @@ class ConvTranspose(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
         kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
-        batch, frames, _ = x_BTC.shape
         taps = jnp.einsum("btc,kcd->btkd", x_BTC.astype(self.dtype), kernel)
-        reach = -(-self.kernel_size // self.stride)  # output blocks that one input frame touches
-        taps = jnp.pad(taps, ((0, 0), (0, 0), (0, reach * self.stride - self.kernel_size), (0, 0)))
-        taps = taps.reshape(batch, frames, reach, self.stride, self.features)
-        blocks = sum(
-            jnp.pad(taps[:, :, j], ((0, 0), (j, reach - 1 - j), (0, 0), (0, 0)))
-            for j in range(reach)
-        )
-        out = blocks.reshape(batch, -1, self.features)
-        return out[:, : (frames - 1) * self.stride + self.kernel_size] + bias[None, None]
+        y = overlap_add_taps(taps, self.stride)
+        return y[:, : (x_BTC.shape[1] - 1) * self.stride + self.kernel_size] + bias[None, None]
+
+
+def overlap_add_taps(taps_BTKC: jax.Array, stride: int) -> jax.Array:
+    """Add the K taps of frames that are `stride` apart: (B, >= (T - 1) * stride + K, C)."""
+    blocks = -(-taps_BTKC.shape[2] // stride)  # output blocks of `stride` frames that K taps touch
+    missing = blocks * stride - taps_BTKC.shape[2]
+    taps_BTKC = jnp.pad(taps_BTKC, ((0, 0), (0, 0), (0, missing), (0, 0)))
+    taps = einops.rearrange(taps_BTKC, "b t (j s) c -> b t j s c", s=stride)
+    shifted = [
+        jnp.pad(taps[:, :, j], ((0, 0), (j, blocks - 1 - j), (0, 0), (0, 0))) for j in range(blocks)
+    ]
+    return einops.rearrange(sum(shifted), "b t s c -> b (t s) c")
 
 
 class ItemNorm(nn.Module):
@@ -276,8 +289,8 @@ def gelu(x: jax.Array) -> jax.Array:
 def look_up(table_VD: jax.Array, ids: jax.Array, dtype: Dtype) -> jax.Array:
     """Rows of a table: ids (...) to (..., D).
 
-    On a mesh every device looks up its part of the width for all rows of a copy, and then they
-    change places: the table, which may be large, stays where it is.
+    On a mesh each device looks up its part of the width for all rows of a replica, and the rows are
+    exchanged afterwards: the table, which may be large, is not moved.
     """
     places = ("length",) * (ids.ndim > 1) + (None,) * (ids.ndim - 2)
     ids = constrain(ids, "copies", *places)
@@ -290,8 +303,8 @@ def attention(
 ) -> jax.Array:
     """Softmax attention with scale 1/sqrt(D), softmax in float32; K divides H (grouped queries).
 
-    `mask_B1LP` is true where a query may look; a query that may look nowhere gets the mean of the
-    values, finite, and its row must be dropped by the caller.
+    `mask_B1LP` is true where a query sees a key. A query that sees none gets the mean of the
+    values, which is finite; the caller must ignore its row.
     """
     return jax.nn.dot_product_attention(q_BLHD, k_BPKD, v_BPKD, mask=mask_B1LP)
 
@@ -323,7 +336,7 @@ def rms_norm(name: str, epsilon: float, dtype: Dtype, param_dtype: Dtype) -> nn.
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm transformer layer of Whisper's shape: biased q, v, out; k without bias; GELU.
+    """Pre-norm transformer layer as in Whisper: biased q, v, out; k without bias; GELU.
 
     `norm` is "layer" (encoder, decoder) or "rms" (flow prenet, epsilon 1e-6).
     """
@@ -338,7 +351,7 @@ class TransformerLayer(nn.Module):
     def __call__(
         self, x_BTD: jax.Array, mask_B1TT: jax.Array, pieces: Pieces | None = None
     ) -> tuple[jax.Array, None]:
-        batch, frames, width = x_BTD.shape
+        width = x_BTD.shape[-1]
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
         def norm(name: str) -> nn.Module:
@@ -348,12 +361,12 @@ class TransformerLayer(nn.Module):
 
         def project(name: str, x: jax.Array, use_bias: bool = True) -> jax.Array:
             y = nn.Dense(width, use_bias=use_bias, name=name, **dtypes)(x)
-            return y.reshape(batch, frames, self.heads, width // self.heads)
+            return einops.rearrange(y, "b t (h d) -> b t h d", h=self.heads)
 
         y = norm("attention_norm")(x_BTD)
         q, k, v = project("query", y), project("key", y, use_bias=False), project("value", y)
         y = attend(self, q, k, v, mask_B1TT, pieces)
-        y = nn.Dense(width, name="out", **dtypes)(y.reshape(batch, frames, width))
+        y = nn.Dense(width, name="out", **dtypes)(einops.rearrange(y, "b t h d -> b t (h d)"))
         x_BTD = constrain_rows(x_BTD + y)
         y = norm("ffn_norm")(x_BTD)
         y = gelu(nn.Dense(self.ffn_width, name="ffn_in", **dtypes)(y))
@@ -361,16 +374,16 @@ class TransformerLayer(nn.Module):
         return constrain_rows(x_BTD + y), None
 
 
-def stacked(
+def stack_layers(
     layer: type[nn.Module], length: int, *, in_axes: Any, remat: str = "none", scan: bool = True
 ) -> Callable[..., nn.Module]:
-    """`length` copies of a layer run one after another, their parameters stacked on axis 0.
+    """`length` copies of a layer in sequence, with parameters (and caches) stacked on axis 0.
 
     The layer maps (carry, *inputs) to (carry, output). With `scan=False` the loop is unrolled at
-    compile time; the parameters are laid out the same either way.
+    compile time; the layout of the parameters is the same.
 
     Raises:
-      ValueError: for an unknown remat policy.
+      ValueError: an unknown remat policy.
     """
     if remat not in REMAT_POLICIES:
         raise ValueError(f"remat policy {remat!r}: expected one of {sorted(REMAT_POLICIES)}")
@@ -400,14 +413,14 @@ def transformer_stack(
 ) -> nn.Module:
     """A stack of `TransformerLayer`s: (x_BTD, mask, pieces or None) -> (x_BTD, None)."""
     in_axes = (nn.broadcast, nn.broadcast)
-    stack = stacked(TransformerLayer, layers, in_axes=in_axes, remat=remat, scan=scan)
+    stack = stack_layers(TransformerLayer, layers, in_axes=in_axes, remat=remat, scan=scan)
     return stack(heads, ffn_width, norm, dtype=dtype, param_dtype=param_dtype, name=name)
 
 
 def transformer(x_BTD: jax.Array, lengths_B: jax.Array, *, causal: bool, **options) -> jax.Array:
-    """`transformer_stack` with `options`, module name `layers`, attending within item's lengths.
+    """Apply a `transformer_stack` named `layers` with these options, attending within the lengths.
 
-    Called inside a compact method; the caller zeroes what lies past the lengths.
+    Called inside a compact method. Frames past the lengths are undefined.
     """
     mask = attention_mask(lengths_B, x_BTD.shape[1], causal=causal)
     return transformer_stack(**options, name="layers")(x_BTD, mask, None)[0]

@@ -2,7 +2,7 @@
 
 RMSNorm, grouped-query attention with RoPE (rotate-half, float32) and biased q/k/v, SwiGLU. Layers
 are scanned; q, k and v are separate parameters (the release packs them, see the conversion
-table), so that each can be sharded over its heads.
+table), so that each is sharded over its heads.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,15 +26,19 @@ class LLMConfig:
     """Sizes of the language model.
 
     Attributes:
-      vocab_size, width, layers, ffn_width: as usual.
-      heads, kv_heads, head_dim: kv_heads divides heads; heads * head_dim need not be width.
+      vocab_size: rows of the embedding and of the output layer, text and audio markers.
+      width: features of a hidden state (D).
+      layers: number of decoder layers (E).
+      heads, kv_heads: query heads, and key and value heads; kv_heads divides heads.
+      head_dim: features of a head; heads * head_dim need not be width.
+      ffn_width: features inside the SwiGLU feed-forward.
       rope_theta: base of the rotary frequencies.
       norm_epsilon: of all RMSNorms.
-      qkv_bias: q, k and v carry a bias.
+      qkv_bias: q, k and v have a bias.
       tied_embeddings: the output layer is the embedding (small Qwen2.5 models).
-      qkv_packed: checkpoint files hold q, k and v in one matrix, as the release's do; here they
-        are three parameters either way.
-      lora_rank, lora_alpha, lora_targets: of the low-rank adapters, see `lora`; rank 0 is none.
+      qkv_packed: checkpoint files hold q, k and v in one matrix, as the release does; here they are
+        always three parameters.
+      lora_rank, lora_alpha, lora_targets: of the low-rank adapters, see `lora`; rank 0: none.
     """
 
     vocab_size: int
@@ -68,12 +73,11 @@ class LLMConfig:
 
 
 class KVCache(NamedTuple):
-    """Keys and values of all layers, of fixed capacity; each row fills from slot 0.
+    """Keys and values of all layers, with a fixed capacity; each row fills from slot 0.
 
     Attributes:
       k_EBKPD, v_EBKPD: (layers, batch, kv heads, capacity, head_dim), so that attention reads a
-        layer's slice where it lies; slots at or past a row's length hold whatever was there and
-        are never read.
+        layer's slice in place; slots at or past a row's length are undefined and never read.
       lengths_B: filled slots of each row, int32.
     """
 
@@ -90,11 +94,11 @@ class KVCache(NamedTuple):
 def init_cache(config: LLMConfig, batch: int, capacity: int, dtype: layers.Dtype) -> KVCache:
     """An empty cache."""
     shape = (config.layers, batch, config.kv_heads, capacity, config.head_dim)
-    zeros = _lay_out_cache(jnp.zeros(shape, dtype))
+    zeros = _shard_cache(jnp.zeros(shape, dtype))
     return KVCache(zeros, zeros, jnp.zeros((batch,), jnp.int32))
 
 
-def _lay_out_cache(stored_EBKPD: jax.Array) -> jax.Array:
+def _shard_cache(stored_EBKPD: jax.Array) -> jax.Array:
     return constrain(stored_EBKPD, None, "batch", "kv_heads", None, None)
 
 
@@ -106,7 +110,7 @@ def rope_table(positions_BL: jax.Array, head_dim: int, theta: float) -> tuple[ja
 
 
 def apply_rope(x_BLHD: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates the two halves of each head against each other, in float32."""
+    """Rotate the two halves of each head by the positions' angles, in float32."""
     cos, sin = (t[:, :, None, :] for t in table)
     first, second = jnp.split(x_BLHD.astype(jnp.float32), 2, axis=-1)
     rotated = [first * cos - second * sin, second * cos + first * sin]
@@ -114,7 +118,7 @@ def apply_rope(x_BLHD: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Arr
 
 
 def packed_mask(segments_BL: jax.Array) -> jax.Array:
-    """(B, 1, L, L): causal, and within a segment; segment 0 is padding and sees nothing."""
+    """(B, 1, L, L) booleans: causal, within a segment; segment 0 is padding and sees nothing."""
     length = segments_BL.shape[1]
     same = segments_BL[:, :, None] == segments_BL[:, None, :]
     real = (segments_BL > 0)[:, None, :]
@@ -124,9 +128,9 @@ def packed_mask(segments_BL: jax.Array) -> jax.Array:
 class LLMLayer(nn.Module):
     """One decoder layer; with a cache, it reads and writes its slice of the carried arrays.
 
-    `masks` has one entry, and its key says what the queries see: "chunk", the keys computed here,
-    "cache", the whole capacity, or else a kind of `packed_attention`, given the segments. A key,
-    because it must be static inside the scan.
+    `masks` has one entry. Its key, static inside the scan, is the kind of attention: "chunk" over
+    the keys computed here with a mask, "cache" over the whole capacity with a mask, or a kind of
+    `packed_attention` with the segments.
     """
 
     config: LLMConfig
@@ -135,6 +139,15 @@ class LLMLayer(nn.Module):
 
     @nn.compact
     def __call__(self, carry, index, rope, masks, slots_BL):
+        """The next carry (x_BLD, (k_EBKPD, v_EBKPD) or None), and None.
+
+        Args:
+          carry: hidden states and the cache's arrays.
+          index: of the layer in the cache.
+          rope: see `rope_table`.
+          masks: see the class.
+          slots_BL: cache slots of the tokens; those at the capacity are not stored.
+        """
         c = self.config
         x_BLD, cache = carry
         batch, length, _ = x_BLD.shape
@@ -149,30 +162,30 @@ class LLMLayer(nn.Module):
 
         def project(name: str, y: jax.Array, heads: int) -> jax.Array:
             y = dense(name, y, heads * c.head_dim, c.qkv_bias)
-            return y.reshape(batch, length, heads, c.head_dim)
+            return einops.rearrange(y, "b l (h d) -> b l h d", h=heads)
 
         y = layers.rms_norm("attention_norm", c.norm_epsilon, **dtypes)(x_BLD)
         q = apply_rope(project("query", y, c.heads), rope)
         k = apply_rope(project("key", y, c.kv_heads), rope)
         v = project("value", y, c.kv_heads)
         if cache is not None:
-            places = (jnp.arange(batch)[:, None], slice(None), slots_BL)
+            indices = (jnp.arange(batch)[:, None], slice(None), slots_BL)
             if length == 1:
-                # Heads one by one: XLA:TPU then writes in place. With a window over them it copies
-                # all of the cache into another layout and back; for a prompt that is cheaper.
+                # Index the heads too: XLA:TPU then writes in place. With a slice over them it
+                # copies the cache into another layout and back, which is cheaper for a prompt.
                 row_B11 = jnp.arange(batch)[:, None, None]
                 heads_11K = jnp.arange(c.kv_heads)[None, None]
-                places = (row_B11, heads_11K, slots_BL[:, :, None])
+                indices = (row_B11, heads_11K, slots_BL[:, :, None])
             # Slots at the capacity (padding, or an overfull row) are dropped, not clamped.
             cache = tuple(
-                _lay_out_cache(stored.at[index, *places].set(new.astype(stored.dtype), mode="drop"))
+                _shard_cache(stored.at[index, *indices].set(new.astype(stored.dtype), mode="drop"))
                 for stored, new in zip(cache, (k, v), strict=True)
             )
             if "cache" in masks:
-                here = [jax.lax.dynamic_index_in_dim(a, index, keepdims=False) for a in cache]
-                k, v = (jnp.swapaxes(a, 1, 2).astype(self.dtype) for a in here)
+                own = [jax.lax.dynamic_index_in_dim(a, index, keepdims=False) for a in cache]
+                k, v = (jnp.swapaxes(a, 1, 2).astype(self.dtype) for a in own)
         ((kind, mask),) = masks.items()
-        # Queries stay where their positions are; keys and values of whole rows come to them.
+        # Queries stay on the device of their positions; keys and values are gathered to them.
         q = constrain(q, "batch", "length", "heads", None)
         k, v = (constrain(a, "batch", None, "kv_heads", None) for a in (k, v))
         if kind in ("chunk", "cache"):
@@ -191,8 +204,8 @@ class LLMLayer(nn.Module):
 class LLM(nn.Module):
     """Embedding, layers, final norm, output layer; each callable on its own.
 
-    Variables hold the layers stacked, to be scanned, or as `cpu_layout` lays them out.
-    `attention` is of packed rows without a cache, see `packed_attention`.
+    The layers' variables are stacked, for the scan, or in the layout of `cpu_layout`. `attention`
+    is the kind for packed rows without a cache, see `packed_attention`.
     """
 
     config: LLMConfig
@@ -215,7 +228,7 @@ class LLM(nn.Module):
         if self.apart:
             self.layers = [LLMLayer(c, **dtypes) for _ in range(c.layers)]
             return
-        stack = layers.stacked(
+        stack = layers.stack_layers(
             LLMLayer,
             c.layers,
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
@@ -225,7 +238,7 @@ class LLM(nn.Module):
         self.layers = stack(c, **dtypes)
 
     def embed(self, ids_BL: jax.Array) -> jax.Array:
-        """Token embeddings (B, L, D). Ids must be in range: check them on the host."""
+        """Token embeddings (B, L, D). Check on the host that ids are in range."""
         return layers.look_up(self.embedding, ids_BL, self.dtype)
 
     def logits(self, hidden_XD: jax.Array) -> jax.Array:
@@ -248,7 +261,7 @@ class LLM(nn.Module):
         *,
         fresh: bool = False,
     ) -> tuple[jax.Array, KVCache | None]:
-        """Runs the layers and the final norm.
+        """Run the layers and the final norm.
 
         Args:
           x_BLD: input embeddings.
@@ -256,13 +269,13 @@ class LLM(nn.Module):
             cache's length on.
           segments_BL: 0 for padding (anywhere in the row), else the example's number; default all
             1. With a cache all real tokens of a row belong to one example.
-          cache: keys and values so far; the real tokens are appended to each row.
-          fresh: the cache is known to be empty (prefill): attention stays within this chunk
-            instead of running over the whole capacity. Static.
+          cache: keys and values so far; the real tokens of each row are appended.
+          fresh: the cache is known to be empty (prefill): attention is within this chunk instead of
+            over the whole capacity. Static.
 
         Returns:
-          (hidden_BLD after the final norm, 0 at padding; the grown cache or None). A row that
-          outgrows its capacity loses the tokens that do not fit: check lengths on the host.
+          (hidden_BLD after the final norm, 0 at padding; the extended cache or None). Tokens that
+          exceed a row's capacity are lost: check lengths on the host.
         """
         c = self.config
         batch, length, _ = x_BLD.shape
@@ -276,7 +289,7 @@ class LLM(nn.Module):
         positions_BL = slots_BL if positions_BL is None else positions_BL
         positions_BL = jnp.where(real_BL, positions_BL, 0)
         rope = rope_table(positions_BL, c.head_dim, c.rope_theta)
-        # Kernels take no row as short as one to initialise with.
+        # The kernels do not accept the short rows of initialisation.
         if cache is None and self.attention != "xla" and not self.is_initializing():
             masks = {self.attention: segments_BL}
         elif cache is None or fresh:

@@ -7,7 +7,7 @@ Kinds, `train.attention` in a run's config:
   cudnn   cuDNN's flash attention on NVIDIA GPUs, in bfloat16, the segments as a mask
 
 On a mesh, rows, heads and queries' positions are divided; every device has the keys and values of
-whole rows. What a padded position gets is finite and differs between the kinds.
+whole rows. The result at padded positions is finite and differs between the kinds.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from ba_jax import sharding
 
 KINDS = ("xla", "splash", "cudnn")
 INTERPRETED = "splash_interpreted"
-"""What stands in for splash on a CPU."""
+"""The kind that replaces splash on a CPU."""
 RESIDUALS = "attention"
-"""Name of what attention leaves for the backward pass, for remat policies."""
+"""Name of the residuals of splash attention, for remat policies."""
 _BLOCKS = (512, 256, 128)
 
 
 class AttentionError(ValueError):
-    """A kind of attention that cannot run there, or sizes that it does not take."""
+    """A kind of attention that this platform does not run, or sizes that it does not accept."""
 
 
 def on_platform(kind: str, platform: str, dtype: jnp.dtype) -> str:
-    """The kind that a model on this platform ("cpu", "gpu", "tpu") is given.
+    """The kind to use on a platform ("cpu", "gpu", "tpu") for a requested kind.
 
     Raises:
-      AttentionError: it does not run there, or not in this dtype.
+      AttentionError: the platform or the dtype is not supported.
     """
     if kind not in KINDS:
         raise AttentionError(f"attention {kind!r}: expected one of {KINDS}")
@@ -52,10 +52,10 @@ def on_platform(kind: str, platform: str, dtype: jnp.dtype) -> str:
 def packed_attention(
     kind: str, q_BLHD: jax.Array, k_BLKD: jax.Array, v_BLKD: jax.Array, segments_BL: jax.Array
 ) -> jax.Array:
-    """Attention with scale 1/sqrt(D) to a segment's positions so far; K divides H.
+    """Causal attention within segments, with scale 1/sqrt(D); K divides H.
 
     Raises:
-      AttentionError: sizes that the kernel does not take.
+      AttentionError: sizes that the kernel does not accept.
     """
     mesh = sharding.current_mesh()
     heads, kv_heads, tensor = q_BLHD.shape[2], k_BLKD.shape[2], 1
@@ -84,21 +84,21 @@ def packed_attention(
         kernel_spec = kernel.manual_sharding_spec(
             jax.sharding.NamedSharding(mesh, PartitionSpec(split, "sequence"))
         )
-    # Fewer key heads than devices: all devices have all, and each takes the one it needs.
+    # Fewer key heads than devices: every device has all of them and selects the one it needs.
     shared = tensor > 1 and kv_heads % tensor != 0
     if shared and tensor % kv_heads:
         raise AttentionError(f"{kv_heads} key heads on mesh.tensor = {tensor}: expected a divisor")
     batch = sharding.LOGICAL_AXES["batch"]
     keys = PartitionSpec(batch, None, None if shared else split)
 
-    def local(kernel, q, k, v, seen, segments):
+    def run_on_device(kernel, q, k, v, query_segments, segments):
         if shared:
             head = jax.lax.axis_index("tensor") * kv_heads // tensor
             k, v = (jax.lax.dynamic_slice_in_dim(a, head, 1, axis=2) for a in (k, v))
-        return run(kernel, q, k, v, seen, segments)
+        return run(kernel, q, k, v, query_segments, segments)
 
     return jax.shard_map(
-        local,
+        run_on_device,
         mesh=mesh,
         in_specs=(
             kernel_spec,
@@ -113,7 +113,8 @@ def packed_attention(
     )(kernel, q_BLHD, k_BLKD, v_BLKD, segments_BL, segments_BL)
 
 
-def _block(length: int) -> int:
+def _block_size(length: int) -> int:
+    """The largest size of a kernel's blocks that divides `length`."""
     for block in _BLOCKS:
         if length % block == 0:
             return block
@@ -125,14 +126,14 @@ def _block(length: int) -> int:
 def _splash_kernel(
     length: int, head_dim: int, heads: int, tensor: int, parts: int, *, interpret: bool
 ):
-    """The kernel of a causal mask, of which every device takes its heads' and positions' part."""
+    """The kernel of a causal mask, to be divided over devices by heads and positions."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     if head_dim % 128:
         raise AttentionError(
             f"attention 'splash' with head_dim {head_dim}: expected a multiple of 128"
         )
-    queries, keys = _block(length // parts), _block(length)
+    queries, keys = _block_size(length // parts), _block_size(length)
     mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * heads)
     return splash.make_splash_mha(
         mask,
@@ -153,21 +154,21 @@ def _splash_kernel(
     )
 
 
-def _splash(kernel, q, k, v, seen, segments) -> jax.Array:
+def _splash(kernel, q, k, v, query_segments, segments) -> jax.Array:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     q = q * (q.shape[-1] ** -0.5)
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q, k, v))
-    out = jax.vmap(kernel)(q, k, v, splash.SegmentIds(seen, segments))
+    out = jax.vmap(kernel)(q, k, v, splash.SegmentIds(query_segments, segments))
     return jnp.swapaxes(out, 1, 2)
 
 
-def _cudnn(_, q, k, v, seen, segments) -> jax.Array:
+def _cudnn(_, q, k, v, query_segments, segments) -> jax.Array:
     first = 0
     if q.shape[1] < k.shape[1]:
         first = jax.lax.axis_index("sequence") * q.shape[1]
-    places = first + jnp.arange(q.shape[1])
-    so_far = jnp.arange(k.shape[1])[None] <= places[:, None]
-    mask = (seen[:, :, None] == segments[:, None]) & so_far[None]
+    positions = first + jnp.arange(q.shape[1])
+    causal = jnp.arange(k.shape[1])[None] <= positions[:, None]
+    mask = (query_segments[:, :, None] == segments[:, None]) & causal[None]
     attend = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     return attend(q, k, v, mask=mask[:, None])

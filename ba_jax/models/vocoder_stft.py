@@ -1,8 +1,8 @@
 """Short-time spectra of the vocoder: tiny windows, ragged batches, reflected at each item's ends.
 
-With 16 samples a window a matrix product against the DFT's basis costs less than an FFT, and the
+With windows of 16 samples a matrix product with the DFT's basis costs less than an FFT, and the
 result is float32 on every device. Conventions are those of `torch.stft` and `torch.istft`. B batch,
-S samples, R spectra (S / hop + 1), C channels (n_fft / 2 + 1 real parts, as many imaginary parts).
+S samples, R spectra (S / hop + 1), C channels (n_fft / 2 + 1 real, then as many imaginary parts).
 """
 
 from __future__ import annotations
@@ -28,17 +28,21 @@ def _dft_basis(n_fft: int) -> np.ndarray:
 def source_stft(wave_BS: jax.Array, samples_B: jax.Array, n_fft: int, hop: int) -> jax.Array:
     """Centred STFT, Hann window, reflected at each item's own ends (n_fft / 2 samples).
 
-    `wave_BS` is zero past `samples_B`; both S and the lengths are multiples of hop and, where not
-    0, above n_fft / 2. Returns (B, S / hop + 1, n_fft + 2), real parts then imaginary parts, zero
-    past samples / hop + 1.
+    Args:
+      wave_BS: zero past `samples_B`.
+      samples_B: lengths; they and S are multiples of hop and, where not 0, above n_fft / 2.
+      n_fft, hop: samples of a window, and between windows.
+
+    Returns:
+      (B, S / hop + 1, n_fft + 2), real parts then imaginary parts, zero past samples / hop + 1.
     """
     batch, samples = wave_BS.shape
     half, step = n_fft // 2, hop
-    left = wave_BS[:, half:0:-1]
-    padded = jnp.concatenate([left, wave_BS, jnp.zeros((batch, half), wave_BS.dtype)], axis=1)
+    start = wave_BS[:, half:0:-1]
+    padded = jnp.concatenate([start, wave_BS, jnp.zeros((batch, half), wave_BS.dtype)], axis=1)
 
     def reflect(row: jax.Array, end: jax.Array) -> jax.Array:
-        # In `padded`, the item ends at half + end. What an item of length 0 reads is masked below.
+        # In `padded`, the item ends at half + end. Reads of items of length 0 are masked below.
         tail = jax.lax.dynamic_slice(row, (end - 1,), (half,))[::-1]
         return jax.lax.dynamic_update_slice(row, tail, (half + end,))
 
@@ -59,7 +63,7 @@ def inverse_stft(spectrum_BRC: jax.Array, samples_B: jax.Array, n_fft: int, hop:
     count = spectrum_BRC.shape[1]
     inside = length_mask(jnp.where(samples_B > 0, samples_B // hop + 1, 0), count)
     spectrum = jnp.where(inside[:, :, None], spectrum_BRC, 0)
-    # Bins between the first and the last stand for their mirror images too.
+    # Bins between the first and the last also represent their mirror images.
     weight = np.full(n_fft // 2 + 1, 2.0)
     weight[[0, -1]] = 1.0
     window = hann_window(n_fft)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,9 @@ class VQBridgeConfig:
 
     Attributes:
       width: of the encoder's features.
-      pooling: encoder frames a code frame (4).
-      codebook_sizes: codes a codebook, first to last.
-      decoder_width: of the decoder's input; None: as `width`.
+      pooling: encoder frames per code frame (4).
+      codebook_sizes: rows of each codebook, first to last.
+      decoder_width: of the decoder's input; None: `width`.
     """
 
     width: int
@@ -45,8 +46,8 @@ class Quantized(NamedTuple):
     Attributes:
       z_BNE: sum of the chosen rows, float32, with straight-through gradients to the input.
       codes_BNQ: int32, 0 past the length.
-      residuals_QBNE: what each codebook had to quantise (for EMA statistics), without gradient.
-      used_BQ: which codebooks an item used: all but in training and where asked for fewer.
+      residuals_QBNE: input of each codebook (for EMA statistics), without gradient.
+      used_BQ: codebooks that an item used, as requested of `quantize`.
     """
 
     z_BNE: jax.Array
@@ -58,8 +59,8 @@ class Quantized(NamedTuple):
 def nearest_code(x_BNE: jax.Array, table_VE: jax.Array) -> jax.Array:
     """Index (B, N) of the row nearest to each vector in Euclidean distance, float32 throughout.
 
-    |x|^2 is the same for all rows and left out. Products at the highest precision: in bfloat16
-    passes, as TPUs multiply float32 by default, neighbouring rows would be confused.
+    |x|^2 is the same for all rows and omitted. Products have the highest precision: bfloat16
+    passes, TPUs' default for float32, would confuse neighbouring rows.
     """
     product = jnp.einsum("bne,ve->bnv", x_BNE, table_VE, precision=jax.lax.Precision.HIGHEST)
     half_norm_V = 0.5 * jnp.sum(table_VE**2, axis=-1)
@@ -69,10 +70,10 @@ def nearest_code(x_BNE: jax.Array, table_VE: jax.Array) -> jax.Array:
 def sample_code(
     key: jax.Array, x_BNE: jax.Array, table_VE: jax.Array, temperature: float
 ) -> jax.Array:
-    """Index (B, N) of a row drawn by the Gumbel trick, likelier the nearer it is.
+    """Sample the index (B, N) of a row by the Gumbel trick; nearer rows are more likely.
 
-    The logits are -|x - row|^2 / (temperature |x|^2): in shares of the vector's own energy, so that
-    one temperature suits all codebooks, whose residuals shrink. 0 gives the nearest row.
+    The logits are -|x - row|^2 / (temperature |x|^2): relative to the vector's energy, so that one
+    temperature suits all codebooks, whose residuals shrink. Temperature 0 gives the nearest row.
     """
     if temperature == 0:
         return nearest_code(x_BNE, table_VE)
@@ -85,9 +86,9 @@ def sample_code(
 
 
 def draw_used(key: jax.Array, items: int, codebooks: int, dropout: float) -> jax.Array:
-    """Which codebooks each item uses in training, (items, Q) booleans.
+    """Draw the codebooks that each item uses in training (quantiser dropout), (items, Q) booleans.
 
-    With probability `dropout` only the first k, k uniform in 1..Q - 1; otherwise all.
+    With probability `dropout` the first k, k uniform in 1..Q - 1; otherwise all.
     """
     if dropout == 0 or codebooks == 1:
         return jnp.ones((items, codebooks), bool)
@@ -99,10 +100,10 @@ def draw_used(key: jax.Array, items: int, codebooks: int, dropout: float) -> jax
 
 
 class PooledDense(nn.Module):
-    """Convolution with kernel = stride = pooling and no bias, as one product.
+    """Convolution with kernel = stride = pooling and no bias, as one matrix product.
 
-    Its windows do not overlap: each output frame is a product with `pooling` input frames laid
-    side by side, (B, N, pooling * D) to (B, N, E). Kernel (pooling, D, E).
+    Windows do not overlap: each output frame is a product with `pooling` concatenated input frames,
+    (B, N, pooling * D) to (B, N, E). Kernel (pooling, D, E).
     """
 
     features: int
@@ -132,8 +133,8 @@ class VQBridge(nn.Module):
         wide = c.code_width
         self.gate = PooledDense(wide, c.pooling, **dtypes)
         self.up = PooledDense(wide, c.pooling, **dtypes)
-        # From 0 the bridge begins as the norm alone: random mixing loses what a trained encoder
-        # says, above all of voices that are not in the training data.
+        # With zeros the bridge starts as the norm alone: random mixing loses information of a
+        # trained encoder, above all on voices outside the training data.
         zeros = nn.initializers.zeros
         self.down = nn.Dense(wide, use_bias=False, kernel_init=zeros, **dtypes)
         self.norm = layers.layer_norm(None, **dtypes)
@@ -152,21 +153,20 @@ class VQBridge(nn.Module):
         self.embeds = [codebook(q, size) for q, size in enumerate(c.codebook_sizes)]
 
     def features(self, x_BTD: jax.Array, lengths_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Pools encoder features.
+        """Pool encoder features.
 
         Args:
-          x_BTD: encoder output; zeros are read past the length, as the reference pads.
+          x_BTD: encoder output; frames past the length count as zeros, as in the reference.
           lengths_B: valid encoder frames.
 
         Returns:
-          (z_BNE before quantisation with N = ceil(T / pooling); bridge lengths_B, which drop a
-          last incomplete group). Groups past the bridge length are 0.
+          (z_BNE before quantisation with N = ceil(T / pooling); bridge lengths_B, without a last
+          incomplete group). Groups past the bridge length are 0.
         """
         c = self.config
         x = layers.zero_past(x_BTD, lengths_B).astype(self.dtype)
-        batch, frames, _ = x.shape
-        x = jnp.pad(x, ((0, 0), (0, -frames % c.pooling), (0, 0)))
-        x = x.reshape(batch, -1, c.code_width)
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % c.pooling), (0, 0)))
+        x = einops.rearrange(x, "b (n p) d -> b n (p d)", p=c.pooling)
         z = self.norm(self.down(jax.nn.silu(self.gate(x)) * self.up(x)) + x)
         out_lengths_B = bridge_length(lengths_B, c.pooling)
         return layers.zero_past(z, out_lengths_B), out_lengths_B
@@ -183,11 +183,10 @@ class VQBridge(nn.Module):
         """Residual quantisation, one codebook after the other.
 
         Args:
-          z_BNE: of `features`.
-          lengths_B: its valid frames.
-          used_BQ: codebooks that each item uses, the first k of them; default all. The codes of
-            the others are 0, and their residuals are what the used ones left.
-          key: of the draws of `sample_code`; None for the nearest rows.
+          z_BNE, lengths_B: see `features`.
+          used_BQ: codebooks that each item uses, the first k of them; None: all. The codes of the
+            others are 0, and their residuals are the remainder after the used ones.
+          key: random key of `sample_code`; None: the nearest rows.
           temperature: of `sample_code`; static.
         """
         z = layers.zero_past(z_BNE, lengths_B).astype(jnp.float32)
@@ -200,12 +199,12 @@ class VQBridge(nn.Module):
                 codes.append(nearest_code(residual, table))
             else:
                 codes.append(sample_code(jax.random.fold_in(key, q), residual, table, temperature))
-            left = residual - table[codes[-1]]
+            remainder = residual - table[codes[-1]]
             if used_BQ is not None:
                 used = used_BQ[:, q, None]
-                left = jnp.where(used[:, :, None], left, residual)
+                remainder = jnp.where(used[:, :, None], remainder, residual)
                 codes[-1] = jnp.where(used, codes[-1], 0)
-            residual = left
+            residual = remainder
         valid = layers.length_mask(lengths_B, z.shape[1])[:, :, None]
         quantized = jnp.where(valid, jax.lax.stop_gradient(z) - residual, 0)
         z_BNE = z + jax.lax.stop_gradient(quantized - z)
@@ -215,7 +214,7 @@ class VQBridge(nn.Module):
         return Quantized(z_BNE, codes_BNQ, jnp.stack(residuals), used_BQ)
 
     def dequantize(self, codes_BNQ: jax.Array, lengths_B: jax.Array) -> jax.Array:
-        """Sum of the codes' rows, z_BNE in float32, last codebook first; 0 past the length."""
+        """Sum of the codes' rows, z_BNE in float32, 0 past the length; adds the last one first."""
         valid = layers.length_mask(lengths_B, codes_BNQ.shape[1])[:, :, None]
         codes_BNQ = jnp.where(valid, codes_BNQ, 0)
         rows = [

@@ -1,7 +1,7 @@
 """Weight-normalised convolutions (Salimans and Kingma 2016, arXiv 1602.07868).
 
-The kernel is kernel_g * kernel_v / |kernel_v|. Both factors stay parameters: checkpoints round-trip
-bit for bit and training works on the same quantities as in PyTorch. Channels come last.
+The kernel is kernel_g * kernel_v / |kernel_v|. Both factors are parameters, as in PyTorch:
+checkpoints round-trip bit for bit, and training updates the same quantities. Channels are last.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ba_jax.models.layers import overlap_add_taps
 from ba_jax.sharding import constrain_rows
 
 Dtype = Any
 
-# A kernel_v of zeros then gives a kernel of zeros and finite gradients; any other is unaffected.
+# Lower bound of the squared norm: a kernel_v of zeros then gives a kernel of zeros and finite
+# gradients; others are unaffected.
 _TINY = 1e-37
 
 
@@ -40,7 +42,7 @@ def kernel_norm(kernel_v: jax.Array, axis: int) -> jax.Array:
 def _kernel(
     module: nn.Module, shape: tuple[int, ...], axis: int, fan_in: float, param_dtype: Dtype
 ) -> jax.Array:
-    """Declares kernel_v and kernel_g (shape 1 everywhere but on `axis`), float32 kernel."""
+    """Declare kernel_v and kernel_g (size 1 on all axes but `axis`); the kernel in float32."""
     kernel_v = module.param("kernel_v", kernel_init(fan_in), shape, param_dtype)
     # At initialisation kernel_g is the norm, so that the kernel starts as kernel_v.
     kernel_g = module.param("kernel_g", lambda _: kernel_norm(kernel_v, axis).astype(param_dtype))
@@ -55,8 +57,8 @@ class WeightNormConv(nn.Module):
 
     Attributes:
       features: output channels.
-      kernel_size, strides, dilation, padding: one number per spatial axis; `padding` zeros are
-        put on both sides.
+      kernel_size, strides, dilation, padding: one number per spatial axis; `padding` zeros on both
+        sides.
       precision: of the products (None: JAX's default for the device).
     """
 
@@ -98,9 +100,9 @@ class WeightNormConvTranspose(nn.Module):
     axis. Parameters: kernel_v (K, in, out), kernel_g (1, in, 1), bias (out,). Equals PyTorch's
     ConvTranspose1d with padding (kernel_size - stride) / 2, which must be a whole number >= 0.
 
-    One matrix product gives all taps of each input frame; taps that fall on the same output frame
-    are then added in blocks of `stride`. On CPU this is no slower than a convolution over a
-    zero-stuffed input, and accelerators need not multiply by the zeros.
+    One matrix product gives all taps of each input frame, and taps of the same output frame are
+    added. On CPU this is no slower than a convolution over a zero-stuffed input, and accelerators
+    need not multiply by the zeros.
     """
 
     features: int
@@ -117,20 +119,14 @@ class WeightNormConvTranspose(nn.Module):
                 f"transposed convolution: kernel_size {self.kernel_size}, stride {self.stride};"
                 " expected kernel_size - stride even and >= 0"
             )
-        batch, frames, channels = x_BTC.shape
+        _, frames, channels = x_BTC.shape
         shape = (self.kernel_size, channels, self.features)
         # Each output frame sums kernel_size / stride taps.
         fan_in = channels * self.kernel_size / self.stride
         kernel = _kernel(self, shape, 1, fan_in, self.param_dtype).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        reach = -(-self.kernel_size // self.stride)  # output blocks that one input frame touches
-        kernel = jnp.pad(kernel, ((0, reach * self.stride - self.kernel_size), (0, 0), (0, 0)))
+        kernel = jnp.pad(kernel, ((0, -self.kernel_size % self.stride), (0, 0), (0, 0)))
         taps = jnp.einsum("btc,kcd->btkd", x_BTC.astype(self.dtype), kernel)
-        taps = taps.reshape(batch, frames, reach, self.stride, self.features)
-        blocks = sum(
-            jnp.pad(taps[:, :, j], ((0, 0), (j, reach - 1 - j), (0, 0), (0, 0)))
-            for j in range(reach)
-        )
-        y = blocks.reshape(batch, -1, self.features)
+        y = overlap_add_taps(taps, self.stride)
         y = jax.lax.slice_in_dim(y, excess // 2, excess // 2 + frames * self.stride, axis=1)
         return constrain_rows(y + bias.astype(self.dtype)[None, None])

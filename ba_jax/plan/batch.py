@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from ba_jax import sharding
+from ba_jax.audio.lengths import code_length
 from ba_jax.audio.mel import HIFIGAN_MEL
 from ba_jax.data import features
 from ba_jax.data.audio_batches import AudioBatch, AudioSettings, empty_batch
@@ -132,7 +133,7 @@ def _chunks(
 ) -> tuple[tuple[AudioChunks, ...], int]:
     """Fill `room` positions from `start` with chunks of whole buckets, the longest first."""
     buckets = features.check_buckets(settings.buckets)
-    lengths = {bucket: features.code_frames(bucket.samples) for bucket in buckets}
+    lengths = {bucket: code_length(bucket.samples) for bucket in buckets}
     filled: dict[Bucket, int] = {}
     free = room
     for bucket in reversed(buckets):

@@ -4,9 +4,9 @@ A segment's 50 Hz frames are decoded block by block (`SynthesisSettings.blocks`)
 own codes and one more, which says that the segment goes on: its last frame is left out at the end
 of a segment. The audio decoder, the prenet and each step of the flow keep keys and values, and the
 last inputs of convolutions, of the blocks before; so each frame is computed once. The vocoder runs
-over a window that begins `reach` frames before what is to be heard (it would otherwise need a
-second form of each of its convolutions, and it is a tenth of the flow's work) and waits for `hold`
-frames after it; its phase is carried from window to window.
+over windows that start a receptive field before the samples to be played (a cache for each of its
+convolutions is not worth it: it is a tenth of the flow's work) and waits for `hold` frames after
+them; its phase is carried from window to window.
 
 The whole segment's result by `Synthesizer` with the same settings is the same but for rounding
 where `hold` is None. What must differ from the reference for that: the decoder's first norm has
@@ -38,7 +38,7 @@ import numpy as np
 
 from ba_jax.audio.griffin_lim import GriffinLimStream
 from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL
-from ba_jax.models import audio_decoder, flow_matching, layers, vocoder
+from ba_jax.models import audio_decoder, flow_matching, layers
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
 from ba_jax.models.streaming import (
     CACHE,
@@ -49,7 +49,8 @@ from ba_jax.models.streaming import (
     empty_cache,
     update_cache,
 )
-from ba_jax.models.vocoder import WindowPlace
+from ba_jax.models.vocoder import WindowPosition
+from ba_jax.models.vocoder_config import receptive_field
 from ba_jax.sampling.batching import LengthError
 from ba_jax.sampling.synthesize import (
     LOUDEST,
@@ -463,20 +464,20 @@ class _Windows:
     def __init__(self, owner: StreamingSynthesizer, variables, dtype: layers.Dtype):
         self._owner, self._config = owner, owner.config.vocoder
         self._variables = variables_of(owner.config, variables, ("vocoder",))
-        reach = vocoder.reach(self._config)
+        reach = receptive_field(self._config)
         self._before = max(reach, 2 * self._config.f0_layers)
         hold = owner.settings.hold
         self._hold = reach if hold is None else min(hold, reach)
         model = BaichuanAudio(owner.config.only("vocoder"), dtype=dtype)
 
-        def window(variables, mel_BTM, lengths_B, place, *numbers):
+        def window(variables, mel_BTM, lengths_B, position, *numbers):
             _, keys_B = noise_keys(*numbers)
             return model.apply(
                 variables,
                 mel_BTM,
                 lengths_B,
                 keys_B,
-                place,
+                position,
                 method=lambda m, *args: m.vocoder.window(*args),
             )
 
@@ -506,7 +507,7 @@ class _Windows:
         room = self._before + size + self._hold
         mel_BTM = np.zeros((rows, room, bins), np.float32)
         lengths_B = np.ones(rows, np.int32)
-        place = WindowPlace(*(np.zeros(rows, np.int32) for _ in WindowPlace._fields))
+        position = WindowPosition(*(np.zeros(rows, np.int32) for _ in WindowPosition._fields))
         upto_B = np.zeros(rows, np.int32)
         for stream in streams:
             row, own = stream._row, stream._window
@@ -518,12 +519,14 @@ class _Windows:
             lengths_B[row] = len(some_TM) if ends else room
             upto = stream._frames if ends else own.first + room - self._hold
             upto_B[row] = min(upto, self._final(stream))
-            place.first_B[row] = own.first
-            place.phase_B[row] = own.phase
-            place.anchor_B[row] = self._anchor(own.first) - own.first
-            place.next_B[row] = self._anchor(self._next(upto_B[row])) - own.first
+            position.first_B[row] = own.first
+            position.phase_B[row] = own.phase
+            position.anchor_B[row] = self._anchor(own.first) - own.first
+            position.next_B[row] = self._anchor(self._next(upto_B[row])) - own.first
         wave_BS, phase_B = jax.device_get(
-            self._window(self._variables, mel_BTM, lengths_B, place, *self._owner.numbers(streams))
+            self._window(
+                self._variables, mel_BTM, lengths_B, position, *self._owner.numbers(streams)
+            )
         )
         for stream in streams:
             row, own = stream._row, stream._window

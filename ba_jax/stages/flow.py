@@ -319,7 +319,7 @@ class FlowStage(ClipStage):
                 variables, *args, method=lambda model, *args: model.flow_unet(*args)
             )
 
-        return flow_matching.preconditioned(estimator, self.config.flow_matching)(*args)
+        return flow_matching.precondition(estimator, self.config.flow_matching)(*args)
 
     def loss(
         self,

@@ -28,7 +28,7 @@ from ba_jax.metrics import flops
 from ba_jax.models.baichuan_audio import BaichuanAudio
 from ba_jax.models.discriminators import DiscriminatorConfig, Discriminators
 from ba_jax.models.layers import length_mask
-from ba_jax.models.vocoder import draw_source_noise, draw_source_phase
+from ba_jax.models.vocoder_source import draw_source_noise, draw_source_phase
 from ba_jax.stages.base import PICTURES, Aux, ClipStage, StageError, Variables, item_keys
 
 DISCRIMINATORS = "discriminators"

@@ -65,12 +65,12 @@ def replicate(topology: Topology) -> StepPlan:
 
 def drop_remat(topology: Topology) -> StepPlan:
     """Layers whose policy is lost on the way."""
-    stacked = layers.stacked
+    stack_layers = layers.stack_layers
 
     def without(*arguments, remat, **options):
-        return stacked(*arguments, remat="none", **options)
+        return stack_layers(*arguments, remat="none", **options)
 
-    with mock.patch.object(layers, "stacked", without):
+    with mock.patch.object(layers, "stack_layers", without):
         return planner.plan_training(config(), topology)
 
 

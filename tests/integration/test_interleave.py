@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 from ba_jax.audio import read_audio, write_audio
+from ba_jax.audio.lengths import code_length
 from ba_jax.corpora.interleave.voices import HELD_OUT
 from ba_jax.corpora.make_tokenizer import train_sentencepiece
 from ba_jax.corpora.runner import config_from, prepare
 from ba_jax.data.examples import ExampleMaker
-from ba_jax.data.features import code_frames, total_samples
+from ba_jax.data.features import total_samples
 from ba_jax.data.record import Record, RecordSource
 from ba_jax.data.sequence import to_sequence
 from ba_jax.data.text_tokenizer import load_text_tokenizer
@@ -236,7 +237,7 @@ def test_text_is_spoken_and_heard(synthesised, language):
 
 
 def frames(part, record) -> int:
-    return code_frames(total_samples(part.seconds))
+    return code_length(total_samples(part.seconds))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from ba_jax.convert.engine import WeightRow, row
 from ba_jax.convert.tables import parts
-from ba_jax.models.vocoder import VocoderConfig
+from ba_jax.models.vocoder_config import VocoderConfig
 
 
 def _weight_norm(source: str, target: str, layout: str = parts.CONV) -> list[WeightRow]:

@@ -72,7 +72,7 @@ def test_pieces_give_what_the_whole_gives(lengths, fade, data):
             parts.append(fader.push(piece))
             pushed += len(piece)
         assert sum(map(len, parts)) >= pushed - fade * len(waves) - 2 * fade
-        parts.append(fader.next())
+        parts.append(fader.end_segment())
     parts.append(fader.finish())
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
@@ -80,7 +80,7 @@ def test_pieces_give_what_the_whole_gives(lengths, fade, data):
 def test_only_the_fade_is_held_back():
     fader = Crossfader()
     assert len(fader.push(np.zeros(1000))) == 760
-    assert len(fader.next()) == 0
+    assert len(fader.end_segment()) == 0
     assert len(fader.push(np.zeros(240))) == 0
     assert len(fader.push(np.zeros(760))) == 760  # the joint took 240 away
     assert len(fader.finish()) == 240
@@ -95,6 +95,6 @@ def test_bad_input():
         join([np.zeros((2, 3))], mode="reference")
     fader = Crossfader()
     fader.finish()
-    for late in (lambda: fader.push(np.zeros(3)), fader.next, fader.finish):
+    for late in (lambda: fader.push(np.zeros(3)), fader.end_segment, fader.finish):
         with pytest.raises(ValueError, match="was finished"):
             late()

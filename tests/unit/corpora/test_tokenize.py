@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from ba_jax.audio.lengths import code_length
 from ba_jax.checkpoints import arrays as checkpoint
 from ba_jax.config import ConfigError
 from ba_jax.corpora import tokenize
@@ -266,7 +267,7 @@ def test_speed_changes_codes_and_times(tokenizer, dataset, made, tmp_path):
                 continue
             assert fast.audio == b"" and fast.seconds == pytest.approx(slow.seconds / 2)
             samples = features.total_samples(slow.seconds, 2.0)
-            assert len(fast.codes_NQ) == features.code_frames(samples)
+            assert len(fast.codes_NQ) == code_length(samples)
             assert [w.end for w in fast.words] == pytest.approx([w.end / 2 for w in slow.words])
             frames += len(fast.codes_NQ)
     assert frames > 10

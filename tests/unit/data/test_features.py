@@ -33,18 +33,18 @@ def test_chunks_cover_all_but_a_short_rest(samples, max_seconds):
     assert all(chunk == longest for chunk in chunks[:-1])
     assert all(chunk <= longest for chunk in chunks)
     assert 0 <= samples - sum(chunks) < 960
-    assert all(features.code_frames(chunk) > 0 for chunk in chunks)
+    assert all(lengths.code_length(chunk) > 0 for chunk in chunks)
 
 
 @given(SAMPLES.filter(lambda n: n <= 30 * RATE))
 def test_frames_of_codes_follow_from_the_mel(samples):
     if samples < lengths.N_FFT:
-        assert features.code_frames(samples) == 0
+        assert lengths.code_length(samples) == 0
         return
     mel_TM = whisper_log_mel(np.zeros(samples, np.float32))
     # Two convolutions, the second with stride 2, then groups of 4.
-    assert features.code_frames(samples) == (len(mel_TM) + 1) // 2 // 4
-    assert features.code_frames(samples) == pytest.approx(samples / RATE * 12.5, abs=1)
+    assert lengths.code_length(samples) == (len(mel_TM) + 1) // 2 // 4
+    assert lengths.code_length(samples) == pytest.approx(samples / RATE * 12.5, abs=1)
 
 
 @pytest.mark.parametrize("stored", [16_000, 24_000, 48_000])

@@ -203,7 +203,7 @@ def test_mels_are_of_the_recordings_that_the_rows_wait_for(tmp_path, small_token
             for samples in features.chunk_samples(len(wave_S), 4.0):
                 piece_S, wave_S = wave_S[:samples], wave_S[samples:]
                 np.testing.assert_array_equal(by_start.pop(at), whisper_log_mel(piece_S))
-                at += features.code_frames(samples)
+                at += lengths.code_length(samples)
             seen.add(word)
         assert not by_start
     assert seen == set(seconds)
@@ -250,7 +250,7 @@ def test_targets_are_of_the_clean_chunks(speed, tmp_path, small_tokenizer):
             for samples in features.chunk_samples(len(wave_S), 4.0):
                 piece_S, wave_S = wave_S[:samples], wave_S[samples:]
                 np.testing.assert_array_equal(result.pop(at), log_mel(piece_S, HIFIGAN_MEL))
-                at += features.code_frames(samples)
+                at += lengths.code_length(samples)
     assert not result
 
 

@@ -19,7 +19,8 @@ from ba_jax.models.discriminators import DiscriminatorConfig, Discriminators
 from ba_jax.models.flow_prenet import FlowPrenet, FlowPrenetConfig
 from ba_jax.models.flow_unet import FlowUNet, FlowUNetConfig
 from ba_jax.models.llm import LLM, LLMConfig
-from ba_jax.models.vocoder import Vocoder, VocoderConfig
+from ba_jax.models.vocoder import Vocoder
+from ba_jax.models.vocoder_config import VocoderConfig
 from ba_jax.models.vq_bridge import VQBridge, VQBridgeConfig
 from configs.models import get_config
 

@@ -151,7 +151,7 @@ def test_a_preconditioned_flow_starts_at_mels_around_mu():
     """It carries noise to mu + s z: exactly, but for Euler's steps."""
     z, mu = noise(2, 5, 80), noise(2, 5, 80, seed=1)
     mu[1, 3] = 0  # a frame without a condition
-    velocity = fm.preconditioned(silent, CONDITIONED)
+    velocity = fm.precondition(silent, CONDITIONED)
     lengths = np.array([5, 4], np.int32)
     mel = np.asarray(fm.sample(velocity, mu, lengths, z, steps=400, guidance=0))
     np.testing.assert_allclose(mel[0], mu[0] + 0.5 * z[0], atol=0.02)
@@ -173,8 +173,8 @@ def test_what_is_left_to_the_estimator_has_one_scale(t):
         seen.update(x=x_BTM, mu=mu_BTM)
         return jnp.zeros_like(x_BTM)
 
-    left = target - fm.preconditioned(estimator, CONDITIONED)(point, mu, times, lengths)
-    ones = fm.preconditioned(lambda x, *rest: jnp.ones_like(x), CONDITIONED)
+    left = target - fm.precondition(estimator, CONDITIONED)(point, mu, times, lengths)
+    ones = fm.precondition(lambda x, *rest: jnp.ones_like(x), CONDITIONED)
     scale = ones(point, mu, times, lengths) - (target - left)
     assert abs(float(jnp.std(seen["x"])) - 1) < 0.01
     assert abs(float(jnp.std(left / scale)) - 1) < 0.01
@@ -184,14 +184,14 @@ def test_what_is_left_to_the_estimator_has_one_scale(t):
 
 
 def test_without_a_deviation_the_estimator_is_the_velocity():
-    assert fm.preconditioned(silent, fm.FlowMatchingConfig()) is silent
+    assert fm.precondition(silent, fm.FlowMatchingConfig()) is silent
     with pytest.raises(ValueError, match=r"residual_std = -1, mel_std = 2.3"):
         fm.FlowMatchingConfig(residual_std=-1)
 
 
 def test_preconditioning_ignores_padding():
     x, mu, lengths = noise(1, 6, 80), noise(1, 6, 80, seed=1), np.array([4], np.int32)
-    velocity = fm.preconditioned(silent, CONDITIONED)
+    velocity = fm.precondition(silent, CONDITIONED)
     want = velocity(x, mu, np.array([0.4], np.float32), lengths)
     assert not np.any(want[:, 4:]) and np.all(want[:, :4] != 0)
     x[:, 4:], mu[:, 4:] = np.nan, np.nan

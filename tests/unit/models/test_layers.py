@@ -94,7 +94,7 @@ def test_too_many_frames_for_the_position_table_is_an_error():
 
 def test_unknown_remat_policy_is_an_error():
     with pytest.raises(ValueError, match="remat policy 'everything'"):
-        layers.stacked(layers.TransformerLayer, 2, in_axes=0, remat="everything")
+        layers.stack_layers(layers.TransformerLayer, 2, in_axes=0, remat="everything")
 
 
 def test_attention_ignores_masked_keys_and_groups_heads():

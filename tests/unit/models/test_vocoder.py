@@ -10,15 +10,14 @@ import pytest
 import torch
 
 from ba_jax.convert.tables import vocoder as table
-from ba_jax.models import vocoder as vocoder_module
-from ba_jax.models.vocoder import (
-    Vocoder,
-    VocoderConfig,
-    WindowPlace,
+from ba_jax.models.vocoder import Snake, Vocoder, WindowPosition
+from ba_jax.models.vocoder_config import VocoderConfig, receptive_field
+from ba_jax.models.vocoder_source import (
     draw_source_noise,
     draw_source_phase,
     frame_phase,
-    reach,
+    sine_of_cycles,
+    sine_squared,
 )
 from ba_jax.models.vocoder_stft import inverse_stft, source_stft
 from ba_jax.models.weight_norm import WeightNormConv, WeightNormConvTranspose
@@ -325,14 +324,14 @@ def test_phase_continues_from_frame_to_frame():
 def test_sine_polynomials():
     rng = np.random.default_rng(0)
     x = np.concatenate([np.linspace(-20, 20, 4001), rng.normal(0, 3e3, 2000)]).astype(np.float32)
-    squared = vocoder_module._sin_squared(x)
+    squared = sine_squared(x)
     np.testing.assert_allclose(squared, np.sin(x.astype(np.float64)) ** 2, rtol=0, atol=1e-6)
     # Finite and in range also where float32 does not resolve a period.
-    far = np.asarray(vocoder_module._sin_squared(np.array([1e7, -1e12, 1e30], np.float32)))
+    far = np.asarray(sine_squared(np.array([1e7, -1e12, 1e30], np.float32)))
     assert ((far >= 0) & (far <= 1)).all()
     cycles = np.linspace(-3, 3, 6001).astype(np.float32)
     expected = np.sin(2 * np.pi * cycles.astype(np.float64))
-    sine = vocoder_module._sine_of_cycles(cycles)
+    sine = sine_of_cycles(cycles)
     np.testing.assert_allclose(sine, expected, rtol=0, atol=5e-7)
 
 
@@ -497,19 +496,19 @@ def test_snake_equals_its_definition():
     x = np.random.default_rng(0).normal(0, 4, (2, 5, 3)).astype(np.float32)
     alpha = np.array([0.3, 1.0, 20.0], np.float32)
     expected = torch.tensor(x) + torch.sin(torch.tensor(alpha * x)) ** 2 / torch.tensor(alpha)
-    close(vocoder_module.Snake().apply({"params": {"alpha": alpha}}, x), expected, 1e-6)
+    close(Snake().apply({"params": {"alpha": alpha}}, x), expected, 1e-6)
     # alpha 0 is the identity, not a division by zero.
     zero = {"params": {"alpha": np.zeros(3, np.float32)}}
-    np.testing.assert_array_equal(vocoder_module.Snake().apply(zero, x), x)
+    np.testing.assert_array_equal(Snake().apply(zero, x), x)
 
 
 # In windows
 
 
-def test_windows_give_what_the_whole_gives(variables):
-    """Each but its first `reach` frames, and its last where more follows: phase, noise, edges."""
-    length, before = 80, reach(SMALL)
-    assert before == 12 and reach(VocoderConfig(base_channels=8, f0_channels=1)) == 21
+def test_windows_equal_the_whole(variables):
+    """Apart from the receptive field at inner edges: phase, noise, reflection."""
+    length, before = 80, receptive_field(SMALL)
+    assert before == 12 and receptive_field(VocoderConfig(base_channels=8, f0_channels=1)) == 21
     mel = np.random.default_rng(2).normal(0, 1, (1, length, SMALL.mel_bins)).astype(np.float32)
     key = jax.random.key(5)
     whole = jax.jit(lambda v, *a: MODEL.apply(v, *a)[0])(variables, mel, jnp.array([length]), key)
@@ -518,16 +517,16 @@ def test_windows_give_what_the_whole_gives(variables):
     window = jax.jit(lambda v, *a: MODEL.apply(v, *a, method="window"))
     heard, first, phase, anchor = 0, 0, 0, 0
     while heard < length:
-        some = mel[:, first : first + size]
-        frames = some.shape[1]
+        window_mel = mel[:, first : first + size]
+        frames = window_mel.shape[1]
         upto = length if first + size >= length else first + size - before
         following = max(0, upto - before)
         next_anchor = following + SMALL.f0_layers if following else 0
-        place = WindowPlace(
+        position = WindowPosition(
             *(jnp.array([n]) for n in (first, anchor - first, phase, next_anchor - first))
         )
-        padded = np.pad(some, ((0, 0), (0, size - frames), (0, 0)), constant_values=np.nan)
-        wave, phase = window(variables, padded, jnp.array([frames]), key, place)
+        padded = np.pad(window_mel, ((0, 0), (0, size - frames), (0, 0)), constant_values=np.nan)
+        wave, phase = window(variables, padded, jnp.array([frames]), key, position)
         place_S = slice((heard - first) * step, (upto - first) * step)
         close(np.asarray(wave)[0, place_S], whole[heard * step : upto * step], 1e-4)
         heard, first, anchor, phase = upto, following, next_anchor, int(phase[0])

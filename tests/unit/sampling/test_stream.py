@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from ba_jax.models.vocoder import reach
+from ba_jax.models.vocoder_config import receptive_field
 from ba_jax.sampling.batching import LengthError
 from ba_jax.sampling.stream import StreamError, StreamingSynthesizer, for_streaming
 from ba_jax.sampling.synthesize import SynthesisSettings, Synthesizer
@@ -119,7 +119,7 @@ def test_any_cutting_gives_what_the_whole_gives(streamer, segments, whole, first
 
 def test_it_is_heard_long_before_the_end(streamer, small, segments):
     """Blocks of 8 and 16 frames, each with a frame of codes more; then what the vocoder waits."""
-    hold = reach(small[0].vocoder)
+    hold = receptive_field(small[0].vocoder)
     assert hold == 8
     stream = streamer.open()
     heard = [len(stream.push(segments[0][i : i + 1])) // 480 for i in range(23)]

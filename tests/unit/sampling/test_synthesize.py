@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ba_jax.data.features import code_frames
+from ba_jax.audio.lengths import code_length
 from ba_jax.sampling.batching import LengthError, batches, pad
 from ba_jax.sampling.encode import Encoder
 from ba_jax.sampling.synthesize import SynthesisSettings, Synthesizer, keep_codebooks
@@ -119,9 +119,9 @@ def test_encoder(config, variables):
     encoder = Encoder(config, variables, rows=2, seconds=(0.5, 1.0))
     codes = encoder(waves)
     # 2.5 s are cut into pieces of 1 s; 300 samples are too few for any frame
-    want = [code_frames(16000), code_frames(5000), 2 * code_frames(16000) + code_frames(8000), 0]
+    want = [code_length(16000), code_length(5000), 2 * code_length(16000) + code_length(8000), 0]
     assert [len(own) for own in codes] == want
     assert encoder.traces == {"encode": 2}
     np.testing.assert_array_equal(encoder([waves[0]])[0], codes[0])
-    np.testing.assert_array_equal(encoder([waves[2][:16000]])[0], codes[2][: code_frames(16000)])
+    np.testing.assert_array_equal(encoder([waves[2][:16000]])[0], codes[2][: code_length(16000)])
     assert encoder.traces == {"encode": 2}

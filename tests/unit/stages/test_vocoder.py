@@ -14,7 +14,7 @@ from ba_jax.audio.mel import FLOW_MEL, log_mel
 from ba_jax.data.audio_batches import AudioBatch
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.models.discriminators import DiscriminatorConfig, Discriminators
-from ba_jax.models.vocoder import VocoderConfig
+from ba_jax.models.vocoder_config import VocoderConfig
 from ba_jax.stages.base import StageError
 from ba_jax.stages.vocoder import DISCRIMINATORS, VocoderSettings, VocoderStage, f0_target, generate
 
