@@ -84,7 +84,7 @@ class AudioDecoderOutput(NamedTuple):
     mel_lengths_B: jax.Array
 
 
-class CausalUpsample(nn.Module):
+class CausalUpsample(layers.Layer):
     """Transposed convolution, normalisation over the item, cut to a causal length.
 
     The statistics run over the full output of the convolution, before the cut: through them all
@@ -97,8 +97,6 @@ class CausalUpsample(nn.Module):
     features: int
     kernel_size: int
     stride: int
-    dtype: layers.Dtype = jnp.float32
-    param_dtype: layers.Dtype = jnp.float32
 
     def out_length(self, length):
         """Valid frames after upsampling."""
@@ -124,10 +122,11 @@ class CausalUpsample(nn.Module):
           The frames, (T - 1) * stride + kernel_size less the cut, or T * stride with `running`.
           Frames past `out_length` are undefined.
         """
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         frames, stride = x_BTC.shape[1], self.stride
-        conv = layers.ConvTranspose(self.features, self.kernel_size, stride, **dtypes, name="conv")
-        norm = layers.ItemNorm(**dtypes, name="norm")
+        conv = layers.ConvTranspose(
+            self.features, self.kernel_size, stride, **self.dtypes, name="conv"
+        )
+        norm = layers.ItemNorm(**self.dtypes, name="norm")
         x = layers.zero_past(x_BTC, lengths_B).astype(self.dtype)
         if running is None:
             full_extent_B = (extent_B - 1) * stride + self.kernel_size
@@ -143,13 +142,11 @@ class CausalUpsample(nn.Module):
         return norm(x, lengths_B * stride, last_BT, running.prior, pieces)
 
 
-class RefineNet(nn.Module):
+class RefineNet(layers.Layer):
     """[conv k5, norm, Mish] x 4, conv k1, plus the input: coarse to refined mel."""
 
     mel_bins: int
     channels: tuple[int, ...]
-    dtype: layers.Dtype = jnp.float32
-    param_dtype: layers.Dtype = jnp.float32
 
     @nn.compact
     def __call__(
@@ -164,48 +161,44 @@ class RefineNet(nn.Module):
           mel_BTM, extent_B: coarse mel, and its frames.
           running: statistics so far, for each norm; (): those of the whole item.
         """
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = mel_BTM.astype(self.dtype)
         for i, channels in enumerate(self.channels):
             # The reference's buffer ends at the extent: convolutions see zeros past it.
             x = layers.zero_past(x, extent_B)
-            x = layers.conv(f"conv_{i}", channels, REFINE_KERNEL, padding=(2, 2), **dtypes)(x)
+            x = layers.conv(f"conv_{i}", channels, REFINE_KERNEL, padding=(2, 2), **self.dtypes)(x)
             last_BT, prior = None, None
             if running:
                 last_BT = jnp.maximum(jnp.arange(x.shape[1]), running[i].lead - 1)[None, :]
                 last_BT = jnp.clip(last_BT, 0, jnp.maximum(extent_B - 1, 0)[:, None])
                 prior = running[i].prior
-            x = layers.ItemNorm(**dtypes, name=f"norm_{i}")(x, extent_B, last_BT, prior)
+            x = layers.ItemNorm(**self.dtypes, name=f"norm_{i}")(x, extent_B, last_BT, prior)
             x = layers.mish(x)
-        return mel_BTM + layers.conv("out", self.mel_bins, 1, **dtypes)(x)
+        return mel_BTM + layers.conv("out", self.mel_bins, 1, **self.dtypes)(x)
 
 
-class AudioDecoder(nn.Module):
+class AudioDecoder(layers.Layer):
     """Upsample, causal transformer, upsample, refine."""
 
     config: AudioDecoderConfig
-    dtype: layers.Dtype = jnp.float32
-    param_dtype: layers.Dtype = jnp.float32
     remat: str = "none"
     scan: bool = True
 
     def setup(self):
         c = self.config
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         rates, kernel = c.upsample_rates, c.kernel_size
         self.positions = layers.position_table(self, c.max_positions, c.width)
-        self.upsample1 = CausalUpsample(c.width, kernel, rates[0], **dtypes)
+        self.upsample1 = CausalUpsample(c.width, kernel, rates[0], **self.dtypes)
         self.layers = layers.transformer_stack(
-            layers=c.layers,
+            c.layers,
             heads=c.heads,
             ffn_width=c.ffn_width,
             remat=self.remat,
             scan=self.scan,
-            **dtypes,
+            **self.dtypes,
         )
-        self.norm = layers.layer_norm(None, **dtypes)
-        self.upsample2 = CausalUpsample(c.mel_bins, kernel, rates[1], **dtypes)
-        self.refine_net = RefineNet(c.mel_bins, c.refine_channels, **dtypes)
+        self.norm = layers.layer_norm(None, **self.dtypes)
+        self.upsample2 = CausalUpsample(c.mel_bins, kernel, rates[1], **self.dtypes)
+        self.refine_net = RefineNet(c.mel_bins, c.refine_channels, **self.dtypes)
 
     def __call__(
         self,

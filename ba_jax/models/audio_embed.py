@@ -27,12 +27,10 @@ class AudioEmbedConfig:
     codebook_sizes: tuple[int, ...]
 
 
-class AudioEmbed(nn.Module):
+class AudioEmbed(layers.Layer):
     """Tables `embedding_0` .. of shape (codebook_size + 1, width)."""
 
     config: AudioEmbedConfig
-    dtype: layers.Dtype = jnp.float32
-    param_dtype: layers.Dtype = jnp.float32
 
     def setup(self):
         init = nn.initializers.normal(0.02)

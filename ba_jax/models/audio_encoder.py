@@ -6,7 +6,6 @@ import dataclasses
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from ba_jax.audio.lengths import encoder_length
 from ba_jax.models import layers
@@ -30,12 +29,10 @@ class AudioEncoderConfig:
     max_positions: int = 1500
 
 
-class AudioEncoder(nn.Module):
+class AudioEncoder(layers.Layer):
     """conv k3, GELU, conv k3 stride 2, GELU, + sinusoids, pre-norm transformer, LayerNorm."""
 
     config: AudioEncoderConfig
-    dtype: layers.Dtype = jnp.float32
-    param_dtype: layers.Dtype = jnp.float32
     remat: str = "none"
     scan: bool = True
 
@@ -60,26 +57,27 @@ class AudioEncoder(nn.Module):
         if mel_BTM.shape[-1] != c.mel_bins:
             raise ValueError(f"mel has shape {mel_BTM.shape}, expected {c.mel_bins} bins last")
         extent_B = lengths_B if extent_B is None else extent_B
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         positions = layers.position_table(self, c.max_positions, c.width)
         x = layers.zero_past(mel_BTM, lengths_B).astype(self.dtype)
-        x = layers.gelu(layers.conv("conv1", c.width, 3, padding=(1, 1), **dtypes)(x))
+        x = layers.gelu(layers.conv("conv1", c.width, 3, padding=(1, 1), **self.dtypes)(x))
         # Past the length conv1 gives gelu(bias), plus the effect of the last frame next to it.
         x = layers.zero_past(x, extent_B)
-        x = layers.gelu(layers.conv("conv2", c.width, 3, stride=2, padding=(1, 1), **dtypes)(x))
+        x = layers.gelu(
+            layers.conv("conv2", c.width, 3, stride=2, padding=(1, 1), **self.dtypes)(x)
+        )
         x = layers.add_positions(x, positions)
         out_lengths_B = encoder_length(lengths_B)
         x = layers.zero_past(x, out_lengths_B)
-        x = layers.transformer(
-            x,
-            out_lengths_B,
-            layers=c.layers,
+        mask = layers.attention_mask(out_lengths_B, x.shape[1], causal=False)
+        stack = layers.transformer_stack(
+            c.layers,
             heads=c.heads,
             ffn_width=c.ffn_width,
-            causal=False,
             remat=self.remat,
             scan=self.scan,
-            **dtypes,
+            name="layers",
+            **self.dtypes,
         )
-        x = layers.layer_norm("norm", **dtypes)(x)
+        x, _ = stack(x, mask, None)
+        x = layers.layer_norm("norm", **self.dtypes)(x)
         return layers.zero_past(x, out_lengths_B), out_lengths_B

@@ -52,25 +52,22 @@ class AudioHeadConfig:
         return len(self.codebook_sizes)
 
 
-class AudioHeadLayer(nn.Module):
+class AudioHeadLayer(layers.Layer):
     """One layer, for all depths of a frame at once or for one depth at a time."""
 
     config: AudioHeadConfig
-    dtype: layers.Dtype = jnp.float32
-    param_dtype: layers.Dtype = jnp.float32
 
     def setup(self):
         c = self.config
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.attention_norm = layers.rms_norm(None, 1e-6, **dtypes)
-        self.query = Dense(c.width, **dtypes)
-        self.key = Dense(c.width, **dtypes)
-        self.value = Dense(c.width, **dtypes)
-        self.out = Dense(c.width, **dtypes)
-        self.ffn_norm = layers.rms_norm(None, 1e-6, **dtypes)
+        self.attention_norm = layers.rms_norm(None, 1e-6, **self.dtypes)
+        self.query = Dense(c.width, **self.dtypes)
+        self.key = Dense(c.width, **self.dtypes)
+        self.value = Dense(c.width, **self.dtypes)
+        self.out = Dense(c.width, **self.dtypes)
+        self.ffn_norm = layers.rms_norm(None, 1e-6, **self.dtypes)
         wide, narrow = 2 * c.width, c.width
-        self.ffn_in = [Dense(wide, use_bias=False, **dtypes) for _ in range(c.depth)]
-        self.ffn_out = [Dense(narrow, use_bias=False, **dtypes) for _ in range(c.depth)]
+        self.ffn_in = [Dense(wide, use_bias=False, **self.dtypes) for _ in range(c.depth)]
+        self.ffn_out = [Dense(narrow, use_bias=False, **self.dtypes) for _ in range(c.depth)]
         self.variable("buffers", "ffn_in_bias", jnp.zeros, (wide,), self.param_dtype)
         self.variable("buffers", "ffn_out_bias", jnp.zeros, (narrow,), self.param_dtype)
 
@@ -110,24 +107,21 @@ class AudioHeadLayer(nn.Module):
         return self._ffn(depth, r), cache
 
 
-class AudioHead(nn.Module):
+class AudioHead(layers.Layer):
     """The depth transformer and a classifier for each depth."""
 
     config: AudioHeadConfig
-    dtype: layers.Dtype = jnp.float32
-    param_dtype: layers.Dtype = jnp.float32
     remat: str = "none"
 
     def setup(self):
         c = self.config
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         layer = AudioHeadLayer
         if self.remat != "none":
             policy = layers.REMAT_POLICIES[self.remat]
             layer = nn.remat(layer, policy=policy, methods=["__call__"])
-        self.layers = [layer(c, **dtypes) for _ in range(c.layers)]
-        self.norm = layers.rms_norm(None, 1e-6, **dtypes)
-        self.classifiers = [Dense(size + 1, **dtypes) for size in c.codebook_sizes]
+        self.layers = [layer(c, **self.dtypes) for _ in range(c.layers)]
+        self.norm = layers.rms_norm(None, 1e-6, **self.dtypes)
+        self.classifiers = [Dense(size + 1, **self.dtypes) for size in c.codebook_sizes]
 
     def __call__(
         self, hidden_XD: jax.Array, embeddings_XQD: jax.Array, depths: int | None = None

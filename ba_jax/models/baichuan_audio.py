@@ -73,7 +73,7 @@ class BaichuanAudioConfig:
         )
 
 
-class BaichuanAudio(nn.Module):
+class BaichuanAudio(layers.Layer):
     """All components; call the methods through `apply(variables, ..., method=...)`.
 
     Attributes:
@@ -86,20 +86,17 @@ class BaichuanAudio(nn.Module):
     """
 
     config: BaichuanAudioConfig
-    dtype: layers.Dtype = jnp.float32
-    param_dtype: layers.Dtype = jnp.float32
     remat: str = "none"
     scan: bool = True
     attention: str = "xla"
 
     def setup(self):
         c = self.config
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        deep = {**dtypes, "remat": self.remat, "scan": self.scan}
+        deep = {**self.dtypes, "remat": self.remat, "scan": self.scan}
         if c.audio_encoder:
             self.audio_encoder = AudioEncoder(c.audio_encoder, **deep)
         if c.vq_bridge:
-            self.vq_bridge = VQBridge(c.vq_bridge, **dtypes)
+            self.vq_bridge = VQBridge(c.vq_bridge, **self.dtypes)
         if c.audio_decoder:
             self.audio_decoder = AudioDecoder(c.audio_decoder, **deep)
         if c.flow_prenet:
@@ -107,13 +104,13 @@ class BaichuanAudio(nn.Module):
         if c.flow_unet:
             self.flow_unet = FlowUNet(c.flow_unet, **deep)
         if c.vocoder:
-            self.vocoder = Vocoder(c.vocoder, **dtypes)
+            self.vocoder = Vocoder(c.vocoder, **self.dtypes)
         if c.llm:
             self.llm = LLM(c.llm, **deep, attention=self.attention)
         if c.audio_embed:
-            self.audio_embed = AudioEmbed(c.audio_embed, **dtypes)
+            self.audio_embed = AudioEmbed(c.audio_embed, **self.dtypes)
         if c.audio_head:
-            self.audio_head = AudioHead(c.audio_head, **dtypes, remat=self.remat)
+            self.audio_head = AudioHead(c.audio_head, **self.dtypes, remat=self.remat)
 
     # Audio to codes and back
 

@@ -18,14 +18,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ba_jax.models import layers
 
-class Dense(nn.Module):
+
+class Dense(layers.Layer):
     """Linen's `Dense` that also accepts a kernel transposed by `lay_out`."""
 
     features: int
     use_bias: bool = True
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_XI: jax.Array) -> jax.Array:

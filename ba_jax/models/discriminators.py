@@ -15,7 +15,6 @@ before flattening.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import einops
 import flax.linen as nn
@@ -23,9 +22,9 @@ import jax
 import jax.numpy as jnp
 
 from ba_jax.audio.stft import hann_window, stft
+from ba_jax.models.layers import Layer
 from ba_jax.models.weight_norm import WeightNormConv
 
-Dtype = Any
 Judgement = tuple[list[jax.Array], list[list[jax.Array]]]
 
 
@@ -82,7 +81,7 @@ def _check_wave(wave_BS: jax.Array, min_samples: int) -> None:
         )
 
 
-class PeriodDiscriminator(nn.Module):
+class PeriodDiscriminator(Layer):
     """HiFi-GAN's discriminator of one period: score (B, P) and its feature maps.
 
     Raises:
@@ -91,8 +90,6 @@ class PeriodDiscriminator(nn.Module):
 
     period: int
     channels: tuple[int, ...]
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, wave_BS: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
@@ -109,9 +106,8 @@ class PeriodDiscriminator(nn.Module):
                 (5, 1),
                 strides=(1 if i == last else 3, 1),
                 padding=(2, 0),
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
                 name=f"conv_{i}",
+                **self.dtypes,
             )(x)
             x = nn.leaky_relu(x, 0.1)
             features.append(x)
@@ -119,15 +115,14 @@ class PeriodDiscriminator(nn.Module):
             1,
             (3, 1),
             padding=(1, 0),
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
             name="conv_post",
+            **self.dtypes,
         )(x)
         features.append(x)
         return einops.rearrange(x, "b t p 1 -> b (t p)"), features
 
 
-class ResolutionDiscriminator(nn.Module):
+class ResolutionDiscriminator(Layer):
     """Discriminator of one window length: score (B, P) and its feature maps.
 
     The waveform's mean is removed and its peak set to 0.8 first, so that loudness and offset do not
@@ -141,8 +136,6 @@ class ResolutionDiscriminator(nn.Module):
     fft_size: int
     bands: tuple[tuple[float, float], ...]
     channels: int
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
 
     def spectrogram(self, wave_BS: jax.Array) -> jax.Array:
         """(B, frames, bins, 2) float32 of the normalised waveform, frames = 1 + 4 S // fft_size."""
@@ -156,7 +149,6 @@ class ResolutionDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, wave_BS: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         spectrum = self.spectrogram(wave_BS)
         bins = spectrum.shape[2]
         layers = (((3, 9), 1), ((3, 9), 2), ((3, 9), 2), ((3, 9), 2), ((3, 3), 1))
@@ -170,14 +162,14 @@ class ResolutionDiscriminator(nn.Module):
                     strides=(1, stride),
                     padding=(kernel[0] // 2, kernel[1] // 2),
                     name=f"band_{b}_conv_{i}",
-                    **dtypes,
+                    **self.dtypes,
                 )(x)
                 x = nn.leaky_relu(x, 0.1)
                 if i > 0:
                     features.append(x)
             judged.append(x)
         x = jnp.concatenate(judged, axis=2)
-        x = WeightNormConv(1, (3, 3), padding=(1, 1), name="conv_post", **dtypes)(x)
+        x = WeightNormConv(1, (3, 3), padding=(1, 1), name="conv_post", **self.dtypes)(x)
         features.append(x)
         return einops.rearrange(x, "b t f 1 -> b (t f)"), features
 
@@ -188,43 +180,39 @@ def _judge(discriminators: list[nn.Module], wave_BS: jax.Array) -> Judgement:
     return list(scores), list(features)
 
 
-class MultiPeriodDiscriminator(nn.Module):
+class MultiPeriodDiscriminator(Layer):
     """One `PeriodDiscriminator` a period: scores and feature maps, in the order of the periods."""
 
     config: DiscriminatorConfig
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, wave_BS: jax.Array) -> Judgement:
-        c, dtypes = self.config, (self.dtype, self.param_dtype)
+        c = self.config
         discriminators = [
-            PeriodDiscriminator(period, c.period_channels, *dtypes, name=f"period_{period}")
+            PeriodDiscriminator(period, c.period_channels, **self.dtypes, name=f"period_{period}")
             for period in c.periods
         ]
         return _judge(discriminators, wave_BS)
 
 
-class MultiResolutionDiscriminator(nn.Module):
+class MultiResolutionDiscriminator(Layer):
     """One `ResolutionDiscriminator` a window length: scores and feature maps, in their order."""
 
     config: DiscriminatorConfig
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, wave_BS: jax.Array) -> Judgement:
-        c, dtypes = self.config, (self.dtype, self.param_dtype)
+        c = self.config
         discriminators = [
             ResolutionDiscriminator(
-                size, c.bands, c.resolution_channels, *dtypes, name=f"fft_{size}"
+                size, c.bands, c.resolution_channels, **self.dtypes, name=f"fft_{size}"
             )
             for size in c.fft_sizes
         ]
         return _judge(discriminators, wave_BS)
 
 
-class Discriminators(nn.Module):
+class Discriminators(Layer):
     """Both kinds together: scores and feature maps, those of the periods first.
 
     The input wave_BS is a batch of unpadded crops at the vocoder's sample rate. Parameters,
@@ -235,13 +223,12 @@ class Discriminators(nn.Module):
     """
 
     config: DiscriminatorConfig
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, wave_BS: jax.Array) -> Judgement:
         _check_wave(wave_BS, self.config.min_samples)
-        options = self.config, self.dtype, self.param_dtype
-        periods = MultiPeriodDiscriminator(*options, name="multi_period")(wave_BS)
-        resolutions = MultiResolutionDiscriminator(*options, name="multi_resolution")(wave_BS)
-        return periods[0] + resolutions[0], periods[1] + resolutions[1]
+        c = self.config
+        periods = MultiPeriodDiscriminator(c, **self.dtypes, name="multi_period")
+        resolutions = MultiResolutionDiscriminator(c, **self.dtypes, name="multi_resolution")
+        (scores, features), (more_scores, more_features) = periods(wave_BS), resolutions(wave_BS)
+        return scores + more_scores, features + more_features

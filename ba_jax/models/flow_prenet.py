@@ -34,12 +34,10 @@ class FlowPrenetConfig:
     max_positions: int = 5000
 
 
-class FlowPrenet(nn.Module):
+class FlowPrenet(layers.Layer):
     """MLP, causal pre-norm transformer with RMSNorm, linear to mel bins."""
 
     config: FlowPrenetConfig
-    dtype: layers.Dtype = jnp.float32
-    param_dtype: layers.Dtype = jnp.float32
     remat: str = "none"
     scan: bool = True
 
@@ -64,7 +62,6 @@ class FlowPrenet(nn.Module):
           ValueError: pieces, or blocks, with a length_ratio other than 1.
         """
         c = self.config
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         layers.stored_positions(self, c.max_positions, c.width)  # stored but never added
         x = layers.zero_past(x_BTD, lengths_B).astype(self.dtype)
         if c.length_ratio != 1.0:
@@ -81,20 +78,20 @@ class FlowPrenet(nn.Module):
         mask = layers.attention_mask(
             lengths_B, x.shape[1], causal=True, blocks=blocks, pieces=pieces
         )
-        x = nn.Dense(4 * c.width, name="mlp_in", **dtypes)(x)
-        x = nn.Dense(c.width, name="mlp_out", **dtypes)(jax.nn.silu(x))
+        x = nn.Dense(4 * c.width, name="mlp_in", **self.dtypes)(x)
+        x = nn.Dense(c.width, name="mlp_out", **self.dtypes)(jax.nn.silu(x))
         x = layers.zero_past(x, lengths_B)
         stack = layers.transformer_stack(
-            layers=c.layers,
+            c.layers,
             heads=c.heads,
             ffn_width=c.ffn_width,
             norm="rms",
             remat=self.remat,
             scan=self.scan,
             name="layers",
-            **dtypes,
+            **self.dtypes,
         )
         x, _ = stack(x, mask, pieces)
-        x = layers.rms_norm("norm", 1e-6, **dtypes)(layers.zero_past(x, lengths_B))
-        mu = nn.Dense(c.mel_bins, use_bias=False, name="out", **dtypes)(x)
+        x = layers.rms_norm("norm", 1e-6, **self.dtypes)(layers.zero_past(x, lengths_B))
+        mu = nn.Dense(c.mel_bins, use_bias=False, name="out", **self.dtypes)(x)
         return layers.zero_past(mu, lengths_B), lengths_B

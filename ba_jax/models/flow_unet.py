@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 
-import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ba_jax.models import layers
 from ba_jax.models.streaming import Blocks, Pieces, read_cache, write_cache
-from ba_jax.sharding import constrain, constrain_rows
+from ba_jax.sharding import constrain_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,39 +72,33 @@ def causal_conv(
 
     Called inside a compact method of `module`, which holds the last two frames in its cache.
     """
-    dtypes = {"dtype": module.dtype, "param_dtype": module.param_dtype}
     x = layers.zero_past(x_BTC, lengths_B)
     if pieces is None:
-        return layers.conv(name, channels, _BEFORE + 1, padding=(_BEFORE, 0), **dtypes)(x)
+        return layers.conv(name, channels, _BEFORE + 1, padding=(_BEFORE, 0), **module.dtypes)(x)
     shape = (x.shape[0], _BEFORE, x.shape[2])
     x = jnp.concatenate([read_cache(module, f"{name}_tail", shape, x.dtype, pieces), x], axis=1)
     write_cache(module, f"{name}_tail", x[:, -_BEFORE:])
-    return layers.conv(name, channels, _BEFORE + 1, **dtypes)(x)
+    return layers.conv(name, channels, _BEFORE + 1, **module.dtypes)(x)
 
 
-class CausalBlock(nn.Module):
+class CausalBlock(layers.Layer):
     """Causal conv k3, LayerNorm over channels, Mish."""
 
     channels: int
-    dtype: layers.Dtype = jnp.float32
-    param_dtype: layers.Dtype = jnp.float32
 
     @nn.compact
     def __call__(
         self, x_BTC: jax.Array, lengths_B: jax.Array, pieces: Pieces | None = None
     ) -> jax.Array:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = causal_conv(self, "conv", self.channels, x_BTC, lengths_B, pieces)
-        x = layers.mish(layers.layer_norm("norm", **dtypes)(constrain_rows(x)))
+        x = layers.mish(layers.layer_norm("norm", **self.dtypes)(constrain_rows(x)))
         return layers.zero_past(x, lengths_B)
 
 
-class ResNetBlock(nn.Module):
+class ResNetBlock(layers.Layer):
     """Two causal blocks with the flow time added between them, plus a 1x1 shortcut."""
 
     channels: int
-    dtype: layers.Dtype = jnp.float32
-    param_dtype: layers.Dtype = jnp.float32
 
     @nn.compact
     def __call__(
@@ -115,52 +108,18 @@ class ResNetBlock(nn.Module):
         lengths_B: jax.Array,
         pieces: Pieces | None = None,
     ) -> jax.Array:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = layers.zero_past(x_BTC, lengths_B)
-        h = CausalBlock(self.channels, **dtypes, name="block1")(x, lengths_B, pieces)
-        time = nn.Dense(self.channels, name="time", **dtypes)(layers.mish(time_BD))
+        h = CausalBlock(self.channels, **self.dtypes, name="block1")(x, lengths_B, pieces)
+        time = nn.Dense(self.channels, name="time", **self.dtypes)(layers.mish(time_BD))
         h = h + time[:, None, :]
-        h = CausalBlock(self.channels, **dtypes, name="block2")(h, lengths_B, pieces)
-        return h + layers.conv("shortcut", self.channels, 1, **dtypes)(x)
+        h = CausalBlock(self.channels, **self.dtypes, name="block2")(h, lengths_B, pieces)
+        return h + layers.conv("shortcut", self.channels, 1, **self.dtypes)(x)
 
 
-class UNetTransformerLayer(nn.Module):
-    """Pre-norm layer; q, k, v without bias into heads * head_dim, GELU feed-forward of 4x width."""
-
-    heads: int
-    head_dim: int
-    dtype: layers.Dtype = jnp.float32
-    param_dtype: layers.Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, x_BTC: jax.Array, mask_B1TT: jax.Array, pieces: Pieces | None = None
-    ) -> tuple[jax.Array, None]:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        channels, inner = x_BTC.shape[-1], self.heads * self.head_dim
-
-        def project(name: str, x: jax.Array) -> jax.Array:
-            y = nn.Dense(inner, use_bias=False, name=name, **dtypes)(x)
-            return einops.rearrange(y, "b t (h d) -> b t h d", h=self.heads)
-
-        y = layers.layer_norm("attention_norm", **dtypes)(x_BTC)
-        q, k, v = project("query", y), project("key", y), project("value", y)
-        y = layers.attend(self, q, k, v, mask_B1TT, pieces)
-        y = einops.rearrange(y, "b t h d -> b t (h d)")
-        y = nn.Dense(channels, name="out", **dtypes)(y)
-        x = constrain_rows(x_BTC + y)
-        y = layers.layer_norm("ffn_norm", **dtypes)(x)
-        y = layers.gelu(nn.Dense(4 * channels, name="ffn_in", **dtypes)(y))
-        y = nn.Dense(channels, name="ffn_out", **dtypes)(constrain(y, "batch", None, "mlp"))
-        return constrain_rows(x + y), None
-
-
-class UNetStage(nn.Module):
+class UNetStage(layers.Layer):
     """A ResNet block and its transformer layers."""
 
     config: FlowUNetConfig
-    dtype: layers.Dtype = jnp.float32
-    param_dtype: layers.Dtype = jnp.float32
     scan: bool = True
 
     @nn.compact
@@ -173,20 +132,25 @@ class UNetStage(nn.Module):
         pieces: Pieces | None = None,
     ) -> tuple[jax.Array, None]:
         c = self.config
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        resnet = ResNetBlock(c.channels, **dtypes, name="resnet")
+        resnet = ResNetBlock(c.channels, **self.dtypes, name="resnet")
         x = resnet(x_BTC, time_BD, lengths_B, pieces)
-        in_axes = (nn.broadcast, nn.broadcast)
-        stack = layers.stack_layers(UNetTransformerLayer, c.blocks, in_axes=in_axes, scan=self.scan)
-        return stack(c.heads, c.head_dim, **dtypes, name="layers")(x, mask_B1TT, pieces)
+        stack = layers.transformer_stack(
+            c.blocks,
+            heads=c.heads,
+            ffn_width=4 * c.channels,
+            head_dim=c.head_dim,
+            qv_bias=False,
+            scan=self.scan,
+            name="layers",
+            **self.dtypes,
+        )
+        return stack(x, mask_B1TT, pieces)
 
 
-class FlowUNet(nn.Module):
+class FlowUNet(layers.Layer):
     """Velocity v(x, t | mu)."""
 
     config: FlowUNetConfig
-    dtype: layers.Dtype = jnp.float32
-    param_dtype: layers.Dtype = jnp.float32
     remat: str = "none"
     scan: bool = True
 
@@ -214,10 +178,9 @@ class FlowUNet(nn.Module):
           velocity_BTM, 0 past the lengths.
         """
         c = self.config
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         time = time_embedding(t_B, 2 * c.mel_bins).astype(self.dtype)
-        time = nn.Dense(c.time_width, name="time_in", **dtypes)(time)
-        time = nn.Dense(c.time_width, name="time_out", **dtypes)(jax.nn.silu(time))
+        time = nn.Dense(c.time_width, name="time_in", **self.dtypes)(time)
+        time = nn.Dense(c.time_width, name="time_out", **self.dtypes)(jax.nn.silu(time))
         x = jnp.concatenate([x_BTM.astype(self.dtype), mu_BTM.astype(self.dtype)], axis=-1)
         x = layers.zero_past(x, lengths_B)
         frames = x.shape[1]
@@ -232,7 +195,7 @@ class FlowUNet(nn.Module):
             cls = UNetStage
             if self.remat != "none":
                 cls = nn.remat(cls, policy=layers.REMAT_POLICIES[self.remat])
-            return cls(c, **dtypes, scan=self.scan, name=name)
+            return cls(c, **self.dtypes, scan=self.scan, name=name)
 
         def conv(name: str, x: jax.Array) -> jax.Array:
             return causal_conv(self, name, c.channels, x, lengths_B, pieces)
@@ -246,12 +209,14 @@ class FlowUNet(nn.Module):
             remat=self.remat,
             scan=self.scan,
         )
-        x, _ = middle(c, **dtypes, scan=self.scan, name="middle")(x, time, lengths_B, mask, pieces)
+        x, _ = middle(c, **self.dtypes, scan=self.scan, name="middle")(
+            x, time, lengths_B, mask, pieces
+        )
         x = jnp.concatenate([x, skip], axis=-1)
         x, _ = stage("up")(x, time, lengths_B, mask, pieces)
         x = conv("up_conv", x)
-        x = CausalBlock(c.channels, **dtypes, name="final")(x, lengths_B, pieces)
-        velocity = layers.conv("out", c.mel_bins, 1, **dtypes)(x)
+        x = CausalBlock(c.channels, **self.dtypes, name="final")(x, lengths_B, pieces)
+        velocity = layers.conv("out", c.mel_bins, 1, **self.dtypes)(x)
         return layers.zero_past(velocity, lengths_B)
 
 

@@ -1,12 +1,13 @@
 """Layers that several components share.
 
+  base class   Layer
   lengths      length_mask, zero_past, nearest_resize
   positions    sinusoids, stored_positions, position_table, add_positions
   convolution  conv, ConvTranspose, overlap_add_taps
   norms        ItemNorm, layer_norm, rms_norm;  activations: mish, gelu
   embedding    look_up
   attention    attention, attend (with a streaming cache), attention_mask
-  transformer  TransformerLayer, stack_layers, transformer_stack, transformer; REMAT_POLICIES
+  transformer  TransformerLayer, stack_layers, transformer_stack; REMAT_POLICIES
 
 Two conventions hold in every component.
 
@@ -55,6 +56,18 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 """Values of a layer that are stored for the backward pass: `none` all, `full` only its input,
 `dots` matrix products, `dots_no_batch` those without batch dimensions (not the attention scores),
 `attention` its input and the residuals of splash attention, which then does not run twice."""
+
+
+class Layer(nn.Module, kw_only=True):
+    """A module with a compute dtype and the dtype of its initialised parameters."""
+
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @property
+    def dtypes(self) -> dict[str, Dtype]:
+        """Both, as arguments of a submodule."""
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
 
 def length_mask(lengths_B: jax.Array, size: int) -> jax.Array:
@@ -163,7 +176,7 @@ def conv(
     )
 
 
-class ConvTranspose(nn.Module):
+class ConvTranspose(Layer):
     """1-D transposed convolution without padding; output length (T - 1) * stride + kernel_size.
 
     One matrix product gives the K taps of every input frame, and taps of the same output frame are
@@ -173,8 +186,6 @@ class ConvTranspose(nn.Module):
     features: int
     kernel_size: int
     stride: int
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x_BTC: jax.Array) -> jax.Array:
@@ -200,7 +211,7 @@ def overlap_add_taps(taps_BTKC: jax.Array, stride: int) -> jax.Array:
     return einops.rearrange(sum(shifted), "b t s c -> b (t s) c")
 
 
-class ItemNorm(nn.Module):
+class ItemNorm(Layer):
     """GroupNorm with one group over (time, channels) of each item, within its extent.
 
     Statistics in float32 over the frames before `extent_B`; frames past it are normalised too but
@@ -208,8 +219,6 @@ class ItemNorm(nn.Module):
     """
 
     epsilon: float = 1e-5
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(
@@ -335,42 +344,47 @@ def rms_norm(name: str, epsilon: float, dtype: Dtype, param_dtype: Dtype) -> nn.
     return nn.RMSNorm(epsilon=epsilon, dtype=dtype, param_dtype=param_dtype, name=name)
 
 
-class TransformerLayer(nn.Module):
-    """Pre-norm transformer layer as in Whisper: biased q, v, out; k without bias; GELU.
+class TransformerLayer(Layer):
+    """Pre-norm transformer layer with a GELU feed-forward, as in Whisper.
 
-    `norm` is "layer" (encoder, decoder) or "rms" (flow prenet, epsilon 1e-6).
+    Attributes:
+      heads: of the attention.
+      ffn_width: features inside the feed-forward.
+      head_dim: features of a head; None: width / heads.
+      qv_bias: query and value have a bias; key never has, `out` always.
+      norm: "layer", or "rms" with epsilon 1e-6 (flow prenet).
     """
 
     heads: int
     ffn_width: int
+    head_dim: int | None = None
+    qv_bias: bool = True
     norm: str = "layer"
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(
         self, x_BTD: jax.Array, mask_B1TT: jax.Array, pieces: Pieces | None = None
     ) -> tuple[jax.Array, None]:
         width = x_BTD.shape[-1]
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        inner = width if self.head_dim is None else self.heads * self.head_dim
 
         def norm(name: str) -> nn.Module:
             if self.norm == "layer":
-                return layer_norm(name, **dtypes)
-            return rms_norm(name, 1e-6, **dtypes)
+                return layer_norm(name, **self.dtypes)
+            return rms_norm(name, 1e-6, **self.dtypes)
 
-        def project(name: str, x: jax.Array, use_bias: bool = True) -> jax.Array:
-            y = nn.Dense(width, use_bias=use_bias, name=name, **dtypes)(x)
+        def project(name: str, x: jax.Array, use_bias: bool) -> jax.Array:
+            y = nn.Dense(inner, use_bias=use_bias, name=name, **self.dtypes)(x)
             return einops.rearrange(y, "b t (h d) -> b t h d", h=self.heads)
 
         y = norm("attention_norm")(x_BTD)
-        q, k, v = project("query", y), project("key", y, use_bias=False), project("value", y)
-        y = attend(self, q, k, v, mask_B1TT, pieces)
-        y = nn.Dense(width, name="out", **dtypes)(einops.rearrange(y, "b t h d -> b t (h d)"))
-        x_BTD = constrain_rows(x_BTD + y)
+        q, k = project("query", y, self.qv_bias), project("key", y, False)
+        y = attend(self, q, k, project("value", y, self.qv_bias), mask_B1TT, pieces)
+        y = einops.rearrange(y, "b t h d -> b t (h d)")
+        x_BTD = constrain_rows(x_BTD + nn.Dense(width, name="out", **self.dtypes)(y))
         y = norm("ffn_norm")(x_BTD)
-        y = gelu(nn.Dense(self.ffn_width, name="ffn_in", **dtypes)(y))
-        y = nn.Dense(width, name="ffn_out", **dtypes)(constrain(y, "batch", None, "mlp"))
+        y = gelu(nn.Dense(self.ffn_width, name="ffn_in", **self.dtypes)(y))
+        y = nn.Dense(width, name="ffn_out", **self.dtypes)(constrain(y, "batch", None, "mlp"))
         return constrain_rows(x_BTD + y), None
 
 
@@ -400,30 +414,17 @@ def stack_layers(
 
 
 def transformer_stack(
-    *,
     layers: int,
-    heads: int,
-    ffn_width: int,
-    norm: str = "layer",
-    dtype: Dtype,
-    param_dtype: Dtype,
-    remat: str,
-    scan: bool,
+    *,
+    remat: str = "none",
+    scan: bool = True,
     name: str | None = None,
+    **options: Any,
 ) -> nn.Module:
-    """A stack of `TransformerLayer`s: (x_BTD, mask, pieces or None) -> (x_BTD, None)."""
+    """A stack of `TransformerLayer(**options)`: (x_BTD, mask, pieces or None) -> (x_BTD, None)."""
     in_axes = (nn.broadcast, nn.broadcast)
     stack = stack_layers(TransformerLayer, layers, in_axes=in_axes, remat=remat, scan=scan)
-    return stack(heads, ffn_width, norm, dtype=dtype, param_dtype=param_dtype, name=name)
-
-
-def transformer(x_BTD: jax.Array, lengths_B: jax.Array, *, causal: bool, **options) -> jax.Array:
-    """Apply a `transformer_stack` named `layers` with these options, attending within the lengths.
-
-    Called inside a compact method. Frames past the lengths are undefined.
-    """
-    mask = attention_mask(lengths_B, x_BTD.shape[1], causal=causal)
-    return transformer_stack(**options, name="layers")(x_BTD, mask, None)[0]
+    return stack(**options, name=name)
 
 
 def attention_mask(

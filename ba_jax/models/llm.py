@@ -125,7 +125,7 @@ def packed_mask(segments_BL: jax.Array) -> jax.Array:
     return (same & real & jnp.tril(jnp.ones((length, length), bool))[None])[:, None]
 
 
-class LLMLayer(nn.Module):
+class LLMLayer(layers.Layer):
     """One decoder layer; with a cache, it reads and writes its slice of the carried arrays.
 
     `masks` has one entry. Its key, static inside the scan, is the kind of attention: "chunk" over
@@ -134,8 +134,6 @@ class LLMLayer(nn.Module):
     """
 
     config: LLMConfig
-    dtype: layers.Dtype = jnp.float32
-    param_dtype: layers.Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, carry, index, rope, masks, slots_BL):
@@ -151,10 +149,9 @@ class LLMLayer(nn.Module):
         c = self.config
         x_BLD, cache = carry
         batch, length, _ = x_BLD.shape
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
         def dense(name: str, y: jax.Array, features: int, use_bias: bool = False) -> jax.Array:
-            product = cpu_layout.Dense(features, use_bias=use_bias, name=name, **dtypes)(y)
+            product = cpu_layout.Dense(features, use_bias=use_bias, name=name, **self.dtypes)(y)
             if c.lora_rank and name in c.lora_targets:
                 options = {"rank": c.lora_rank, "alpha": c.lora_alpha}
                 product = product + lora.adapt(self, name, y, features, **options)
@@ -164,7 +161,7 @@ class LLMLayer(nn.Module):
             y = dense(name, y, heads * c.head_dim, c.qkv_bias)
             return einops.rearrange(y, "b l (h d) -> b l h d", h=heads)
 
-        y = layers.rms_norm("attention_norm", c.norm_epsilon, **dtypes)(x_BLD)
+        y = layers.rms_norm("attention_norm", c.norm_epsilon, **self.dtypes)(x_BLD)
         q = apply_rope(project("query", y, c.heads), rope)
         k = apply_rope(project("key", y, c.kv_heads), rope)
         v = project("value", y, c.kv_heads)
@@ -194,14 +191,14 @@ class LLMLayer(nn.Module):
             y = packed_attention(kind, q, k, v, mask)
         y = y.reshape(batch, length, c.heads * c.head_dim)
         x_BLD = constrain(x_BLD + dense("out", y, c.width), "batch", "length", None)
-        y = layers.rms_norm("ffn_norm", c.norm_epsilon, **dtypes)(x_BLD)
+        y = layers.rms_norm("ffn_norm", c.norm_epsilon, **self.dtypes)(x_BLD)
         y = jax.nn.silu(dense("gate", y, c.ffn_width)) * dense("up", y, c.ffn_width)
         y = constrain(y, "batch", "length", "mlp")
         x_BLD = constrain(x_BLD + dense("down", y, c.width), "batch", "length", None)
         return (x_BLD, cache), None
 
 
-class LLM(nn.Module):
+class LLM(layers.Layer):
     """Embedding, layers, final norm, output layer; each callable on its own.
 
     The layers' variables are stacked, for the scan, or in the layout of `cpu_layout`. `attention`
@@ -209,8 +206,6 @@ class LLM(nn.Module):
     """
 
     config: LLMConfig
-    dtype: layers.Dtype = jnp.float32
-    param_dtype: layers.Dtype = jnp.float32
     remat: str = "none"
     scan: bool = True
     attention: str = "xla"
@@ -222,11 +217,10 @@ class LLM(nn.Module):
         self.embedding = self.param("embedding", init, shape, self.param_dtype)
         if not c.tied_embeddings:
             self.lm_head = self.param("lm_head", init, shape, self.param_dtype)
-        self.norm = layers.rms_norm(None, c.norm_epsilon, self.dtype, self.param_dtype)
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.norm = layers.rms_norm(None, c.norm_epsilon, **self.dtypes)
         self.apart = self.has_variable("params", "layers_0")
         if self.apart:
-            self.layers = [LLMLayer(c, **dtypes) for _ in range(c.layers)]
+            self.layers = [LLMLayer(c, **self.dtypes) for _ in range(c.layers)]
             return
         stack = layers.stack_layers(
             LLMLayer,
@@ -235,7 +229,7 @@ class LLM(nn.Module):
             remat=self.remat,
             scan=self.scan,
         )
-        self.layers = stack(c, **dtypes)
+        self.layers = stack(c, **self.dtypes)
 
     def embed(self, ids_BL: jax.Array) -> jax.Array:
         """Token embeddings (B, L, D). Check on the host that ids are in range."""

@@ -15,14 +15,14 @@ has the same result in a padded batch as alone.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ba_jax.models.layers import length_mask, zero_past
+from ba_jax.models.layers import Dtype, Layer, length_mask, zero_past
 from ba_jax.models.vocoder_config import VocoderConfig
 from ba_jax.models.vocoder_source import (
     HarmonicMixer,
@@ -37,7 +37,6 @@ from ba_jax.models.vocoder_source import (
 from ba_jax.models.vocoder_stft import inverse_stft, source_stft
 from ba_jax.models.weight_norm import WeightNormConv, WeightNormConvTranspose
 
-Dtype = Any
 _EXACT = jax.lax.Precision.HIGHEST  # float32 products also where the device prefers fewer bits
 
 
@@ -71,7 +70,7 @@ class Snake(nn.Module):
         return (x + sine_squared(alpha * x) * (1 / (alpha + 1e-9))).astype(x_BTC.dtype)
 
 
-class ResBlock(nn.Module):
+class ResBlock(Layer):
     """Residual block of HiFi-GAN with Snake: one pair of convolutions a dilation.
 
     Input and output are zero past the lengths, which are in frames of this block's resolution.
@@ -79,8 +78,6 @@ class ResBlock(nn.Module):
 
     kernel_size: int
     dilations: tuple[int, ...]
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x_BTC: jax.Array, lengths_B: jax.Array) -> jax.Array:
@@ -90,9 +87,8 @@ class ResBlock(nn.Module):
                 (self.kernel_size,),
                 dilation=(dilation,),
                 padding=((self.kernel_size - 1) * dilation // 2,),
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
                 name=name,
+                **self.dtypes,
             )(x)
             return zero_past(y, lengths_B)
 
@@ -130,7 +126,7 @@ class F0Predictor(nn.Module):
         return jnp.abs(zero_past(x, lengths_B)[:, :, 0])
 
 
-class Vocoder(nn.Module):
+class Vocoder(Layer):
     """HiFT vocoder; see the module docstring.
 
     Attributes:
@@ -141,18 +137,15 @@ class Vocoder(nn.Module):
     """
 
     config: VocoderConfig
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
 
     def setup(self):
         c = self.config
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.f0_predictor = F0Predictor(c, self.param_dtype)
         self.source_mixer = HarmonicMixer(self.param_dtype)
-        self.conv_pre = WeightNormConv(c.base_channels, (7,), padding=(3,), **dtypes)
+        self.conv_pre = WeightNormConv(c.base_channels, (7,), padding=(3,), **self.dtypes)
         widths = [c.base_channels >> (i + 1) for i in range(c.stages)]
         self.ups = [
-            WeightNormConvTranspose(width, kernel, rate, **dtypes)
+            WeightNormConvTranspose(width, kernel, rate, **self.dtypes)
             for width, kernel, rate in zip(
                 widths, c.upsample_kernels, c.upsample_rates, strict=True
             )
@@ -164,15 +157,15 @@ class Vocoder(nn.Module):
                 strides=stride,
                 padding=((0 if stride == 1 else stride // 2,) * 2,),
                 kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-                **dtypes,
+                **self.dtypes,
             )
             for width, stride in zip(widths, c.source_strides, strict=True)
         ]
         self.source_resblocks = [
-            ResBlock(kernel, c.dilations, **dtypes) for kernel in c.source_resblock_kernels
+            ResBlock(kernel, c.dilations, **self.dtypes) for kernel in c.source_resblock_kernels
         ]
         self.resblocks = [
-            ResBlock(kernel, c.dilations, **dtypes)
+            ResBlock(kernel, c.dilations, **self.dtypes)
             for _ in range(c.stages)
             for kernel in c.resblock_kernels
         ]

@@ -7,17 +7,15 @@ of harmonics; `Vocoder.source` puts them together.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ba_jax.models.layers import Dtype
 from ba_jax.models.vocoder_config import VocoderConfig
 from ba_jax.models.weight_norm import kernel_init
-
-Dtype = Any
 
 
 def item_keys(key: jax.Array, batch: int) -> jax.Array:

@@ -99,7 +99,7 @@ def draw_used(key: jax.Array, items: int, codebooks: int, dropout: float) -> jax
     return jnp.arange(codebooks)[None, :] < depth_B[:, None]
 
 
-class PooledDense(nn.Module):
+class PooledDense(layers.Layer):
     """Convolution with kernel = stride = pooling and no bias, as one matrix product.
 
     Windows do not overlap: each output frame is a product with `pooling` concatenated input frames,
@@ -108,8 +108,6 @@ class PooledDense(nn.Module):
 
     features: int
     pooling: int
-    dtype: layers.Dtype = jnp.float32
-    param_dtype: layers.Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x_BNE: jax.Array) -> jax.Array:
@@ -120,25 +118,22 @@ class PooledDense(nn.Module):
         return x_BNE @ kernel.reshape(-1, self.features)
 
 
-class VQBridge(nn.Module):
+class VQBridge(layers.Layer):
     """Pooling bridge, RVQ, and the projection that feeds the audio decoder."""
 
     config: VQBridgeConfig
-    dtype: layers.Dtype = jnp.float32
-    param_dtype: layers.Dtype = jnp.float32
 
     def setup(self):
         c = self.config
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         wide = c.code_width
-        self.gate = PooledDense(wide, c.pooling, **dtypes)
-        self.up = PooledDense(wide, c.pooling, **dtypes)
+        self.gate = PooledDense(wide, c.pooling, **self.dtypes)
+        self.up = PooledDense(wide, c.pooling, **self.dtypes)
         # With zeros the bridge starts as the norm alone: random mixing loses information of a
         # trained encoder, above all on voices outside the training data.
         zeros = nn.initializers.zeros
-        self.down = nn.Dense(wide, use_bias=False, kernel_init=zeros, **dtypes)
-        self.norm = layers.layer_norm(None, **dtypes)
-        self.decoder_proj = nn.Dense(c.decoder_width or c.width, **dtypes)
+        self.down = nn.Dense(wide, use_bias=False, kernel_init=zeros, **self.dtypes)
+        self.norm = layers.layer_norm(None, **self.dtypes)
+        self.decoder_proj = nn.Dense(c.decoder_width or c.width, **self.dtypes)
 
         def codebook(q: int, size: int) -> nn.module.Variable:
             def init() -> jax.Array:

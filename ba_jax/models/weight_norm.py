@@ -12,10 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ba_jax.models.layers import overlap_add_taps
+from ba_jax.models.layers import Dtype, Layer, overlap_add_taps
 from ba_jax.sharding import constrain_rows
-
-Dtype = Any
 
 # Lower bound of the squared norm: a kernel_v of zeros then gives a kernel of zeros and finite
 # gradients; others are unaffected.
@@ -50,7 +48,7 @@ def _kernel(
     return kernel_v.astype(jnp.float32) * jnp.broadcast_to(scale, shape)
 
 
-class WeightNormConv(nn.Module):
+class WeightNormConv(Layer):
     """Convolution over 1 or 2 spatial axes, (B, T, C) or (B, H, W, C), normalised per output.
 
     Parameters: kernel_v (K..., in, out), kernel_g (1..., 1, out), bias (out,).
@@ -68,8 +66,6 @@ class WeightNormConv(nn.Module):
     dilation: tuple[int, ...] | None = None
     padding: tuple[int, ...] | None = None
     precision: Any = None
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -93,7 +89,7 @@ class WeightNormConv(nn.Module):
         return constrain_rows(y + bias.astype(self.dtype).reshape((1,) * (spatial + 1) + (-1,)))
 
 
-class WeightNormConvTranspose(nn.Module):
+class WeightNormConvTranspose(Layer):
     """Transposed 1-D convolution, (B, T, C) to (B, T * stride, features), normalised per INPUT.
 
     PyTorch keeps the input channels of a transposed kernel first and normalises along its first
@@ -108,8 +104,6 @@ class WeightNormConvTranspose(nn.Module):
     features: int
     kernel_size: int
     stride: int
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x_BTC: jax.Array) -> jax.Array:

@@ -187,7 +187,7 @@ def test_gradients_are_finite(variables, wave, kind):
 
 
 def test_bfloat16(variables, wave, judged):
-    scores, _ = jax.jit(Discriminators(SMALL, jnp.bfloat16).apply)(variables, wave)
+    scores, _ = jax.jit(Discriminators(SMALL, dtype=jnp.bfloat16).apply)(variables, wave)
     for ours, exact in zip(scores, judged[0], strict=True):
         assert ours.dtype == jnp.bfloat16
         error = np.abs(np.asarray(ours, np.float32) - exact).max()

@@ -453,7 +453,7 @@ def test_gradients(variables, mel):
 def test_bfloat16(variables, mel):
     keys = jax.random.split(jax.random.key(7), len(LENGTHS))
     f0, source, wave = run(variables, mel, LENGTHS, keys)
-    model = Vocoder(SMALL, jnp.bfloat16)
+    model = Vocoder(SMALL, dtype=jnp.bfloat16)
     rounded, rounded_source = jax.jit(model.apply)(variables, mel, LENGTHS, keys)
     assert rounded.dtype == rounded_source.dtype == jnp.float32
     close(rounded_source[..., 0], source, 1e-5)  # float32 whatever the compute dtype
