@@ -20,7 +20,7 @@ from ba_jax.audio.mel import (
 )
 from ba_jax.audio.read import AudioReader, read_audio
 from ba_jax.audio.resample import resample, resampled_length
-from ba_jax.audio.stft import hann_window, istft, stft
+from ba_jax.audio.stft import hann_window, stft
 from ba_jax.audio.write import write_audio
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "check_wave",
     "encoder_length",
     "hann_window",
-    "istft",
     "log_mel",
     "log_mel_batch",
     "mel_filterbank",

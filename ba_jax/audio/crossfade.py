@@ -1,8 +1,7 @@
 """Joining the waves of consecutive segments with a short linear cross-fade.
 
-Two segments longer than the fade are faded into each other; shorter ones are laid end to end.
-"clean" overlaps and adds: a joint removes `fade` samples. "reference" follows the public demos:
-they put the faded samples between two whole segments, so that 10 ms are repeated at each joint.
+Two segments longer than the fade overlap by `fade` samples; shorter ones are laid end to end. (The
+public demos insert the faded samples between two whole segments, which repeats 10 ms.)
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from collections.abc import Iterable
 import numpy as np
 
 FADE_SECONDS = 0.01
-MODES = ("clean", "reference")
 
 
 def fade_samples(rate: int) -> int:
@@ -20,18 +18,12 @@ def fade_samples(rate: int) -> int:
     return round(rate * FADE_SECONDS)
 
 
-def join(waves: Iterable[np.ndarray], *, fade: int = 240, mode: str = "clean") -> np.ndarray:
-    """Join segments (S_i,) into one wave (S,), float32.
-
-    Two segments of 1000 samples give 1760 with "clean", 2240 with "reference".
+def join(waves: Iterable[np.ndarray], *, fade: int = 240) -> np.ndarray:
+    """Join segments (S_i,) into one wave (S,), float32: two of 1000 samples give 1760.
 
     Raises:
-      ValueError: an unknown mode, fade < 0, or a segment that is not mono.
+      ValueError: fade < 0, or a segment that is not mono.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode {mode!r}: expected one of {MODES}")
-    if mode == "reference":
-        return _insert(waves, fade)
     fader = Crossfader(fade)
     parts = []
     for wave_S in waves:
@@ -40,7 +32,7 @@ def join(waves: Iterable[np.ndarray], *, fade: int = 240, mode: str = "clean") -
 
 
 class Crossfader:
-    """The clean join of segments that arrive in pieces.
+    """The join of segments that arrive in pieces.
 
     The results of `push`, `end_segment` and `finish`, concatenated, equal `join` of the whole
     segments bit for bit, however they are cut. At most `fade` samples of the current segment and
@@ -113,19 +105,6 @@ class Crossfader:
     def _check_open(self) -> None:
         if self._closed:
             raise ValueError("the cross-fade was finished: expected no more samples")
-
-
-def _insert(waves: Iterable[np.ndarray], fade: int) -> np.ndarray:
-    """The join of mode "reference"."""
-    rise_S, fall_S = _ramps(fade)
-    parts: list[np.ndarray] = []
-    previous_S = _EMPTY
-    for wave_S in map(_to_mono, waves):
-        if len(previous_S) > fade and len(wave_S) > fade > 0:
-            parts.append(previous_S[-fade:] * fall_S + wave_S[:fade] * rise_S)
-        parts.append(wave_S)
-        previous_S = wave_S
-    return np.concatenate(parts) if parts else _EMPTY
 
 
 def _ramps(fade: int) -> tuple[np.ndarray, np.ndarray]:

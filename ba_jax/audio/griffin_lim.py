@@ -173,10 +173,7 @@ def _analyse(wave_S: np.ndarray, geometry: MelGeometry) -> np.ndarray:
 
 
 def _synthesise(spectrum_TF: np.ndarray, geometry: MelGeometry) -> np.ndarray:
-    """The wave (T * hop,) nearest to a spectrum, without the reflected samples.
-
-    `istft` without centring refuses: no window covers the first of the reflected samples.
-    """
+    """The wave (T * hop,) nearest to a spectrum, without the reflected samples."""
     n_fft, hop, count = geometry.n_fft, geometry.hop, len(spectrum_TF)
     frames = scipy.fft.irfft(spectrum_TF, n=n_fft, axis=-1)
     frames *= hann_window(n_fft).astype(np.float32)[None]

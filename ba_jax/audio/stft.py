@@ -1,4 +1,4 @@
-"""Short-time Fourier transform and its inverse, for NumPy and JAX arrays, with torch's conventions.
+"""Short-time Fourier transform and overlap-add for NumPy and JAX arrays, with torch's conventions.
 
 `xp` is the array library: `numpy` (the default) or `jax.numpy`. This module imports only NumPy and
 SciPy; callers pass JAX. Spectra are (..., T, F): frames before frequency.
@@ -10,8 +10,6 @@ import functools
 
 import numpy as np
 import scipy.fft
-
-_MIN_ENVELOPE = 1e-11  # torch.istft refuses to divide by less
 
 
 @functools.lru_cache(maxsize=32)
@@ -63,55 +61,6 @@ def stft(x, n_fft: int, hop: int, window, *, center=True, pad_mode="reflect", xp
     return xp.fft.rfft(frames, axis=-1)
 
 
-def istft(spectrum, n_fft: int, hop: int, window, *, center=True, length=None, xp=np):
-    """Inverse STFT: windowed overlap-add, divided by the sum of the squared windows.
-
-    The imaginary parts at frequency 0 and n_fft / 2 are ignored, as a real signal has none.
-
-    Args:
-      spectrum: complex array (..., T, n_fft // 2 + 1).
-      n_fft, hop, window: as given to `stft`.
-      center: whether `stft` padded; the padding is removed again.
-      length: samples of the result; None: all that the frames cover. Samples past these are 0.
-      xp: numpy or jax.numpy.
-
-    Returns:
-      Real array (..., S).
-
-    Raises:
-      ValueError: wrong number of frequencies, no frame, or a sample that no window covers (squared
-        windows sum to less than 1e-11), where the inverse does not exist.
-    """
-    window = _frame_window(window, n_fft, hop)
-    spectrum = xp.asarray(spectrum)
-    frames_T, bins = spectrum.shape[-2:]
-    if bins != n_fft // 2 + 1 or frames_T < 1:
-        raise ValueError(
-            f"spectrum of {frames_T} frames, {bins} bins: expected at least 1 frame and "
-            f"n_fft // 2 + 1 = {n_fft // 2 + 1} bins"
-        )
-    covered = n_fft + (frames_T - 1) * hop
-    start = n_fft // 2 if center else 0
-    stop = covered - start if length is None else start + length
-    _check_coverage(window, frames_T, hop, start, min(stop, covered))
-
-    if xp is np:
-        frames = scipy.fft.irfft(spectrum, n=n_fft, axis=-1)
-    else:
-        # Libraries treat imaginary parts that should be 0 differently.
-        is_real = np.zeros((1,) * (spectrum.ndim - 1) + (bins,), bool)
-        is_real[..., 0] = True
-        is_real[..., -1] = n_fft % 2 == 0
-        frames = xp.fft.irfft(xp.where(is_real, spectrum.real, spectrum), n=n_fft, axis=-1)
-    frames = frames * window.reshape((1,) * (frames.ndim - 1) + (n_fft,)).astype(frames.dtype)
-    y = overlap_add(frames, hop, xp)[..., start : min(stop, covered)]
-    envelope = _envelope(window, frames_T, hop, xp)[start : min(stop, covered)]
-    y = y / envelope.reshape((1,) * (y.ndim - 1) + envelope.shape).astype(y.dtype)
-    if stop > covered:
-        y = xp.pad(y, [(0, 0)] * (y.ndim - 1) + [(0, stop - covered)])
-    return y
-
-
 def _frame_window(window, n_fft: int, hop: int) -> np.ndarray:
     """The window as float64 (n_fft,), zero-padded on both sides if it is shorter."""
     window = np.asarray(window, np.float64)
@@ -157,37 +106,3 @@ def overlap_add(frames, hop: int, xp=np):
             for k in range(overlap)
         )
     return rows.reshape(*lead, -1)[..., : n_fft + (count - 1) * hop]
-
-
-def _envelope(window: np.ndarray, count: int, hop: int, xp):
-    """Sum of the squared windows of `count` frames, (n_fft + (count - 1) * hop,), float32 in JAX.
-
-    Row q of `hop` samples gets part k of frame q - k, if that frame exists.
-    """
-    overlap = -(-len(window) // hop)
-    squares = np.pad(window**2, (0, overlap * hop - len(window))).reshape(overlap, hop)
-    frame = xp.arange(count + overlap - 1)[:, None] - xp.arange(overlap)[None, :]
-    present = (frame >= 0) & (frame < count)
-    rows = sum(
-        xp.where(present[:, k : k + 1], squares[k : k + 1].astype(_real(xp)), 0)
-        for k in range(overlap)
-    )
-    return rows.reshape(-1)[: len(window) + (count - 1) * hop]
-
-
-def _real(xp):
-    return np.float64 if xp is np else np.float32
-
-
-def _check_coverage(window: np.ndarray, count: int, hop: int, start: int, stop: int) -> None:
-    """Raise ValueError if no window covers one of the samples start to stop."""
-    # All frames in the middle overlap alike: a short run of them has every sum that occurs.
-    overlap = -(-len(window) // hop)
-    spare = max(0, count - 2 * overlap - 2)
-    envelope = _envelope(window, count - spare, hop, np)[start : stop - spare * hop]
-    if envelope.size and envelope.min() < _MIN_ENVELOPE:
-        sample = int(envelope.argmin())
-        raise ValueError(
-            f"hop = {hop} with this window: sample {sample} has a window sum of "
-            f"{envelope[sample]:.1e}, expected at least {_MIN_ENVELOPE:.0e}"
-        )

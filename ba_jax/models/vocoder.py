@@ -271,7 +271,6 @@ class Vocoder(Layer):
         mel_BTM: jax.Array,
         lengths_B: jax.Array,
         key: jax.Array,
-        cached_source_BS1: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Mel to wave_BS, and the source_BS1 used.
 
@@ -279,25 +278,11 @@ class Vocoder(Layer):
           mel_BTM: natural-log mel at `frame_rate` frames a second.
           lengths_B: valid frames.
           key: random key for the source's phase and noise, or one for each item.
-          cached_source_BS1: replaces the first samples of the source, so that a chunk which starts
-            with frames already played continues their excitation; None: nothing.
 
         Raises:
-          ValueError: as `f0`, or a cached source that is longer than the mel.
+          ValueError: as `f0`.
         """
-        c = self.config
         source = self._excite(self.f0(mel_BTM, lengths_B), lengths_B, key)
-        if cached_source_BS1 is not None:
-            cached = cached_source_BS1.shape[1]
-            if cached > source.shape[1]:
-                raise ValueError(
-                    f"cached source of {cached} samples: expected at most the {source.shape[1]}"
-                    " of the mel"
-                )
-            source = jnp.concatenate(
-                [cached_source_BS1.astype(jnp.float32), source[:, cached:]], axis=1
-            )
-            source = zero_past(source, lengths_B * c.frame_samples)
         return self.decode(mel_BTM, source, lengths_B), source
 
     def window(

@@ -396,22 +396,6 @@ def test_padding_does_not_matter(variables, mel):
                 close(x[i, : length * rate], y[0], 1e-5)
 
 
-def test_cached_source_takes_the_place_of_the_first_samples(variables, mel):
-    keys = jax.random.split(jax.random.key(7), len(LENGTHS))
-    _, source, wave = run(variables, mel, LENGTHS, keys)
-    cached = np.random.default_rng(0).normal(0, 0.1, (len(LENGTHS), 30, 1)).astype(np.float32)
-    run_with_cache = jax.jit(MODEL.apply)
-    continued, used = run_with_cache(variables, mel, LENGTHS, keys, cached)
-    valid = np.arange(30) < LENGTHS[:, None] * SMALL.frame_samples
-    np.testing.assert_array_equal(used[:, :30, 0], np.where(valid, cached[..., 0], 0))
-    close(used[:, 30:, 0], source[:, 30:])
-    assert np.abs(continued[1] - wave[1]).max() > 1e-3
-    # Its own source in its own place changes nothing.
-    same, used = run_with_cache(variables, mel, LENGTHS, keys, source[:, :30, None])
-    close(used[..., 0], source)
-    close(same, wave)
-
-
 @jax.jit
 def gradients(params, mel):
     """Wave, gradients of a loss on it for parameters and mel, and of a loss on f0."""
@@ -471,10 +455,6 @@ def test_bad_input(variables):
         MODEL.apply(variables, mel, jnp.array([1, 2]), method="f0")
     with pytest.raises(ValueError, match=r"source of shape .*: expected \(1, 48, 1\)"):
         MODEL.apply(variables, mel, jnp.zeros((1, 47, 1)), lengths, method="decode")
-    with pytest.raises(ValueError, match="cached source of 49 samples: expected at most the 48"):
-        jax.eval_shape(
-            MODEL.apply, variables, mel, lengths, jax.random.key(0), jnp.zeros((1, 49, 1))
-        )
 
 
 @pytest.mark.parametrize(
