@@ -21,7 +21,7 @@ def features(frames: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5, 9])
-def test_an_item_gives_alone_what_it_gives_in_any_bucket(run, frames):
+def test_result_does_not_depend_on_the_bucket(run, frames):
     x = features(frames)
     alone = run(decode, x, np.array([frames], np.int32))
     assert alone.hidden_lengths_B.tolist() == [4 * frames - 1]
@@ -30,13 +30,13 @@ def test_an_item_gives_alone_what_it_gives_in_any_bucket(run, frames):
     batch[0, :frames] = x[0]
     out = run(decode, batch, np.array([frames, 0], np.int32))
     for name in ("hidden_BTD", "coarse_mel_BTM", "refined_mel_BTM"):
-        one, many = np.asarray(getattr(alone, name)), np.asarray(getattr(out, name))
+        single, padded = np.asarray(getattr(alone, name)), np.asarray(getattr(out, name))
         n = (alone.hidden_lengths_B if name == "hidden_BTD" else alone.mel_lengths_B)[0]
-        np.testing.assert_allclose(many[0, :n], one[0, :n], atol=1e-5)
-        assert (many[0, n:] == 0).all() and (many[1] == 0).all()
+        np.testing.assert_allclose(padded[0, :n], single[0, :n], atol=1e-5)
+        assert (padded[0, n:] == 0).all() and (padded[1] == 0).all()
 
 
-def test_extent_changes_what_the_norms_see(run):
+def test_extent_changes_the_norms_statistics(run):
     x = np.zeros((1, 8, 32), np.float32)
     x[:, :5] = features(5)
     alone = run(decode, x, np.array([5], np.int32))
@@ -48,7 +48,7 @@ def test_extent_changes_what_the_norms_see(run):
 def hidden_jacobian(config, variables, frozen_norm: bool) -> np.ndarray:
     """|d hidden(t) / d x(n)|, summed over features: (4 N - 1, N)."""
     module = AudioDecoder(config.audio_decoder)
-    own = {c: v["audio_decoder"] for c, v in variables.items() if "audio_decoder" in v}
+    params = {c: v["audio_decoder"] for c, v in variables.items() if "audio_decoder" in v}
 
     def freeze(next_call, args, kwargs, context):
         if frozen_norm and isinstance(context.module, layers.ItemNorm):
@@ -57,7 +57,7 @@ def hidden_jacobian(config, variables, frozen_norm: bool) -> np.ndarray:
 
     def hidden(x):
         with nn.intercept_methods(freeze):
-            return module.apply(own, x, np.array([5], np.int32)).hidden_BTD[0]
+            return module.apply(params, x, np.array([5], np.int32)).hidden_BTD[0]
 
     jacobian = jax.jacobian(hidden)(features(5))  # (T, D, 1, N, D)
     return np.abs(np.asarray(jacobian)).sum(axis=(1, 2, 4))

@@ -49,15 +49,15 @@ def test_logits_of_the_cached_head_equal_the_teacher_forced_ones(run, config):
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-def test_the_first_depths_alone_are_those_of_all(run, config):
+def test_fewer_depths_give_the_same_logits(run, config):
     hidden = hidden_of(4)
     codes = np.random.default_rng(1).integers(0, 8, (4, config.audio_head.depth)).astype(np.int32)
     want = run("audio_logits", hidden, codes)
     for depths in (1, 3):
         got = run("audio_logits", hidden, codes, depths, jit=False)
         assert len(got) == depths
-        for one, other in zip(got, want, strict=False):
-            np.testing.assert_allclose(one, other, atol=1e-5)
+        for got_q, want_q in zip(got, want, strict=False):
+            np.testing.assert_allclose(got_q, want_q, atol=1e-5)
 
 
 def test_a_frame_costs_one_evaluation_a_depth(run, config):
@@ -103,12 +103,12 @@ def test_a_frame_reads_each_weight_once():
 
 
 def test_causality_by_gradient(config, variables):
-    own = {c: v["audio_head"] for c, v in variables.items() if "audio_head" in v}
+    params = {c: v["audio_head"] for c, v in variables.items() if "audio_head" in v}
     depth = config.audio_head.depth
     embeddings = np.random.default_rng(1).normal(size=(1, depth, 128)).astype(np.float32)
 
     def sums(embeddings):
-        logits = AudioHead(config.audio_head).apply(own, hidden_of(1), embeddings)
+        logits = AudioHead(config.audio_head).apply(params, hidden_of(1), embeddings)
         return jnp.stack([jnp.sum(x * jnp.arange(x.shape[-1])[None]) for x in logits])
 
     jacobian = np.abs(np.asarray(jax.jacobian(sums)(embeddings))).sum(axis=(1, 3))

@@ -27,12 +27,12 @@ AFTER = 3
 def fresh(seed: int = 0) -> dict:
     """A bridge's collection with random rows."""
     rng = np.random.default_rng(seed)
-    made = {}
+    arrays = {}
     for q, size in enumerate(SIZES):
         rows = rng.normal(size=(size, WIDTH)).astype(np.float32)
-        made |= {f"embed_{q}": rows, f"embed_avg_{q}": rows}
-        made[f"cluster_size_{q}"] = np.ones(size, np.float32)
-    return jax.tree.map(jnp.asarray, made)
+        arrays |= {f"embed_{q}": rows, f"embed_avg_{q}": rows}
+        arrays[f"cluster_size_{q}"] = np.ones(size, np.float32)
+    return jax.tree.map(jnp.asarray, arrays)
 
 
 @jax.jit
@@ -43,10 +43,10 @@ def quantize(codebook, z, lengths, used=None):
 
 @jax.jit
 def count(codebook, z, lengths, used):
-    found = quantize(codebook, z, lengths, used)
+    result = quantize(codebook, z, lengths, used)
     valid = jnp.arange(z.shape[1])[None, :] < lengths[:, None]
-    counted = valid[:, :, None] & found.used_BQ[:, None]
-    return codebooks.statistics(found.codes_BNQ, found.residuals_QBNE, counted, SIZES)
+    counted = valid[:, :, None] & result.used_BQ[:, None]
+    return codebooks.statistics(result.codes_BNQ, result.residuals_QBNE, counted, SIZES)
 
 
 @jax.jit
@@ -108,7 +108,7 @@ def test_moving_averages_follow_a_reference():
             np.testing.assert_allclose(value, want[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_quantising_changes_no_codebook():
+def test_quantising_does_not_change_codebooks():
     codebook = fresh()
     variables = {"params": {}, "codebook": codebook}
     _, changed = BRIDGE.apply(
@@ -172,7 +172,7 @@ def test_ages_and_dead_rows():
 
 @settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), steps=st.integers(1, 4))
-def test_restarts_lose_no_mass_and_take_rows_of_the_data(seed, steps):
+def test_restarts_keep_mass_and_use_rows_of_the_data(seed, steps):
     codebook, ages = fresh(seed), codebooks.initial_ages(SIZES, AFTER)
     for step in range(steps):
         z = features(seed + step)
@@ -192,7 +192,7 @@ def test_restarts_lose_no_mass_and_take_rows_of_the_data(seed, steps):
                 np.testing.assert_array_equal(kept, np.asarray(before[name])[~taken])
             table = np.asarray(codebook[f"embed_{q}"])
             np.testing.assert_array_equal(table[taken], codebook[f"embed_avg_{q}"][taken])
-            # What the codebooks before left of a frame of this batch.
+            # The residual of a frame of this batch after the previous codebooks.
             for row in table[taken]:
                 assert np.abs(residuals - row).max(1).min() < 1e-5
             nearest = ((residuals[:, None] - table[None]) ** 2).sum(-1).argmin(1)
@@ -202,16 +202,16 @@ def test_restarts_lose_no_mass_and_take_rows_of_the_data(seed, steps):
 
 @settings(max_examples=10)
 @given(seed=st.integers(0, 10**6))
-def test_every_codebook_leaves_less_of_what_it_was_trained_on(seed):
+def test_every_codebook_reduces_the_residual_of_its_training_data(seed):
     codebook, ages = fresh(seed), codebooks.initial_ages(SIZES, AFTER)
     z = features(seed)
     for step in range(40):
         codebook, batch = learn(codebook, z, LENGTHS, ALL)
         candidates = draw(jax.random.fold_in(jax.random.key(seed), step), z, VALID)
         codebook, ages = revive(codebook, ages, batch, candidates)
-    found = quantize(codebook, z, LENGTHS)
-    norms = [np.linalg.norm(r[VALID], axis=1).mean() for r in np.asarray(found.residuals_QBNE)]
-    norms.append(np.linalg.norm((z - np.asarray(found.z_BNE))[VALID], axis=1).mean())
+    result = quantize(codebook, z, LENGTHS)
+    norms = [np.linalg.norm(r[VALID], axis=1).mean() for r in np.asarray(result.residuals_QBNE)]
+    norms.append(np.linalg.norm((z - np.asarray(result.z_BNE))[VALID], axis=1).mean())
     assert all(after < before for before, after in zip(norms, norms[1:], strict=False)), norms
 
 
@@ -222,22 +222,24 @@ def test_kmeans_finds_clusters_and_counts_every_frame():
     frames = frames.astype(np.float32)
     errors = []
     for sizes in ((8,), (8, 6), (8, 6, 12)):
-        found = codebooks.kmeans(jax.random.key(1), frames, sizes, iterations=20)
-        left = frames
+        result = codebooks.kmeans(jax.random.key(1), frames, sizes, iterations=20)
+        remainder = frames
         for q, size in enumerate(sizes):
-            table, counts = found[f"embed_{q}"], found[f"cluster_size_{q}"]
+            table, counts = result[f"embed_{q}"], result[f"cluster_size_{q}"]
             assert table.shape == (size, 8) and counts.sum() == 600
-            np.testing.assert_allclose(found[f"embed_avg_{q}"], table * counts[:, None], rtol=1e-6)
-            left = left - table[((left[:, None] - table[None]) ** 2).sum(-1).argmin(1)]
-        errors.append((left**2).mean() / frames.var(axis=0).mean())
+            np.testing.assert_allclose(result[f"embed_avg_{q}"], table * counts[:, None], rtol=1e-6)
+            remainder = (
+                remainder - table[((remainder[:, None] - table[None]) ** 2).sum(-1).argmin(1)]
+            )
+        errors.append((remainder**2).mean() / frames.var(axis=0).mean())
     assert errors[0] < 0.2 and errors[1] < errors[0] / 2 and errors[2] < errors[1], errors
     again = codebooks.kmeans(jax.random.key(1), frames, sizes, iterations=20)
-    jax.tree.map(np.testing.assert_array_equal, found, again)
+    jax.tree.map(np.testing.assert_array_equal, result, again)
     with pytest.raises(ValueError, match="5 frames for 12 rows: expected at least as many"):
         codebooks.kmeans(jax.random.key(0), frames[:5], sizes)
 
 
-def test_candidates_are_distinct_valid_frames_and_merge_to_a_draw_of_both():
+def test_candidates_are_distinct_valid_frames_and_merge_to_a_draw_from_both():
     first, second = (draw(jax.random.key(i), features(i), VALID) for i in range(2))
     assert len(OWNERS) == 11 and np.bincount(OWNERS).tolist() == [4, 4, 3]
     assert set(OWNERS[:3].tolist()) == {0, 1, 2}  # few frames are shared out, too
@@ -268,15 +270,15 @@ def test_items_without_later_codebooks_are_coarser():
     used = ALL.copy()
     used[0, 1:] = used[3, 2:] = False
     z, codebook = features(0), fresh()
-    found, whole = quantize(codebook, z, LENGTHS, used), quantize(codebook, z, LENGTHS)
-    np.testing.assert_array_equal(found.z_BNE[1], whole.z_BNE[1])
+    result, whole = quantize(codebook, z, LENGTHS, used), quantize(codebook, z, LENGTHS)
+    np.testing.assert_array_equal(result.z_BNE[1], whole.z_BNE[1])
     row = np.asarray(codebook["embed_0"])[np.asarray(whole.codes_BNQ)[0, :, 0]]
-    np.testing.assert_allclose(found.z_BNE[0], row, atol=1e-5)
+    np.testing.assert_allclose(result.z_BNE[0], row, atol=1e-5)
     want = row[:4] * 0 + sum(
         np.asarray(codebook[f"embed_{q}"])[np.asarray(whole.codes_BNQ)[3, :4, q]] for q in (0, 1)
     )
-    np.testing.assert_allclose(found.z_BNE[3, :4], want, atol=1e-5)
-    assert not np.asarray(found.codes_BNQ)[0, :, 1:].any()
+    np.testing.assert_allclose(result.z_BNE[3, :4], want, atol=1e-5)
+    assert not np.asarray(result.codes_BNQ)[0, :, 1:].any()
 
 
 def test_sampling_is_gumbel_on_squared_distance():
@@ -299,7 +301,7 @@ def test_gradients_pass_straight_through_in_training():
 
     def loss(z, codebook):
         variables = {"params": {}, "codebook": codebook}
-        found = BRIDGE.apply(
+        result = BRIDGE.apply(
             variables,
             z,
             LENGTHS,
@@ -308,7 +310,7 @@ def test_gradients_pass_straight_through_in_training():
             temperature=0.1,
             method="quantize",
         )
-        return jnp.sum(jnp.where(VALID[:, :, None], found.z_BNE * weight, 0))
+        return jnp.sum(jnp.where(VALID[:, :, None], result.z_BNE * weight, 0))
 
     grad, table_grads = jax.grad(loss, argnums=(0, 1))(z, fresh())
     np.testing.assert_array_equal(grad, np.where(VALID[:, :, None], weight, 0))
@@ -339,9 +341,9 @@ np.savez(sys.argv[2], **codebook, **ages)
 """
 
 
-def test_the_same_on_1_and_8_devices(tmp_path):
+def test_1_and_8_devices_agree(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    found = []
+    result = []
     for devices in (1, 8):
         path = tmp_path / f"{devices}.npz"
         done = subprocess.run(
@@ -353,7 +355,7 @@ def test_the_same_on_1_and_8_devices(tmp_path):
             timeout=120,
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        found.append(dict(np.load(path)))
-    assert any((found[0][f"age_{q}"] > 0).any() for q in range(len(SIZES)))
-    for name, value in found[0].items():
-        np.testing.assert_allclose(found[1][name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+        result.append(dict(np.load(path)))
+    assert any((result[0][f"age_{q}"] > 0).any() for q in range(len(SIZES)))
+    for name, value in result[0].items():
+        np.testing.assert_allclose(result[1][name], value, rtol=1e-5, atol=1e-6, err_msg=name)

@@ -19,7 +19,7 @@ def laid_out(variables):
     return {**variables, "params": params}
 
 
-def test_values_are_those_of_before(config, variables, laid_out):
+def test_values_do_not_change(config, variables, laid_out):
     before, after = variables["params"], laid_out["params"]
     assert set(after) == set(before)
     stacked = before["llm"]["layers"]
@@ -40,14 +40,14 @@ def test_values_are_those_of_before(config, variables, laid_out):
         assert jax.tree.all(jax.tree.map(np.array_equal, after[name], before[name]))
 
 
-def test_what_is_not_there_is_not_asked_for():
+def test_absent_components_are_skipped():
     params = {"audio_embed": {"kernel": jnp.ones((2, 3))}}
     cpu_layout.lay_out(params)
     assert set(params["audio_embed"]) == {"kernel"}
 
 
-def test_logits_are_those_of_before(config, variables, laid_out):
-    """Of text, any rank of hidden states, and of a frame's codes, teacher-forced and chosen."""
+def test_logits_do_not_change(config, variables, laid_out):
+    """Text logits of hidden states of any rank, and a frame's codes, teacher-forced and sampled."""
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(3, config.llm.width)).astype(np.float32)
     codes = rng.integers(0, 8, (3, config.audio_head.depth)).astype(np.int32)
@@ -56,8 +56,8 @@ def test_logits_are_those_of_before(config, variables, laid_out):
     def both(method, *args, **static):
         return [model.apply(v, *args, method=method, **static) for v in (variables, laid_out)]
 
-    for given in (hidden, hidden[:, None], hidden[0]):
-        want, got = both("text_logits", given)
+    for states in (hidden, hidden[:, None], hidden[0]):
+        want, got = both("text_logits", states)
         assert got.shape == want.shape and got.dtype == jnp.float32
         np.testing.assert_allclose(got, want, atol=1e-5)
     for want, got in zip(*both("audio_logits", hidden, codes), strict=True):
@@ -71,14 +71,14 @@ def test_logits_are_those_of_before(config, variables, laid_out):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_dense_is_linens(dtype):
+def test_dense_equals_linen(dtype):
     x = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
     options = {"dtype": dtype, "param_dtype": jnp.float32}
     theirs = nn.Dense(6, **options)
     variables = theirs.init(jax.random.key(0), x)
     ours = cpu_layout.Dense(6, **options)
-    made = ours.init(jax.random.key(0), x)
-    assert jax.tree.all(jax.tree.map(np.array_equal, made, variables))
+    initial = ours.init(jax.random.key(0), x)
+    assert jax.tree.all(jax.tree.map(np.array_equal, initial, variables))
     want = theirs.apply(variables, x)
     assert want.dtype == dtype
     np.testing.assert_array_equal(ours.apply(variables, x), want)

@@ -20,10 +20,10 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def test_prenet_is_causal(config, variables):
-    own = {c: v["flow_prenet"] for c, v in variables.items() if "flow_prenet" in v}
+    params = {c: v["flow_prenet"] for c, v in variables.items() if "flow_prenet" in v}
 
     def mu(x):
-        return FlowPrenet(config.flow_prenet).apply(own, x, np.array([6], np.int32))[0][0]
+        return FlowPrenet(config.flow_prenet).apply(params, x, np.array([6], np.int32))[0][0]
 
     jacobian = np.abs(np.asarray(jax.jacobian(mu)(noise(1, 6, 32)))).sum(axis=(1, 2, 4))
     assert (jacobian[np.triu_indices(6, 1)] == 0).all()
@@ -33,11 +33,11 @@ def test_prenet_is_causal(config, variables):
 def test_unet_sees_up_to_the_end_of_its_chunk(config, variables):
     """Block-causal attention and causal convolutions: all of one's chunk, nothing after it."""
     small = dataclasses.replace(config.flow_unet, chunk=4)
-    own = {"params": variables["params"]["flow_unet"]}
+    params = {"params": variables["params"]["flow_unet"]}
     mu, lengths = noise(1, 10, 80, seed=1), np.array([10], np.int32)
 
     def velocity(x):
-        return FlowUNet(small).apply(own, x, mu, np.array([0.5], np.float32), lengths)[0]
+        return FlowUNet(small).apply(params, x, mu, np.array([0.5], np.float32), lengths)[0]
 
     jacobian = np.abs(np.asarray(jax.jacobian(velocity)(noise(1, 10, 80)))).sum(axis=(1, 2, 4))
     for t in range(10):
@@ -143,7 +143,7 @@ CONDITIONED = fm.FlowMatchingConfig(residual_std=0.5, mel_mean=-3.0, mel_std=2.0
 
 
 def silent(x_BTM, mu_BTM, t_B, lengths_B):
-    """An estimator that has learnt nothing."""
+    """An untrained estimator."""
     return jnp.zeros_like(x_BTM)
 
 
@@ -160,11 +160,11 @@ def test_a_preconditioned_flow_starts_at_mels_around_mu():
 
 
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.9])
-def test_what_is_left_to_the_estimator_has_one_scale(t):
-    """Over mels that are normal around mu: what it reads, and the best it can say, are of 1."""
+def test_estimator_works_at_unit_scale(t):
+    """For mels that are normal around mu, its input and its ideal output have a deviation of 1."""
     mu = np.full((1, 4000, 80), -5, np.float32)
-    z, own = noise(*mu.shape), noise(*mu.shape, seed=1)
-    mel = mu + 0.5 * own
+    z, deviation = noise(*mu.shape), noise(*mu.shape, seed=1)
+    mel = mu + 0.5 * deviation
     times, lengths = np.array([t], np.float32), np.array([4000], np.int32)
     point, target = fm.training_pair(mel, z, times, CONDITIONED.sigma_min)
     seen = {}
@@ -173,17 +173,17 @@ def test_what_is_left_to_the_estimator_has_one_scale(t):
         seen.update(x=x_BTM, mu=mu_BTM)
         return jnp.zeros_like(x_BTM)
 
-    left = target - fm.precondition(estimator, CONDITIONED)(point, mu, times, lengths)
+    remainder = target - fm.precondition(estimator, CONDITIONED)(point, mu, times, lengths)
     ones = fm.precondition(lambda x, *rest: jnp.ones_like(x), CONDITIONED)
-    scale = ones(point, mu, times, lengths) - (target - left)
+    scale = ones(point, mu, times, lengths) - (target - remainder)
     assert abs(float(jnp.std(seen["x"])) - 1) < 0.01
-    assert abs(float(jnp.std(left / scale)) - 1) < 0.01
+    assert abs(float(jnp.std(remainder / scale)) - 1) < 0.01
     # the mean given the point is out already
-    assert abs(float(jnp.mean(left * seen["x"]))) < 0.01
+    assert abs(float(jnp.mean(remainder * seen["x"]))) < 0.01
     np.testing.assert_allclose(seen["mu"], (-5 + 3) / 2, atol=1e-6)
 
 
-def test_without_a_deviation_the_estimator_is_the_velocity():
+def test_residual_std_0_returns_the_estimator():
     assert fm.precondition(silent, fm.FlowMatchingConfig()) is silent
     with pytest.raises(ValueError, match=r"residual_std = -1, mel_std = 2.3"):
         fm.FlowMatchingConfig(residual_std=-1)

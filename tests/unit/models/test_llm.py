@@ -25,9 +25,9 @@ def step(config, variables):
     """One jitted call into the cache for each model and chunk shape; counts its compilations."""
     functions = {}
     params = variables["params"]
-    own = {"llm": jax.tree.map(jnp.asarray, params["llm"])}
-    cpu_layout.lay_out(own)
-    apart = {**variables, "params": {**params, **own}}
+    llm = {"llm": jax.tree.map(jnp.asarray, params["llm"])}
+    cpu_layout.lay_out(llm)
+    apart = {**variables, "params": {**params, **llm}}
 
     def call(ids, codes, segments, cache, model=None, fresh=False, layers="stacked"):
         model = model or BaichuanAudio(config)
@@ -134,10 +134,10 @@ def test_packed_examples_do_not_see_each_other(run):
 
 
 def test_causality_by_gradient(config, variables):
-    own = {"params": variables["params"]["llm"]}
+    llm = {"params": variables["params"]["llm"]}
 
     def hidden(x):
-        return LLM(config.llm).apply(own, x)[0][0]
+        return LLM(config.llm).apply(llm, x)[0][0]
 
     x = np.random.default_rng(0).normal(size=(1, 6, 128)).astype(np.float32)
     jacobian = np.abs(np.asarray(jax.jacobian(hidden)(x))).sum(axis=(1, 2, 4))

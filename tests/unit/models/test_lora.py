@@ -41,7 +41,7 @@ def apply(config, variables):
 
 @pytest.fixture(scope="module")
 def variables():
-    """Of the model with adapters, as initialised."""
+    """Initial variables of the model with adapters."""
     model = BaichuanAudio(adapted())
     return jax.jit(lambda key: model.init(key, method="initialize"))(jax.random.key(0))
 

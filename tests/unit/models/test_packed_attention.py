@@ -38,7 +38,7 @@ def draw(heads: int, seed: int) -> np.ndarray:
 
 
 def values_and_gradients(attend):
-    """Of real positions, under random weights."""
+    """Values and gradients at real positions, under random weights."""
     weights = draw(HEADS, 3) * (SEGMENTS_BL > 0)[:, :, None, None]
 
     def loss(q, k, v):
@@ -57,15 +57,15 @@ def plain():
 
 
 def test_splash_is_attention(plain):
-    found = values_and_gradients(
+    got = values_and_gradients(
         lambda q, k, v: packed_attention(INTERPRETED, q, k, v, jnp.asarray(SEGMENTS_BL))
     )
-    for one, two in zip(found, plain, strict=True):
-        np.testing.assert_allclose(one, two, atol=1e-5)
+    for ours, expected in zip(got, plain, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
-def test_cudnn_is_given_the_same_mask(plain, monkeypatch):
-    """What stands in for cuDNN here is XLA."""
+def test_cudnn_gets_the_same_mask(plain, monkeypatch):
+    """With XLA in place of cuDNN."""
     whole = jax.nn.dot_product_attention
 
     def instead(*args, implementation, **options):
@@ -73,11 +73,11 @@ def test_cudnn_is_given_the_same_mask(plain, monkeypatch):
         return whole(*args, **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", instead)
-    found = values_and_gradients(
+    got = values_and_gradients(
         lambda q, k, v: packed_attention("cudnn", q, k, v, jnp.asarray(SEGMENTS_BL))
     )
-    for one, two in zip(found, plain, strict=True):
-        np.testing.assert_allclose(one, two, atol=1e-5)
+    for ours, expected in zip(got, plain, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
 @functools.cache
@@ -88,11 +88,11 @@ def jaxpr(remat: str) -> str:
     return str(jax.make_jaxpr(jax.grad(lambda v: jnp.sum(model.apply(v, x)[0])))(shapes))
 
 
-def test_the_language_model_runs_the_kind_that_it_is_given():
-    """And a remat policy keeps what the kernel leaves: the backward pass makes none of it again."""
+def test_the_language_model_uses_the_requested_kind():
+    """A remat policy stores the residuals of the kernel: the backward pass does not recompute them."""
     assert jaxpr("none").count("pallas_call[") == 3
-    left = {remat: jaxpr(remat).count("name[name=attention]") for remat in ("full", "attention")}
-    assert left["attention"] == 2 < left["full"]
+    counts = {remat: jaxpr(remat).count("name[name=attention]") for remat in ("full", "attention")}
+    assert counts["attention"] == 2 < counts["full"]
 
 
 @pytest.mark.parametrize(
@@ -105,12 +105,12 @@ def test_the_language_model_runs_the_kind_that_it_is_given():
         ("cudnn", "gpu", "float32", "'cudnn' in float32: expected dtype bfloat16"),
     ],
 )
-def test_a_kind_that_does_not_run_there(kind, platform, dtype, message):
+def test_unsupported_kinds(kind, platform, dtype, message):
     with pytest.raises(AttentionError, match=message):
         on_platform(kind, platform, jnp.dtype(dtype))
 
 
-def test_a_kind_on_its_platform():
+def test_supported_kinds():
     assert on_platform("splash", "tpu", jnp.float32) == "splash"
     assert on_platform("splash", "cpu", jnp.float32) == INTERPRETED
     assert on_platform("cudnn", "gpu", jnp.bfloat16) == "cudnn"
@@ -121,7 +121,7 @@ def test_a_kind_on_its_platform():
     ("length", "head_dim", "message"),
     [(128, 64, "head_dim 64: expected a multiple of 128"), (192, 128, "on 192 positions a device")],
 )
-def test_sizes_that_splash_does_not_take(length, head_dim, message):
+def test_sizes_that_splash_does_not_accept(length, head_dim, message):
     q = jnp.zeros((1, length, 2, head_dim))
     with pytest.raises(AttentionError, match=message):
         packed_attention("splash", q, q, q, jnp.ones((1, length), jnp.int32))
