@@ -89,7 +89,7 @@ def jaxpr(remat: str) -> str:
 
 
 def test_the_language_model_uses_the_requested_kind():
-    """A remat policy stores the residuals of the kernel: the backward pass does not recompute them."""
+    """A remat policy stores the kernel's residuals; the backward pass does not recompute them."""
     assert jaxpr("none").count("pallas_call[") == 3
     counts = {remat: jaxpr(remat).count("name[name=attention]") for remat in ("full", "attention")}
     assert counts["attention"] == 2 < counts["full"]
