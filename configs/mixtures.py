@@ -34,6 +34,11 @@ PAPER_KILOHOURS = {
 TEXT_SHARE = 0.2
 
 
+# Data in a folder of datasets, with a tokenizer of their own and cached record counts.
+_COUNTED = {"folder": "datasets", "index_cache": "datasets/index", "index_workers": 16}
+_LARGE = {"tokenizer": "datasets/tokenizer", **_COUNTED}
+
+
 def get_config(name: str = "lm_nano") -> ConfigDict:
     """A `data` section.
 
@@ -57,6 +62,21 @@ def _common(kind: str, mixture: dict) -> dict:
     }
 
 
+def _packed(
+    mixture: dict, row_length: int, rows: int, audio: str = "codes", buckets: tuple = (), **options
+) -> dict:
+    """Data of packed rows; the embedded corpus' tokenizer by default."""
+    return _common("packed", mixture) | {
+        "tokenizer": "embedded",
+        "row_length": row_length,
+        "rows": rows,
+        "unit": "tokens",
+        "audio": audio,
+        "buckets": list(buckets),
+        **options,
+    }
+
+
 def _member(dataset: str, task: str, weight: float, **options) -> dict:
     return {"dataset": dataset, "task": task, "weight": weight, "split": "train", **options}
 
@@ -72,14 +92,7 @@ def _text_nano() -> dict:
         "aqa": _member("embedded", "aqa", 1.0, questions="written"),
         "s2tt": _member("embedded", "s2tt", 1.0, turn="any", questions="written"),
     }
-    return _common("packed", mixture) | {
-        "tokenizer": "embedded",
-        "row_length": 128,
-        "rows": 16,
-        "unit": "tokens",
-        "audio": "codes",
-        "buckets": [],
-    }
+    return _packed(mixture, row_length=128, rows=16)
 
 
 def _tokenizer_nano() -> dict:
@@ -91,38 +104,24 @@ def _tokenizer_nano() -> dict:
         "s2tt": _member("embedded", "s2tt", 0.5),
         "intlv": _member("embedded", "intlv", 0.3),
     }
-    return _common("packed", mixture) | {
-        "tokenizer": "embedded",
-        "row_length": 256,
-        "rows": 2,
-        "unit": "tokens",
-        "audio": "features",
-        "targets": ("hifigan_mel",),
-        # Per row of 256 positions. Utterances last 1.7 s on average and 3.9 s at most; those longer
-        # than the bucket are encoded in two chunks.
-        "buckets": [{"seconds": 2.6, "count": 5}],
-    }
+    # Utterances last 1.7 s on average and 3.9 s at most; those longer than the bucket are encoded
+    # in two chunks.
+    buckets = [{"seconds": 2.6, "count": 5}]
+    return _packed(mixture, 256, 2, "features", buckets, targets=("hifigan_mel",))
 
 
 def _tokenizer() -> dict:
     """The paper's tasks with text loss, as recordings with the audio decoder's mels."""
     tasks = ("asr", "aqa", "s2tt", "intlv")
     mixture = {task: _member(task, task, PAPER_KILOHOURS[task]) for task in tasks}
-    return _common("packed", mixture) | {
-        "folder": "datasets",
-        "tokenizer": "datasets/tokenizer",
-        "row_length": 2048,
-        "rows": 256,
-        "unit": "hours",
-        "audio": "features",
-        "targets": ("hifigan_mel",),
-        "buckets": [
-            {"seconds": 5.0, "count": 16},
-            {"seconds": 15.0, "count": 6},
-            {"seconds": 30.0, "count": 2},
-        ],
-        "index_cache": "datasets/index",
-        "index_workers": 16,
+    buckets = [
+        {"seconds": 5.0, "count": 16},
+        {"seconds": 15.0, "count": 6},
+        {"seconds": 30.0, "count": 2},
+    ]
+    targets = ("hifigan_mel",)
+    return _packed(mixture, 2048, 256, "features", buckets, targets=targets, **_LARGE) | {
+        "unit": "hours"
     }
 
 
@@ -142,19 +141,13 @@ def _lm_nano() -> dict:
     mixture["spoken_answers"] = _member(
         "embedded", "sft", 3.0, questions="spoken", answers="spoken"
     )
-    return _common("packed", mixture) | {
-        "tokenizer": "embedded",
-        "row_length": 512,
-        "rows": 8,
-        "unit": "tokens",
-        "audio": "features",
-        # Per row of 512 positions. Closed-vocabulary sentences last about 2 s.
-        "buckets": [
-            {"seconds": 3.0, "count": 12},
-            {"seconds": 6.0, "count": 6},
-            {"seconds": 15.0, "count": 2},
-        ],
-    }
+    # Per row of 512 positions. Closed-vocabulary sentences last about 2 s.
+    buckets = [
+        {"seconds": 3.0, "count": 12},
+        {"seconds": 6.0, "count": 6},
+        {"seconds": 15.0, "count": 2},
+    ]
+    return _packed(mixture, 512, 8, "features", buckets)
 
 
 def _lm_codes_nano() -> dict:
@@ -204,15 +197,7 @@ def _lm_codes_nano() -> dict:
             "embedded", "sft", 5.0, questions="spoken", answers="spoken", transcribe_first=True
         ),
     }
-    return _common("packed", mixture) | {
-        "folder": "runs/codes",
-        "tokenizer": "embedded",
-        "row_length": 256,
-        "rows": 8,
-        "unit": "tokens",
-        "audio": "codes",
-        "buckets": [],
-    }
+    return _packed(mixture, row_length=256, rows=8, folder="runs/codes")
 
 
 # The assistant's voices in the embedded corpus, English and Mandarin.
@@ -272,17 +257,7 @@ def _sft() -> dict:
         "heard": _member("sft", "sft", 0.3, questions="spoken", answers="written"),
         "written": _member("sft", "sft", 0.2, questions="written", answers="written"),
     }
-    return _common("packed", mixture) | {
-        "folder": "datasets",
-        "tokenizer": "datasets/tokenizer",
-        "row_length": 4096,
-        "rows": 64,
-        "unit": "tokens",
-        "audio": "codes",
-        "buckets": [],
-        "index_cache": "datasets/index",
-        "index_workers": 16,
-    }
+    return _packed(mixture, row_length=4096, rows=64, **_LARGE)
 
 
 def _sft_nano() -> dict:
@@ -305,17 +280,7 @@ def _lm() -> dict:
         for task, share in frames.items()
     }
     mixture["text"] = _member("text", "text", TEXT_SHARE)
-    return _common("packed", mixture) | {
-        "folder": "datasets",
-        "tokenizer": "datasets/tokenizer",
-        "row_length": 4096,
-        "rows": 256,
-        "unit": "tokens",
-        "audio": "codes",
-        "buckets": [],
-        "index_cache": "datasets/index",
-        "index_workers": 16,
-    }
+    return _packed(mixture, row_length=4096, rows=256, **_LARGE)
 
 
 def _audio(dataset: str, buckets: list[dict], **options) -> dict:
@@ -371,20 +336,14 @@ def _flow_nano() -> dict:
 
 def _audio_large() -> dict:
     """Clips of up to 30 s."""
-    return (
-        {"folder": "datasets"}
-        | _audio(
-            "audio",
-            [
-                {"seconds": 5.0, "count": 384},
-                {"seconds": 10.0, "count": 192},
-                {"seconds": 20.0, "count": 96},
-                {"seconds": 30.0, "count": 64},
-            ],
-            features=("whisper_mel", "hifigan_mel", "flow_mel"),
-        )
-        | {"index_cache": "datasets/index", "index_workers": 16}
-    )
+    buckets = [
+        {"seconds": 5.0, "count": 384},
+        {"seconds": 10.0, "count": 192},
+        {"seconds": 20.0, "count": 96},
+        {"seconds": 30.0, "count": 64},
+    ]
+    features = ("whisper_mel", "hifigan_mel", "flow_mel")
+    return _audio("audio", buckets, features=features, **_COUNTED)
 
 
 MIXTURES = {
