@@ -217,20 +217,14 @@ def use_compilation_cache(folder: str) -> None:
 # --- agreement ----------------------------------------------------------------------------------
 
 
-def barrier(name: str) -> None:
-    """Wait until all processes reach the barrier of this name."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"ba_jax {name}")
-
-
 @contextlib.contextmanager
 def first_process_first(name: str) -> Iterator[None]:
     """Run the block on process 0 before the others, which then see the files that it wrote."""
     if jax.process_index():
-        barrier(name)
+        multihost_utils.sync_global_devices(name)
     yield
     if not jax.process_index():
-        barrier(name)
+        multihost_utils.sync_global_devices(name)
 
 
 class Signals:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 
 from ba_jax import distributed, sharding
 from ba_jax.checkpoints.layout import CONFIG_FILE, CheckpointError, complete_steps
@@ -285,7 +286,7 @@ class Run:
             path.write_text(f"{self.step}\n")
         elif self._is_writer:
             path.unlink(missing_ok=True)
-        distributed.barrier(f"{DONE_FILE} {done}")
+        multihost_utils.sync_global_devices(f"{DONE_FILE} {done}")
 
     def _handle_error(self, kind: type | None, error: BaseException | None, _) -> bool:
         """Exit of the `with` on an error in the loop; returns whether the error is handled."""
