@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 
 
-def naming(error: OSError, path: Path) -> OSError:
+def with_path(error: OSError, path: Path) -> OSError:
     """The same error (a full disk, say) with the file name, which `write` leaves out."""
     return OSError(error.errno, error.strerror, str(path))
 
@@ -32,7 +32,7 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise naming(error, path) from error
+        raise with_path(error, path) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from ba_jax.audio import check_wave, write_audio
-from ba_jax.files import naming, write_whole
+from ba_jax.files import with_path, write_whole
 from ba_jax.metrics import pictures
 
 CSV_HEADER = "step,name,value\n"
@@ -90,7 +90,7 @@ class CSVFile:
 
         Raises:
           ValueError: the file holds another value of this step and name, or one of a later step.
-          OSError: naming the file.
+          OSError: names the file.
         """
         lines = []
         for name, value in values.items():
@@ -109,7 +109,7 @@ class CSVFile:
             with open(self._path, "a", encoding="utf-8") as stream:
                 stream.write("".join(lines))
         except OSError as error:
-            raise naming(error, self._path) from error
+            raise with_path(error, self._path) from error
         self._last.update({name: (step, value) for name, value in values.items()})
 
 
@@ -132,7 +132,7 @@ class EventFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = open(path, "wb")
         except OSError as error:
-            raise naming(error, path) from error
+            raise with_path(error, path) from error
         self._write([event_pb2.Event(file_version="brain.Event:2")])
         if purge_step is not None:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -148,7 +148,7 @@ class EventFile:
                 records.write(event.SerializeToString())
             records.flush()
         except OSError as error:
-            raise naming(error, self._path) from error
+            raise with_path(error, self._path) from error
 
     def _summarize(self, step: int, values: Iterable[Mapping[str, Any]]) -> None:
         from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -178,7 +178,7 @@ class EventFile:
         try:
             self._stream.close()
         except OSError as error:
-            raise naming(error, self._path) from error
+            raise with_path(error, self._path) from error
 
 
 class Writers:
@@ -193,7 +193,7 @@ class Writers:
 
     Raises:
       ValueError: an invalid step, name or value, or a value that differs from the written one.
-      OSError: naming the file, for example on a full disk.
+      OSError: names the file, for example on a full disk.
     """
 
     def __init__(
