@@ -67,13 +67,21 @@ def synthesis(nano: bool, longest: int) -> dict[str, Any]:
     }
 
 
-def at_scale(config: ConfigDict, *, fsdp: int = -1, replica: int = 1) -> ConfigDict:
+def at_scale(config: ConfigDict) -> ConfigDict:
     """Settings of a run on a pod: bfloat16, remat, FSDP over a slice, workers, checkpoints."""
-    config.loader = ConfigDict({"workers": 16, "prefetch": 2})
-    config.mesh.update({"replica": replica, "fsdp": fsdp})
-    config.train.update({"dtype": "bfloat16", "remat": "full", "log_every": 20})
-    config.train.update({"evaluate_every": 1000, "evaluate_batches": 16})
-    config.train.update({"spike_standard_deviations": 12.0, "step_timeout_seconds": 1800.0})
+    config.loader.workers = 16
+    config.mesh.update({"replica": 1, "fsdp": -1})
+    config.train.update(
+        {
+            "dtype": "bfloat16",
+            "remat": "full",
+            "log_every": 20,
+            "evaluate_every": 1000,
+            "evaluate_batches": 16,
+            "spike_standard_deviations": 12.0,
+            "step_timeout_seconds": 1800.0,
+        }
+    )
     config.checkpoint.update({"every": 500, "keep_last": 3, "keep_best": 1})
     return config
 
