@@ -74,7 +74,7 @@ def jingle(seconds: float) -> np.ndarray:
 
 
 class Tape:
-    """Sounds one after the other."""
+    """Concatenates sounds."""
 
     def __init__(self):
         self.pieces, self.said, self.seconds = [], [], 0.0
@@ -154,7 +154,7 @@ def times(record: Record) -> list[float]:
 
 
 def voice_of(record: Record, spoken: list[Said]) -> str:
-    """Who speaks in a record: nobody else may."""
+    """The only speaker of a record."""
     start, *_, end = times(record)
     voices = {s.voice for s in spoken if min(end, s.end) - max(start, s.start) > 0.1}
     assert len(voices) == 1, (record.id, voices)
@@ -174,7 +174,7 @@ def test_the_crawl_finds_speech_and_separates_voices(tape, crawled):
     assert len(set.union(*speakers.values())) == 2
     speech = sum(s.end - s.start for s in spoken if s.voice in SENTENCES)
     assert report["seconds"] > 0.9 * speech
-    # Nothing is lost without a word.
+    # Every loss is reported.
     assert report["seconds"] + report["rejected"]["seconds"] == pytest.approx(seconds, abs=0.05)
     silence = seconds - sum(s.end - s.start for s in spoken)
     assert 0.4 * silence < report["reasons"]["not speech"]["seconds"] < silence

@@ -1,4 +1,4 @@
-"""`python -m ba_jax.corpora` as it is run: processes, signals, a Beam pipeline."""
+"""The command `python -m ba_jax.corpora`: processes, signals, a Beam pipeline."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def run(words: list[str], code: int = 0) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(corpus, tmp_path_factory) -> pathlib.Path:
-    """The dataset as one process makes it."""
+    """The dataset made by a single process."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     runner.prepare(config("manifest", PER_SHARD, path=corpus / "m.jsonl"), out, workers=0)
     return out

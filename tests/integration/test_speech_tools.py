@@ -1,4 +1,4 @@
-"""The real speech tools on each other: what one says, another hears, times and tells apart."""
+"""The real speech tools on each other: synthesised speech is recognised, aligned, distinguished."""
 
 from __future__ import annotations
 

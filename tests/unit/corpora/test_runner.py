@@ -20,7 +20,7 @@ from tests.unit.corpora.corpora import config, contents, made, manifest, put, re
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-    """A source of texts that counts how often it is asked for each, and misbehaves on demand."""
+    """A source of texts that logs its calls, and misbehaves on demand."""
 
     count: int = 10
     bad: str = ""
@@ -411,7 +411,7 @@ def test_dry_run(tmp_path):
 
 
 def test_listing_is_cheap(tmp_path):
-    """Listing opens no audio: it gives what a name says, not what the file is."""
+    """Listing opens no audio file."""
     (tmp_path / "a.wav").write_bytes(b"no audio")
     path = manifest(tmp_path, {"id": "a", "audio": "a.wav", "text": "a"})
     assert "1 items listed" in runner.dry_run(config("manifest", path=path))

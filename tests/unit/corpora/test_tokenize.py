@@ -155,7 +155,7 @@ def test_records_are_the_same_but_for_codes(dataset, made):
 
 
 def test_codes_equal_the_models_output(made, checkpoints):
-    """Each chunk by itself, without padding beside it."""
+    """Each chunk is encoded alone, without padding."""
     variables = checkpoint.load_variables(checkpoints[0])
     model = BaichuanAudio(CONFIG)
     encode = jax.jit(lambda mel, n: model.apply(variables, mel, n, method="encode"))
@@ -181,7 +181,7 @@ def test_codes_equal_the_models_output(made, checkpoints):
 
 
 def test_examples_have_the_same_layout_as_with_mels(dataset, made):
-    """Ids, targets, lengths; and the batches, where mels do not limit the rows."""
+    """Ids, targets and lengths of examples, and the rows of batches that mels do not limit."""
     pair = []
     for audio, folder in (("features", dataset), ("codes", made)):
         mixture = tuple(
@@ -377,7 +377,7 @@ def test_a_workdir_stands_for_its_latest_checkpoint(tokenizer, checkpoints, tmp_
 
 
 def test_processes_share_the_shards(tokenizer, dataset, made, tmp_path):
-    """Each makes its own; what one process makes alone is the same."""
+    """Each makes its own shards; a single process makes the same."""
     out, meeting = tmp_path / "out", threading.Barrier(2, timeout=60)
     calls, reports, errors = [[], []], [None, None], []
 
@@ -395,7 +395,7 @@ def test_processes_share_the_shards(tokenizer, dataset, made, tmp_path):
                 },
             )
             calls[host].append(10**6 - counting._batches)
-        except BaseException as error:  # told below
+        except BaseException as error:  # asserted below
             errors.append(error)
             meeting.abort()
 
@@ -442,7 +442,7 @@ def test_damaged_records_are_left_out_and_listed(tokenizer, damaged, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(PrepareError):
         run(tokenizer, damaged, out)
-    # The same folder: what to do with damage does not change what is made.
+    # The same folder: `on_error` is no part of the fingerprint.
     report = run(tokenizer, damaged, out, on_error="skip")
     assert report["records"] == 4
     assert {reason: row["records"] for reason, row in report["reasons"].items()} == {

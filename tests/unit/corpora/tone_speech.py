@@ -1,4 +1,4 @@
-"""A tongue of tones, so that the pipelines' tools can be small fakes that really listen.
+"""A language of tones, which small fake tools can really recognise.
 
 A word is a tone of its own pitch; a voice speaks all of them in its own band. The tools take
 nothing but the wave: they find bursts of tone and read their pitch.
@@ -33,12 +33,12 @@ def tone(word: str, voice: str, seconds: float = WORD_SECONDS, level: float = 0.
 
 
 def silence(seconds: float) -> np.ndarray:
-    """Nothing, to be put between words."""
+    """Silence between words."""
     return np.zeros(round(seconds * RATE))
 
 
 def say(sentences: Sequence[str], voice: str, level: float = 0.3) -> np.ndarray:
-    """Sentences with a pause behind each."""
+    """Sentences with a pause after each."""
     pieces = []
     for sentence in sentences:
         for word in sentence.lower().strip(".").split():
@@ -48,7 +48,7 @@ def say(sentences: Sequence[str], voice: str, level: float = 0.3) -> np.ndarray:
 
 
 def sentences(count: int, length: int = 6, seed: int = 0) -> list[str]:
-    """Random ones; no word follows itself."""
+    """Random sentences without repeated words."""
     rng = np.random.default_rng(seed)
     results = []
     for _ in range(count):
@@ -58,14 +58,14 @@ def sentences(count: int, length: int = 6, seed: int = 0) -> list[str]:
 
 
 def with_noise(wave_S: np.ndarray, level: float = 1e-3, seed: int = 0) -> np.ndarray:
-    """float32, with some noise all over."""
+    """The wave as float32, with noise added."""
     noise_S = np.random.default_rng(seed).standard_normal(len(wave_S))
     return (wave_S + level * noise_S).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Burst:
-    """A word heard."""
+    """A recognised word."""
 
     word: str
     voice: str
@@ -101,7 +101,7 @@ def bursts(wave_S: np.ndarray, rate: int) -> list[Burst]:
 
 
 class Vad:
-    """Joins words that less than 0.1 s lie between, as silero does."""
+    """Joins words with less than 0.1 s between them, like Silero."""
 
     def __init__(self):
         self.longest = 0.0
@@ -128,7 +128,7 @@ class SpeakerEncoder:
 
 
 class Recogniser:
-    """Hears English; a pause ends a sentence. Quiet speech is heard with little confidence."""
+    """Recognises English; a pause ends a sentence. Quiet speech has a low confidence."""
 
     def __init__(self, misheard: Mapping[str, str] | None = None):
         self.misheard = misheard or {}

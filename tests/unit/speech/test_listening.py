@@ -1,4 +1,4 @@
-"""Recognition, alignment and voice activity: what is done around the models."""
+"""Recognition, alignment and voice activity: the processing around the models."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_words_beside_pauses_begin_and_end_with_their_sound():
 
 
 class FakeOpened:
-    """In place of `faster_whisper.WhisperModel`: says what it is told to, token by token."""
+    """In place of `faster_whisper.WhisperModel`: outputs the given tokens."""
 
     def __init__(self, folder_tokenizer, texts):
         self.hf_tokenizer = folder_tokenizer

@@ -1,4 +1,4 @@
-"""The speaker encoder in NumPy against torch, and torch's files read without torch."""
+"""The speaker encoder in NumPy against torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Written text as it is said, word by word, and the error rates of what was heard."""
+"""Spoken forms of written text, word by word, and error rates of transcripts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speaking the embedded corpus' scripts, with tools that only pretend."""
+"""Speaking the embedded corpus' scripts, with fake tools."""
 
 from __future__ import annotations
 

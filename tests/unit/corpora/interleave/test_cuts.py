@@ -1,4 +1,4 @@
-"""Cutting and filling: nothing is lost or reordered, bounds hold where they can."""
+"""Cutting and filling: nothing is lost or reordered, bounds hold if possible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who speaks: held-out voices stay out, and the others take even turns."""
+"""Choice of voices: held-out voices are separate, the others are drawn evenly."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def test_an_utterance_of_low_confidence_ends_the_record(tmp_path, ears):
 
 
 class Hasty(tone_speech.Recogniser):
-    """Hears something else in what is shorter than seven seconds, or said slowly."""
+    """Misrecognises speech that is shorter than seven seconds, or slow."""
 
     def recognise(self, wave_S, rate, language):
         heard = super().recognise(wave_S, rate, language)
@@ -243,7 +243,7 @@ def test_an_mp3_without_an_index_keeps_its_end(tmp_path):
 
 
 def broken_files(folder) -> dict[str, str]:
-    """Name -> what its error says."""
+    """Broken file -> its error."""
     wave_S = with_noise(np.zeros(RATE), 0.1)
     write_audio(folder / "good.wav", wave_S, RATE)
     write_audio(folder / "good.flac", wave_S, RATE)

@@ -1,4 +1,4 @@
-"""JSONL manifests: what they say, and all that can be wrong with them and with what they name."""
+"""JSONL manifests: their contents, and errors in them and in the files that they name."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def folder(tmp_path) -> pathlib.Path:
 
 
 def run(folder: pathlib.Path, *lines, **options):
-    """Makes a dataset of the lines and a good one: the other records, and the rejections."""
+    """Make a dataset of the lines and a good line: the other records, and the rejections."""
     path = manifest(folder, *lines, GOOD)
     out = folder.parent / "out"
     records, rejections = made(config("manifest", path=path, **options), out)
@@ -54,7 +54,7 @@ def run(folder: pathlib.Path, *lines, **options):
 
 
 def rejects(folder: pathlib.Path, line, reason: str, *words: str, number: int = 1, **options):
-    """Expects that a line gives no record, and is counted with its place, reason and detail."""
+    """Expect that a line makes no record, and is counted with its place, reason and detail."""
     records, rejections = run(folder, line, **options)
     assert records == {}
     (results,) = rejections

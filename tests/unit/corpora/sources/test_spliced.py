@@ -1,4 +1,4 @@
-"""Utterances out of other utterances' words: text, codes and times stay together."""
+"""Utterances from other utterances' words: text, codes and times stay together."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHINESE = ("天是蓝的。", "二加二得四。")
 
 
 def utterance(id: str, text: str, language: str, speaker: str, **fields) -> Record:
-    """Every word three frames; its codes are its letters, so that they tell the text."""
+    """Three frames per word; its codes are its letters, so that they encode the text."""
     spoken = text.split() if language == "en" else list(text.strip("。"))
     words, codes = [], []
     for number, word in enumerate(spoken):
