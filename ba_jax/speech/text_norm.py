@@ -23,57 +23,22 @@ _UNITS = {"$": ("dollar", "dollars"), "£": ("pound", "pounds"), "€": ("euro",
 _CENTS = {"$": ("cent", "cents"), "£": ("penny", "pence"), "€": ("cent", "cents")}
 _SCALES = ("hundred", "thousand", "million", "billion", "trillion")
 _SYMBOLS = {
-    "%": "percent",
-    "&": "and",
-    "+": "plus",
-    "@": "at",
-    "=": "equals",
-    "°": "degrees",
-    "℃": "degrees Celsius",
-    "°C": "degrees Celsius",
-    "°F": "degrees Fahrenheit",
-    "×": "times",
-    "÷": "divided by",
-    "#": "number",
-    "<": "less than",
-    ">": "greater than",
-}
+    "%": "percent", "&": "and", "+": "plus", "@": "at", "=": "equals", "°": "degrees",
+    "℃": "degrees Celsius", "°C": "degrees Celsius", "°F": "degrees Fahrenheit", "×": "times",
+    "÷": "divided by", "#": "number", "<": "less than", ">": "greater than",
+}  # fmt: skip
 _ABBREVIATIONS = {
-    "mr.": "mister",
-    "mrs.": "missus",
-    "ms.": "Ms",
-    "lt.": "lieutenant",
-    "capt.": "captain",
-    "gen.": "general",
-    "sgt.": "sergeant",
-    "col.": "colonel",
-    "gov.": "governor",
-    "mt.": "mount",
-    "dr.": "doctor",
-    "prof.": "professor",
-    "st.": "saint",
-    "jr.": "junior",
-    "sr.": "senior",
-    "vs.": "versus",
-    "etc.": "etc",
-    "e.g.": "for example",
-    "i.e.": "that is",
-    "no.": "no",
-    "a.m.": "A M",
-    "p.m.": "P M",
-    "u.s.": "U S",
-    "u.k.": "U K",
-}
+    "mr.": "mister", "mrs.": "missus", "ms.": "Ms", "lt.": "lieutenant", "capt.": "captain",
+    "gen.": "general", "sgt.": "sergeant", "col.": "colonel", "gov.": "governor",
+    "mt.": "mount", "dr.": "doctor", "prof.": "professor", "st.": "saint", "jr.": "junior",
+    "sr.": "senior", "vs.": "versus", "etc.": "etc", "e.g.": "for example", "i.e.": "that is",
+    "no.": "no", "a.m.": "A M", "p.m.": "P M", "u.s.": "U S", "u.k.": "U K",
+}  # fmt: skip
 _MEASURES_EN = {
-    "km": "kilometers",
-    "cm": "centimeters",
-    "mm": "millimeters",
-    "kg": "kilograms",
-    "mg": "milligrams",
-    "ml": "milliliters",
-    "mph": "miles per hour",
+    "km": "kilometers", "cm": "centimeters", "mm": "millimeters", "kg": "kilograms",
+    "mg": "milligrams", "ml": "milliliters", "mph": "miles per hour",
     "km/h": "kilometers per hour",
-}
+}  # fmt: skip
 """Units that are spelt out after a number."""
 _MAX_DIGITS = 12
 
@@ -310,16 +275,9 @@ _MANDARIN = re.compile(
 )
 _MANDARIN_UNITS = {"$": "美元", "¥": "元", "￥": "元", "€": "欧元", "£": "英镑"}
 _MANDARIN_SYMBOLS = {
-    "°C": "摄氏度",
-    "℃": "摄氏度",
-    "%": "百分之",
-    "&": "和",
-    "+": "加",
-    "@": "艾特",
-    "=": "等于",
-    "×": "乘",
-    "÷": "除以",
-}
+    "°C": "摄氏度", "℃": "摄氏度", "%": "百分之", "&": "和", "+": "加", "@": "艾特", "=": "等于",
+    "×": "乘", "÷": "除以",
+}  # fmt: skip
 _DIGITS = "零一二三四五六七八九"
 # Measure words: 2 before them is read liǎng.
 _MEASURES = frozenset(

@@ -175,12 +175,9 @@ class Crawl(InterleavedSource):
         book = regions.VoiceBook(self.voices.same)
         try:
             with AudioReader(path) as audio:
-                for offset, wave_S, tool_S, spans in self._read_windows(audio):
-                    total += len(wave_S) / audio.rate
-                    window = _WindowPipeline(
-                        self, item, language, offset, wave_S, audio.rate, tool_S, book
-                    )
-                    for result in window.run(spans):
+                for window in self._read_windows(audio):
+                    total += window.seconds
+                    for result in _WindowPipeline(self, item, language, window, book).run():
                         used += result.seconds
                         yield result
         except AudioError as error:
@@ -189,8 +186,8 @@ class Crawl(InterleavedSource):
         if total - used > 1e-3:
             yield Rejection(item.where, "not speech", seconds=total - used)
 
-    def _read_windows(self, audio: AudioReader):
-        """Yield windows that end in silence: (offset in seconds, wave, wave at 16 kHz, speech)."""
+    def _read_windows(self, audio: AudioReader) -> Iterator[_RecordingWindow]:
+        """Yield windows that end in silence."""
         offset, kept_S = 0.0, np.zeros(0, np.float32)
         blocks = audio.blocks()
         is_last = False
@@ -215,28 +212,56 @@ class Crawl(InterleavedSource):
             kept_S = wave_S[cut:]
             seconds = cut / audio.rate
             spans = [(a, min(b, seconds)) for a, b in spans if a < seconds]
-            yield offset, wave_S[:cut], tool_S[: round(seconds * _RATE)], spans
+            tool_S = tool_S[: round(seconds * _RATE)]
+            yield _RecordingWindow(offset, wave_S[:cut], audio.rate, tool_S, spans)
             offset += seconds
 
 
+@dataclasses.dataclass(frozen=True)
+class _RecordingWindow:
+    """A piece of a recording; times count from its start.
+
+    Attributes:
+      offset: seconds in the recording before it.
+      wave_S, rate: the sound, and its rate in Hz.
+      tool_S: the same sound at 16 kHz, for the tools.
+      spans: of speech.
+    """
+
+    offset: float
+    wave_S: np.ndarray
+    rate: int
+    tool_S: np.ndarray
+    spans: list[regions.Span]
+
+    @property
+    def seconds(self) -> float:
+        return len(self.wave_S) / self.rate
+
+    def cut_tool_wave(self, start: float, end: float) -> np.ndarray:
+        return self.tool_S[max(0, round(start * _RATE)) : round(end * _RATE)]
+
+
 class _WindowPipeline:
-    """Processes one window of a recording; times count from its start."""
+    """Makes records of a window."""
 
     def __init__(
-        self, crawl: Crawl, item: Item, language: str, offset, wave_S, rate: int, tool_S, book
+        self,
+        crawl: Crawl,
+        item: Item,
+        language: str,
+        window: _RecordingWindow,
+        book: regions.VoiceBook,
     ):
-        self.crawl, self.item, self.book = crawl, item, book
+        self.crawl, self.item, self.window, self.book = crawl, item, window, book
         self.languages = (language,) if language else LANGUAGES
-        self.offset, self.wave_S, self.rate = offset, wave_S, rate
-        self.tool_S = tool_S
-        self.seconds = len(wave_S) / rate
 
-    def run(self, spans: list[regions.Span]) -> Iterator[Record | Rejection]:
+    def run(self) -> Iterator[Record | Rejection]:
         """Yield the records, and the losses of speech."""
-        spans = [piece for span in spans for piece in self._divide(span)]
+        spans = [piece for span in self.window.spans for piece in self._divide(span)]
         # A span keeps a margin of at most half of the silence beside it.
         ends = [0.0, *(end for _, end in spans)]
-        starts = [*(start for start, _ in spans), self.seconds]
+        starts = [*(start for start, _ in spans), self.window.seconds]
         self.edges = {
             (start, end): (
                 start - min(_MARGIN, max(0.0, start - before) / 2),
@@ -257,7 +282,7 @@ class _WindowPipeline:
         start, end = span
         if end - start <= _UTTERANCE:
             return [span]
-        pauses = timing.find_pauses(self._cut_tool_wave(start, end), _RATE)
+        pauses = timing.find_pauses(self.window.cut_tool_wave(start, end), _RATE)
         marks = [start, *(start + (a + b) / 2 for a, b in pauses), end]
         costs = [0.3 * (1 - min(b - a, 1.0)) for a, b in pauses] + [0.0]
         cuts = best_cuts(
@@ -271,14 +296,12 @@ class _WindowPipeline:
         for start, end in regions.divide_span(span, self.crawl.voices.piece):
             if end - start >= _SHORTEST:
                 with contextlib.suppress(SpeechToolError):  # the encoder hears too little speech
-                    vectors.append(encoder.embed(self._cut_tool_wave(start, end), _RATE))
+                    vectors.append(encoder.embed(self.window.cut_tool_wave(start, end), _RATE))
         return np.stack(vectors) if vectors else np.zeros((0, 1), np.float32)
 
-    def _cut_tool_wave(self, start: float, end: float) -> np.ndarray:
-        return self.tool_S[max(0, round(start * _RATE)) : round(end * _RATE)]
-
     def _reject(self, start: float, end: float, reason: str, detail: str = "") -> Rejection:
-        where = f"{self.item.where} ({self.offset + start:.1f} to {self.offset + end:.1f} s)"
+        offset = self.window.offset
+        where = f"{self.item.where} ({offset + start:.1f} to {offset + end:.1f} s)"
         return Rejection(where, reason, detail, end - start)
 
     def _process_turn(self, turn: regions.VoiceTurn) -> Iterator[Record | Rejection]:
@@ -302,7 +325,7 @@ class _WindowPipeline:
         start, end = self.edges[spans[0]][0], self.edges[spans[-1]][1]
         if end - start > _RECOGNISED:
             return self._reject(start, end, "no pause", f"{end - start:.1f} s without one")
-        wave_S = self._cut_tool_wave(start, end)
+        wave_S = self.window.cut_tool_wave(start, end)
         spoken = sum(b - a for a, b in spans)
         fault, heard, language = ("", ""), None, ""
         for candidate in self.languages:
@@ -354,7 +377,7 @@ class _WindowPipeline:
         start, end, language = run[0].start, run[-1].end, run[0].language
         pauses = [
             (start + a, start + b)
-            for a, b in timing.find_pauses(self._cut_tool_wave(start, end), _RATE)
+            for a, b in timing.find_pauses(self.window.cut_tool_wave(start, end), _RATE)
         ]
         parts = timing.cut_into_parts(
             timing.join([utterance.words for utterance in run], language),
@@ -373,7 +396,7 @@ class _WindowPipeline:
             if is_kept[i] and i not in used:
                 yield self._reject(part.start, part.end, "a lone part", part.text[:60])
         for first, last in records:
-            at = self.offset + parts[first].start
+            at = self.window.offset + parts[first].start
             yield Record(
                 id=f"{self.item.id}-{round(at * 100):08d}",
                 kind="interleaved",
@@ -383,8 +406,9 @@ class _WindowPipeline:
             )
 
     def _make_part(self, part: timing.Stretch, speaker: str, language: str) -> Part:
-        a, b = round(part.start * self.rate), round(part.end * self.rate)
-        audio, seconds = encode_speech(self.wave_S[max(0, a) : b], self.rate, self.crawl.coding)
+        rate = self.window.rate
+        wave_S = self.window.wave_S[max(0, round(part.start * rate)) : round(part.end * rate)]
+        audio, seconds = encode_speech(wave_S, rate, self.crawl.coding)
         return Part(
             text=part.text,
             audio=audio,
