@@ -255,47 +255,25 @@ def _from_message(feature: Mapping) -> Record:
         strict=True,
     ):
         words.setdefault(number, []).append(Word(text, start, end))
+    columns = zip(
+        texts("parts/text"),
+        feature["parts/audio"].bytes_list.value,
+        feature["parts/codes"].bytes_list.value,
+        feature["parts/codebooks"].int64_list.value,
+        feature["parts/seconds"].float_list.value,
+        texts("parts/translation"),
+        texts("parts/role"),
+        texts("parts/speaker"),
+        feature["parts/loss"].int64_list.value,
+        strict=True,
+    )
     parts = []
-    for number, (
-        text,
-        audio,
-        codes,
-        codebooks,
-        seconds,
-        translation,
-        role,
-        speaker,
-        loss,
-    ) in enumerate(
-        zip(
-            texts("parts/text"),
-            feature["parts/audio"].bytes_list.value,
-            feature["parts/codes"].bytes_list.value,
-            feature["parts/codebooks"].int64_list.value,
-            feature["parts/seconds"].float_list.value,
-            texts("parts/translation"),
-            texts("parts/role"),
-            texts("parts/speaker"),
-            feature["parts/loss"].int64_list.value,
-            strict=True,
-        )
-    ):
+    for number, (text, audio, codes, codebooks, *others, loss) in enumerate(columns):
         codes_NQ = None
         if codebooks:
             codes_NQ = np.frombuffer(codes, "<u2").reshape(-1, codebooks).astype(np.int32)
-        parts.append(
-            Part(
-                text,
-                audio,
-                codes_NQ,
-                seconds,
-                translation,
-                role,
-                speaker,
-                words=tuple(words.pop(number, ())),
-                loss=loss != 0,
-            )
-        )
+        part_words = tuple(words.pop(number, ()))
+        parts.append(Part(text, audio, codes_NQ, *others, part_words, loss != 0))
     if words:
         raise RecordError(f"words of part {min(words)}, but {len(parts)} parts")
     (id,), (kind,), (language,), (source,) = map(texts, ("id", "kind", "language", "source"))

@@ -434,7 +434,7 @@ def test_missing_directory_empty_and_pipe(tmp_path):
         b"ID3\x04\x00\x00\x7f\x7f\x7f\x7f",
     ],
 )
-def test_what_is_not_audio(data, tmp_path):
+def test_other_files_are_not_audio(data, tmp_path):
     path = tmp_path / "song.wav"
     path.write_bytes(data)
     with refused("song.wav", "expected a WAV, FLAC, Ogg, MP3", reason="not audio"):
@@ -461,7 +461,7 @@ def test_no_samples():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [0, 70000])
-def test_samples_that_are_no_numbers(value, at, tmp_path):
+def test_samples_that_are_not_finite(value, at, tmp_path):
     samples = np.zeros(80000, "<f4")
     samples[at] = value
     path = tmp_path / "bad.wav"
@@ -478,7 +478,7 @@ def test_more_than_two_channels(channels, mono):
 
 
 @pytest.mark.parametrize("rate", [1, 3999, 192001, 655350, 0x7FFFFFFF])
-def test_senseless_rates(rate, tmp_path):
+def test_invalid_rates(rate, tmp_path):
     path = tmp_path / "rate.wav"
     path.write_bytes(wav_bytes(bytes(4000), rate=rate))
     with refused("rate.wav", f"{rate} Hz", "4000 to 192000"):

@@ -74,7 +74,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         (np.zeros(100, np.float32), 96000, "mp3", ("96000 Hz", "48000")),
     ],
 )
-def test_what_is_not_written(wave, rate, format, words):
+def test_unwritable_waves(wave, rate, format, words):
     with refused(*words):
         write_audio(io.BytesIO(), wave, rate, format)
 

@@ -61,7 +61,7 @@ def drawn(dataset, **fields) -> set[str]:
     }
 
 
-def test_a_roles_or_a_speakers_speech_alone(small_dataset):
+def test_only_the_speech_of_a_role_or_of_speakers(small_dataset):
     parts = {
         f"{record.id}/{number}": part
         for record in RecordSource(small_dataset, "train")
@@ -80,7 +80,7 @@ def test_a_roles_or_a_speakers_speech_alone(small_dataset):
 # --- the batch is a function of the step ----------------------------------------------------------
 
 
-def test_hosts_rows_put_together_are_the_global_batch(opened, steps):
+def test_rows_of_all_hosts_make_the_global_batch(opened, steps):
     for step in steps:
         rows = range(opened.global_rows(step))
         whole = digest(opened.build(step))
@@ -92,7 +92,7 @@ def test_hosts_rows_put_together_are_the_global_batch(opened, steps):
             opened.build(step, [9])
 
 
-def test_far_steps_come_at_once_and_again_after_pickling(opened):
+def test_any_step_is_built_at_once_also_after_pickling(opened):
     opened.build(0)
     copy = pickle.loads(pickle.dumps(opened))
     for step in (10**6, 10**9):
@@ -140,7 +140,7 @@ def sweeps(tmp_path_factory):
     return small_corpus.write_dataset(tmp_path_factory.mktemp("sweeps") / "s", records), waves
 
 
-def test_over_an_epoch_the_clips_are_the_recordings_in_pieces(sweeps):
+def test_an_epoch_has_every_clip_once(sweeps):
     dataset, waves = sweeps
     batches = AudioBatches(settings(dataset, Bucket(2.0, 1), Bucket(1.0, 1)), FORMAT)
     pieces = []
@@ -204,7 +204,7 @@ def test_features_at_16_khz_come_from_the_recording_itself(tmp_path):
 @pytest.mark.parametrize(
     "wanted", [("wave",), ("whisper_mel", "hifigan_mel"), ("flow_mel", "wave")]
 )
-def test_features_that_are_not_asked_for_are_none_and_the_others_the_same(wanted, small_dataset):
+def test_unwanted_features_are_none(wanted, small_dataset):
     every = AudioBatches(settings(small_dataset), FORMAT)
     subset = AudioBatches(settings(small_dataset, features=wanted), FORMAT)
     for step in range(2):
@@ -234,7 +234,7 @@ def test_ids_name_the_recordings_of_the_clips(sweeps, monkeypatch):
         batches.ids(0, [9])
 
 
-def test_windows_are_taken_all_over_the_recordings(sweeps):
+def test_windows_cover_the_recordings(sweeps):
     dataset, waves = sweeps
     options = settings(dataset, Bucket(1.0, 5), crop=True, features=("wave",))
     batches = AudioBatches(options, FORMAT)
@@ -258,7 +258,7 @@ def test_windows_are_taken_all_over_the_recordings(sweeps):
         assert len(set(starts[number])) > 30
 
 
-def test_augmentation_is_of_what_the_encoder_hears_alone(small_dataset):
+def test_augmentation_changes_only_the_input_of_the_encoder(small_dataset):
     """The targets stay clean; with speed they change along."""
     clean = AudioBatches(settings(small_dataset), FORMAT).build(1)
     noise = dataclasses.replace(AUGMENTATION, speeds=(1.0,), noise_probability=1.0)
@@ -337,7 +337,7 @@ def test_damaged_audio_is_named_or_skipped_and_counted(audio, seconds, message, 
     assert (np.delete(batch.samples_B, place) == WAVE_RATE).all()
 
 
-def test_what_has_no_audio_is_left_out_and_counted(small_dataset, tmp_path):
+def test_records_without_audio_are_left_out_and_counted(small_dataset, tmp_path):
     records = [
         Record("a", "speech", "en", (Part("x", GOOD, seconds=1.0),), "x"),
         Record("b", "speech", "en", (Part("x", GOOD, seconds=0.05),), "x"),
@@ -377,6 +377,6 @@ def test_what_has_no_audio_is_left_out_and_counted(small_dataset, tmp_path):
         ({"seed": -1}, "seed -1, expected at least 0"),
     ],
 )
-def test_settings_that_make_no_sense(fields, message):
+def test_invalid_settings(fields, message):
     with pytest.raises(ValueError, match=message):
         settings("d", **fields)

@@ -33,7 +33,7 @@ def test_nothing_is_changed_by_default():
 
 
 @pytest.mark.parametrize("snr_db", [0.0, 10.0, 35.0])
-def test_noise_has_the_ratio_asked_for(snr_db):
+def test_noise_has_the_wanted_ratio(snr_db):
     noisy = Augmentation(noise_probability=1, noise_snr_db=(snr_db, snr_db))
     clean_S = wave()
     noisy_S = noisy.wave(clean_S, generator())
@@ -43,7 +43,7 @@ def test_noise_has_the_ratio_asked_for(snr_db):
     np.testing.assert_array_equal(clean_S, wave())  # not in place
 
 
-def test_noise_is_drawn_over_the_range_and_as_often_as_asked():
+def test_noise_is_drawn_over_the_range_with_its_probability():
     augmentation = Augmentation(noise_probability=0.25, noise_snr_db=(10, 30))
     clean_S, rng = wave(4000), generator()
     result = []
@@ -64,7 +64,7 @@ def test_silence_stays_silent():
 
 
 @given(st.integers(1, 400), st.integers(0, 3), st.integers(0, 3), st.integers(0, 1000))
-def test_masks_hold_the_mean_and_have_the_extent_allowed(frames, time_masks, mel_masks, seed):
+def test_masks_hold_the_mean_and_keep_to_their_maximum(frames, time_masks, mel_masks, seed):
     augmentation = Augmentation(
         time_masks=time_masks, max_time_mask=30, mel_masks=mel_masks, max_mel_mask=10
     )
@@ -117,6 +117,6 @@ def test_the_same_generator_gives_the_same_result():
         ({"time_masks": -1}, "masks"),
     ],
 )
-def test_settings_that_make_no_sense(fields, message):
+def test_invalid_settings(fields, message):
     with pytest.raises(ValueError, match=message):
         Augmentation(**fields)

@@ -18,17 +18,17 @@ def data(**changes):
     return values | {"unit": "tokens", "audio": "codes", "buckets": []} | changes
 
 
-def test_members_are_in_the_order_of_their_names_and_weight_0_leaves_out():
+def test_members_are_in_the_order_of_their_names_without_those_of_weight_0():
     assert [s.dataset for s in batch_settings(data()).mixture] == ["/elsewhere/text", "speech"]
 
 
 @pytest.mark.parametrize("folder, want", [("", "speech"), ("/data/codes", "/data/codes/speech")])
-def test_the_folder_is_where_datasets_are(folder, want):
+def test_datasets_are_in_the_folder(folder, want):
     result = batch_settings(data(folder=folder)).mixture
     assert result[1].dataset == want
     assert result[0].dataset == "/elsewhere/text"  # a whole path stays
 
 
-def test_a_folder_that_is_none():
+def test_an_invalid_folder():
     with pytest.raises(ConfigError, match="data.folder = 3: expected a path"):
         batch_settings(data(folder=3))

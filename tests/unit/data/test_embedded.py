@@ -112,7 +112,7 @@ def test_held_out_sentences_are_not_in_training(records):
     assert not tested & validated
 
 
-def test_what_is_asked_in_the_test_is_spoken_of_in_training(records):
+def test_questions_of_the_test_split_are_about_trained_words(records):
     trained = {part.text for _, part in spoken(records, ["train"])}
     known = 0
     for split in SPLITS[1:]:

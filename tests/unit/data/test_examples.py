@@ -273,7 +273,7 @@ def without(record: Record, number: int, **fields) -> Record:
         ),
     ],
 )
-def test_what_a_task_cannot_use_is_a_reason(task, options, record, reason):
+def test_unusable_records_have_a_reason(task, options, record, reason):
     if reason is None:
         assert ExampleMaker(task, **options)(record)
         return
@@ -314,7 +314,7 @@ def test_the_speaker_is_of_the_turn():
     assert ExampleMaker("tts", turn="user")(QUESTION).speaker == ""
 
 
-def test_speech_by_some_speakers_alone():
+def test_only_the_speech_of_chosen_speakers():
     for record in (SPEECH, QUESTION):
         speaker = "ann" if record is SPEECH else "bot"
         example = ExampleMaker("tts", turn="any", speakers=("bot", "ann"))(record)
@@ -366,12 +366,12 @@ def test_records_without_such_a_turn_are_a_reason(task, turn, record, reason):
         ),
     ],
 )
-def test_options_that_do_not_go_together(options, message):
+def test_incompatible_options(options, message):
     with pytest.raises(ValueError, match=message):
         ExampleMaker(**options)
 
 
-def test_mixed_questions_say_everything_once():
+def test_mixed_questions_have_each_piece_once():
     for order in range(20):
         maker = ExampleMaker("aqa", questions="mixed", pieces=1, order=order)
         _, *question, answer = maker(ASKED).segments
@@ -387,7 +387,7 @@ def test_mixed_questions_say_everything_once():
         assert answer.text == "d" and answer.loss and not any(s.loss for s in question)
 
 
-def test_answers_that_begin_with_the_question():
+def test_answers_begin_with_the_transcript():
     def answers(record, **options):
         segments = ExampleMaker(**options, transcribe_first=True)(record).segments
         return [s.text for s in segments if s.loss and s.codes_NQ is None]
@@ -408,7 +408,7 @@ def test_a_late_system_turn_is_a_reason():
         ExampleMaker("sft")(dataclasses.replace(QUESTION, parts=parts))
 
 
-def test_parts_without_loss_are_given_but_not_learnt():
+def test_parts_without_loss_are_read_and_no_target():
     record = without(QUESTION, 2, loss=False)
     got = describe(to_sequence(ExampleMaker("sft")(record), Letters(), SIZES))
     assert "<C_A> a </s> <C_Q>" in got and got.endswith("<C_A> c* </s>*")

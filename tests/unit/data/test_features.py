@@ -49,7 +49,7 @@ def test_frames_of_codes_follow_from_the_mel(samples):
 
 @pytest.mark.parametrize("stored", [16_000, 24_000, 48_000])
 @pytest.mark.parametrize("speed", [0.9, 1.0, 1.1])
-def test_decoding_gives_exactly_the_samples_announced(stored, speed):
+def test_decoding_gives_exactly_the_stated_samples(stored, speed):
     # Not a whole number of samples at some rate; as float32, the way records keep it.
     for seconds in (0.06, 0.5, 1.00005, 2.718):
         exact = round(seconds * stored) / stored
@@ -134,7 +134,7 @@ def test_mels_of_chunks_are_those_of_the_chunks_alone():
             np.testing.assert_array_equal(a, b)
 
 
-def test_buckets_are_ordered_and_hold_what_they_say():
+def test_buckets_are_ordered_and_hold_their_length():
     buckets = features.check_buckets([Bucket(30, 1), Bucket(2.5, 4)])
     assert [b.seconds for b in buckets] == [2.5, 30]
     assert [b.mel_frames for b in buckets] == [251, 3000]
@@ -144,7 +144,7 @@ def test_buckets_are_ordered_and_hold_what_they_say():
 
 
 @pytest.mark.parametrize("seconds, count", [(0.05, 1), (30.5, 1), (float("nan"), 1), (1, 0)])
-def test_buckets_that_make_no_sense(seconds, count):
+def test_invalid_buckets(seconds, count):
     with pytest.raises(ValueError, match="expected 0.1 to 30 seconds, count >= 1"):
         Bucket(seconds, count)
 

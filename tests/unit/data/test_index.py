@@ -97,7 +97,7 @@ def test_processes_count_the_same(source, short_runs):
     assert sum(seen) == len(source)
 
 
-def test_a_count_is_kept_and_found_again(source, tmp_path):
+def test_a_count_is_cached(source, tmp_path):
     cache, calls = tmp_path / "cache", tmp_path / "calls"
     measure = Measure(str(calls))
 
@@ -124,7 +124,7 @@ def test_a_count_is_kept_and_found_again(source, tmp_path):
     assert [f for f in cache.iterdir() if f.suffix != ".npz"] == []
 
 
-def test_a_kept_count_is_not_used_for_changed_data(tmp_path):
+def test_a_cached_count_is_not_used_for_changed_data(tmp_path):
     cache = str(tmp_path / "cache")
     folder = tmp_path / "data"
     small_corpus.write_dataset(folder, small_corpus.records(1))
@@ -176,7 +176,7 @@ def test_records_that_are_not_well_formed_are_damaged(part, message):
     assert count(bad, Measure(), 2, key=1, on_error="skip").left_out == {"damaged": 1}
 
 
-def test_nothing_to_count():
+def test_an_empty_count():
     counted = count(Few(), Measure(), 3, key=1)
     assert counted.rows_NK.shape == (0, 3) and counted.records_N.shape == (0,)
 

@@ -71,7 +71,7 @@ def values(loader: Loader) -> list[tuple[int, list[int]]]:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_steps_come_in_order_whatever_builds_them(workers):
+def test_steps_come_in_order_with_any_workers(workers):
     result = values(Loader(Counting(), LoaderSettings(workers), start=5, stop=12))
     assert result == [(s, [100 * s + r for r in range(4)]) for s in range(5, 12)]
 
@@ -92,7 +92,7 @@ def test_resuming_at_the_step_it_stopped_at():
         assert before + [next(resumed)[0] for _ in range(2)] == [0, 1, 2, 3, 4]
 
 
-def test_a_far_step_is_as_near_as_the_first():
+def test_a_loader_starts_at_any_step_at_once():
     start = time.monotonic()
     with Loader(Counting(), start=10**6) as loader:
         assert next(loader)[0] == 10**6

@@ -60,7 +60,7 @@ def test_weights_that_differ_by_half_a_percent_differ_in_the_draws():
 
 
 @pytest.mark.parametrize("weights", [[], [1, 0], [-1], [float("nan")], [float("inf"), 1]])
-def test_weights_that_make_no_sense(weights):
+def test_invalid_weights(weights):
     with pytest.raises(ValueError, match="expected one or more numbers above 0"):
         Interleaved(weights)
 
@@ -114,7 +114,7 @@ def test_members_of_one_size_are_shuffled_differently():
     assert orders[0] != orders[1]
 
 
-def test_any_draw_is_found_at_once_and_survives_pickling():
+def test_any_draw_is_computed_at_once_also_after_pickling():
     draws = Draws([1000, 30], [3, 1], seed=5)
     draws[0]
     copy = pickle.loads(pickle.dumps(draws))
@@ -148,7 +148,7 @@ def test_places_below_zero_are_errors():
         ({"task": "sft", "turn": "user"}, "task 'sft' with turn = 'user', speakers = .*: only"),
     ],
 )
-def test_members_that_make_no_sense(fields, message):
+def test_invalid_members(fields, message):
     with pytest.raises(ValueError, match=message):
         Selection.from_mapping({"dataset": "d", "task": "asr"} | fields, "member")
 
@@ -207,7 +207,7 @@ def test_names_tell_members_apart():
         check_mixture(())
 
 
-def test_rows_that_a_batch_does_not_have():
+def test_rows_outside_of_the_batch():
     assert list(check_rows(5, None, 3)) == [0, 1, 2]
     assert list(check_rows(5, [2, 0], 3)) == [2, 0]
     with pytest.raises(IndexError, match="row 3 of step 5, expected 0 to 2"):

@@ -55,12 +55,12 @@ def opened(request, small_dataset, small_tokenizer) -> PackedBatches:
 
 
 @pytest.mark.parametrize("split", [[[0], [1], [2], [3]], [[0, 1], [2, 3]], [[0, 1, 2], [3]]])
-def test_hosts_rows_put_together_are_the_global_batch(opened, split):
+def test_rows_of_all_hosts_make_the_global_batch(opened, split):
     whole = digest(opened.build(5))
     assert digest(join([opened.build(5, rows) for rows in split])) == whole
 
 
-def test_rows_are_given_in_the_order_asked_for_and_none_if_none(opened):
+def test_rows_come_in_the_requested_order(opened):
     turned = opened.build(3, [2, 0])
     want = join([opened.build(3, [2]), opened.build(3, [0])])
     assert digest(turned) == digest(want)
@@ -74,7 +74,7 @@ def test_rows_are_given_in_the_order_asked_for_and_none_if_none(opened):
     assert opened.global_rows(3) == opened.global_rows(10**9) == 4
 
 
-def test_far_steps_come_at_once_and_again_after_pickling(opened):
+def test_any_step_is_built_at_once_also_after_pickling(opened):
     opened.build(0)
     copy = pickle.loads(pickle.dumps(opened))
     for step in (10**6, 10**9):
@@ -134,7 +134,7 @@ def test_examples_do_not_see_each_other(opened):
                     assert not targets[row, here][0]
 
 
-def test_chunks_stand_where_the_rows_wait_for_audio(opened):
+def test_chunks_start_at_the_positions_of_their_codes(opened):
     """Every audio_pad is covered by one chunk, whose frames follow from its mel alone."""
     if not opened.buckets:
         assert opened.build(0).audio == ()
@@ -174,7 +174,7 @@ def test_stored_codes_are_in_the_rows(opened):
     assert not rows.codes_BLQ[~pads & ~ends].any()
 
 
-def test_mels_are_of_the_recordings_that_the_rows_wait_for(tmp_path, small_tokenizer):
+def test_mels_are_those_of_the_recordings(tmp_path, small_tokenizer):
     """Recordings of different lengths, longer than the longest bucket too, found by their text."""
     seconds = {"what": 0.7, "is": 4.9, "the": 1.0, "sky": 8.06, "blue": 2.2}
     records = [
@@ -286,7 +286,7 @@ def test_ids_are_in_the_order_of_the_segments(small_dataset, small_tokenizer):
             assert result == [texts[name.removeprefix(prefix)] for name in names]
 
 
-def test_noise_is_another_whenever_a_row_is_drawn(tmp_path, small_tokenizer):
+def test_noise_differs_between_draws(tmp_path, small_tokenizer):
     """One row of data, drawn again and again: the same tokens, other noise; by the seed too."""
     record = Record("a", "speech", "en", (small_corpus.spoken("the sky", 1.0, 1),), "x")
     dataset = small_corpus.write_dataset(tmp_path / "one", [record])
@@ -327,7 +327,7 @@ def test_over_an_epoch_each_example_is_seen_once(small_dataset, small_tokenizer)
 
 
 @pytest.mark.parametrize("unit", ["tokens", "hours"])
-def test_shares_of_the_mixture_are_as_asked(unit, small_dataset, small_tokenizer):
+def test_shares_follow_the_weights(unit, small_dataset, small_tokenizer):
     """Audio 1, recognition 3: told apart by the token before the audio. Within 2 %."""
     mixture = (
         Selection(str(small_dataset), ExampleMaker("audio"), 1.0),
@@ -464,7 +464,7 @@ def test_codes_out_of_range_are_damage_found_when_counting(tmp_path, small_token
         (Part("the", small_corpus.speech(27.0), seconds=27.0), "features", "too long for a row"),
     ],
 )
-def test_what_makes_no_example_is_left_out_and_counted(
+def test_records_without_example_are_left_out_and_counted(
     bad, audio, reason, tmp_path, small_tokenizer
 ):
     row_length = 2048 if len(bad.audio) > 2 * len(GOOD) else 256
@@ -523,7 +523,7 @@ def test_a_dataset_that_changes_after_counting_is_an_error(tmp_path, small_token
                 copy.build(step)
 
 
-def test_nothing_to_learn_from(small_dataset, small_tokenizer, tmp_path):
+def test_members_without_examples(small_dataset, small_tokenizer, tmp_path):
     records = [Record("t", "text", "en", (Part("the sky"),), "x")]
     dataset = small_corpus.write_dataset(tmp_path / "texts", records)
     with pytest.raises(
@@ -560,6 +560,6 @@ def test_another_models_tokenizer(small_dataset, small_tokenizer):
         ({"mixture": ()}, "an empty mixture"),
     ],
 )
-def test_settings_that_make_no_sense(fields, message):
+def test_invalid_settings(fields, message):
     with pytest.raises(ValueError, match=message):
         settings("d", "t", **fields)

@@ -26,7 +26,7 @@ def sequence_of(length: int, seed: int) -> TokenSequence:
 
 
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 32), st.integers(1, 8))
-def test_every_sequence_is_somewhere_exactly_once(lengths, row_length, rows):
+def test_every_sequence_is_in_one_row(lengths, row_length, rows):
     packing = pack(lengths, row_length, rows)
     everywhere = [*packing.left_over, *packing.too_long, *(i for r in packing.rows for i in r)]
     assert sorted(everywhere) == list(range(len(lengths)))
@@ -132,7 +132,7 @@ def test_nothing_is_lost_in_windows(items, row_length, capacity, window):
 @pytest.mark.parametrize(
     "kind", ["speech", "half of a row and more", "all of a row, or more than half"]
 )
-def test_windows_stay_short_whatever_the_lengths(kind, monkeypatch):
+def test_windows_stay_short_with_any_lengths(kind, monkeypatch):
     """Rows that never fill must not be packed again and again with ever more others."""
     rng = np.random.default_rng(0)
     lengths_N = {

@@ -301,7 +301,7 @@ def test_a_tokenizer_without_audio_tokens():
 # --- loading ------------------------------------------------------------------------------------
 
 
-def test_kind_is_told_by_content(folder, tmp_path):
+def test_the_content_tells_the_kind(folder, tmp_path):
     for source, kind in (("bpe/tokenizer.json", BpeTokenizer), ("sp/nano.model", None)):
         (tmp_path / "file.bin").write_bytes((folder / source).read_bytes())
         loaded = load_text_tokenizer(str(tmp_path / "file.bin"))
