@@ -44,15 +44,6 @@ from ba_jax.files import write_whole
 # JAX and all that stands on it is imported by functions: the judge's processes import this module.
 
 
-def _rows(settings) -> dict[str, int]:
-    """Setting -> its batch size."""
-    return {
-        "generation.rows": settings.generation.rows,
-        "encode_rows": settings.encode_rows,
-        "synthesis.rows": settings.synthesis.rows,
-    }
-
-
 _JUDGED_BY = ("judge", "verdict")
 _PRESENTED_BY = ("synthesis",)
 
@@ -161,7 +152,7 @@ def evaluate(
       ConfigError, CheckpointError, EvalError, LineError, RecordError, ShardingError: see there.
     """
     from ba_jax import sharding
-    from ba_jax.checkpoints.components import find, load_to_generate
+    from ba_jax.checkpoints.components import find
     from ba_jax.config import from_mapping
     from ba_jax.evals import runner
     from ba_jax.evals.base import Bench, EvalSettings
@@ -169,6 +160,7 @@ def evaluate(
     from ba_jax.evals.suite import EvalError
     from ba_jax.evals.suites import registry as suites_lib
     from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+    from ba_jax.sampling.speech_model import SpeechModel, load_speech_model
     from ba_jax.sharding import MeshSettings, broadcast_from_first
 
     if start not in runner.STARTS:
@@ -209,11 +201,13 @@ def evaluate(
                 print(f"{progress.suite}: done before{more}", flush=True)
                 continue
             if bench is None:
-                variables, place = {}, None
-                if not saved:
-                    mesh, place = sharding.inference_mesh(mesh_settings, _rows(settings), sharing)
-                    variables = load_to_generate(model, sources, mesh)
-                bench = Bench(model, variables, settings, out, judge, progress, place, hosts.writes)
+                if saved:
+                    speech_model = SpeechModel(model, {}, settings)
+                else:
+                    speech_model = load_speech_model(
+                        model, sources, settings, mesh_settings, sharing, run=judge.map
+                    )
+                bench = Bench(speech_model, settings, out, judge, progress, hosts.writes)
             started = time.monotonic()
             outcome = runner.run(suites_lib.SUITES[name], bench, made[name], hosts, start)
             progress.close()

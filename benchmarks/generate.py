@@ -35,11 +35,12 @@ from ba_jax.models.audio_embed import AudioEmbedConfig
 from ba_jax.models.audio_head import AudioHeadConfig
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.models.llm import LLMConfig
-from ba_jax.sampling.alternate import Alternation, Stops
+from ba_jax.sampling.alternate import Alternation, StopMasks, TextVocabulary
 from ba_jax.sampling.logits import GREEDY
 from ba_jax.sampling.loop import Generator
 from ba_jax.sampling.prompt import Prompt
 from ba_jax.sampling.session import FRAME
+from ba_jax.sampling.settings import GenerationSettings
 from ba_jax.sampling.stream import StreamingSynthesizer, for_streaming
 from ba_jax.sampling.synthesize import SynthesisSettings, Synthesizer
 from ba_jax.vocab import CODEBOOK_SIZES, AudioTokens
@@ -204,18 +205,24 @@ class Sides:
         self.ids_BL = ids.astype(np.int32)
         self.codes_LQ = np.zeros((sizes.prompt, len(sizes.codebooks)), np.int32)
 
-    def generator(self, rows: int, as_trained: bool = False, **options) -> Generator:
+    def generator(
+        self, rows: int, as_trained: bool = False, alternation: Alternation | None = None
+    ) -> Generator:
+        """A generator of greedy text and frames; no text is a stop of the `alternation`."""
         vocab = self.sizes.llm.vocab_size
-        return Generator(
-            self.config,
-            self.as_trained if as_trained else self.variables,
-            eos_id=EOS,
-            writable_V=np.ones(vocab, bool),
+        stops = StopMasks(*np.zeros((len(StopMasks._fields), vocab), bool))
+        settings = GenerationSettings(
             rows=rows,
             lengths=(self.sizes.prompt + 1,),
             max_text=self.sizes.text,
             max_frames=self.sizes.frames,
-            **options,
+        )
+        return Generator(
+            self.config,
+            self.as_trained if as_trained else self.variables,
+            TextVocabulary(EOS, np.ones(vocab, bool), stops),
+            settings,
+            alternation,
         )
 
     def prompts(self, count: int, speaks: bool) -> list[Prompt]:
@@ -300,12 +307,8 @@ def first_audio(sides: Sides, synthesis: Synthesis | None) -> Case:
         timed, here of the first frames.
     """
     sizes = sides.sizes
-    nothing_V = np.zeros(sizes.llm.vocab_size, bool)
-    generator = sides.generator(
-        1,
-        alternation=Alternation(later_text=GREEDY, stops=(), stretch=sizes.clause),
-        stops=Stops(nothing_V, nothing_V, nothing_V),
-    )
+    alternation = Alternation(later_text=GREEDY, stops=(), stretch=sizes.clause)
+    generator = sides.generator(1, alternation=alternation)
     (prompt,) = sides.prompts(1, speaks=False)
     prompt = dataclasses.replace(prompt, wants_speech=True)
 

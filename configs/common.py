@@ -17,6 +17,8 @@ from ba_jax.checkpoints.manager import CheckpointSettings
 from ba_jax.data.loader import LoaderSettings
 from ba_jax.optim import OptimizerSettings
 from ba_jax.run_config import STAGES, TrainSettings
+from ba_jax.sampling.logits import Sampling
+from ba_jax.sampling.synthesize import SynthesisSettings
 from ba_jax.sharding import MeshSettings
 from ba_jax.vocab import COMPONENTS
 from configs import models
@@ -42,29 +44,21 @@ def base(size: str, stage: str) -> ConfigDict:
 
 
 def sampling(
-    temperature: float, top_k: int, top_p: float, repetition_penalty: float = 1.0
+    temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, repetition_penalty: float = 1.0
 ) -> dict[str, float]:
-    """Settings of `ba_jax.sampling.logits.Sampling`."""
-    return {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "repetition_penalty": repetition_penalty,
-    }
+    """Sampling of ids or codes; greedy by default, see `ba_jax.sampling.logits.Sampling`."""
+    return dataclasses.asdict(Sampling(temperature, top_k, top_p, repetition_penalty))
 
 
 def synthesis(nano: bool, longest: int) -> dict[str, Any]:
-    """Synthesis of waves from codes, in segments of at most `longest` frames (64 at nano)."""
-    return {
-        "vocoder": "griffin_lim" if nano else "vocoder",
-        # The few steps of a nano flow do not improve on the decoder.
-        "mel": "decoder" if nano else "flow",
-        "steps": 10,
-        "guidance": 0.7,
-        "iterations": 32,
-        "rows": 16,
-        "frames": (40, 64) if nano else (64, 128, longest),
-    }
+    """Settings of codes to waves, for segments of at most `longest` frames (64 at nano)."""
+    settings = SynthesisSettings(steps=10, guidance=0.7, frames=(64, 128, longest))
+    if nano:
+        # A flow trained for some 250 steps is no better than the decoder's own mel.
+        settings = dataclasses.replace(
+            settings, vocoder="griffin_lim", mel="decoder", frames=(40, 64)
+        )
+    return dataclasses.asdict(settings)
 
 
 def at_scale(config: ConfigDict) -> ConfigDict:

@@ -12,7 +12,7 @@ import functools
 import itertools
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,95 +20,60 @@ import numpy as np
 from ba_jax.audio import AudioError, read_audio, write_audio
 from ba_jax.data.examples import ExampleMaker, NotForTask, stable_hash
 from ba_jax.data.features import decode
-from ba_jax.data.record import Part, Record, RecordError, RecordSource, dataset_directory
+from ba_jax.data.record import Part, Record, RecordError, RecordSource
 from ba_jax.data.tasks import TaskError
-from ba_jax.data.text_tokenizer import TextTokenizer, load_text_tokenizer
 from ba_jax.evals.benchmarks.folders import Benchmarks
 from ba_jax.evals.judges.answers import VerdictJudge, VerdictSettings
 from ba_jax.evals.judges.recogniser import Judge, JudgeSettings
 from ba_jax.evals.suite import EvalError, Item, Line
-from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-from ba_jax.sampling.encode import Encoder
-from ba_jax.sampling.likelihood import Likelihood, Scored, Scorer
-from ba_jax.sampling.logits import Sampling
-from ba_jax.sampling.loop import Generated, Generator
-from ba_jax.sampling.prompt import Prompt, prompt_of, text_in_turns
-from ba_jax.sampling.synthesize import SynthesisSettings, Synthesizer, Wave
+from ba_jax.sampling.likelihood import Likelihood, Scored
+from ba_jax.sampling.prompt import Prompt
+from ba_jax.sampling.session import Generated
+from ba_jax.sampling.settings import SpeechModelSettings
+from ba_jax.sampling.speech_model import SpeechModel
+from ba_jax.sampling.synthesize import SynthesisSettings, Wave
 from ba_jax.speech.interfaces import SpeechToolError
 from ba_jax.types import Example, Failure
-from ba_jax.vocab import LANGUAGE_MODEL
 
 RATE = 16000
 """Hz of the waves that the audio encoder reads."""
 _LONGEST_NAME = 120
 
 
-@dataclasses.dataclass(frozen=True)
-class GenerationSettings:
-    """The generator's, see `ba_jax.sampling.loop.Generator`.
-
-    Attributes:
-      text, audio: how ids and codes are chosen.
-      rows: batch size.
-      lengths: what prompts are padded to.
-      max_text, max_frames: of an answer.
-      feedback_codebooks: of the frames that it says, the model reads the first so many; 0: all.
-    """
-
-    text: Sampling = Sampling()
-    audio: Sampling = Sampling()
-    rows: int = 32
-    lengths: tuple[int, ...] = (64, 128)
-    max_text: int = 32
-    max_frames: int = 64
-    feedback_codebooks: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalSettings:
-    """What is evaluated on, and how.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalSettings(SpeechModelSettings):
+    """The `eval` section of a config.
 
     Attributes:
       dataset: folder, or "embedded".
       split: of the dataset.
-      sources: records of these sources alone (`Record.source`); () takes all.
-      tokenizer: file or folder of the text tokenizer; "embedded": the corpus's.
-      limit: at most so many records of each kind and language; 0: all.
-      generation, synthesis, judge: see there.
-      encode_rows, encode_seconds: batch size and padded lengths of the encoder.
-      transcribe_first: the model answers below a transcript (`ExampleMaker.transcribe_first`);
-        likelihoods of endings are then those below the transcript that it writes.
-      tts_words_per_turn: text is read in pieces of so many words (Mandarin: characters), each
-        said before the next is read (`Generator.in_turns`); 0: all of it at once.
-      seed: of everything that is drawn.
-      save_every: items between two times that lines are written.
-      benchmarks: where those lie that are no datasets of records.
-      verdict: who judges open answers.
+      sources: sources (`Record.source`) to evaluate on; () takes all.
+      limit: most records of each kind and language; 0: all.
+      transcribe_first: the model writes a transcript of what it hears before its answer
+        (`ExampleMaker.transcribe_first`); likelihoods of endings are then those below the
+        transcript that it writes.
+      judge: settings of the recogniser.
+      save_every: number of items between two writes of lines.
+      benchmarks: folders of benchmarks that are no datasets of records.
+      verdict: settings of the judge of open answers.
     """
 
     dataset: str
     split: str
     sources: tuple[str, ...]
-    tokenizer: str
     limit: int = 0
-    generation: GenerationSettings = GenerationSettings()
-    synthesis: SynthesisSettings = SynthesisSettings()
-    judge: JudgeSettings = JudgeSettings()
-    encode_rows: int = 16
-    encode_seconds: tuple[float, ...] = (4.0,)
     transcribe_first: bool = False
-    tts_words_per_turn: int = 0
-    seed: int = 0
+    judge: JudgeSettings = JudgeSettings()
     save_every: int = 64
     benchmarks: Benchmarks = Benchmarks()
     verdict: VerdictSettings = VerdictSettings()
 
     def __post_init__(self):
-        least = {"limit": 0, "tts_words_per_turn": 0, "seed": 0, "save_every": 1}
-        if wrong := {
-            name: getattr(self, name) for name in least if getattr(self, name) < least[name]
-        }:
-            raise ValueError(f"{wrong}: expected at least {least}")
+        super().__post_init__()
+        if self.limit < 0 or self.save_every < 1:
+            raise ValueError(
+                f"limit {self.limit}, save_every {self.save_every}: expected at least 0 and 1"
+            )
 
 
 Progress = Callable[[str, int, int], None]
@@ -116,105 +81,40 @@ Progress = Callable[[str, int, int], None]
 
 
 class Bench:
-    """A model to evaluate, its data, and the tools.
+    """A model to evaluate, its data, and the judges.
 
     Args:
-      config, variables: the model; what an evaluation does not use may be missing.
+      model: the speech model; components that an evaluation does not use may be missing.
       settings: see `EvalSettings`.
       out: folder for audio.
       judge: the recogniser.
-      progress: told what goes on.
-      place: puts a batch of arrays (rows first) where the model computes; by default JAX does.
-      writes: recordings are saved; False on hosts that do the same as one that saves them.
+      progress: called with what is being done, how much of it is done, and of how much.
+      writes: whether recordings are saved; False on hosts that repeat the work of one that does.
     """
 
     def __init__(
         self,
-        config: BaichuanAudioConfig,
-        variables: Mapping[str, Any],
+        model: SpeechModel,
         settings: EvalSettings,
         out: pathlib.Path,
         judge: Judge,
         progress: Progress = lambda what, done, of: None,
-        place: Callable[[Any], Any] | None = None,
         writes: bool = True,
     ):
         self._writes = writes
-        self.config, self.variables, self.settings = config, variables, settings
+        self.model, self.settings = model, settings
         self.out, self.judge, self.progress = pathlib.Path(out), judge, progress
         self.damaged: dict[int, str] = {}
-        self._place = {} if place is None else {"place": place}
         self._codes: dict[tuple[bytes, float], np.ndarray | Failure] = {}
         self._total = self._before = 0
 
     def begin(self, total: int) -> None:
-        """A stage of so many items begins: what is told of its batches counts up to that."""
+        """Begin a stage of `total` items; progress counts up to that."""
         self._total, self._before = total, 0
 
     def advance(self, count: int) -> None:
-        """So many more of them are done."""
+        """Advance the progress counter by `count`."""
         self._before += count
-
-    # The tools
-
-    @functools.cached_property
-    def tokenizer(self) -> TextTokenizer:
-        """Of the model's text.
-
-        Raises:
-          TokenizerError: one that does not fit the model.
-        """
-        tokenizer = load_text_tokenizer(dataset_directory(self.settings.tokenizer))
-        tokenizer.check_against(self.config.tokens, self.config.llm.vocab_size)
-        return tokenizer
-
-    @functools.cached_property
-    def generator(self) -> Generator:
-        """Text and frames; text alone for a model whose variables hold no more."""
-        tokenizer, generation = self.tokenizer, self.settings.generation
-        config = self.config.only(
-            *(part for part in LANGUAGE_MODEL if part in self.variables["params"])
-        )
-        return Generator.of(
-            config,
-            self.variables,
-            tokenizer,
-            text=generation.text,
-            audio=generation.audio,
-            rows=generation.rows,
-            lengths=generation.lengths,
-            max_text=generation.max_text,
-            max_frames=generation.max_frames,
-            feedback_codebooks=generation.feedback_codebooks if config.audio_head else 0,
-            **self._place,
-        )
-
-    @functools.cached_property
-    def synthesizer(self) -> Synthesizer:
-        """Codes to waves; Griffin-Lim runs in the judge's processes."""
-        return self.synthesizer_with(self.settings.synthesis)
-
-    @functools.cache  # noqa: B019 (a bench lives as long as its command)
-    def synthesizer_with(self, settings: SynthesisSettings) -> Synthesizer:
-        """The same with other settings, made once."""
-        return Synthesizer(self.config, self.variables, settings, run=self.judge.map, **self._place)
-
-    @functools.cached_property
-    def encoder(self) -> Encoder:
-        """Waves to codes."""
-        return Encoder(
-            self.config,
-            self.variables,
-            rows=self.settings.encode_rows,
-            seconds=self.settings.encode_seconds,
-            **self._place,
-        )
-
-    @functools.cached_property
-    def scorer(self) -> Scorer:
-        """Likelihoods of given answers."""
-        rows = self.settings.generation.rows
-        return Scorer(self.config, self.variables, rows=rows, **self._place)
 
     @functools.cached_property
     def verdicts(self) -> VerdictJudge:
@@ -323,7 +223,7 @@ class Bench:
             except AudioError as error:
                 self._codes[key] = Failure(f"recording: {error}")
         if waves:
-            made = self.encoder(list(waves.values()), self._encoding(list(waves.values())))
+            made = self.model.encoder(list(waves.values()), self._encoding(list(waves.values())))
             for key, own_NQ in zip(waves, made, strict=True):
                 short = Failure(f"recording of {len(waves[key]) / RATE:.3f} s: no frame of codes")
                 self._codes[key] = own_NQ if len(own_NQ) else short
@@ -342,8 +242,8 @@ class Bench:
         A record that the task cannot use, or whose recording cannot be encoded, fails.
         """
         maker = ExampleMaker(task, **options)
-        sizes = self.config.audio_embed.codebook_sizes if self.config.audio_embed else ()
-        filled = [_with_stand_ins(record, len(sizes)) for record in records]
+        codebooks = len(self.model.codebook_sizes)
+        filled = [_with_stand_ins(record, codebooks) for record in records]
         failed: dict[int, Failure] = {}
         # What lies in a prompt is encoded, what the model is to say is not.
         heard: list[tuple[int, int]] = []
@@ -371,22 +271,21 @@ class Bench:
                 continue
             try:
                 example = maker(dataclasses.replace(record, parts=tuple(parts[number])))
-                made.append(prompt_of(example, self.tokenizer, sizes))
+                made.append(self.model.prompt(example))
             except ValueError as error:  # of tasks, sequences, codes and prompts
                 made.append(Failure(f"task {task}: {error}"))
         return made
 
     def prompts_in_turns(self, records: Sequence[Record]) -> list[list[Prompt] | Failure]:
-        """Of each record's first text, `tts_words_per_turn` at a time."""
-        sizes, found = self.config.audio_embed.codebook_sizes, []
+        """Prompts of each record's first text, `tts_words_per_turn` words each."""
+        prompts: list[list[Prompt] | Failure] = []
         for record in records:
-            text, words = record.parts[0].text, self.settings.tts_words_per_turn
-            name = {"id": record.id, "language": record.language}
+            text, names = record.parts[0].text, {"id": record.id, "language": record.language}
             try:
-                found.append(text_in_turns(text, words, self.tokenizer, sizes, **name))
+                prompts.append(self.model.prompts_in_turns(text, **names))
             except ValueError as error:  # of tasks and sequences
-                found.append(Failure(f"task tts: {error}"))
-        return found
+                prompts.append(Failure(f"task tts: {error}"))
+        return prompts
 
     def generate(
         self,
@@ -416,18 +315,16 @@ class Bench:
         fitting = [i for i, one in enumerate(found) if not isinstance(one, Failure)]
         if not fitting:
             return found
-        in_turns = isinstance(found[fitting[0]], list)
-        generate = self.generator.in_turns if in_turns else self.generator
         tell = functools.partial(self._tell, what, len(fitting))
         seeds = [self._seed(numbers[i]) for i in fitting]
-        made = generate([prompts[i] for i in fitting], seeds=seeds, progress=tell)
+        made = self.model.generate([prompts[i] for i in fitting], seeds=seeds, progress=tell)
         for i, one in zip(fitting, made, strict=True):
             found[i] = one
         return found
 
     def score(self, scored: Sequence[Scored], what: str) -> list[Likelihood]:
         """How likely the model finds given answers."""
-        return self.scorer(scored, functools.partial(self._tell, what, len(scored)))
+        return self.model.scorer(scored, functools.partial(self._tell, what, len(scored)))
 
     def grade(self, inputs: Sequence[Line], what: str) -> list[Line]:
         """What the judge of open answers says, see `ba_jax.evals.judges.answers`."""
@@ -459,9 +356,7 @@ class Bench:
 
     def text_of(self, generated: Generated | Failure) -> str:
         """The text that was written."""
-        if isinstance(generated, Failure):
-            return ""
-        return self.tokenizer.decode(generated.ids).strip()
+        return "" if isinstance(generated, Failure) else self.model.text_of(generated)
 
     def speech_of(
         self, codes: Sequence[np.ndarray], numbers: Sequence[int] | None = None
@@ -478,7 +373,7 @@ class Bench:
         ]
         spoken = [i for i, own in enumerate(codes) if len(own) and found[i] is None]
         seeds = [self._seed(numbers[i]) for i in spoken]
-        waves = self.synthesizer.waves([codes[i] for i in spoken], seeds) if spoken else []
+        waves = self.model.synthesizer.waves([codes[i] for i in spoken], seeds) if spoken else []
         for i, wave in zip(spoken, waves, strict=True):
             found[i] = wave
         return found

@@ -1,7 +1,7 @@
-"""What comes of requests: one line each in results.jsonl, and waves beside it.
+"""Results of requests: a line each in results.jsonl, and waves beside it.
 
-Lines are added as requests are done, so that a run that was stopped goes on with those that have
-none. What failed has a line with "error"; it counts as done, unless failures are to be tried again.
+Lines are appended as requests are done, so that a run can be resumed. A request that failed has a
+line with "error" and counts as done, unless failures are to be retried.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from ba_jax.audio.resample import resample
 from ba_jax.files import write_whole
 
 RATE = 24000
-"""Hz of the waves that are written."""
+"""Sampling rate of the saved waves in Hz."""
 RESULTS, MADE_WITH = "results.jsonl", "made_with.json"
 
 
 class ResultsError(ValueError):
-    """A folder that holds other results, or lines that cannot be read."""
+    """A folder with other results, or with lines that cannot be read."""
 
 
 class Results:
     """A folder of results.
 
     Args:
-      out: the folder; made if it is not there.
-      made_with: settings and weights that decide the results; another run's must be the same.
-      overwrite: discard another run's.
-      retry: forget the lines of requests that failed.
-      writes: False leaves the folder alone and begins without lines: on hosts that do the same as
-        one that writes.
+      out: the folder; created if it does not exist.
+      made_with: settings and weights that the results depend on; must be those of earlier results.
+      overwrite: discard earlier results.
+      retry: drop the lines of requests that failed.
+      writes: False: do not touch the folder and begin without lines, on hosts that repeat the work
+        of one that writes.
 
     Raises:
-      ResultsError: it holds results of other settings, or a damaged line before the last.
+      ResultsError: results of other settings, or a damaged line before the last.
     """
 
     def __init__(
@@ -57,56 +57,57 @@ class Results:
             return
         self.out.mkdir(parents=True, exist_ok=True)
         self._path, stamp = self.out / RESULTS, self.out / MADE_WITH
-        made = json.loads(json.dumps(made_with))
+        made_with = json.loads(json.dumps(made_with))
         if overwrite:
             self._path.unlink(missing_ok=True)
             stamp.unlink(missing_ok=True)
         if stamp.is_file():
             before = json.loads(stamp.read_text(encoding="utf-8"))
-            if changed := sorted(k for k in {*before, *made} if before.get(k) != made.get(k)):
+            keys = {*before, *made_with}
+            if changed := sorted(key for key in keys if before.get(key) != made_with.get(key)):
                 raise ResultsError(
-                    f"{self.out}: its results were made with other {', '.join(changed)}; give "
+                    f"{self.out}: its results were made with other {', '.join(changed)}; choose "
                     "another --out, or --overwrite"
                 )
         elif self._path.is_file():
             raise ResultsError(
                 f"{self.out}: {RESULTS} without {MADE_WITH}; --overwrite discards it"
             )
-        write_whole(stamp, json.dumps(made, ensure_ascii=False, indent=1) + "\n")
+        write_whole(stamp, json.dumps(made_with, ensure_ascii=False, indent=1) + "\n")
         self.lines = self._read()
         if retry:
             self.lines = {id: line for id, line in self.lines.items() if "error" not in line}
-        # A line that a kill cut in two is gone, too.
-        write_whole(self._path, "".join(_line(line) for line in self.lines.values()))
+        # Also removes a last line that was cut off when the run was killed.
+        write_whole(self._path, "".join(_to_json(line) for line in self.lines.values()))
 
     def _read(self) -> dict[str, dict[str, Any]]:
         if not self._path.is_file():
             return {}
-        lines = self._path.read_text(encoding="utf-8").splitlines()
-        found = {}
-        for number, text in enumerate(lines, 1):
+        texts = self._path.read_text(encoding="utf-8").splitlines()
+        lines = {}
+        for number, text in enumerate(texts, 1):
             try:
                 line = json.loads(text)
-                found[line["id"]] = line
+                lines[line["id"]] = line
             except (ValueError, KeyError, TypeError) as error:
-                if number < len(lines):
+                if number < len(texts):
                     raise ResultsError(
                         f"{self._path}:{number}: {error!r}, expected a result; --overwrite "
-                        "discards them all"
+                        "discards all results"
                     ) from None
-        return found
+        return lines
 
     def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Adds the results of some requests."""
+        """Appends the lines of requests."""
         if self._writes:
             with open(self._path, "a", encoding="utf-8") as file:
-                file.write("".join(_line(line) for line in lines))
+                file.write("".join(_to_json(line) for line in lines))
                 file.flush()
                 os.fsync(file.fileno())
         self.lines |= {line["id"]: dict(line) for line in lines}
 
     def wave_path(self, id: str, turn: int | None = None) -> Path:
-        """Where the wave of a request, or of a turn of it, is written; its folder is made."""
+        """Path of the wave of a request, or of one of its turns; creates its folder."""
         name = id if turn is None else f"{id}-{turn + 1}"
         path = self.out / "audio" / f"{name}.wav"
         if self._writes:
@@ -114,7 +115,7 @@ class Results:
         return path
 
     def save(self, path: Path, wave_S: np.ndarray, rate: int) -> str:
-        """Writes a wave at RATE; its path below the folder."""
+        """Writes a wave at RATE; returns its path relative to the folder."""
         if rate != RATE:
             wave_S = resample(wave_S, rate, RATE)
         if self._writes:
@@ -122,9 +123,9 @@ class Results:
         return self.relative(path)
 
     def relative(self, path: Path) -> str:
-        """A path as the results have it."""
+        """A path relative to the folder of results."""
         return path.relative_to(self.out).as_posix()
 
 
-def _line(line: Mapping[str, Any]) -> str:
+def _to_json(line: Mapping[str, Any]) -> str:
     return json.dumps(line, ensure_ascii=False) + "\n"

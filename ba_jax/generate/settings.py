@@ -1,4 +1,4 @@
-"""How requests are done: the `generate` section of a config."""
+"""The `generate` section of a config, and what each task needs of it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ import shlex
 from ba_jax.data.record import LANGUAGES
 from ba_jax.sampling.alternate import FIRST_TEXT, Alternation
 from ba_jax.sampling.logits import GREEDY, Sampling
+from ba_jax.sampling.settings import GenerationSettings, SpeechModelSettings
 from ba_jax.sampling.synthesize import SynthesisSettings
+from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_DECODER, SPEECH_ENCODER
 
 ANSWERS = ("spoken", "written")
 
 
 @dataclasses.dataclass(frozen=True)
 class StreamSettings:
-    """How a stream goes.
+    """Settings of --stream.
 
     Attributes:
-      chunk: steps of the language model between two looks at what came.
-      blocks, norm_frames: see `SynthesisSettings`; of synthesis in pieces.
-      player: command that is given the speech as it comes, raw mono samples of 16 bits on its
-        standard input ("{rate}" stands for Hz): "aplay -q -t raw -f S16_LE -r {rate}". "": none.
+      chunk: steps of the language model between two looks at its output.
+      blocks, norm_frames: of streaming synthesis, see `SynthesisSettings`.
+      player: command that plays raw mono samples of 16 bits from its standard input, "{rate}"
+        stands for Hz: "aplay -q -t raw -f S16_LE -r {rate}". "": none.
     """
 
     chunk: int = 4
@@ -38,64 +40,72 @@ class StreamSettings:
             raise ValueError(f"player {self.player!r}: {error}") from None
 
 
-@dataclasses.dataclass(frozen=True)
-class GenerateSettings:
-    """What serves all requests of a run.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateSettings(SpeechModelSettings):
+    """Settings shared by all requests of a run.
 
     Attributes:
-      tokenizer: file or folder of the text tokenizer; "embedded": the embedded corpus's.
-      language: of requests that name none.
-      system: prompt of chats that have none; "": none.
-      answers: of chat, "spoken" or "written".
-      tts_words_per_turn: texts are read in pieces of so many words (Mandarin: characters), each said before
-        the next is read (`Generator.in_turns`), for models trained so; 0: all at once.
-      transcript: how ids of transcripts and translations are chosen.
-      text: how ids of answers are chosen, until the first speech; after that as `alternation` says.
-      audio: how codes are chosen.
-      alternation: how the text and speech of spoken answers alternate.
-      rows: requests side by side.
-      lengths: what prompts are padded to; of chats, a longer one is read in parts.
-      max_text, max_frames: the most ids and frames of speech of a turn.
-      feedback_codebooks: of the frames that it says, the model reads the first so many; 0: all.
-      capacity: positions of a request, all turns together.
-      encode_rows, encode_seconds: of recordings, as in `ba_jax.sampling.encode.Encoder`.
-      synthesis: codes to waves.
-      stream: with --stream.
-      seed: of everything that is drawn.
+      language: language of requests that name none.
+      system: system prompt of chats that have none; "": none.
+      answers: answers of chats, "spoken" or "written".
+      transcript: sampling of transcripts and translations. `generation.text` is that of answers,
+        until the first segment of speech; from then on `alternation.later_text`.
+      alternation: how text and speech of spoken answers alternate.
+      stream: settings of --stream.
     """
 
-    tokenizer: str
     language: str = "en"
     system: str = ""
     answers: str = "spoken"
-    tts_words_per_turn: int = 0
     transcript: Sampling = GREEDY
-    text: Sampling = FIRST_TEXT
-    audio: Sampling = GREEDY
+    generation: GenerationSettings = GenerationSettings(
+        text=FIRST_TEXT,
+        rows=8,
+        lengths=(64, 128, 256, 512),
+        max_text=256,
+        max_frames=500,
+        capacity=2048,
+    )
     alternation: Alternation = Alternation()
-    rows: int = 8
-    lengths: tuple[int, ...] = (64, 128, 256, 512)
-    max_text: int = 256
-    max_frames: int = 500
-    feedback_codebooks: int = 0
-    capacity: int = 2048
-    encode_rows: int = 8
-    encode_seconds: tuple[float, ...] = (5.0, 15.0, 30.0)
     synthesis: SynthesisSettings = SynthesisSettings(frames=(64, 128, 500))
     stream: StreamSettings = StreamSettings()
-    seed: int = 0
 
     def __post_init__(self):
+        super().__post_init__()
         if self.answers not in ANSWERS:
             raise ValueError(f"answers {self.answers!r}, expected one of {ANSWERS}")
         if self.language not in LANGUAGES:
             raise ValueError(f"language {self.language!r}, expected one of {LANGUAGES}")
-        if self.seed < 0 or self.tts_words_per_turn < 0:
-            raise ValueError(
-                f"seed {self.seed}, tts_words_per_turn {self.tts_words_per_turn}: expected at least 0 of both"
-            )
         if self.alternation.segment > self.synthesis.frames[-1]:
             raise ValueError(
                 f"alternation.segment {self.alternation.segment}, synthesis.frames "
                 f"{self.synthesis.frames}: expected room for a segment"
             )
+
+    def speaks(self, task: str) -> bool:
+        """Whether a task gives speech."""
+        return task in ("tts", "reconstruct") or (task == "chat" and self.answers == "spoken")
+
+    def components(self, task: str, hears: bool) -> tuple[str, ...]:
+        """Components of the model that a task needs; `hears`: a request holds a recording."""
+        needed = () if task == "reconstruct" else LANGUAGE_MODEL
+        needed += SPEECH_ENCODER if hears else ()
+        if self.speaks(task):
+            flow = self.synthesis.mel == "flow"
+            needed += SPEECH_DECODER if flow else ("vq_bridge", "audio_decoder")
+            needed += ("vocoder",) if self.synthesis.vocoder == "vocoder" else ()
+        return tuple(dict.fromkeys(needed))
+
+    def for_task(self, task: str, stream: bool) -> GenerateSettings:
+        """These settings with the task's sampling of text, and with one row for a stream."""
+        generation = self.generation
+        if task != "chat":
+            generation = dataclasses.replace(generation, text=self.transcript)
+        if stream:
+            generation = dataclasses.replace(generation, rows=1)
+        encode_rows = min(generation.rows, self.encode_rows)
+        return dataclasses.replace(self, generation=generation, encode_rows=encode_rows)
+
+    def alternation_of(self, task: str) -> Alternation | None:
+        """The alternation of a task's output; None: text, then at most one segment of speech."""
+        return self.alternation if task == "chat" and self.speaks(task) else None

@@ -1,4 +1,4 @@
-"""One request after the other, told and heard while it comes."""
+"""Requests one by one, their text written and their speech played as it comes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,28 +15,37 @@ import soundfile
 
 from ba_jax.audio import crossfade
 from ba_jax.audio.lengths import SAMPLE_RATE
-from ba_jax.generate.batched import Line, begin, fail, lacking, turn_line
-from ba_jax.generate.requests import Request, Turn
+from ba_jax.generate.requests import Request, UserTurn
 from ba_jax.generate.results import Results
-from ba_jax.sampling import session as sessions
+from ba_jax.generate.turns import Line, TaskModel
 from ba_jax.sampling.prompt import Prompt
-from ba_jax.sampling.session import Event, Session
-from ba_jax.sampling.speech_model import Engine
+from ba_jax.sampling.session import (
+    END,
+    FRAME,
+    SEGMENT,
+    SEGMENT_END,
+    TEXT,
+    Event,
+    Generated,
+    Session,
+    collect,
+)
+from ba_jax.sampling.stream import StreamingSynthesizer, for_streaming
 from ba_jax.types import Failure
 
 
 class PlayerError(RuntimeError):
-    """A player that cannot be started, or stops listening."""
+    """A player that cannot be started, or that ended early."""
 
 
 @dataclasses.dataclass
 class Timing:
-    """Seconds from the end of the user's turn (its recording is read), on the wall clock.
+    """Seconds of wall-clock time since the end of the user's turn, before its recording is read.
 
     Attributes:
-      first_text, first_audio: to the first id of text and the first samples; None: never.
-      total: to the end.
-      audio: of speech.
+      first_text, first_audio: until the first text id and the first samples; None: never.
+      total: until the end.
+      audio: seconds of speech.
     """
 
     first_text: float | None = None
@@ -45,7 +54,7 @@ class Timing:
     audio: float = 0.0
 
     def line(self) -> Line:
-        """As results have it; the real-time factor is seconds taken a second of speech."""
+        """The times as JSON; the real-time factor is seconds taken per second of speech."""
         values = {
             "seconds_to_first_text": self.first_text,
             "seconds_to_first_audio": self.first_audio,
@@ -68,10 +77,10 @@ class Timing:
 
 
 class Speaker:
-    """Where samples go as they come: a file that grows, and perhaps a player.
+    """Writes samples to a growing WAV file, and to a player.
 
     Args:
-      path: of a WAV file; it has the name with ".partial" until it is whole.
+      path: of the file; it has the suffix ".partial" until it is whole.
       rate: Hz.
       player: command, see `StreamSettings`.
 
@@ -94,11 +103,13 @@ class Speaker:
         )
 
     def write(self, wave_S: np.ndarray) -> None:
-        """More samples.
+        """Appends samples, maybe none.
 
         Raises:
           PlayerError: the player has ended.
         """
+        if not len(wave_S):
+            return
         wave_S = np.clip(wave_S, -1.0, 1.0)
         self._file.write(wave_S)
         self._file.flush()
@@ -108,10 +119,10 @@ class Speaker:
                 self._player.stdin.write((wave_S * 32767).astype("<i2").tobytes())
                 self._player.stdin.flush()
             except OSError as error:
-                raise PlayerError(f"stream.player stopped listening: {error}") from None
+                raise PlayerError(f"stream.player ended early: {error}") from None
 
     def close(self, keep: bool = True) -> None:
-        """Ends file and player, and waits until all is played; `keep`: the file is whole."""
+        """Closes the file and waits for the player; the file is kept if `keep`."""
         self._file.close()
         if keep and self.samples:
             self._partial.replace(self._path)
@@ -124,219 +135,187 @@ class Speaker:
 
 
 class Streamer:
-    """Does requests one by one; the engine has one row.
+    """Does requests one by one.
 
     Args:
-      engine: made with rows=1.
-      tell: is given text as it comes; a line break ends a turn.
+      task: with a model of one row.
+      write: called with text as it comes; a line break ends a turn.
     """
 
-    def __init__(self, engine: Engine, tell: Callable[[str], None]):
-        self._engine, self._tell = engine, tell
-
-    def warm_up(self, hears: bool) -> None:
-        """Compiles what requests need, so that their times are those of the work.
-
-        Args:
-          hears: some request holds a recording.
-        """
-        engine = self._engine
-        turn = Turn(text="x")
-        request = Request("warm-up", "warm-up", engine.settings.language, (turn,))
-        if hears:
-            for seconds in engine.settings.encode_seconds:
-                engine.encoder([np.zeros(int(seconds * SAMPLE_RATE), np.float32)])
-        if engine.task in ("asr", "translate"):
-            codes_NQ = np.zeros((1, len(engine.config.audio_embed.codebook_sizes)), np.int32)
-            prompt = engine.prompt(request, 0, codes_NQ)
-        else:
-            prompt = engine.prompt(request, 0, None)
-        if isinstance(prompt, Failure):
-            raise ValueError(f"warm-up: {prompt.reason}")
-        for length in engine.settings.lengths:
-            some = _of_length(prompt, length)
-            session = engine.generator.session([0])
-            session.read([some])
-            chunk = engine.settings.stream.chunk
-            for _ in session.stream(chunk=chunk, text_limit=2, frame_limit=2):
-                pass
-            # A later turn is read by another function.
-            if (engine.task == "chat" or engine.in_turns) and not lacking(session, 0, length):
-                session.read([some])
-        if engine.task in ("tts", "chat") and self._speaks:
-            engine.streaming_synthesizer.warm_up()
+    def __init__(self, task: TaskModel, write: Callable[[str], None]):
+        self._task, self._write = task, write
+        stream = task.settings.stream
+        self._synthesis = for_streaming(task.settings.synthesis, stream.blocks, stream.norm_frames)
 
     @property
-    def _speaks(self) -> bool:
-        engine = self._engine
-        return engine.task == "tts" or engine.settings.answers == "spoken"
+    def _synthesizer(self) -> StreamingSynthesizer:
+        return self._task.model.streaming_synthesizer(self._synthesis)
+
+    def warm_up(self, hears: bool) -> None:
+        """Compiles everything that requests need, so that their times exclude compilation.
+
+        Args:
+          hears: a request holds a recording.
+        """
+        task, settings = self._task, self._task.settings
+        request = Request("warm-up", "warm-up", settings.language, (UserTurn(text="x"),))
+        if hears:
+            for seconds in settings.encode_seconds:
+                task.model.encoder([np.zeros(int(seconds * SAMPLE_RATE), np.float32)])
+        frame = np.zeros((1, len(task.model.codebook_sizes)), np.int32)
+        prompt = task.prompt(request, 0, frame if task.task in ("asr", "translate") else None)
+        if isinstance(prompt, list):
+            prompt = prompt[0]
+        if isinstance(prompt, Failure):
+            raise ValueError(f"warm-up: {prompt.reason}")
+        for length in settings.generation.lengths:
+            repeated = dataclasses.replace(
+                prompt,
+                ids_L=np.resize(prompt.ids_L, length),
+                codes_LQ=np.resize(prompt.codes_LQ, (length, prompt.codes_LQ.shape[1])),
+            )
+            session = task.model.generator.session([0])
+            session.read([repeated])
+            for _ in session.stream(chunk=settings.stream.chunk, text_limit=2, frame_limit=2):
+                pass
+            # Prompts of later turns are read by another compiled function.
+            later = task.chats or task.in_turns
+            if later and isinstance(task.check_room(session, 0, repeated), Prompt):
+                session.read([repeated])
+        if task.speaks:
+            self._synthesizer.warm_up()
 
     def __call__(self, request: Request, results: Results) -> Line:
-        """Does a request; its line."""
-        line = begin(self._engine, request)
-        chats = self._engine.task == "chat"
-        if chats:
-            line["turns"] = []
-        elif request.turns:
-            line["input"] = request.turns[0].audio or request.turns[0].text
-        if request.refusal:
-            fail(line, f"{request.where}: {request.refusal}")
+        """Does a request and returns its line."""
+        task = self._task
+        line = task.begin_line(request)
+        if "error" in line:
             return line
-        session = self._engine.generator.session([self._engine.seed(request)])
+        session = task.model.generator.session([task.seed(request)])
         segments = 0
         for number, turn in enumerate(request.turns):
             started = time.monotonic()
-            prompt, more = self._read(request, number, turn), []
-            if isinstance(prompt, list):
-                prompt, *more = prompt
-            if chats and isinstance(prompt, Prompt):
-                short = lacking(session, 0, len(prompt))
-                prompt = Failure(short) if short else prompt
+            (codes_NQ,) = task.encode([turn])
+            prompt = task.prompt(request, number, codes_NQ)
+            if task.chats:
+                prompt = task.check_room(session, 0, prompt)
             if isinstance(prompt, Failure):
-                reason = f"turn {number + 1}: {prompt.reason}" if chats else prompt.reason
-                fail(line, reason)
+                task.fail_turn(line, number, prompt)
                 return line
-            session.read([prompt])
-            path = results.wave_path(request.id, number if chats else None)
-            told, segments, timing, saved = self._turn(
-                session, request, path, segments, started, more
-            )
-            if chats:
-                line["turns"].append(own := turn_line(self._engine, request, number, told))
-            else:
-                own = line
-                own["complete"] = told.complete
-                if self._engine.task != "tts":
-                    own["text"] = self._engine.tokenizer.decode(told.ids).strip()
+            prompts = prompt if isinstance(prompt, list) else [prompt]
+            path = results.wave_path(request.id, number if task.chats else None)
+            speech = None
+            if task.speaks:
+                player = task.settings.stream.player
+                speaker = Speaker(path, self._synthesizer.rate, player)
+                speech = _TurnSpeech(self._synthesizer, speaker, task.seed(request), segments)
+            generated, timing, saved = self._stream_turn(session, prompts, speech, started)
+            values = task.add_turn(line, request, number, generated)
             if saved:
-                own["audio"], own["seconds"] = results.relative(path), round(timing.audio, 3)
-            own["timing"] = timing.line()
-            self._tell(f"[{request.id}: {timing}]\n")
-        if chats:
-            line["complete"] = all(turn["complete"] for turn in line["turns"])
-        elif self._engine.task == "tts" and "audio" not in line:
-            fail(line, "the model spoke no frame")
+                values["audio"] = results.relative(path)
+                values["seconds"] = round(timing.audio, 3)
+            values["timing"] = timing.line()
+            self._write(f"[{request.id}: {timing}]\n")
+            segments += 0 if speech is None else speech.segments
+        task.finish_line(line)
         return line
 
-    def _read(self, request: Request, number: int, turn: Turn) -> Prompt | list[Prompt] | Failure:
-        """A turn's prompt, or the pieces of its text."""
-        if self._engine.in_turns:
-            return self._engine.pieces(request)
-        if not turn.audio:
-            return self._engine.prompt(request, number, None)
-        (codes_NQ,) = self._engine.hear([turn])
-        if isinstance(codes_NQ, Failure):
-            return codes_NQ
-        return self._engine.prompt(request, number, codes_NQ)
-
-    def _turn(
+    def _stream_turn(
         self,
         session: Session,
-        request: Request,
-        path: Path,
-        segments: int,
+        prompts: Sequence[Prompt],
+        speech: _TurnSpeech | None,
         started: float,
-        more: list[Prompt],
-    ):
-        """(what came, segments so far, times, whether a wave was written) of one turn."""
-        settings, timing = self._engine.settings.stream, Timing()
-        decoder, voice = None, None
-        if self._speaks and self._engine.task in ("tts", "chat"):
-            voice = _Voice(self._engine, path, settings.player, self._engine.seed(request))
-            voice.segment = segments
-        if self._engine.task != "tts":
-            decoder = self._engine.tokenizer.stream()
+    ) -> tuple[Generated, Timing, bool]:
+        """Reads a turn's prompts, writes and plays what comes; (output, times, wave kept)."""
+        model, timing = self._task.model, Timing()
+        decoder = None if self._task.task == "tts" else model.tokenizer.stream()
         events = []
-        whole = False
+        whole = saved = False
         try:
-            for event in self._events(session, settings.chunk, more):
+            for event in self._events(session, prompts):
                 events.append(event)
-                if event.kind == sessions.TEXT and decoder is not None:
-                    self._tell(decoder.push(event.token_id))
+                if event.kind == TEXT and decoder is not None:
+                    self._write(decoder.push(event.token_id))
                     if timing.first_text is None:
                         timing.first_text = time.monotonic() - started
-                if voice is not None and voice.take(event) and timing.first_audio is None:
+                if speech is not None and speech.take(event) and timing.first_audio is None:
                     timing.first_audio = time.monotonic() - started
             if decoder is not None:
-                self._tell(decoder.flush() + "\n")
+                self._write(decoder.flush() + "\n")
             timing.total = time.monotonic() - started
             whole = True
         finally:
-            saved = voice.close(whole) if voice is not None else False
-        if voice is not None:
-            segments, timing.audio = voice.segment, voice.seconds
-        found = sessions.collect(events, len(self._engine.config.audio_embed.codebook_sizes))
-        return found[0], segments, timing, saved
+            if speech is not None:
+                saved = speech.close(whole)
+        if speech is not None:
+            timing.audio = speech.seconds
+        return collect(events, len(model.codebook_sizes))[0], timing, saved
 
-    def _events(self, session: Session, chunk: int, more: list[Prompt]) -> Iterator[Event]:
-        """The events of a turn; pieces of its text, what comes of them is one segment."""
-        left, joins, begun = self._engine.frame_limit, bool(more), False
-        while True:
-            held = []  # the end, if it is not the last piece's
-            for some in session.stream(chunk=chunk, frame_limit=left):
-                for event in some:
-                    left -= event.kind == sessions.FRAME
-                    if more and event.kind in (sessions.SEGMENT_END, sessions.END):
-                        held.append(event)
-                    elif not (joins and begun and event.kind == sessions.SEGMENT):
-                        begun |= event.kind == sessions.SEGMENT
-                        yield event
-            if not more:
-                return
-            if left < 1 or len(more[0]) + 3 > session.capacity - session.used[0]:
+    def _events(self, session: Session, prompts: Sequence[Prompt]) -> Iterator[Event]:
+        """The events of a turn; several prompts are pieces of a text, spoken as one segment."""
+        chunk, frames_left = self._task.settings.stream.chunk, self._task.frame_limit
+        held: list[Event] = []
+        for number, prompt in enumerate(prompts):
+            is_last = number == len(prompts) - 1
+            # A prompt is read with the end of the piece before it, and needs a frame and its end.
+            if number and (frames_left < 1 or len(prompt) + 3 > session.capacity - session.used[0]):
                 yield from (event._replace(complete=False) for event in held)
                 return
-            session.read([more.pop(0)])
+            session.read([prompt])
+            held = []  # the end, which is that of the turn only after the last piece
+            for events in session.stream(chunk=chunk, frame_limit=frames_left):
+                for event in events:
+                    frames_left -= event.kind == FRAME
+                    if event.kind in (SEGMENT_END, END) and not is_last:
+                        held.append(event)
+                    elif event.kind != SEGMENT or not number:
+                        yield event
 
 
-def _of_length(prompt: Prompt, length: int) -> Prompt:
-    """Its ids again and again, up to a length."""
-    codes_LQ = np.resize(prompt.codes_LQ, (length, prompt.codes_LQ.shape[1]))
-    return dataclasses.replace(prompt, ids_L=np.resize(prompt.ids_L, length), codes_LQ=codes_LQ)
+class _TurnSpeech:
+    """Speech of a turn: frames to samples, cross-faded from segment to segment.
 
+    Args:
+      synthesizer: makes the samples.
+      speaker: takes them.
+      seed: of the request.
+      first: number of the turn's first segment among those of the request.
+    """
 
-class _Voice:
-    """Frames of a turn as samples: synthesis, cross-fade, file and player."""
-
-    def __init__(self, engine: Engine, path: Path, player: str, seed: int):
-        self._synthesizer = engine.streaming_synthesizer
-        self._rate = self._synthesizer.rate
-        self._speaker = Speaker(path, self._rate, player)
-        self._fader = crossfade.Crossfader(crossfade.fade_samples(self._rate))
-        self._seed, self._stream = seed, None
-        self.segment = 0
+    def __init__(self, synthesizer: StreamingSynthesizer, speaker: Speaker, seed: int, first: int):
+        self._synthesizer, self._speaker = synthesizer, speaker
+        self._fader = crossfade.Crossfader(crossfade.fade_samples(synthesizer.rate))
+        self._seed, self._first, self._stream = seed, first, None
+        self.segments = 0
 
     @property
     def seconds(self) -> float:
-        """Of speech so far."""
-        return self._speaker.samples / self._rate
+        """Speech so far."""
+        return self._speaker.samples / self._synthesizer.rate
 
     def take(self, event: Event) -> bool:
-        """Does what an event asks for; whether samples came."""
+        """Synthesizes what an event makes possible; True if samples were written."""
         before = self._speaker.samples
-        if event.kind == sessions.SEGMENT:
-            self._stream = self._synthesizer.open(self._seed, self.segment)
-            self.segment += 1
-        elif event.kind == sessions.FRAME:
-            self._say(self._stream.push(event.codes_Q[None]))
-        elif event.kind == sessions.SEGMENT_END:
-            self._say(self._stream.finish())
+        if event.kind == SEGMENT:
+            self._stream = self._synthesizer.open(self._seed, self._first + self.segments)
+            self.segments += 1
+        elif event.kind == FRAME:
+            self._fade(self._stream.push(event.codes_Q[None]))
+        elif event.kind == SEGMENT_END:
+            self._fade(self._stream.finish())
             self._stream = None
-            self._write(self._fader.end_segment())
-        elif event.kind == sessions.END:
-            self._write(self._fader.finish())
+            self._speaker.write(self._fader.end_segment())
+        elif event.kind == END:
+            self._speaker.write(self._fader.finish())
         return self._speaker.samples > before
 
-    def _say(self, wave_S: np.ndarray) -> None:
+    def _fade(self, wave_S: np.ndarray) -> None:
         if len(wave_S):
-            self._write(self._fader.push(wave_S))
-
-    def _write(self, wave_S: np.ndarray) -> None:
-        if len(wave_S):
-            self._speaker.write(wave_S)
+            self._speaker.write(self._fader.push(wave_S))
 
     def close(self, whole: bool) -> bool:
-        """Ends; whether a file was kept."""
+        """Ends the turn's speech; True if a file was kept."""
         if self._stream is not None:
             self._stream.drop()
         self._speaker.close(whole)

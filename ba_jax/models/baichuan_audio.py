@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -289,3 +289,20 @@ def parameter_counts(config: BaichuanAudioConfig) -> dict[str, int]:
             label = name if collection == "params" else f"{collection}/{name}"
             counts[label] = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
     return counts
+
+
+def select_variables(
+    config: BaichuanAudioConfig, variables: Mapping[str, Any], components: Sequence[str]
+) -> dict[str, Any]:
+    """The variables of some components.
+
+    Raises:
+      ValueError: a model without one of them.
+    """
+    absent = [name for name in components if getattr(config, name) is None]
+    if absent:
+        raise ValueError(f"model without {absent}: expected {tuple(components)}")
+    return {
+        collection: {name: tree[name] for name in components if name in tree}
+        for collection, tree in variables.items()
+    }

@@ -23,9 +23,16 @@ from ba_jax.config import from_mapping
 from ba_jax.metrics import flops
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, init_variables
 from ba_jax.plan.topology import PlanError
-from ba_jax.sampling import alternate
-from ba_jax.sampling.alternate import SPEAKING, WRITING, Limits
-from ba_jax.sampling.step import State, Stepper
+from ba_jax.sampling.alternate import (
+    AUDIO,
+    FIRST_TEXT,
+    SPEAKING,
+    WRITING,
+    TextVocabulary,
+    TurnLimits,
+)
+from ba_jax.sampling.settings import GenerationSettings
+from ba_jax.sampling.step import ModelRunner, State
 from ba_jax.tree import flatten
 from ba_jax.vocab import LANGUAGE_MODEL
 
@@ -86,32 +93,31 @@ def make_decode_step(
             f"multiple of {shards} rows, and at least 2"
         )
     variables = _variables(config, mesh, dtype)
-    stepper = Stepper(
+    runner = ModelRunner(
         config,
         variables,
-        eos_id=_free_id(config),
-        writable_V=np.ones(config.llm.vocab_size, bool),
-        text=alternate.FIRST_TEXT,
-        later_text=alternate.FIRST_TEXT,
-        audio=alternate.AUDIO,
-        alternation=None,
-        stops=None,
-        rows=rows,
-        capacity=context,
-        max_text=_TURN,
-        max_frames=_TURN,
+        TextVocabulary(_free_id(config), np.ones(config.llm.vocab_size, bool)),
+        GenerationSettings(
+            text=FIRST_TEXT,
+            audio=AUDIO,
+            rows=rows,
+            lengths=(1,),
+            max_text=_TURN,
+            max_frames=_TURN,
+            capacity=context,
+        ),
         dtype=dtype,
     )
 
-    def step(variables, state: State, keys_B, limits: Limits) -> State:
+    def step(variables, state: State, keys_B, limits: TurnLimits) -> State:
         # A constant mode leaves the head of the other mode out.
         mode_B = jnp.full((rows,), KINDS[kind], jnp.int32)
         state = state._replace(turn=state.turn._replace(mode_B=mode_B))
-        return stepper.step(variables, state, keys_B, limits)
+        return runner.step(variables, state, keys_B, limits)
 
-    state = _state(stepper, config, mesh)
+    state = _state(runner, config, mesh)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    limits = Limits(*(np.zeros((rows,), t) for t in (np.int32, np.int32, bool)))
+    limits = TurnLimits(*(np.zeros((rows,), t) for t in (np.int32, np.int32, bool)))
     arguments = (variables, state, *_over_rows((keys, limits), mesh))
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
     function = jax.jit(sharding.under_mesh(mesh, step), donate_argnums=1, out_shardings=places)
@@ -189,14 +195,14 @@ def _over_rows(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     )
 
 
-def _state(stepper: Stepper, config: BaichuanAudioConfig, mesh: jax.sharding.Mesh) -> State:
+def _state(runner: ModelRunner, config: BaichuanAudioConfig, mesh: jax.sharding.Mesh) -> State:
     """Return the state's shapes; rows over the batch's axes, the cache's heads over tensor."""
     heads = sharding.LOGICAL_AXES["kv_heads"]
     if config.llm.kv_heads % mesh.shape[heads]:
         heads = None
     axes = (None, sharding.LOGICAL_AXES["batch"], heads)
     where = NamedSharding(mesh, PartitionSpec(*axes))
-    state = _over_rows(stepper.state_shapes(), mesh)
+    state = _over_rows(runner.state_shapes(), mesh)
     cache = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
         for name, leaf in state.cache._asdict().items()

@@ -1,4 +1,4 @@
-"""Items of many lengths as batches of few shapes."""
+"""Batches of few shapes from items of many lengths."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 
 
 class LengthError(ValueError):
-    """An item that is empty, or longer than the longest bucket."""
+    """An item that is empty or longer than the largest bucket."""
 
 
 def batches(
     sizes: Sequence[int], buckets: Sequence[int], rows: int, name: str = "item"
 ) -> Iterator[tuple[int, list[int]]]:
-    """(bucket, indices of at most `rows` items it holds), every item once, shortest first.
+    """Yields (bucket, indices of at most `rows` items), each item once, shortest first.
 
-    A batch takes the smallest bucket that holds its longest item.
+    The bucket of a batch is the smallest that holds its longest item.
 
     Raises:
       LengthError: a size below 1 or over the largest bucket.
@@ -27,14 +27,14 @@ def batches(
             raise LengthError(f"{name} {i} is {size} long, expected 1 to {ordered[-1]}")
     order = sorted(range(len(sizes)), key=lambda i: sizes[i])
     for first in range(0, len(order), rows):
-        some = order[first : first + rows]
-        yield next(b for b in ordered if b >= sizes[some[-1]]), some
+        batch = order[first : first + rows]
+        yield next(bucket for bucket in ordered if bucket >= sizes[batch[-1]]), batch
 
 
 def pad(items: Sequence[np.ndarray], rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Stacked items (rows, length, ...), 0 past each, and their lengths, int32.
+    """Items padded with zeros to (rows, length, ...), and their lengths, int32.
 
-    Rows without an item hold the first one again: a length of 0 has no statistics to normalise by.
+    Rows without an item repeat the first item: norms have no statistics over a length of 0.
     """
     first = np.asarray(items[0])
     stacked = np.zeros((rows, length, *first.shape[1:]), first.dtype)

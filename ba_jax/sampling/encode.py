@@ -1,30 +1,36 @@
-"""Recordings to codes, in batches of few shapes."""
+"""The speech encoder: recordings to codes, in batches of few shapes."""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ba_jax.audio import lengths as audio_lengths
+from ba_jax.audio.lengths import N_FFT, SAMPLE_RATE, mel_length
 from ba_jax.audio.mel import WHISPER_MEL, MelGeometry, whisper_log_mel
 from ba_jax.models import layers
-from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
+from ba_jax.models.baichuan_audio import (
+    BaichuanAudio,
+    BaichuanAudioConfig,
+    select_variables,
+)
 from ba_jax.sampling import batching
 from ba_jax.sharding import to_host
+from ba_jax.vocab import SPEECH_ENCODER
 
 
 class Encoder:
-    """Codes of waves, as the model's audio tokenizer gives them.
+    """Encodes waves with the model's audio tokenizer.
 
     Args:
       config, variables: a model with audio_encoder and vq_bridge.
       rows: batch size.
-      seconds: lengths that recordings are padded to; longer ones are cut into pieces of the last.
+      seconds: lengths that recordings are padded to; longer recordings are cut into pieces of the
+        longest.
       dtype: compute type.
       place: puts a batch's arrays (rows first) on the devices; by default where JAX puts them.
     """
@@ -32,22 +38,15 @@ class Encoder:
     def __init__(
         self,
         config: BaichuanAudioConfig,
-        variables: dict[str, Any],
+        variables: Mapping[str, Any],
         *,
         rows: int = 16,
         seconds: Sequence[float] = (4.0, 30.0),
         dtype: layers.Dtype = jnp.float32,
         place: Callable[[Any], Any] = lambda arrays: arrays,
     ):
-        needed = ("audio_encoder", "vq_bridge")
-        absent = [name for name in needed if getattr(config, name) is None]
-        if absent:
-            raise ValueError(f"model without {absent}: expected {needed}")
-        self._model = BaichuanAudio(config.only(*needed), dtype=dtype)
-        self._variables = {
-            collection: {name: tree[name] for name in needed if name in tree}
-            for collection, tree in variables.items()
-        }
+        self._variables = select_variables(config, variables, SPEECH_ENCODER)
+        self._model = BaichuanAudio(config.only(*SPEECH_ENCODER), dtype=dtype)
         self.rows, self._seconds, self._place = rows, tuple(sorted(seconds)), place
         self._geometry = MelGeometry(
             WHISPER_MEL.sample_rate,
@@ -66,36 +65,34 @@ class Encoder:
     def __call__(
         self, waves: Sequence[np.ndarray], progress: Callable[[int], None] | None = None
     ) -> list[np.ndarray]:
-        """Codes (N, Q), int32, of mono waves at 16 kHz; N may be 0 for one under 60 ms.
+        """Codes (N, Q), int32, of mono waves at 16 kHz; N is 0 for a wave under 60 ms.
 
         Args:
           waves: float (S,) each.
           progress: called with the number of pieces done after each batch.
         """
-        longest = int(self._seconds[-1] * audio_lengths.SAMPLE_RATE)
+        longest = int(self._seconds[-1] * SAMPLE_RATE)
         mels: list[np.ndarray] = []
-        owners: list[int] = []
+        wave_of_mel: list[int] = []
         for number, wave_S in enumerate(waves):
-            pieces = [wave_S[i : i + longest] for i in range(0, len(wave_S), longest)]
-            for piece in pieces:
-                if len(piece) >= audio_lengths.N_FFT:
-                    mels.append(whisper_log_mel(piece, self._geometry))
-                    owners.append(number)
-        buckets = [
-            audio_lengths.mel_length(int(s * audio_lengths.SAMPLE_RATE)) for s in self._seconds
-        ]
-        found: dict[int, np.ndarray] = {}
-        for bucket, some in batching.batches([len(m) for m in mels], buckets, self.rows, "piece"):
-            mel_BTM, lengths_B = batching.pad([mels[i] for i in some], self.rows, bucket)
+            for start in range(0, len(wave_S), longest):
+                piece_S = wave_S[start : start + longest]
+                if len(piece_S) >= N_FFT:
+                    mels.append(whisper_log_mel(piece_S, self._geometry))
+                    wave_of_mel.append(number)
+        buckets = [mel_length(int(seconds * SAMPLE_RATE)) for seconds in self._seconds]
+        codes: dict[int, np.ndarray] = {}
+        sizes = [len(mel_TM) for mel_TM in mels]
+        for bucket, batch in batching.batches(sizes, buckets, self.rows, "piece"):
+            mel_BTM, lengths_B = batching.pad([mels[i] for i in batch], self.rows, bucket)
             arrays = self._place((mel_BTM, lengths_B))
             codes_BNQ, frames_B = to_host(self._encode(self._variables, *arrays))
-            for row, i in enumerate(some):
-                found[i] = codes_BNQ[row, : frames_B[row]]
+            for row, i in enumerate(batch):
+                codes[i] = codes_BNQ[row, : frames_B[row]]
             if progress is not None:
-                progress(len(found))
-        codebooks = len(self._model.config.vq_bridge.codebook_sizes)
-        result = []
-        for number in range(len(waves)):
-            own = [found[i] for i, owner in enumerate(owners) if owner == number]
-            result.append(np.concatenate(own) if own else np.zeros((0, codebooks), np.int32))
-        return result
+                progress(len(codes))
+        no_codes = np.zeros((0, len(self._model.config.vq_bridge.codebook_sizes)), np.int32)
+        pieces: list[list[np.ndarray]] = [[no_codes] for _ in waves]
+        for i, number in enumerate(wave_of_mel):
+            pieces[number].append(codes[i])
+        return [np.concatenate(codes_of_wave) for codes_of_wave in pieces]

@@ -1,8 +1,8 @@
-"""How likely a model finds given answers: log-likelihoods of text and of codes, teacher-forced.
+"""Teacher-forced log-likelihoods of given text and codes.
 
-Batches are padded to few lengths, so that little is compiled. Logits are made for the targets
-alone, some positions at a time (`losses.lm.sum_over_chunks`): a batch's worth of a vocabulary in
-float32 never exists.
+Batches are padded to few lengths, so that little is compiled. Logits are computed for the targets
+alone and chunk by chunk (`losses.lm.sum_over_chunks`), so that those of a whole batch are never in
+memory.
 """
 
 from __future__ import annotations
@@ -20,24 +20,28 @@ from ba_jax import sharding
 from ba_jax.data.sequence import TokenSequence
 from ba_jax.losses.lm import compact, cross_entropy, sum_over_chunks
 from ba_jax.models import layers
-from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
+from ba_jax.models.baichuan_audio import (
+    BaichuanAudio,
+    BaichuanAudioConfig,
+    select_variables,
+)
 from ba_jax.sampling import batching
 from ba_jax.sharding import to_host
 from ba_jax.vocab import LANGUAGE_MODEL, AudioTokens
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
-"""What sequences are padded to."""
+"""Lengths that sequences are padded to."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """A sequence to score: tokens, and which of them count.
+    """A sequence to score.
 
     Attributes:
       ids_L: int32.
-      codes_LQ: int32; codes at `audio_pad`, anything elsewhere.
-      text_L: tokens whose text is scored.
-      audio_L: frames whose codes are scored.
+      codes_LQ: int32; read at `audio_pad` only.
+      text_L: positions whose text ids are scored.
+      audio_L: positions whose codes are scored.
     """
 
     ids_L: np.ndarray
@@ -50,7 +54,7 @@ class Scored:
 
     @classmethod
     def of(cls, sequence: TokenSequence, tokens: AudioTokens, eos_id: int) -> Scored:
-        """What a training sequence has loss on, less what begins or ends it: words and frames."""
+        """Score a training sequence's targets, except the ids that begin or end a segment."""
         ids_L = sequence.ids_L
         return cls(
             ids_L,
@@ -60,20 +64,18 @@ class Scored:
         )
 
     def without_first(self, count: int) -> Scored:
-        """The same, the first `count` of the tokens of text that are scored now only read."""
+        """The sequence with its first `count` scored text ids no longer scored."""
         text_L = self.text_L.copy()
         text_L[np.flatnonzero(text_L)[:count]] = False
         return dataclasses.replace(self, text_L=text_L)
 
 
 class Likelihood(NamedTuple):
-    """Of one sequence, in nats.
+    """Log-likelihood of a sequence, in nats.
 
     Attributes:
-      text: log-likelihood of its text.
-      tokens: of text.
-      audio: log-likelihood of its codes, all codebooks.
-      codes: how many those are.
+      text, tokens: log-likelihood of the text, and its number of tokens.
+      audio, codes: log-likelihood of the codes of all codebooks, and their number.
     """
 
     text: float
@@ -83,32 +85,34 @@ class Likelihood(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Of text and codes."""
+        """Log-likelihood of text and codes together."""
         return self.text + self.audio
 
     @property
     def mean(self) -> float:
-        """A token of text or a code.
+        """Mean log-likelihood per text token or code.
 
         Raises:
           ValueError: nothing was scored.
         """
         count = self.tokens + self.codes
         if not count:
-            raise ValueError("a mean over nothing: expected text or frames to score")
+            raise ValueError(
+                "mean log-likelihood of 0 tokens and codes: expected at least one scored target"
+            )
         return self.total / count
 
 
 class Scorer:
-    """Scores sequences; compiles once a padded length and number of targets (powers of two).
+    """Scores sequences; compiles once per padded length and number of targets (powers of two).
 
     Args:
-      config, variables: a model with llm; for audio, audio_embed and audio_head too.
+      config, variables: a model with llm; for audio, with audio_embed and audio_head too.
       rows: batch size.
-      lengths: what sequences are padded to; a longer one is an error.
-      chunk: targets of a row whose logits are made at a time.
+      lengths: lengths that sequences are padded to; a longer sequence is an error.
+      chunk: number of a row's targets whose logits are computed at a time.
       dtype: compute type.
-      place: puts a batch of arrays (rows first) where the model computes; by default JAX does.
+      place: puts a batch's arrays (rows first) on the devices; by default where JAX puts them.
     """
 
     def __init__(
@@ -129,10 +133,7 @@ class Scorer:
         self.rows, self.lengths, self.chunk = rows, tuple(sorted(lengths)), chunk
         self._place = place
         self.traces: collections.Counter = collections.Counter()
-        self._variables = {
-            collection: {name: tree[name] for name in present if name in tree}
-            for collection, tree in variables.items()
-        }
+        self._variables = select_variables(self.config, variables, present)
         self._model = BaichuanAudio(self.config, dtype=dtype)
         run = sharding.under_mesh(sharding.mesh_of(self._variables), self._batch)
         self._run = jax.jit(run, static_argnames=("texts", "frames"))
@@ -140,41 +141,39 @@ class Scorer:
     def __call__(
         self, items: Sequence[Scored], progress: Callable[[int], None] | None = None
     ) -> list[Likelihood]:
-        """Likelihoods in the items' order.
+        """Likelihoods of sequences, in order.
 
         Args:
-          items: each with something to score, not at its first position.
+          items: sequences with at least one target, none of them at the first position.
           progress: called with the number of items done after each batch.
 
         Raises:
-          LengthError: an empty item, or one longer than the longest length.
-          ValueError: nothing to score, a target that nothing predicts, or audio for a model
-            without audio.
+          LengthError: an item that is empty or longer than the last of `lengths`.
+          ValueError: no target, a target at the first position, or audio for a model without it.
         """
         for number, item in enumerate(items):
             self._check(number, item)
-        found: dict[int, Likelihood] = {}
+        likelihoods: dict[int, Likelihood] = {}
         sizes = [len(item) for item in items]
-        for bucket, some in batching.batches(sizes, self.lengths, self.rows, "sequence"):
-            own = [items[i] for i in some]
-            ids_BL, lengths_B = batching.pad([item.ids_L for item in own], self.rows, bucket)
-            codes_BLQ, _ = batching.pad([item.codes_LQ for item in own], self.rows, bucket)
-            # Rows without an item hold the first one again.
-            text_BL, _ = batching.pad([item.text_L for item in own], self.rows, bucket)
-            audio_BL, _ = batching.pad([item.audio_L for item in own], self.rows, bucket)
+        for bucket, indices in batching.batches(sizes, self.lengths, self.rows, "sequence"):
+            batch = [items[i] for i in indices]
+            ids_BL, lengths_B = batching.pad([item.ids_L for item in batch], self.rows, bucket)
+            codes_BLQ, _ = batching.pad([item.codes_LQ for item in batch], self.rows, bucket)
+            text_BL, _ = batching.pad([item.text_L for item in batch], self.rows, bucket)
+            audio_BL, _ = batching.pad([item.audio_L for item in batch], self.rows, bucket)
             texts, frames = (_room(mask_BL, bucket) for mask_BL in (text_BL, audio_BL))
-            codes_BLQ = codes_BLQ if self._has_audio(own) else None
+            codes_BLQ = codes_BLQ if self._has_audio(batch) else None
             arrays = self._place((ids_BL, codes_BLQ, lengths_B, text_BL, audio_BL))
             text_B, audio_B = to_host(
                 self._run(self._variables, *arrays, texts=texts, frames=frames)
             )
-            for row, i in enumerate(some):
+            for row, i in enumerate(indices):
                 codes = int(items[i].audio_L.sum()) * items[i].codes_LQ.shape[1]
                 tokens = int(items[i].text_L.sum())
-                found[i] = Likelihood(float(text_B[row]), tokens, float(audio_B[row]), codes)
+                likelihoods[i] = Likelihood(float(text_B[row]), tokens, float(audio_B[row]), codes)
             if progress is not None:
-                progress(len(found))
-        return [found[i] for i in range(len(items))]
+                progress(len(likelihoods))
+        return [likelihoods[i] for i in range(len(items))]
 
     def _has_audio(self, items: Sequence[Scored]) -> bool:
         pad = self.config.tokens.audio_pad
@@ -182,18 +181,22 @@ class Scorer:
 
     def _check(self, number: int, item: Scored) -> None:
         if not item.text_L.any() and not item.audio_L.any():
-            raise ValueError(f"sequence {number}: nothing in it is scored")
+            raise ValueError(f"sequence {number}: no position is scored, expected at least one")
         if len(item) and (item.text_L[0] or item.audio_L[0]):
-            raise ValueError(f"sequence {number}: nothing predicts its first position")
+            raise ValueError(
+                f"sequence {number}: its first position is scored, expected a position before it"
+            )
         if self.config.audio_embed is None and self._has_audio([item]):
-            raise ValueError(f"sequence {number} has audio, the model has no audio_embed")
+            raise ValueError(f"sequence {number} has audio, but the model has no audio_embed")
         if self.config.audio_head is None and item.audio_L.any():
-            raise ValueError(f"sequence {number}: codes to score, the model has no audio_head")
+            raise ValueError(
+                f"sequence {number} has codes to score, but the model has no audio_head"
+            )
 
     def _batch(
         self, variables, ids_BL, codes_BLQ, lengths_B, text_BL, audio_BL, *, texts, frames
     ) -> tuple[jax.Array, jax.Array]:
-        """Log-likelihoods (B,) of text and of codes; `texts`, `frames`: room for targets."""
+        """Log-likelihoods (B,) of text and codes; at most `texts` and `frames` targets per row."""
         self.traces["score"] += 1
         model, length = self._model, ids_BL.shape[1]
         segments_BL = (jnp.arange(length)[None] < lengths_B[:, None]).astype(jnp.int32)
@@ -234,6 +237,6 @@ class Scorer:
 
 
 def _room(mask_BL: np.ndarray, length: int) -> int:
-    """A power of two that holds each row's targets, at most `length`; 0 for none."""
+    """The power of two, at most `length`, that bounds each row's number of targets; 0 for none."""
     most = int(mask_BL.sum(axis=1).max())
     return min(length, 1 << (most - 1).bit_length()) if most else 0

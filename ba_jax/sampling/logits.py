@@ -1,6 +1,6 @@
-"""From logits to a choice: pure functions on (B, V), every row on its own.
+"""Sampling from logits: pure functions on (B, V), each row independent of the others.
 
-A row's choice depends on its logits and its key alone, whatever else is in the batch.
+A row's choice depends on its logits and its key alone.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How to choose; static, so that what is off costs nothing.
+    """Sampling parameters; static under jit, so that an option that is off costs nothing.
 
     Attributes:
-      temperature: 0 takes the most likely (greedy), and leaves top_k and top_p out.
-      top_k: choose among this many; 0 among all.
-      top_p: choose among the fewest that hold this share of the probability.
-      repetition_penalty: what was chosen before becomes less likely; 1 is off.
+      temperature: 0 takes the most likely class (greedy) and ignores top_k and top_p.
+      top_k: sample among the k most likely classes; 0: all.
+      top_p: sample among the fewest classes that hold this share of the probability.
+      repetition_penalty: makes classes that were chosen before less likely; 1 is off.
     """
 
     temperature: float = 0.0
@@ -37,7 +37,7 @@ class Sampling:
 
     @property
     def penalises(self) -> bool:
-        """Needs to know what was chosen before."""
+        """Whether a choice depends on the classes chosen before."""
         return self.repetition_penalty != 1.0
 
 
@@ -45,26 +45,18 @@ GREEDY = Sampling()
 
 
 def penalise(logits_BV: jax.Array, seen_BV: jax.Array, penalty: float) -> jax.Array:
-    """Logits of what was seen divided by `penalty` if positive, else multiplied (CTRL, 2019)."""
-    less = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
-    return jnp.where(seen_BV, less, logits_BV)
+    """Divide positive logits of seen classes by `penalty`, multiply negative ones (CTRL, 2019)."""
+    penalised_BV = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+    return jnp.where(seen_BV, penalised_BV, logits_BV)
 
 
 def keep_allowed(logits_BV: jax.Array, allowed_BV: jax.Array) -> jax.Array:
-    """-inf where `allowed_BV` is false."""
+    """Set logits to -inf where `allowed_BV` is false."""
     return jnp.where(allowed_BV, logits_BV, -jnp.inf)
 
 
-def keep_top_k(logits_BV: jax.Array, k: int) -> jax.Array:
-    """-inf below the k-th largest logit; what equals it stays."""
-    if k < 1 or k >= logits_BV.shape[-1]:
-        return logits_BV
-    kth_B1 = jax.lax.top_k(logits_BV, k)[0][:, -1:]
-    return jnp.where(logits_BV < kth_B1, -jnp.inf, logits_BV)
-
-
 def keep_top_p(logits_BV: jax.Array, p: float) -> jax.Array:
-    """-inf outside the fewest classes that hold the share p; what equals the last one stays."""
+    """Set logits to -inf outside the fewest classes that hold the share p; ties are kept."""
     if p >= 1:
         return logits_BV
     sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
@@ -75,7 +67,7 @@ def keep_top_p(logits_BV: jax.Array, p: float) -> jax.Array:
 
 
 def draw(keys_B: jax.Array, logits_BV: jax.Array) -> jax.Array:
-    """A class of each row with its probability, int32 (B,)."""
+    """Draw a class per row from the softmax of its logits, int32 (B,)."""
     classes = logits_BV.shape[-1:]
     noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, classes, jnp.float32))(keys_B)
     return jnp.argmax(logits_BV + noise_BV, axis=-1).astype(jnp.int32)
@@ -89,14 +81,14 @@ def choose(
     seen_BV: jax.Array | None = None,
     allowed_BV: jax.Array | None = None,
 ) -> jax.Array:
-    """A class of each row, int32 (B,): penalty, mask, temperature, top k, top p, draw.
+    """Choose a class per row, int32 (B,): penalty, mask, temperature, top k, top p, draw.
 
     Args:
-      keys_B: one random key a row; not used by greedy choice.
+      keys_B: a random key per row; unused if greedy.
       logits_BV: float32.
-      sampling: how.
-      seen_BV: what each row chose before; read if `sampling.penalises`.
-      allowed_BV: what may be chosen, at least one class a row; None: everything.
+      sampling: see `Sampling`.
+      seen_BV: classes that each row chose before; read if `sampling.penalises`.
+      allowed_BV: classes that may be chosen, at least one per row; None: all.
 
     Raises:
       ValueError: a penalty without `seen_BV`.
@@ -112,8 +104,8 @@ def choose(
     logits_BV = logits_BV / sampling.temperature
     if not 0 < sampling.top_k < logits_BV.shape[-1]:
         return draw(keys_B, keep_top_p(logits_BV, sampling.top_p))
-    # Among k classes, not V: neither a sort nor noise over the vocabulary. Of equals at the k-th
-    # place the lower classes stay.
+    # Over k classes instead of V, there is no sort and no noise over the vocabulary. Ties at the
+    # k-th place go to the lower classes.
     top_BK, classes_BK = jax.lax.top_k(logits_BV, sampling.top_k)
     chosen_B = draw(keys_B, keep_top_p(top_BK, sampling.top_p))
     return jnp.take_along_axis(classes_BK, chosen_B[:, None], axis=1)[:, 0].astype(jnp.int32)

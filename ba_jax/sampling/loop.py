@@ -1,145 +1,61 @@
-"""Batched generation of text and audio frames with a cache of fixed capacity.
+"""Batched generation of text and audio frames, from prompts to their outputs.
 
-A prompt gives text, or text and then speech, or, with an `Alternation`, text and speech in turns.
-Shapes are few: prompts are padded to one of `lengths`, batches to `rows`. Prefill compiles once a
-length, the loop once, whether it runs to the end or streams.
+A prompt gives text, or text and then speech, or, with an `Alternation`, text and speech by turns.
+Shapes are few: prompts are padded to one of `lengths`, batches to `rows`. The prefill compiles once
+per length, the decoding loop once, whether it runs to the end or streams.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from ba_jax.data.text_tokenizer import TextTokenizer
 from ba_jax.models import layers
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-from ba_jax.sampling import alternate
-from ba_jax.sampling.alternate import Alternation, Stops
-from ba_jax.sampling.logits import GREEDY, Sampling
+from ba_jax.sampling.alternate import Alternation, TextVocabulary
 from ba_jax.sampling.prompt import Prompt, PromptError
 from ba_jax.sampling.session import Event, Generated, Session, check_prompt
-from ba_jax.sampling.step import Stepper
+from ba_jax.sampling.settings import GenerationSettings
+from ba_jax.sampling.step import ModelRunner
 
 
 class Generator:
-    """Generates for a model.
+    """Generates text and speech from prompts, in batches.
 
     Args:
-      config, variables: a model with llm, audio_embed and audio_head; or with llm alone, which
-        reads and writes text.
-      eos_id: ends text.
-      writable_V: which ids text may hold (bool), beside `eos_id` and `<audiogen_start>`.
-      text, audio: how ids and codes are chosen.
-      alternation, stops: prompts that want speech give text and speech in turns; None: text and
-        then one segment of speech. `stops` are `alternate.find_stops`'s.
-      rows: batch size; fewer prompts are padded to it.
-      lengths: what prompts are padded to.
-      max_text, max_frames: the most that a row may produce in a turn.
-      capacity: slots of the cache, a row; default what the longest prompt and one turn take.
-        Conversations of several turns need more.
-      feedback_codebooks: of the frames that it says, the model reads the first so many; 0: all.
-      dtype: compute type, and that of the cache.
-      place: puts a batch's arrays (rows first) on the devices; by default where JAX puts them.
-
-    Attributes:
-      traces: how often each function was compiled.
+      config, variables, vocabulary, settings, alternation, dtype, place: see `ModelRunner`. With an
+        `alternation`, prompts that want speech give text and speech by turns.
     """
 
     def __init__(
         self,
         config: BaichuanAudioConfig,
-        variables: dict[str, Any],
-        *,
-        eos_id: int,
-        writable_V: np.ndarray,
-        text: Sampling = GREEDY,
-        audio: Sampling = GREEDY,
+        variables: Mapping[str, Any],
+        vocabulary: TextVocabulary,
+        settings: GenerationSettings,
         alternation: Alternation | None = None,
-        stops: Stops | None = None,
-        rows: int = 32,
-        lengths: Sequence[int] = (64, 128, 256),
-        max_text: int = 64,
-        max_frames: int = 128,
-        capacity: int | None = None,
-        feedback_codebooks: int = 0,
+        *,
         dtype: layers.Dtype = jnp.float32,
         place: Callable[[Any], Any] = lambda arrays: arrays,
     ):
-        if rows < 1 or not lengths or min(lengths) < 1 or max_text < 1 or max_frames < 1:
-            raise ValueError(
-                f"rows {rows}, lengths {lengths}, max_text {max_text}, max_frames {max_frames}: "
-                "expected at least 1 of each"
-            )
-        self.rows, self.lengths = rows, tuple(sorted(lengths))
-        self._alternates = alternation is not None
-        if capacity is None:
-            # A segment is read with its two delimiters, a turn with the end of text.
-            segments = 1 if alternation is None else min(alternation.segments, max_text + 1)
-            capacity = self.lengths[-1] + max_text + max_frames + 2 * segments + 1
-        if capacity <= self.lengths[-1]:
-            raise ValueError(
-                f"capacity {capacity}, expected over {self.lengths[-1]}, the longest prompt"
-            )
-        self._stepper = Stepper(
-            config,
-            variables,
-            eos_id=eos_id,
-            writable_V=writable_V,
-            text=text,
-            later_text=text if alternation is None else alternation.later_text,
-            audio=audio,
-            alternation=alternation,
-            stops=stops,
-            rows=rows,
-            capacity=capacity,
-            max_text=max_text,
-            max_frames=max_frames,
-            feedback_codebooks=feedback_codebooks,
-            dtype=dtype,
-            place=place,
+        self._runner = ModelRunner(
+            config, variables, vocabulary, settings, alternation, dtype=dtype, place=place
         )
-
-    @classmethod
-    def of(
-        cls,
-        config: BaichuanAudioConfig,
-        variables: dict[str, Any],
-        tokenizer: TextTokenizer,
-        *,
-        alternation: Alternation | None = None,
-        **options,
-    ) -> Generator:
-        """A generator of a tokenizer's text; with an `alternation`, sampling as the reference's.
-
-        Args:
-          config, variables, alternation: as above.
-          tokenizer: gives `eos_id`, `writable_V` and `stops`.
-          options: the others above.
-
-        Raises:
-          TokenizerError: one that does not fit the model.
-        """
-        tokenizer.check_against(config.tokens, config.llm.vocab_size)
-        vocab = config.llm.vocab_size
-        if alternation is not None:
-            stops = alternate.find_stops(alternation, tokenizer, vocab)
-            sampling = {"text": alternate.FIRST_TEXT, "audio": alternate.AUDIO}
-            options = {"stops": stops, "alternation": alternation} | sampling | options
-        writable_V = alternate.writable_ids(tokenizer, vocab)
-        return cls(config, variables, eos_id=tokenizer.eos_id, writable_V=writable_V, **options)
+        self.settings = settings
 
     @property
     def traces(self) -> Counter:
-        return self._stepper.traces
+        """Number of compilations of each function."""
+        return self._runner.traces
 
     @property
     def capacity(self) -> int:
-        """Slots of the cache, a row."""
-        return self._stepper.capacity
+        """Cache slots of a row."""
+        return self._runner.capacity
 
     def __call__(
         self,
@@ -150,31 +66,30 @@ class Generator:
         seeds: Sequence[int] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Generated]:
-        """Continues all prompts, in batches of prompts of like lengths.
+        """Continues prompts, in batches of similar lengths.
 
         Args:
           prompts: any number.
-          text_limit, frame_limit: the most ids and frames of each; default what there is room for.
-          seeds: one a prompt; default its number. A prompt and its seed decide what it gives.
+          text_limit, frame_limit: most ids and frames of each; see `Session.generate`.
+          seeds: one per prompt; by default its number. The output depends on the prompt and its
+            seed alone.
           progress: called with the number of prompts done after each batch.
 
         Raises:
           PromptError: an empty prompt, or one longer than the last of `lengths`.
           TokenIdError, CodeError: an id outside the vocabulary, a code outside its codebook.
-          ValueError: a limit over what there is room for, or not one seed a prompt.
+          ValueError: a limit that is too high, or not one seed per prompt.
         """
-        seeds = self._checked(prompts, seeds)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        results: dict[int, Generated] = {}
-        for first in range(0, len(order), self.rows):
-            some = order[first : first + self.rows]
-            session = self.session([seeds[i] for i in some])
-            session.read([prompts[i] for i in some])
-            found = session.generate(text_limit=text_limit, frame_limit=frame_limit)
-            results.update(zip(some, found, strict=True))
+        seeds = self._check(prompts, seeds)
+        outputs: dict[int, Generated] = {}
+        for batch in self._batches(prompts):
+            session = self.session([seeds[i] for i in batch])
+            session.read([prompts[i] for i in batch])
+            generated = session.generate(text_limit=text_limit, frame_limit=frame_limit)
+            outputs.update(zip(batch, generated, strict=True))
             if progress is not None:
-                progress(len(results))
-        return [results[i] for i in range(len(prompts))]
+                progress(len(outputs))
+        return [outputs[i] for i in range(len(prompts))]
 
     def stream(
         self,
@@ -185,17 +100,17 @@ class Generator:
         frame_limit: int | None = None,
         seeds: Sequence[int] | None = None,
     ) -> Iterator[list[Event]]:
-        """What `__call__` gives, as it comes: see `Session.stream`. `Event.row` is the prompt's.
+        """Continues prompts and yields events as they come; `Event.row` is the prompt's number.
 
         Args:
           prompts: at most `rows`.
-          chunk: steps a dispatch.
+          chunk: steps per dispatch.
           text_limit, frame_limit, seeds: as in `__call__`.
 
         Raises:
-          as `__call__`; ValueError for more prompts than rows, or a chunk under 1.
+          the errors of `__call__`; ValueError for more prompts than rows, or a chunk under 1.
         """
-        session = self.session(self._checked(prompts, seeds))
+        session = self.session(self._check(prompts, seeds))
         session.read(prompts)
         return session.stream(chunk=chunk, text_limit=text_limit, frame_limit=frame_limit)
 
@@ -207,78 +122,92 @@ class Generator:
         seeds: Sequence[int] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Generated]:
-        """Says texts that are given in pieces: a piece is read and said, and then the next one.
+        """Speaks texts piece by piece: a piece is read and spoken, and then the next one.
 
         Args:
-          prompts: of each text, as `prompt.cut_at_speech` makes them.
-          frame_limit: the most frames of a text, all pieces together; default what there is room
-            for.
+          prompts: of each text, as `prompt.make_prompts_in_turns` makes them.
+          frame_limit: most frames of a text, all pieces together.
           seeds, progress: as in `__call__`.
 
         Returns:
-          One for each text, a segment of speech a piece. A text that comes to the limit, or to the
-          end of the cache, is not complete, and what is left of it is not said.
+          An output per text, with a segment of speech per piece. A text that reaches the limit or
+          the end of the cache is not complete; its other pieces are not spoken.
 
         Raises:
-          as `__call__`; ValueError for a text without a piece, or with an `alternation`, which has
-            the model write what comes next.
+          the errors of `__call__`; ValueError for a text without pieces, or a generator with an
+          `alternation`, which would have the model write the next text itself.
         """
-        if self._alternates:
+        if self._runner.alternation is not None:
             raise ValueError("texts in turns with an alternation, expected a generator without")
         if not all(prompts):
             raise ValueError("a text without a piece, expected at least one")
-        firsts = [own[0] for own in prompts]
-        seeds = self._checked(firsts, seeds)
-        limit = self._stepper.max_frames if frame_limit is None else frame_limit
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        results: dict[int, Generated] = {}
-        for first in range(0, len(order), self.rows):
-            some = order[first : first + self.rows]
-            session = self.session([seeds[i] for i in some])
-            said: list[list[Generated]] = [[] for _ in some]
-            for number in range(max(len(prompts[i]) for i in some)):
-                left = [limit - sum(len(one.codes_NQ) for one in own) for own in said]
-                used, now = session.used, []
-                for row, i in enumerate(some):
-                    # What ends a segment that was cut, the piece, a frame, and what ends those.
-                    goes_on = len(said[row]) == number < len(prompts[i]) and left[row] > 0
-                    fits = goes_on and len(prompts[i][number]) + 3 <= session.capacity - used[row]
-                    now.append(prompts[i][number] if fits else None)
-                if all(one is None for one in now):
-                    break
-                session.read(now)
-                made = session.generate(frame_limit=[max(1, own) for own in left])
-                for own, one in zip(said, made, strict=True):
-                    own += [one] if one is not None else []
-            for i, own in zip(some, said, strict=True):
-                results[i] = _joined(own, len(prompts[i]))
+        seeds = self._check([pieces[0] for pieces in prompts], seeds)
+        limit = self.settings.max_frames if frame_limit is None else frame_limit
+        outputs: dict[int, Generated] = {}
+        for batch in self._batches(prompts):
+            session = self.session([seeds[i] for i in batch])
+            texts = [prompts[i] for i in batch]
+            for i, generated, pieces in zip(
+                batch, _speak_in_turns(session, texts, limit), texts, strict=True
+            ):
+                outputs[i] = _join(generated, len(pieces))
             if progress is not None:
-                progress(len(results))
-        return [results[i] for i in range(len(prompts))]
+                progress(len(outputs))
+        return [outputs[i] for i in range(len(prompts))]
 
     def session(self, seeds: Sequence[int]) -> Session:
-        """Conversations, one a seed, at most `rows`: several turns over one cache."""
-        return Session(self._stepper, self.lengths, seeds)
+        """Conversations of several turns over one cache, one per seed, at most `rows`."""
+        return Session(self._runner, seeds)
 
-    def _checked(self, prompts: Sequence[Prompt], seeds: Sequence[int] | None) -> Sequence[int]:
-        """The seeds."""
+    def _batches(self, items: Sequence[Sequence | Prompt]) -> list[list[int]]:
+        """Indices of items in batches of similar lengths."""
+        order = sorted(range(len(items)), key=lambda i: len(items[i]))
+        rows = self.settings.rows
+        return [order[start : start + rows] for start in range(0, len(order), rows)]
+
+    def _check(self, prompts: Sequence[Prompt], seeds: Sequence[int] | None) -> Sequence[int]:
+        """Checks prompts and returns their seeds."""
+        longest = max(self.settings.lengths)
         for number, prompt in enumerate(prompts):
-            if not 1 <= len(prompt) <= self.lengths[-1]:
+            if not 1 <= len(prompt) <= longest:
                 raise PromptError(
-                    f"prompt {number} has {len(prompt)} positions, expected 1 to {self.lengths[-1]}"
+                    f"prompt {number} has {len(prompt)} positions, expected 1 to {longest}"
                 )
-            check_prompt(self._stepper, prompt, f"prompt {number}")
+            check_prompt(self._runner, prompt, f"prompt {number}")
         seeds = range(len(prompts)) if seeds is None else seeds
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts, expected one each")
         return seeds
 
 
-def _joined(said: Sequence[Generated], pieces: int) -> Generated:
-    """What was said of a text of so many pieces, as one."""
+def _speak_in_turns(
+    session: Session, texts: Sequence[Sequence[Prompt]], limit: int
+) -> list[list[Generated]]:
+    """The outputs of each text's pieces, until its frames reach the limit or its cache is full."""
+    outputs: list[list[Generated]] = [[] for _ in texts]
+    for number in range(max(len(pieces) for pieces in texts)):
+        frames_left = [limit - sum(len(output.codes_NQ) for output in spoken) for spoken in outputs]
+        used = session.used
+        prompts: list[Prompt | None] = []
+        for row, pieces in enumerate(texts):
+            has_piece = len(outputs[row]) == number < len(pieces) and frames_left[row] > 0
+            # The end of a segment that was cut, the piece, a frame, and the end of its segment.
+            fits = has_piece and len(pieces[number]) + 3 <= session.capacity - used[row]
+            prompts.append(pieces[number] if fits else None)
+        if all(prompt is None for prompt in prompts):
+            break
+        session.read(prompts)
+        generated = session.generate(frame_limit=[max(1, count) for count in frames_left])
+        for spoken, output in zip(outputs, generated, strict=True):
+            spoken += [] if output is None else [output]
+    return outputs
+
+
+def _join(outputs: Sequence[Generated], pieces: int) -> Generated:
+    """Joins the outputs of a text of `pieces` pieces."""
     return Generated(
-        ids=[token_id for one in said for token_id in one.ids],
-        codes_NQ=np.concatenate([one.codes_NQ for one in said]),
-        complete=len(said) == pieces and all(one.complete for one in said),
-        pieces=tuple(piece for one in said for piece in one.pieces),
+        ids=[token_id for output in outputs for token_id in output.ids],
+        codes_NQ=np.concatenate([output.codes_NQ for output in outputs]),
+        complete=len(outputs) == pieces and all(output.complete for output in outputs),
+        pieces=tuple(piece for output in outputs for piece in output.pieces),
     )

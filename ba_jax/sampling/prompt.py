@@ -1,4 +1,7 @@
-"""Prompts: the beginning of a training sequence, up to the first thing the model is to produce."""
+"""Prompts: training sequences up to the first position that the model is to generate.
+
+Training alone decides the layout (`ba_jax.data.sequence`): a prompt is cut where the loss begins.
+"""
 
 from __future__ import annotations
 
@@ -12,44 +15,40 @@ from ba_jax.types import Example
 
 
 class PromptError(ValueError):
-    """A sequence that cannot be a prompt, or one too long for the generator."""
+    """A sequence that cannot be a prompt, or a prompt too long for the generator."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What the model reads before it goes on.
+    """Positions that the model reads before it generates.
 
     Attributes:
       ids_L: int32.
-      codes_LQ: int32; codes at `audio_pad`, anything elsewhere.
-      speaks: it goes on with frames of audio (the prompt ends with `<audiogen_start>`), else with
-        text.
-      wants_speech: its text is followed by speech.
-      goes_on: it is part of the turn before it, which is not ended first.
+      codes_LQ: int32; read at `audio_pad` only.
+      speaks: audio frames follow (the prompt ends with `<audiogen_start>`), else text.
+      wants_speech: the text that follows leads to speech.
+      continues_turn: the prompt belongs to the turn before it, which is not ended first.
     """
 
     ids_L: np.ndarray
     codes_LQ: np.ndarray
     speaks: bool = False
     wants_speech: bool = False
-    goes_on: bool = False
+    continues_turn: bool = False
 
     def __len__(self) -> int:
         return len(self.ids_L)
 
 
-def cut(sequence: TokenSequence, label: str = "sequence") -> Prompt:
-    """The sequence before its first target.
-
-    What follows the cut is what training teaches there, so the layout of prompts lives in
-    `ba_jax.data.sequence` alone.
+def cut_prompt(sequence: TokenSequence, label: str = "sequence") -> Prompt:
+    """The part of a training sequence before its first target.
 
     Raises:
-      PromptError: nothing to produce, nothing before it, or audio in the prompt without codes.
+      PromptError: no target, nothing before it, or audio without codes in the prompt.
     """
     target_L = sequence.text_target_L | sequence.audio_target_L
     if not target_L.any():
-        raise PromptError(f"{label}: nothing in it is a target, expected something to produce")
+        raise PromptError(f"{label}: no position is a target, expected at least one")
     first = int(target_L.argmax())
     if first == 0:
         raise PromptError(f"{label}: its first position is a target, expected a prompt before it")
@@ -63,19 +62,19 @@ def cut(sequence: TokenSequence, label: str = "sequence") -> Prompt:
     )
 
 
-def cut_at_speech(sequence: TokenSequence, label: str = "sequence") -> list[Prompt]:
-    """What lies before each segment of speech that is to be produced: text that is given in pieces.
+def cut_prompts_at_speech(sequence: TokenSequence, label: str = "sequence") -> list[Prompt]:
+    """The parts of a sequence before each segment of speech that is a target.
 
-    For sequences as of `tasks.itts`, whose text is read, not written; what is behind the last
-    segment is left out.
+    For sequences of `tasks.itts` whose text is read, not written. Positions after the last segment
+    are left out.
 
     Raises:
-      PromptError: no speech to produce, nothing before a segment, or audio without codes there.
+      PromptError: no speech to generate, nothing before a segment, or audio without codes there.
     """
     target_L = sequence.audio_target_L
     edges = np.flatnonzero(np.diff(target_L.astype(np.int8), prepend=0))
     if not len(edges):
-        raise PromptError(f"{label}: no audio in it is a target, expected speech to produce")
+        raise PromptError(f"{label}: no audio is a target, expected speech to generate")
     prompts = []
     for number, start in enumerate(edges[::2]):
         before = edges[2 * number - 1] if number else 0
@@ -89,34 +88,42 @@ def cut_at_speech(sequence: TokenSequence, label: str = "sequence") -> list[Prom
                 sequence.codes_LQ[before:start],
                 speaks=True,
                 wants_speech=True,
-                goes_on=number > 0,
+                continues_turn=number > 0,
             )
         )
     return prompts
 
 
-def prompt_of(example: Example, tokenizer: TokenizerLike, codebook_sizes) -> Prompt:
-    """The prompt of a training example; its answer is not in it.
+def make_prompt(
+    example: Example, tokenizer: TokenizerLike, codebook_sizes: tuple[int, ...]
+) -> Prompt:
+    """The prompt of a training example, without its answer.
 
     Raises:
-      PromptError: as `cut`.
-      SequenceError: as `to_sequence`.
+      PromptError: see `cut_prompt`.
+      SequenceError: see `to_sequence`.
     """
     label = f"{example.source}:{example.id}"
-    return cut(to_sequence(example, tokenizer, codebook_sizes), label)
+    return cut_prompt(to_sequence(example, tokenizer, codebook_sizes), label)
 
 
-def text_in_turns(
-    text: str, words: int, tokenizer: TokenizerLike, codebook_sizes, *, id: str, language: str
+def make_prompts_in_turns(
+    text: str,
+    words: int,
+    tokenizer: TokenizerLike,
+    codebook_sizes: tuple[int, ...],
+    *,
+    id: str,
+    language: str,
 ) -> list[Prompt]:
-    """Prompts that have a text said piece by piece, so many words each (`Generator.in_turns`).
+    """Prompts of a text in pieces of `words` words, each to be spoken before the next is read.
 
     Raises:
       TaskError: no text, or an unknown language.
       SequenceError: a piece that encodes to nothing.
       ValueError: fewer than one word.
     """
-    nothing = np.zeros((1, len(codebook_sizes)), np.int32)  # it is cut out again
-    parts = [part for piece in in_pieces(text, words) for part in (piece, nothing)]
+    frame = np.zeros((1, len(codebook_sizes)), np.int32)  # marks speech; not in any prompt
+    parts = [part for piece in in_pieces(text, words) for part in (piece, frame)]
     example = make_example("itts", parts, id=id, language=language, fully_conditioned=True)
-    return cut_at_speech(to_sequence(example, tokenizer, codebook_sizes), id)
+    return cut_prompts_at_speech(to_sequence(example, tokenizer, codebook_sizes), id)

@@ -1,8 +1,8 @@
-"""A batch of conversations over one cache: read, generate or stream, read on.
+"""A batch of conversations over one cache: read prompts, generate or stream a turn, read on.
 
-What was read and produced stays in the cache, audio included, so a turn costs its own length. A
-turn ends with the end of text, as in training (`ba_jax.data.sequence`): where the model did not
-come to it (a limit, or a listener who broke in), it is read before the next prompt.
+The cache keeps all that was read and generated, audio included, so that a turn costs only its own
+length. A turn ends with the end of text, as in training (`ba_jax.data.sequence`): if the model did
+not generate it (a limit was reached, or the listener broke in), it is read before the next prompt.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ba_jax.sampling.alternate import DONE, SPEAKING, WRITING, Limits, Turn
+from ba_jax.sampling.alternate import DONE, SPEAKING, WRITING, TurnLimits, TurnState
 from ba_jax.sampling.prompt import Prompt, PromptError
-from ba_jax.sampling.step import State, Stepper
+from ba_jax.sampling.step import ModelRunner, State
 from ba_jax.sharding import to_host
 from ba_jax.vocab import check_codes, check_token_ids
 
 TEXT, SEGMENT, FRAME, SEGMENT_END, END = "text", "segment", "frame", "segment_end", "end"
-EVERYTHING = np.iinfo(np.int32).max
+_NO_STEP_LIMIT = np.iinfo(np.int32).max
 
 
 class Event(NamedTuple):
-    """Something that a row did.
+    """Something that a row generated.
 
     Attributes:
-      row: which.
+      row: the row.
       kind: TEXT (an id), SEGMENT (speech begins), FRAME, SEGMENT_END, END (of the turn).
       token_id: of a TEXT.
       codes_Q: of a FRAME, int32.
@@ -42,7 +42,7 @@ class Event(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class OutputPiece:
     """A stretch of text or a segment of speech.
 
     Attributes:
@@ -57,43 +57,44 @@ class Piece:
 
     @property
     def is_audio(self) -> bool:
+        """Whether this is a segment of speech."""
         return self.codes_NQ is not None
 
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """What a prompt gave.
+    """The output of a turn.
 
     Attributes:
-      ids: all text, without the token that ended it.
-      codes_NQ: all frames of audio, int32, without the end class; (0, Q) if it did not speak.
+      ids: all text ids, without the id that ended the text.
+      codes_NQ: all audio frames, int32, without the end class; (0, Q) without speech.
       complete: it ended by itself, not at a limit.
-      pieces: the text and the segments of speech in order.
+      pieces: the stretches of text and segments of speech in order.
     """
 
     ids: list[int]
     codes_NQ: np.ndarray
     complete: bool
-    pieces: tuple[Piece, ...] = ()
+    pieces: tuple[OutputPiece, ...] = ()
 
 
 def collect(events: Iterable[Event], codebooks: int) -> dict[int, Generated]:
-    """Row -> what its events amount to; of a row without END what there is, not complete."""
-    pieces: dict[int, list[Piece]] = {}
+    """Row -> the output that its events describe; a row without END is not complete."""
+    pieces: dict[int, list[OutputPiece]] = {}
     complete: dict[int, bool] = {}
     open_frames: dict[int, list[np.ndarray]] = {}
 
     def close(row: int, whole: bool) -> None:
         frames = open_frames.pop(row)
         codes_NQ = np.reshape(np.asarray(frames, np.int32), (-1, codebooks))
-        pieces[row].append(Piece(codes_NQ=codes_NQ, complete=whole))
+        pieces[row].append(OutputPiece(codes_NQ=codes_NQ, complete=whole))
 
     for event in events:
-        own = pieces.setdefault(event.row, [])
+        row_pieces = pieces.setdefault(event.row, [])
         if event.kind == TEXT:
-            if not own or own[-1].is_audio:
-                own.append(Piece(ids=[]))
-            own[-1].ids.append(event.token_id)
+            if not row_pieces or row_pieces[-1].is_audio:
+                row_pieces.append(OutputPiece(ids=[]))
+            row_pieces[-1].ids.append(event.token_id)
         elif event.kind == SEGMENT:
             open_frames[event.row] = []
         elif event.kind == FRAME:
@@ -104,25 +105,29 @@ def collect(events: Iterable[Event], codebooks: int) -> dict[int, Generated]:
             complete[event.row] = event.complete
     for row in list(open_frames):
         close(row, False)
+    no_frames = np.zeros((0, codebooks), np.int32)
     return {
         row: Generated(
-            [token_id for piece in own if not piece.is_audio for token_id in piece.ids],
+            [token_id for piece in row_pieces if not piece.is_audio for token_id in piece.ids],
             np.concatenate(
-                [
-                    np.zeros((0, codebooks), np.int32),
-                    *(piece.codes_NQ for piece in own if piece.is_audio),
-                ]
+                [no_frames, *(piece.codes_NQ for piece in row_pieces if piece.is_audio)]
             ),
             complete.get(row, False),
-            tuple(own),
+            tuple(row_pieces),
         )
-        for row, own in pieces.items()
+        for row, row_pieces in pieces.items()
     }
 
 
 @dataclasses.dataclass
-class _Told:
-    """How much of a row's turn was told: ids, frames, segments begun, whether one is open."""
+class _Reported:
+    """The part of a row's turn that was reported as events.
+
+    Attributes:
+      text, frames, segments: numbers of ids, frames, and segments begun.
+      inside: the last segment is still open.
+      ended: END was reported.
+    """
 
     text: int = 0
     frames: int = 0
@@ -132,46 +137,45 @@ class _Told:
 
 
 class _Snapshot(NamedTuple):
-    """A state's small arrays, on the host."""
+    """A copy of a state's small arrays on the host."""
 
-    turn: Turn
+    turn: TurnState
     begins_BG2: np.ndarray
     cuts_BG: np.ndarray
 
 
 class Session:
-    """Conversations of the rows of a batch.
+    """Conversations, one per row of a batch.
 
     Args:
-      stepper: model and compiled functions.
-      lengths: what prompts are padded to; a longer one is read in parts.
-      seeds: one a conversation, at most the stepper's rows. A seed and what was read decide what
-        comes, whatever the other rows do.
+      runner: the model and its compiled functions.
+      seeds: one per conversation, at most the runner's rows. A conversation depends on its seed and
+        on what it read, not on the other rows.
 
     Raises:
       ValueError: no seed, or more than there are rows.
     """
 
-    def __init__(self, stepper: Stepper, lengths: Sequence[int], seeds: Sequence[int]):
-        if not 1 <= len(seeds) <= stepper.rows:
-            raise ValueError(f"{len(seeds)} seeds, expected 1 to {stepper.rows}: one a row")
-        self._stepper, self._lengths = stepper, tuple(sorted(lengths))
+    def __init__(self, runner: ModelRunner, seeds: Sequence[int]):
+        if not 1 <= len(seeds) <= runner.rows:
+            raise ValueError(f"{len(seeds)} seeds, expected 1 to {runner.rows}: one per row")
+        self._runner, self._lengths = runner, sorted(runner.settings.lengths)
         self._count = len(seeds)
-        self._seeds_B = np.zeros(stepper.rows, np.uint32)
+        self._seeds_B = np.zeros(runner.rows, np.uint32)
         self._seeds_B[: len(seeds)] = seeds
         self._state: State | None = None
-        self._wants_B = np.zeros(stepper.rows, bool)
+        self._wants_speech_B = np.zeros(runner.rows, bool)
         self._generated = [False] * len(seeds)
-        self._told = [_Told(ended=True) for _ in range(stepper.rows)]
+        self._reported = [_Reported(ended=True) for _ in range(runner.rows)]
 
     @property
     def capacity(self) -> int:
-        """Slots of the cache, a conversation."""
-        return self._stepper.capacity
+        """Cache slots of a conversation."""
+        return self._runner.capacity
 
     @property
     def used(self) -> list[int]:
-        """Slots of the cache that each conversation takes up, of the stepper's `capacity`."""
+        """Cache slots that each conversation occupies."""
         if self._state is None:
             return [0] * self._count
         return to_host(self._state.cache.lengths_B)[: self._count].tolist()
@@ -179,108 +183,114 @@ class Session:
     # Reading
 
     def read(self, prompts: Sequence[Prompt | None]) -> None:
-        """Appends a prompt to each conversation, and begins its turn.
+        """Appends a prompt to each conversation and begins its turn.
 
         Args:
-          prompts: one a conversation; None leaves it alone, until its next prompt.
+          prompts: one per conversation; None: the conversation has no turn now.
 
         Raises:
           PromptError: an empty prompt, or one that the cache has no room for; nothing was read.
           TokenIdError, CodeError: an id or code out of range; nothing was read.
-          ValueError: not one prompt a conversation, or none at all.
+          ValueError: not one prompt per conversation, or None for all of them.
         """
         if len(prompts) != self._count or all(prompt is None for prompt in prompts):
             raise ValueError(
                 f"{sum(p is not None for p in prompts)} prompts in a list of {len(prompts)},"
                 f" expected one for each of {self._count} conversations, or None, not all None"
             )
-        rows = self._stepper.rows
-        used, closers = self.used, self._closers(prompts)
+        rows, codebooks = self._runner.rows, len(self._runner.sizes)
+        used, closing_ids = self.used, self._closing_ids(prompts)
         ids: list[np.ndarray] = [np.zeros(0, np.int32)] * rows
-        codes: list[np.ndarray] = [np.zeros((0, len(self._stepper.sizes)), np.int32)] * rows
+        codes: list[np.ndarray] = [np.zeros((0, codebooks), np.int32)] * rows
         mode_B = np.full(rows, DONE, np.int32)
         for row, prompt in enumerate(prompts):
             if prompt is None:
                 continue
-            check_prompt(self._stepper, prompt, f"prompt {row}")
-            ids[row] = np.concatenate([np.asarray(closers[row], np.int32), prompt.ids_L])
-            room = self._stepper.capacity - used[row]
+            check_prompt(self._runner, prompt, f"prompt {row}")
+            closing = np.asarray(closing_ids[row], np.int32)
+            ids[row] = np.concatenate([closing, prompt.ids_L])
+            room = self.capacity - used[row]
             if len(ids[row]) > room:
                 raise PromptError(
-                    f"prompt {row} takes {len(ids[row])} slots, expected at most {room}, what is"
-                    f" left of the cache's {self._stepper.capacity}"
+                    f"prompt {row} takes {len(ids[row])} slots, expected at most {room}, the free"
+                    f" ones of the cache's {self.capacity}"
                 )
-            codes[row] = np.zeros((len(ids[row]), len(self._stepper.sizes)), np.int32)
-            codes[row][len(closers[row]) :] = prompt.codes_LQ[:, : len(self._stepper.sizes)]
+            codes[row] = np.zeros((len(ids[row]), codebooks), np.int32)
+            codes[row][len(closing) :] = prompt.codes_LQ[:, :codebooks]
             mode_B[row] = SPEAKING if prompt.speaks else WRITING
         for row, prompt in enumerate(prompts):
             if prompt is not None:
-                self._wants_B[row] = prompt.wants_speech
-                self._told[row] = _Told()
+                self._wants_speech_B[row] = prompt.wants_speech
+                self._reported[row] = _Reported()
                 self._generated[row] = False
-        longest = max(len(own) for own in ids)
-        for first in range(0, longest, self._lengths[-1]):
-            self._read_part(ids, codes, mode_B, first, min(longest - first, self._lengths[-1]))
+        longest = max(len(row_ids) for row_ids in ids)
+        for start in range(0, longest, self._lengths[-1]):
+            self._read_part(ids, codes, mode_B, start, min(longest - start, self._lengths[-1]))
 
-    def _read_part(self, ids, codes, mode_B: np.ndarray, first: int, longest: int) -> None:
-        length = next(n for n in self._lengths if n >= longest)
-        rows = self._stepper.rows
+    def _read_part(
+        self,
+        ids: Sequence[np.ndarray],
+        codes: Sequence[np.ndarray],
+        mode_B: np.ndarray,
+        start: int,
+        size: int,
+    ) -> None:
+        """Reads `size` positions of all rows from `start`, padded to one of the lengths."""
+        rows, length = len(ids), next(n for n in self._lengths if n >= size)
         ids_BL = np.zeros((rows, length), np.int32)
-        codes_BLQ = np.zeros((rows, length, len(self._stepper.sizes)), np.int32)
+        codes_BLQ = np.zeros((rows, length, len(self._runner.sizes)), np.int32)
         real_BL = np.zeros((rows, length), bool)
         for row in range(rows):
-            part = slice(first, first + longest)
-            own = ids[row][part]
-            ids_BL[row, : len(own)], codes_BLQ[row, : len(own)] = own, codes[row][part]
-            real_BL[row, : len(own)] = True
+            count = len(ids[row][start : start + size])
+            ids_BL[row, :count] = ids[row][start : start + count]
+            codes_BLQ[row, :count] = codes[row][start : start + count]
+            real_BL[row, :count] = True
         if self._state is None:
-            self._state = self._stepper.start(ids_BL, codes_BLQ, real_BL, mode_B)
+            self._state = self._runner.start(ids_BL, codes_BLQ, real_BL, mode_B)
         else:
-            self._state = self._stepper.read(self._state, ids_BL, codes_BLQ, real_BL, mode_B)
+            self._state = self._runner.read(self._state, ids_BL, codes_BLQ, real_BL, mode_B)
 
-    def _closers(self, prompts: Sequence[Prompt | None]) -> list[list[int]]:
-        """The ids that each conversation's last turn still lacks before its prompt."""
+    def _closing_ids(self, prompts: Sequence[Prompt | None]) -> list[list[int]]:
+        """Ids that end each conversation's last turn, where the model did not generate them."""
+        closing: list[list[int]] = [[] for _ in range(self._count)]
         if self._state is None:
-            return [[]] * self._count
+            return closing
         open_B, ended_B = to_host((self._state.turn.open_B, self._state.turn.ended_B))
-        closers: list[list[int]] = [[] for _ in range(self._count)]
-        for row, own in enumerate(closers):
-            if not self._generated[row]:  # two prompts, one after the other
+        for row, prompt in enumerate(prompts):
+            if not self._generated[row]:  # two prompts without a turn between them
                 continue
             if open_B[row]:
-                own.append(self._stepper.config.tokens.audiogen_end)
-            if not ended_B[row] and not (prompts[row] is not None and prompts[row].goes_on):
-                own.append(self._stepper.eos_id)
-        return closers
+                closing[row].append(self._runner.config.tokens.audiogen_end)
+            if not ended_B[row] and not (prompt is not None and prompt.continues_turn):
+                closing[row].append(self._runner.eos_id)
+        return closing
 
     # Generating
 
     def generate(
         self, *, text_limit: int | None = None, frame_limit: int | Sequence[int] | None = None
     ) -> list[Generated | None]:
-        """The turns that `read` began, to their ends; None for a conversation that has none.
+        """Generates the turns that `read` began to their ends; None for a row without a turn.
 
-        What was streamed of a turn is part of it, unless it was streamed to its end. A turn that
-        comes to a limit, or to the end of the cache, is not complete.
+        The output includes what was streamed of a turn, unless the stream reached its end. A turn
+        that reaches a limit or the end of the cache is not complete.
 
         Args:
-          text_limit, frame_limit: the most ids and frames of each; default what there is room for.
-            Frames: one limit for all, or one a conversation.
+          text_limit, frame_limit: most ids and frames of a turn; by default `max_text` and
+            `max_frames`. Frames: one limit for all, or one per conversation.
 
         Raises:
-          ValueError: a limit over what there is room for, or nothing was read.
+          ValueError: a limit over `max_text` or `max_frames`, or nothing was read.
         """
         limits = self._limits(text_limit, frame_limit)
-        active = [not told.ended for told in self._told[: self._count]]
-        self._told = [told if told.ended else _Told() for told in self._told]
-        self._advance(limits, EVERYTHING)
+        active = [not reported.ended for reported in self._reported[: self._count]]
+        self._reported = [r if r.ended else _Reported() for r in self._reported]
+        self._advance(limits, _NO_STEP_LIMIT)
         snapshot = self._snapshot()
         text_BL, codes_BNQ = to_host((self._state.text_BL, self._state.codes_BNQ))
-        origins = [(0, 0)] * self._count
-        found = collect(
-            self._events(snapshot, text_BL, codes_BNQ, origins), len(self._stepper.sizes)
-        )
-        return [found[row] if active[row] else None for row in range(self._count)]
+        events = self._events(snapshot, text_BL, codes_BNQ, [(0, 0)] * self._count)
+        outputs = collect(events, len(self._runner.sizes))
+        return [outputs[row] if active[row] else None for row in range(self._count)]
 
     def stream(
         self,
@@ -289,13 +299,13 @@ class Session:
         text_limit: int | None = None,
         frame_limit: int | None = None,
     ) -> Iterator[list[Event]]:
-        """The same turns as they come, the events of at most `chunk` steps at a time.
+        """Generates the same turns, and yields the events of at most `chunk` steps at a time.
 
-        Where the caller stops in the middle, the turns stay as they are: `generate` or `stream` go
-        on with them, `read` ends them.
+        If the caller stops early, the turns stay as they are: `generate` or `stream` continues
+        them, `read` ends them.
 
         Args:
-          chunk: steps a dispatch; one shape each.
+          chunk: steps per dispatch; each value compiles once.
           text_limit, frame_limit: as in `generate`.
 
         Raises:
@@ -305,104 +315,114 @@ class Session:
             raise ValueError(f"chunk {chunk}: expected at least 1")
         return self._chunks(self._limits(text_limit, frame_limit), chunk)
 
-    def _chunks(self, limits: Limits, chunk: int) -> Iterator[list[Event]]:
-        while not all(told.ended for told in self._told):
+    def _chunks(self, limits: TurnLimits, chunk: int) -> Iterator[list[Event]]:
+        while not all(reported.ended for reported in self._reported):
             self._advance(limits, chunk)
             snapshot = self._snapshot()
-            told_B2 = np.asarray([(told.text, told.frames) for told in self._told], np.int32)
-            window = self._stepper.window(self._state, (told_B2[:, 0], told_B2[:, 1]), chunk)
-            text_BL, codes_BNQ = to_host(window)
-            events = self._events(snapshot, text_BL, codes_BNQ, told_B2.tolist())
+            starts_B2 = np.asarray([(r.text, r.frames) for r in self._reported], np.int32)
+            window = self._runner.window(self._state, (starts_B2[:, 0], starts_B2[:, 1]), chunk)
+            events = self._events(snapshot, *to_host(window), starts_B2.tolist())
             if events:
                 yield events
 
-    def _limits(self, text_limit: int | None, frame_limit: int | Sequence[int] | None) -> Limits:
-        most_text, most_frames = self._stepper.max_text, self._stepper.max_frames
-        text_limit = most_text if text_limit is None else text_limit
-        frame_limit = most_frames if frame_limit is None else frame_limit
-        frames_B = np.full(self._stepper.rows, most_frames, np.int32)
+    def _limits(
+        self, text_limit: int | None, frame_limit: int | Sequence[int] | None
+    ) -> TurnLimits:
+        settings, rows = self._runner.settings, self._runner.rows
+        text_limit = settings.max_text if text_limit is None else text_limit
+        frame_limit = settings.max_frames if frame_limit is None else frame_limit
+        frames_B = np.full(rows, settings.max_frames, np.int32)
         frames_B[: self._count] = frame_limit
-        if not 1 <= text_limit <= most_text or not (
-            1 <= frames_B.min() <= frames_B.max() <= most_frames
+        if not 1 <= text_limit <= settings.max_text or not (
+            1 <= frames_B.min() <= frames_B.max() <= settings.max_frames
         ):
             raise ValueError(
                 f"limits of {text_limit} ids and {frame_limit} frames: expected 1 to "
-                f"{most_text} and 1 to {most_frames}"
+                f"{settings.max_text} and 1 to {settings.max_frames}"
             )
         if self._state is None:
             raise ValueError("nothing was read, expected a prompt before anything is generated")
-        rows = self._stepper.rows
-        return Limits(
-            np.full(rows, text_limit, np.int32),
-            frames_B,
-            self._wants_B.copy(),
+        return TurnLimits(
+            np.full(rows, text_limit, np.int32), frames_B, self._wants_speech_B.copy()
         )
 
-    def _advance(self, limits: Limits, steps: int) -> None:
+    def _advance(self, limits: TurnLimits, steps: int) -> None:
         for row in range(self._count):
-            self._generated[row] |= not self._told[row].ended
-        self._state = self._stepper.run(self._state, self._seeds_B, limits, steps)
+            self._generated[row] |= not self._reported[row].ended
+        self._state = self._runner.run(self._state, self._seeds_B, limits, steps)
 
     def _snapshot(self) -> _Snapshot:
         state = self._state
         return _Snapshot(*to_host((state.turn, state.begins_BG2, state.cuts_BG)))
 
-    def _events(self, snapshot: _Snapshot, text_BL, codes_BNQ, origins) -> list[Event]:
-        """What was not told yet; `origins`: the ids and frames that the arrays begin after."""
-        found = []
-        for row in range(self._count):
-            if not self._told[row].ended:
-                text, frames = origins[row]
-                found += _tell(
-                    row, self._told[row], snapshot, text_BL[row], codes_BNQ[row], text, frames
-                )
-        return found
+    def _events(
+        self,
+        snapshot: _Snapshot,
+        text_BL: np.ndarray,
+        codes_BNQ: np.ndarray,
+        starts: Sequence[tuple[int, int]],
+    ) -> list[Event]:
+        """Events not yet reported; the arrays begin at each row's (id, frame) in `starts`."""
+        events = []
+        for row, (text, frame) in enumerate(starts[: self._count]):
+            if not self._reported[row].ended:
+                rows = text_BL[row], codes_BNQ[row]
+                events += _new_events(row, self._reported[row], snapshot, *rows, text, frame)
+        return events
 
 
-def _tell(row: int, told: _Told, snapshot: _Snapshot, text_L, codes_NQ, first_text, first_frame):
-    """The events of a row since `told`, which is brought up to date."""
+def _new_events(
+    row: int,
+    reported: _Reported,
+    snapshot: _Snapshot,
+    text_L: np.ndarray,
+    codes_NQ: np.ndarray,
+    first_text: int,
+    first_frame: int,
+) -> list[Event]:
+    """The events of a row since `reported`, which is updated."""
     turn, begins_G2 = snapshot.turn, snapshot.begins_BG2[row]
     segments, mode = turn.segments_B[row], turn.mode_B[row]
-    found = []
+    events = []
     while True:
-        new = told.segments < segments  # another segment begins after what comes now
-        if told.inside:
-            end = begins_G2[told.segments, 1] if new else turn.frames_B[row]
-            for codes_Q in codes_NQ[told.frames - first_frame : end - first_frame]:
-                found.append(Event(row, FRAME, codes_Q=codes_Q.copy()))
-            told.frames = int(end)
-            if not new and mode == SPEAKING:
+        more = reported.segments < segments  # another segment follows
+        if reported.inside:
+            end = begins_G2[reported.segments, 1] if more else turn.frames_B[row]
+            for codes_Q in codes_NQ[reported.frames - first_frame : end - first_frame]:
+                events.append(Event(row, FRAME, codes_Q=codes_Q.copy()))
+            reported.frames = int(end)
+            if not more and mode == SPEAKING:
                 break
-            cut = snapshot.cuts_BG[row, told.segments - 1]
-            found.append(Event(row, SEGMENT_END, complete=not cut))
-            told.inside = False
-        end = begins_G2[told.segments, 0] if new else turn.text_B[row]
-        for token_id in text_L[told.text - first_text : end - first_text]:
-            found.append(Event(row, TEXT, int(token_id)))
-        told.text = int(end)
-        if not new:
+            cut = snapshot.cuts_BG[row, reported.segments - 1]
+            events.append(Event(row, SEGMENT_END, complete=not cut))
+            reported.inside = False
+        end = begins_G2[reported.segments, 0] if more else turn.text_B[row]
+        for token_id in text_L[reported.text - first_text : end - first_text]:
+            events.append(Event(row, TEXT, int(token_id)))
+        reported.text = int(end)
+        if not more:
             break
-        found.append(Event(row, SEGMENT))
-        told.segments, told.inside = told.segments + 1, True
+        events.append(Event(row, SEGMENT))
+        reported.segments, reported.inside = reported.segments + 1, True
     if mode == DONE:
-        found.append(Event(row, END, complete=not turn.cut_B[row]))
-        told.ended = True
-    return found
+        events.append(Event(row, END, complete=not turn.cut_B[row]))
+        reported.ended = True
+    return events
 
 
-def check_prompt(stepper: Stepper, prompt: Prompt, name: str) -> None:
+def check_prompt(runner: ModelRunner, prompt: Prompt, name: str) -> None:
     """Checks a prompt on the host, before its ids reach a device.
 
     Raises:
-      PromptError: it is empty, or has audio and the model has not.
+      PromptError: an empty prompt, or audio for a model of text alone.
       TokenIdError, CodeError: an id outside the vocabulary, a code outside its codebook.
     """
     if not len(prompt):
         raise PromptError(f"{name} is empty, expected at least one position")
-    check_token_ids(prompt.ids_L, stepper.config.llm.vocab_size, name)
-    if not stepper.sizes:
+    check_token_ids(prompt.ids_L, runner.config.llm.vocab_size, name)
+    if not runner.sizes:
         if prompt.wants_speech or prompt.codes_LQ.any():
             raise PromptError(f"{name} has audio, and the model reads text alone")
         return
-    pads_L = prompt.ids_L == stepper.config.tokens.audio_pad
-    check_codes(prompt.codes_LQ[pads_L], stepper.sizes, allow_end=True, name=f"{name}: codes")
+    pads_L = prompt.ids_L == runner.config.tokens.audio_pad
+    check_codes(prompt.codes_LQ[pads_L], runner.sizes, allow_end=True, name=f"{name}: codes")

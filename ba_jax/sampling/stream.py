@@ -39,7 +39,11 @@ import numpy as np
 from ba_jax.audio.griffin_lim import GriffinLimStream
 from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL
 from ba_jax.models import audio_decoder, flow_matching, layers
-from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
+from ba_jax.models.baichuan_audio import (
+    BaichuanAudio,
+    BaichuanAudioConfig,
+    select_variables,
+)
 from ba_jax.models.streaming import (
     CACHE,
     CODE_FRAMES,
@@ -57,7 +61,6 @@ from ba_jax.sampling.synthesize import (
     SynthesisSettings,
     check_seed,
     noise_keys,
-    variables_of,
 )
 from ba_jax.vocab import check_codes
 
@@ -120,7 +123,7 @@ class StreamingSynthesizer:
         self._needed = ("vq_bridge", "audio_decoder")
         if self._by_flow:
             self._needed += ("flow_prenet", "flow_unet")
-        self._variables = variables_of(config, variables, self._needed)
+        self._variables = select_variables(config, variables, self._needed)
         model = BaichuanAudio(config.only(*self._needed), dtype=dtype)
         self._block = self._jit("block", functools.partial(self._block_batch, model), donate=1)
         self._geometry = FLOW_MEL if self._by_flow else HIFIGAN_MEL
@@ -463,7 +466,7 @@ class _Windows:
 
     def __init__(self, owner: StreamingSynthesizer, variables, dtype: layers.Dtype):
         self._owner, self._config = owner, owner.config.vocoder
-        self._variables = variables_of(owner.config, variables, ("vocoder",))
+        self._variables = select_variables(owner.config, variables, ("vocoder",))
         reach = receptive_field(self._config)
         self._before = max(reach, 2 * self._config.f0_layers)
         hold = owner.settings.hold

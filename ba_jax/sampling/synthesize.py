@@ -1,6 +1,6 @@
 """Codes to speech: audio decoder, flow matching, then the vocoder or Griffin-Lim.
 
-Also from the decoder's refined mel alone, without the flow, to hear what the flow adds.
+Speech of the decoder's refined mel alone, without the flow, shows what the flow adds.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,11 @@ import numpy as np
 from ba_jax.audio.griffin_lim import griffin_lim
 from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL, MelGeometry
 from ba_jax.models import layers
-from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
+from ba_jax.models.baichuan_audio import (
+    BaichuanAudio,
+    BaichuanAudioConfig,
+    select_variables,
+)
 from ba_jax.models.flow_matching import draw_noise
 from ba_jax.models.flow_unet import FlowUNetConfig
 from ba_jax.models.streaming import Blocks
@@ -31,24 +35,24 @@ MELS = ("flow", "decoder")
 
 @dataclasses.dataclass(frozen=True)
 class SynthesisSettings:
-    """How codes become a wave.
+    """Settings of synthesis.
 
     Attributes:
       vocoder: "vocoder", the model's, or "griffin_lim".
-      mel: what becomes a wave: the "flow"'s mel, or the audio "decoder"'s, which a flow trained for
-        minutes does not yet improve on; Griffin-Lim alone reads that.
-      steps, guidance: of the flow; None as the model's config says.
+      mel: mel that becomes a wave: that of the "flow", or that of the audio "decoder" for
+        Griffin-Lim alone (a flow trained for minutes does not improve on it).
+      steps, guidance: of the flow; None: as in the model's config.
       iterations: of Griffin-Lim.
       rows: batch size.
-      frames: of codes, what segments are padded to; none is longer than the last.
+      frames: numbers of codes that segments are padded to; the last is the longest segment.
       blocks: 50 Hz frames of the flow's attention blocks, the last one repeats; () is the U-Net's
-        `chunk`. Speech can be had block by block, see `ba_jax.sampling.stream`.
+        `chunk`. Streams synthesize block by block, see `ba_jax.sampling.stream`.
       lookback: frames before its block that a frame attends to; None: all.
       norm_frames: frames of codes that the first statistics of the decoder's norms are taken over,
-        see `ba_jax.models.streaming.Blocks`; None: the whole segment's, as the reference.
-      norms, norm_weight: what the norms usually see (`Synthesizer.measure_norms`), and how many
-        frames of codes that counts as in the running statistics; () is nothing.
-      hold: mel frames that a stream's vocoder waits for; None: as many as change a sample.
+        see `ba_jax.models.streaming.Blocks`; None: the whole segment, as in the reference.
+      norms, norm_weight: typical statistics of the norms (`Synthesizer.measure_norms`), and their
+        weight in the running statistics in frames of codes; (): none.
+      hold: mel frames that a stream's vocoder waits for; None: all that a sample depends on.
     """
 
     vocoder: str = "vocoder"
@@ -80,7 +84,7 @@ class SynthesisSettings:
             self._blocks(self.blocks)
 
     def blocks_of(self, config: BaichuanAudioConfig) -> Blocks | None:
-        """What a frame may depend on in a model; None: what it does in the reference.
+        """The frames that a frame may depend on; None: as in the reference.
 
         Raises:
           ValueError: sizes that do not fit together, see `Blocks`.
@@ -103,10 +107,10 @@ class Wave(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """The audio decoder's results for one segment.
+    """Output of the audio decoder for one segment.
 
     Attributes:
-      hidden_TD: 50 Hz features, what the flow reads.
+      hidden_TD: 50 Hz features, the input of the flow.
       mel_TM: refined log-mel in HIFIGAN_MEL's geometry.
     """
 
@@ -115,28 +119,26 @@ class Decoded(NamedTuple):
 
 
 def keep_codebooks(variables: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """Variables whose codebooks past the first `count` add nothing.
-
-    Shapes stay, so nothing is compiled again.
+    """Variables with all codebooks after the first `count` set to zero; shapes do not change.
 
     Raises:
-      ValueError: fewer than 1 or more than there are.
+      ValueError: a count below 1 or over the number of codebooks.
     """
-    own = variables["codebook"]["vq_bridge"]
-    total = sum(name.startswith("embed_") and name[6:].isdigit() for name in own)
+    codebooks = variables["codebook"]["vq_bridge"]
+    total = sum(name.startswith("embed_") and name[6:].isdigit() for name in codebooks)
     if not 1 <= count <= total:
         raise ValueError(f"{count} codebooks, expected 1 to {total}")
-    dropped = {f"embed_{q}": jnp.zeros_like(own[f"embed_{q}"]) for q in range(count, total)}
-    bridge = {**own, **dropped}
+    dropped = {f"embed_{q}": jnp.zeros_like(codebooks[f"embed_{q}"]) for q in range(count, total)}
+    bridge = {**codebooks, **dropped}
     return {**variables, "codebook": {**variables["codebook"], "vq_bridge": bridge}}
 
 
 def noise_keys(seeds_B: jax.Array, segments_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Keys, one a row, of the flow's noise and of the vocoder's.
+    """Random keys of the flow's and of the vocoder's noise, one per row.
 
-    A request's seed and the number of the segment in it decide them; each frame's noise depends on
-    its key and the frame's position alone. So a request gives the same audio in whatever batch,
-    padding or pieces, up to the rounding of sums of other shapes.
+    They depend on the request's seed and the number of its segment; a frame's noise depends on the
+    key and the frame's position alone. So a request gives the same audio in any batch, padding or
+    pieces, up to rounding.
     """
 
     def pair(seed: jax.Array, segment: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -147,10 +149,10 @@ def noise_keys(seeds_B: jax.Array, segments_B: jax.Array) -> tuple[jax.Array, ja
 
 
 def check_seed(seed: int) -> int:
-    """A seed that keys are made of.
+    """Returns a seed that a random key can be made of.
 
     Raises:
-      ValueError: one outside 0 to 2^32 - 1.
+      ValueError: a seed outside 0 to 2^32 - 1.
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed {seed}: expected 0 to 2^32 - 1")
@@ -158,12 +160,12 @@ def check_seed(seed: int) -> int:
 
 
 class Synthesizer:
-    """Decodes for a model; each of its three parts compiles once a padded length.
+    """Synthesizes whole segments; each of its parts compiles once per padded length.
 
     Args:
       config, variables: a model with vq_bridge and audio_decoder; with flow_prenet and flow_unet
-        for `flow_mels`, and vocoder where the settings want it.
-      settings: how.
+        for `flow_mels`, and vocoder if the settings name it.
+      settings: see `SynthesisSettings`.
       run: `map`, or one that spreads over processes; for Griffin-Lim, which takes a core.
       dtype: compute type.
       place: puts a batch's arrays (rows first) on the devices; by default where JAX puts them.
@@ -190,7 +192,7 @@ class Synthesizer:
         self._vocode = self._jit("vocode", ("vocoder",), self._vocode_batch)
 
     def _jit(self, name: str, needed: tuple[str, ...], function: Callable) -> Callable:
-        """A part of the model, jitted; called with variables before the function's arguments."""
+        """Jits a part of the model; the result takes variables and the function's arguments."""
         model = BaichuanAudio(self.config.only(*needed), dtype=self._dtype)
 
         def traced(variables, *args):
@@ -200,8 +202,8 @@ class Synthesizer:
         jitted = jax.jit(traced)
 
         def call(variables, *args):
-            own = variables_of(self.config, variables, needed)
-            return to_host(jitted(own, *self._place(args)))
+            selected = select_variables(self.config, variables, needed)
+            return to_host(jitted(selected, *self._place(args)))
 
         return call
 
@@ -210,12 +212,12 @@ class Synthesizer:
         return out.hidden_BTD, out.hidden_lengths_B, out.refined_mel_BTM, out.mel_lengths_B
 
     def _norms_batch(self, model, variables, codes_BNQ, lengths_B):
-        """Statistics of whole items, (norms, 2, B)."""
+        """Norm statistics over whole items, (norms, 2, B)."""
         _, sown = model.apply(variables, codes_BNQ, lengths_B, method="decode", mutable=["norms"])
-        own = sown["norms"]["audio_decoder"]
+        norms = sown["norms"]["audio_decoder"]
         count = len(self.config.audio_decoder.refine_channels)
-        nodes = [own["upsample1"]["norm"], own["upsample2"]["norm"]]
-        nodes += [own["refine_net"][f"norm_{i}"] for i in range(count)]
+        nodes = [norms["upsample1"]["norm"], norms["upsample2"]["norm"]]
+        nodes += [norms["refine_net"][f"norm_{i}"] for i in range(count)]
         return jnp.stack([node["sums"][0] for node in nodes])
 
     def _flow_batch(self, model, variables, hidden_BTD, lengths_B, *numbers):
@@ -245,8 +247,8 @@ class Synthesizer:
         """Features and refined mels of segments of codes (N >= 1, Q).
 
         Args:
-          codes: one array a segment.
-          codebooks: use the first so many alone; None: all.
+          codes: one array per segment.
+          codebooks: number of codebooks to use; None: all.
 
         Raises:
           LengthError: an empty segment, or one longer than the longest padded length.
@@ -254,22 +256,17 @@ class Synthesizer:
         variables = self._variables
         if codebooks is not None:
             variables = keep_codebooks(variables, codebooks)
-        found: dict[int, Decoded] = {}
-        for bucket, some in self._batches(codes):
-            codes_BNQ, lengths_B = batching.pad(
-                [codes[i] for i in some], self.settings.rows, bucket
-            )
-            hidden, hidden_B, mel, mel_B = self._decode(
-                variables, codes_BNQ.astype(np.int32), lengths_B
-            )
-            for row, i in enumerate(some):
-                found[i] = Decoded(hidden[row, : hidden_B[row]], mel[row, : mel_B[row]])
-        return [found[i] for i in range(len(codes))]
+        decoded: dict[int, Decoded] = {}
+        for batch, codes_BNQ, lengths_B in self._batches(codes):
+            hidden, hidden_B, mel, mel_B = self._decode(variables, codes_BNQ, lengths_B)
+            for row, i in enumerate(batch):
+                decoded[i] = Decoded(hidden[row, : hidden_B[row]], mel[row, : mel_B[row]])
+        return [decoded[i] for i in range(len(codes))]
 
     def measure_norms(self, codes: Sequence[np.ndarray]) -> tuple[tuple[float, float], ...]:
-        """`SynthesisSettings.norms`: the mean and mean square that each norm of the decoder sees.
+        """Mean and mean square at each norm of the decoder, for `SynthesisSettings.norms`.
 
-        Means over the segments, each normalised whole: some dozens of them say what is usual.
+        Averages over segments, each normalised as a whole; some dozens of segments suffice.
 
         Raises:
           LengthError: as `decode`.
@@ -278,12 +275,8 @@ class Synthesizer:
         if not codes:
             raise ValueError("no segment to measure the norms on: expected at least 1")
         sums = []
-        for bucket, some in self._batches(codes):
-            codes_BNQ, lengths_B = batching.pad(
-                [codes[i] for i in some], self.settings.rows, bucket
-            )
-            found = self._norms(self._variables, codes_BNQ.astype(np.int32), lengths_B)
-            sums.append(found[:, :, : len(some)])
+        for batch, codes_BNQ, lengths_B in self._batches(codes):
+            sums.append(self._norms(self._variables, codes_BNQ, lengths_B)[:, :, : len(batch)])
         means = np.concatenate(sums, axis=2).astype(np.float64).mean(axis=2)
         return tuple((float(mean), float(square)) for mean, square in means)
 
@@ -293,28 +286,29 @@ class Synthesizer:
         seeds: Sequence[int] | None = None,
         segments: Sequence[int] | None = None,
     ) -> list[np.ndarray]:
-        """Log-mels (T, M) in FLOW_MEL's geometry.
+        """Log-mels (T, M) of the flow in FLOW_MEL's geometry.
 
         Args:
-          codes: one array a segment.
-          seeds, segments: what decides each one's noise, see `noise_keys`; None: 0.
+          codes: one array per segment.
+          seeds, segments: decide each segment's noise, see `noise_keys`; None: 0.
 
         Raises:
           LengthError: as `decode`.
           ValueError: a model without the flow, or a seed out of range.
         """
         decoded = self.decode(codes)
-        found: dict[int, np.ndarray] = {}
-        for bucket, some in self._batches(codes):
-            frames = 4 * bucket - 1
+        mels: dict[int, np.ndarray] = {}
+        buckets = [4 * frames - 1 for frames in self.settings.frames]
+        sizes = [4 * len(codes_NQ) - 1 for codes_NQ in codes]
+        for bucket, batch in batching.batches(sizes, buckets, self.settings.rows, "segment"):
             hidden_BTD, lengths_B = batching.pad(
-                [decoded[i].hidden_TD for i in some], self.settings.rows, frames
+                [decoded[i].hidden_TD for i in batch], self.settings.rows, bucket
             )
-            numbers = self._numbers(some, seeds, segments)
+            numbers = self._numbers(batch, seeds, segments)
             mel_BTM, mel_B = self._flow(self._variables, hidden_BTD, lengths_B, *numbers)
-            for row, i in enumerate(some):
-                found[i] = mel_BTM[row, : mel_B[row]]
-        return [found[i] for i in range(len(codes))]
+            for row, i in enumerate(batch):
+                mels[i] = mel_BTM[row, : mel_B[row]]
+        return [mels[i] for i in range(len(codes))]
 
     def waves(
         self,
@@ -322,7 +316,7 @@ class Synthesizer:
         seeds: Sequence[int] | None = None,
         segments: Sequence[int] | None = None,
     ) -> list[Wave]:
-        """Speech of segments of codes, by the mel and the vocoder that the settings name.
+        """Speech of segments of codes, by the mel and vocoder of the settings.
 
         Arguments and errors as `flow_mels`.
         """
@@ -339,17 +333,17 @@ class Synthesizer:
         """Speech of FLOW_MEL log-mels; seeds and segments as in `flow_mels`."""
         if self.settings.vocoder == "griffin_lim":
             return self.invert(mels, FLOW_MEL)
-        found: dict[int, Wave] = {}
+        waves: dict[int, Wave] = {}
         buckets = [4 * frames for frames in self.settings.frames]
         sizes = [len(mel_TM) for mel_TM in mels]
-        for bucket, some in batching.batches(sizes, buckets, self.settings.rows, "mel"):
-            mel_BTM, lengths_B = batching.pad([mels[i] for i in some], self.settings.rows, bucket)
-            numbers = self._numbers(some, seeds, segments)
+        for bucket, batch in batching.batches(sizes, buckets, self.settings.rows, "mel"):
+            mel_BTM, lengths_B = batching.pad([mels[i] for i in batch], self.settings.rows, bucket)
+            numbers = self._numbers(batch, seeds, segments)
             wave_BS = self._vocode(self._variables, mel_BTM, lengths_B, *numbers)
-            for row, i in enumerate(some):
+            for row, i in enumerate(batch):
                 wave_S = wave_BS[row, : lengths_B[row] * FLOW_MEL.hop]
-                found[i] = Wave(wave_S, FLOW_MEL.sample_rate)
-        return [found[i] for i in range(len(mels))]
+                waves[i] = Wave(wave_S, FLOW_MEL.sample_rate)
+        return [waves[i] for i in range(len(mels))]
 
     def waves_without_flow(self, codes: Sequence[np.ndarray]) -> list[Wave]:
         """Speech at 16 kHz from the decoder's refined mels, by Griffin-Lim."""
@@ -357,43 +351,34 @@ class Synthesizer:
 
     def invert(self, mels: Sequence[np.ndarray], geometry: MelGeometry) -> list[Wave]:
         """Speech of log-mels (T, M) by Griffin-Lim."""
-        one = functools.partial(griffin_lim, geometry=geometry, iterations=self.settings.iterations)
-        # Networks overshoot where speech never is: such peaks would be heard alone.
-        waves = self._run(one, [np.minimum(mel_TM, LOUDEST) for mel_TM in mels])
+        invert_one = functools.partial(
+            griffin_lim, geometry=geometry, iterations=self.settings.iterations
+        )
+        # Networks overshoot in bands without speech: such peaks would be audible.
+        waves = self._run(invert_one, [np.minimum(mel_TM, LOUDEST) for mel_TM in mels])
         return [Wave(wave_S, geometry.sample_rate) for wave_S in waves]
 
-    def _batches(self, codes: Sequence[np.ndarray]):
-        sizes = [len(segment) for segment in codes]
-        return batching.batches(sizes, self.settings.frames, self.settings.rows, "segment")
+    def _batches(
+        self, codes: Sequence[np.ndarray]
+    ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+        """Yields (indices, padded codes, lengths) of batches of segments."""
+        sizes, rows = [len(codes_NQ) for codes_NQ in codes], self.settings.rows
+        for bucket, batch in batching.batches(sizes, self.settings.frames, rows, "segment"):
+            codes_BNQ, lengths_B = batching.pad([codes[i] for i in batch], rows, bucket)
+            yield batch, codes_BNQ.astype(np.int32), lengths_B
 
     def _numbers(
-        self, some: Sequence[int], seeds: Sequence[int] | None, segments: Sequence[int] | None
+        self, batch: Sequence[int], seeds: Sequence[int] | None, segments: Sequence[int] | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """seeds_B and segments_B of a batch."""
-        both = np.zeros((2, self.settings.rows), np.uint32)
+        numbers = np.zeros((2, self.settings.rows), np.uint32)
         if seeds is not None:
-            both[0, : len(some)] = [check_seed(seeds[i]) for i in some]
+            numbers[0, : len(batch)] = [check_seed(seeds[i]) for i in batch]
         if segments is not None:
-            both[1, : len(some)] = [segments[i] for i in some]
-        return both[0], both[1]
-
-
-def variables_of(
-    config: BaichuanAudioConfig, variables: Mapping[str, Any], needed: Sequence[str]
-) -> dict[str, Any]:
-    """Variables of some components alone.
-
-    Raises:
-      ValueError: a model without one of them.
-    """
-    absent = [part for part in needed if getattr(config, part) is None]
-    if absent:
-        raise ValueError(f"model without {absent}: expected {tuple(needed)}")
-    return {
-        collection: {part: tree[part] for part in needed if part in tree}
-        for collection, tree in variables.items()
-    }
+            numbers[1, : len(batch)] = [segments[i] for i in batch]
+        return numbers[0], numbers[1]
 
 
 LOUDEST = 3.1
-"""A sine of full scale reaches 3.04 in FLOW_MEL; the embedded corpus 2.52."""
+"""Highest log-mel value that is inverted: a sine of full scale reaches 3.04 in FLOW_MEL, the
+embedded corpus 2.52."""

@@ -11,11 +11,12 @@ import pytest
 from ba_jax.checkpoints import arrays
 from ba_jax.convert import sources, verify
 from ba_jax.models.baichuan_audio import variable_shapes
-from ba_jax.sampling.alternate import MODES, Alternation, Stops
+from ba_jax.sampling.alternate import MODES, Alternation, StopMasks, TextVocabulary
 from ba_jax.sampling.logits import GREEDY
 from ba_jax.sampling.loop import Generator
 from ba_jax.sampling.prompt import Prompt
 from ba_jax.sampling.session import collect
+from ba_jax.sampling.settings import GenerationSettings
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 
@@ -34,27 +35,21 @@ def test_golden(tiny_checkpoint, mode):
     generator = Generator(
         config,
         variables,
-        eos_id=2,
-        writable_V=np.ones(vocab, bool),
-        alternation=Alternation(
-            mode, later_text=GREEDY, stops=(), stretch=len(text) + (mode == "reference")
-        ),
-        stops=Stops(*np.zeros((3, vocab), bool)),
-        rows=2,
-        lengths=(16,),
-        max_frames=len(golden["greedy_audio"]),
+        TextVocabulary(2, np.ones(vocab, bool), StopMasks(*np.zeros((3, vocab), bool))),
+        GenerationSettings(rows=2, lengths=(16,), max_frames=len(golden["greedy_audio"])),
+        Alternation(mode, later_text=GREEDY, stops=(), stretch=len(text) + (mode == "reference")),
     )
     ids = golden["greedy_prompt"].astype(np.int32)
     frames = int((ids == config.tokens.audio_pad).sum())
     codes = np.zeros((len(ids), golden["mixed_codes"].shape[1]), np.int32)
     codes[ids == config.tokens.audio_pad] = golden["mixed_codes"][:frames]
     prompt = Prompt(ids, codes, wants_speech=True)
-    (made,) = generator([prompt])
-    assert made.pieces[0].ids[: len(text)] == text
-    assert len(made.pieces[0].ids) == len(text) + (mode == "reference")
-    np.testing.assert_array_equal(made.pieces[1].codes_NQ, golden["greedy_audio"])
-    assert not made.complete  # it would have spoken on
+    (output,) = generator([prompt])
+    assert output.pieces[0].ids[: len(text)] == text
+    assert len(output.pieces[0].ids) == len(text) + (mode == "reference")
+    np.testing.assert_array_equal(output.pieces[1].codes_NQ, golden["greedy_audio"])
+    assert not output.complete  # it would have spoken on
     events = [event for some in generator.stream([prompt]) for event in some]
     streamed = collect(events, codes.shape[1])[0]
-    assert streamed.ids == made.ids
-    np.testing.assert_array_equal(streamed.codes_NQ, made.codes_NQ)
+    assert streamed.ids == output.ids
+    np.testing.assert_array_equal(streamed.codes_NQ, output.codes_NQ)

@@ -153,10 +153,10 @@ def refined_mels(bench: Bench, speech: Speech, *, quantised: bool) -> list[np.nd
       LengthError: a recording that is too long.
     """
     needed = ("audio_encoder", "vq_bridge", "audio_decoder")
-    model = BaichuanAudio(bench.config.only(*needed))
+    model = BaichuanAudio(bench.model.config.only(*needed))
     variables = {
         collection: {name: tree[name] for name in needed if name in tree}
-        for collection, tree in bench.variables.items()
+        for collection, tree in bench.model.variables.items()
     }
 
     def run(model, mel_BTM, lengths_B):
@@ -168,7 +168,7 @@ def refined_mels(bench: Bench, speech: Speech, *, quantised: bool) -> list[np.nd
         return out.refined_mel_BTM, out.mel_lengths_B
 
     jitted = jax.jit(lambda variables, *arrays: model.apply(variables, *arrays, method=run))
-    geometry = dataclasses.replace(WHISPER_MEL, n_mels=bench.config.audio_encoder.mel_bins)
+    geometry = dataclasses.replace(WHISPER_MEL, n_mels=bench.model.config.audio_encoder.mel_bins)
     mels = [
         whisper_log_mel(decode(part.audio, part.seconds, (SAMPLE_RATE,))[0], geometry)
         for part in speech.parts

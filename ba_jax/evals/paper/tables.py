@@ -27,6 +27,7 @@ from ba_jax.evals.scoring import bootstrap, text
 from ba_jax.evals.suite import EvalError
 from ba_jax.evals.suites.registry import SUITES
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+from ba_jax.sampling.speech_model import SpeechModel, load_speech_model
 from ba_jax.sampling.synthesize import Wave
 from ba_jax.types import Failure
 from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_ENCODER, SPEECH_TOKENIZER
@@ -89,8 +90,8 @@ class Maker:
         model = from_mapping(BaichuanAudioConfig, config["model"])
         settings = from_mapping(EvalSettings, config["eval"], "eval")
         sources = restore.find([str(run) for run in runs], model, components)
-        variables = restore.load_to_generate(model, sources)
-        return Bench(model, variables, settings, self.out, self._judge)
+        speech_model = load_speech_model(model, sources, settings, run=self._judge.map)
+        return Bench(speech_model, settings, self.out, self._judge)
 
     def _evaluate(self, name: str, runs: Sequence[str], suites: Sequence[str]) -> dict[str, Any]:
         """Figures of suites; those that are there are not made again."""
@@ -117,9 +118,9 @@ class Maker:
         listener = self._bench([self.runs.get("tokenizer"), self.runs.get("stage2")], _LM)
         rows = {}
         for count in CODEBOOKS:
-            decoded = [one.mel_TM for one in flow.synthesizer.decode(codes, codebooks=count)]
-            waves = flow.synthesizer.invert(decoded, HIFIGAN_MEL)
-            before = first.synthesizer.decode(codes_of_others, codebooks=count)
+            decoded = [one.mel_TM for one in flow.model.synthesizer.decode(codes, codebooks=count)]
+            waves = flow.model.synthesizer.invert(decoded, HIFIGAN_MEL)
+            before = first.model.synthesizer.decode(codes_of_others, codebooks=count)
             rows[_codebooks(count)] = {
                 "recognition WER": self._recognised(listener, count),
                 "WER of resynthesis": measure.wer(flow, waves, own, f"hearing {count} codebooks"),
@@ -150,15 +151,19 @@ class Maker:
     def _recognised(self, bench: Bench, count: int) -> Measured:
         """Words and characters that the language model gets wrong, with so many codebooks."""
         heard = Bench(
-            bench.config,
-            measure.hears_fewer(bench.variables, count),
+            SpeechModel(
+                bench.model.config,
+                measure.hears_fewer(bench.model.variables, count),
+                bench.settings,
+                run=self._judge.map,
+            ),
             bench.settings,
             self.out / "eval" / f"codebooks_{count}",
             self._judge,
         )
         sources = {part: str(self.runs.get("stage2")) for part in ("llm",)}
         sources["vq_bridge"] = str(self.runs.get("tokenizer"))
-        folders = restore.find(list(sources.values()), bench.config, _LM)
+        folders = restore.find(list(sources.values()), bench.model.config, _LM)
         stamps = {s: f"{m}/{count}" for s, m in command.made_with(self.config, folders).items()}
         return _figure(runner.run(SUITES["asr"], heard, stamps)["figures"], "asr_wer")
 
@@ -169,7 +174,7 @@ class Maker:
             config["model"][part] |= {"codebook_sizes": tuple(sizes[:count])}
         bench = self._bench([self.runs.tokenizer_of(count)], SPEECH_TOKENIZER, config)
         speech = measure.statements(bench)
-        decoded = bench.synthesizer.decode(measure.codes_of(bench, speech))
+        decoded = bench.model.synthesizer.decode(measure.codes_of(bench, speech))
         return measure.mel_mae([one.mel_TM for one in decoded], speech)
 
     def quantisation(self) -> Table:
@@ -180,7 +185,7 @@ class Maker:
         own, others = measure.answers(flow), measure.statements(first)
         for name, quantised in (("no VQ", False), ("VQ", True)):
             mels = measure.refined_mels(flow, own, quantised=quantised)
-            waves = flow.synthesizer.invert(mels, HIFIGAN_MEL)
+            waves = flow.model.synthesizer.invert(mels, HIFIGAN_MEL)
             before = measure.refined_mels(first, others, quantised=quantised)
             rows[name] = {
                 "mel MAE": measure.mel_mae(mels, own),
@@ -206,11 +211,11 @@ class Maker:
         bench = self._bench([self.runs.get("flow")], _FLOW)
         speech = measure.answers(bench)
         codes = measure.codes_of(bench, speech)
-        mels = bench.synthesizer.flow_mels(codes, range(len(codes)))
+        mels = bench.model.synthesizer.flow_mels(codes, range(len(codes)))
         waves = {
             "recordings": measure.recordings(speech),
-            "with flow": bench.synthesizer.waves_of_mels(mels, range(len(codes))),
-            "without flow": bench.synthesizer.waves_without_flow(codes),
+            "with flow": bench.model.synthesizer.waves_of_mels(mels, range(len(codes))),
+            "without flow": bench.model.synthesizer.waves_without_flow(codes),
         }
         rows = {}
         for name, own in waves.items():

@@ -5,10 +5,10 @@ called perplexity in the field, and what S2SBench scores), and by the total. Con
 spoken or written: s->t hears the context, t->t reads it, and whole spoken stories (TWIST) have
 neither, but codes to be scored. A tie is no right choice, and what fails is wrong and says why.
 
-A model that reads back what it hears before it answers (`EvalSettings.transcribe_first`) has learnt
-what is likely below that transcript alone: in s->t it writes down the context, and its endings are
-scored below the line that it wrote. Where it wrote no whole line they follow the speech, as they do
-without `transcribe_first`. Whole spoken stories have no context to read back.
+A model that transcribes what it hears before it answers (`EvalSettings.transcribe_first`) has
+learnt what is likely below that transcript alone: in s->t it writes down the context, and its
+endings are scored below the line that it wrote. Without a whole line they follow the speech, as
+they do without `transcribe_first`. Whole spoken stories have no context to read back.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ba_jax.evals.benchmarks.folders import spoken_part
 from ba_jax.evals.scoring import bootstrap
 from ba_jax.evals.suite import EvalError, Item, Line, Suite
 from ba_jax.sampling.likelihood import LENGTHS, Scored
-from ba_jax.sampling.prompt import Prompt, prompt_of
+from ba_jax.sampling.prompt import Prompt
 from ba_jax.types import Example, Failure, Segment
 from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_ENCODER
 
@@ -174,7 +174,7 @@ def _transcribe_first(
         if ending.is_audio or not any(segment.is_audio for segment in before):
             continue
         try:
-            asked[i] = prompt_of(own[0], bench.tokenizer, _sizes(bench))
+            asked[i] = bench.model.prompt(own[0])
         except ValueError as error:  # of sequences, codes and prompts
             asked[i] = Failure(str(error))
     if not asked:
@@ -185,13 +185,9 @@ def _transcribe_first(
         if isinstance(one, Failure):
             said[i] = one
             continue
-        line, end, _ = bench.tokenizer.decode(one.ids).partition(TRANSCRIPT_END)
+        line, end, _ = bench.model.tokenizer.decode(one.ids).partition(TRANSCRIPT_END)
         said[i] = line.strip() if end else ""
     return said
-
-
-def _sizes(bench: Bench) -> tuple[int, ...]:
-    return bench.config.audio_embed.codebook_sizes if bench.config.audio_embed else ()
 
 
 def _below(example: Example, line: str) -> Example:
@@ -210,9 +206,11 @@ def _scored(
             return failed
     if line:
         examples = [_below(example, line) for example in examples]
-    tokenizer, config = bench.tokenizer, bench.config
+    tokenizer, config = bench.model.tokenizer, bench.model.config
     try:
-        sequences = [to_sequence(example, tokenizer, _sizes(bench)) for example in examples]
+        sequences = [
+            to_sequence(example, tokenizer, bench.model.codebook_sizes) for example in examples
+        ]
     except ValueError as error:  # of sequences and codes
         return Failure(str(error))
     made = [Scored.of(one, config.tokens, tokenizer.eos_id) for one in sequences]
@@ -230,7 +228,7 @@ def _line_tokens(bench: Bench, one: Scored) -> int:
     """How many of the tokens of text that are scored end its first line."""
     ids = one.ids_L[one.text_L].tolist()
     counts = range(1, len(ids) + 1)
-    return next(n for n in counts if TRANSCRIPT_END in bench.tokenizer.decode(ids[:n]))
+    return next(n for n in counts if TRANSCRIPT_END in bench.model.tokenizer.decode(ids[:n]))
 
 
 def _wins(values: Sequence[float], right: int) -> int:

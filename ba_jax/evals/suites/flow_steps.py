@@ -57,7 +57,7 @@ class FlowSteps(Suite):
             for item in items
         ]
         for name, settings in variants(bench.settings.synthesis).items():
-            synthesizer = bench.synthesizer_with(settings)
+            synthesizer = bench.model.synthesizer_with(settings)
             mels = synthesizer.flow_mels(codes, numbers)
             waves = synthesizer.waves_of_mels(mels, numbers)
             for line, item, mel, want, wave in zip(lines, items, mels, wanted, waves, strict=True):

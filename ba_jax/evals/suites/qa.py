@@ -1,6 +1,6 @@
 """Closed questions answered: spoken or written questions, written or spoken answers.
 
-A model that reads the question back before it answers (`ExampleMaker.transcribe_first`) is scored
+A model that transcribes the question before it answers (`ExampleMaker.transcribe_first`) is scored
 by the last line that it writes; the lines before are kept as the item's `transcribe_first`.
 """
 

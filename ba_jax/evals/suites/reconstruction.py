@@ -49,7 +49,7 @@ class Codec(Suite):
         total = codes[0].shape[1]
         lines = [{"codes": own.tolist(), "mel_error": {}} for own in codes]
         for count in [count for count in _COUNTS if count < total] + [total]:
-            decoded = bench.synthesizer.decode(codes, codebooks=count)
+            decoded = bench.model.synthesizer.decode(codes, codebooks=count)
             for line, one, want in zip(lines, decoded, wanted, strict=True):
                 line["mel_error"][str(count)] = mel_error(one.mel_TM, want)
         for i, line in zip(usable, lines, strict=True):
@@ -61,7 +61,7 @@ class Codec(Suite):
     ) -> list[Line | Failure]:
         """`without_flow`, the path of the refined mel's wave, beside `reference`."""
         codes = [np.asarray(line["codes"], np.int32) for line in made]
-        plain = bench.synthesizer.waves_without_flow(codes)
+        plain = bench.model.synthesizer.waves_without_flow(codes)
         return [
             {
                 "without_flow": bench.save("reconstruction", f"{item.id}-without-flow", wave),
@@ -133,8 +133,8 @@ class Reconstruction(Codec):
         lines = super().present(bench, items, made)
         codes = [np.asarray(line["codes"], np.int32) for line in made]
         numbers = [item.number for item in items]
-        mels = bench.synthesizer.flow_mels(codes, numbers)
-        waves = bench.synthesizer.waves_of_mels(mels, numbers)
+        mels = bench.model.synthesizer.flow_mels(codes, numbers)
+        waves = bench.model.synthesizer.waves_of_mels(mels, numbers)
         for line, item, mel_TM, wave in zip(lines, items, mels, waves, strict=True):
             line["mel_error_flow"] = mel_error(mel_TM, mel_of(item.record.parts[0], FLOW_MEL))
             line["generated"] = bench.save(self.name, item.id, wave)

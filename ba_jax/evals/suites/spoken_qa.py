@@ -93,7 +93,7 @@ class SpokenQuestions(Suite):
         part = dataclasses.replace(spoken_part(question.audio, "user"), text=question.text)
         answer = Part("-", role="assistant")
         if self.speaks:
-            codebooks = len(bench.config.audio_embed.codebook_sizes)
+            codebooks = len(bench.model.config.audio_embed.codebook_sizes)
             codes_NQ = np.zeros((1, codebooks), np.int32)
             answer = dataclasses.replace(answer, codes_NQ=codes_NQ, seconds=0.08)
         parts = (part, answer)

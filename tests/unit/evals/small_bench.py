@@ -11,7 +11,8 @@ from ba_jax.evals import runner
 from ba_jax.evals.base import Bench, EvalSettings
 from ba_jax.evals.suites import registry
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-from ba_jax.sampling.loop import Generated
+from ba_jax.sampling.session import Generated
+from ba_jax.sampling.speech_model import SpeechModel
 from ba_jax.sampling.synthesize import Wave
 from ba_jax.types import Failure
 from configs.eval import get_config
@@ -72,10 +73,16 @@ def settings(**changes) -> EvalSettings:
     return from_mapping(EvalSettings, config["eval"] | {"limit": 2} | changes)
 
 
+def make_bench(config, variables, settings, out, judge) -> Bench:
+    """A bench around a model's variables."""
+    run = getattr(judge, "map", map)
+    return Bench(SpeechModel(config, variables, settings, run=run), settings, out, judge)
+
+
 def bench_of(tmp_path, model, **changes):
     """A bench whose model writes `model(record)` (text, frames) for each record it is asked."""
     config = from_mapping(BaichuanAudioConfig, get_config("nano").to_dict()["model"])
-    bench = Bench(config, {}, settings(**changes), tmp_path, FakeJudge())
+    bench = make_bench(config, {}, settings(**changes), tmp_path, FakeJudge())
     bench.prompts = lambda records, task, **options: [(r, task, options) for r in records]
     bench.prompts_in_turns = lambda records: bench.prompts(records, "tts")
 
@@ -88,7 +95,7 @@ def bench_of(tmp_path, model, **changes):
                 continue
             words, frames = said
             codes = np.full((frames, 8), number, np.int32)
-            found.append(Generated(bench.tokenizer.encode(words), codes, True))
+            found.append(Generated(bench.model.tokenizer.encode(words), codes, True))
         return found
 
     bench.generate = generate

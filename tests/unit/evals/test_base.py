@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ba_jax.data.record import Part
-from ba_jax.sampling.loop import Generated
 from ba_jax.sampling.prompt import Prompt
+from ba_jax.sampling.session import Generated
 from ba_jax.sampling.synthesize import Wave
 from ba_jax.types import Failure
 from tests.unit.evals import small_bench
@@ -17,12 +17,12 @@ from tests.unit.evals import small_bench
 @pytest.fixture
 def bench(tmp_path):
     from ba_jax.config import from_mapping
-    from ba_jax.evals.base import Bench
     from ba_jax.models.baichuan_audio import BaichuanAudioConfig
     from configs.eval import get_config
 
     config = from_mapping(BaichuanAudioConfig, get_config("nano").to_dict()["model"])
-    return Bench(config, {}, small_bench.settings(), tmp_path, small_bench.FakeJudge())
+    judge = small_bench.FakeJudge()
+    return small_bench.make_bench(config, {}, small_bench.settings(), tmp_path, judge)
 
 
 def prompt(length):
@@ -38,7 +38,7 @@ def test_a_seed_is_of_the_item_not_of_its_place(bench):
         progress(len(prompts))
         return [Generated([], np.zeros((0, 8), np.int32), True) for _ in prompts]
 
-    bench.generator = generator
+    bench.model.generator = generator
     given = [prompt(3), Failure("before"), prompt(65), prompt(5)]
     found = bench.generate(given, "writing", [10, 11, 12, 13])
     assert [isinstance(one, Failure) for one in found] == [False, True, True, False]
@@ -52,7 +52,7 @@ def test_a_seed_is_of_the_item_not_of_its_place(bench):
 
 
 def test_too_many_frames_and_none(bench):
-    bench.synthesizer = types.SimpleNamespace(
+    bench.model.synthesizer = types.SimpleNamespace(
         waves=lambda codes, seeds: [Wave(np.ones(len(own)), 24000) for own in codes]
     )
     codes = [np.zeros((n, 8), np.int32) for n in (3, 0, 65, 64)]
@@ -64,7 +64,7 @@ def test_too_many_frames_and_none(bench):
 def test_progress_counts_up_to_the_stage(bench):
     told = []
     bench.progress = lambda *said: told.append(said)
-    bench.generator = lambda prompts, seeds, progress: [
+    bench.model.generator = lambda prompts, seeds, progress: [
         progress(i + 1) for i in range(len(prompts))
     ]
     bench.begin(3)

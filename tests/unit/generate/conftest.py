@@ -15,17 +15,19 @@ COMPONENTS = ("audio_encoder", "vq_bridge", "audio_decoder", "llm", "audio_embed
 @pytest.fixture(scope="package")
 def config() -> dict:
     """The command's config, with one layer of each kind."""
-    made = get_config("nano")
+    config = get_config("nano")
     for name in ("audio_encoder", "audio_decoder", "llm", "audio_head"):
-        made.model[name].layers = 1
+        config.model[name].layers = 1
     for name in ("flow_prenet", "flow_unet", "vocoder"):
-        made.model[name] = None
-    made.generate.update({"max_text": 6, "max_frames": 9, "rows": 2, "lengths": (64,)})
-    made.generate.update({"capacity": 200, "encode_rows": 2})
-    made.generate.alternation.update({"stretch": 3, "segment": 5, "segments": 2})
-    made.generate.synthesis.update({"iterations": 2, "frames": (40,), "rows": 2})
-    made.compilation_cache = ""
-    return made.to_dict()
+        config.model[name] = None
+    config.generate.generation.update(
+        {"max_text": 6, "max_frames": 9, "rows": 2, "lengths": (64,), "capacity": 200}
+    )
+    config.generate.encode_rows = 2
+    config.generate.alternation.update({"stretch": 3, "segment": 5, "segments": 2})
+    config.generate.synthesis.update({"iterations": 2, "frames": (40,), "rows": 2})
+    config.compilation_cache = ""
+    return config.to_dict()
 
 
 @pytest.fixture(scope="package")
@@ -56,7 +58,7 @@ def _variables(config):
 def recordings(tmp_path_factory):
     """A folder with three questions."""
     folder = tmp_path_factory.mktemp("recordings")
-    found = [r for r in RecordSource(EMBEDDED, "test") if r.kind == "dialogue"][:3]
-    for number, record in enumerate(found):
+    records = [r for r in RecordSource(EMBEDDED, "test") if r.kind == "dialogue"][:3]
+    for number, record in enumerate(records):
         (folder / f"q{number}.ogg").write_bytes(record.parts[0].audio)
     return folder

@@ -11,17 +11,28 @@ from ba_jax.data.sequence import to_sequence
 from ba_jax.data.tasks import make_example
 from ba_jax.generate import batched
 from ba_jax.generate.__main__ import generate
-from ba_jax.generate.requests import Request, RequestError, Turn
+from ba_jax.generate.requests import Request, RequestError, UserTurn, has_recordings
 from ba_jax.generate.results import ResultsError
 from ba_jax.generate.settings import GenerateSettings
 from ba_jax.generate.streamed import PlayerError, Speaker
+from ba_jax.generate.turns import TaskModel
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-from ba_jax.sampling.speech_model import Engine, components, hears
+from ba_jax.sampling.speech_model import SpeechModel
 from ba_jax.types import Failure
+from ba_jax.vocab import LANGUAGE_MODEL
 
 
-def changed(config: dict, **changes) -> dict:
-    return {**config, "generate": {**config["generate"], **changes}}
+def changed(config: dict, generation=(), **changes) -> dict:
+    """The config with other `generate` settings, and others in `generate.generation`."""
+    generation = {**config["generate"]["generation"], **dict(generation)}
+    return {**config, "generate": {**config["generate"], **changes, "generation": generation}}
+
+
+def make_task(task: str, config: dict) -> TaskModel:
+    """A task's model without weights."""
+    settings = from_mapping(GenerateSettings, config["generate"], "generate").for_task(task, False)
+    model = from_mapping(BaichuanAudioConfig, config["model"])
+    return TaskModel(task, SpeechModel(model, {}, settings), settings)
 
 
 def results(out) -> dict[str, dict]:
@@ -61,10 +72,10 @@ def bare(lines: dict[str, dict]) -> dict:
 
 
 def test_every_turn_has_text_and_speech(chats):
-    found = results(chats)
-    assert [len(found[id]["turns"]) for id in ("three", "one", "two")] == [3, 1, 2]
+    lines = results(chats)
+    assert [len(lines[id]["turns"]) for id in ("three", "one", "two")] == [3, 1, 2]
     frames = 0
-    for id, line in found.items():
+    for id, line in lines.items():
         for number, turn in enumerate(line["turns"]):
             frames += turn["frames"]
             assert bool(turn["frames"]) == ("audio" in turn)
@@ -75,16 +86,16 @@ def test_every_turn_has_text_and_speech(chats):
     assert frames > 10
 
 
-def test_a_stream_gives_the_same(config, weights, conversations, chats, tmp_path):
-    told = []
+def test_stream_gives_the_same_answers(config, weights, conversations, chats, tmp_path):
+    written = []
     counts = generate(
-        config, "chat", [weights], conversations, tmp_path, stream=True, tell=told.append
+        config, "chat", [weights], conversations, tmp_path, stream=True, write=written.append
     )
     assert counts["failed"] == 0
-    found = results(tmp_path)
-    assert bare(found) == bare(results(chats))
-    text = "".join(told)
-    for line in found.values():
+    lines = results(tmp_path)
+    assert bare(lines) == bare(results(chats))
+    text = "".join(written)
+    for line in lines.values():
         for turn in line["turns"]:
             assert turn["text"] in text
             timing = turn["timing"]
@@ -94,19 +105,20 @@ def test_a_stream_gives_the_same(config, weights, conversations, chats, tmp_path
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_alone_or_among_others(config, weights, conversations, chats, tmp_path):
-    alone = changed(config, rows=3, encode_rows=1)
+def test_answers_are_independent_of_the_batch(config, weights, conversations, chats, tmp_path):
+    alone = changed(config, {"rows": 3}, encode_rows=1)
     generate(alone, "chat", [weights], conversations, tmp_path)
     assert bare(results(tmp_path)) == bare(results(chats))
 
 
-def test_prompts_and_answers_are_laid_out_as_in_training(config):
-    """Turn by turn what a dialogue as a whole is, but for the ends that the session reads."""
-    settings = from_mapping(GenerateSettings, config["generate"], "generate")
-    engine = Engine("chat", from_mapping(BaichuanAudioConfig, config["model"]), {}, settings)
-    sizes = engine.config.audio_embed.codebook_sizes
+def test_prompts_have_the_layout_of_training(config):
+    """UserTurn by turn what a dialogue as a whole is, but for the ends that the session reads."""
+    task = make_task("chat", config)
+    sizes, tokenizer = task.model.codebook_sizes, task.model.tokenizer
     codes = [np.full((n, len(sizes)), n, np.int32) for n in (2, 3, 4)]
-    request = Request("r", "r", "en", (Turn(audio="a"), Turn(text="And then?")), "Be short.")
+    request = Request(
+        "r", "r", "en", (UserTurn(audio="a"), UserTurn(text="And then?")), "Be short."
+    )
     turns = [
         ("system", ["Be short."]),
         ("user", [codes[0]]),
@@ -115,15 +127,15 @@ def test_prompts_and_answers_are_laid_out_as_in_training(config):
         ("assistant", ["Two.", codes[2]]),
     ]
     example = make_example("sft", turns, id="r", language="en")
-    whole = to_sequence(example, engine.tokenizer, sizes)
-    prompts = [engine.prompt(request, 0, codes[0]), engine.prompt(request, 1, None)]
-    tokens = engine.tokenizer.audio_tokens
+    whole = to_sequence(example, tokenizer, sizes)
+    prompts = [task.prompt(request, 0, codes[0]), task.prompt(request, 1, None)]
+    tokens = tokenizer.audio_tokens
     ids, frames = [], []
-    for prompt, said, own in zip(prompts, ("One.", "Two."), codes[1:], strict=True):
-        speech = [tokens.audiogen_start, *[tokens.audio_pad] * len(own), tokens.audiogen_end]
-        answer = [*engine.tokenizer.encode(said), *speech, engine.tokenizer.eos_id]
+    for prompt, text, codes_NQ in zip(prompts, ("One.", "Two."), codes[1:], strict=True):
+        speech = [tokens.audiogen_start, *[tokens.audio_pad] * len(codes_NQ), tokens.audiogen_end]
+        answer = [*tokenizer.encode(text), *speech, tokenizer.eos_id]
         ids += [*prompt.ids_L, *answer]
-        frames += [*prompt.codes_LQ[prompt.ids_L == tokens.audio_pad], *own]
+        frames += [*prompt.codes_LQ[prompt.ids_L == tokens.audio_pad], *codes_NQ]
         assert prompt.wants_speech and not prompt.speaks
     assert ids == whole.ids_L.tolist()
     np.testing.assert_array_equal(frames, whole.codes_LQ[whole.ids_L == tokens.audio_pad])
@@ -144,9 +156,9 @@ def mixed(recordings, tmp_path_factory):
     return folder
 
 
-def test_what_fails_fails_alone(config, weights, recordings, mixed, tmp_path):
+def test_invalid_recordings_fail_alone(config, weights, recordings, mixed, tmp_path):
     counts = generate(config, "asr", [weights], mixed, tmp_path / "mixed")
-    found = results(tmp_path / "mixed")
+    lines = results(tmp_path / "mixed")
     assert counts == {"requests": 7, "done_before": 0, "failed": 4}
     for id, message in (
         ("a-empty", "empty"),
@@ -154,22 +166,22 @@ def test_what_fails_fails_alone(config, weights, recordings, mixed, tmp_path):
         ("c-short", "200 samples at 16 kHz are too few for a frame of codes"),
         ("f-long", "positions, expected at most 64"),
     ):
-        assert message in found[id]["error"], found[id]
+        assert message in lines[id]["error"], lines[id]
     generate(config, "asr", [weights], recordings / "q0.ogg", tmp_path / "alone")
     alone = results(tmp_path / "alone")["q0"]
-    assert found["g-good"]["text"] == alone["text"] and "error" not in found["d-silence"]
+    assert lines["g-good"]["text"] == alone["text"] and "error" not in lines["d-silence"]
 
 
-def test_recordings_through_codes(config, weights, mixed, tmp_path):
+def test_reconstruct(config, weights, mixed, tmp_path):
     counts = generate(config, "reconstruct", [weights], mixed, tmp_path)
-    found = results(tmp_path)
+    lines = results(tmp_path)
     assert counts["failed"] == 3
     # Twenty seconds: cut into what the synthesizer takes.
-    assert found["f-long"]["frames"] == 250 and found["f-long"]["seconds"] > 19
-    assert found["g-good"]["frames"] > 5
+    assert lines["f-long"]["frames"] == 250 and lines["f-long"]["seconds"] > 19
+    assert lines["g-good"]["frames"] > 5
 
 
-def test_texts_in_speech_and_recordings_in_another_language(config, weights, recordings, tmp_path):
+def test_tts_and_translate(config, weights, recordings, tmp_path):
     path = tmp_path / "say.txt"
     path.write_text("The sky is blue.\n天空是蓝色的。\n", encoding="utf-8")
     assert generate(config, "tts", [weights], path, tmp_path / "said")["failed"] == 0
@@ -180,37 +192,35 @@ def test_texts_in_speech_and_recordings_in_another_language(config, weights, rec
     assert len(lines) == 3 and all(isinstance(line["text"], str) for line in lines.values())
 
 
-def test_texts_in_turns_and_their_stream(config, brief, tmp_path):
+def test_texts_in_turns_and_streamed(config, brief, tmp_path):
     """A text that is read in pieces is one recording, streamed or not."""
     path = tmp_path / "say.txt"
     path.write_text("The sky is blue today.\n天空是蓝色的。\n", encoding="utf-8")
-    drawn = config["generate"]["audio"] | {"temperature": 0.5}  # a random model goes on for ever
-    longer = changed(config, max_frames=24, audio=drawn)
+    drawn = config["generate"]["generation"]["audio"] | {"temperature": 0.5}
+    longer = changed(config, {"max_frames": 24, "audio": drawn})  # greedy speech would never end
     assert generate(longer, "tts", [brief], path, tmp_path / "said")["failed"] == 0
     assert generate(longer, "tts", [brief], path, tmp_path / "live", stream=True)["failed"] == 0
-    said, live = results(tmp_path / "said"), results(tmp_path / "live")
+    whole_lines, streamed = results(tmp_path / "said"), results(tmp_path / "live")
     whole = changed(longer, tts_words_per_turn=0)
     generate(whole, "tts", [brief], path, tmp_path / "whole")
     at_once = results(tmp_path / "whole")
-    for id, line in said.items():
-        assert line["complete"] == live[id]["complete"]
-        assert line["seconds"] == pytest.approx(live[id]["seconds"], abs=0.05)
+    for id, line in whole_lines.items():
+        assert line["complete"] == streamed[id]["complete"]
+        assert line["seconds"] == pytest.approx(streamed[id]["seconds"], abs=0.05)
         assert line["seconds"] != at_once[id].get("seconds")
-    assert any(line["complete"] for line in said.values())
+    assert any(line["complete"] for line in whole_lines.values())
 
 
-def test_texts_that_cannot_be_said_in_turns(config, weights, tmp_path):
+def test_texts_too_long_to_be_spoken_in_turns(config, weights, tmp_path):
     path = tmp_path / "say.txt"
     path.write_text(f"{'a ' * 60}\n{'x' * 300} y\nGood.\n", encoding="utf-8")
-    generate(changed(config, capacity=100), "tts", [weights], path, tmp_path / "said")
+    generate(changed(config, {"capacity": 100}), "tts", [weights], path, tmp_path / "said")
     lines = results(tmp_path / "said")
-    assert "its text takes" in lines["say-1"]["error"] and "at most 100" in lines["say-1"]["error"]
-    assert "a piece of it takes" in lines["say-2"]["error"] and "audio" in lines["say-3"]
+    assert "the text takes" in lines["say-1"]["error"] and "at most 100" in lines["say-1"]["error"]
+    assert "a piece of the text takes" in lines["say-2"]["error"] and "audio" in lines["say-3"]
 
 
-def test_a_run_that_was_stopped_goes_on(
-    config, weights, conversations, chats, tmp_path, monkeypatch
-):
+def test_resume(config, weights, conversations, chats, tmp_path, monkeypatch):
     calls, run = [], batched.run
 
     def stops(*args):
@@ -227,13 +237,13 @@ def test_a_run_that_was_stopped_goes_on(
     assert counts == {"requests": 3, "done_before": 2, "failed": 0}
     assert bare(results(tmp_path)) == bare(results(chats))
     done = len(calls)
-    generate(changed(config, rows=1), "chat", [weights], conversations, tmp_path)
+    generate(changed(config, {"rows": 1}), "chat", [weights], conversations, tmp_path)
     assert len(calls) == done, "nothing was left to do"
     with pytest.raises(ResultsError, match="made with other config.generate"):
         generate(changed(config, seed=1), "chat", [weights], conversations, tmp_path)
 
 
-def test_a_conversation_that_fills_the_cache_fails_where_it_does(config, weights, tmp_path):
+def test_conversation_fails_at_the_turn_that_fills_the_cache(config, weights, tmp_path):
     path = tmp_path / "list.jsonl"
     long = " ".join(["What is the color of the sky?"] * 7)
     rows = [
@@ -244,7 +254,7 @@ def test_a_conversation_that_fills_the_cache_fails_where_it_does(config, weights
     counts = generate(config, "chat", [weights], path, tmp_path / "out")
     line = results(tmp_path / "out")["long"]
     assert counts["failed"] == 1 and len(line["turns"]) == 2
-    assert line["error"].startswith("turn 3: ") and "are left of the 200" in line["error"]
+    assert line["error"].startswith("turn 3: ") and "left of its capacity of 200" in line["error"]
     streamed = generate(config, "chat", [weights], path, tmp_path / "stream", stream=True)
     assert streamed["failed"] == 1
     assert results(tmp_path / "stream")["long"]["error"] == line["error"]
@@ -253,22 +263,17 @@ def test_a_conversation_that_fills_the_cache_fails_where_it_does(config, weights
 def test_written_answers_need_no_decoder(config, weights, conversations, tmp_path):
     written = changed(config, answers="written")
     settings = from_mapping(GenerateSettings, written["generate"], "generate")
-    texts = [Request("r", "r", "en", (Turn(text="x"),))]
-    assert components("chat", settings, hears("chat", texts)) == (
-        "llm",
-        "audio_embed",
-        "audio_head",
-    )
+    texts = [Request("r", "r", "en", (UserTurn(text="x"),))]
+    assert settings.components("chat", has_recordings("chat", texts)) == LANGUAGE_MODEL
     generate(written, "chat", [weights], conversations, tmp_path)
     for line in results(tmp_path).values():
         assert all("frames" not in turn and "audio" not in turn for turn in line["turns"])
 
 
-def test_nothing_that_can_be_said(config):
-    settings = from_mapping(GenerateSettings, config["generate"], "generate")
-    engine = Engine("tts", from_mapping(BaichuanAudioConfig, config["model"]), {}, settings)
-    made = engine.prompt(Request("r", "r", "fr", (Turn(text="x"),)), 0, None)
-    assert isinstance(made, Failure) and "language 'fr'" in made.reason
+def test_unknown_language_is_a_failure(config):
+    request = Request("r", "r", "fr", (UserTurn(text="x"),))
+    prompt = make_task("tts", config).prompt(request, 0, None)
+    assert isinstance(prompt, Failure) and "language 'fr'" in prompt.reason
 
 
 @pytest.mark.parametrize(
@@ -282,12 +287,12 @@ def test_nothing_that_can_be_said(config):
         ({"stream": {"player": "a 'b"}}, "No closing quotation"),
     ],
 )
-def test_settings_that_make_no_sense(config, changes, message):
+def test_invalid_settings(config, changes, message):
     with pytest.raises(ValueError, match=message):
         from_mapping(GenerateSettings, {**config["generate"], **changes}, "generate")
 
 
-def test_players(tmp_path):
+def test_speaker_and_its_player(tmp_path):
     with pytest.raises(PlayerError, match="stream.player 'no-such-player'"):
         Speaker(tmp_path / "a.wav", 16000, "no-such-player")
     speaker = Speaker(tmp_path / "b.wav", 16000, f"dd of={tmp_path}/played-{{rate}} status=none")
@@ -300,6 +305,6 @@ def test_players(tmp_path):
     np.testing.assert_allclose(read_audio(tmp_path / "b.wav")[0], wave_S, atol=1e-4)
 
 
-def test_nothing_to_stream(config, weights, recordings, tmp_path):
-    with pytest.raises(RequestError, match="reconstruct with --stream"):
+def test_reconstruct_cannot_stream(config, weights, recordings, tmp_path):
+    with pytest.raises(RequestError, match="--stream: expected .* a task that generates"):
         generate(config, "reconstruct", [weights], recordings, tmp_path, stream=True)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ba_jax.generate.requests import RequestError, Turn, read_requests
+from ba_jax.generate.requests import RequestError, UserTurn, read_requests
 
 
 def lines(path, *rows):
@@ -14,24 +14,28 @@ def lines(path, *rows):
     return path
 
 
-def test_a_file_and_a_folder_of_recordings(tmp_path):
+def test_file_and_folder_of_recordings(tmp_path):
     for name in ("b.wav", "deep/a.FLAC", "deep/notes.md", "c.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    (one,) = read_requests("asr", tmp_path / "b.wav", "zh")
-    assert (one.id, one.language, one.turns) == ("b", "zh", (Turn(str(tmp_path / "b.wav")),))
-    found = read_requests("reconstruct", tmp_path, "en")
-    assert [request.id for request in found] == ["b", "deep/a"]
-    found = read_requests("chat", tmp_path, "en", system="Be short.")
-    assert [request.id for request in found] == ["b", "c", "deep/a"]
-    assert found[1].turns == (Turn(text="x"),) and found[1].system == "Be short."
+    (request,) = read_requests("asr", tmp_path / "b.wav", "zh")
+    assert (request.id, request.language, request.turns) == (
+        "b",
+        "zh",
+        (UserTurn(str(tmp_path / "b.wav")),),
+    )
+    requests = read_requests("reconstruct", tmp_path, "en")
+    assert [request.id for request in requests] == ["b", "deep/a"]
+    requests = read_requests("chat", tmp_path, "en", system="Be short.")
+    assert [request.id for request in requests] == ["b", "c", "deep/a"]
+    assert requests[1].turns == (UserTurn(text="x"),) and requests[1].system == "Be short."
 
 
 def test_texts_line_by_line(tmp_path):
     path = tmp_path / "say.txt"
     path.write_text("one\n\n  two \n", encoding="utf-8")
-    found = read_requests("tts", path, "en")
-    assert [(r.id, r.turns[0].text, r.where) for r in found] == [
+    requests = read_requests("tts", path, "en")
+    assert [(r.id, r.turns[0].text, r.where) for r in requests] == [
         ("say-1", "one", f"{path}:1"),
         ("say-3", "two", f"{path}:3"),
     ]
@@ -40,7 +44,7 @@ def test_texts_line_by_line(tmp_path):
         read_requests("tts", path, "en")
 
 
-def test_a_list_with_lines_that_make_no_sense(tmp_path):
+def test_list_with_invalid_lines(tmp_path):
     path = lines(
         tmp_path / "list.jsonl",
         {"id": "a/b", "audio": "x.wav", "meta": [1]},
@@ -52,13 +56,13 @@ def test_a_list_with_lines_that_make_no_sense(tmp_path):
         {"id": "d", "audio": ""},
         [1],
     )
-    found = read_requests("asr", path, "zh")
-    assert [bool(request.refusal) for request in found] == [False] + 6 * [True]
-    first = found[0]
+    requests = read_requests("asr", path, "zh")
+    assert [bool(request.refusal) for request in requests] == [False] + 6 * [True]
+    first = requests[0]
     assert (first.id, first.language, first.meta) == ("a/b", "zh", [1])
-    assert first.turns == (Turn(audio=str(tmp_path / "x.wav")),)
-    assert [request.where.rsplit(":")[-1] for request in found] == list("1245678")
-    refusals = " | ".join(request.refusal for request in found[1:])
+    assert first.turns == (UserTurn(audio=str(tmp_path / "x.wav")),)
+    assert [request.where.rsplit(":")[-1] for request in requests] == list("1245678")
+    refusals = " | ".join(request.refusal for request in requests[1:])
     for message in (
         "language 'fr', expected one of",
         r"keys ['adio']: asr takes ['audio',",
@@ -67,7 +71,7 @@ def test_a_list_with_lines_that_make_no_sense(tmp_path):
         "list, expected an object",
     ):
         assert message in refusals
-    assert found[1].id == "000002", "a line without an id has its number"
+    assert requests[1].id == "000002", "a line without an id has its number"
 
 
 def test_conversations(tmp_path):
@@ -80,11 +84,14 @@ def test_conversations(tmp_path):
         {"turns": []},
         {"turns": [{"audio": "a.wav", "text": "both"}]},
     )
-    found = read_requests("chat", path, "en", system="Be long.")
-    assert found[0].turns == (Turn(audio=str(tmp_path / "a.wav")), Turn(text="and then?"))
-    assert found[0].system == "Be short." and found[1].system == "Be long."
-    assert found[1].turns == (Turn(text="hello"),)
-    assert ["both" in r.refusal or "turns []" in r.refusal for r in found[2:]] == 3 * [True]
+    requests = read_requests("chat", path, "en", system="Be long.")
+    assert requests[0].turns == (
+        UserTurn(audio=str(tmp_path / "a.wav")),
+        UserTurn(text="and then?"),
+    )
+    assert requests[0].system == "Be short." and requests[1].system == "Be long."
+    assert requests[1].turns == (UserTurn(text="hello"),)
+    assert ["both" in r.refusal or "turns []" in r.refusal for r in requests[2:]] == 3 * [True]
 
 
 @pytest.mark.parametrize(
@@ -93,12 +100,12 @@ def test_conversations(tmp_path):
         ("asr", "nothing.wav", None, "nothing.wav: no such file or folder"),
         ("asr", "a.txt", "x", "a.txt: asr takes .wav, .flac"),
         ("tts", "a.wav", "x", "a.wav: tts takes .txt, .jsonl"),
-        ("tts", "a.txt", "\n", "a.txt: nothing in it"),
-        ("asr", "a.jsonl", "", "a.jsonl: nothing in it"),
+        ("tts", "a.txt", "\n", "a.txt: no request in it"),
+        ("asr", "a.jsonl", "", "a.jsonl: no request in it"),
         ("sing", "a.jsonl", "", "task 'sing', expected one of"),
     ],
 )
-def test_input_that_holds_no_requests(tmp_path, task, name, content, message):
+def test_input_without_requests(tmp_path, task, name, content, message):
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(RequestError, match=message):
@@ -107,19 +114,19 @@ def test_input_that_holds_no_requests(tmp_path, task, name, content, message):
         read_requests("asr", tmp_path, "fr")
 
 
-def test_two_of_one_name_and_an_empty_folder(tmp_path):
-    with pytest.raises(RequestError, match=r"no \.wav, .* in it"):
+def test_duplicate_ids_and_an_empty_folder(tmp_path):
+    with pytest.raises(RequestError, match=r"no \.wav, .* files"):
         read_requests("asr", tmp_path, "en")
     for name in ("a.wav", "a.mp3"):
         (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(RequestError, match=r"a\.wav: id 'a' is that of .*a\.mp3 too"):
+    with pytest.raises(RequestError, match=r"a\.wav: id 'a' is also that of .*a\.mp3"):
         read_requests("asr", tmp_path, "en")
 
 
 @given(st.text(st.characters(exclude_categories=("Cs",))))
-def test_any_line_is_a_request(tmp_path_factory, text):
+def test_any_line_becomes_a_request(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("any") / "list.jsonl"
     path.write_text(f'{{"audio": "x"}}\n{text}\n', encoding="utf-8")
-    found = read_requests("asr", path, "en")
-    assert not found[0].refusal
-    assert all(request.refusal or request.turns for request in found)
+    requests = read_requests("asr", path, "en")
+    assert not requests[0].refusal
+    assert all(request.refusal or request.turns for request in requests)

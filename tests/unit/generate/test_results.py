@@ -11,7 +11,7 @@ from ba_jax.generate.results import Results, ResultsError
 MADE = {"task": "asr", "settings": {"rows": (1, 2)}}
 
 
-def test_a_run_goes_on_with_what_is_there(tmp_path):
+def test_resume(tmp_path):
     first = Results(tmp_path / "out", MADE)
     first.add([{"id": "a", "text": "天"}, {"id": "b", "error": "gone"}])
     path = tmp_path / "out" / "results.jsonl"
@@ -27,7 +27,7 @@ def test_a_run_goes_on_with_what_is_there(tmp_path):
 
 def test_other_settings_are_refused(tmp_path):
     Results(tmp_path, MADE).add([{"id": "a"}])
-    with pytest.raises(ResultsError, match="made with other settings; give another --out"):
+    with pytest.raises(ResultsError, match="made with other settings; choose another --out"):
         Results(tmp_path, MADE | {"settings": 1})
     assert not Results(tmp_path, MADE | {"settings": 1}, overwrite=True).lines
     (tmp_path / "made_with.json").unlink()
@@ -35,7 +35,7 @@ def test_other_settings_are_refused(tmp_path):
         Results(tmp_path, MADE)
 
 
-def test_a_damaged_line_in_the_middle_is_no_end(tmp_path):
+def test_damaged_line_in_the_middle(tmp_path):
     Results(tmp_path, MADE).add([{"id": "a"}, {"id": "b"}])
     path = tmp_path / "results.jsonl"
     path.write_text("{\n" + path.read_text())
@@ -52,11 +52,11 @@ def test_waves_are_at_24_khz(tmp_path):
     assert rate == 24000 and len(saved_S) == 24000
 
 
-def test_a_host_that_does_not_write(tmp_path):
+def test_host_that_does_not_write(tmp_path):
     """It works as the one that does, on no file."""
     out = tmp_path / "out"
-    found = Results(out, {"task": "tts"}, writes=False)
-    path = found.wave_path("a")
-    assert found.save(path, np.zeros(240, np.float32), 24000) == "audio/a.wav"
-    found.add([{"id": "a", "audio": "audio/a.wav"}])
-    assert list(found.lines) == ["a"] and not out.exists()
+    results = Results(out, {"task": "tts"}, writes=False)
+    path = results.wave_path("a")
+    assert results.save(path, np.zeros(240, np.float32), 24000) == "audio/a.wav"
+    results.add([{"id": "a", "audio": "audio/a.wav"}])
+    assert list(results.lines) == ["a"] and not out.exists()

@@ -55,9 +55,9 @@ def biased(config, variables):  # noqa: F811
     rows = np.array([EOS, config.tokens.audiogen_start])
     llm["lm_head"] = llm["lm_head"].at[rows].multiply(2.0)
     for q in range(3):
-        own = dict(head[f"classifiers_{q}"])
-        own["bias"] = own["bias"].at[-1].add(100.0 if q else 1.0)
-        head[f"classifiers_{q}"] = own
+        classifier = dict(head[f"classifiers_{q}"])
+        classifier["bias"] = classifier["bias"].at[-1].add(100.0 if q else 1.0)
+        head[f"classifiers_{q}"] = classifier
     return {**variables, "params": {**params, "llm": llm, "audio_head": head}}
 
 

@@ -9,16 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ba_jax.config import from_mapping
 from ba_jax.data.record import dataset_directory
-from ba_jax.data.text_tokenizer import TokenizerError, load_text_tokenizer
-from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+from ba_jax.data.text_tokenizer import load_text_tokenizer
 from ba_jax.sampling import alternate
-from ba_jax.sampling.alternate import DONE, SPEAKING, WRITING, Alternation, Limits, Stops
+from ba_jax.sampling.alternate import (
+    DONE,
+    SPEAKING,
+    WRITING,
+    Alternation,
+    StopMasks,
+    TextVocabulary,
+    TurnLimits,
+    text_vocabulary,
+)
 from ba_jax.sampling.logits import Sampling
 from ba_jax.sampling.loop import Generator
+from ba_jax.sampling.settings import GenerationSettings
 from ba_jax.vocab import AudioTokens
-from configs.models import get_config
 from tests.unit.sampling.conftest import EOS, prompt
 
 STRETCH, SEGMENT_FRAMES, SEGMENTS = 4, 5, 4
@@ -28,7 +35,7 @@ TEXT_PENALTY, LATER_PENALTY, AUDIO_PENALTY = 1.1, 1.05, 1.3
 @pytest.fixture(scope="module")
 def stops(config):
     ids = np.arange(config.llm.vocab_size)
-    return Stops(ids % 7 == 0, ids % 2 == 1, ids % 3 == 1)
+    return StopMasks(ids % 7 == 0, ids % 2 == 1, ids % 3 == 1)
 
 
 def make(config, variables, writable, stops, mode, **options):
@@ -50,11 +57,9 @@ def make(config, variables, writable, stops, mode, **options):
     return Generator(
         config,
         variables,
-        eos_id=EOS,
-        writable_V=writable,
-        alternation=alternation,
-        stops=stops,
-        **options,
+        TextVocabulary(EOS, writable, stops),
+        GenerationSettings(**options),
+        alternation,
     )
 
 
@@ -179,7 +184,7 @@ def agree(pieces, wanted):
 
 
 @pytest.mark.parametrize("mode", alternate.MODES)
-def test_equals_the_rules_step_by_step(config, biased, whole_pass, writable, stops, mode):
+def test_output_equals_the_rules_step_by_step(config, biased, whole_pass, writable, stops, mode):
     """Greedy with penalties: both modes, several alternations, each way to stop."""
     generator = make(config, biased, writable, stops, mode)
     prompts = [prompt(config, 6 + i % 10, i, wants_speech=True) for i in range(16)]
@@ -199,7 +204,7 @@ def test_equals_the_rules_step_by_step(config, biased, whole_pass, writable, sto
     assert generator.traces == {"prefill": 1, "loop": 1}
 
 
-def test_a_row_is_what_it_is_alone(config, biased, writable, stops):
+def test_rows_are_independent_of_the_batch(config, biased, writable, stops):
     """Drawn, rows in all modes at once; not compiled again for other prompts, seeds and limits."""
     sampling = Sampling(1.0, 50, 0.95, 1.1)
     generator = make(config, biased, writable, stops, "clean", text=sampling, audio=sampling)
@@ -223,7 +228,7 @@ def test_a_row_is_what_it_is_alone(config, biased, writable, stops):
 
 TOKENS = AudioTokens(audiogen_start=4, audiogen_end=5, audio_pad=6)
 END = 3
-MASKS = Stops(np.arange(12) == 7, np.arange(12) == 8, np.arange(12) == 9)
+MASKS = StopMasks(np.arange(12) == 7, np.arange(12) == 8, np.arange(12) == 9)
 ROWS = 4
 
 
@@ -231,7 +236,7 @@ ROWS = 4
 def machine(mode):
     alternation = mode and Alternation(mode, stretch=4, segment=3, segments=3)
     return jax.jit(
-        functools.partial(alternate.move, alternation, MASKS if mode else None, TOKENS, END)
+        functools.partial(alternate.advance_turn, alternation, MASKS if mode else None, TOKENS, END)
     )
 
 
@@ -243,19 +248,19 @@ def machine(mode):
     room=st.integers(1, 40),
 )
 @hypothesis.settings(max_examples=150, deadline=None)
-def test_whatever_is_chosen(mode, seed, text_limit, frame_limit, room):
+def test_turns_are_well_formed_for_any_choices(mode, seed, text_limit, frame_limit, room):
     """What is read is well formed, nothing goes past a limit, and every turn ends."""
     rng = np.random.default_rng(seed)
     wants = rng.random(ROWS) < 0.8
     speaks = wants & (rng.random(ROWS) < 0.2)
-    turn = alternate.begin(jnp.asarray(np.where(speaks, SPEAKING, WRITING), jnp.int32))
-    limits = Limits(np.full(ROWS, text_limit), np.full(ROWS, frame_limit), wants)
+    turn = alternate.begin_turn(jnp.asarray(np.where(speaks, SPEAKING, WRITING), jnp.int32))
+    limits = TurnLimits(np.full(ROWS, text_limit), np.full(ROWS, frame_limit), wants)
     read = [[TOKENS.audiogen_start] if row_speaks else [] for row_speaks in speaks]
     wrote, frames = [[] for _ in range(ROWS)], [0] * ROWS
     for _ in range(60):
         before = jax.device_get(turn)
         ids = rng.choice([END, TOKENS.audiogen_start, 7, 8, 8, 9, 9, 10, 11], ROWS)
-        if mode is None:  # the masks of `Stepper`
+        if mode is None:  # the masks of `ModelRunner`
             ids = np.where(wants & (ids == END), 4, np.where(~wants & (ids == 4), END, ids))
         silent = rng.random(ROWS) < 0.2
         has_room = np.asarray([len(read[row]) - speaks[row] < room for row in range(ROWS)])
@@ -294,12 +299,12 @@ def test_whatever_is_chosen(mode, seed, text_limit, frame_limit, room):
             assert own.count(TOKENS.audio_pad) in (frames[row], frames[row] - full)
 
 
-def test_two_characters_stop_before_the_second():
+def test_two_character_stop():
     """Clean: "." and then " The" gives way; reference: " The" is shown, and lost."""
 
     def play(mode, chosen):
-        turn = alternate.begin(jnp.full(ROWS, WRITING))
-        limits = Limits(np.full(ROWS, 99), np.full(ROWS, 99), np.ones(ROWS, bool))
+        turn = alternate.begin_turn(jnp.full(ROWS, WRITING))
+        limits = TurnLimits(np.full(ROWS, 99), np.full(ROWS, 99), np.ones(ROWS, bool))
         read, wrote = [], []
         for token_id, silent in chosen:
             arguments = (np.full(ROWS, token_id), np.full(ROWS, silent), np.ones(ROWS, bool))
@@ -324,7 +329,7 @@ def test_two_characters_stop_before_the_second():
 # --- stops and settings -------------------------------------------------------------------------
 
 
-def test_stops_are_found_from_what_ids_decode_to():
+def test_stop_masks_of_a_tokenizer():
     tokenizer = load_text_tokenizer(dataset_directory("embedded") / "tokenizer.model")
     vocab = tokenizer.vocab_size + 5
     (comma,) = tokenizer.encode(",")
@@ -346,13 +351,15 @@ def test_stops_are_found_from_what_ids_decode_to():
     assert writable.sum() == tokenizer.vocab_size - len(tokenizer.special_tokens)
 
 
-def test_a_generator_of_a_tokenizer(config, variables):
+def test_vocabulary_of_a_tokenizer():
     tokenizer = load_text_tokenizer(dataset_directory("embedded") / "tokenizer.model")
-    with pytest.raises(TokenizerError, match="<audio_start_baichuan> has id"):
-        Generator.of(config, variables, tokenizer, alternation=Alternation())
-    nano = from_mapping(BaichuanAudioConfig, get_config("nano"))
-    made = Generator.of(nano, {}, tokenizer, alternation=Alternation(), rows=1, capacity=1000)
-    assert made.capacity == 1000 and made.rows == 1
+    vocab = tokenizer.vocab_size + 5
+    vocabulary = text_vocabulary(tokenizer, vocab)
+    assert vocabulary.eos_id == tokenizer.eos_id and vocabulary.stops is None
+    assert vocabulary.writable_V.shape == (vocab,)
+    stops = text_vocabulary(tokenizer, vocab, Alternation()).stops
+    expected = alternate.find_stops(Alternation(), tokenizer, vocab)
+    assert all(map(np.array_equal, stops, expected))
 
 
 @pytest.mark.parametrize(
@@ -365,15 +372,15 @@ def test_a_generator_of_a_tokenizer(config, variables):
         ({"stops": (". ", "! ")}, "at most one of two"),
     ],
 )
-def test_bad_settings(options, message):
+def test_invalid_settings(options, message):
     with pytest.raises(ValueError, match=message):
         Alternation(**options)
 
 
-def test_a_generator_that_cannot_alternate(config, variables, writable, stops):
-    with pytest.raises(ValueError, match="alternation without stops"):
+def test_alternation_needs_stops_and_audio(config, variables, writable, stops):
+    with pytest.raises(ValueError, match="alternation with a vocabulary without stops"):
         make(config, variables, writable, None, "clean")
     with pytest.raises(ValueError, match="stops.whole_V of shape"):
-        make(config, variables, writable, Stops(*(mask[1:] for mask in stops)), "clean")
+        make(config, variables, writable, StopMasks(*(mask[1:] for mask in stops)), "clean")
     with pytest.raises(ValueError, match="to alternate text and speech"):
         make(config.only("llm"), variables, writable, stops, "clean")

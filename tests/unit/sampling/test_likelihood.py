@@ -53,12 +53,12 @@ def expected(config, variables, item):
         logits = model.apply(
             variables, hidden_LD[at - 1], jnp.asarray(item.codes_LQ[at]), method="audio_logits"
         )
-        for q, own in enumerate(map(log_softmax, logits)):
-            audio += own[np.arange(len(at)), item.codes_LQ[at, q]].sum()
+        for q, logprobs in enumerate(map(log_softmax, logits)):
+            audio += logprobs[np.arange(len(at)), item.codes_LQ[at, q]].sum()
     return text, audio
 
 
-def test_equals_a_plain_pass(config, variables):
+def test_likelihoods_equal_a_pass_over_each_sequence(config, variables):
     """Rows of different lengths, targets in both kinds, more targets than a chunk."""
     rng = np.random.default_rng(1)
     items = [
@@ -70,44 +70,51 @@ def test_equals_a_plain_pass(config, variables):
     ]
     scorer = Scorer(config, variables, rows=2, lengths=(16, 32), chunk=3)
     done = []
-    found = scorer(items, progress=done.append)
+    likelihoods = scorer(items, progress=done.append)
     assert done == [2, 4, 5]
-    for one, own in zip(items, found, strict=True):
-        text, audio = expected(config, variables, one)
-        np.testing.assert_allclose(own.text, text, rtol=2e-4, atol=1e-4)
-        np.testing.assert_allclose(own.audio, audio, rtol=2e-4, atol=1e-4)
-        assert (own.tokens, own.codes) == (one.text_L.sum(), 3 * one.audio_L.sum())
-        assert own.mean == pytest.approx((text + audio) / (own.tokens + own.codes), rel=2e-4)
+    for sequence, likelihood in zip(items, likelihoods, strict=True):
+        text, audio = expected(config, variables, sequence)
+        np.testing.assert_allclose(likelihood.text, text, rtol=2e-4, atol=1e-4)
+        np.testing.assert_allclose(likelihood.audio, audio, rtol=2e-4, atol=1e-4)
+        assert (likelihood.tokens, likelihood.codes) == (
+            sequence.text_L.sum(),
+            3 * sequence.audio_L.sum(),
+        )
+        assert likelihood.mean == pytest.approx(
+            (text + audio) / (likelihood.tokens + likelihood.codes), rel=2e-4
+        )
     # 9 and 4 have text alone and room for 2; the others differ in room: nothing compiles twice.
     assert scorer.traces["score"] == 3
     again = Scorer(config, variables, rows=2, lengths=(16, 32), chunk=100)(items)
     np.testing.assert_allclose(
-        [own.total for own in again], [own.total for own in found], rtol=1e-5
+        [likelihood.total for likelihood in again],
+        [likelihood.total for likelihood in likelihoods],
+        rtol=1e-5,
     )
 
 
-def test_text_model_alone(config, variables):
+def test_text_model_without_audio(config, variables):
     rng = np.random.default_rng(2)
-    one = item(config, rng, 6, texts=(4, 5))
+    sequence = item(config, rng, 6, texts=(4, 5))
     alone = {"params": {"llm": variables["params"]["llm"]}}
-    found = Scorer(config, alone, rows=1, lengths=(8,))([one])[0]
-    assert found.text == pytest.approx(expected(config, variables, one)[0], rel=2e-4)
-    with pytest.raises(ValueError, match="sequence 0 has audio, the model has no audio_embed"):
+    likelihoods = Scorer(config, alone, rows=1, lengths=(8,))([sequence])[0]
+    assert likelihoods.text == pytest.approx(expected(config, variables, sequence)[0], rel=2e-4)
+    with pytest.raises(ValueError, match="sequence 0 has audio, but the model has no audio_embed"):
         Scorer(config, alone)([item(config, rng, 6, texts=(4,), frames=(2,))])
     with pytest.raises(ValueError, match="expected a language model"):
         Scorer(config, {"params": {}})
 
 
-def test_bad_items(config, variables):
+def test_invalid_sequences(config, variables):
     rng = np.random.default_rng(3)
     scorer = Scorer(config, variables, rows=1, lengths=(8,))
-    with pytest.raises(ValueError, match="sequence 1: nothing in it is scored"):
+    with pytest.raises(ValueError, match="sequence 1: no position is scored"):
         scorer([item(config, rng, 4, texts=(1,)), item(config, rng, 4)])
-    with pytest.raises(ValueError, match="nothing predicts its first position"):
+    with pytest.raises(ValueError, match="its first position is scored"):
         scorer([item(config, rng, 4, texts=(0,))])
     with pytest.raises(LengthError, match="sequence 0 is 9 long"):
         scorer([item(config, rng, 9, texts=(1,))])
-    with pytest.raises(ValueError, match="a mean over nothing"):
+    with pytest.raises(ValueError, match="mean log-likelihood of 0 tokens"):
         _ = Likelihood(0.0, 0, 0.0, 0).mean
 
 
@@ -124,7 +131,7 @@ class Letters:
         return {"user": 97, "assistant": 98}[name]
 
 
-def test_what_a_training_sequence_is_scored_on():
+def test_scored_positions_of_a_training_sequence():
     """The answer's text and frames, not what ends them."""
     codes_NQ = np.ones((2, 3), np.int32)
     example = Example(

@@ -5,16 +5,20 @@ import dataclasses
 import numpy as np
 import pytest
 
+from ba_jax.sampling.alternate import TextVocabulary
 from ba_jax.sampling.logits import Sampling
 from ba_jax.sampling.loop import Generator
 from ba_jax.sampling.prompt import PromptError
+from ba_jax.sampling.settings import GenerationSettings
 from ba_jax.vocab import CodeError, TokenIdError
 from tests.unit.sampling.conftest import EOS, prompt
 
 
 def make(config, variables, writable, **options):
     options = {"rows": 4, "lengths": (16, 24), "max_text": 8, "max_frames": 7} | options
-    return Generator(config, variables, eos_id=EOS, writable_V=writable, **options)
+    return Generator(
+        config, variables, TextVocabulary(EOS, writable), GenerationSettings(**options)
+    )
 
 
 def reference(config, whole_pass, writable, prompt, text_limit, frame_limit):
@@ -56,16 +60,18 @@ def same(got, want):
     assert got.complete == complete
 
 
-def test_equals_uncached_passes(config, biased, whole_pass, writable):
+def test_output_equals_uncached_passes(config, biased, whole_pass, writable):
     """Text alone, text then speech, and speech; every way to end comes about."""
     generator = make(config, biased, writable, rows=8)
     prompts = [prompt(config, 6 + i % 10, i, wants_speech=i % 2 == 0) for i in range(24)]
     prompts += [prompt(config, 8, 50 + i, wants_speech=True, speaks=True) for i in range(8)]
-    found = generator(prompts)
-    for one, got in zip(prompts, found, strict=True):
-        same(got, reference(config, whole_pass, writable, one, 8, 7))
-    written = [got for one, got in zip(prompts, found, strict=True) if not one.wants_speech]
-    spoken = [got for one, got in zip(prompts, found, strict=True) if one.wants_speech]
+    outputs = generator(prompts)
+    for request, got in zip(prompts, outputs, strict=True):
+        same(got, reference(config, whole_pass, writable, request, 8, 7))
+    written = [
+        got for request, got in zip(prompts, outputs, strict=True) if not request.wants_speech
+    ]
+    spoken = [got for request, got in zip(prompts, outputs, strict=True) if request.wants_speech]
     assert {got.complete for got in written} == {True, False}  # end of text, and the limit
     assert {got.complete for got in spoken if len(got.codes_NQ)} == {True, False}
     assert all(not len(got.codes_NQ) for got in written)
@@ -73,7 +79,7 @@ def test_equals_uncached_passes(config, biased, whole_pass, writable):
     assert generator.traces == {"prefill": 1, "loop": 1}
 
 
-def test_a_row_is_what_it_is_alone_and_nothing_is_compiled_again(config, variables, writable):
+def test_rows_are_independent_and_nothing_recompiles(config, variables, writable):
     sampling = Sampling(1.0, 20, 0.95, 1.3)
     generator = make(config, variables, writable, text=sampling, audio=sampling)
     prompts = [prompt(config, 6 + i, i, wants_speech=True, speaks=i % 2 == 0) for i in range(7)]
@@ -92,26 +98,26 @@ def test_a_row_is_what_it_is_alone_and_nothing_is_compiled_again(config, variabl
     assert not np.array_equal(other[0].codes_NQ, whole[0].codes_NQ)
 
 
-def test_penalty_is_of_the_rows_own_history(config, variables, writable):
+def test_penalty_counts_the_history_of_its_row(config, variables, writable):
     """So high that nothing is chosen twice, in text and in each codebook."""
     once = Sampling(repetition_penalty=1e9)
     head = dict(variables["params"]["audio_head"])
     for q in range(3):  # logits above 0, which a penalty divides
-        own = dict(head[f"classifiers_{q}"])
-        own["bias"] = own["bias"] + 50.0
-        head[f"classifiers_{q}"] = own
+        classifier = dict(head[f"classifiers_{q}"])
+        classifier["bias"] = classifier["bias"] + 50.0
+        head[f"classifiers_{q}"] = classifier
     positive = {**variables, "params": {**variables["params"], "audio_head": head}}
     generator = make(config, positive, writable, text=once, audio=once)
     prompts = [prompt(config, 8, i, speaks=i > 1, wants_speech=i > 1) for i in range(4)]
-    found = generator(prompts)
-    assert any(got.ids for got in found) and any(len(got.codes_NQ) > 3 for got in found)
-    for got in found:
+    outputs = generator(prompts)
+    assert any(got.ids for got in outputs) and any(len(got.codes_NQ) > 3 for got in outputs)
+    for got in outputs:
         assert len(set(got.ids)) == len(got.ids)
         for column in got.codes_NQ.T:
             assert len(set(column)) == len(column)
 
 
-def test_bad_input(config, variables, writable):
+def test_invalid_input(config, variables, writable):
     generator = make(config, variables, writable)
     good = prompt(config, 8, 0)
     with pytest.raises(PromptError, match="prompt 1 has 30 positions, expected 1 to 24"):
@@ -133,13 +139,15 @@ def test_bad_input(config, variables, writable):
         make(config, variables, writable[:-1])
 
 
-def test_a_text_model_alone_writes_the_same(config, variables, writable):
+def test_text_model_without_audio_writes_the_same(config, variables, writable):
     """As before stage 1, when there is nothing but the language model."""
     prompts = [prompt(config, 6 + i, i) for i in range(4)]
-    for one in prompts:  # no audio
-        one.ids_L[2:5] = 11
-        one.codes_LQ[:] = 0
+    for request in prompts:  # no audio
+        request.ids_L[2:5] = 11
+        request.codes_LQ[:] = 0
     alone = make(config.only("llm"), {"params": {"llm": variables["params"]["llm"]}}, writable)
-    for one, want in zip(alone(prompts), make(config, variables, writable)(prompts), strict=True):
-        assert one.ids == want.ids and one.ids
-        assert one.codes_NQ.shape == (0, 0)
+    for request, want in zip(
+        alone(prompts), make(config, variables, writable)(prompts), strict=True
+    ):
+        assert request.ids == want.ids and request.ids
+        assert request.codes_NQ.shape == (0, 0)

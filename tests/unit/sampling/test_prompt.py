@@ -7,7 +7,13 @@ from ba_jax.data import tasks
 from ba_jax.data.record import dataset_directory
 from ba_jax.data.sequence import to_sequence
 from ba_jax.data.text_tokenizer import load_text_tokenizer
-from ba_jax.sampling.prompt import PromptError, cut, cut_at_speech, prompt_of, text_in_turns
+from ba_jax.sampling.prompt import (
+    PromptError,
+    cut_prompt,
+    cut_prompts_at_speech,
+    make_prompt,
+    make_prompts_in_turns,
+)
 
 SIZES = (64, 32, 16)
 HEARD = np.arange(12).reshape(4, 3)
@@ -23,9 +29,9 @@ def example(task, *values, **options):
     return tasks.make_example(task, *values, id="a", language="en", source="made", **options)
 
 
-def test_recognition(tokenizer):
-    made = example("asr", HEARD, "It has four legs.")
-    prompt = prompt_of(made, tokenizer, SIZES)
+def test_prompt_of_recognition(tokenizer):
+    training_example = example("asr", HEARD, "It has four legs.")
+    prompt = make_prompt(training_example, tokenizer, SIZES)
     tokens = tokenizer.audio_tokens
     words = tokenizer.encode(tasks.prompt("asr", "en"))
     want = [*words, tokens.audio_start, *[tokens.audio_pad] * 4, tokens.audio_end]
@@ -34,16 +40,16 @@ def test_recognition(tokenizer):
     assert not prompt.speaks and not prompt.wants_speech
 
 
-def test_speech_from_text(tokenizer):
-    prompt = prompt_of(example("tts", "It has four legs.", SAID), tokenizer, SIZES)
+def test_prompt_of_speech_from_text(tokenizer):
+    prompt = make_prompt(example("tts", "It has four legs.", SAID), tokenizer, SIZES)
     want = [*tokenizer.encode("It has four legs."), tokenizer.audio_tokens.audiogen_start]
     assert prompt.ids_L.tolist() == want
     assert prompt.speaks and prompt.wants_speech
 
 
-def test_spoken_answer(tokenizer):
+def test_prompt_of_a_spoken_answer(tokenizer):
     turns = [("user", [HEARD]), ("assistant", ["The answer is five.", SAID])]
-    prompt = prompt_of(example("sft", turns), tokenizer, SIZES)
+    prompt = make_prompt(example("sft", turns), tokenizer, SIZES)
     tokens = tokenizer.audio_tokens
     assert prompt.ids_L.tolist() == [
         tokenizer.token_id("user"),
@@ -57,37 +63,37 @@ def test_spoken_answer(tokenizer):
 
 
 @pytest.mark.parametrize("words", [1, 2, 3, 9])
-def test_text_in_turns_is_laid_out_as_in_training(tokenizer, words):
+def test_prompts_in_turns_have_the_layout_of_training(tokenizer, words):
     """With the speech between the pieces it is the sequence that a model is trained on."""
     text = "It has four legs."
-    prompts = text_in_turns(text, words, tokenizer, SIZES, id="a", language="en")
+    prompts = make_prompts_in_turns(text, words, tokenizer, SIZES, id="a", language="en")
     pieces = tasks.in_pieces(text, words)
     assert len(prompts) == len(pieces) == -(-4 // words) and " ".join(pieces) == text
     parts = [part for piece in pieces for part in (piece, SAID)]
     whole = to_sequence(example("itts", parts, fully_conditioned=True), tokenizer, SIZES)
     tokens = tokenizer.audio_tokens
-    said = [*[tokens.audio_pad] * len(SAID), tokens.audiogen_end]
-    ids = [token_id for prompt in prompts for token_id in [*prompt.ids_L, *said]]
+    speech = [*[tokens.audio_pad] * len(SAID), tokens.audiogen_end]
+    ids = [token_id for prompt in prompts for token_id in [*prompt.ids_L, *speech]]
     assert [*ids, tokenizer.eos_id] == whole.ids_L.tolist()
     assert whole.text_target_L.nonzero()[0].tolist() == [len(whole) - 1]
-    assert [prompt.goes_on for prompt in prompts] == [False] + [True] * (len(pieces) - 1)
+    assert [prompt.continues_turn for prompt in prompts] == [False] + [True] * (len(pieces) - 1)
     assert all(prompt.speaks and prompt.wants_speech for prompt in prompts)
 
 
-def test_nothing_to_say(tokenizer):
-    made = to_sequence(example("asr", HEARD, "Four."), tokenizer, SIZES)
-    with pytest.raises(PromptError, match="x: no audio in it is a target"):
-        cut_at_speech(made, "x")
+def test_no_speech_to_generate(tokenizer):
+    sequence = to_sequence(example("asr", HEARD, "Four."), tokenizer, SIZES)
+    with pytest.raises(PromptError, match="x: no audio is a target"):
+        cut_prompts_at_speech(sequence, "x")
     with pytest.raises(tasks.TaskError, match="text: ' ', expected text"):
-        text_in_turns(" ", 2, tokenizer, SIZES, id="a", language="en")
+        make_prompts_in_turns(" ", 2, tokenizer, SIZES, id="a", language="en")
 
 
-def test_refused(tokenizer):
+def test_sequences_without_a_prompt(tokenizer):
     with pytest.raises(PromptError, match="made:a: its first position is a target"):
-        prompt_of(example("text", "It has four legs."), tokenizer, SIZES)
+        make_prompt(example("text", "It has four legs."), tokenizer, SIZES)
     with pytest.raises(PromptError, match="made:a: audio without codes"):
-        prompt_of(example("asr", tasks.Recording(b"x", 1.0, 4), "four"), tokenizer, SIZES)
+        make_prompt(example("asr", tasks.Recording(b"x", 1.0, 4), "four"), tokenizer, SIZES)
     whole = to_sequence(example("asr", HEARD, "four"), tokenizer, SIZES)
     nothing = np.zeros_like(whole.text_target_L)
-    with pytest.raises(PromptError, match="nothing in it is a target"):
-        cut(type(whole)(whole.ids_L, whole.codes_LQ, nothing, nothing))
+    with pytest.raises(PromptError, match="no position is a target"):
+        cut_prompt(type(whole)(whole.ids_L, whole.codes_LQ, nothing, nothing))

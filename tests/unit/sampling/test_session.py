@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from ba_jax.models.baichuan_audio import BaichuanAudio
-from ba_jax.sampling.alternate import Alternation, Stops
+from ba_jax.sampling.alternate import Alternation, StopMasks, TextVocabulary
 from ba_jax.sampling.logits import GREEDY, Sampling
 from ba_jax.sampling.loop import Generator
 from ba_jax.sampling.prompt import Prompt, PromptError
 from ba_jax.sampling.session import END, FRAME, SEGMENT, SEGMENT_END, TEXT, collect
+from ba_jax.sampling.settings import GenerationSettings
 from ba_jax.vocab import CodeError, TokenIdError
 from tests.unit.sampling.conftest import EOS, prompt
 
@@ -21,26 +22,22 @@ DRAWN = Sampling(1.0, 50, 0.95, 1.1)
 @pytest.fixture(scope="module")
 def make(config, biased, writable):
     ids = np.arange(config.llm.vocab_size)
-    stops = Stops(ids % 7 == 0, ids % 2 == 1, ids % 3 == 1)
+    stops = StopMasks(ids % 7 == 0, ids % 2 == 1, ids % 3 == 1)
 
-    def build(sampling, **options):
+    def build(sampling, alternates=True, **options):
         alternation = Alternation(later_text=sampling, stretch=4, segment=5, segments=4)
         options = {
             "rows": 4,
             "lengths": (8, 16),
             "max_text": 20,
             "max_frames": 24,
-            "alternation": alternation,
-            "stops": stops,
         } | options
         return Generator(
             config,
             biased,
-            eos_id=EOS,
-            writable_V=writable,
-            text=sampling,
-            audio=sampling,
-            **options,
+            TextVocabulary(EOS, writable, stops if alternates else None),
+            GenerationSettings(text=sampling, audio=sampling, **options),
+            alternation if alternates else None,
         )
 
     return build
@@ -67,14 +64,14 @@ def same(got, want):
     assert got.ids == want.ids and got.complete == want.complete
     np.testing.assert_array_equal(got.codes_NQ, want.codes_NQ)
     assert len(got.pieces) == len(want.pieces)
-    for one, other in zip(got.pieces, want.pieces, strict=True):
-        assert one.ids == other.ids and one.complete == other.complete
-        if one.is_audio:
-            np.testing.assert_array_equal(one.codes_NQ, other.codes_NQ)
+    for piece, wanted in zip(got.pieces, want.pieces, strict=True):
+        assert piece.ids == wanted.ids and piece.complete == wanted.complete
+        if piece.is_audio:
+            np.testing.assert_array_equal(piece.codes_NQ, wanted.codes_NQ)
 
 
 @pytest.mark.parametrize("chunk", [1, 4])
-def test_a_stream_is_what_the_loop_gives(config, drawn, chunk):
+def test_stream_equals_the_loop(config, drawn, chunk):
     prompts = [prompt(config, 6 + i, i, wants_speech=i != 2, speaks=i == 3) for i in range(4)]
     seeds = [3, 1, 4, 1]
     whole = drawn(prompts, seeds=seeds)
@@ -87,16 +84,17 @@ def test_a_stream_is_what_the_loop_gives(config, drawn, chunk):
         shares.append(len(some))
         events += some
     assert drawn.traces["loop"] == loops == 1  # the very same compiled loop
-    found = collect(events, len(whole[0].codes_NQ.T))
+    outputs = collect(events, len(whole[0].codes_NQ.T))
     for row, want in enumerate(whole):
-        same(found[row], want)
-        own = [event.kind for event in events if event.row == row]
-        assert own[-1] == END and own.count(END) == 1
-        assert own.count(SEGMENT) == own.count(SEGMENT_END) == sum(p.is_audio for p in want.pieces)
+        same(outputs[row], want)
+        kinds = [event.kind for event in events if event.row == row]
+        assert kinds[-1] == END and kinds.count(END) == 1
+        segments = sum(piece.is_audio for piece in want.pieces)
+        assert kinds.count(SEGMENT) == kinds.count(SEGMENT_END) == segments
     assert len(shares) > 5 and min(shares) > 0
 
 
-def test_nothing_is_compiled_again(config, drawn):
+def test_no_recompilation(config, drawn):
     """Random lengths, one bucket after the other, batches, streams and conversations."""
     rng = np.random.default_rng(0)
     drawn([prompt(config, length, 0, wants_speech=True) for length in (6, 12)])
@@ -125,14 +123,14 @@ def history(config, turns):
         ids.append(token_id)
         codes.append(np.zeros(3, np.int32) if frame is None else frame)
 
-    for read, made in turns:
-        if read.goes_on:
+    for read, output in turns:
+        if read.continues_turn:
             assert ids.pop() == EOS and not codes.pop().any()
         for token_id, frame in zip(read.ids_L, read.codes_LQ, strict=True):
             put(token_id, frame)
-        if made is None:
+        if output is None:
             continue
-        for number, piece in enumerate(made.pieces):
+        for number, piece in enumerate(output.pieces):
             if not piece.is_audio:
                 for token_id in piece.ids:
                     put(token_id)
@@ -147,7 +145,7 @@ def history(config, turns):
     return dataclasses.replace(last, ids_L=np.asarray(ids, np.int32), codes_LQ=np.asarray(codes))
 
 
-def test_a_conversation_equals_its_history_as_one_prompt(config, whole, talking):
+def test_conversation_equals_its_history_as_one_prompt(config, whole, talking):
     """Three turns of two rows, lengths of their own, one row silent in the second turn."""
     session = talking.session([0, 1])
     turns = ([], [])
@@ -159,90 +157,96 @@ def test_a_conversation_equals_its_history_as_one_prompt(config, whole, talking)
         if turn == 1:
             prompts[1] = None
         session.read(prompts)
-        made = session.generate(text_limit=7, frame_limit=8)
+        outputs = session.generate(text_limit=7, frame_limit=8)
         for row in range(2):
             if prompts[row] is None:
-                assert made[row] is None
+                assert outputs[row] is None
                 continue
             turns[row].append((prompts[row], None))
             (want,) = whole([history(config, turns[row])], text_limit=7, frame_limit=8)
-            same(made[row], want)
-            turns[row][-1] = (prompts[row], made[row])
-    assert any(piece.is_audio for own in turns for _, made in own[:-1] for piece in made.pieces)
-    assert not all(made.complete for own in turns for _, made in own)  # cut turns are closed too
+            same(outputs[row], want)
+            turns[row][-1] = (prompts[row], outputs[row])
+    earlier = [output for row_turns in turns for _, output in row_turns[:-1]]
+    assert any(piece.is_audio for output in earlier for piece in output.pieces)
+    # Turns that were cut are closed, too.
+    assert not all(output.complete for row_turns in turns for _, output in row_turns)
     assert talking.traces["read"] <= 2 and talking.traces["loop"] == 1
 
 
 def test_texts_in_turns(config, make, talking):
     """Each piece comes after all that was read and said, as if that were one prompt."""
-    plain = {"rows": 2, "alternation": None, "stops": None}
+    plain = {"rows": 2, "alternates": False}
     short, whole = make(GREEDY, capacity=160, **plain), make(GREEDY, lengths=(160,), **plain)
     texts = [
         [
-            prompt(config, 7 + number, 10 * row + number, speaks=True, goes_on=number > 0)
+            prompt(config, 7 + number, 10 * row + number, speaks=True, continues_turn=number > 0)
             for number in range(pieces)
         ]
         for row, pieces in enumerate((3, 1, 2))
     ]
     limit, done = 20, []
-    made = short.in_turns(texts, frame_limit=limit, progress=done.append)
+    outputs = short.in_turns(texts, frame_limit=limit, progress=done.append)
     assert done == [2, 3]
-    for own, one in zip(texts, made, strict=True):
-        turns, left = [], limit
-        for read, piece in zip(own, one.pieces, strict=False):
-            (want,) = whole([history(config, [*turns, (read, None)])], frame_limit=left)
+    for prompts, output in zip(texts, outputs, strict=True):
+        turns, frames_left = [], limit
+        for read, piece in zip(prompts, output.pieces, strict=False):
+            (want,) = whole([history(config, [*turns, (read, None)])], frame_limit=frames_left)
             np.testing.assert_array_equal(piece.codes_NQ, want.codes_NQ)
             assert piece.complete == want.complete
             turns.append((read, want))
-            left -= len(piece.codes_NQ)
-        assert one.ids == [] and len(one.codes_NQ) == limit - left
-        assert one.complete == (len(one.pieces) == len(own) and one.pieces[-1].complete)
-    assert max(len(one.pieces) for one in made) > 1
+            frames_left -= len(piece.codes_NQ)
+        assert output.ids == [] and len(output.codes_NQ) == limit - frames_left
+        assert output.complete == (
+            len(output.pieces) == len(prompts) and output.pieces[-1].complete
+        )
+    assert max(len(output.pieces) for output in outputs) > 1
     with pytest.raises(ValueError, match="a text without a piece"):
         short.in_turns([texts[0], []])
     with pytest.raises(ValueError, match="with an alternation"):
         talking.in_turns(texts)
 
 
-def test_own_frames_are_read_by_their_first_codebooks(config, biased, make):
+def test_feedback_codebooks_limit_the_frames_read_back(config, biased, make):
     """As if the later codebooks' embeddings were none; of what was read all count."""
-    plain = {"rows": 1, "alternation": None, "stops": None}
-    one = prompt(config, 7, 3, speaks=True)
-    (made,) = make(GREEDY, feedback_codebooks=1, **plain)([one])
-    assert len(made.codes_NQ) > 2
+    plain = {"rows": 1, "alternates": False}
+    spoken_prompt = prompt(config, 7, 3, speaks=True)
+    (output,) = make(GREEDY, feedback_codebooks=1, **plain)([spoken_prompt])
+    assert len(output.codes_NQ) > 2
     model = BaichuanAudio(config.only("llm", "audio_embed", "audio_head"))
 
     def after(count):
         """Hidden states at the frames, the first `count` codebooks shown of those said."""
-        ids = np.append(one.ids_L, np.full(len(made.codes_NQ), config.tokens.audio_pad))[None]
-        codes = np.concatenate([one.codes_LQ, made.codes_NQ])[None]
-        said = (np.arange(ids.shape[1]) >= len(one))[None, :, None]
+        ids = np.append(
+            spoken_prompt.ids_L, np.full(len(output.codes_NQ), config.tokens.audio_pad)
+        )[None]
+        codes = np.concatenate([spoken_prompt.codes_LQ, output.codes_NQ])[None]
+        spoken = (np.arange(ids.shape[1]) >= len(spoken_prompt))[None, :, None]
 
         def run(model):
             real = np.ones(ids.shape, bool)
             shown = model.embed(ids, codes, real, count)
-            x = jnp.where(said, shown, model.embed(ids, codes, real))
+            x = jnp.where(spoken, shown, model.embed(ids, codes, real))
             return model.llm(x, None, real.astype(np.int32))[0]
 
-        hidden = model.apply(biased, method=run)[0, len(one) - 1 : -1]
-        return model.apply(biased, hidden, made.codes_NQ, method="audio_logits")[0]
+        hidden = model.apply(biased, method=run)[0, len(spoken_prompt) - 1 : -1]
+        return model.apply(biased, hidden, output.codes_NQ, method="audio_logits")[0]
 
     chosen, others = (np.asarray(after(count)).argmax(-1) for count in (1, None))
-    np.testing.assert_array_equal(chosen, made.codes_NQ[:, 0])
+    np.testing.assert_array_equal(chosen, output.codes_NQ[:, 0])
     assert (others != chosen).any()
     with pytest.raises(ValueError, match="feedback_codebooks 4, expected 0 to 3"):
         make(GREEDY, feedback_codebooks=4)
 
 
-def test_texts_in_turns_that_find_no_room(config, make):
+def test_texts_in_turns_stop_at_the_limit_and_a_full_cache(config, make):
     """The limit is all pieces' together; a full cache ends a text too."""
-    texts = [[prompt(config, 7, i, speaks=True, goes_on=i > 0) for i in range(9)]]
-    small = make(GREEDY, rows=1, lengths=(8,), alternation=None, stops=None, capacity=40)
-    (made,) = small.in_turns(texts, frame_limit=24)
-    assert not made.complete and 0 < len(made.pieces) < 9 and len(made.codes_NQ) <= 24
+    texts = [[prompt(config, 7, i, speaks=True, continues_turn=i > 0) for i in range(9)]]
+    small = make(GREEDY, rows=1, lengths=(8,), alternates=False, capacity=40)
+    (output,) = small.in_turns(texts, frame_limit=24)
+    assert not output.complete and 0 < len(output.pieces) < 9 and len(output.codes_NQ) <= 24
 
 
-def test_breaking_in(config, whole, talking):
+def test_prompt_after_an_interrupted_stream(config, whole, talking):
     """What was streamed by then is the history, and the turn ends there."""
     session = talking.session([0])
     first, second = (prompt(config, 9, seed, wants_speech=True) for seed in (4, 5))
@@ -255,31 +259,33 @@ def test_breaking_in(config, whole, talking):
     heard = collect(events, 3)[0]
     assert not heard.complete and heard.pieces[-1].is_audio
     session.read([second])
-    (made,) = session.generate(text_limit=6, frame_limit=6)
-    one = history(config, [(first, heard), (second, None)])
-    same(made, whole([one], text_limit=6, frame_limit=6)[0])
+    (output,) = session.generate(text_limit=6, frame_limit=6)
+    whole_prompt = history(config, [(first, heard), (second, None)])
+    same(output, whole([whole_prompt], text_limit=6, frame_limit=6)[0])
 
 
-def test_generate_goes_on_after_a_stream(config, talking):
+def test_generate_continues_after_a_stream(config, talking):
     """And gives the turn from its beginning."""
-    one = prompt(config, 9, 4, wants_speech=True)
+    whole_prompt = prompt(config, 9, 4, wants_speech=True)
     session = talking.session([0])
-    session.read([one])
+    session.read([whole_prompt])
     next(session.stream(chunk=3))
-    (made,) = session.generate()
-    same(made, talking([one], seeds=[0])[0])
+    (output,) = session.generate()
+    same(output, talking([whole_prompt], seeds=[0])[0])
     assert session.generate() == [None]
 
 
-def test_prompts_are_read_in_parts(config, whole, talking):
+def test_long_prompts_are_read_in_parts(config, whole, talking):
     """Two prompts at once, or one longer than the longest shape: the same."""
-    one = prompt(config, 40, 0, wants_speech=True)
-    (want,) = whole([one], text_limit=5, frame_limit=5)
+    whole_prompt = prompt(config, 40, 0, wants_speech=True)
+    (want,) = whole([whole_prompt], text_limit=5, frame_limit=5)
     session = talking.session([0])
-    session.read([one])
+    session.read([whole_prompt])
     same(session.generate(text_limit=5, frame_limit=5)[0], want)
     parts = [
-        dataclasses.replace(one, ids_L=one.ids_L[part], codes_LQ=one.codes_LQ[part])
+        dataclasses.replace(
+            whole_prompt, ids_L=whole_prompt.ids_L[part], codes_LQ=whole_prompt.codes_LQ[part]
+        )
         for part in (slice(0, 7), slice(7, 40))
     ]
     session = talking.session([0])
@@ -289,29 +295,31 @@ def test_prompts_are_read_in_parts(config, whole, talking):
     same(session.generate(text_limit=5, frame_limit=5)[0], want)
 
 
-def test_a_full_cache_cuts_the_turn(config, whole, talking):
+def test_full_cache_cuts_the_turn(config, whole, talking):
     """With what was produced until then; the last of it has no slot."""
     cut = []
     for number in range(6):
-        one = prompt(config, 153, number, wants_speech=True, speaks=number % 2 == 1)
+        whole_prompt = prompt(config, 153, number, wants_speech=True, speaks=number % 2 == 1)
         session = talking.session([0])
-        session.read([one])
-        (made,) = session.generate()
-        (want,) = whole([one])
-        if made.complete:
-            same(made, want)
+        session.read([whole_prompt])
+        (output,) = session.generate()
+        (want,) = whole([whole_prompt])
+        if output.complete:
+            same(output, want)
             continue
         assert session.used == [160]
-        assert made.ids == want.ids[: len(made.ids)] and len(made.ids) + len(made.codes_NQ) > 4
-        np.testing.assert_array_equal(made.codes_NQ, want.codes_NQ[: len(made.codes_NQ)])
+        assert output.ids == want.ids[: len(output.ids)]
+        assert len(output.ids) + len(output.codes_NQ) > 4
+        np.testing.assert_array_equal(output.codes_NQ, want.codes_NQ[: len(output.codes_NQ)])
         with pytest.raises(PromptError, match="prompt 0 takes .* slots, expected at most 0, .*160"):
             session.read([prompt(config, 6, 0)])
-        cut.append(made)
+        cut.append(output)
     assert 1 < len(cut) < 6
-    assert any(one.pieces[-1].is_audio and not one.pieces[-1].complete for one in cut)
+    last_pieces = [output.pieces[-1] for output in cut]
+    assert any(piece.is_audio and not piece.complete for piece in last_pieces)
 
 
-def test_bad_input(config, talking, make):
+def test_invalid_input(config, talking, make):
     good = prompt(config, 6, 0)
     for seeds in ([], range(3)):
         with pytest.raises(ValueError, match="seeds, expected 1 to 2"):

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from jax.extend import core
 
-from ba_jax.sampling.alternate import Limits
+from ba_jax.sampling.alternate import TextVocabulary, TurnLimits
 from ba_jax.sampling.loop import Generator
+from ba_jax.sampling.settings import GenerationSettings
 from tests.unit.sampling.conftest import EOS, prompt
 
 ROWS = 3
@@ -35,23 +36,22 @@ def products(jaxpr, width, into_conditionals):
 
 @pytest.fixture(scope="module")
 def step(config, variables, writable):
-    generator = Generator(
-        config, variables, eos_id=EOS, writable_V=writable, rows=ROWS, lengths=(8,)
-    )
+    settings = GenerationSettings(rows=ROWS, lengths=(8,))
+    generator = Generator(config, variables, TextVocabulary(EOS, writable), settings)
     session = generator.session([0])
-    stepper = session._stepper
+    runner = session._runner
     session.read([prompt(config, 8, 0)])
-    limits = Limits(*(np.full(ROWS, 5, np.int32),) * 2, np.ones(ROWS, bool))
+    limits = TurnLimits(*(np.full(ROWS, 5, np.int32),) * 2, np.ones(ROWS, bool))
     keys = jax.vmap(jax.random.key)(np.zeros(ROWS, np.uint32))
-    return jax.make_jaxpr(stepper.step)(variables, session._state, keys, limits).jaxpr
+    return jax.make_jaxpr(runner.step)(variables, session._state, keys, limits).jaxpr
 
 
-def test_the_text_head_runs_only_while_a_row_writes(config, step):
+def test_text_head_runs_only_while_a_row_writes(config, step):
     assert products(step, config.llm.vocab_size, into_conditionals=False) == 0
     assert products(step, config.llm.vocab_size, into_conditionals=True) == 1
 
 
-def test_a_frame_takes_one_evaluation_a_depth(config, step):
+def test_frame_takes_one_evaluation_per_depth(config, step):
     head = config.audio_head
     wide = 2 * head.width  # of the depths' feed-forward layers
     assert products(step, wide, into_conditionals=False) == 0

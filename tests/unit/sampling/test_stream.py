@@ -95,7 +95,7 @@ def mels_of(stream):
 @hypothesis.given(
     st.lists(st.integers(0, 23), max_size=6), st.lists(st.integers(0, 14), max_size=4)
 )
-def test_any_cutting_gives_what_the_whole_gives(streamer, segments, whole, first, second):
+def test_stream_equals_the_whole_for_any_cuts(streamer, segments, whole, first, second):
     """Two segments at once, each at its own place, in whatever rows."""
     streams = [streamer.open(7, 0), streamer.open(8, 3)]
     taken = [mels_of(stream) for stream in streams]
@@ -117,7 +117,7 @@ def test_any_cutting_gives_what_the_whole_gives(streamer, segments, whole, first
     assert streamer._block._cache_size() == streamer._vocoder._window._cache_size() == 2
 
 
-def test_it_is_heard_long_before_the_end(streamer, small, segments):
+def test_samples_come_long_before_the_end(streamer, small, segments):
     """Blocks of 8 and 16 frames, each with a frame of codes more; then what the vocoder waits."""
     hold = receptive_field(small[0].vocoder)
     assert hold == 8
@@ -127,7 +127,7 @@ def test_it_is_heard_long_before_the_end(streamer, small, segments):
     assert len(stream.finish()) // 480 == 4 * 23 - 1 - sum(heard)
 
 
-def test_noise_is_the_requests_and_the_places(synthesizer, segments, whole):
+def test_noise_depends_on_the_request_and_the_frame(synthesizer, segments, whole):
     """Alone, in another row: the same; for another seed or segment: not."""
     (alone,) = synthesizer.flow_mels(segments[1:], [8], [3])
     np.testing.assert_allclose(alone, whole[0][1], atol=1e-4)
@@ -138,7 +138,7 @@ def test_noise_is_the_requests_and_the_places(synthesizer, segments, whole):
         synthesizer.flow_mels(segments[1:], [-1])
 
 
-def test_a_bounded_look_back(synthesizer, streamer, segments):
+def test_bounded_lookback(synthesizer, streamer, segments):
     """32 frames are remembered, so that the segment may last as long as there are positions."""
     free = dataclasses.replace(SETTINGS, lookback=None)
     free = Synthesizer(synthesizer.config, synthesizer._variables, free)
@@ -153,7 +153,7 @@ def test_a_bounded_look_back(synthesizer, streamer, segments):
     stream.drop()
 
 
-def test_a_dropped_segment_leaves_nothing_behind(streamer, segments, whole):
+def test_dropped_segment_leaves_no_state(streamer, segments, whole):
     first = streamer.open(1)
     first.push(segments[0])
     first.drop()
@@ -162,7 +162,7 @@ def test_a_dropped_segment_leaves_nothing_behind(streamer, segments, whole):
     np.testing.assert_allclose(samples, whole[1][1], atol=1e-3)
 
 
-def test_the_decoders_own_mel(config, variables, segments, reference):
+def test_stream_of_the_decoder_mel(config, variables, segments, reference):
     """Its convolutions look ahead, its norms have running statistics: still the whole's mel."""
     norms = reference.measure_norms(segments)
     assert len(norms) == 2 + len(config.audio_decoder.refine_channels)
@@ -186,7 +186,7 @@ def test_the_decoders_own_mel(config, variables, segments, reference):
         stream.push(segments[1])
 
 
-def test_norms_so_far_end_with_the_wholes(config, variables, segments, reference):
+def test_running_norms_converge_to_those_of_the_whole(config, variables, segments, reference):
     """Where all codes are within the lead, the features are the reference's."""
     short = [segments[0][:4]]
     (plain,) = reference.decode(short)
@@ -203,7 +203,7 @@ def test_norms_so_far_end_with_the_wholes(config, variables, segments, reference
     assert error["here"] < 1e-3 and error["elsewhere"] > 5e-3
 
 
-def test_bad_use(streamer, config, variables, segments):
+def test_invalid_use(streamer, config, variables, segments):
     stream = streamer.open()
     for empty in (np.zeros((0, 3), np.int32), np.zeros(3, np.int32)):
         with pytest.raises(LengthError, match=r"expected \(N >= 1, 3\)"):

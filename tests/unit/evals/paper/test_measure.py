@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from ba_jax.config import from_mapping
-from ba_jax.evals.base import Bench, EvalSettings
+from ba_jax.evals.base import EvalSettings
 from ba_jax.evals.paper import measure
 from ba_jax.evals.suite import EvalError
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.synthesize import Wave
 from ba_jax.types import Failure
 from configs.eval import get_config
+from tests.unit.evals import small_bench
 from tests.unit.models import conftest
 
 
@@ -41,7 +42,9 @@ def bench(tmp_path_factory):
     evaluation |= {"limit": 1, "encode_rows": 2}
     evaluation["synthesis"] |= {"rows": 2, "frames": (48,), "iterations": 1}
     settings = from_mapping(EvalSettings, evaluation)
-    return Bench(config, variables, settings, tmp_path_factory.mktemp("out"), Judge())
+    return small_bench.make_bench(
+        config, variables, settings, tmp_path_factory.mktemp("out"), Judge()
+    )
 
 
 def test_speech_of_the_data(bench):
@@ -50,13 +53,15 @@ def test_speech_of_the_data(bench):
     assert own.parts[0] is bench.dialogues[0].parts[1]
     settings = dataclasses.replace(bench.settings, sources=("nobody",))
     with pytest.raises(EvalError, match="no record of"):
-        measure.statements(Bench(bench.config, {}, settings, bench.out, Judge()))
+        measure.statements(
+            small_bench.make_bench(bench.model.config, {}, settings, bench.out, Judge())
+        )
 
 
 def test_features_past_the_codebooks(bench):
     """Through the codebooks it is what codes give; past them it is not."""
     speech = measure.statements(bench)
-    wanted = bench.synthesizer.decode(measure.codes_of(bench, speech))
+    wanted = bench.model.synthesizer.decode(measure.codes_of(bench, speech))
     through = measure.refined_mels(bench, speech, quantised=True)
     past = measure.refined_mels(bench, speech, quantised=False)
     for mel, other, want in zip(through, past, wanted, strict=True):
@@ -95,15 +100,16 @@ def test_words_heard_wrong(bench):
 
 
 def test_fewer_codebooks_are_heard(bench):
-    embed = bench.variables["params"]["audio_embed"]
-    fewer = measure.hears_fewer(bench.variables, 2)["params"]["audio_embed"]
+    embed = bench.model.variables["params"]["audio_embed"]
+    fewer = measure.hears_fewer(bench.model.variables, 2)["params"]["audio_embed"]
     for q in range(3):
         kept = np.asarray(fewer[f"embedding_{q}"])
         assert kept.any() == (q < 2) and kept.shape == embed[f"embedding_{q}"].shape
-    assert measure.hears_fewer(bench.variables, 3)["params"]["audio_embed"].keys() == embed.keys()
+    everything = measure.hears_fewer(bench.model.variables, 3)["params"]["audio_embed"]
+    assert everything.keys() == embed.keys()
     for count in (0, 4):
         with pytest.raises(ValueError, match="expected 1 to 3"):
-            measure.hears_fewer(bench.variables, count)
+            measure.hears_fewer(bench.model.variables, count)
 
 
 def test_damaged_recordings_are_named(bench):

@@ -82,9 +82,8 @@ def maker(monkeypatch):
         waves_of_mels=lambda mels, seeds: [Wave(np.full(10, 0.1), 16000)],
         waves_without_flow=lambda codes: [Wave(np.full(10, 0.2), 16000)],
     )
-    bench = types.SimpleNamespace(
-        synthesizer=synthesizer, statements=[], questions=[], hear=lambda *args: []
-    )
+    model = types.SimpleNamespace(synthesizer=synthesizer)
+    bench = types.SimpleNamespace(model=model, statements=[], questions=[], hear=lambda *args: [])
     speech = measure.Speech((), ())
     for name, made in {
         "answers": lambda bench: speech,

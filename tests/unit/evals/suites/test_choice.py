@@ -12,7 +12,7 @@ from ba_jax.data.corpus import facts
 from ba_jax.data.examples import ExampleMaker
 from ba_jax.data.sequence import to_sequence
 from ba_jax.evals import runner
-from ba_jax.evals.base import Bench, EvalSettings
+from ba_jax.evals.base import EvalSettings
 from ba_jax.evals.benchmarks.choice import Choice
 from ba_jax.evals.benchmarks.folders import Benchmarks
 from ba_jax.evals.benchmarks.tables import LayoutError
@@ -20,7 +20,7 @@ from ba_jax.evals.suite import EvalError
 from ba_jax.evals.suites import choice
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.likelihood import LENGTHS, Likelihood, Scored, Scorer
-from ba_jax.sampling.loop import Generated
+from ba_jax.sampling.session import Generated
 from ba_jax.types import Failure
 from configs.eval import get_config
 from tests.unit.evals import small_bench
@@ -39,7 +39,7 @@ def bench_of(tmp_path, likelihood, writes=None, **benchmarks):
     changes = {"limit": 2, "transcribe_first": writes is not None}
     settings = from_mapping(EvalSettings, config["eval"] | changes)
     settings = dataclasses.replace(settings, benchmarks=Benchmarks(**benchmarks))
-    bench = Bench(
+    bench = small_bench.make_bench(
         from_mapping(BaichuanAudioConfig, config["model"]), {}, settings, tmp_path / "out", None
     )
     bench.seen = []
@@ -51,7 +51,7 @@ def bench_of(tmp_path, likelihood, writes=None, **benchmarks):
         found = []
         for one in scored:
             bench.seen.append(one)
-            ending = bench.tokenizer.decode(one.ids_L[one.text_L].tolist())
+            ending = bench.model.tokenizer.decode(one.ids_L[one.text_L].tolist())
             tokens, frames = int(one.text_L.sum()), int(one.audio_L.sum())
             nats = likelihood(ending.strip() if tokens else frames)
             found.append(
@@ -63,11 +63,13 @@ def bench_of(tmp_path, likelihood, writes=None, **benchmarks):
         bench.asked = [one if isinstance(one, Failure) else len(one) for one in prompts]
         said = map(writes, numbers)
         return [
-            one if isinstance(one, Failure) else Generated(bench.tokenizer.encode(one), None, True)
-            for one in said
+            text
+            if isinstance(text, Failure)
+            else Generated(bench.model.tokenizer.encode(text), None, True)
+            for text in said
         ]
 
-    bench.encoder, bench.score, bench.generate = encoder, score, generate
+    bench.model.encoder, bench.score, bench.generate = encoder, score, generate
     return bench
 
 
@@ -78,9 +80,10 @@ def run(bench, name):
 def before(bench, one):
     """The text before what is scored, and how many frames are heard there."""
     first = int((one.text_L | one.audio_L).argmax())
-    ids, pad = one.ids_L[:first], bench.config.tokens.audio_pad
-    special = set(bench.tokenizer.special_tokens.values())
-    return bench.tokenizer.decode([i for i in ids.tolist() if i not in special]), (ids == pad).sum()
+    ids, pad = one.ids_L[:first], bench.model.config.tokens.audio_pad
+    tokenizer = bench.model.tokenizer
+    special = set(tokenizer.special_tokens.values())
+    return tokenizer.decode([i for i in ids.tolist() if i not in special]), (ids == pad).sum()
 
 
 def test_miniature(tmp_path):
@@ -121,12 +124,12 @@ def test_endings_below_what_was_transcribe_first(tmp_path):
         assert text.endswith((":", "：")) if not line else text.endswith(line)
         assert (
             frames
-            and bench.tokenizer.decode(one.ids_L[one.text_L].tolist())
+            and bench.model.tokenizer.decode(one.ids_L[one.text_L].tolist())
             == (row["endings"][number % 2])
         )
         # asked for with what stands before that line
         first = int(one.text_L.argmax())
-        assert bench.asked[number // 2] == first - len(bench.tokenizer.encode(line))
+        assert bench.asked[number // 2] == first - len(bench.model.tokenizer.encode(line))
 
 
 def test_a_spoken_context_is_read_back_and_a_written_one_is_not(tmp_path, s2s):
@@ -140,7 +143,8 @@ def test_a_spoken_context_is_read_back_and_a_written_one_is_not(tmp_path, s2s):
     assert [row.get("transcribe_first") for row in found["items"]] == ["Story 0.", "Story 1.", None]
     text, frames = before(bench, bench.seen[0])
     assert text.endswith("content: Story 0.\n") and frames == 4
-    assert bench.tokenizer.decode(bench.seen[0].ids_L[bench.seen[0].text_L].tolist()) == "good end"
+    ending = bench.seen[0].ids_L[bench.seen[0].text_L].tolist()
+    assert bench.model.tokenizer.decode(ending) == "good end"
     figures = run(bench, "s2sbench_t2t")["figures"]
     assert "s2sbench_t2t_transcribe_first" not in figures
     for name in ("1_correct", "1_incorrect"):
@@ -156,12 +160,12 @@ def test_likelihoods_below_a_line_are_those_of_training(tmp_path):
     config = from_mapping(BaichuanAudioConfig, given["model"])
     variables = conftest.variables.__wrapped__(config.only("llm", "audio_embed", "audio_head"))
     settings = from_mapping(EvalSettings, given["eval"])
-    bench = Bench(config, variables, settings, tmp_path, None)
+    bench = small_bench.make_bench(config, variables, settings, tmp_path, None)
     dialogues = bench.dialogues
     codes = [np.full((3 + i, 3), i, np.int32) for i in range(len(dialogues))]
     bench.codes = lambda parts: codes
     bench.generate = lambda prompts, what, numbers: [
-        Generated(bench.tokenizer.encode(f"{dialogues[i].parts[0].text}\nx"), None, True)
+        Generated(bench.model.tokenizer.encode(f"{dialogues[i].parts[0].text}\nx"), None, True)
         for i in numbers
     ]
     rows = run(bench, "cloze_s2t")["items"]
@@ -174,9 +178,9 @@ def test_likelihoods_below_a_line_are_those_of_training(tmp_path):
                 dataclasses.replace(answer, text=text),
             )
             example = maker(dataclasses.replace(dialogue, parts=parts))
-            sequence = to_sequence(example, bench.tokenizer, (64, 32, 16))
-            one = Scored.of(sequence, config.tokens, bench.tokenizer.eos_id)
-            line = bench.tokenizer.encode(f"{question.text}\n")
+            sequence = to_sequence(example, bench.model.tokenizer, (64, 32, 16))
+            one = Scored.of(sequence, config.tokens, bench.model.tokenizer.eos_id)
+            line = bench.model.tokenizer.encode(f"{question.text}\n")
             assert one.ids_L[one.text_L].tolist()[: len(line)] == line
             wanted.append(one.without_first(len(line)))
     scorer = Scorer(config, variables, rows=4, lengths=LENGTHS)
@@ -241,7 +245,7 @@ def test_s2sbench_heard_and_read(tmp_path, s2s):
         s2sbench=str(s2s),
         subsets=("sStoryCloze", "sCMMLU"),
     )
-    sizes = {e: len(bench.tokenizer.encode(" " + e)) for e in ("good end", "odd end now")}
+    sizes = {e: len(bench.model.tokenizer.encode(" " + e)) for e in ("good end", "odd end now")}
     assert -6.0 / sizes["good end"] < -6.5 / sizes["odd end now"]
     found = run(bench, "s2sbench_s2t")
     figures, rows = found["figures"], found["items"]
@@ -286,7 +290,7 @@ def test_whole_spoken_stories_are_scored_by_their_codes(tmp_path):
     assert found["items"][0]["tokens"] == [40, 80]
     assert "no frame of codes" in found["failed"][0]["reason"]
     one = bench.seen[0]
-    assert one.ids_L[0] == bench.config.tokens.audiogen_start
+    assert one.ids_L[0] == bench.model.config.tokens.audiogen_start
     assert one.audio_L.sum() == 5 and not one.text_L.any()
 
 

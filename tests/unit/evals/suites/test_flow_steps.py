@@ -32,7 +32,7 @@ def test_each_number_of_steps_has_its_own_figures(tmp_path):
     codes = [np.zeros((10 + i, 8), np.int32) for i in range(len(parts))]
     wanted = {10 + i: reconstruction.mel_of(part, FLOW_MEL) for i, part in enumerate(parts)}
     bench.segments = lambda some: [codes[texts.index(part.text)] for part in some]
-    bench.synthesizer_with = lambda settings: OffBySteps(settings, wanted)
+    bench.model.synthesizer_with = lambda settings: OffBySteps(settings, wanted)
     tell(bench, map(recorded, parts), texts, languages)
     for name, settings in flow_steps.variants(bench.settings.synthesis).items():
         waves = OffBySteps(settings, wanted).waves_of_mels(None, range(len(parts)))

@@ -9,14 +9,15 @@ import pytest
 from ba_jax.audio import write_audio
 from ba_jax.config import from_mapping
 from ba_jax.evals import runner
-from ba_jax.evals.base import Bench, EvalSettings
+from ba_jax.evals.base import EvalSettings
 from ba_jax.evals.benchmarks.folders import Benchmarks
 from ba_jax.evals.suite import EvalError
 from ba_jax.evals.suites import spoken_qa
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-from ba_jax.sampling.loop import Generated
+from ba_jax.sampling.session import Generated
 from ba_jax.sampling.synthesize import Wave
 from configs.eval import get_config
+from tests.unit.evals import small_bench
 
 SUITES = {suite.name: suite for suite in spoken_qa.suites()}
 STAMPS = {stage: "x" for stage in runner.FOLDERS}
@@ -64,14 +65,15 @@ def bench_of(tmp_path, folder, **benchmarks):
     own = {"openaudiobench": str(folder), "subsets": ("llama_questions", "alpaca_eval")}
     settings = dataclasses.replace(settings, benchmarks=Benchmarks(**own | benchmarks))
     model = from_mapping(BaichuanAudioConfig, config["model"])
-    bench = Bench(model, {}, settings, tmp_path / "out", FakeJudge())
-    bench.encoder = lambda waves, progress: [np.full((12, 8), 7, np.int32) for _ in waves]
+    bench = small_bench.make_bench(model, {}, settings, tmp_path / "out", FakeJudge())
+    bench.model.encoder = lambda waves, progress: [np.full((12, 8), 7, np.int32) for _ in waves]
     bench.prompted = []
 
     def generate(prompts, what, numbers=None):
         bench.prompted += prompts
         return [
-            Generated(bench.tokenizer.encode(ANSWERS[n]), np.full((3, 8), n), True) for n in numbers
+            Generated(bench.model.tokenizer.encode(ANSWERS[n]), np.full((3, 8), n), True)
+            for n in numbers
         ]
 
     def speech_of(codes, numbers=None):
@@ -95,7 +97,7 @@ def test_from_folder_to_figures(tmp_path, folder, way):
     assert figures[f"{name}_judge"].startswith("rules") and figures[f"{name}_failed"] == 1
     assert [one["id"] for one in found["failed"]] == ["llama_questions/llama_questions_2"]
     assert rows[0]["hypothesis"] == "It is Paris." and rows[2]["hypothesis"] == ""
-    pad, speaks = bench.config.tokens.audio_pad, way == "s2s"
+    pad, speaks = bench.model.config.tokens.audio_pad, way == "s2s"
     assert [(prompt.ids_L == pad).sum() for prompt in bench.prompted] == [12] * 3
     assert [prompt.wants_speech for prompt in bench.prompted] == [speaks] * 3
     _, given = runner.read_lines(tmp_path / "out" / "judge_inputs" / f"{name}.jsonl")
@@ -142,7 +144,7 @@ def test_a_base_model_is_given_its_task(tmp_path, folder):
     bench = bench_of(tmp_path, folder, style="aqa", limit=1)
     found = runner.run(SUITES["openaudiobench_s2t"], bench, STAMPS)
     assert len(found["items"]) == 2
-    text = bench.tokenizer.decode(bench.prompted[0].ids_L[:6].tolist())
+    text = bench.model.tokenizer.decode(bench.prompted[0].ids_L[:6].tolist())
     assert text.startswith(("Answer the", "Listen and"))
     with pytest.raises(EvalError, match="style 'aqa' writes, not speaks"):
         runner.run(SUITES["openaudiobench_s2s"], bench, STAMPS)

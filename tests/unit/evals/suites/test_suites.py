@@ -7,14 +7,14 @@ import pytest
 
 from ba_jax.config import from_mapping
 from ba_jax.data.record import RecordSource
-from ba_jax.evals.base import Bench
 from ba_jax.evals.suite import EvalError, items_of
 from ba_jax.evals.suites import registry
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-from ba_jax.sampling.loop import Generated
+from ba_jax.sampling.session import Generated
 from ba_jax.speech.interfaces import SpeechToolError
 from ba_jax.types import Failure
 from configs.eval import get_config
+from tests.unit.evals import small_bench
 from tests.unit.evals.small_bench import FakeJudge, bench_of, recorded, run, settings, tell
 
 
@@ -116,14 +116,14 @@ def test_items_are_held_out_closed_sentences(tmp_path):
 def test_prompts_hold_what_is_heard_and_no_answer(tmp_path):
     """Encoded are questions alone; what is stored is taken as it is."""
     config = from_mapping(BaichuanAudioConfig, get_config("nano").to_dict()["model"])
-    bench = Bench(config, {}, settings(), tmp_path, FakeJudge())
+    bench = small_bench.make_bench(config, {}, settings(), tmp_path, FakeJudge())
     encoded = []
 
     def encoder(waves, progress):
         encoded.extend(waves)
         return [np.full((len(wave) // 1280, 8), 7, np.int32) for wave in waves]
 
-    bench.encoder = encoder
+    bench.model.encoder = encoder
     dialogues = bench.dialogues[:2]
     stored = dataclasses.replace(dialogues[1].parts[0], codes_NQ=np.full((5, 8), 9))
     dialogues[1] = dataclasses.replace(dialogues[1], parts=(stored, dialogues[1].parts[1]))
@@ -158,8 +158,10 @@ def test_texts_are_said_in_turns_or_at_once(tmp_path):
             return [Generated([], np.zeros((3, 8), np.int32), True) for _ in prompts]
 
     for words, frames in ((0, 2), (2, 3)):
-        bench = Bench(config, {}, settings(tts_words_per_turn=words), tmp_path, FakeJudge())
-        bench.generator = Fake()
+        bench = small_bench.make_bench(
+            config, {}, settings(tts_words_per_turn=words), tmp_path, FakeJudge()
+        )
+        bench.model.generator = Fake()
         items = items_of(bench.statements)
         silent = dataclasses.replace(items[1].record.parts[0], text="")
         items[1] = dataclasses.replace(
@@ -171,8 +173,8 @@ def test_texts_are_said_in_turns_or_at_once(tmp_path):
     (first, at_once), (second, in_turns) = asked
     assert (first, second) == ("at once", "in turns")
     for whole, pieces in zip(at_once, in_turns, strict=True):
-        words = [bench.tokenizer.decode(piece.ids_L[:-1].tolist()) for piece in pieces]
-        said = bench.tokenizer.decode(whole.ids_L[:-1].tolist())
+        words = [bench.model.tokenizer.decode(piece.ids_L[:-1].tolist()) for piece in pieces]
+        said = bench.model.tokenizer.decode(whole.ids_L[:-1].tolist())
         assert len(pieces) > 1 and "".join(words).replace(" ", "") == said.replace(" ", "")
 
 
