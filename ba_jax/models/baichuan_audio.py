@@ -175,7 +175,12 @@ class BaichuanAudio(layers.Layer):
             return flow_matching.euler_step(velocity, x, time, mu, lengths_B, guidance), None
 
         # Lifted, so that each step of the flow has a cache of its own.
-        scan = nn.scan(step, variable_broadcast="params", variable_axes=SCAN_AXES)
+        scan = nn.scan(
+            step,
+            variable_broadcast="params",
+            variable_axes=SCAN_AXES,
+            check_constancy_invariants=False,
+        )
         times = flow_matching.time_steps(steps, flow.schedule)
         mel, _ = scan(self.flow_unet, noise_BTM.astype(jnp.float32), times)
         return mel, lengths_B
