@@ -21,6 +21,7 @@ from ba_jax.audio import AudioError
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, Source
 from ba_jax.data.features import one_blas_thread
 from ba_jax.data.record import Record, RecordError, check_record, shard_name, write_shard
+from ba_jax.files import write_whole
 
 STATE = "prepare.json"
 """File of a dataset's folder with its config and fingerprint."""
@@ -248,9 +249,7 @@ def _records_of(item: Item, source: Source, rejected: list[Rejection]) -> list[R
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that appears under its name only when it is complete."""
-    part = path.with_name(f"{path.name}.{secrets.token_hex(6)}.incomplete")
+    """Write a JSON file atomically."""
     text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
     # A lone surrogate from a file's name becomes its JSON escape.
-    part.write_text(text, encoding="utf-8", errors="backslashreplace")
-    part.replace(path)
+    write_whole(path, text.encode("utf-8", "backslashreplace"))

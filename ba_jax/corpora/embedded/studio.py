@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ba_jax.corpora.encode import encode_speech
 from ba_jax.data.record import Word
+from ba_jax.files import write_whole
 from ba_jax.speech.assets import cache_folder
 from ba_jax.speech.interfaces import Recogniser, SpeechToolError, Synthesiser
 from ba_jax.speech.text_norm import error_rate, for_scoring, normalise
@@ -145,10 +146,7 @@ def _save(path: Path, utterance: SpokenLine, key: str) -> None:
         "key": key,
     }
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
-        part.write_text(json.dumps(fields, ensure_ascii=False), encoding="utf-8")
-        part.replace(path)
+        write_whole(path, json.dumps(fields, ensure_ascii=False))
     except OSError as error:
         raise SpeechToolError(
             f"{path}: cannot be written ({error}); set BA_JAX_CACHE to a folder that can"
