@@ -116,7 +116,7 @@ def audio_encoder(config: AudioEncoderConfig, lengths: Any) -> int:
 def vq_projections(config: VQBridgeConfig, frames: int) -> int:
     """Bridge and the projection to the audio decoder, on frames of codes."""
     wide = config.code_width
-    return dense(frames, wide, 3 * wide + config.width)
+    return dense(frames, wide, 3 * wide + (config.decoder_width or config.width))
 
 
 def vq_distances(config: VQBridgeConfig, frames: int) -> int:

@@ -209,6 +209,22 @@ def test_vq_bridge_as_xla_counts():
     assert seen == pytest.approx(flops.vq_bridge(config, BATCH * 20), rel=TOLERANCE)
 
 
+def test_a_decoder_of_another_width_as_xla_counts():
+    """nano_whisper's bridge: 512 wide, projected to a decoder 256 wide."""
+    narrow = from_mapping(BaichuanAudioConfig, get_config("nano_whisper")).vq_bridge
+    assert narrow.decoder_width not in (None, narrow.width)
+    wide = dataclasses.replace(narrow, decoder_width=None)
+    seen, counted = (
+        [count(config) for config in (narrow, wide)]
+        for count in (
+            lambda c: xla_flops(VQBridge(c), floats(BATCH, 80, c.width), LENGTHS),
+            lambda c: flops.vq_bridge(c, BATCH * 20),
+        )
+    )
+    assert seen[1] - seen[0] == pytest.approx(counted[1] - counted[0], rel=1e-3) > 0
+    assert seen == pytest.approx(counted, rel=TOLERANCE)
+
+
 def test_audio_decoder_as_xla_counts():
     config = AudioDecoderConfig(
         width=512, layers=2, heads=4, ffn_width=2048, mel_bins=80, refine_channels=(256,) * 4
