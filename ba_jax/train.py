@@ -122,7 +122,7 @@ def train(
             )
             fresh = [name for name in stage.components if name not in sources]
             first_batches = _batches_on_devices(batches, layout)
-            variables = stage.from_data(variables, first_batches, layout.init_key, fresh)
+            variables = stage.from_data(variables, first_batches, layout.data_key, fresh)
             state = init_state(layout, variables)
         first = run.begin(state)
 

@@ -103,7 +103,8 @@ class TrainLayout:
       config: the run's config.
       mesh: device mesh.
       stage: the stage that trains.
-      init_key, eval_key, step_key: random keys of start values, evaluations and steps.
+      init_key, eval_key, step_key, data_key: random keys of start values, evaluations, steps, and
+        start values that depend on data.
       multipliers: parameter -> learning-rate multiplier; None: frozen.
       counts: component -> (its parameters, how many of them train).
       optimizer: optimizer of the trained parameters.
@@ -118,6 +119,7 @@ class TrainLayout:
     init_key: jax.Array
     eval_key: jax.Array
     step_key: jax.Array
+    data_key: jax.Array
     multipliers: dict[str, float | None]
     counts: dict[str, tuple[int, int]]
     optimizer: optax.GradientTransformation
@@ -150,7 +152,8 @@ def make_layout(config: RunConfig, mesh: Mesh) -> TrainLayout:
             f"stage {stage.name} on mesh.sequence = {mesh.shape['sequence']}: expected 1, it does "
             "not divide positions"
         )
-    init_key, eval_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
+    keys = jax.random.split(jax.random.key(config.seed), 4)
+    init_key, eval_key, step_key, data_key = keys
     shapes = jax.eval_shape(stage.init, init_key)
     flat = {name: leaf.shape for name, leaf in flatten(shapes["params"]).items()}
     multipliers = optim.learning_rate_multipliers(flat, config.optimizer.rules)
@@ -166,6 +169,7 @@ def make_layout(config: RunConfig, mesh: Mesh) -> TrainLayout:
         init_key=init_key,
         eval_key=eval_key,
         step_key=step_key,
+        data_key=data_key,
         multipliers=multipliers,
         counts=_count_parameters(flat, trained),
         optimizer=optimizer,

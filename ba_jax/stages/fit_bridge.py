@@ -46,7 +46,7 @@ def fit_bridge(
       ValueError: fewer frames than rows.
     """
     draw = functools.partial(codebooks.draw_candidates, size=max(1, frames // 8))
-    draw_key = kmeans_key = key
+    draw_key, kmeans_key = jax.random.split(key)
 
     @jax.jit
     def draw_features(variables, audio, key):

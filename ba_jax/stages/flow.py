@@ -88,11 +88,9 @@ class ItemKeys(NamedTuple):
 
 
 def split_keys(key: jax.Array, items: int) -> ItemKeys:
-    """The keys of a step."""
-    split = jax.vmap(lambda key: jax.random.split(key, 4), out_axes=1)
-    noise, time, condition, codebooks = split(item_keys(key, items))
-    rotation = jax.vmap(jax.random.fold_in, (0, None))(codebooks, 1)
-    return ItemKeys(noise, time, condition, codebooks, rotation)
+    """Independent keys for the draws of a step."""
+    split = jax.vmap(lambda key: jax.random.split(key, len(ItemKeys._fields)), out_axes=1)
+    return ItemKeys(*split(item_keys(key, items)))
 
 
 def draw_codebooks(keys_B: jax.Array, share: float, codebooks: int) -> jax.Array:

@@ -339,10 +339,8 @@ class TextLMStage(LMStage):
 
 
 def split_key(key: jax.Array) -> LossKeys:
-    """The keys of a step."""
-    codebooks, codebook_count, frames = jax.random.split(key, 3)
-    words, offset = (jax.random.fold_in(key, number) for number in (1, 2))
-    return LossKeys(codebooks, codebook_count, frames, offset, words, offset)
+    """Independent keys for the draws of a step."""
+    return LossKeys(*jax.random.split(key, len(LossKeys._fields)))
 
 
 def shift_left(array_BL: jax.Array) -> jax.Array:

@@ -28,6 +28,7 @@ from ba_jax.stages.flow import (
     draw_rotations,
     quantize,
     rotate,
+    split_keys,
 )
 
 CONFIG = BaichuanAudioConfig(
@@ -344,6 +345,14 @@ def test_what_is_rotated_stays_together():
     assert own[0].tolist() == [2, 3, 4, 5, 6, 6, 0, 7, 8, 9]
     assert own[1].tolist() == [4, 4, 0, 1, 2, 5, 6, 7, 8, 9]
     assert own[2].tolist() == list(range(10))
+
+
+def test_every_draw_of_an_item_has_its_key():
+    """Rotations were drawn with the key of the number of codebooks."""
+    keys = split_keys(jax.random.key(0), 3)
+    drawn_with = [*keys, *jax.vmap(jax.random.split, out_axes=1)(keys.codebooks)]
+    data = np.concatenate([jax.random.key_data(keys_B) for keys_B in drawn_with])
+    assert len(np.unique(data, axis=0)) == len(data)
 
 
 def test_a_rotated_item_is_another_item(variables, arrays, gradient):

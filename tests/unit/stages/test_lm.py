@@ -497,6 +497,23 @@ def test_dropout_of_inputs(stage, variables, done):
     assert_same(evaluate(variables), {"loss": loss, **aux.metrics}, rtol=1e-5)
 
 
+def test_dropout_masks_are_independent():
+    """One key for two masks made speech_dropout depend on frame_dropout."""
+    keys, all_BL = split_key(KEY), jnp.ones((200, 200), bool)
+
+    def shown(**rates):
+        return np.asarray(draw_shown_codebooks(LMSettings(**rates), keys, Q, all_BL))
+
+    speech_BL, frame_BL = shown(speech_dropout=0.5) == 1, shown(frame_dropout=0.3) == 0
+    assert speech_BL.mean() == pytest.approx(0.5, abs=0.02)
+    assert frame_BL.mean() == pytest.approx(0.3, abs=0.02)
+    assert speech_BL[frame_BL].mean() == pytest.approx(0.5, abs=0.02)
+    assert (shown(speech_dropout=0.5, frame_dropout=0.3)[~frame_BL] == 1).mean() == pytest.approx(
+        0.5, abs=0.02
+    )
+    assert len(np.unique(jax.random.key_data(jnp.stack(keys)), axis=0)) == len(keys)
+
+
 def test_forgotten_words(stage, variables):
     """Only what was a text target itself is hidden, the beginning of speech never."""
     other = LMStage(CONFIG, dataclasses.replace(stage.settings, word_dropout=0.999999))
