@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
     return write(tmp_path_factory.mktemp("step"))
 
 
-def test_what_was_written_is_whole(folder):
+def test_intact_files_pass(folder):
     assert checksums.damage(folder) is None
     assert sorted(json.loads((folder / checksums.FILE).read_text())["files"]) == sorted(FILES)
     (folder / "beside").write_text("changed")
@@ -47,9 +47,9 @@ def test_any_flipped_bit_is_found(folder, name, bit):
         part = name.split("/")[0]
         assert checksums.damage(folder, part) is not None
         assert checksums.damage(folder, "train" if part == "weights" else "weights") is None
-        # Each file is looked at by one of the hosts.
-        found = [checksums.damage(folder, share=number, shares=3) for number in range(3)]
-        assert sum(one is not None for one in found) == 1
+        # Each file is checked by one of the hosts.
+        problems = [checksums.damage(folder, share=number, shares=3) for number in range(3)]
+        assert sum(problem is not None for problem in problems) == 1
     finally:
         (folder / name).write_bytes(FILES[name])
 

@@ -76,21 +76,21 @@ def test_a_frozen_component_needs_a_checkpoint():
     assert sources({}, (("llm/embedding", None), (".*", 1.0))) == {}
 
 
-def test_names_and_values_that_are_none():
+def test_unknown_components_and_values_are_refused():
     with pytest.raises(ConfigError, match=r"init: \['lm'\], expected components, some of"):
         sources({"lm": "x", "llm": "random"})
     with pytest.raises(ConfigError, match="init.llm = 3: expected a path"):
         sources({"llm": 3})
-    # Of a component that the stage does not use: no error, it is a template's.
+    # A component that the stage does not use is no error: templates name all.
     assert sources({"llm": "x", "vocoder": "y"}) == {"llm": "x"}
 
 
 def test_loaded_values_are_used_and_the_rest_is_random(stored):
     folder, arrays = stored
-    found = begin(stage_of(), {"llm": str(folder), "audio_embed": str(folder)})
+    variables = begin(stage_of(), {"llm": str(folder), "audio_embed": str(folder)})
     drawn = flatten(jax.jit(stage_of().init)(KEY))
-    assert sorted(found) == sorted(drawn)
-    for name, value in found.items():
+    assert sorted(variables) == sorted(drawn)
+    for name, value in variables.items():
         source = drawn if name.split("/")[1] == "audio_head" else arrays
         np.testing.assert_array_equal(value, source[name], err_msg=name)
     weight = "params/llm/embedding"
@@ -101,9 +101,9 @@ def test_components_from_two_checkpoints(stored, tmp_path):
     folder, arrays = stored
     other = {"params": jax.jit(stage_of().init)(jax.random.key(5))["params"]}
     save_variables(tmp_path / "other", {"params": {"llm": other["params"]["llm"]}})
-    found = begin(stage_of(), {"llm": str(tmp_path / "other"), "audio_head": str(folder)})
+    variables = begin(stage_of(), {"llm": str(tmp_path / "other"), "audio_head": str(folder)})
     weights = flatten(other)
-    for name, value in found.items():
+    for name, value in variables.items():
         if name.startswith("params/llm/"):
             np.testing.assert_array_equal(value, weights[name])
         elif name.startswith("params/audio_head/"):
@@ -135,11 +135,11 @@ def test_a_checkpoint_without_the_component(stored, tmp_path):
 def test_adapters_may_be_absent_and_are_loaded_if_present(stored, tmp_path):
     folder, arrays = stored
     adapted = dataclasses.replace(CONFIG, llm=dataclasses.replace(LLM, lora_rank=2, lora_alpha=4.0))
-    found = begin(stage_of(adapted), {"llm": str(folder)})
-    adapters = [name for name in found if "/lora_" in name]
+    variables = begin(stage_of(adapted), {"llm": str(folder)})
+    adapters = [name for name in variables if "/lora_" in name]
     assert adapters
     drawn = flatten(jax.jit(stage_of(adapted).init)(KEY))
-    for name, value in found.items():
+    for name, value in variables.items():
         if name.startswith("params/llm/"):
             source = drawn if name in adapters else arrays
             np.testing.assert_array_equal(value, source[name], err_msg=name)
@@ -155,11 +155,11 @@ def test_weights_of_half_precision_start_as_float32(stored, tmp_path):
     llm = unflatten(arrays)["params"]["llm"]
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), llm)
     save_variables(tmp_path / "half", {"params": {"llm": half}})
-    found = begin(stage_of(), {"llm": str(tmp_path / "half")})
+    variables = begin(stage_of(), {"llm": str(tmp_path / "half")})
     name = "params/llm/embedding"
-    assert found[name].dtype == jnp.float32
+    assert variables[name].dtype == jnp.float32
     expected = np.asarray(half["embedding"], np.float32)
-    np.testing.assert_array_equal(found[name], expected)
+    np.testing.assert_array_equal(variables[name], expected)
 
 
 def test_embeddings_from_a_tokenizer_run(tmp_path, stored):

@@ -48,15 +48,15 @@ def restore(folder, step: int):
         return checkpoints.restore(step, expected(weights(0)), expected(train(0)))
 
 
-def test_everything_comes_back(tmp_path):
+def test_restore_returns_what_was_saved(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest() is None
         save(checkpoints, 3)
         save(checkpoints, 3)  # again: it is there
         checkpoints.wait()
         assert checkpoints.latest() == 3
-        found, rest, note = checkpoints.restore(3, expected(weights(0)), expected(train(0)))
-    jax.tree.map(np.testing.assert_array_equal, found, weights(3))
+        restored, rest, note = checkpoints.restore(3, expected(weights(0)), expected(train(0)))
+    jax.tree.map(np.testing.assert_array_equal, restored, weights(3))
     jax.tree.map(np.testing.assert_array_equal, rest, train(3))
     assert note == {"stage": "toy", "seed": 0, "step": 3}
 
@@ -70,7 +70,7 @@ def test_everything_comes_back(tmp_path):
         (CheckpointSettings(keep_last=1, keep_best=2), [2, 4, 5]),
     ],
 )
-def test_the_last_and_the_best_stay(tmp_path, settings, left):
+def test_last_and_best_are_kept(tmp_path, settings, left):
     losses = {1: 0.9, 2: 0.1, 3: None, 4: 0.5, 5: 0.7}
     with Checkpoints(tmp_path, settings) as checkpoints:
         for step, loss in losses.items():
@@ -78,7 +78,7 @@ def test_the_last_and_the_best_stay(tmp_path, settings, left):
     assert complete_steps(tmp_path / "checkpoints") == left
 
 
-def test_the_best_stays_over_a_restart(tmp_path):
+def test_the_best_is_kept_over_a_restart(tmp_path):
     settings = CheckpointSettings(keep_last=1, keep_best=1)
     for steps in ({1: 0.2, 2: 0.5}, {3: 0.4, 4: 0.3}):
         with Checkpoints(tmp_path, settings) as checkpoints:
@@ -98,7 +98,7 @@ def test_a_metric_that_no_evaluation_gives_is_named_and_nothing_is_lost(tmp_path
     np.testing.assert_array_equal(restore(tmp_path, 2)[1]["step"], 2)
 
 
-def test_settings_that_make_no_sense():
+def test_bad_settings():
     for wrong in ({"every": -1}, {"keep_last": 0}, {"keep_best": -1}):
         with pytest.raises(ValueError, match="expected every >= 0, keep_last >= 1, keep_best >= 0"):
             CheckpointSettings(**wrong)
@@ -129,7 +129,7 @@ def test_other_shapes_and_other_trees_are_refused(run):
 
 
 def test_an_interrupted_write_is_ignored(run, tmp_path):
-    """What Orbax leaves when it is killed: a folder whose name says so."""
+    """A killed Orbax leaves a folder whose name says so."""
     work = tmp_path / "run"
     shutil.copytree(run, work)
     folder = work / "checkpoints"
@@ -235,7 +235,7 @@ def test_a_checkpoint_without_checksums_is_read_as_it_is(run, tmp_path):
         assert checkpoints.latest() == 2
 
 
-def test_where_weights_lie(run, tmp_path):
+def test_weights_folder_of_every_kind_of_path(run, tmp_path):
     weights_of_2 = run / "checkpoints" / "2" / "weights"
     assert weights_folder(run) == weights_of_2
     assert weights_folder(run / "checkpoints" / "2") == weights_of_2
@@ -305,16 +305,16 @@ def test_a_full_disk(tmp_path):
     tree = {"params": {"a": jnp.zeros((512, 1024))}}
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest() == 1
-        found, _, _ = checkpoints.restore(1, expected(tree), expected({"step": jnp.asarray(0)}))
+        restored, _, _ = checkpoints.restore(1, expected(tree), expected({"step": jnp.asarray(0)}))
         np.testing.assert_array_equal(
-            found["params"]["a"], jax.random.normal(jax.random.key(1), (512, 1024))
+            restored["params"]["a"], jax.random.normal(jax.random.key(1), (512, 1024))
         )
-        # Where there is room again, it goes on.
+        # Once there is room again, saving works.
         checkpoints.save(2, tree, {"step": jnp.asarray(2)}, NOTE)
     assert complete_steps(tmp_path / "checkpoints") == [2]
 
 
-def test_a_write_that_fails_meanwhile_is_told_at_the_next_save(tmp_path, monkeypatch):
+def test_a_failed_background_write_is_reported_at_the_next_save(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, CheckpointSettings(keep_last=3))
     save(checkpoints, 1)
     checkpoints.wait()

@@ -40,7 +40,7 @@ def test_padding_gets_a_gradient_of_zero():
         assert (np.asarray(gradient)[valid] != 0).all()
 
 
-def test_the_share_asked_for_is_dropped():
+def test_the_configured_share_is_dropped():
     keys = jax.random.split(jax.random.key(0), 4000)
     for share in (0.0, 0.2, 1.0):
         found = float(losses.dropped_B(keys, share).mean())

@@ -22,7 +22,7 @@ def features(seed: int) -> list[list[np.ndarray]]:
 
 @jax.jit
 def losses(real, fake, samples_B):
-    """Of the discriminators, of the generator, feature matching; an item each."""
+    """Losses of the discriminators, the generator and feature matching; an item each."""
     return (
         gan.discriminator_B(real, fake, samples_B, SAMPLES),
         gan.generator_B(fake, samples_B, SAMPLES),

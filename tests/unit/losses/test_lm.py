@@ -40,7 +40,7 @@ def reference(logits: np.ndarray, targets, mask, smoothing: float) -> np.ndarray
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_it_is_numpys(problem, smoothing, dtype):
+def test_cross_entropy_agrees_with_numpy(problem, smoothing, dtype):
     hidden, matrix, targets, mask = problem
     logits = jnp.asarray(hidden @ matrix, dtype)
     wild = np.where(mask, targets, 10**6)  # what is masked does not matter
@@ -75,7 +75,7 @@ def scalar(problem, chunk: int, **options):
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_nothing_masked_in_is_zero(problem, skip):
+def test_an_empty_mask_gives_zero(problem, skip):
     *rest, mask = problem
     function, arguments = sums((*rest, np.zeros_like(mask)), 4, skip=skip)
     assert not np.asarray(function(*arguments)).any()
@@ -147,7 +147,7 @@ def test_chunks_without_masked_positions_are_skipped(skip):
         assert len(ran) == (len({i // 4 for i in masked}) if skip else 5)
 
 
-def test_front_gathers_within_rows():
+def test_compact_gathers_within_rows():
     mask = np.array([[0, 1, 0, 1, 1], [0, 0, 0, 0, 0]], bool)
     values = np.arange(10).reshape(2, 5)
     filled, got = compact(jnp.asarray(mask), 4, jnp.asarray(values))

@@ -335,6 +335,6 @@ def test_items_add_up_and_nothing_is_free(released):
 
 
 @pytest.mark.parametrize("lengths", [[3.5], [-1], ["a"]])
-def test_lengths_that_are_none_are_refused(released, lengths):
+def test_bad_lengths_are_refused(released, lengths):
     with pytest.raises(ValueError, match="expected integers >= 0"):
         flops.audio_encoder(released.audio_encoder, lengths)

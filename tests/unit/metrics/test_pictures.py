@@ -1,4 +1,4 @@
-"""Where pixels lie and what they say."""
+"""Pixels of mels: orientation, colours, PNG files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_any_real_type(dtype):
     np.testing.assert_array_equal(draw_mel(mel.astype(dtype)), draw_mel(mel))
 
 
-def test_what_is_not_finite_shows():
+def test_nan_and_inf_are_visible():
     mel_TM = np.array([[0.0, np.nan], [np.inf, 1.0]])
     pixels = draw_mel(mel_TM)[::80, ::80]
     assert pixels.tolist() == [
@@ -56,6 +56,6 @@ def test_png_gives_the_pixels_back():
 @pytest.mark.parametrize(
     "mel", [np.zeros(5), np.zeros((0, 80)), np.zeros((2, 3, 4)), np.zeros((2, 2), complex)]
 )
-def test_what_is_no_mel_is_refused(mel):
+def test_other_arrays_are_refused(mel):
     with pytest.raises(ValueError, match="expected real numbers"):
         draw_mel(mel)

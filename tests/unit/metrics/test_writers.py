@@ -26,7 +26,7 @@ def lines(workdir, name: str = "metrics.csv") -> list[str]:
 
 
 def events(workdir):
-    """What TensorBoard itself reads, restarts taken into account."""
+    """Events as TensorBoard reads them, restarts taken into account."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     accumulator = EventAccumulator(str(workdir / "tensorboard"))
@@ -133,7 +133,7 @@ def test_a_step_has_one_value(tmp_path):
     ],
 )
 @pytest.mark.parametrize("is_writer", [True, False])
-def test_what_cannot_be_written_is_refused(tmp_path, step, metrics, message, is_writer):
+def test_bad_steps_names_and_values_are_refused(tmp_path, step, metrics, message, is_writer):
     with pytest.raises(ValueError, match=message):
         Writers(tmp_path, is_writer=is_writer).write(step, metrics)
 
@@ -225,7 +225,7 @@ def test_a_picture_of_the_same_step_is_replaced(tmp_path):
     assert os.listdir(tmp_path / "pictures/2") == ["a.wav"]
 
 
-def test_audio_that_is_none_is_refused(tmp_path):
+def test_bad_audio_is_refused(tmp_path):
     with pytest.raises(ValueError, match="noise"):
         Writers(tmp_path).audio(1, "noise", np.array([0.0, np.nan], np.float32), 16000)
 
@@ -260,32 +260,32 @@ class Clock:
         return self.now
 
 
-def test_without_a_terminal_a_line_now_and_then():
+def test_progress_lines_without_a_terminal():
     stream, clock = io.StringIO(), Clock()
     progress = ProgressBar(60, every=10.0, stream=stream, clock=clock)
     for step in range(1, 61):
         clock.now += 30.0 if step == 1 else 1.0  # compilation
         progress.update(step, {"loss": 1 / step, "tokens/s": 12345.6} if step % 2 else None)
     progress.close()
-    said = stream.getvalue().splitlines()
-    assert said[0] == "step 1/60: loss 1, tokens/s 12,346, ? to go"
-    assert said[1] == "step 11/60: loss 0.09091, tokens/s 12,346, 00:49 to go"
-    assert [line.split("/")[0] for line in said] == [
+    printed = stream.getvalue().splitlines()
+    assert printed[0] == "step 1/60: loss 1, tokens/s 12,346, ? to go"
+    assert printed[1] == "step 11/60: loss 0.09091, tokens/s 12,346, 00:49 to go"
+    assert [line.split("/")[0] for line in printed] == [
         f"step {s}" for s in (1, 11, 21, 31, 41, 51, 60)
     ]
-    assert said[-1].endswith("00:00 to go")
+    assert printed[-1].endswith("00:00 to go")
 
 
-def test_on_a_terminal_a_bar():
+def test_progress_bar_on_a_terminal():
     stream = Terminal()
     progress = ProgressBar(50, 10, stream=stream)
     progress.update(11, {"loss": 0.5})
     progress.print("evaluation: wer 0.1")
     progress.update(50, {"loss": 0.25})
     progress.close()
-    said = stream.getvalue()
-    assert "10/50" in said and "50/50" in said and "loss 0.25" in said and "to go" in said
-    assert "evaluation: wer 0.1\n" in said
+    printed = stream.getvalue()
+    assert all(text in printed for text in ("10/50", "50/50", "loss 0.25", "to go"))
+    assert "evaluation: wer 0.1\n" in printed
 
 
 def test_progress_of_other_processes_is_silent():

@@ -152,15 +152,15 @@ def metrics(workdir: pathlib.Path, name: str = "loss") -> dict[int, float]:
 
 def saved(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
     """Every array of a checkpoint."""
-    found = {}
+    arrays = {}
     for item in ("weights", "train"):
         reader = Reader(workdir / layout.CHECKPOINTS_FOLDER / str(step) / item)
-        found |= {f"{item}/{name}": reader.read(name) for name in reader.arrays}
-    return found
+        arrays |= {f"{item}/{name}": reader.read(name) for name in reader.arrays}
+    return arrays
 
 
-def assert_equal(one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray]) -> None:
+def assert_equal(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> None:
     """The same arrays, bit by bit."""
-    assert sorted(one) == sorted(two)
-    for name, array in one.items():
-        assert array.dtype == two[name].dtype and array.tobytes() == two[name].tobytes(), name
+    assert sorted(first) == sorted(second)
+    for name, array in first.items():
+        assert array.dtype == second[name].dtype and array.tobytes() == second[name].tobytes(), name

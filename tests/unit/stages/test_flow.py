@@ -180,7 +180,7 @@ def test_overfits_one_batch(stage, variables, arrays, gradient, evaluate):
         assert after[name] < before[name] / factor, name
 
 
-def test_the_frozen_get_a_gradient_of_zero(variables, arrays, gradient):
+def test_frozen_components_get_a_gradient_of_zero(variables, arrays, gradient):
     (_, aux), grads = gradient(variables, arrays, jax.random.key(0))
     assert set(aux.metrics) == {"loss", "prior", "cfm"}
     for name in FROZEN:
@@ -191,7 +191,7 @@ def test_the_frozen_get_a_gradient_of_zero(variables, arrays, gradient):
 
 @pytest.mark.deep
 @pytest.mark.slow
-def test_the_decoder_learns_where_it_is_asked_to(variables, arrays, gradient):
+def test_the_decoder_trains_if_its_weight_is_set(variables, arrays, gradient):
     stage = FlowStage(CONFIG, FlowSettings(decoder=0.5))
     with pytest.raises(StageError, match="batches without .'hifigan_mel'"):
         stage.arrays(batch_of(0.5, 0.3))
@@ -216,7 +216,7 @@ def test_the_decoder_learns_where_it_is_asked_to(variables, arrays, gradient):
     assert 0 < aux.metrics["decoder_mae"] < aux.metrics["decoder"]
     assert norm(grads["audio_decoder"]) > 1e-3
     assert norm(grads["vq_bridge"]["decoder_proj"]) > 1e-3
-    # What makes the codes stays.
+    # The codes do not change.
     bridge = {name: grads["vq_bridge"][name] for name in ("gate", "up", "down", "norm")}
     assert norm(bridge) == norm(grads["audio_encoder"]) == 0
     trained = ("flow_prenet", "flow_unet")
@@ -231,8 +231,8 @@ def test_padding_changes_nothing(stage, variables, gradient, evaluate):
     (dirty_loss, _), dirty_grads = gradient(variables, dirty, key)
     assert loss == dirty_loss
     jax.tree.map(np.testing.assert_array_equal, grads, dirty_grads)
-    found = evaluate(variables, dirty, key)
-    assert found == evaluate(variables, clean, key)
+    metrics = evaluate(variables, dirty, key)
+    assert metrics == evaluate(variables, clean, key)
     dirty["lengths_B"][1] = dirty["whisper_lengths_B"][1] = 0
     (loss, _), grads = gradient(variables, dirty, key)
     assert np.isfinite(loss) and np.isfinite(norm(grads))
@@ -285,8 +285,8 @@ def test_a_preconditioned_stage_evaluates_what_its_model_samples(variables, arra
     @jax.jit
     def both(variables, arrays):
         heard = arrays["whisper_mel_BTM"], arrays["whisper_lengths_B"]
-        found = BaichuanAudio(config).apply(variables, *heard, method=sampled)
-        return stage.evaluate(variables, arrays, stage.totals(arrays), jax.random.key(0)), found
+        metrics = BaichuanAudio(config).apply(variables, *heard, method=sampled)
+        return stage.evaluate(variables, arrays, stage.totals(arrays), jax.random.key(0)), metrics
 
     metrics, (mu, mel) = jax.device_get(both(silent, arrays))
     assert metrics["mel_mae"] == pytest.approx(float(metrics["prior"]), rel=0.02)
@@ -318,7 +318,7 @@ def test_keeping_all_codebooks_is_decoding_the_codes(variables, arrays):
     np.testing.assert_allclose(fewer[1], one[1], atol=1e-4)
 
 
-def test_codebook_dropout_draws_the_share_asked_for():
+def test_codebook_dropout_draws_the_configured_share():
     keys = jax.random.split(jax.random.key(0), 4000)
     kept = np.asarray(draw_codebooks(keys, 0.5, 8))
     counts = np.bincount(kept, minlength=9)[1:] / 4000
@@ -326,7 +326,7 @@ def test_codebook_dropout_draws_the_share_asked_for():
     assert (np.asarray(draw_codebooks(keys, 0.0, 8)) == 8).all()
 
 
-def test_rotations_draw_the_share_asked_for():
+def test_rotations_draw_the_configured_share():
     keys, lengths = jax.random.split(jax.random.key(0), 4000), jnp.full(4000, 5)
     by = np.asarray(draw_rotations(keys, 0.5, lengths))
     np.testing.assert_allclose(np.bincount(by) / 4000, [0.6, *[0.1] * 4], atol=0.03)
@@ -334,7 +334,7 @@ def test_rotations_draw_the_share_asked_for():
     assert not np.asarray(draw_rotations(keys, 1.0, jnp.zeros(4000, jnp.int32))).any()
 
 
-def test_what_is_rotated_stays_together():
+def test_rotated_codes_and_mels_stay_aligned():
     """Two frames of a mel for each of codes, the last one lacking; what is past stays."""
     lengths, by = np.array([4, 3, 0]), np.array([1, 2, 0])
     codes = np.tile(np.arange(5), (3, 1))[..., None]
@@ -378,7 +378,7 @@ def test_pictures_are_of_the_clips_lengths(stage, variables, arrays):
     np.testing.assert_array_equal(pictures["mel/1/target"], arrays["mel_BTM"][1, :15])
 
 
-def test_what_cannot_be_learnt_from_is_an_error(stage):
+def test_batches_without_anything_to_learn_are_refused(stage):
     batch = batch_of(0.5)
     with pytest.raises(StageError, match=r"flow: batches without \['flow_mel'\]"):
         stage.arrays(batch._replace(flow_mel_BTM=None, flow_lengths_B=None))

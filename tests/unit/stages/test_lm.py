@@ -103,7 +103,7 @@ def stage() -> LMStage:
 
 @pytest.fixture(scope="module")
 def fresh():
-    """As training begins, the tokenizer's components too."""
+    """Initial values, the tokenizer's components too."""
     return jax.jit(LMStage(CONFIG, LMSettings(audio="features")).init)(KEY)
 
 
@@ -159,7 +159,7 @@ def reference(stage, variables):
         return np.log(np.exp(z).sum()) - z[target]
 
     def sums(sequences):
-        # As many rows whatever there is: one compilation.
+        # A fixed number of rows: one compilation.
         rows = packed(*((s,) for s in sequences), *[()] * (8 - len(sequences))).rows
         text, audio = apply(variables, rows.ids_BL, rows.codes_BLQ, rows.segments_BL)
         audio = [np.asarray(a).reshape(8, LENGTH - 1, -1) for a in audio]
@@ -190,7 +190,7 @@ def assert_same(got, want, **tolerance):
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, **tolerance), got, want)
 
 
-def test_losses_are_numpys(stage, done, reference):
+def test_losses_agree_with_numpy(stage, done, reference):
     """Packed, chunked and gathered, against every sequence alone."""
     terms, counts = reference([s for row in ROWS for s in row])
     arrays = stage.arrays(BATCH)
@@ -218,7 +218,7 @@ def test_losses_are_numpys(stage, done, reference):
 
 @pytest.mark.parametrize("gather", ["row", "batch"])
 def test_a_stride_of_the_audio_head(stage, variables, done, gather):
-    """Of its whole cycle the mean is the loss; the first codebook's is the same every time."""
+    """The mean over all offsets is the loss; the first codebook's loss is the same at each."""
     capacity = {"row": 0.25, "batch": 1.0}[gather]
     settings = dataclasses.replace(
         stage.settings, gather=gather, audio_capacity=capacity, full_head_every=3
@@ -312,7 +312,7 @@ def test_codes_are_predicted_from_what_comes_before_in_their_example(stage, vari
         assert np.asarray(classifier).any() == (q == 0 or not ends)
 
 
-def test_what_no_mask_names_is_never_read(stage, variables, run, done):
+def test_unmasked_positions_are_never_read(stage, variables, run, done):
     rows = BATCH.rows
     padding = rows.segments_BL == 0
     frames = rows.ids_BL == TOKENS.audio_pad
@@ -424,7 +424,7 @@ def test_mels_that_do_not_fill_the_audio_positions_are_refused(stage, waiting):
 
 
 def test_the_first_stages_rules_leave_the_rest_without_gradient(stage, variables):
-    """As the loop splits: differentiated in what trains alone."""
+    """Gradients of the trained parameters alone, as the loop takes them."""
     rules = ((r"(audio_embed|audio_head)/.*", 1.0), (r".*", None))
     flat = flatten(variables["params"])
     rates = {name: next(r for p, r in rules if re.fullmatch(p, name)) for name in flat}
@@ -514,7 +514,7 @@ def test_dropout_masks_are_independent():
     assert len(np.unique(jax.random.key_data(jnp.stack(keys)), axis=0)) == len(keys)
 
 
-def test_forgotten_words(stage, variables):
+def test_word_dropout_hides_text_targets_alone(stage, variables):
     """Only what was a text target itself is hidden, the beginning of speech never."""
     other = LMStage(CONFIG, dataclasses.replace(stage.settings, word_dropout=0.999999))
     arrays = other.arrays(packed((ASR,), (SFT,)))
@@ -533,7 +533,7 @@ def test_forgotten_words(stage, variables):
     np.testing.assert_array_equal(zero_BL[real_BL], want_BL[real_BL])
 
 
-def test_own_frames_show_their_first_codebook(stage, variables):
+def test_speech_dropout_shows_the_first_codebook_of_targets(stage, variables):
     """Frames that were targets themselves; what is heard keeps all of them."""
     other = LMStage(CONFIG, dataclasses.replace(stage.settings, speech_dropout=1.0))
     arrays = other.arrays(packed((ASR,), (SFT,)))

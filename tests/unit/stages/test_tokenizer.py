@@ -280,7 +280,7 @@ def test_batches_without_what_the_stage_needs_are_refused(stage):
         TokenizerStage(dataclasses.replace(CONFIG, llm=None), SETTINGS)
 
 
-def test_flops_count_what_is_really_there(stage, arrays):
+def test_flops_count_real_frames_and_tokens(stage, arrays):
     """Forward and backward; of the language model no weights' gradients, distances once."""
     c, codes, text = CONFIG, np.array([6, 5, 11]), 22
     frames = np.array([51, 46, 91])
@@ -362,7 +362,7 @@ def test_text_alone_teaches_the_encoder_through_a_frozen_language_model(variable
     assert size(found["audio_decoder"]) == 0 and size(found["vq_bridge"]["decoder_proj"]) == 0
 
 
-def test_audio_stands_at_its_positions(stage, variables, arrays, evaluated):
+def test_audio_is_placed_at_its_positions(stage, variables, arrays, evaluated):
     """Another sound in a chunk changes the text loss of its own example, of no other."""
     targets = np.zeros((2, LENGTH), bool)
 

@@ -203,7 +203,7 @@ def test_gradients_are_those_of_two_separate_losses(stage, variables, arrays, gr
         assert norm(difference) < 1e-4 * norm(want), name
 
 
-def test_nothing_of_the_game_before_its_start(variables, arrays, gradient):
+def test_no_adversarial_losses_before_discriminator_start(variables, arrays, gradient):
     (_, aux), grads = gradient(variables, arrays, KEY, np.int32(2))
     names = {"loss", "mel", "f0", "adversarial", "features", "discriminators"}
     assert set(aux.metrics) == names
@@ -226,7 +226,7 @@ def test_padding_changes_nothing(stage, variables, gradient, evaluate):
 
 
 def test_an_empty_row_changes_nothing(stage, variables, arrays, gradient):
-    """Of a damaged recording: all zeros, no frames."""
+    """A damaged recording: all zeros, no frames."""
     alone = {name: np.concatenate([a[:1], a[:1] * 0]) for name, a in arrays.items()}
     twice = {name: np.concatenate([a[:1], a[:1]]) for name, a in arrays.items()}
     (loss, aux), grads = gradient(variables, alone, KEY, np.int32(9))
@@ -298,7 +298,7 @@ def test_pictures_are_sounds(stage, variables, arrays):
     np.testing.assert_array_equal(sounds["audio/1/target"][0], arrays["wave_BS"][1, :4800])
 
 
-def test_what_cannot_be_learnt_from_is_an_error(stage):
+def test_batches_without_anything_to_learn_are_refused(stage):
     batch = batch_of(0.3)
     with pytest.raises(StageError, match=r"vocoder: batches without \['wave'\]"):
         stage.arrays(batch._replace(wave_BS=None))
