@@ -46,6 +46,15 @@ class NoSettings:
     """Settings of a stage without any."""
 
 
+def check_range(settings: Any, *names: str, low: float = 0, high: float | None = None) -> None:
+    """Raises ValueError unless the fields are at least `low` and at most `high`."""
+    for name in names:
+        value = getattr(settings, name)
+        if value < low or (high is not None and value > high):
+            bounds = f"at least {low}" if high is None else f"{low} to {high}"
+            raise ValueError(f"{name} = {value}, expected {bounds}")
+
+
 class Stage:
     """A training stage.
 

@@ -30,7 +30,16 @@ from ba_jax.metrics import flops
 from ba_jax.models import flow_matching, layers
 from ba_jax.models.audio_decoder import AudioDecoderOutput
 from ba_jax.models.baichuan_audio import BaichuanAudio
-from ba_jax.stages.base import PICTURES, Aux, ClipStage, StageError, Variables, count, item_keys
+from ba_jax.stages.base import (
+    PICTURES,
+    Aux,
+    ClipStage,
+    StageError,
+    Variables,
+    check_range,
+    count,
+    item_keys,
+)
 
 _EVAL_SEED = 0  # of the noise of evaluations, the same in each
 
@@ -66,15 +75,9 @@ class FlowSettings:
     eval_steps: int = 4
 
     def __post_init__(self):
-        for name in ("codebook_dropout", "rotation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} = {getattr(self, name)}, expected 0 to 1")
-        for name in ("prior", "cfm", "decoder"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} = {getattr(self, name)}, expected at least 0")
-        for name in ("eval_times", "eval_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}, expected at least 1")
+        check_range(self, "codebook_dropout", "rotation", high=1)
+        check_range(self, "prior", "cfm", "decoder")
+        check_range(self, "eval_times", "eval_steps", low=1)
 
 
 class ItemKeys(NamedTuple):

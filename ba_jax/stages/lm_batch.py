@@ -11,7 +11,7 @@ import numpy as np
 from ba_jax.audio.lengths import bridge_length, encoder_length
 from ba_jax.data.packed import PackedBatch
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-from ba_jax.stages.base import StageError
+from ba_jax.stages.base import StageError, check_range
 from ba_jax.vocab import check_codes, check_token_ids
 
 AUDIO = ("codes", "features")
@@ -80,18 +80,14 @@ class LMSettings:
             )
         if not 0 < self.audio_capacity <= 1:
             raise ValueError(f"audio_capacity = {self.audio_capacity}, expected 0 < it <= 1")
-        if self.full_head_every < 1:
-            raise ValueError(f"full_head_every = {self.full_head_every}, expected at least 1")
+        check_range(self, "full_head_every", low=1)
+        check_range(self, "text_weight", "z_loss", "chunk")
+        check_range(self, "speech_dropout", high=1)
         for name in ("label_smoothing", "codebook_dropout", "frame_dropout", "word_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected 0 <= it < 1")
-        if not 0 <= self.speech_dropout <= 1:
-            raise ValueError(f"speech_dropout = {self.speech_dropout}, expected 0 to 1")
-        if min(self.text_weight, self.z_loss, self.chunk, *self.audio_weights) < 0:
-            raise ValueError(
-                f"text_weight {self.text_weight}, audio_weights {self.audio_weights}, z_loss "
-                f"{self.z_loss}, chunk {self.chunk}: expected at least 0"
-            )
+        if min(self.audio_weights, default=0) < 0:
+            raise ValueError(f"audio_weights = {self.audio_weights}, expected at least 0")
 
     def capacity(self, length: int) -> int:
         """Audio targets that a row of `length` positions has room for."""

@@ -31,7 +31,7 @@ from ba_jax.models import layers
 from ba_jax.models.audio_decoder import AudioDecoderOutput
 from ba_jax.models.baichuan_audio import BaichuanAudio
 from ba_jax.models.vq_bridge import draw_used
-from ba_jax.stages.base import PICTURES, Aux, Stage, StageError, Variables, count
+from ba_jax.stages.base import PICTURES, Aux, Stage, StageError, Variables, check_range, count
 from ba_jax.stages.fit_bridge import fit_bridge
 
 MEL_MEAN, MEL_DEVIATION = -4.75, 2.25
@@ -80,18 +80,12 @@ class TokenizerSettings:
     kmeans_init_frames: int = 0
 
     def __post_init__(self):
-        for name in ("quantizer_dropout", "replace_from"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} = {getattr(self, name)}, expected 0 to 1")
+        check_range(self, "quantizer_dropout", "replace_from", high=1)
+        check_range(self, "restart_after", "restart_candidates", low=1)
+        check_range(self, *(field.name for field in dataclasses.fields(self)))
         for name in ("decay", "l2_shrink"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected 0 to less than 1")
-        for name in ("restart_after", "restart_candidates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}, expected at least 1")
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 0:
-                raise ValueError(f"{field.name} = {getattr(self, field.name)}, expected at least 0")
         if not (self.weight_mel or self.weight_second_scale or self.weight_text):
             raise ValueError("all of weight_mel, weight_second_scale and weight_text are 0")
 

@@ -29,7 +29,15 @@ from ba_jax.models.baichuan_audio import BaichuanAudio
 from ba_jax.models.discriminators import DiscriminatorConfig, Discriminators
 from ba_jax.models.layers import length_mask
 from ba_jax.models.vocoder_source import draw_source_noise, draw_source_phase
-from ba_jax.stages.base import PICTURES, Aux, ClipStage, StageError, Variables, item_keys
+from ba_jax.stages.base import (
+    PICTURES,
+    Aux,
+    ClipStage,
+    StageError,
+    Variables,
+    check_range,
+    item_keys,
+)
 
 DISCRIMINATORS = "discriminators"
 """Entry of "params" beside the vocoder's."""
@@ -71,9 +79,7 @@ class VocoderSettings:
     discriminators: DiscriminatorConfig = DiscriminatorConfig()
 
     def __post_init__(self):
-        for name in ("mel", "adversarial", "features", "f0", "discriminator_start"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} = {getattr(self, name)}, expected at least 0")
+        check_range(self, "mel", "adversarial", "features", "f0", "discriminator_start")
         if not self.mel_scales:
             raise ValueError("mel_scales = (), expected 1 or more")
 

@@ -221,7 +221,7 @@ def test_a_decoder_of_another_width_as_xla_counts():
             lambda c: flops.vq_bridge(c, BATCH * 20),
         )
     )
-    assert seen[1] - seen[0] == pytest.approx(counted[1] - counted[0], rel=1e-3) > 0
+    assert 0 < seen[1] - seen[0] == pytest.approx(counted[1] - counted[0], rel=1e-3)
     assert seen == pytest.approx(counted, rel=TOLERANCE)
 
 
