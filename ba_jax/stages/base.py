@@ -7,7 +7,8 @@ global under jit: a sum over the batch axis is the sum over all devices and host
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -233,6 +234,31 @@ class ClipStage(Stage):
     def totals(self, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """ "frames" of FLOW_MEL."""
         return {"frames": count(arrays["lengths_B"])}
+
+    def draw(self, variables: Variables, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Mels (B, T, M) or waves (B, S) to show of a batch's items, by name; in jit."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def _draw_first(self) -> Callable[..., tuple[dict[str, jax.Array], jax.Array]]:
+        def draw_first(variables, arrays):
+            first = {name: array[:PICTURES] for name, array in arrays.items()}
+            return self.draw(variables, first), first["lengths_B"]
+
+        return jax.jit(draw_first)
+
+    def pictures(self, variables: Variables, arrays: Mapping[str, jax.Array]) -> dict[str, Any]:
+        """ "mel/I/NAME" or "audio/I/NAME" of the first items, cut to their frames."""
+        drawn, lengths_B = jax.device_get(self._draw_first(variables, dict(arrays)))
+        pictures: dict[str, Any] = {}
+        for i, frames in enumerate(lengths_B.tolist()):
+            for name, array in drawn.items() if frames else ():
+                if array.ndim == 3:
+                    pictures[f"mel/{i}/{name}"] = array[i, :frames]
+                else:
+                    wave_S = array[i, : frames * FLOW_MEL.hop]
+                    pictures[f"audio/{i}/{name}"] = (wave_S, FLOW_MEL.sample_rate)
+        return pictures
 
 
 def count(values: jax.Array) -> jax.Array:

@@ -13,7 +13,6 @@ with the fewer of the two.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -31,7 +30,6 @@ from ba_jax.models import flow_matching, layers
 from ba_jax.models.audio_decoder import AudioDecoderOutput
 from ba_jax.models.baichuan_audio import BaichuanAudio
 from ba_jax.stages.base import (
-    PICTURES,
     Aux,
     ClipStage,
     StageError,
@@ -415,25 +413,8 @@ class FlowStage(ClipStage):
         )
         return layers.zero_past(sampled, lengths_B)
 
-    @functools.cached_property
-    def _draw(self):
-        """(target, mu, sampled) mels of a batch's first items and their lengths, jitted."""
-
-        def mels(variables, arrays):
-            arrays = {name: array[:PICTURES] for name, array in arrays.items()}
-            mu, mel, _ = self._condition(variables, arrays)
-            lengths_B = arrays["lengths_B"]
-            sampled = self._sample(variables, mu, lengths_B, self._eval_noise(mel))
-            return {"target": mel, "mu": mu, "sampled": sampled}, lengths_B
-
-        return jax.jit(mels)
-
-    def pictures(self, variables: Variables, arrays: Mapping[str, jax.Array]) -> dict[str, Any]:
-        """ "mel/I/target", "mel/I/mu" and "mel/I/sampled" of the first items."""
-        mels, lengths_B = jax.device_get(self._draw(variables, dict(arrays)))
-        return {
-            f"mel/{i}/{name}": mel_BTM[i, :frames]
-            for i, frames in enumerate(lengths_B.tolist())
-            if frames
-            for name, mel_BTM in mels.items()
-        }
+    def draw(self, variables: Variables, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Mels "target", "mu" and "sampled"."""
+        mu, mel, _ = self._condition(variables, arrays)
+        sampled = self._sample(variables, mu, arrays["lengths_B"], self._eval_noise(mel))
+        return {"target": mel, "mu": mu, "sampled": sampled}

@@ -30,7 +30,6 @@ from ba_jax.models.discriminators import DiscriminatorConfig, Discriminators
 from ba_jax.models.layers import length_mask
 from ba_jax.models.vocoder_source import draw_source_noise, draw_source_phase
 from ba_jax.stages.base import (
-    PICTURES,
     Aux,
     ClipStage,
     StageError,
@@ -318,21 +317,7 @@ class VocoderStage(ClipStage):
         mae = jnp.sum(l1_B(mel, arrays["mel_BTM"], frames_B)) / totals["frames"]
         return {"loss": loss, **terms, "mel_mae": mae}
 
-    @functools.cached_property
-    def _draw(self):
-        def waves(variables, arrays):
-            first = {name: array[:PICTURES] for name, array in arrays.items()}
-            real, generated, _ = self._waves(variables, first, jax.random.key(_EVAL_SEED))
-            return {"target": real, "generated": generated}, first["lengths_B"]
-
-        return jax.jit(waves)
-
-    def pictures(self, variables: Variables, arrays: Mapping[str, jax.Array]) -> dict[str, Any]:
-        """ "audio/I/target" and "audio/I/generated" of the first items."""
-        waves, lengths_B = jax.device_get(self._draw(variables, dict(arrays)))
-        return {
-            f"audio/{i}/{name}": (wave_BS[i, : frames * FLOW_MEL.hop], WAVE_RATE)
-            for i, frames in enumerate(lengths_B.tolist())
-            if frames
-            for name, wave_BS in waves.items()
-        }
+    def draw(self, variables: Variables, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Waves "target" and "generated"."""
+        real, generated, _ = self._waves(variables, arrays, jax.random.key(_EVAL_SEED))
+        return {"target": real, "generated": generated}
