@@ -43,6 +43,8 @@ class FfmpegDecoder:
         if len(streams) != 1:
             raise ValueError(f"{len(streams)} audio streams, expected 1")
         self._audio = streams[0]
+        if self._audio.codec_context is None:
+            raise ValueError("a coding without a decoder")
         self._audio.codec_context.thread_count = 1  # loaders run several processes
 
     def _stated_seconds(self) -> float:

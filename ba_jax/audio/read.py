@@ -20,6 +20,7 @@ import contextlib
 import io
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -103,8 +104,6 @@ class AudioReader:
         Raises:
           AudioError: as `read_audio`, but for faults of the samples.
         """
-        import av
-
         self.name = _source_name(source)
         self._closing = contextlib.ExitStack()
         with contextlib.ExitStack() as opening:
@@ -117,7 +116,7 @@ class AudioReader:
                     self._decoder = SndfileDecoder(stream, "ogg" if is_single_opus else "flac")
                 else:
                     self._decoder = FfmpegDecoder(stream)
-            except (av.FFmpegError, OSError, RuntimeError, ValueError) as error:
+            except _decoding_errors() as error:
                 if isinstance(error, AudioError):
                     raise
                 raise AudioError(
@@ -149,15 +148,13 @@ class AudioReader:
         Raises:
           AudioError: cut short or damaged there, no samples, or as `read_audio` of a sample.
         """
-        import av
-
         count = first
         try:
             for block_SC in self._decoder.decode(first):
                 check_samples(block_SC, self.name, count, _LOUDEST)
                 count += len(block_SC)
                 yield block_SC
-        except (av.FFmpegError, OSError, RuntimeError, ValueError) as error:
+        except _decoding_errors() as error:
             if isinstance(error, AudioError):
                 raise
             raise AudioError(
@@ -225,6 +222,12 @@ class AudioReader:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _decoding_errors() -> tuple[type[Exception], ...]:
+    """Errors of the decoders in use; records need libsndfile only, so av stays unloaded."""
+    av = sys.modules.get("av")
+    return (OSError, RuntimeError, ValueError, *([av.FFmpegError] if av else []))
 
 
 def _states_flac_length(head: bytes) -> bool:

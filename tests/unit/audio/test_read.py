@@ -447,6 +447,11 @@ def test_right_magic_and_nothing_after(head):
         read_audio(head + bytes(200))
 
 
+def test_wav_of_an_unknown_coding():
+    with refused("a coding without a decoder", reason="not audio"):
+        read_audio(wav_bytes(bytes(2000), coding=0x1234))
+
+
 def test_wrong_kinds_of_source():
     with refused("int", "expected a path"):
         read_audio(3)
