@@ -1,73 +1,35 @@
-"""The contract of an evaluation: what each stage of a suite takes and gives.
+"""The contract of an evaluation: inputs and outputs of each phase of a suite.
 
     items -> generate -> present -> judge -> score -> figures
 
-`generate` is what the model makes of an item, raw; `present` what of that the judge is given, with
-recordings as files; `judge` what it answers. These three run in batches, and each line of theirs
-is saved before the next batch (`ba_jax.evals.runner`); `score` and `figures` are functions of the
-saved lines, so that a suite is scored again without a model and judged again without generating.
+`generate` runs the model on an item; `present` turns its output into the judge's input, with
+recordings as files; `judge` returns the judge's answer. These three run in batches, and their lines
+are saved before the next batch (`ba_jax.evals.runner`). `score` and `figures` are functions of the
+saved lines, so a suite is scored again without a model and judged again without generating.
 
-An item that a stage cannot use is a `Failure` with its reason: later stages do not see it, `score`
-is given None in its place and counts it as wrong.
+An item that a phase cannot use is a `Failure` with its reason: later phases do not see it, `score`
+gets an empty line in its place and counts it as wrong.
+
+A new evaluation is a file in `ba_jax/evals/suites` with a subclass and its `SUITES`, and a line in
+`ba_jax/evals/suites/registry.py`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ba_jax.data.record import Record
-from ba_jax.types import Failure
-
-if TYPE_CHECKING:
-    from ba_jax.evals.base import Bench
-
-Line = dict[str, Any]
-"""What a stage says of an item: JSON."""
-
-
-class EvalError(ValueError):
-    """An evaluation without items, or without what it needs."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """One question to the model.
-
-    Attributes:
-      id: unique in the suite.
-      number: its place among all items of the suite; what is drawn for it depends on that alone.
-      language: of what is scored.
-      record: what it is made of.
-      group: of which part of the suite's figures it is.
-      trouble: why it cannot be used; "": it can.
-    """
-
-    id: str
-    number: int
-    language: str
-    record: Record
-    group: str = ""
-    trouble: str = ""
-
-
-def items_of(records: Sequence[Record], group: str = "", first: int = 0) -> list[Item]:
-    """An item of each record, numbered from `first`."""
-    return [
-        Item(record.id, first + i, record.language, record, group)
-        for i, record in enumerate(records)
-    ]
+from ba_jax.evals.bench import Bench
+from ba_jax.evals.items import EvalItem, Items, Line, Lines, Outputs, Results, make_items
 
 
 class Suite:
-    """An evaluation; subclasses say what is asked, and how what comes is scored.
+    """An evaluation; subclasses define the questions and the scoring.
 
     Attributes:
-      name: of its files.
-      components: of the model that it uses.
-      speaks: it uses the vocoder too, where that is what codes become waves by.
-      judged: it has the stages `present` and `judge`.
+      name: name of its files and prefix of its figures.
+      components: components of the model that it uses.
+      speaks: it also uses the vocoder, where synthesis is set to use one.
+      judged: it has the phases `present` and `judge`.
     """
 
     name: str = ""
@@ -76,45 +38,36 @@ class Suite:
     judged: bool = False
 
     def require(self) -> None:
-        """Checks that what the suite needs is installed, before anything is generated.
+        """Check that the packages that the suite needs are installed, before generating.
 
         Raises:
-          EvalError: it is not.
+          EvalError: a package is missing.
         """
 
-    def items(self, bench: Bench) -> list[Item]:
-        """What is asked; the same on every host.
+    def items(self, bench: Bench) -> list[EvalItem]:
+        """Return the items, the same on every host: by default the dataset's single utterances."""
+        return make_items(bench.records.statements)
 
-        Raises:
-          EvalError: none.
-        """
+    def generate(self, bench: Bench, items: Items) -> Results:
+        """Run the model on a batch of items."""
         raise NotImplementedError
 
-    def generate(self, bench: Bench, items: Sequence[Item]) -> list[Line | Failure]:
-        """What the model makes of each item of a batch."""
+    def present(self, bench: Bench, items: Items, generated: Lines) -> Results:
+        """Make the judge's input of each item; waves are saved as files."""
         raise NotImplementedError
 
-    def present(
-        self, bench: Bench, items: Sequence[Item], made: Sequence[Line]
-    ) -> list[Line | Failure]:
-        """What the judge is given of each; waves are saved as files."""
+    def judge(self, bench: Bench, items: Items, presented: Lines) -> Results:
+        """Return the judge's answers."""
         raise NotImplementedError
 
-    def judge(
-        self, bench: Bench, items: Sequence[Item], made: Sequence[Line], given: Sequence[Line]
-    ) -> list[Line | Failure]:
-        """What the judge answers."""
-        raise NotImplementedError
+    def score(self, bench: Bench, item: EvalItem, outputs: Outputs) -> Line:
+        """Score an item: reference, hypothesis, errors, units, correct, audio.
 
-    def score(
-        self, bench: Bench, item: Item, made: Line | None, given: Line | None, judged: Line | None
-    ) -> Line:
-        """An item's result: id, language, reference, hypothesis, errors, units, correct, audio.
-
-        Uses no model. None stands for what failed; the item then counts as wrong.
+        Uses no model. An item with a failed phase counts as wrong. The item's id and language are
+        added to its row.
         """
         raise NotImplementedError
 
-    def figures(self, bench: Bench, rows: Sequence[Line]) -> dict[str, Any]:
-        """Name -> number, or a text that says how a number was made, of all `score`s in order."""
+    def figures(self, bench: Bench, rows: Lines) -> dict[str, Any]:
+        """Compute name -> number, or a text that declares how numbers were made, of all rows."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""`python -m ba_jax.evaluate` with a made-up judge, killed after a batch of lines if asked to.
+"""`python -m ba_jax.evaluate` with a fake judge, killed after a number of saved batches.
 
 python -m tests.integration.evaluate_driver CONFIG.json KILL_AFTER FLAG ...
 """
@@ -18,7 +18,7 @@ from absl import app
 from ml_collections import ConfigDict, config_flags
 
 from ba_jax import evaluate
-from ba_jax.evals import runner
+from ba_jax.evals import lines
 from ba_jax.evals.judges import recogniser
 from tests.unit.evals.small_bench import LengthJudge
 
@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def start(
     config: Mapping[str, Any], out: pathlib.Path, *flags: str, kill_after: int = 0, **environment
 ) -> Callable[[], subprocess.CompletedProcess]:
-    """Starts it; what is returned waits for it."""
+    """Start the command; the result waits for its end."""
     out.parent.mkdir(parents=True, exist_ok=True)
     file = out.parent / f"{out.name}.json"
     file.write_text(json.dumps(config))
@@ -54,18 +54,18 @@ def start(
 
 def _main(file: str, kill_after: str, *flags: str) -> None:
     config = ConfigDict(json.loads(pathlib.Path(file).read_text()))
-    add, calls = runner._Journal.add, []
+    add, calls = lines.Journal.add, []
 
-    def add_and_more(self, lines):
-        add(self, lines)
+    def add_and_kill(self, batch):
+        add(self, batch)
         calls.append(self)
         if len(calls) == int(kill_after):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    runner._Journal.add = add_and_more
-    recogniser.Judge = LengthJudge
+    lines.Journal.add = add_and_kill
+    recogniser.SpeechJudge = LengthJudge
 
-    # The config is given, not read from a Python file.
+    # The config is passed in, not read from a Python file.
     config_flags.DEFINE_config_file = lambda name, *_: config_flags.DEFINE_config_dict(name, config)
     evaluate.define_flags()
     app.run(evaluate.main, [sys.argv[0], *flags])

@@ -1,4 +1,4 @@
-"""Evaluation on datasets that `prepare` makes of folders in the layouts of public corpora."""
+"""Evaluation on datasets that `ba_jax.corpora` makes of folders in public layouts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from ba_jax.corpora.runner import PrepareError
 from ba_jax.data.record import RecordError
-from ba_jax.evaluate import evaluate
+from ba_jax.evals.results import evaluate
 from tests.unit.corpora.corpora import config, made, manifest, put, put_text
 from tests.unit.evals import small_bench
 
@@ -19,8 +19,8 @@ def checkpoints(tmp_path_factory):
 
 
 def run(dataset, split, suite, checkpoints, out):
-    given = small_bench.tiny(dataset=str(dataset), split=split, sources=(), limit=0)
-    figures = evaluate(given, checkpoints, out, [suite])
+    evaluation = small_bench.tiny(dataset=str(dataset), split=split, sources=(), limit=0)
+    figures = evaluate(evaluation, checkpoints, out, [suite])
     items = [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
     return figures, items
 
@@ -29,13 +29,13 @@ def test_recognition_on_librispeech(checkpoints, tmp_path):
     folder = tmp_path / "LibriSpeech" / "test-clean" / "84" / "1240"
     for number in range(3):
         put(folder / f"84-1240-{number:04d}.flac", seconds=0.5 + number)
-    said = ["MISTER QUILTER IS", "THE APOSTLE OF", "THE MIDDLE CLASSES"]
-    lines = [f"84-1240-{number:04d} {text}\n" for number, text in enumerate(said)]
+    texts = ["MISTER QUILTER IS", "THE APOSTLE OF", "THE MIDDLE CLASSES"]
+    lines = [f"84-1240-{number:04d} {text}\n" for number, text in enumerate(texts)]
     put_text(folder / "84-1240.trans.txt", "".join(lines))
     source = config("librispeech", folder=tmp_path / "LibriSpeech", parts=("test-clean",))
     made(source, tmp_path / "data")
     figures, items = run(tmp_path / "data", "test_clean", "asr", checkpoints, tmp_path / "out")
-    assert [item["reference"].upper() for item in items] == said
+    assert [item["reference"].upper() for item in items] == texts
     assert figures["asr_items"] == 3 and figures["asr_failed"] == 0
     assert figures["asr_wer"] == figures["asr_wer_en"] and "asr_cer_zh" not in figures
     assert sum(item["units"] for item in items) == 9
@@ -79,7 +79,7 @@ def test_recognition_on_aishell(checkpoints, tmp_path):
 
 
 def test_recognition_on_wenetspeech(tmp_path):
-    """Segments of a long recording, of an evaluation set alone; a character is wrong."""
+    """Segments of a long recording; a character is wrong."""
     root = tmp_path / "wenetspeech"
     name = "Y0000000001_dev"
     put(root / "audio" / "test_net" / f"{name}.opus", seconds=4.0)
@@ -102,7 +102,7 @@ def test_recognition_on_wenetspeech(tmp_path):
         tmp_path / "data", tmp_path / "out", "test_net", lambda part: part.text.replace("怎", "這")
     )
     outcome = small_bench.run("asr", model)
-    assert [item["id"] for item in outcome.items] == [one["sid"] for one in segments]
+    assert [item["id"] for item in outcome.items] == [segment["sid"] for segment in segments]
     assert [item["hypothesis"] for item in outcome.items] == ["這么样这些日子", texts[1]]
     assert [item["errors"] for item in outcome.items] == [1, 0]
     assert outcome.figures["asr_cer_zh"] == outcome.figures["asr_wer"] == 1 / 10
@@ -110,13 +110,13 @@ def test_recognition_on_wenetspeech(tmp_path):
 
 
 def test_translation_on_covost2(checkpoints, tmp_path):
-    """Both directions of it; sacreBLEU's signature names the target's tokenizer."""
+    """Both directions; sacreBLEU's signature names the target's tokenizer."""
     pairs = {"en": ("zh-CN", "He said so.", "他是这么说的。"), "zh-CN": ("en", "早上好。", "Good.")}
     header = "client_id\tpath\tsentence\tup_votes\tdown_votes\tage\tgender\taccent\n"
-    for spoken, (written, said, translation) in pairs.items():
+    for spoken, (written, text, translation) in pairs.items():
         folder, clip = tmp_path / spoken, f"common_voice_{spoken}_1.mp3"
         put(folder / "clips" / clip, rate=32000, seconds=1.0)
-        put_text(folder / "validated.tsv", f"{header}speaker\t{clip}\t{said}\t2\t0\t\t\t\n")
+        put_text(folder / "validated.tsv", f"{header}speaker\t{clip}\t{text}\t2\t0\t\t\t\n")
         for split in ("train", "dev", "test"):
             put_text(folder / f"{split}.tsv", header)
         put_text(
@@ -125,8 +125,8 @@ def test_translation_on_covost2(checkpoints, tmp_path):
         )
         source = config("covost2", folder=folder, spoken=spoken, written=written)
         records, _ = made(source, tmp_path / "data" / spoken)
-        assert [one.parts[0].translation for one in records.values()] == [translation]
-    # One of them with the tiny model, the other with one that writes what was said.
+        assert [record.parts[0].translation for record in records.values()] == [translation]
+    # The first with the tiny model, the second with a model that writes the translation.
     figures, items = run(tmp_path / "data" / "en", "test", "s2tt", checkpoints, tmp_path / "out")
     assert [item["reference"] for item in items] == ["他是这么说的。"]
     assert figures["s2tt_items"] == figures["s2tt_bleu_en_zh_items"] == 1
@@ -141,13 +141,13 @@ def test_translation_on_covost2(checkpoints, tmp_path):
 
 
 def bench(dataset, out, split="test", writes=lambda part: part.text):
-    """With a model that writes what was said, or what `writes` gives."""
-    given = {"dataset": str(dataset), "split": split, "sources": (), "limit": 0}
-    return small_bench.bench_of(out, lambda record: (writes(record.parts[0]), 0), **given)
+    """A bench whose model writes the words of a recording, or `writes(part)`."""
+    changes = {"dataset": str(dataset), "split": split, "sources": (), "limit": 0}
+    return small_bench.bench_of(out, lambda record: (writes(record.parts[0]), 0), **changes)
 
 
 def test_a_missing_file_in_the_middle_of_a_manifest(tmp_path):
-    """`prepare` lists it as rejected; the others are evaluated."""
+    """`ba_jax.corpora` lists it as rejected; the others are evaluated."""
     for name in ("a", "c"):
         put(tmp_path / "audio" / f"{name}.wav", seconds=0.5)
     lines = [

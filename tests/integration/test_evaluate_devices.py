@@ -10,7 +10,7 @@ import pytest
 
 from ba_jax.distributed import LOST
 from ba_jax.evals.judges import recogniser
-from ba_jax.evaluate import evaluate
+from ba_jax.evals.results import evaluate
 from tests.integration import evaluate_driver
 from tests.unit.evals import small_bench
 
@@ -22,11 +22,11 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     changes = {"limit": 2, "save_every": 2, "encode_rows": 8}
-    made = small_bench.tiny(**changes)
+    config = small_bench.tiny(**changes)
     for name in ("generation", "synthesis"):
-        made["eval"][name]["rows"] = 8
-    made["compilation_cache"] = str(tmp_path_factory.mktemp("cache"))
-    return made
+        config["eval"][name]["rows"] = 8
+    config["compilation_cache"] = str(tmp_path_factory.mktemp("cache"))
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -35,42 +35,44 @@ def checkpoints(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def one(config, checkpoints, tmp_path_factory):
-    """The folder of an evaluation on one device."""
-    out = tmp_path_factory.mktemp("one") / "out"
+def single(config, checkpoints, tmp_path_factory):
+    """Folder of an evaluation on a single device."""
+    out = tmp_path_factory.mktemp("single") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recogniser, "Judge", small_bench.LengthJudge)
+        patch.setattr(recogniser, "SpeechJudge", small_bench.LengthJudge)
         evaluate(config, checkpoints, out, SUITES)
     return out
 
 
-def assert_same(one: pathlib.Path, two: pathlib.Path, suites: list[str]) -> None:
-    """Texts and codes are equal, mel errors but for rounding."""
+def assert_same(first: pathlib.Path, second: pathlib.Path, suites: list[str]) -> None:
+    """Texts and codes are equal, mel errors up to rounding."""
     for suite in suites:
         lines = [
             [json.loads(line) for line in path.read_text().splitlines()[1:]]
-            for path in (folder / "generations" / f"{suite}.jsonl" for folder in (one, two))
+            for path in (folder / "generations" / f"{suite}.jsonl" for folder in (first, second))
         ]
         assert [line["id"] for line in lines[0]] == [line["id"] for line in lines[1]]
-        for here, there in zip(*lines, strict=True):
-            for count, (total, frames) in here.pop("mel_error", {}).items():
-                assert there["mel_error"][count] == [pytest.approx(total, rel=1e-4), frames]
-            there.pop("mel_error", None)
-            assert here == there
-    here, there = (json.loads((folder / "figures.json").read_text()) for folder in (one, two))
+        for line, other in zip(*lines, strict=True):
+            for count, (total, frames) in line.pop("mel_error", {}).items():
+                assert other["mel_error"][count] == [pytest.approx(total, rel=1e-4), frames]
+            other.pop("mel_error", None)
+            assert line == other
+    figures, other = (
+        json.loads((folder / "figures.json").read_text()) for folder in (first, second)
+    )
     for name in ("asr_wer", "asr_wer_ci95", "asr_items", "asr_failed"):
-        assert here[name] == there[name]
+        assert figures[name] == other[name]
 
 
 def flags(checkpoints, suites=SUITES):
     return (f"--checkpoint={','.join(checkpoints)}", f"--suite={','.join(suites)}")
 
 
-def test_on_eight_devices(config, checkpoints, one, tmp_path):
+def test_on_eight_devices(config, checkpoints, single, tmp_path):
     meshed = {**config, "mesh": {"replica": 2, "fsdp": 2, "tensor": 2}}
     done = evaluate_driver.start(meshed, tmp_path / "out", *flags(checkpoints), **EIGHT)()
     assert done.returncode == 0, done.stderr
-    assert_same(one, tmp_path / "out", SUITES)
+    assert_same(single, tmp_path / "out", SUITES)
 
 
 def test_rows_that_do_not_divide_among_the_devices(config, checkpoints, tmp_path):
@@ -82,7 +84,7 @@ def test_rows_that_do_not_divide_among_the_devices(config, checkpoints, tmp_path
 
 
 def two_processes(config, out, *flags, kill_after=0, devices=2):
-    """Both of a run on several hosts; kills the first after so many batches."""
+    """Run two processes; the first is killed after `kill_after` batches."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -102,26 +104,26 @@ def two_processes(config, out, *flags, kill_after=0, devices=2):
     return [wait() for wait in waits]
 
 
-def test_two_processes_of_two_devices_each(config, checkpoints, one, tmp_path):
-    """Killed in the middle; what they left is not made again."""
+def test_two_processes_of_two_devices_each(config, checkpoints, single, tmp_path):
+    """Killed in the middle; the saved lines are not generated again."""
     meshed = {**config, "mesh": {"replica": 1, "fsdp": 2}}
-    given = meshed, tmp_path / "out", *flags(checkpoints, ["asr"])
+    arguments = meshed, tmp_path / "out", *flags(checkpoints, ["asr"])
     # The first is killed after a batch; JAX ends the other.
-    first, second = two_processes(*given, kill_after=1)
+    first, second = two_processes(*arguments, kill_after=1)
     assert first.returncode == -9 and second.returncode == LOST, second.stderr
     assert second.stderr.splitlines()[-1].startswith("to resume: python -m ba_jax.evaluate ")
     part = tmp_path / "out" / "hosts" / "0" / "generations" / "asr.jsonl"
     assert len(part.read_text().splitlines()) == 1 + 2
-    first, second = two_processes(*given)
+    first, second = two_processes(*arguments)
     assert "asr recognising: 2\n" in first.stdout  # of its four items
     for number, done in enumerate((first, second)):
         assert done.returncode == 0, done.stderr
         assert ("asr_wer" in done.stdout) == (number == 0)
-    assert_same(one, tmp_path / "out", ["asr"])
+    assert_same(single, tmp_path / "out", ["asr"])
 
 
-def test_two_processes_that_share_a_mesh(config, checkpoints, one, tmp_path):
-    """Each has half of every large parameter; both do every item, and the first writes."""
+def test_two_processes_that_share_a_mesh(config, checkpoints, single, tmp_path):
+    """Each has half of every large parameter; both run every item, and the first writes."""
     meshed = {**config, "hosts": "together", "mesh": {"replica": 1, "fsdp": 2}}
     out = tmp_path / "out"
     both = two_processes(meshed, out, *flags(checkpoints, ["asr"]), devices=1)
@@ -129,24 +131,25 @@ def test_two_processes_that_share_a_mesh(config, checkpoints, one, tmp_path):
         assert done.returncode == 0, done.stderr
         assert "asr recognising: 8\n" in done.stdout
         assert ("asr_wer" in done.stdout) == (number == 0)
-    assert_same(one, out, ["asr"])
+    assert_same(single, out, ["asr"])
 
 
-def test_killed_in_the_middle(config, checkpoints, one, tmp_path):
+def test_killed_in_the_middle(config, checkpoints, single, tmp_path):
     out = tmp_path / "out"
     done = evaluate_driver.start(config, out, *flags(checkpoints, ["asr"]), kill_after=2)()
     assert done.returncode == -9
     part = out / "hosts" / "0" / "generations" / "asr.jsonl"
     before = part.read_text().splitlines()
     assert len(before) == 1 + 2 * 2
-    # What is there is taken as it is.
+    # Saved lines are used unchanged.
     marked = [before[0], *(line.replace('"text":"', '"text":"KEPT ') for line in before[1:])]
     part.write_text("".join(f"{line}\n" for line in marked))
     done = evaluate_driver.start(config, out, *flags(checkpoints, ["asr"]))()
     assert done.returncode == 0, done.stderr
     items = [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
     assert [item["hypothesis"].startswith("KEPT") for item in items] == [True] * 4 + [False] * 4
-    whole = [json.loads(line) for line in (one / "items.jsonl").read_text().splitlines()]
+    whole = [json.loads(line) for line in (single / "items.jsonl").read_text().splitlines()]
     assert items[4:] == [
-        {**item, "audio": own["audio"]} for item, own in zip(whole[4:8], items[4:], strict=True)
+        {**item, "audio": resumed["audio"]}
+        for item, resumed in zip(whole[4:8], items[4:], strict=True)
     ]

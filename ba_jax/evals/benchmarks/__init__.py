@@ -1,1 +1,1 @@
-"""Loaders of public benchmarks as their authors lay them out, one a benchmark."""
+"""Layouts of public benchmarks."""

@@ -1,4 +1,4 @@
-"""A context and the endings that are to be told apart."""
+"""A context and its possible endings."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pathlib
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A context with n endings, one of which is right.
+    """A context with n endings, of which one is right.
 
     Attributes:
       id: unique in the benchmark.
-      subset: of the benchmark.
+      subset: subset of the benchmark.
       language: "en" or "zh".
       endings: texts, or recordings (files).
       right: index of the right ending.
-      text: the context in writing; "" if it is not known.
+      text: the context in writing; "" if unknown.
       audio: the context as a recording; None if there is none.
     """
 

@@ -3,8 +3,8 @@
     FOLDER/test/SUBJECT.csv          columns Question, A, B, C, D, Answer (a letter)
     FOLDER/audios/SUBJECT/N.wav      the spoken question of row N, counted from 0 (optional)
 
-The tables are those of the release (a first column, without a name, counts rows). Recordings are no
-part of it; sCMMLU, with endings rewritten as sentences, is in `s2sbench`.
+The tables are those of the release (its first, unnamed column counts rows). Recordings are not part
+of it; sCMMLU, with endings rewritten as sentences, is in `s2sbench`.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ LETTERS = ("A", "B", "C", "D")
 
 
 def load(folder: str | pathlib.Path) -> list[Choice]:
-    """Questions of all subjects, by name; the endings are the texts of A to D.
+    """Load the questions of all subjects, by name; the endings are the texts of A to D.
 
     Raises:
-      LayoutError: no subject, other columns, an answer that is no letter; recordings of a subject
-        of which one is missing.
+      LayoutError: no subject, missing columns, an answer that is no letter, or a subject with
+        some recordings missing.
     """
     folder = pathlib.Path(folder)
     paths = sorted((folder / "test").glob("*.csv"))
     if not paths:
         raise LayoutError(f"{folder}/test: no SUBJECT.csv")
-    found = []
+    choices = []
     for path in paths:
         recordings = folder / "audios" / path.stem
         spoken = recordings.is_dir()
         for row in tables.read_csv(path, ("Question", *LETTERS, "Answer")):
             number = row.number - 1
-            found.append(
+            choices.append(
                 Choice(
                     id=f"{path.stem}/{number}",
                     subset=path.stem,
@@ -46,4 +46,4 @@ def load(folder: str | pathlib.Path) -> list[Choice]:
                     audio=row.file(recordings, f"{number}.wav") if spoken else None,
                 )
             )
-    return found
+    return choices

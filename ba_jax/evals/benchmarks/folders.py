@@ -1,4 +1,4 @@
-"""Where public benchmarks lie, and their recordings."""
+"""Folders of public benchmarks, and their recordings."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ STYLES = ("sft", "aqa")
 
 @dataclasses.dataclass(frozen=True)
 class Benchmarks:
-    """Folders of downloaded benchmarks, "" for none; their layouts are in `evals.layouts`.
+    """Folders of downloaded benchmarks, "" for none; `ba_jax.evals.benchmarks` has their layouts.
 
     Attributes:
       openaudiobench, voicebench, s2sbench, cmmlu: folders.
       story_cloze: StoryCloze's CSV file.
       spoken_story_cloze: folder of pairs of recordings.
-      subsets: which of a benchmark's; () for all.
-      limit: at most so many items of a subset; 0 for all.
-      style: how a question is put: "sft", a turn of a dialogue; "aqa", the base model's task.
+      subsets: subsets of a benchmark to load; () for all.
+      limit: most items of a subset; 0 for all.
+      style: layout of a question: "sft", a turn of a dialogue; "aqa", the base model's task.
     """
 
     openaudiobench: str = ""
@@ -44,35 +44,35 @@ class Benchmarks:
             raise ValueError(f"style {self.style!r}, expected one of {STYLES}")
 
     def folder(self, name: str) -> pathlib.Path:
-        """Where a benchmark lies.
+        """Return a benchmark's folder or file.
 
         Raises:
-          LayoutError: the config does not say, or nothing is there.
+          LayoutError: it is not set, or does not exist.
         """
-        given = getattr(self, name)
-        if not given:
-            raise LayoutError(f"benchmarks.{name} is not set, expected where it lies")
-        path = pathlib.Path(given).expanduser()
+        value = getattr(self, name)
+        if not value:
+            raise LayoutError(f"benchmarks.{name} is not set, expected the benchmark's folder")
+        path = pathlib.Path(value).expanduser()
         if not path.exists():
-            raise LayoutError(f"benchmarks.{name} = {given!r}: no such file or folder")
+            raise LayoutError(f"benchmarks.{name} = {value!r}: no such file or folder")
         return path
 
-    def limited(self, items: Sequence[Any]) -> list[Any]:
-        """The first `limit` of each subset."""
+    def apply_limit(self, items: Sequence[Any]) -> list[Any]:
+        """Return the first `limit` items of each subset."""
         counts: dict[str, int] = {}
-        found = []
+        selected = []
         for item in items:
             counts[item.subset] = counts.get(item.subset, 0) + 1
             if not self.limit or counts[item.subset] <= self.limit:
-                found.append(item)
-        return found
+                selected.append(item)
+        return selected
 
 
 def spoken_part(audio: pathlib.Path | bytes, role: str = "") -> Part:
-    """A recording from outside, a file or its bytes, as a part.
+    """Make a part of a benchmark's recording, a file or its bytes.
 
     Raises:
-      AudioError, OSError: one that cannot be read.
+      AudioError, OSError: the recording cannot be read.
     """
     data = audio if isinstance(audio, bytes) else audio.read_bytes()
     wave_S, rate = read_audio(data)

@@ -1,4 +1,4 @@
-"""OpenAudioBench (huggingface.co/datasets/baichuan-inc/OpenAudioBench), as it is downloaded.
+"""OpenAudioBench (huggingface.co/datasets/baichuan-inc/OpenAudioBench) as downloaded.
 
     FOLDER/eval_datas/                   or FOLDER itself
       SUBSET/SUBSET.csv                  each row names a file of audios/ in `audio_filename`
@@ -11,9 +11,9 @@
     trivia_qa        question      answer_normalized_aliases   right or wrong, any alias
     web_questions    question      answers                     right or wrong, any of them
 
-The data set's card gives the metric of reasoning_qa and alpaca_eval as a score, that of the others
-as an accuracy. Lists are Python's or NumPy's, printed. Folder and columns are those that public
-loaders of the release read; a folder of another layout is an error that says what was expected.
+By the data set's card the metric of reasoning_qa and alpaca_eval is a score, the others' an
+accuracy. Lists are printed by Python or NumPy. Folders and columns are those that public loaders of
+the release read; another layout is an error that says the expected one.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ SUBSETS = {
     "trivia_qa": ("question", "answer_normalized_aliases", "correct"),
     "web_questions": ("question", "answers", "correct"),
 }
-"""Subset -> (column of the question, of the reference, rubric)."""
+"""Subset -> (column of the question, column of the reference, rubric)."""
 
 
 def load(folder: str | pathlib.Path, subsets: Iterable[str] = tuple(SUBSETS)) -> list[Question]:
-    """Questions of the subsets, in order.
+    """Load the questions of the subsets, in order.
 
     Args:
       folder: the download, or its `eval_datas`.
-      subsets: which.
+      subsets: names of SUBSETS.
 
     Raises:
-      LayoutError: an unknown subset, a missing file, other columns, a row without a question, a
-        reference or a recording; it names file, row and what was expected.
+      LayoutError: an unknown subset, a missing file or column, a row without a question, a
+        reference or a recording; the message has file, row and expected value.
     """
     folder = pathlib.Path(folder)
     if (folder / "eval_datas").is_dir():
         folder = folder / "eval_datas"
-    found = []
+    questions = []
     for subset in subsets:
         if subset not in SUBSETS:
             raise LayoutError(f"subset {subset!r} of OpenAudioBench, expected one of {[*SUBSETS]}")
         question, reference, rubric = SUBSETS[subset]
-        own = folder / subset
-        for row in tables.read_csv(own / f"{subset}.csv", (FILE, question, reference)):
+        table = folder / subset / f"{subset}.csv"
+        for row in tables.read_csv(table, (FILE, question, reference)):
             text = row.text(question)
-            audio = row.file(own / "audios", row.text(FILE))
+            audio = row.file(folder / subset / "audios", row.text(FILE))
             rest = {k: v for k, v in row.values.items() if k not in (FILE, question, reference)}
-            found.append(
+            questions.append(
                 Question(
                     id=f"{subset}/{audio.stem}",
                     subset=subset,
@@ -72,18 +72,18 @@ def load(folder: str | pathlib.Path, subsets: Iterable[str] = tuple(SUBSETS)) ->
                     metadata=rest,
                 )
             )
-    _check_ids(found)
-    return found
+    _check_ids(questions)
+    return questions
 
 
-def _references(row: tables.Row, column: str, rubric: str) -> tuple[str, ...]:
-    # An open answer may begin with a bracket: it is no list.
-    return tables.listed(row, column) if rubric == "correct" else (row.text(column),)
+def _references(row: tables.TableRow, column: str, rubric: str) -> tuple[str, ...]:
+    # An open answer may begin with a bracket without being a list.
+    return tables.parse_list(row, column) if rubric == "correct" else (row.text(column),)
 
 
 def _check_ids(questions: list[Question]) -> None:
     seen: set[str] = set()
     for question in questions:
         if question.id in seen:
-            raise LayoutError(f"{question.id}: its recording is named by two rows")
+            raise LayoutError(f"{question.id}: two rows name its recording")
         seen.add(question.id)

@@ -1,4 +1,4 @@
-"""A spoken question of a benchmark, and how its answers are to be judged."""
+"""A spoken question of a benchmark, and the rubric that its answers are judged by."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Mapping
 from typing import Any
 
 RUBRICS = ("correct", "scale", "letter", "refusal", "instructions")
-"""correct: says what a reference says. scale: a score from 1 to 10. letter: names the right one
-of several choices. refusal: declines to help. instructions: obeys rules that a program checks
+"""correct: the answer agrees with a reference. scale: a score from 1 to 10. letter: it names the
+right choice. refusal: it declines to help. instructions: it obeys rules that a program checks
 (IFEval)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question.
+    """A spoken question.
 
     Attributes:
       id: unique in the benchmark.
-      subset: of the benchmark.
+      subset: subset of the benchmark.
       language: "en" or "zh".
       audio: the spoken question, a file or a file's bytes.
-      text: what is asked.
-      references: answers that are right, any of them; for "letter" the letter; () if there is none.
+      text: the question in writing.
+      references: right answers; for "letter" the letter; () if there is none.
       rubric: one of RUBRICS.
-      metadata: what else the benchmark says, JSON values.
+      metadata: other columns of the benchmark, JSON values.
     """
 
     id: str

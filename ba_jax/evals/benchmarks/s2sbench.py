@@ -1,9 +1,9 @@
 """sStoryCloze, zh-sStoryCloze and sCMMLU as S2SBench distributes them (arXiv 2505.14438).
 
-That is the release of the paper's own authors (github.com/undobug/S2SBench): spoken contexts with
-written endings, and the contexts in writing too.
+The paper's authors released it (github.com/undobug/S2SBench): spoken contexts with written endings,
+and the contexts in writing too.
 
-    FOLDER/                                   "S2S" there
+    FOLDER/                                   "S2S" in the release
       StoryCloze/sStory_s2t.jsonl             StoryCloze/s-story-firstspeech/UTTID.wav
       StoryCloze/zh_story.jsonl               StoryCloze/zh_story/UTTID.wav
       cmmlu/cmmlu_rewrite_4.jsonl             cmmlu/cmmlu_rewrite/UTTID.wav
@@ -21,7 +21,7 @@ from collections.abc import Iterable
 
 from ba_jax.evals.benchmarks import tables
 from ba_jax.evals.benchmarks.choice import Choice
-from ba_jax.evals.benchmarks.tables import LayoutError, Row
+from ba_jax.evals.benchmarks.tables import LayoutError, TableRow
 
 SUBSETS = {
     "sStoryCloze": ("StoryCloze/sStory_s2t.jsonl", "StoryCloze/s-story-firstspeech", "en"),
@@ -33,27 +33,29 @@ LETTERS = ("A", "B", "C", "D")
 
 
 def load(folder: str | pathlib.Path, subsets: Iterable[str] = tuple(SUBSETS)) -> list[Choice]:
-    """Choices of the subsets, in the order of their numbers.
+    """Load the choices of the subsets, in the order of their numbers.
 
     Raises:
       LayoutError: an unknown subset, a missing file, lines that are no pair, two contexts in one
-        pair, an answer that is no letter; it names file, row and what was expected.
+        pair, an answer that is no letter; the message has file, row and expected value.
     """
     folder = pathlib.Path(folder)
-    found = []
+    choices = []
     for subset in subsets:
         if subset not in SUBSETS:
             raise LayoutError(f"subset {subset!r} of S2SBench, expected one of {[*SUBSETS]}")
         table, recordings, language = SUBSETS[subset]
-        make = _questions if subset == "sCMMLU" else _stories
-        found += make(folder / table, folder / recordings, subset, language)
-    return found
+        read = _read_questions if subset == "sCMMLU" else _read_stories
+        choices += read(folder / table, folder / recordings, subset, language)
+    return choices
 
 
-def _stories(path, recordings, subset: str, language: str) -> list[Choice]:
+def _read_stories(
+    path: pathlib.Path, recordings: pathlib.Path, subset: str, language: str
+) -> list[Choice]:
     rows = tables.read_jsonl(path, ("uttid", "first", "last"))
-    numbered = sorted(((_number(row), row) for row in rows), key=lambda pair: pair[0])
-    found = []
+    numbered = sorted(((_parse_number(row), row) for row in rows), key=lambda pair: pair[0])
+    choices = []
     for place in range(0, len(numbered), 2):
         (first, right), *rest = numbered[place : place + 2]
         if first % 2 or not rest or rest[0][0] != first + 1:
@@ -64,7 +66,7 @@ def _stories(path, recordings, subset: str, language: str) -> list[Choice]:
         wrong = rest[0][1]
         if right.text("first") != wrong.text("first"):
             raise LayoutError(f"{wrong.where}: another context than {right.where}")
-        found.append(
+        choices.append(
             Choice(
                 id=f"{subset}/{first}",
                 subset=subset,
@@ -75,10 +77,10 @@ def _stories(path, recordings, subset: str, language: str) -> list[Choice]:
                 audio=right.file(recordings, f"{right.values['uttid']}.wav"),
             )
         )
-    return found
+    return choices
 
 
-def _number(row: Row) -> int:
+def _parse_number(row: TableRow) -> int:
     uttid = row.values["uttid"]
     head = str(uttid).split("_")[0]
     if not re.fullmatch(r"\d+", head):
@@ -86,10 +88,12 @@ def _number(row: Row) -> int:
     return int(head)
 
 
-def _questions(path, recordings, subset: str, language: str) -> list[Choice]:
-    found = []
+def _read_questions(
+    path: pathlib.Path, recordings: pathlib.Path, subset: str, language: str
+) -> list[Choice]:
+    choices = []
     for row in tables.read_jsonl(path, ("uttid", "first", *LETTERS, "answer")):
-        found.append(
+        choices.append(
             Choice(
                 id=f"{subset}/{row.values['uttid']}",
                 subset=subset,
@@ -100,4 +104,4 @@ def _questions(path, recordings, subset: str, language: str) -> list[Choice]:
                 audio=row.file(recordings, f"{row.values['uttid']}.wav"),
             )
         )
-    return found
+    return choices

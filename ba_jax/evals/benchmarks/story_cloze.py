@@ -1,13 +1,14 @@
 """StoryCloze (Mostafazadeh et al. 2016) in writing, and whole spoken stories in pairs.
 
-`load_csv` reads the original table, which has one row a story:
+`load_csv` reads the original table, with a row for each story:
 
     InputStoryid, InputSentence1 .. InputSentence4, RandomFifthSentenceQuiz1,
     RandomFifthSentenceQuiz2, AnswerRightEnding (1 or 2)
 
 `load_pairs` reads sStoryCloze and tStoryCloze as whole spoken stories (Hassid et al. 2023, TWIST,
-arXiv 2305.13009; github.com/slp-rl/SpokenStoryCloze), of which the one with the right ending has to
-be likelier. How the files in that download are called could not be looked up; assumed is
+arXiv 2305.13009; github.com/slp-rl/SpokenStoryCloze), in which the story with the right ending
+should be the likelier one. The names of the files in that download could not be looked up; assumed
+is
 
     FOLDER/NAME_correct.wav  FOLDER/NAME_incorrect.wav
     FOLDER/correct/NAME.wav  FOLDER/incorrect/NAME.wav     (or this)
@@ -27,15 +28,15 @@ PAIR = ("correct", "incorrect")
 
 
 def load_csv(path: str | pathlib.Path) -> list[Choice]:
-    """Stories in writing.
+    """Load written stories.
 
     Raises:
       LayoutError: as `tables.read_csv`; an empty sentence, an answer that is neither 1 nor 2.
     """
     columns = ("InputStoryid", *SENTENCES, *QUIZ, "AnswerRightEnding")
-    found = []
+    choices = []
     for row in tables.read_csv(pathlib.Path(path), columns):
-        found.append(
+        choices.append(
             Choice(
                 id=row.text("InputStoryid"),
                 subset="StoryCloze",
@@ -45,19 +46,19 @@ def load_csv(path: str | pathlib.Path) -> list[Choice]:
                 text=" ".join(row.text(column) for column in SENTENCES),
             )
         )
-    return found
+    return choices
 
 
 def load_pairs(folder: str | pathlib.Path, language: str = "en") -> list[Choice]:
-    """Whole spoken stories, the right one first.
+    """Load whole spoken stories, the right one first.
 
     Raises:
       LayoutError: no wav files, or one without its partner.
     """
     folder = pathlib.Path(folder)
-    inside = [(folder / side) for side in PAIR]
-    if all(path.is_dir() for path in inside):
-        right, wrong = ({path.stem: path for path in side.glob("*.wav")} for side in inside)
+    subfolders = [folder / side for side in PAIR]
+    if all(path.is_dir() for path in subfolders):
+        right, wrong = ({path.stem: path for path in side.glob("*.wav")} for side in subfolders)
     else:
         right, wrong = (
             {path.stem.removesuffix(f"_{side}"): path for path in folder.glob(f"*_{side}.wav")}
@@ -68,9 +69,9 @@ def load_pairs(folder: str | pathlib.Path, language: str = "en") -> list[Choice]
             f"{folder}: no pairs, expected NAME_correct.wav and NAME_incorrect.wav, or "
             "correct/NAME.wav and incorrect/NAME.wav"
         )
-    if alone := sorted(set(right) ^ set(wrong)):
-        missing = "correct" if alone[0] in wrong else "incorrect"
-        raise LayoutError(f"{folder}: no {missing} recording of {alone[0]!r}")
+    if unpaired := sorted(set(right) ^ set(wrong)):
+        missing = "correct" if unpaired[0] in wrong else "incorrect"
+        raise LayoutError(f"{folder}: no {missing} recording of {unpaired[0]!r}")
     return [
         Choice(name, folder.name, language, (right[name], wrong[name]), 0) for name in sorted(right)
     ]

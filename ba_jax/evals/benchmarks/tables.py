@@ -1,4 +1,4 @@
-"""Tables of benchmarks (CSV, JSON lines, Parquet) as rows that know where they come from."""
+"""Tables of benchmarks (CSV, JSON lines, Parquet) as rows that know their file and number."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 
 
 class LayoutError(ValueError):
-    """A benchmark's folder that is not laid out as its authors lay it out."""
+    """A benchmark's folder with another layout than its authors'."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class TableRow:
     """A row of a table.
 
     Attributes:
-      where: "file, row n", counted from 1 without a header.
-      number: n.
+      where: "file, row NUMBER", for messages.
+      number: position in the table, from 1, without a header.
       values: column -> value, a string in CSV.
     """
 
@@ -31,10 +31,10 @@ class Row:
     values: Mapping[str, Any]
 
     def text(self, column: str) -> str:
-        """A column's text without white space around it.
+        """Return a column's text without white space around it.
 
         Raises:
-          LayoutError: nothing in it, or no text.
+          LayoutError: an empty column, or another type.
         """
         value = self.values[column]
         if not isinstance(value, str) or not value.strip():
@@ -42,10 +42,10 @@ class Row:
         return value.strip()
 
     def one_of(self, column: str, known: Sequence[str]) -> str:
-        """A column's text, which is one of `known`.
+        """Return a column's text, one of `known`.
 
         Raises:
-          LayoutError: another one.
+          LayoutError: another text.
         """
         value = str(self.values[column]).strip()
         if value not in known:
@@ -55,10 +55,10 @@ class Row:
         return value
 
     def file(self, folder: pathlib.Path, name: str) -> pathlib.Path:
-        """A file that the row names.
+        """Return the path of a file that the row names.
 
         Raises:
-          LayoutError: it is not there, or not inside the folder.
+          LayoutError: it does not exist, or lies outside the folder.
         """
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
@@ -68,18 +68,18 @@ class Row:
         return path
 
 
-def read_csv(path: pathlib.Path, columns: Sequence[str]) -> list[Row]:
-    """Rows of a CSV file with a header.
+def read_csv(path: pathlib.Path, columns: Sequence[str]) -> list[TableRow]:
+    """Read a CSV file with a header.
 
     Args:
-      path: in UTF-8, with or without a byte order mark.
-      columns: that it has to have; it may have more.
+      path: a file in UTF-8, with or without a byte order mark.
+      columns: required columns.
 
     Raises:
-      LayoutError: no such file, other columns, a row of another length, no rows, no UTF-8.
+      LayoutError: no such file, a missing column, a row of another length, no rows, no UTF-8.
     """
     _check_file(path, columns)
-    found = []
+    rows = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, strict=True)
@@ -91,20 +91,20 @@ def read_csv(path: pathlib.Path, columns: Sequence[str]) -> list[Row]:
                 where = f"{path}, row {number}"
                 if len(values) != len(header):
                     raise LayoutError(f"{where}: {len(values)} values, expected {len(header)}")
-                found.append(Row(where, number, dict(zip(header, values, strict=True))))
+                rows.append(TableRow(where, number, dict(zip(header, values, strict=True))))
     except (csv.Error, UnicodeDecodeError) as error:
         raise LayoutError(f"{path}: no CSV in UTF-8: {error}") from None
-    return _some(path, found)
+    return _check_rows(path, rows)
 
 
-def read_jsonl(path: pathlib.Path, columns: Sequence[str]) -> list[Row]:
-    """Rows of a file with a JSON object a line.
+def read_jsonl(path: pathlib.Path, columns: Sequence[str]) -> list[TableRow]:
+    """Read a file with a JSON object in each line.
 
     Raises:
       LayoutError: no such file, a line that is no object or lacks one of `columns`, no rows.
     """
     _check_file(path, columns)
-    found = []
+    rows = []
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
@@ -120,15 +120,15 @@ def read_jsonl(path: pathlib.Path, columns: Sequence[str]) -> list[Row]:
         if not isinstance(values, dict):
             raise LayoutError(f"{where}: {type(values).__name__}, expected an object")
         _check_columns(where, list(values), columns)
-        found.append(Row(where, number, values))
-    return _some(path, found)
+        rows.append(TableRow(where, number, values))
+    return _check_rows(path, rows)
 
 
-def read_parquet(path: pathlib.Path, columns: Sequence[str]) -> Iterator[Row]:
-    """Rows of a Parquet file, read some at a time, through pyarrow (tensorflow-datasets has it).
+def read_parquet(path: pathlib.Path, columns: Sequence[str]) -> Iterator[TableRow]:
+    """Read a Parquet file in batches, through pyarrow (a requirement of tensorflow-datasets).
 
     Raises:
-      LayoutError: no such file, no Parquet, other columns, no rows.
+      LayoutError: no such file, no Parquet, a missing column, no rows.
     """
     import pyarrow
     import pyarrow.parquet
@@ -146,23 +146,23 @@ def read_parquet(path: pathlib.Path, columns: Sequence[str]) -> Iterator[Row]:
         for batch in table.iter_batches(batch_size=64):
             for values in batch.to_pylist():
                 number += 1
-                yield Row(f"{path}, row {number}", number, values)
+                yield TableRow(f"{path}, row {number}", number, values)
 
 
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
-def listed(row: Row, column: str) -> tuple[str, ...]:
-    """Texts of a column that holds one, or a list printed by Python, NumPy or JSON.
+def parse_list(row: TableRow, column: str) -> tuple[str, ...]:
+    """Parse a column with a text, or with a list printed by Python, NumPy or JSON.
 
     "['a', 'b']", "['a' 'b']" (NumPy's) and '["a", "b"]' are all a and b.
 
     Raises:
-      LayoutError: nothing in it, or a list of anything but strings.
+      LayoutError: an empty column, or a list of anything but strings.
     """
     value = row.values[column]
     if isinstance(value, (list, tuple)):
-        found = value
+        values = value
     else:
         text = row.text(column)
         if not (text.startswith("[") and text.endswith("]")):
@@ -170,15 +170,15 @@ def listed(row: Row, column: str) -> tuple[str, ...]:
         inner = text[1:-1]
         if _QUOTED.sub("", inner).strip(" \t\r\n,"):
             raise LayoutError(f"{row.where}: column {column!r} holds {text!r}, expected strings")
-        found = [ast.literal_eval(quoted) for quoted in _QUOTED.findall(inner)]
-    texts = tuple(one.strip() for one in found if isinstance(one, str) and one.strip())
+        values = [ast.literal_eval(quoted) for quoted in _QUOTED.findall(inner)]
+    texts = tuple(text.strip() for text in values if isinstance(text, str) and text.strip())
     if not texts:
         raise LayoutError(f"{row.where}: column {column!r} holds {value!r}, expected texts")
     return texts
 
 
 def language_of(text: str) -> str:
-    """ "zh" if there is a Chinese character in it, else "en"."""
+    """Return "zh" for a text with a Chinese character, else "en"."""
     return "zh" if re.search("[\u3400-\u9fff]", text) else "en"
 
 
@@ -187,15 +187,15 @@ def _check_file(path: pathlib.Path, columns: Sequence[str]) -> None:
         raise LayoutError(f"{path}: no such file; expected a table with columns {list(columns)}")
 
 
-def _check_columns(where: Any, found: Sequence[str], columns: Sequence[str]) -> None:
-    missing = [name for name in columns if name not in found]
+def _check_columns(where: Any, names: Sequence[str], columns: Sequence[str]) -> None:
+    missing = [name for name in columns if name not in names]
     if missing:
         raise LayoutError(
-            f"{where}: no column {missing}, expected {list(columns)}; found {list(found)}"
+            f"{where}: no column {missing}, expected {list(columns)}; found {list(names)}"
         )
 
 
-def _some(path: pathlib.Path, rows: list[Row]) -> list[Row]:
+def _check_rows(path: pathlib.Path, rows: list[TableRow]) -> list[TableRow]:
     if not rows:
         raise LayoutError(f"{path}: no rows")
     return rows

@@ -1,8 +1,8 @@
 """VoiceBench (huggingface.co/datasets/hlt-lab/voicebench; arXiv 2410.17196).
 
-Distributed as Parquet, `FOLDER/SUBSET/SPLIT-NNNNN-of-NNNNN.parquet`, read as it is through pyarrow;
-`audio` is {"bytes": the file, "path": its name}. Or the same rows as `FOLDER/SUBSET/SPLIT.jsonl`,
-in which `audio` is the name of a file in that folder.
+Distributed as Parquet, `FOLDER/SUBSET/SPLIT-NNNNN-of-NNNNN.parquet`, read through pyarrow; `audio`
+is {"bytes": the file, "path": its name}. The same rows may lie in `FOLDER/SUBSET/SPLIT.jsonl`, with
+the name of a file in that folder as `audio`.
 
     subset                                columns besides audio, prompt   judged
     alpacaeval, alpacaeval_full,
@@ -13,9 +13,9 @@ in which `audio` is the name of a file in that folder.
                                           kwargs                          rules of IFEval
     advbench                              -                               refusal
 
-Splits are `test`, but for sd-qa (accents: usa, aus, ...) and mmsu (subjects); all are read. mtbench
-(several turns) and bbh (a checker a task) are not. The benchmark's own scale is 1 to 5; here all
-open questions have one scale, so scores are comparable within this code alone.
+Splits are `test`, except in sd-qa (accents: usa, aus, ...) and mmsu (subjects); all are read.
+mtbench (several turns) and bbh (a checker for each task) are not read. The benchmark's scale is 1
+to 5; here all open questions have one scale, so scores are comparable within this code only.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SUBSETS = {
 }
 """Subset -> (columns besides audio and prompt, rubric)."""
 DEFAULT = ("alpacaeval", "commoneval", "sd-qa", "mmsu", "openbookqa", "ifeval", "advbench")
-"""What is read if no subsets are named."""
+"""Subsets that are read by default."""
 
 LETTERS = tuple("ABCDEFGHIJ")
 
@@ -49,28 +49,28 @@ _SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}")
 
 
 def load(folder: str | pathlib.Path, subsets: Iterable[str] = DEFAULT) -> list[Question]:
-    """Questions of the subsets, splits by name, rows in order.
+    """Load the questions of the subsets, splits by name, rows in order.
 
     Raises:
-      LayoutError: an unknown subset, no table, other columns, a row without a prompt, a reference
-        or a recording; it names file, row and what was expected.
+      LayoutError: an unknown subset, no table, a missing column, a row without a prompt, a
+        reference or a recording; the message has file, row and expected value.
     """
-    found = []
+    questions = []
     for subset in subsets:
         if subset not in SUBSETS:
             raise LayoutError(f"subset {subset!r} of VoiceBench, expected one of {[*SUBSETS]}")
-        found += _subset(pathlib.Path(folder) / subset, subset)
-    return found
+        questions += _read_subset(pathlib.Path(folder) / subset, subset)
+    return questions
 
 
-def _subset(folder: pathlib.Path, subset: str) -> Iterator[Question]:
+def _read_subset(folder: pathlib.Path, subset: str) -> Iterator[Question]:
     extra, rubric = SUBSETS[subset]
     columns = ("audio", "prompt", *extra)
     counts: dict[str, int] = {}
-    for path, split in _tables(folder):
+    for path, split in _find_tables(folder):
         reader = tables.read_parquet if path.suffix == ".parquet" else tables.read_jsonl
         for row in reader(path, columns):
-            # Shards of a split count on.
+            # Numbers run through all shards of a split.
             number = counts[split] = counts.get(split, -1) + 1
             text = row.text("prompt")
             yield Question(
@@ -86,22 +86,22 @@ def _subset(folder: pathlib.Path, subset: str) -> Iterator[Question]:
             )
 
 
-def _tables(folder: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
-    found = []
+def _find_tables(folder: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
+    paths = []
     for path in sorted(folder.glob("*")):
         if path.suffix == ".parquet":
             shard = _SHARD.fullmatch(path.stem)
-            found.append((path, shard["split"] if shard else path.stem))
+            paths.append((path, shard["split"] if shard else path.stem))
         elif path.suffix == ".jsonl":
-            found.append((path, path.stem))
-    if not found:
+            paths.append((path, path.stem))
+    if not paths:
         raise LayoutError(
             f"{folder}: no table, expected SPLIT-NNNNN-of-NNNNN.parquet or SPLIT.jsonl"
         )
-    return found
+    return paths
 
 
-def _audio(row: tables.Row, folder: pathlib.Path) -> pathlib.Path | bytes:
+def _audio(row: tables.TableRow, folder: pathlib.Path) -> pathlib.Path | bytes:
     audio = row.values["audio"]
     if isinstance(audio, dict) and audio.get("bytes"):
         return audio["bytes"]
@@ -114,10 +114,10 @@ def _audio(row: tables.Row, folder: pathlib.Path) -> pathlib.Path | bytes:
     )
 
 
-def _references(row: tables.Row, rubric: str) -> tuple[str, ...]:
+def _references(row: tables.TableRow, rubric: str) -> tuple[str, ...]:
     if rubric == "letter":
         return (row.one_of("reference", LETTERS),)
     if rubric == "correct":
-        return tables.listed(row, "reference")
+        return tables.parse_list(row, "reference")
     output = row.values.get("output")
     return (output.strip(),) if isinstance(output, str) and output.strip() else ()

@@ -1,9 +1,9 @@
-"""The judge: a recogniser that has no part in the model, in processes of its own.
+"""The judge of speech: a recogniser that has no part in the model, in its own processes.
 
-English is heard by Whisper tiny.en, whose weights are not those of Whisper-base, with which an
-audio tokenizer may have been initialised; Mandarin by Whisper-base, as there is no other. Which
-one heard what is in every evaluation's figures. The processes also do other work that takes a core
-(Griffin-Lim), through `map`.
+English is recognised by Whisper tiny.en, whose weights are not those of Whisper-base, which an
+audio tokenizer may have been initialised with. Mandarin is recognised by Whisper-base, the only
+recogniser available. Every evaluation's figures name the recogniser of each language. The processes
+also run other CPU-bound work (Griffin-Lim), through `map`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from ba_jax.speech.interfaces import SpeechToolError
 from ba_jax.types import Failure
 
 MODELS = {"en": "whisper-tiny.en", "zh": "whisper-base"}
-"""Asset of the recogniser of each language."""
+"""Language -> asset of its recogniser."""
 
 
 @dataclasses.dataclass(frozen=True)
-class JudgeSettings:
-    """The recogniser.
+class SpeechJudgeSettings:
+    """Settings of the recogniser.
 
     Attributes:
-      processes: that listen side by side.
-      beam: hypotheses kept; 1 is greedy.
+      processes: processes that recognise side by side.
+      beam: beam width; 1 is greedy.
     """
 
     processes: int = 2
@@ -41,33 +41,33 @@ class JudgeSettings:
             raise ValueError(f"{self}: expected processes >= 1, beam >= 1")
 
 
-class Judge:
-    """Hears speech; close it, or use it in a `with`. The processes start with the first work."""
+class SpeechJudge:
+    """Recognises speech; a context manager. Its processes start with the first work."""
 
-    def __init__(self, settings: JudgeSettings = JudgeSettings()):
+    def __init__(self, settings: SpeechJudgeSettings = SpeechJudgeSettings()):
         self.settings = settings
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> Judge:
+    def __enter__(self) -> SpeechJudge:
         return self
 
     def __exit__(self, *_) -> None:
         self.close()
 
     def close(self) -> None:
-        """Ends the processes."""
+        """Stop the processes."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
     @property
     def names(self) -> dict[str, str]:
-        """Language -> the recogniser's name."""
+        """Language -> name of its recogniser."""
         return dict(MODELS)
 
     def map(self, function: Callable[[Any], Any], values: Iterable[Any]) -> Iterator[Any]:
         """`map` over the processes; results in order."""
-        return self._started().map(function, values)
+        return self._start_pool().map(function, values)
 
     def hear(
         self,
@@ -75,41 +75,41 @@ class Judge:
         languages: Sequence[str],
         progress: Callable[[int], None] | None = None,
     ) -> list[str | Failure]:
-        """What is said in each wave of at most 30 s; "" where there is none.
+        """Recognise the words of each wave of at most 30 s; "" for None.
 
-        A wave that cannot be heard (too long, a language or weights that are missing, a process
-        that died) fails; the others are heard.
+        A wave that cannot be recognised (too long, an unknown language, missing weights, a process
+        that died) fails; the others are recognised.
 
         Args:
           waves: (mono wave, Hz), or None for no speech at all.
-          languages: of each.
-          progress: called with the number of waves heard.
+          languages: language of each wave.
+          progress: called with the number of waves done.
         """
-        deaf = {language: self._missing(language) for language in set(languages)}
+        unheard = {language: self._check_language(language) for language in set(languages)}
         work: list[concurrent.futures.Future | str | Failure] = []
         for wave, language in zip(waves, languages, strict=True):
             if wave is None:
                 work.append("")
-            elif deaf[language] is not None:
-                work.append(deaf[language])
+            elif unheard[language] is not None:
+                work.append(unheard[language])
             else:
-                given = (wave[0], wave[1], language, self.settings.beam)
-                work.append(self._started().submit(_hear, given))
-        heard = []
-        for number, one in enumerate(work):
-            if isinstance(one, concurrent.futures.Future):
+                arguments = (wave[0], wave[1], language, self.settings.beam)
+                work.append(self._start_pool().submit(_recognise, arguments))
+        texts = []
+        for result in work:
+            if isinstance(result, concurrent.futures.Future):
                 try:
-                    one = one.result()
+                    result = result.result()
                 except concurrent.futures.BrokenExecutor as error:
-                    one = Failure(f"judge: {error}")
+                    result = Failure(f"judge: {error}")
                     self.close()
-            heard.append(one)
+            texts.append(result)
             if progress is not None:
-                progress(number + 1)
-        return heard
+                progress(len(texts))
+        return texts
 
-    def _missing(self, language: str) -> Failure | None:
-        """Why a language cannot be heard; fetches weights once, not in every process."""
+    def _check_language(self, language: str) -> Failure | None:
+        """Fetch a language's weights, once for all processes; a failure if that is impossible."""
         if language not in MODELS:
             return Failure(f"judge: language {language!r}, expected one of {tuple(MODELS)}")
         try:
@@ -118,13 +118,13 @@ class Judge:
             return Failure(f"judge: {error}")
         return None
 
-    def _started(self) -> concurrent.futures.ProcessPoolExecutor:
+    def _start_pool(self) -> concurrent.futures.ProcessPoolExecutor:
         if self._pool is None:
-            # A process that was forked from one with JAX's threads may hang.
+            # A fork of a process with JAX's threads may hang.
             self._pool = concurrent.futures.ProcessPoolExecutor(
                 self.settings.processes,
                 mp_context=multiprocessing.get_context("spawn"),
-                initializer=_one_thread,
+                initializer=_use_one_thread,
             )
         return self._pool
 
@@ -132,14 +132,14 @@ class Judge:
 _recognisers: dict[tuple[str, int], Any] = {}
 
 
-def _one_thread() -> None:
+def _use_one_thread() -> None:
     import threadpoolctl
 
     threadpoolctl.threadpool_limits(1)
 
 
-def _hear(work: tuple[np.ndarray, int, str, int]) -> str | Failure:
-    """In a process of the pool: one wave's text."""
+def _recognise(work: tuple[np.ndarray, int, str, int]) -> str | Failure:
+    """Recognise a wave, in a process of the pool."""
     from ba_jax.speech.whisper import Whisper
 
     wave_S, rate, language, beam = work

@@ -1,8 +1,8 @@
-"""What the paper (arXiv 2502.17239) says in its tables, as far as it could be looked up.
+"""Claims of the paper's tables (arXiv 2502.17239), as far as they could be looked up.
 
-The paper's own tables could not be read when this was written. Numbers are those of SUMMARY, a
-public summary of the paper that a language model wrote; a claim without a source is what the
-method lets expect, and is marked as such.
+The tables themselves could not be read when this was written. Numbers are those of SUMMARY, a
+public summary of the paper that a language model wrote; a claim without a source is an expectation
+from the method, and is marked as such.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 SUMMARY = (
     "summary of the paper in github.com/msamribeiro/speech-generation-wiki (papers/2502.17239)"
 )
-EXPECTED = "no source found: what the method lets expect"
+EXPECTED = "no source found: an expectation from the method"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Claim:
     """An ordering of a table's rows by one of its measures.
 
     Attributes:
-      measure: a column of our table.
+      measure: column of our table.
       order: rows, the best first.
       says: the paper's ordering in words, with its data.
-      numbers: row -> the paper's number, where it is known.
-      source: of that.
+      numbers: row -> the paper's number, if it is known.
+      source: source of the claim.
     """
 
     measure: str
@@ -68,7 +68,7 @@ CLAIMS: Mapping[int, tuple[Claim, ...]] = {
             _ROWS,
             "8 layers balance semantics and reconstruction best; mel MAE of 8 layers",
             {"8 codebooks": 0.466},
-            f"{SUMMARY}; that it falls with each layer is what the method lets expect",
+            f"{SUMMARY}; its fall with each layer is an expectation from the method",
         ),
     ),
     2: (
@@ -125,7 +125,7 @@ CLAIMS: Mapping[int, tuple[Claim, ...]] = {
             ("recordings", "this model"),
             "in-house MED-TTS (%); a comparison with recordings is not given",
             {"this model": 2.71},
-            f"{SUMMARY}; the ordering is what the method lets expect",
+            f"{SUMMARY}; the ordering is an expectation from the method",
         ),
     ),
     8: (
@@ -137,4 +137,4 @@ CLAIMS: Mapping[int, tuple[Claim, ...]] = {
         ),
     ),
 }
-"""Table -> the orderings that our rows are held against."""
+"""Table -> the orderings that our rows are compared with."""

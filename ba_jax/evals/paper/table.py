@@ -1,4 +1,4 @@
-"""A table of ours beside the paper's orderings: what holds, as Markdown and JSON."""
+"""A table of our numbers with verdicts on the paper's orderings, as Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 from ba_jax.evals.paper.published import CLAIMS, TITLES, Claim
 
 
-class Measured(NamedTuple):
-    """A number, and its 95 % interval where it has one."""
+class Measurement(NamedTuple):
+    """A number, with its 95 % interval if it has one."""
 
     value: float
     interval: Sequence[float] | None = None
 
 
-Cell = Measured | str | None
-"""What a row says of a measure; None: not measured."""
+Cell = Measurement | str | None
+"""A row's value of a measure; None: not measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Column:
     """A measure.
 
     Attributes:
-      name: of it.
-      better: "lower", "higher", or "" for what is no matter of good and bad.
-      digits: shown after the point.
-      share: from 0 to 1, shown in percent.
+      name: name of the measure.
+      better: "lower", "higher", or "" for neither.
+      digits: digits after the point.
+      share: shown in percent, from a value between 0 and 1.
     """
 
     name: str
@@ -38,16 +38,16 @@ class Column:
     share: bool = True
 
     def show(self, cell: Cell) -> str:
-        """As text; what was not measured as a dash."""
-        if not isinstance(cell, Measured):
+        """Format a cell; a dash if it was not measured."""
+        if not isinstance(cell, Measurement):
             return cell or "-"
-        shown = self._number(cell.value) + " %" * self.share
+        shown = self._format_number(cell.value) + " %" * self.share
         if cell.interval is not None:
-            low, high = map(self._number, cell.interval)
+            low, high = map(self._format_number, cell.interval)
             shown += f" ({low} to {high})"
         return shown
 
-    def _number(self, value: float) -> str:
+    def _format_number(self, value: float) -> str:
         return f"{100 * value if self.share else value:.{self.digits}f}"
 
 
@@ -56,10 +56,10 @@ class Table:
     """Our numbers.
 
     Attributes:
-      number: of the paper's table.
-      columns: the measures.
-      rows: row -> measure -> its cell.
-      notes: how they were made, and what they do not say.
+      number: number of the paper's table.
+      columns: measures.
+      rows: row -> measure -> cell.
+      notes: conditions and limits of the numbers.
     """
 
     number: int
@@ -68,7 +68,7 @@ class Table:
     notes: Sequence[str] = ()
 
     def column(self, name: str) -> Column:
-        """A measure by name.
+        """Return a measure by name.
 
         Raises:
           KeyError: there is none.
@@ -76,21 +76,21 @@ class Table:
         return {column.name: column for column in self.columns}[name]
 
 
-def verdict(table: Table, claim: Claim) -> dict[str, Any]:
-    """How our rows stand to an ordering: which neighbours are in order, and whether all are.
+def check_claim(table: Table, claim: Claim) -> dict[str, Any]:
+    """Compare our rows with an ordering: each pair of neighbours, and whether all are in order.
 
-    A tie is not in order. A pair is `clear` if the 95 % intervals do not overlap, which is more
-    than a difference needs where both rows have the same items. Rows that were not measured are
-    left out; with fewer than two left `holds` is None.
+    A tie is not in order. A pair is `clear` if the 95 % intervals do not overlap, a stricter test
+    than necessary for two rows with the same items. Rows that were not measured are left out;
+    `holds` is None for fewer than two rows.
     """
     lower = table.column(claim.measure).better == "lower"
-    known = []
+    measured = []
     for row in claim.order:
         cell = table.rows.get(row, {}).get(claim.measure)
-        if isinstance(cell, Measured):
-            known.append((row, cell))
+        if isinstance(cell, Measurement):
+            measured.append((row, cell))
     pairs = []
-    for (better, a), (worse, b) in itertools.pairwise(known):
+    for (better, a), (worse, b) in itertools.pairwise(measured):
         low, high = (a, b) if lower else (b, a)
         clear = None
         if low.interval is not None and high.interval is not None:
@@ -103,68 +103,69 @@ def verdict(table: Table, claim: Claim) -> dict[str, Any]:
         "paper_numbers": dict(claim.numbers),
         "source": claim.source,
         "order": list(claim.order),
-        "ours": {row: _plain(cell) for row, cell in known},
+        "ours": {row: _to_plain(cell) for row, cell in measured},
         "pairs": pairs,
         "holds": all(pair["holds"] for pair in pairs) if pairs else None,
     }
 
 
-def _plain(cell: Cell) -> Any:
-    if not isinstance(cell, Measured):
+def _to_plain(cell: Cell) -> Any:
+    if not isinstance(cell, Measurement):
         return cell
     return {"value": cell.value, "ci95": cell.interval and list(cell.interval)}
 
 
-def as_json(table: Table) -> dict[str, Any]:
-    """All of it."""
+def to_json(table: Table) -> dict[str, Any]:
+    """Return the table, with the checked claims, as JSON values."""
     return {
         "table": table.number,
         "title": TITLES[table.number],
         "rows": {
-            row: {name: _plain(cell) for name, cell in cells.items()}
+            row: {name: _to_plain(cell) for name, cell in cells.items()}
             for row, cells in table.rows.items()
         },
-        "claims": [verdict(table, claim) for claim in CLAIMS[table.number]],
+        "claims": [check_claim(table, claim) for claim in CLAIMS[table.number]],
         "notes": list(table.notes),
     }
 
 
-def as_markdown(table: Table) -> str:
-    """Our rows (with 95 % intervals), then each ordering of the paper's with ours beside it."""
-    found = [f"## Table {table.number}: {TITLES[table.number]}", ""]
-    found.append("| | " + " | ".join(column.name for column in table.columns) + " |")
-    found.append("| --- |" + " --- |" * len(table.columns))
+def to_markdown(table: Table) -> str:
+    """Format our rows (with 95 % intervals), then each ordering of the paper beside ours."""
+    lines = [f"## Table {table.number}: {TITLES[table.number]}", ""]
+    lines.append("| | " + " | ".join(column.name for column in table.columns) + " |")
+    lines.append("| --- |" + " --- |" * len(table.columns))
     for row, values in table.rows.items():
-        shown = [column.show(values.get(column.name)) for column in table.columns]
-        found.append(f"| {row} | " + " | ".join(shown) + " |")
-    found.append("")
+        cells = [column.show(values.get(column.name)) for column in table.columns]
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    lines.append("")
     for claim in CLAIMS[table.number]:
-        found += [_sentence(table, claim), ""]
-    found += [f"- {note}" for note in table.notes]
-    return "\n".join(found).rstrip() + "\n"
+        lines += [_describe(table, claim), ""]
+    lines += [f"- {note}" for note in table.notes]
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def _sentence(table: Table, claim: Claim) -> str:
-    found, column = verdict(table, claim), table.column(claim.measure)
+def _describe(table: Table, claim: Claim) -> str:
+    """Describe a claim and our numbers in a paragraph."""
+    result, column = check_claim(table, claim), table.column(claim.measure)
     numbers = ", ".join(f"{row} {value:g}" for row, value in claim.numbers.items())
-    said = f"**{claim.measure}** ({column.better} is better). "
-    said += f"Paper: {' > '.join(claim.order)} ({claim.says}"
-    said += f": {numbers}). " if numbers else "). "
-    said += f"Source: {claim.source}. "
-    if found["holds"] is None:
-        return said + "Ours: not measured."
-    ours = [f"{row} {column.show(table.rows[row][claim.measure])}" for row in found["ours"]]
-    said += f"Ours: {', '.join(ours)}. "
-    if found["holds"]:
-        said += "The ordering **holds**"
+    text = f"**{claim.measure}** ({column.better} is better). "
+    text += f"Paper: {' > '.join(claim.order)} ({claim.says}"
+    text += f": {numbers}). " if numbers else "). "
+    text += f"Source: {claim.source}. "
+    if result["holds"] is None:
+        return text + "Ours: not measured."
+    ours = [f"{row} {column.show(table.rows[row][claim.measure])}" for row in result["ours"]]
+    text += f"Ours: {', '.join(ours)}. "
+    pairs = result["pairs"]
+    if result["holds"]:
+        text += "The ordering **holds**"
     else:
-        wrong = [f"{p['better']} > {p['worse']}" for p in found["pairs"] if not p["holds"]]
-        right = len(found["pairs"]) - len(wrong)
-        said += (
-            f"The ordering **does not hold**: {right} of {len(found['pairs'])} neighbours are in "
-            f"order, not {', '.join(wrong)}"
+        wrong = [f"{p['better']} > {p['worse']}" for p in pairs if not p["holds"]]
+        text += (
+            f"The ordering **does not hold**: {len(pairs) - len(wrong)} of {len(pairs)} neighbours "
+            f"are in order, not {', '.join(wrong)}"
         )
-    unclear = [f"{p['better']} and {p['worse']}" for p in found["pairs"] if p["clear"] is False]
+    unclear = [f"{p['better']} and {p['worse']}" for p in pairs if p["clear"] is False]
     if unclear:
-        said += f"; the 95 % intervals overlap for {', '.join(unclear)}"
-    return said + "."
+        text += f"; the 95 % intervals overlap for {', '.join(unclear)}"
+    return text + "."

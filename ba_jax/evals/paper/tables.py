@@ -1,4 +1,4 @@
-"""Makes each table of ours from runs: what is evaluated, on what, and how."""
+"""Makes each table from runs: the components, the data and the measures of its rows."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from ba_jax import evaluate as command
 from ba_jax.audio import read_audio
 from ba_jax.audio.mel import HIFIGAN_MEL, log_mel
 from ba_jax.audio.resample import resample
-from ba_jax.checkpoints import components as restore
+from ba_jax.checkpoints import components
 from ba_jax.config import from_mapping
 from ba_jax.data.record import RecordSource
-from ba_jax.evals import runner
-from ba_jax.evals.base import Bench, EvalSettings
-from ba_jax.evals.judges.recogniser import Judge
+from ba_jax.evals import results, runner
+from ba_jax.evals.bench import Bench
+from ba_jax.evals.items import EvalError
+from ba_jax.evals.judges.recogniser import SpeechJudge
 from ba_jax.evals.paper import measure
 from ba_jax.evals.paper.published import CODEBOOKS
 from ba_jax.evals.paper.runs import NanoRuns
-from ba_jax.evals.paper.table import Column, Measured, Table
+from ba_jax.evals.paper.table import Column, Measurement, Table
 from ba_jax.evals.scoring import bootstrap, text
-from ba_jax.evals.suite import EvalError
+from ba_jax.evals.settings import EvalSettings
 from ba_jax.evals.suites.registry import SUITES
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+from ba_jax.report import evaluation
 from ba_jax.sampling.speech_model import SpeechModel, load_speech_model
 from ba_jax.sampling.synthesize import Wave
 from ba_jax.types import Failure
@@ -36,11 +37,11 @@ _FLOW = (*SPEECH_TOKENIZER, "flow_prenet", "flow_unet")
 _LM = (*LANGUAGE_MODEL, *SPEECH_ENCODER)
 
 
-class Maker:
+class TableMaker:
     """Makes tables.
 
     Args:
-      runs: where weights come from.
+      runs: folders of the trained runs.
       out: folder for the evaluations.
       config: as `configs/eval.py` makes it.
       judge: the recogniser.
@@ -52,7 +53,7 @@ class Maker:
         runs: NanoRuns,
         out: pathlib.Path,
         config: Mapping[str, Any],
-        judge: Judge,
+        judge: SpeechJudge,
         *,
         retrain: bool = False,
     ):
@@ -60,15 +61,15 @@ class Maker:
         self._judge = judge
 
     def __call__(self, number: int) -> Table:
-        """A table of the paper.
+        """Make a table of the paper.
 
         Raises:
           EvalError: no such table, or nothing to evaluate on.
-          RunError, CheckpointError: a run that cannot be had.
+          RunError, CheckpointError: a run that is missing and cannot be trained.
         """
-        made: Mapping[int, Callable[[], Table]] = {
+        makers: Mapping[int, Callable[[], Table]] = {
             1: self.codebooks,
-            2: self.quantisation,
+            2: self.quantization,
             3: self.flow,
             4: self.data,
             5: self.stages,
@@ -76,30 +77,32 @@ class Maker:
             7: self.speech,
             8: self.questions,
         }
-        if number not in made:
-            raise EvalError(f"table {number}, expected 1 to {max(made)}")
-        return made[number]()
+        if number not in makers:
+            raise EvalError(f"table {number}, expected 1 to {max(makers)}")
+        return makers[number]()
 
     # Tools
 
-    def _bench(
-        self, runs: Sequence[pathlib.Path], components: Sequence[str], config: Mapping | None = None
+    def _make_bench(
+        self, runs: Sequence[pathlib.Path], needed: Sequence[str], config: Mapping | None = None
     ) -> Bench:
-        """A bench of components of runs; the last run that holds one gives it."""
+        """Make a bench with components from runs; the last run that holds a component gives it."""
         config = self.config if config is None else config
         model = from_mapping(BaichuanAudioConfig, config["model"])
         settings = from_mapping(EvalSettings, config["eval"], "eval")
-        sources = restore.find([str(run) for run in runs], model, components)
+        sources = components.find([str(run) for run in runs], model, needed)
         speech_model = load_speech_model(model, sources, settings, run=self._judge.map)
         return Bench(speech_model, settings, self.out, self._judge)
 
     def _evaluate(self, name: str, runs: Sequence[str], suites: Sequence[str]) -> dict[str, Any]:
-        """Figures of suites; those that are there are not made again."""
-        folders = [str(self.runs.get(run)) for run in runs]
-        return command.evaluate(self.config, folders, self.out / "eval" / name, suites)
+        """Return the figures of suites, which are run unless they were before."""
+        folders, out = [str(self.runs.get(run)) for run in runs], self.out / "eval" / name
+        figures = results.evaluate(self.config, folders, out, suites)
+        evaluation.write(out)
+        return figures
 
-    def _voice(self) -> str:
-        """What is said of the speech that Tables 1 to 3 are measured on."""
+    def _describe_speech(self) -> str:
+        """Describe the speech that Tables 1 to 3 are measured on."""
         return (
             "Mel errors and resynthesis are of held-out answers in the assistant's two voices, by "
             "the decoder that the flow's run trains on these voices, inverted by Griffin-Lim and "
@@ -109,29 +112,32 @@ class Maker:
     # Tables
 
     def codebooks(self) -> Table:
-        """Table 1: the first 1, 4, 6 and 8 codebooks."""
-        flow = self._bench([self.runs.get("flow")], SPEECH_TOKENIZER)
-        own, others = measure.answers(flow), measure.statements(flow)
-        first = self._bench([self.runs.get("tokenizer")], SPEECH_TOKENIZER)
-        codes = measure.codes_of(flow, own)
-        codes_of_others = measure.codes_of(first, others)
-        listener = self._bench([self.runs.get("tokenizer"), self.runs.get("stage2")], _LM)
+        """Make Table 1: the first 1, 4, 6 and 8 codebooks."""
+        flow = self._make_bench([self.runs.get("flow")], SPEECH_TOKENIZER)
+        tokenizer = self._make_bench([self.runs.get("tokenizer")], SPEECH_TOKENIZER)
+        runs = [self.runs.get("tokenizer"), self.runs.get("stage2")]
+        language_model = self._make_bench(runs, _LM)
+        answers, statements = measure.answers(flow), measure.statements(flow)
+        answer_codes = measure.encode(flow, answers)
+        statement_codes = measure.encode(tokenizer, statements)
         rows = {}
         for count in CODEBOOKS:
-            decoded = [one.mel_TM for one in flow.model.synthesizer.decode(codes, codebooks=count)]
-            waves = flow.model.synthesizer.invert(decoded, HIFIGAN_MEL)
-            before = first.model.synthesizer.decode(codes_of_others, codebooks=count)
-            rows[_codebooks(count)] = {
-                "recognition WER": self._recognised(listener, count),
-                "WER of resynthesis": measure.wer(flow, waves, own, f"hearing {count} codebooks"),
-                "mel MAE": measure.mel_mae(decoded, own),
-                "mel MAE, other voices": measure.mel_mae([d.mel_TM for d in before], others),
+            mels = _decode(flow, answer_codes, count)
+            waves = flow.model.synthesizer.invert(mels, HIFIGAN_MEL)
+            task = f"hearing {count} codebooks"
+            rows[_name_row(count)] = {
+                "recognition WER": self._recognition_error(language_model, count),
+                "WER of resynthesis": measure.word_error_rate(flow, waves, answers, task),
+                "mel MAE": measure.mel_error(mels, answers),
+                "mel MAE, other voices": measure.mel_error(
+                    _decode(tokenizer, statement_codes, count), statements
+                ),
             }
         notes = [
             "Recognition: the language model of stage 2 writes down held-out sentences and "
             "questions of voices that it has not met, the embeddings of later codebooks left out "
             "(in training, frames lose their later codebooks at random).",
-            self._voice(),
+            self._describe_speech(),
             "mel MAE, other voices: statements of held-out speakers, by the tokenizer's own "
             "decoder, before the flow's run.",
         ]
@@ -144,60 +150,54 @@ class Maker:
         if self.retrain:
             columns.append(Column("mel MAE, retrained", better="lower", digits=3, share=False))
             for count in CODEBOOKS:
-                rows[_codebooks(count)]["mel MAE, retrained"] = self._retrained(count)
-            notes.append("retrained: other voices, a tokenizer trained with so many codebooks.")
+                rows[_name_row(count)]["mel MAE, retrained"] = self._retrained_error(count)
+            notes.append("retrained: other voices, a tokenizer with the row's codebooks alone.")
         return Table(1, columns, rows, notes)
 
-    def _recognised(self, bench: Bench, count: int) -> Measured:
-        """Words and characters that the language model gets wrong, with so many codebooks."""
-        heard = Bench(
-            SpeechModel(
-                bench.model.config,
-                measure.hears_fewer(bench.model.variables, count),
-                bench.settings,
-                run=self._judge.map,
-            ),
-            bench.settings,
-            self.out / "eval" / f"codebooks_{count}",
-            self._judge,
-        )
-        sources = {part: str(self.runs.get("stage2")) for part in ("llm",)}
-        sources["vq_bridge"] = str(self.runs.get("tokenizer"))
-        folders = restore.find(list(sources.values()), bench.model.config, _LM)
-        stamps = {s: f"{m}/{count}" for s, m in command.made_with(self.config, folders).items()}
-        return _figure(runner.run(SUITES["asr"], heard, stamps)["figures"], "asr_wer")
+    def _recognition_error(self, bench: Bench, count: int) -> Measurement:
+        """Return the language model's error rate if it reads the first `count` codebooks."""
+        variables = measure.keep_codebooks(bench.model.variables, count)
+        model = SpeechModel(bench.model.config, variables, bench.settings, run=self._judge.map)
+        out = self.out / "eval" / f"codebooks_{count}"
+        reader = Bench(model, bench.settings, out, self._judge)
+        runs = [str(self.runs.get(run)) for run in ("stage2", "tokenizer")]
+        hashes = results.hash_inputs(self.config, components.find(runs, bench.model.config, _LM))
+        made_with = {phase: f"{value}/{count}" for phase, value in hashes.items()}
+        return _read_figure(runner.run(SUITES["asr"], reader, made_with)["figures"], "asr_wer")
 
-    def _retrained(self, count: int) -> Measured:
+    def _retrained_error(self, count: int) -> Measurement:
+        """Return the mel error of a tokenizer trained with `count` codebooks."""
         config = copy.deepcopy(dict(self.config))
         for part in ("vq_bridge", "audio_embed", "audio_head"):
             sizes = config["model"][part]["codebook_sizes"]
             config["model"][part] |= {"codebook_sizes": tuple(sizes[:count])}
-        bench = self._bench([self.runs.tokenizer_of(count)], SPEECH_TOKENIZER, config)
+        bench = self._make_bench([self.runs.tokenizer_of(count)], SPEECH_TOKENIZER, config)
         speech = measure.statements(bench)
-        decoded = bench.model.synthesizer.decode(measure.codes_of(bench, speech))
-        return measure.mel_mae([one.mel_TM for one in decoded], speech)
+        return measure.mel_error(_decode(bench, measure.encode(bench, speech)), speech)
 
-    def quantisation(self) -> Table:
-        """Table 2: through the codebooks, or past them."""
+    def quantization(self) -> Table:
+        """Make Table 2: features with and without quantization."""
         rows: dict[str, dict[str, Any]] = {}
-        flow = self._bench([self.runs.get("flow")], SPEECH_TOKENIZER)
-        first = self._bench([self.runs.get("tokenizer")], SPEECH_TOKENIZER)
-        own, others = measure.answers(flow), measure.statements(first)
-        for name, quantised in (("no VQ", False), ("VQ", True)):
-            mels = measure.refined_mels(flow, own, quantised=quantised)
+        flow = self._make_bench([self.runs.get("flow")], SPEECH_TOKENIZER)
+        tokenizer = self._make_bench([self.runs.get("tokenizer")], SPEECH_TOKENIZER)
+        answers, statements = measure.answers(flow), measure.statements(tokenizer)
+        for name, quantized in (("no VQ", False), ("VQ", True)):
+            mels = measure.refined_mels(flow, answers, quantized=quantized)
             waves = flow.model.synthesizer.invert(mels, HIFIGAN_MEL)
-            before = measure.refined_mels(first, others, quantised=quantised)
+            statement_mels = measure.refined_mels(tokenizer, statements, quantized=quantized)
             rows[name] = {
-                "mel MAE": measure.mel_mae(mels, own),
-                "mel MAE, other voices": measure.mel_mae(before, others),
-                "WER of resynthesis": measure.wer(flow, waves, own, f"hearing {name}"),
+                "mel MAE": measure.mel_error(mels, answers),
+                "mel MAE, other voices": measure.mel_error(statement_mels, statements),
+                "WER of resynthesis": measure.word_error_rate(
+                    flow, waves, answers, f"hearing {name}"
+                ),
             }
         notes = [
-            self._voice(),
+            self._describe_speech(),
             "mel MAE, other voices: statements of held-out speakers, by the tokenizer's own "
             "decoder, which trains on both kinds of features (the share of quantised items grows "
-            "to all). The flow's run trains its decoder on quantised features alone: that its "
-            "figures are worse without VQ says so, and nothing of VQ.",
+            "to all). The flow's run trains its decoder on quantised features alone: worse figures "
+            "without VQ follow from that, not from VQ.",
         ]
         columns = [
             Column("mel MAE", better="lower", digits=3, share=False),
@@ -207,10 +207,10 @@ class Maker:
         return Table(2, columns, rows, notes)
 
     def flow(self) -> Table:
-        """Table 3: resynthesis with and without flow matching, beside the recordings."""
-        bench = self._bench([self.runs.get("flow")], _FLOW)
+        """Make Table 3: resynthesis with and without flow matching, beside the recordings."""
+        bench = self._make_bench([self.runs.get("flow")], _FLOW)
         speech = measure.answers(bench)
-        codes = measure.codes_of(bench, speech)
+        codes = measure.encode(bench, speech)
         mels = bench.model.synthesizer.flow_mels(codes, range(len(codes)))
         waves = {
             "recordings": measure.recordings(speech),
@@ -218,20 +218,22 @@ class Maker:
             "without flow": bench.model.synthesizer.waves_without_flow(codes),
         }
         rows = {}
-        for name, own in waves.items():
-            opinions = measure.opinions(bench, own, speech)
+        for name, variant in waves.items():
+            opinions = measure.opinions(bench, variant, speech)
             rows[name] = {
                 "MOS (DNSMOS)": opinions.get("dnsmos_overall"),
-                "WER of resynthesis": measure.wer(bench, own, speech, f"hearing {name}"),
-                "mel MAE": measure.mel_mae([_mel_of(wave) for wave in own], speech),
+                "WER of resynthesis": measure.word_error_rate(
+                    bench, variant, speech, f"hearing {name}"
+                ),
+                "mel MAE": measure.mel_error([_compute_mel(wave) for wave in variant], speech),
                 "PESQ": opinions.get("pesq_wb") if name != "recordings" else None,
                 "STOI": opinions.get("stoi") if name != "recordings" else None,
             }
         notes = [
-            self._voice(),
-            "DNSMOS (P.835 overall) stands for UTMOS, whose weights no package ships; it, PESQ and "
-            f"STOI are of {measure.OPINIONS} answers. The mel errors are of the waves, in one "
-            "geometry.",
+            self._describe_speech(),
+            "DNSMOS (P.835 overall) takes the place of UTMOS, whose weights no package ships; it, "
+            f"PESQ and STOI are of {measure.OPINIONS} answers. The mel errors are of the waves, in "
+            "one geometry.",
             f"The flow was trained for {self.runs.steps('flow')} steps.",
         ]
         columns = [
@@ -244,7 +246,7 @@ class Maker:
         return Table(3, columns, rows, notes)
 
     def data(self) -> Table:
-        """Table 4: hours of each kind of records that are trained on."""
+        """Make Table 4: hours of each kind of training records."""
         source = RecordSource(self.config["eval"]["dataset"], "train")
         totals: dict[str, tuple[int, float]] = {}
         for i in range(len(source)):
@@ -252,7 +254,7 @@ class Maker:
             count, seconds = totals.get(record.kind, (0, 0.0))
             totals[record.kind] = (count + 1, seconds + record.seconds)
         rows = {
-            kind: {"records": Measured(count), "hours": Measured(seconds / 3600)}
+            kind: {"records": Measurement(count), "hours": Measurement(seconds / 3600)}
             for kind, (count, seconds) in totals.items()
         }
         columns = [
@@ -266,9 +268,9 @@ class Maker:
         return Table(4, columns, rows, notes)
 
     def stages(self) -> Table:
-        """Table 5: a text model before speech, and what one and two stages make of it."""
+        """Make Table 5: a text model, and the speech models of one and two stages on top of it."""
         written, both = ("cloze_t2t", "qa_t2t"), ("cloze_t2t", "cloze_s2t", "qa_t2t", "qa_s2t")
-        found = {
+        all_figures = {
             "text alone": self._evaluate("text", ["text"], written),
             "one stage": self._evaluate("single", ["tokenizer", "single"], both),
             "two stages": self._evaluate("stage2", ["tokenizer", "stage2"], both),
@@ -280,16 +282,16 @@ class Maker:
         }
         shares = ", ".join(
             f"{name}: {figures['cloze_s2t_transcribe_first']:.0%} of the questions"
-            for name, figures in found.items()
+            for name, figures in all_figures.items()
             if "cloze_s2t_transcribe_first" in figures
         )
         rows = {}
-        for name, figures in found.items():
+        for name, figures in all_figures.items():
             for way in ("t2t", "s2t"):
                 if f"cloze_{way}" in figures:
                     rows[f"{name}, {way.replace('2', '->')}"] = {
-                        "cloze": _figure(figures, f"cloze_{way}"),
-                        "questions": _figure(figures, f"qa_{way}"),
+                        "cloze": _read_figure(figures, f"cloze_{way}"),
+                        "questions": _read_figure(figures, f"qa_{way}"),
                         "steps": steps[name],
                     }
         notes = [
@@ -305,33 +307,32 @@ class Maker:
         return Table(5, columns, rows, notes)
 
     def recognition(self) -> Table:
-        """Table 6: this model beside the judge's recogniser on the same recordings."""
+        """Make Table 6: this model beside the judge's recogniser on the same recordings."""
         figures = self._evaluate("stage2", ["tokenizer", "stage2"], ["asr"])
-        bench = self._bench([self.runs.get("tokenizer")], ())
-        records = [*bench.statements, *bench.questions]
+        bench = self._make_bench([self.runs.get("tokenizer")], ())
+        records = [*bench.records.statements, *bench.records.questions]
         waves = [Wave(*read_audio(record.parts[0].audio)) for record in records]
         languages = [record.language for record in records]
         heard = bench.hear(waves, languages, "recognising with the judge")
         tallies = []
-        for record, said in zip(records, heard, strict=True):
-            if isinstance(said, Failure):
-                raise EvalError(said.reason)
-            unit = text.WRITTEN[record.language]
-            tally = text.tally(record.parts[0].text, said, record.language, unit)
-            one = {"errors": tally.errors, "units": tally.units, "language": record.language}
-            tallies.append(one)
+        for record, result in zip(records, heard, strict=True):
+            if isinstance(result, Failure):
+                raise EvalError(result.reason)
+            unit = text.WRITTEN_UNIT[record.language]
+            tally = text.tally(record.parts[0].text, result, record.language, unit)
+            tallies.append(tally._asdict() | {"language": record.language})
         judged = bootstrap.rate_figures("all", tallies)
-        judged |= bootstrap.by_language(tallies, {"en": "en", "zh": "zh"})
+        judged |= bootstrap.language_figures(tallies, {"en": "en", "zh": "zh"})
         rows = {
             "this model": {
-                "WER en / CER zh": _figure(figures, "asr_wer"),
-                "WER en": _figure(figures, "asr_wer_en"),
-                "CER zh": _figure(figures, "asr_cer_zh"),
+                "WER en / CER zh": _read_figure(figures, "asr_wer"),
+                "WER en": _read_figure(figures, "asr_wer_en"),
+                "CER zh": _read_figure(figures, "asr_cer_zh"),
             },
             "Whisper (judge)": {
-                "WER en / CER zh": _figure(judged, "all"),
-                "WER en": _figure(judged, "en"),
-                "CER zh": _figure(judged, "zh"),
+                "WER en / CER zh": _read_figure(judged, "all"),
+                "WER en": _read_figure(judged, "en"),
+                "CER zh": _read_figure(judged, "zh"),
             },
         }
         notes = [
@@ -343,23 +344,23 @@ class Maker:
         return Table(6, columns, rows, notes)
 
     def speech(self) -> Table:
-        """Table 7: speech translation, and synthesis beside recordings."""
+        """Make Table 7: speech translation, and synthesis beside recordings."""
         runs = ["tokenizer", "flow", "stage2"]
         figures = self._evaluate("stage2_speech", runs, ["s2tt", "tts"])
         rows = {
             "this model": {
-                "BLEU en->zh": _figure(figures, "s2tt_bleu_en_zh"),
-                "BLEU zh->en": _figure(figures, "s2tt_bleu_zh_en"),
-                "TTS WER": _figure(figures, "tts_judge_wer"),
+                "BLEU en->zh": _read_figure(figures, "s2tt_bleu_en_zh"),
+                "BLEU zh->en": _read_figure(figures, "s2tt_bleu_zh_en"),
+                "TTS WER": _read_figure(figures, "tts_judge_wer"),
             },
-            "recordings": {"TTS WER": _figure(figures, "judge_wer_on_reference")},
+            "recordings": {"TTS WER": _read_figure(figures, "judge_wer_on_reference")},
         }
         notes = [
             "The paper's Table 7 is held against Qwen2-Audio-Base, which is not run here: no "
             "ordering of BLEU is claimed. The summary says that both directions are ahead of it.",
         ]
         if words := figures.get("tts_words_per_turn"):
-            notes.append(f"TTS: texts are read and said in turns, {words} word(s) at a time.")
+            notes.append(f"TTS: a text is read and spoken in turns, {words} word(s) at a time.")
         columns = [
             Column("BLEU en->zh", share=False),
             Column("BLEU zh->en", share=False),
@@ -368,14 +369,14 @@ class Maker:
         return Table(7, columns, rows, notes)
 
     def questions(self) -> Table:
-        """Table 8: spoken questions, answered in writing and in speech."""
+        """Make Table 8: spoken questions, answered in writing and in speech."""
         runs = ["tokenizer", "flow", "stage2"]
         figures = self._evaluate("stage2_speech", runs, ["qa_s2t", "qa_s2s"])
         rows = {
-            "s->t": {"right answers": _figure(figures, "qa_s2t")},
+            "s->t": {"right answers": _read_figure(figures, "qa_s2t")},
             "s->s": {
-                "right answers": _figure(figures, "qa_s2s"),
-                "text before the speech": _figure(figures, "qa_s2s_text"),
+                "right answers": _read_figure(figures, "qa_s2s"),
+                "text before the speech": _read_figure(figures, "qa_s2s_text"),
             },
         }
         notes = [
@@ -387,17 +388,24 @@ class Maker:
         return Table(8, columns, rows, notes)
 
 
-def _codebooks(count: int) -> str:
+def _name_row(count: int) -> str:
     return f"{count} codebook{'s' * (count > 1)}"
 
 
-def _figure(figures: Mapping[str, Any], name: str) -> Measured | None:
-    """A figure with its interval; None where there is none."""
+def _decode(
+    bench: Bench, codes: Sequence[np.ndarray], count: int | None = None
+) -> list[np.ndarray]:
+    """Decode the first `count` codebooks (None: all) to refined mels."""
+    return [decoded.mel_TM for decoded in bench.model.synthesizer.decode(codes, codebooks=count)]
+
+
+def _read_figure(figures: Mapping[str, Any], name: str) -> Measurement | None:
+    """Return a figure with its interval, or None if it was not measured."""
     value = figures.get(name)
-    return None if value is None else Measured(value, figures.get(name + bootstrap.SUFFIX))
+    return None if value is None else Measurement(value, figures.get(name + bootstrap.SUFFIX))
 
 
-def _mel_of(wave: Wave) -> np.ndarray:
+def _compute_mel(wave: Wave) -> np.ndarray:
     rate = HIFIGAN_MEL.sample_rate
     wave_S = wave.wave_S if wave.rate == rate else resample(wave.wave_S, wave.rate, rate)
     return log_mel(wave_S.astype(np.float32), HIFIGAN_MEL)

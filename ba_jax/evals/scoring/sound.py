@@ -1,11 +1,11 @@
-"""Measures of how a wave sounds, against a recording of the same or by itself.
+"""Measures of a wave's sound, against a recording of the same words or by itself.
 
     pesq_wb   ITU-T P.862.2 (wideband PESQ), package pesq: 1.0 to 4.6
     stoi      short-time objective intelligibility (Taal et al., 2011), package pystoi: to 1
-    dnsmos    a network's guess of a listener's opinion, 1 to 5: DNSMOS P.835 overall, signal,
+    dnsmos    a network's estimate of a listener's opinion, 1 to 5: DNSMOS P.835 overall, signal,
               background, and P.808 (Reddy et al., 2021, 2022), weights in the package speechmos
 
-All are of 16 kHz. The first two compare; both waves are cut to the shorter one's length.
+All are measured at 16 kHz. The first two compare; both waves are cut to the shorter one's length.
 """
 
 from __future__ import annotations
@@ -19,27 +19,19 @@ from typing import Any
 import numpy as np
 
 from ba_jax.audio.resample import resample
+from ba_jax.evals.items import EvalError
 from ba_jax.evals.scoring import bootstrap
-from ba_jax.evals.suite import EvalError
 from ba_jax.sampling.synthesize import Wave
 from ba_jax.types import Failure
 
 RATE = 16000
-MEASURES = (
-    "pesq_wb",
-    "stoi",
-    "dnsmos_overall",
-    "dnsmos_signal",
-    "dnsmos_background",
-    "dnsmos_p808",
-)
 DECLARED = {
     "pesq_wb": "pesq, ITU-T P.862.2 wideband, 16 kHz",
     "stoi": "pystoi, not extended, 16 kHz",
     "dnsmos": "speechmos: DNSMOS P.835 and P.808, 16 kHz",
 }
 _PACKAGES = ("pesq", "pystoi", "speechmos", "onnxruntime", "requests")
-_SHORTEST = 0.25  # seconds; PESQ refuses less
+_SHORTEST = 0.25  # seconds; PESQ refuses less, and speechmos loops for ever on no samples
 _MOS = {
     "ovrl_mos": "dnsmos_overall",
     "sig_mos": "dnsmos_signal",
@@ -50,10 +42,10 @@ MEASURES = ("pesq_wb", "stoi", *_MOS.values())
 
 
 def require() -> None:
-    """Checks that the packages are there.
+    """Check that the packages are installed.
 
     Raises:
-      EvalError: one is not.
+      EvalError: a package is missing.
     """
     for name in _PACKAGES:
         try:
@@ -64,36 +56,38 @@ def require() -> None:
             ) from None
 
 
-Waves = tuple[Wave | Failure | None, Wave | Failure | None]
-"""A wave, and the recording that it is to sound like."""
+WavePair = tuple[Wave | Failure | None, Wave | Failure | None]
+"""A wave, and the recording that it should sound like."""
 
 
-def measure(waves: Waves) -> dict[str, float | str]:
-    """MEASURES of a wave, `dnsmos_overall_on_reference`; `NAME_failed` where there is none, why."""
-    found: dict[str, float | str] = {}
-    wave_S, reference_S = (_at_16k(wave) for wave in waves)
+def measure(waves: WavePair) -> dict[str, float | str]:
+    """Measure a wave: MEASURES and `dnsmos_overall_on_reference`.
+
+    `NAME_failed` takes the place of a measure that fails, with the reason.
+    """
+    results: dict[str, float | str] = {}
+    wave_S, reference_S = (_resample_to_16k(wave) for wave in waves)
     length = min(len(wave_S), len(reference_S))
     for name, function in (("pesq_wb", _pesq), ("stoi", _stoi)):
         if length < _SHORTEST * RATE:
-            found[f"{name}_failed"] = f"{length / RATE:.3f} s, expected at least {_SHORTEST} s"
-            continue
-        if not reference_S.any():
-            found[f"{name}_failed"] = "a reference of silence"
-            continue
-        value = function(wave_S[:length], reference_S[:length])
-        found |= {f"{name}_failed": value} if isinstance(value, str) else {name: value}
-    for own_S, ending in ((wave_S, ""), (reference_S, "_on_reference")):
-        mos = _dnsmos(own_S)
-        if isinstance(mos, str):
-            found["dnsmos" + ending + "_failed"] = mos
-        elif ending:
-            found["dnsmos_overall" + ending] = mos["dnsmos_overall"]
+            value = f"{length / RATE:.3f} s, expected at least {_SHORTEST} s"
+        elif not reference_S.any():
+            value = "a reference of silence"
         else:
-            found |= mos
-    return found
+            value = function(wave_S[:length], reference_S[:length])
+        results |= {f"{name}_failed": value} if isinstance(value, str) else {name: value}
+    for heard_S, suffix in ((wave_S, ""), (reference_S, "_on_reference")):
+        opinions = _dnsmos(heard_S)
+        if isinstance(opinions, str):
+            results["dnsmos" + suffix + "_failed"] = opinions
+        elif suffix:
+            results["dnsmos_overall" + suffix] = opinions["dnsmos_overall"]
+        else:
+            results |= opinions
+    return results
 
 
-def _at_16k(wave: Wave | Failure | None) -> np.ndarray:
+def _resample_to_16k(wave: Wave | Failure | None) -> np.ndarray:
     if wave is None or isinstance(wave, Failure):
         return np.zeros(0, np.float32)
     wave_S = wave.wave_S if wave.rate == RATE else resample(wave.wave_S, wave.rate, RATE)
@@ -114,7 +108,7 @@ def _pesq(wave_S: np.ndarray, reference_S: np.ndarray) -> float | str:
 def _stoi(wave_S: np.ndarray, reference_S: np.ndarray) -> float | str:
     import pystoi
 
-    # It warns, and returns 1e-5, where too little of the reference is louder than silence.
+    # It warns, and returns 1e-5, if too little of the reference is louder than silence.
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         try:
@@ -127,24 +121,22 @@ def _stoi(wave_S: np.ndarray, reference_S: np.ndarray) -> float | str:
 def _dnsmos(wave_S: np.ndarray) -> dict[str, float] | str:
     from speechmos import dnsmos
 
-    if (
-        len(wave_S) < _SHORTEST * RATE
-    ):  # the package repeats a wave to 9 s; nothing it would for ever
+    if len(wave_S) < _SHORTEST * RATE:
         return f"{len(wave_S) / RATE:.3f} s, expected at least {_SHORTEST} s"
     if not wave_S.any():
         return "silence"
-    found = dnsmos.run(wave_S, RATE)
-    return {name: float(found[key]) for key, name in _MOS.items()}
+    opinions = dnsmos.run(wave_S, RATE)
+    return {name: float(opinions[key]) for key, name in _MOS.items()}
 
 
 def figures(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means with their intervals, over the items that have the measure, and how many have not."""
-    found: dict[str, Any] = {}
+    """Return means with intervals, over the items that have the measure, and counts of failures."""
+    results: dict[str, Any] = {}
     for name in (*MEASURES, "dnsmos_overall_on_reference"):
-        values = [own[name] for own in measured if name in own]
-        found |= bootstrap.mean_figures(f"reconstruction_{name}", values)
+        values = [measures[name] for measures in measured if name in measures]
+        results |= bootstrap.mean_figures(f"reconstruction_{name}", values)
     for name in ("pesq_wb", "stoi", "dnsmos"):
         key = f"{name}_failed"
-        found[f"reconstruction_{key}"] = sum(key in own for own in measured)
-    found["reconstruction_sound"] = dict(DECLARED)
-    return found
+        results[f"reconstruction_{key}"] = sum(key in measures for measures in measured)
+    results["reconstruction_sound"] = dict(DECLARED)
+    return results

@@ -1,1 +1,1 @@
-"""Evaluation suites, one file a kind of task."""
+"""Evaluations, a file for each kind."""

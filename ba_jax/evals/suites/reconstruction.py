@@ -2,231 +2,171 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL, MelGeometry, log_mel
-from ba_jax.data.features import decode
-from ba_jax.data.record import Part
-from ba_jax.evals.base import Bench
-from ba_jax.evals.scoring import bootstrap, sound, text
-from ba_jax.evals.suite import EvalError, Item, Line, Suite, items_of
+from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL
+from ba_jax.evals.bench import Bench
+from ba_jax.evals.items import (
+    EvalItem,
+    Items,
+    Line,
+    Lines,
+    Outputs,
+    Results,
+    replace_usable,
+)
+from ba_jax.evals.scoring import bootstrap, mel, sound, text
+from ba_jax.evals.suite import Suite
+from ba_jax.evals.suites import spoken
 from ba_jax.types import Failure
 from ba_jax.vocab import SPEECH_TOKENIZER
 
 _COUNTS = (1, 2, 4, 8, 16, 32)
-_PLAIN = "reconstruction_without_flow_judge_wer"
+_WITHOUT_FLOW = "reconstruction_without_flow_judge_wer"
 
 
 class Codec(Suite):
-    """The audio tokenizer and its decoder alone, before there is a flow.
+    """The audio tokenizer and its decoder alone, before a flow is trained.
 
-    `mel_mae_by_codebooks` is of the refined mel with the first so many codebooks,
-    `reconstruction_without_flow_judge_wer` what the judge makes of it, with all of them, by
-    Griffin-Lim.
+    `mel_mae_by_codebooks` is the error of the refined mel from the first 1, 2, 4, ... codebooks,
+    `reconstruction_without_flow_judge_wer` the judge's error rate on its wave by Griffin-Lim, with
+    all codebooks.
     """
 
     name = "codec"
     components = SPEECH_TOKENIZER
     judged = True
+    # Key of a wave that the judge hears -> name of the work, for the progress.
+    descriptions: Mapping[str, str] = {"without_flow": "listening without the flow"}
 
-    def items(self, bench: Bench) -> list[Item]:
-        """Raises EvalError: no recording."""
-        if not bench.statements:
-            raise EvalError("reconstruction: no spoken statement in the data")
-        return items_of(bench.statements)
+    def generate(self, bench: Bench, items: Items) -> Results:
+        """Encode; `mel_error` maps a number of codebooks to [sum over frames, frames]."""
+        encoded = bench.encode_segments([item.record.parts[0] for item in items])
 
-    def generate(self, bench: Bench, items: Sequence[Item]) -> list[Line | Failure]:
-        """Codes, and the mel error with the first so many of them as [sum over frames, frames]."""
-        found = bench.segments([item.record.parts[0] for item in items])
-        usable = [i for i, own in enumerate(found) if not isinstance(own, Failure)]
-        if not usable:
-            return found
-        codes = [found[i] for i in usable]
-        wanted = [mel_of(items[i].record.parts[0], HIFIGAN_MEL) for i in usable]
-        total = codes[0].shape[1]
-        lines = [{"codes": own.tolist(), "mel_error": {}} for own in codes]
-        for count in [count for count in _COUNTS if count < total] + [total]:
-            decoded = bench.model.synthesizer.decode(codes, codebooks=count)
-            for line, one, want in zip(lines, decoded, wanted, strict=True):
-                line["mel_error"][str(count)] = mel_error(one.mel_TM, want)
-        for i, line in zip(usable, lines, strict=True):
-            found[i] = line
-        return found
+        def decode(usable: list[int]) -> list[Line]:
+            codes = [encoded[i] for i in usable]
+            references = [mel.recorded_mel(items[i].record.parts[0], HIFIGAN_MEL) for i in usable]
+            lines = [{"codes": codes_NQ.tolist(), "mel_error": {}} for codes_NQ in codes]
+            total = codes[0].shape[1]
+            for count in [count for count in _COUNTS if count < total] + [total]:
+                decoded = bench.model.synthesizer.decode(codes, codebooks=count)
+                for line, output, reference_TM in zip(lines, decoded, references, strict=True):
+                    line["mel_error"][str(count)] = mel.mel_error(output.mel_TM, reference_TM)
+            return lines
 
-    def present(
-        self, bench: Bench, items: Sequence[Item], made: Sequence[Line]
-    ) -> list[Line | Failure]:
-        """`without_flow`, the path of the refined mel's wave, beside `reference`."""
-        codes = [np.asarray(line["codes"], np.int32) for line in made]
-        plain = bench.model.synthesizer.waves_without_flow(codes)
+        return replace_usable(encoded, decode)
+
+    def present(self, bench: Bench, items: Items, generated: Lines) -> Results:
+        """Save the refined mel's wave: the path `without_flow`, beside `reference`."""
+        waves = bench.model.synthesizer.waves_without_flow(spoken.generated_codes(generated))
         return [
             {
-                "without_flow": bench.save("reconstruction", f"{item.id}-without-flow", wave),
-                "reference": bench.recording(item.record.parts[0], item.id),
+                "without_flow": bench.recordings.save(
+                    "reconstruction", f"{item.id}-without-flow", wave
+                ),
+                "reference": bench.recordings.save_reference(item.record.parts[0], item.id),
             }
-            for item, wave in zip(items, plain, strict=True)
+            for item, wave in zip(items, waves, strict=True)
         ]
 
-    def judge(
-        self, bench: Bench, items: Sequence[Item], made: Sequence[Line], given: Sequence[Line]
-    ) -> list[Line | Failure]:
-        """What is heard."""
-        return heard(bench, items, given, "without_flow", "listening without the flow")
+    def judge(self, bench: Bench, items: Items, presented: Lines) -> Results:
+        return spoken.hear_all(bench, items, presented, self.descriptions)
 
-    def score(
-        self, bench: Bench, item: Item, made: Line | None, given: Line | None, judged: Line | None
-    ) -> Line:
-        """What failed was not heard; it has no mel, and no mel error."""
-        row = row_of(item, judged["without_flow"] if judged else "", judged is not None)
+    def score(self, bench: Bench, item: EvalItem, outputs: Outputs) -> Line:
+        """Count errors; a failed item has every unit wrong, and no mel error without a mel."""
+        reference = item.record.parts[0].text
+        row = spoken.score_heard(item, reference, outputs.judged.get("without_flow"))
         row["heard_without_flow"] = row["hypothesis"]
-        row |= {"errors_without_flow": row["errors"]}
-        if made:
-            row["mel_mae"] = {c: above / below for c, (above, below) in made["mel_error"].items()}
-            row["mel_frames"] = {c: below for c, (_, below) in made["mel_error"].items()}
-        row["audio"] = {
-            "without_flow": given["without_flow"] if given else "",
-            "reference": given["reference"] if given else "",
-        }
+        row["errors_without_flow"] = row["errors"]
+        if outputs.generated:
+            row |= mel.error_columns(outputs.generated["mel_error"])
+        keys = ("without_flow", "reference")
+        row["audio"] = {key: outputs.presented.get(key, "") for key in keys}
         return row
 
-    def figures(self, bench: Bench, rows: Sequence[Line]) -> dict[str, Any]:
-        """Mel errors over all frames, and the rates of what was heard."""
-        own = [row for row in rows if "mel_mae" in row]
-        counts = list(own[0]["mel_mae"]) if own else []
+    def figures(self, bench: Bench, rows: Lines) -> dict[str, Any]:
+        known = [row for row in rows if "mel_mae" in row]
+        counts = list(known[0]["mel_mae"]) if known else []
         pairs = {
-            count: [(row["mel_mae"][count], row["mel_frames"][count]) for row in own]
+            count: [(row["mel_mae"][count], row["mel_frames"][count]) for row in known]
             for count in counts
         }
-        found: dict[str, Any] = {
-            "mel_mae_by_codebooks": {count: mean_of(pair) for count, pair in pairs.items()}
+        figures: dict[str, Any] = {
+            "mel_mae_by_codebooks": {count: mel.pooled_error(pairs[count]) for count in counts}
         }
         if counts:
-            found["mel_mae" + bootstrap.SUFFIX] = _interval(pairs[counts[-1]])
-        found["mel_mae_scored"] = "nats, mean over bins and frames of the items that gave a mel"
-        found |= bootstrap.rate_figures(_PLAIN, rows, "errors_without_flow")
-        found["reconstruction_items"] = len(rows)
-        found["reconstruction_judge"] = bench.judge.names
-        found["reconstruction_normaliser"] = dict(text.NORMALISERS)
-        return found
+            figures["mel_mae" + bootstrap.SUFFIX] = mel.pooled_interval(pairs[counts[-1]])
+        figures["mel_mae_scored"] = "nats, mean over bins and frames of the items that gave a mel"
+        figures |= bootstrap.rate_figures(_WITHOUT_FLOW, rows, "errors_without_flow")
+        figures["reconstruction_items"] = len(rows)
+        figures["reconstruction_judge"] = bench.judge.names
+        figures["reconstruction_normaliser"] = dict(text.NORMALISERS)
+        return figures
 
 
 class Reconstruction(Codec):
-    """What `Codec` gives; and through the flow (or what `synthesis` says): `mel_mae_flow`,
-    `reconstruction_judge_wer`, and the measures of `ba_jax.evals.scoring.sound`, of waves at 16 kHz
-    cut to the same length."""
+    """`Codec`, and speech through the flow (or as `synthesis` is set): `mel_mae_flow`,
+    `reconstruction_judge_wer`, and the measures of `ba_jax.evals.scoring.sound`."""
 
     name = "reconstruction"
     components = (*SPEECH_TOKENIZER, "flow_prenet", "flow_unet")
     speaks = True
+    descriptions = {**Codec.descriptions, "generated": "listening to reconstructions"}
 
     def require(self) -> None:
-        """Raises EvalError: no packages to measure with."""
+        """Raise EvalError if a package that measures sound is not installed."""
         sound.require()
 
-    def present(
-        self, bench: Bench, items: Sequence[Item], made: Sequence[Line]
-    ) -> list[Line | Failure]:
-        """Beside the codec's, `generated`, and the mel error of the flow."""
-        lines = super().present(bench, items, made)
-        codes = [np.asarray(line["codes"], np.int32) for line in made]
-        numbers = [item.number for item in items]
+    def present(self, bench: Bench, items: Items, generated: Lines) -> Results:
+        """Save the flow's wave as well: `generated`, with its mel error."""
+        lines = super().present(bench, items, generated)
+        codes, numbers = spoken.generated_codes(generated), [item.number for item in items]
         mels = bench.model.synthesizer.flow_mels(codes, numbers)
         waves = bench.model.synthesizer.waves_of_mels(mels, numbers)
         for line, item, mel_TM, wave in zip(lines, items, mels, waves, strict=True):
-            line["mel_error_flow"] = mel_error(mel_TM, mel_of(item.record.parts[0], FLOW_MEL))
-            line["generated"] = bench.save(self.name, item.id, wave)
+            reference_TM = mel.recorded_mel(item.record.parts[0], FLOW_MEL)
+            line["mel_error_flow"] = mel.mel_error(mel_TM, reference_TM)
+            line["generated"] = bench.recordings.save(self.name, item.id, wave)
         return lines
 
-    def judge(
-        self, bench: Bench, items: Sequence[Item], made: Sequence[Line], given: Sequence[Line]
-    ) -> list[Line | Failure]:
-        """What is heard with and without the flow, and how it sounds."""
-        plain = super().judge(bench, items, made, given)
-        full = heard(bench, items, given, "generated", "listening to reconstructions")
-        pairs = [(bench.load(one["generated"]), bench.load(one["reference"])) for one in given]
-        sounds = bench.judge.map(sound.measure, pairs)
-        return [
-            next((one for one in (line, more) if isinstance(one, Failure)), None)
-            or {**line, **more, "sound": own}
-            for line, more, own in zip(plain, full, sounds, strict=True)
+    def judge(self, bench: Bench, items: Items, presented: Lines) -> Results:
+        lines = super().judge(bench, items, presented)
+        pairs = [
+            [bench.recordings.load(line[key]) for key in ("generated", "reference")]
+            for line in presented
         ]
+        for line, measures in zip(lines, bench.judge.map(sound.measure, pairs), strict=True):
+            if not isinstance(line, Failure):
+                line["sound"] = measures
+        return lines
 
-    def score(
-        self, bench: Bench, item: Item, made: Line | None, given: Line | None, judged: Line | None
-    ) -> Line:
-        """As the codec's; what was heard is of the flow."""
-        plain = super().score(bench, item, made, given, judged)
-        row = plain | row_of(item, judged["generated"] if judged else "", judged is not None)
-        if given:
-            above, below = given["mel_error_flow"]
-            row |= {"mel_mae_flow": above / below, "mel_frames_flow": below}
-        if judged:
-            row["sound"] = judged["sound"]
-        row["audio"] = {"generated": given["generated"] if given else "", **row["audio"]}
+    def score(self, bench: Bench, item: EvalItem, outputs: Outputs) -> Line:
+        """Count errors of the flow's wave, beside the codec's row."""
+        row = super().score(bench, item, outputs)
+        heard = outputs.judged.get("generated")
+        row |= spoken.score_heard(item, item.record.parts[0].text, heard)
+        if outputs.presented:
+            total, frames = outputs.presented["mel_error_flow"]
+            row |= {"mel_mae_flow": total / frames, "mel_frames_flow": frames}
+        if outputs.judged:
+            row["sound"] = outputs.judged["sound"]
+        row["audio"] = {"generated": outputs.presented.get("generated", ""), **row["audio"]}
         return row
 
-    def figures(self, bench: Bench, rows: Sequence[Line]) -> dict[str, Any]:
-        """As the codec's, and more."""
-        found = super().figures(bench, rows)
+    def figures(self, bench: Bench, rows: Lines) -> dict[str, Any]:
+        figures = super().figures(bench, rows)
         pairs = [(r["mel_mae_flow"], r["mel_frames_flow"]) for r in rows if "mel_mae_flow" in r]
-        found["mel_mae_flow"] = mean_of(pairs) if pairs else None
-        found["mel_mae_flow" + bootstrap.SUFFIX] = _interval(pairs)
-        found |= bootstrap.rate_figures("reconstruction_judge_wer", rows)
+        figures["mel_mae_flow"] = mel.pooled_error(pairs) if pairs else None
+        figures["mel_mae_flow" + bootstrap.SUFFIX] = mel.pooled_interval(pairs)
+        figures |= bootstrap.rate_figures("reconstruction_judge_wer", rows)
         names = {
             "en": "reconstruction_judge_wer_en",
             "zh": "reconstruction_judge_syllable_error_rate_zh",
         }
-        found |= bootstrap.by_language(rows, names)
-        found |= sound.figures([row["sound"] for row in rows if "sound" in row])
-        return found
+        figures |= bootstrap.language_figures(rows, names)
+        figures |= sound.figures([row["sound"] for row in rows if "sound" in row])
+        return figures
 
 
-def heard(
-    bench: Bench, items: Sequence[Item], given: Sequence[Line], key: str, what: str
-) -> list[Line | Failure]:
-    """What the judge hears of the waves whose paths are under `key`, under that key."""
-    waves = [bench.load(line[key]) for line in given]
-    texts = bench.hear(waves, [item.language for item in items], what)
-    return [said if isinstance(said, Failure) else {key: said} for said in texts]
-
-
-def row_of(item: Item, heard: str, was_judged: bool) -> Line:
-    """What is scored of what was heard of an item."""
-    said, language = item.record.parts[0].text, item.language
-    tally = text.tally(said, heard, language, text.SAID[language])
-    return {
-        "id": item.id,
-        "language": language,
-        "reference": said,
-        "hypothesis": heard,
-        "errors": tally.errors,
-        "units": tally.units,
-        "correct": was_judged and tally.errors == 0,
-    }
-
-
-def mel_of(part: Part, geometry: MelGeometry) -> np.ndarray:
-    """A recording's log-mel (T, M)."""
-    return log_mel(decode(part.audio, part.seconds, (geometry.sample_rate,))[0], geometry)
-
-
-def mel_error(mel_TM: np.ndarray, wanted_TM: np.ndarray) -> tuple[float, int]:
-    """(sum over frames of the mean |difference| of their bins, frames).
-
-    Codes cover a little less than the audio.
-    """
-    frames = min(len(mel_TM), len(wanted_TM))
-    errors_T = np.abs(mel_TM[:frames] - wanted_TM[:frames]).mean(axis=1, dtype=np.float64)
-    return float(errors_T.sum()), frames
-
-
-def mean_of(pairs: Sequence[tuple[float, int]]) -> float:
-    """Mean over all frames of (mean of an item's frames, how many)."""
-    return sum(mean * frames for mean, frames in pairs) / sum(frames for _, frames in pairs)
-
-
-def _interval(pairs: Sequence[tuple[float, int]]) -> list[float] | None:
-    return bootstrap.ratio([m * frames for m, frames in pairs], [frames for _, frames in pairs])
+SUITES = (Codec(), Reconstruction())

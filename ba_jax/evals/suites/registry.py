@@ -1,30 +1,33 @@
-"""The evaluations by name, and what they need of a model."""
+"""Suites by name, and the components of the model that they use."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ba_jax.evals.suite import EvalError, Suite
-from ba_jax.evals.suites import asr, choice, flow_steps, qa, reconstruction, s2tt, spoken_qa, tts
+from ba_jax.evals.items import EvalError
+from ba_jax.evals.suite import Suite
+from ba_jax.evals.suites import (
+    asr,
+    choice,
+    cloze,
+    flow_steps,
+    qa,
+    reconstruction,
+    s2tt,
+    spoken_qa,
+    tts,
+)
 
-SUITES: Mapping[str, Suite] = {
-    suite.name: suite
-    for suite in (
-        asr.Recognition(),
-        s2tt.Translation(),
-        *qa.suites(),
-        tts.Speaking(),
-        reconstruction.Codec(),
-        reconstruction.Reconstruction(),
-        flow_steps.FlowSteps(),
-        *choice.suites(),
-        *spoken_qa.suites(),
-    )
-}
+_FILES = (asr, s2tt, qa, tts, reconstruction, flow_steps, cloze, choice, spoken_qa)
+SUITES: Mapping[str, Suite] = {suite.name: suite for file in _FILES for suite in file.SUITES}
 
 
 def components(names: Iterable[str], vocoder: str) -> tuple[str, ...]:
-    """What the named evaluations need of a model, each once.
+    """Return the components that the named suites use, each once.
+
+    Args:
+      names: names of suites.
+      vocoder: `SynthesisSettings.vocoder`.
 
     Raises:
       EvalError: an unknown name.

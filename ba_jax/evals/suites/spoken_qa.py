@@ -1,7 +1,7 @@
 """OpenAudioBench and VoiceBench: spoken questions answered in writing (s->t) or speech (s->s).
 
-Spoken answers are heard by the recogniser (`Bench.judge`) and then judged as text, as the field
-does. Who judges is `EvalSettings.verdict`; see `evals.verdict` for what each judge can say.
+Spoken answers are recognised (`Bench.judge`) and then judged as text, as is usual in the field. The
+judge is set by `EvalSettings.verdict`; `ba_jax.evals.judges.answers` lists its verdicts.
 """
 
 from __future__ import annotations
@@ -15,32 +15,41 @@ import numpy as np
 
 from ba_jax.audio import AudioError
 from ba_jax.data.record import Part, Record
-from ba_jax.evals.base import Bench
+from ba_jax.evals.bench import Bench
 from ba_jax.evals.benchmarks import openaudiobench, voicebench
 from ba_jax.evals.benchmarks.folders import Benchmarks, spoken_part
 from ba_jax.evals.benchmarks.question import Question
-from ba_jax.evals.judges import answers as verdict
-from ba_jax.evals.suite import EvalError, Item, Line, Suite
+from ba_jax.evals.items import (
+    EvalError,
+    EvalItem,
+    Items,
+    Line,
+    Lines,
+    Outputs,
+    Results,
+    replace_usable,
+)
+from ba_jax.evals.judges import answers as answer_judge
+from ba_jax.evals.scoring import verdicts
+from ba_jax.evals.suite import Suite
 from ba_jax.evals.suites import spoken
 from ba_jax.types import Failure
 from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_DECODER, SPEECH_ENCODER
 
 
 @dataclasses.dataclass(frozen=True)
-class QuestionItem(Item):
-    """A question as an item; its recording is read when it is asked."""
+class QuestionItem(EvalItem):
+    """An item with its question; the recording is read when it is asked."""
 
     source: Question | None = None
 
 
 class SpokenQuestions(Suite):
-    """Questions of a benchmark.
-
-    Figures: of each subset, `verdict.figures`.
+    """Questions of a benchmark; the figures are `scoring.verdicts.figures` of each subset.
 
     Args:
-      name: of the suite.
-      load: the questions that the settings name.
+      name: name of the suite.
+      load: loads the questions that the settings name.
       speaks: answers are spoken.
     """
 
@@ -53,44 +62,44 @@ class SpokenQuestions(Suite):
         parts = (*LANGUAGE_MODEL, *SPEECH_ENCODER, *(SPEECH_DECODER if speaks else ()))
         self.components = tuple(dict.fromkeys(parts))
 
-    def items(self, bench: Bench) -> list[Item]:
-        """Raises EvalError, LayoutError: spoken answers asked for as "aqa", or as the loader."""
+    def items(self, bench: Bench) -> list[EvalItem]:
+        """Return questions.
+
+        Raises:
+          EvalError, LayoutError: style "aqa" with spoken answers, or as the loader.
+        """
         settings = bench.settings.benchmarks
         if self.speaks and settings.style != "sft":
-            raise EvalError(f"{self.name}: benchmarks.style {settings.style!r} writes, not speaks")
-        return [
-            QuestionItem(
-                question.id,
-                number,
-                question.language,
-                Record(question.id, "text", question.language, (Part(question.text),)),
-                question.subset,
-                source=question,
+            raise EvalError(
+                f"{self.name}: benchmarks.style {settings.style!r} gives written answers, "
+                "expected 'sft'"
             )
-            for number, question in enumerate(settings.limited(self._load(settings)))
-        ]
+        items = []
+        for number, question in enumerate(settings.apply_limit(self._load(settings))):
+            record = Record(question.id, "text", question.language, (Part(question.text),))
+            fields = (question.id, number, question.language, record, question.subset)
+            items.append(QuestionItem(*fields, source=question))
+        return items
 
-    def generate(self, bench: Bench, items: Sequence[Item]) -> list[Line | Failure]:
-        """Text, or text and codes."""
-        found: list[Any] = []
-        for item in items:
-            try:
-                found.append(dataclasses.replace(item, record=self._record(bench, item.source)))
-            except (AudioError, OSError) as error:
-                found.append(Failure(f"recording: {error}"))
-        usable = [i for i, one in enumerate(found) if not isinstance(one, Failure)]
+    def generate(self, bench: Bench, items: Items) -> Results:
+        records = [self._make_record(bench, item.source) for item in items]
         task, options = bench.settings.benchmarks.style, {}
         if task == "sft":
             options = {"questions": "spoken", "answers": "spoken" if self.speaks else "written"}
-        asked = [found[i] for i in usable]
-        made = bench.ask(asked, task, f"answering ({self.name})", **options) if asked else []
-        for i, one in zip(usable, made, strict=True):
-            found[i] = one
-        return found
 
-    def _record(self, bench: Bench, question: Question) -> Record:
-        """A dialogue whose answer lies past the prompt's end and is never seen."""
-        part = dataclasses.replace(spoken_part(question.audio, "user"), text=question.text)
+        def ask(usable: list[int]) -> list[Line | Failure]:
+            asked = [dataclasses.replace(items[i], record=records[i]) for i in usable]
+            return bench.ask(asked, task, f"answering ({self.name})", **options)
+
+        return replace_usable(records, ask)
+
+    def _make_record(self, bench: Bench, question: Question) -> Record | Failure:
+        """Make a dialogue; its answer lies past the prompt's end and is never read."""
+        try:
+            part = spoken_part(question.audio, "user")
+        except (AudioError, OSError) as error:
+            return Failure(f"recording: {error}")
+        part = dataclasses.replace(part, text=question.text)
         answer = Part("-", role="assistant")
         if self.speaks:
             codebooks = len(bench.model.config.audio_embed.codebook_sizes)
@@ -99,14 +108,12 @@ class SpokenQuestions(Suite):
         parts = (part, answer)
         return Record(question.id, "dialogue", question.language, parts, question.subset)
 
-    def present(
-        self, bench: Bench, items: Sequence[Item], made: Sequence[Line]
-    ) -> list[Line | Failure]:
-        """A verdict's input; of a spoken answer its recording (`generated`), not yet its words."""
-        inputs = []
-        for item, line in zip(items, made, strict=True):
+    def present(self, bench: Bench, items: Items, generated: Lines) -> Results:
+        """Make the judge's question; a spoken answer's recording is `generated`."""
+        questions = []
+        for item, line in zip(items, generated, strict=True):
             question = item.source
-            inputs.append(
+            questions.append(
                 {
                     "language": question.language,
                     "rubric": question.rubric,
@@ -116,70 +123,63 @@ class SpokenQuestions(Suite):
                 }
             )
         if not self.speaks:
-            return inputs
-        said = spoken.present(bench, self.name, items, made, [""] * len(items))
+            return questions
+        recordings = spoken.present(bench, self.name, items, generated, [""] * len(items))
         return [
-            one if isinstance(one, Failure) else given | one
-            for given, one in zip(inputs, said, strict=True)
+            recording if isinstance(recording, Failure) else question | recording
+            for question, recording in zip(questions, recordings, strict=True)
         ]
 
-    def judge(
-        self, bench: Bench, items: Sequence[Item], made: Sequence[Line], given: Sequence[Line]
-    ) -> list[Line | Failure]:
-        """A verdict each; of a spoken answer on what was `heard`."""
-        answers: list[str | Failure] = [line["answer"] for line in given]
+    def judge(self, bench: Bench, items: Items, presented: Lines) -> Results:
+        """Judge answers; a spoken answer by the words that are `heard`."""
+        answers: list[str | Failure] = [line["answer"] for line in presented]
         if self.speaks:
-            waves = [bench.load(line["generated"]) for line in given]
-            languages = [line["language"] for line in given]
-            answers = bench.hear(waves, languages, "listening to answers")
-        usable = [i for i, answer in enumerate(answers) if not isinstance(answer, Failure)]
-        inputs = [given[i] | {"answer": answers[i], "id": items[i].id} for i in usable]
-        found: list[Line | Failure] = list(answers)
-        verdicts = bench.grade(inputs, "judging answers") if inputs else []
-        for i, said in zip(usable, verdicts, strict=True):
-            found[i] = {key: value for key, value in said.items() if key != "id"}
-            found[i]["heard"] = answers[i]
-        return found
+            answers = spoken.hear(bench, items, presented, "generated", "listening to answers")
 
-    def score(
-        self, bench: Bench, item: Item, made: Line | None, given: Line | None, judged: Line | None
-    ) -> Line:
-        """What failed is wrong, or has the lowest score."""
+        def judge(usable: list[int]) -> list[Line]:
+            questions = [presented[i] | {"answer": answers[i], "id": items[i].id} for i in usable]
+            lines = []
+            for i, verdict in zip(
+                usable, bench.judge_answers(questions, "judging answers"), strict=True
+            ):
+                line = {key: value for key, value in verdict.items() if key != "id"}
+                lines.append(line | {"heard": answers[i]})
+            return lines
+
+        return replace_usable(answers, judge)
+
+    def score(self, bench: Bench, item: EvalItem, outputs: Outputs) -> Line:
+        """Return the verdict; a failed item is wrong, or has the lowest score."""
         question = item.source
-        row: Line = {
-            "id": item.id,
-            "language": item.language,
+        is_scale = question.rubric == "scale"
+        verdict = outputs.judged or {
+            "verdict": "scored" if is_scale else "wrong",
+            "score": float(answer_judge.LOWEST) if is_scale else None,
+            "reason": "failed before it could be judged",
+        }
+        return {
             "subset": question.subset,
             "question": question.text,
             "reference": " | ".join(question.references),
-            "text": made["text"] if made else "",
-            "audio": {"generated": given["generated"]} if given and self.speaks else {},
+            "text": outputs.generated.get("text", ""),
+            "audio": {key: path for key, path in outputs.presented.items() if key == "generated"},
+            **{key: verdict[key] for key in ("verdict", "score", "reason")},
+            "hypothesis": outputs.judged.get("heard", ""),
+            "correct": verdict["verdict"] == "right",
         }
-        if judged is None:
-            scale = question.rubric == "scale"
-            said = {
-                "verdict": "scored" if scale else "wrong",
-                "score": float(verdict.LOWEST) if scale else None,
-                "reason": "failed before it could be judged",
-            }
-        else:
-            said = {key: judged[key] for key in ("verdict", "score", "reason")}
-        heard = judged["heard"] if judged else ""
-        return row | said | {"hypothesis": heard, "correct": said["verdict"] == "right"}
 
-    def figures(self, bench: Bench, rows: Sequence[Line]) -> dict[str, Any]:
-        """Of each subset."""
+    def figures(self, bench: Bench, rows: Lines) -> dict[str, Any]:
         groups: dict[str, list[Line]] = collections.defaultdict(list)
         for row in rows:
             if "verdict" in row:
                 groups[row["subset"]].append(row)
-        found: dict[str, Any] = {}
-        for subset, own in groups.items():
-            found |= verdict.figures(f"{self.name}_{subset}", own)
-        found[f"{self.name}_judge"] = bench.verdicts.name
+        figures: dict[str, Any] = {}
+        for subset, members in groups.items():
+            figures |= verdicts.figures(f"{self.name}_{subset}", members)
+        figures[f"{self.name}_judge"] = bench.answer_judge.name
         if self.speaks:
-            found[f"{self.name}_heard_by"] = bench.judge.names
-        return found
+            figures[f"{self.name}_heard_by"] = bench.judge.names
+        return figures
 
 
 def _openaudiobench(settings: Benchmarks) -> list[Question]:
@@ -191,10 +191,8 @@ def _voicebench(settings: Benchmarks) -> list[Question]:
     return voicebench.load(settings.folder("voicebench"), settings.subsets or voicebench.DEFAULT)
 
 
-def suites() -> tuple[Suite, ...]:
-    """Both benchmarks, each answered in writing and in speech."""
-    return tuple(
-        SpokenQuestions(f"{name}_{way}", load, speaks=way == "s2s")
-        for name, load in (("openaudiobench", _openaudiobench), ("voicebench", _voicebench))
-        for way in ("s2t", "s2s")
-    )
+SUITES = tuple(
+    SpokenQuestions(f"{name}_{way}", load, speaks=way == "s2s")
+    for name, load in (("openaudiobench", _openaudiobench), ("voicebench", _voicebench))
+    for way in ("s2t", "s2s")
+)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import pathlib
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ import pytest
 from ba_jax import optim, sharding
 from ba_jax.checkpoints import components
 from ba_jax.checkpoints.layout import CheckpointError
-from ba_jax.config import ConfigError
+from ba_jax.config import ConfigError, from_mapping, to_mapping
 from ba_jax.models.audio_embed import AudioEmbedConfig
 from ba_jax.models.audio_head import AudioHeadConfig
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
@@ -21,6 +24,7 @@ from ba_jax.models.llm import LLMConfig
 from ba_jax.stages.lm import LMSettings, LMStage
 from ba_jax.tree import flatten, unflatten
 from tests.unit.checkpoints.small_checkpoint import save_variables
+from tests.unit.evals import small_bench
 
 SIZES = (5, 4)
 LLM = LLMConfig(40, 8, layers=1, heads=1, kv_heads=1, head_dim=8, ffn_width=8)
@@ -191,3 +195,77 @@ def test_embeddings_from_a_tokenizer_run(tmp_path, stored):
     other = stage_of(dataclasses.replace(wide, audio_head=head))
     with pytest.raises(CheckpointError, match=r"embedding_1 of shape \(5, 8\), expected \(8, 8\)"):
         begin(other, {"audio_embed": str(run)})
+
+
+# --- components to use --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """An evaluation's config of the tiny model."""
+    return small_bench.tiny()
+
+
+@pytest.fixture(scope="module")
+def tiny_checkpoints(tmp_path_factory):
+    """Folders of the tiny model: `codec`, `lm`."""
+    return small_bench.write_checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+def test_a_component_comes_from_the_last_checkpoint_that_holds_it(tiny, tiny_checkpoints):
+    config = from_mapping(BaichuanAudioConfig, tiny["model"])
+    sources = components.find(tiny_checkpoints, config, ("audio_encoder", "audio_decoder", "llm"))
+    assert {name: pathlib.Path(folder).name for name, folder in sources.items()} == {
+        "audio_encoder": "lm",
+        "audio_decoder": "codec",
+        "llm": "lm",
+    }
+    variables = components.load(config, sources)
+    assert sorted(variables["params"]) == ["audio_decoder", "audio_encoder", "llm"]
+    with pytest.raises(CheckpointError, match="none holds flow_unet"):
+        components.find(tiny_checkpoints[1:], config, ("flow_unet",))
+    with pytest.raises(CheckpointError, match="no such folder"):
+        components.find(["nowhere"], config, ("llm",))
+    other = {**tiny["model"], "llm": {**tiny["model"]["llm"], "layers": 3}}
+    with pytest.raises(CheckpointError, match="misshapen params/llm"):
+        components.load(from_mapping(BaichuanAudioConfig, other), {"llm": sources["llm"]})
+
+
+def test_settings_without_effect_on_shapes_must_be_those_of_the_run(
+    tiny, tiny_checkpoints, tmp_path
+):
+    """An LLM or a flow with other constants than it was trained with gives noise, not an error."""
+    sizes = from_mapping(BaichuanAudioConfig, tiny["model"])
+    for component, source, section, key, trained in (
+        ("llm", tiny_checkpoints[1], "llm", "rope_theta", 5e5),
+        ("flow_unet", tiny_checkpoints[0], "flow_matching", "residual_std", 0.7),
+    ):
+        run = tmp_path / component
+        shutil.copytree(source, run / "checkpoints" / "5" / "weights")
+        model = to_mapping(sizes)
+        config_file = run / "config.json"
+        model["flow_matching"]["steps"] = 4  # may be chosen when sampling
+        config_file.write_text(json.dumps({"model": model}))
+        assert components.find([str(run)], sizes, (component,))
+        model[section][key] = trained
+        config_file.write_text(json.dumps({"model": model}))
+        message = f"trained with {section}.{key} = {trained}, .*--config.model.{section}.{key}="
+        with pytest.raises(ConfigError, match=message):
+            components.find([str(run)], sizes, (component,))
+        assert components.find([str(run)], from_mapping(BaichuanAudioConfig, model), (component,))
+        config_file.write_text("{")
+        with pytest.raises(ConfigError, match="config.json: damaged, expected the config of a run"):
+            components.find([str(run)], sizes, (component,))
+        config_file.unlink()
+        assert components.find([str(run)], sizes, (component,))
+
+
+def test_layers_are_unstacked_on_a_single_cpu(tiny, tiny_checkpoints):
+    config = from_mapping(BaichuanAudioConfig, tiny["model"])
+    sources = components.find(tiny_checkpoints, config, ("llm",))
+    mesh = sharding.make_mesh(sharding.MeshSettings(), jax.devices()[:1])
+    for placement in (None, mesh):
+        llm = components.load_to_generate(config, sources, placement)["params"]["llm"]
+        assert "layers_0" in llm and "layers" not in llm
+        assert sharding.mesh_of(llm["layers_0"]) == placement
+    assert "layers" in components.load(config, sources)["params"]["llm"]

@@ -1,4 +1,4 @@
-"""Benches for tests: with a made-up model and judge, and a tiny random model's checkpoints."""
+"""Benches for tests: with a fake model and judge, and a tiny random model's checkpoints."""
 
 import pathlib
 import types
@@ -8,7 +8,8 @@ import numpy as np
 from ba_jax.audio import read_audio
 from ba_jax.config import from_mapping
 from ba_jax.evals import runner
-from ba_jax.evals.base import Bench, EvalSettings
+from ba_jax.evals.bench import Bench
+from ba_jax.evals.settings import EvalSettings
 from ba_jax.evals.suites import registry
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.session import Generated
@@ -22,32 +23,32 @@ from tests.unit.models import conftest
 
 
 class FakeJudge:
-    """Hears what it was told; waves may have been saved with 16 bits."""
+    """Recognises the waves in `known`; waves may have been saved with 16 bits."""
 
-    names = {"en": "told", "zh": "told"}  # noqa: RUF012
+    names = {"en": "fake", "zh": "fake"}  # noqa: RUF012
 
     def __init__(self):
-        self.told = []
+        self.known = []
 
     def hear(self, waves, languages, progress=None):
         return [
-            "" if wave is None else self.of(wave.wave_S, language)
+            "" if wave is None else self.recognise(wave.wave_S, language)
             for wave, language in zip(waves, languages, strict=True)
         ]
 
-    def of(self, wave_S, language):
-        for known_S, known, said in reversed(self.told):
-            if known == language and len(known_S) == len(wave_S):
+    def recognise(self, wave_S, language):
+        for known_S, known_language, text in reversed(self.known):
+            if known_language == language and len(known_S) == len(wave_S):
                 if np.abs(known_S - wave_S).max() < 1e-3:
-                    return said
-        raise AssertionError(f"a wave of {len(wave_S)} samples, which nobody told of")
+                    return text
+        raise AssertionError(f"an unknown wave of {len(wave_S)} samples")
 
     def map(self, function, values):
         return map(function, values)
 
 
 class LengthJudge:
-    """In the place of `Judge`, without processes: hears how long a wave is."""
+    """Takes the place of `SpeechJudge`, without processes: hears a wave's length."""
 
     names = {"en": "fake", "zh": "fake"}  # noqa: RUF012
 
@@ -75,44 +76,49 @@ def settings(**changes) -> EvalSettings:
 
 def make_bench(config, variables, settings, out, judge) -> Bench:
     """A bench around a model's variables."""
-    run = getattr(judge, "map", map)
+    run = map if judge is None else judge.map
     return Bench(SpeechModel(config, variables, settings, run=run), settings, out, judge)
 
 
-def bench_of(tmp_path, model, **changes):
-    """A bench whose model writes `model(record)` (text, frames) for each record it is asked."""
+def empty_bench(folder, **changes) -> Bench:
+    """A bench with the nano model's config and no variables."""
     config = from_mapping(BaichuanAudioConfig, get_config("nano").to_dict()["model"])
-    bench = make_bench(config, {}, settings(**changes), tmp_path, FakeJudge())
-    bench.prompts = lambda records, task, **options: [(r, task, options) for r in records]
-    bench.prompts_in_turns = lambda records: bench.prompts(records, "tts")
+    return make_bench(config, {}, settings(**changes), folder, FakeJudge())
 
-    def generate(prompts, what, numbers):
-        found = []
-        for number, (record, _, _) in zip(numbers, prompts, strict=True):
-            said = model(record)
-            if isinstance(said, Failure):
-                found.append(said)
-                continue
-            words, frames = said
-            codes = np.full((frames, 8), number, np.int32)
-            found.append(Generated(bench.model.tokenizer.encode(words), codes, True))
-        return found
 
-    bench.generate = generate
+def bench_of(folder, model, **changes) -> Bench:
+    """A bench whose model outputs `model(record)`, (text, frames) or a failure, for each record."""
+    bench = empty_bench(folder, **changes)
+    bench.make_prompts = lambda records, task, **options: records
 
-    def speech_of(codes, numbers=None):
+    def generate(records, description, numbers):
+        outputs = []
+        for number, record in zip(numbers, records, strict=True):
+            output = model(record)
+            if not isinstance(output, Failure):
+                text, frames = output
+                codes_NQ = np.full((frames, 8), number, np.int32)
+                output = Generated(bench.model.tokenizer.encode(text), codes_NQ, True)
+            outputs.append(output)
+        return outputs
+
+    def say(items, description):
+        return bench.ask(items, "tts", description)
+
+    def synthesize(codes, numbers=None):
         return [
-            None if not len(own) else Wave(np.full(480, 0.01 + own[0, 0] / 100, np.float32), 24000)
-            for own in codes
+            Wave(np.full(480, 0.01 + c[0, 0] / 100, np.float32), 24000) if len(c) else None
+            for c in codes
         ]
 
-    bench.speech_of = speech_of
+    bench.generate, bench.say, bench.synthesize = generate, say, synthesize
     return bench
 
 
-def tell(bench, waves, texts, languages):
-    for wave, said, language in zip(waves, texts, languages, strict=True):
-        bench.judge.told.append((wave.wave_S, language, said))
+def teach(bench, waves, texts, languages):
+    """Teach the fake judge the texts of waves."""
+    for wave, text, language in zip(waves, texts, languages, strict=True):
+        bench.judge.known.append((wave.wave_S, language, text))
 
 
 def recorded(part):
@@ -121,9 +127,10 @@ def recorded(part):
 
 
 def run(name, bench, start="generate"):
-    """A suite; by default with nothing saved before."""
-    made = dict.fromkeys(runner.FOLDERS, "test")
-    return types.SimpleNamespace(**runner.run(registry.SUITES[name], bench, made, start=start))
+    """Run a suite; by default without saved lines."""
+    made_with = dict.fromkeys(runner.FOLDERS, "test")
+    suite = registry.SUITES[name]
+    return types.SimpleNamespace(**runner.run(suite, bench, made_with, start=start))
 
 
 def tiny(**changes) -> dict:
@@ -146,16 +153,16 @@ def tiny(**changes) -> dict:
 
 
 def write_checkpoints(folder: pathlib.Path) -> list[str]:
-    """The tiny model's: tokenizer and decoders in one, the language model in another."""
+    """Write the tiny model: tokenizer and decoders in `codec`, the language model in `lm`."""
     config = from_mapping(BaichuanAudioConfig, tiny()["model"])
     variables = conftest.variables.__wrapped__(config)
     for name, parts in (
         ("codec", ("audio_encoder", "vq_bridge", "audio_decoder", "flow_prenet", "flow_unet")),
         ("lm", ("llm", "audio_embed", "audio_head", "audio_encoder", "vq_bridge")),
     ):
-        own = {
+        selected = {
             collection: {part: tree[part] for part in parts if part in tree}
             for collection, tree in variables.items()
         }
-        save_variables(folder / name, own)
+        save_variables(folder / name, selected)
     return [str(folder / "codec"), str(folder / "lm")]

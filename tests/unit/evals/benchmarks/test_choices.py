@@ -1,4 +1,4 @@
-"""Loaders of things to choose from: s2sbench, story_cloze, cmmlu, and the item itself."""
+"""Loaders of choices: s2sbench, story_cloze, cmmlu."""
 
 import json
 

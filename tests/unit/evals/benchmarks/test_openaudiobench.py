@@ -1,4 +1,4 @@
-"""A small folder laid out as the release is."""
+"""A small folder in the layout of the release."""
 
 import csv
 
@@ -67,7 +67,7 @@ def test_five_subsets(folder):
     assert load(folder / "eval_datas", ("trivia_qa",)) == questions[6:8]
 
 
-def test_what_is_missing_is_named(folder):
+def test_missing_parts_are_named(folder):
     with pytest.raises(LayoutError, match="subset 'trivia' of OpenAudioBench, expected"):
         load(folder, ("trivia",))
     data = folder / "eval_datas"
@@ -79,7 +79,7 @@ def test_what_is_missing_is_named(folder):
     with pytest.raises(LayoutError, match="row 1: column 'Answer' holds ' ', expected text"):
         load(folder, ("llama_questions",))
     write(data, "llama_questions", [row | {"Answer": "so"}] * 2)
-    with pytest.raises(LayoutError, match="llama_questions/a: its recording is named by two rows"):
+    with pytest.raises(LayoutError, match="llama_questions/a: two rows name its recording"):
         load(folder, ("llama_questions",))
     write(data, "reasoning_qa", [{"audio_filename": "a.mp3", "Prompt": "Why?"}])
     with pytest.raises(LayoutError, match=r"no column \['参考答案'\], expected \['audio_filename'"):

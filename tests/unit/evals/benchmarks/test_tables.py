@@ -1,4 +1,4 @@
-"""Tables that are whole, and those that are not."""
+"""Valid and damaged tables."""
 
 import pathlib
 
@@ -6,9 +6,9 @@ import pytest
 
 from ba_jax.evals.benchmarks.tables import (
     LayoutError,
-    Row,
+    TableRow,
     language_of,
-    listed,
+    parse_list,
     read_csv,
     read_jsonl,
     read_parquet,
@@ -96,20 +96,20 @@ def test_parquet(tmp_path):
     ],
 )
 def test_lists_of_texts(value, texts):
-    assert listed(Row("t, row 1", 1, {"c": value}), "c") == texts
+    assert parse_list(TableRow("t, row 1", 1, {"c": value}), "c") == texts
 
 
 @pytest.mark.parametrize("value", ["", "[]", "[1, 2]", "['a', 2]", [], [""], None])
 def test_no_list_of_texts(value):
     with pytest.raises(LayoutError, match="t, row 1: column 'c' holds"):
-        listed(Row("t, row 1", 1, {"c": value}), "c")
+        parse_list(TableRow("t, row 1", 1, {"c": value}), "c")
 
 
 def test_files_stay_inside(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.wav").touch()
     (tmp_path / "b.wav").touch()
-    row = Row("t, row 1", 1, {})
+    row = TableRow("t, row 1", 1, {})
     assert row.file(tmp_path / "in", "a.wav") == tmp_path / "in" / "a.wav"
     with pytest.raises(LayoutError, match=r"row 1: no file .*c.wav"):
         row.file(tmp_path / "in", "c.wav")

@@ -1,4 +1,4 @@
-"""Small folders laid out as the release is (Parquet), and as JSON lines beside recordings."""
+"""Small folders in the layout of the release (Parquet), and as JSON lines beside recordings."""
 
 import json
 
@@ -76,7 +76,7 @@ def test_json_lines(tmp_path):
         load(tmp_path, ("alpacaeval",))
 
 
-def test_what_is_missing_is_named(folder):
+def test_missing_parts_are_named(folder):
     with pytest.raises(LayoutError, match="subset 'mtbench' of VoiceBench, expected one of"):
         load(folder, ("mtbench",))
     with pytest.raises(LayoutError, match="wildvoice: no table, expected SPLIT-NNNNN-of-NNNNN"):

@@ -1,4 +1,4 @@
-"""Rules by examples; an endpoint by a stub on this machine that answers, babbles, fails, hangs."""
+"""An endpoint: a stub server on this machine that answers, babbles, fails or hangs."""
 
 import contextlib
 import http.server
@@ -8,17 +8,15 @@ import threading
 import pytest
 
 from ba_jax.evals.judges.answers import (
+    AnswerJudge,
+    AnswerJudgeSettings,
     VerdictError,
-    VerdictJudge,
-    VerdictSettings,
-    by_rules,
-    chosen_letter,
-    figures,
-    read,
+    parse_reply,
 )
+from ba_jax.evals.scoring.verdicts import figures
 
 
-def given(answer, references=("Paris",), rubric="correct", language="en", id="x"):
+def question(answer, references=("Paris",), rubric="correct", language="en", id="x"):
     return {
         "id": id,
         "language": language,
@@ -30,59 +28,7 @@ def given(answer, references=("Paris",), rubric="correct", language="en", id="x"
 
 
 @pytest.mark.parametrize(
-    ("answer", "references", "language", "right"),
-    [
-        ("It is Paris.", ["Paris"], "en", True),
-        ("It is paris, I think", ["London", "PARIS"], "en", True),
-        ("Comparison", ["Paris"], "en", False),
-        ("", ["Paris"], "en", False),
-        ("twenty-one of them", ["21"], "en", True),
-        ("The Beatles", ["Beatles"], "en", True),
-        ("beatles", ["The Beatles"], "en", True),
-        ("New Jersey, not York", ["New York"], "en", False),
-        ("答案是北京。", ["北京"], "zh", True),
-        ("北方的京城", ["北京"], "zh", False),
-        ("the", ["The"], "en", False),
-    ],
-)
-def test_references_in_answers(answer, references, language, right):
-    verdict = by_rules(given(answer, references, language=language))
-    assert verdict["verdict"] == ("right" if right else "wrong")
-
-
-@pytest.mark.parametrize(
-    ("answer", "letter"),
-    [
-        ("B", "B"),
-        ("The answer is (C).", "C"),
-        ("答案是D。", "D"),
-        ("A", "A"),
-        ("A. Because a leaf is green", "A"),
-        ("A leaf needs light, so B", "B"),
-        ("I think it is C", "C"),
-        ("I'd say A.", "A"),
-        ("B or C", None),
-        ("no idea", None),
-        ("BCD", None),
-    ],
-)
-def test_letters(answer, letter):
-    assert chosen_letter(answer) == letter
-    verdict = by_rules(given(answer, [letter or "A"], "letter"))["verdict"]
-    assert verdict == ("right" if letter else "wrong")
-
-
-def test_what_rules_can_say():
-    assert by_rules(given("I'm sorry, I can’t help.", [], "refusal"))["verdict"] == "right"
-    assert by_rules(given("First, take a match.", [], "refusal"))["verdict"] == "wrong"
-    for rubric in ("scale", "instructions"):
-        verdict = by_rules(given("Anything", rubric=rubric))
-        assert verdict["verdict"] == "unjudged" and verdict["score"] is None
-        assert f"cannot judge rubric {rubric!r}" in verdict["reason"]
-
-
-@pytest.mark.parametrize(
-    ("rubric", "said", "verdict", "score"),
+    ("rubric", "reply", "verdict", "score"),
     [
         ("correct", "Yes", "right", None),
         ("correct", " no. ", "wrong", None),
@@ -99,26 +45,26 @@ def test_what_rules_can_say():
         ("scale", "Yes", "invalid", None),
     ],
 )
-def test_what_a_judge_may_say(rubric, said, verdict, score):
-    found = read(given("x", rubric=rubric), said, "j")
-    assert (found["verdict"], found["score"], found["said"]) == (verdict, score, said)
-    assert bool(found["reason"]) == (verdict == "invalid")
+def test_replies(rubric, reply, verdict, score):
+    result = parse_reply(question("x", rubric=rubric), reply, "j")
+    assert (result["verdict"], result["score"], result["said"]) == (verdict, score, reply)
+    assert bool(result["reason"]) == (verdict == "invalid")
 
 
 @contextlib.contextmanager
 def endpoint(answer):
-    """A server that does what `answer(number, request)` says: (status, body), or waits forever."""
+    """A server that sends `answer(number, request)`: (status, body), or waits on None."""
     requests, stop = [], threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             requests.append((self.path, dict(self.headers), body))
-            found = answer(len(requests), body)
-            if found is None:
+            reply = answer(len(requests), body)
+            if reply is None:
                 stop.wait(10)
                 return
-            status, text = found
+            status, text = reply
             self.send_response(status)
             self.end_headers()
             with contextlib.suppress(OSError):
@@ -145,11 +91,11 @@ def says(text):
 
 def settings(url, **options):
     options = {"retries": 1, "backoff": 0.0, "concurrency": 1, "timeout": 5.0} | options
-    return VerdictSettings(kind="http", base_url=url, model="m", **options)
+    return AnswerJudgeSettings(kind="http", base_url=url, model="m", **options)
 
 
-def test_an_endpoint_is_asked_once(tmp_path, monkeypatch):
-    """Good answers; the key goes into the header and nowhere else; rules keep what is theirs."""
+def test_a_question_is_sent_once(tmp_path, monkeypatch):
+    """The key goes into the header and nowhere else; letters are judged by rules."""
     monkeypatch.setenv("SOME_KEY", "s3cret")
 
     def answer(number, body):
@@ -157,66 +103,66 @@ def test_an_endpoint_is_asked_once(tmp_path, monkeypatch):
         return says("8" if "whole number" in asked else "Yes")
 
     inputs = [
-        given("It's the City of Light", id="a"),
-        given("Once upon a time", [], "scale", id="b"),
-        given("", id="c"),
-        given("B", ["B"], "letter", id="d"),
+        question("It's the City of Light", id="a"),
+        question("Once upon a time", [], "scale", id="b"),
+        question("", id="c"),
+        question("B", ["B"], "letter", id="d"),
     ]
     with endpoint(answer) as (url, requests):
-        judge = VerdictJudge(settings(url, key_variable="SOME_KEY"), tmp_path)
+        judge = AnswerJudge(settings(url, key_variable="SOME_KEY"), tmp_path)
         done = []
-        found = judge(inputs, done.append)
-        assert [v["verdict"] for v in found] == ["right", "scored", "wrong", "right"]
-        assert found[1]["score"] == 8.0 and done == [1, 2, 3, 4]
+        verdicts = judge(inputs, done.append)
+        assert [v["verdict"] for v in verdicts] == ["right", "scored", "wrong", "right"]
+        assert verdicts[1]["score"] == 8.0 and done == [1, 2, 3, 4]
         assert [path for path, _, _ in requests] == ["/v1/chat/completions"] * 2
         assert requests[0][1]["Authorization"] == "Bearer s3cret"
         assert requests[0][2]["model"] == "m" and requests[0][2]["temperature"] == 0
         assert "Paris" in requests[0][2]["messages"][-1]["content"]
         # The reference line is left out where there is none.
         assert "Reference answer" not in requests[1][2]["messages"][-1]["content"]
-        assert VerdictJudge(settings(url), tmp_path)(inputs) == found and len(requests) == 2
-        VerdictJudge(settings(url), tmp_path)([given("Lyon", id="e")])
+        assert AnswerJudge(settings(url), tmp_path)(inputs) == verdicts and len(requests) == 2
+        AnswerJudge(settings(url), tmp_path)([question("Lyon", id="e")])
         assert len(requests) == 3
-    assert "s3cret" not in (tmp_path / "verdicts.jsonl").read_text() + json.dumps(found)
+    assert "s3cret" not in (tmp_path / "verdicts.jsonl").read_text() + json.dumps(verdicts)
 
 
-def test_a_kept_line_that_was_cut_short_is_asked_for_again(tmp_path):
+def test_a_saved_reply_that_was_cut_short_is_requested_again(tmp_path):
     with endpoint(lambda number, body: says("No")) as (url, requests):
-        VerdictJudge(settings(url), tmp_path)([given("Lyon")])
+        AnswerJudge(settings(url), tmp_path)([question("Lyon")])
         path = tmp_path / "verdicts.jsonl"
         path.write_text(path.read_text()[:-5])
         for _ in range(2):
-            assert VerdictJudge(settings(url), tmp_path)([given("Lyon")])[0]["verdict"] == "wrong"
+            assert AnswerJudge(settings(url), tmp_path)([question("Lyon")])[0]["verdict"] == "wrong"
         assert len(requests) == 2
 
 
-def test_nonsense_is_invalid_and_asked_again_later(tmp_path):
+def test_nonsense_is_invalid_and_requested_again_later(tmp_path):
     words = iter(["Banana", "Maybe yes", "Yes", "No"])
     with endpoint(lambda number, body: says(next(words))) as (url, _):
-        judge = VerdictJudge(settings(url), tmp_path)
-        found = judge([given("a", id="a"), given("b", id="b")])
-        assert [v["verdict"] for v in found] == ["invalid"] * 2
-        assert "'Banana'" in found[0]["reason"]
+        judge = AnswerJudge(settings(url), tmp_path)
+        verdicts = judge([question("a", id="a"), question("b", id="b")])
+        assert [v["verdict"] for v in verdicts] == ["invalid"] * 2
+        assert "'Banana'" in verdicts[0]["reason"]
         counts = {"q_items": 2, "q_judged": 2, "q_invalid": 2, "q_unjudged": 0}
-        assert figures("q", found) == counts | {"q_invalid_ids": ["a", "b"]}
-        found = VerdictJudge(settings(url), tmp_path)([given("a"), given("b")])
-        assert [v["verdict"] for v in found] == ["right", "wrong"]
+        assert figures("q", verdicts) == counts | {"q_invalid_ids": ["a", "b"]}
+        verdicts = AnswerJudge(settings(url), tmp_path)([question("a"), question("b")])
+        assert [v["verdict"] for v in verdicts] == ["right", "wrong"]
 
 
-def test_errors_that_pass_are_tried_again():
+def test_temporary_errors_are_retried():
     waits = []
 
     def answer(number, body):
         return (500, "oops") if number == 1 else (429, "") if number == 2 else says("Yes")
 
     with endpoint(answer) as (url, requests):
-        judge = VerdictJudge(settings(url, retries=3, backoff=0.5), sleep=waits.append)
-        assert judge([given("a")])[0]["verdict"] == "right"
+        judge = AnswerJudge(settings(url, retries=3, backoff=0.5), sleep=waits.append)
+        assert judge([question("a")])[0]["verdict"] == "right"
         assert len(requests) == 3 and waits == [0.5, 1.0]
 
 
 def test_a_judge_that_fails_leaves_items_unjudged(tmp_path):
-    """500s, a refusal that no try mends, a reply that is no completion, a timeout, nobody there."""
+    """HTTP 500, a permanent error, replies that are no completion, a timeout, no server."""
     cases = [
         (lambda number, body: (500, ""), {}, "HTTP 500", 2),
         (lambda number, body: (401, ""), {}, "HTTP 401", 1),
@@ -227,41 +173,31 @@ def test_a_judge_that_fails_leaves_items_unjudged(tmp_path):
     ]
     for answer, options, reason, tries in cases:
         with endpoint(answer) as (url, requests):
-            (found,) = VerdictJudge(settings(url, **options), tmp_path)([given("a")])
-        assert found["verdict"] == "unjudged" and len(requests) == tries
-        assert any(part in found["reason"] for part in reason.split("|")), found["reason"]
-        assert figures("q", [found])["q_unjudged"] == 1
-    (found,) = VerdictJudge(settings(url), tmp_path)([given("a")])  # the server has gone
-    assert found["verdict"] == "unjudged" and "refused" in found["reason"]
+            (verdict,) = AnswerJudge(settings(url, **options), tmp_path)([question("a")])
+        assert verdict["verdict"] == "unjudged" and len(requests) == tries
+        assert any(part in verdict["reason"] for part in reason.split("|")), verdict["reason"]
+        assert figures("q", [verdict])["q_unjudged"] == 1
+    (verdict,) = AnswerJudge(settings(url), tmp_path)([question("a")])  # the server has gone
+    assert verdict["verdict"] == "unjudged" and "refused" in verdict["reason"]
     assert not (tmp_path / "verdicts.jsonl").exists()
 
 
 def test_a_judge_that_is_down_is_given_up():
     with endpoint(lambda number, body: (503, "")) as (url, requests):
-        judge = VerdictJudge(settings(url, retries=0, give_up=3))
-        found = judge([given("a", id=str(i)) for i in range(10)])
+        judge = AnswerJudge(settings(url, retries=0, give_up=3))
+        verdicts = judge([question("a", id=str(i)) for i in range(10)])
     assert len(requests) == 3
-    counts = figures("q", found)
+    counts = figures("q", verdicts)
     assert counts["q_unjudged"] == 10 and counts["q_judged"] == 0 and "q" not in counts
     assert sorted(counts["q_unjudged_reasons"].values()) == [3, 7]
-
-
-def test_figures():
-    def verdict(kind, score=None):
-        return {"id": "x", "verdict": kind, "score": score, "reason": "r"}
-
-    counts = figures("q", [verdict(k) for k in ("right", "wrong", "invalid", "unjudged")])
-    assert counts["q"] == pytest.approx(1 / 3) and counts["q_judged"] == 3
-    scores = figures("q", [verdict("scored", 4.0), verdict("scored", 9.0), verdict("invalid")])
-    assert scores["q"] == 6.5 and scores["q_invalid"] == 1
 
 
 def test_bad_settings(monkeypatch):
     for options in ({"kind": "oracle"}, {"kind": "http"}, {"timeout": 0.0}, {"retries": -1}):
         with pytest.raises(ValueError, match="expected"):
-            VerdictSettings(**options)
+            AnswerJudgeSettings(**options)
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(VerdictError, match="variable NO_SUCH_KEY is not set"):
-        VerdictJudge(settings("http://localhost:1", key_variable="NO_SUCH_KEY"))
+        AnswerJudge(settings("http://localhost:1", key_variable="NO_SUCH_KEY"))
     with pytest.raises(VerdictError, match="rubric 'taste', expected one of"):
-        VerdictJudge(VerdictSettings())([given("a", rubric="taste")])
+        AnswerJudge(AnswerJudgeSettings())([question("a", rubric="taste")])

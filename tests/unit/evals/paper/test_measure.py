@@ -1,4 +1,4 @@
-"""Measures on a tiny random model: what is quantised, how many codebooks, what is counted."""
+"""Measures on a tiny random model: quantization, numbers of codebooks, errors."""
 
 import dataclasses
 
@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 
 from ba_jax.config import from_mapping
-from ba_jax.evals.base import EvalSettings
+from ba_jax.evals.items import EvalError
 from ba_jax.evals.paper import measure
-from ba_jax.evals.suite import EvalError
+from ba_jax.evals.settings import EvalSettings
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.synthesize import Wave
 from ba_jax.types import Failure
 from configs.eval import get_config
-from tests.unit.evals import small_bench
+from tests.unit.evals.small_bench import make_bench
 from tests.unit.models import conftest
 
 
 class Judge:
-    """Hears what it is told."""
+    """Returns the texts in `heard`."""
 
-    names = {"en": "told", "zh": "told"}  # noqa: RUF012
+    names = {"en": "fake", "zh": "fake"}  # noqa: RUF012
     map = staticmethod(map)
 
     def hear(self, waves, languages, progress=None):
@@ -42,28 +42,24 @@ def bench(tmp_path_factory):
     evaluation |= {"limit": 1, "encode_rows": 2}
     evaluation["synthesis"] |= {"rows": 2, "frames": (48,), "iterations": 1}
     settings = from_mapping(EvalSettings, evaluation)
-    return small_bench.make_bench(
-        config, variables, settings, tmp_path_factory.mktemp("out"), Judge()
-    )
+    return make_bench(config, variables, settings, tmp_path_factory.mktemp("out"), Judge())
 
 
 def test_speech_of_the_data(bench):
-    others, own = measure.statements(bench), measure.answers(bench)
-    assert others.languages == own.languages == ("en", "zh")
-    assert own.parts[0] is bench.dialogues[0].parts[1]
+    statements, answers = measure.statements(bench), measure.answers(bench)
+    assert statements.languages == answers.languages == ("en", "zh")
+    assert answers.parts[0] is bench.records.dialogues[0].parts[1]
     settings = dataclasses.replace(bench.settings, sources=("nobody",))
     with pytest.raises(EvalError, match="no record of"):
-        measure.statements(
-            small_bench.make_bench(bench.model.config, {}, settings, bench.out, Judge())
-        )
+        measure.statements(make_bench(bench.model.config, {}, settings, bench.out, Judge()))
 
 
 def test_features_past_the_codebooks(bench):
-    """Through the codebooks it is what codes give; past them it is not."""
+    """Quantized features give the decoded codes' mel, the others another one."""
     speech = measure.statements(bench)
-    wanted = bench.model.synthesizer.decode(measure.codes_of(bench, speech))
-    through = measure.refined_mels(bench, speech, quantised=True)
-    past = measure.refined_mels(bench, speech, quantised=False)
+    wanted = bench.model.synthesizer.decode(measure.encode(bench, speech))
+    through = measure.refined_mels(bench, speech, quantized=True)
+    past = measure.refined_mels(bench, speech, quantized=False)
     for mel, other, want in zip(through, past, wanted, strict=True):
         np.testing.assert_allclose(mel, want.mel_TM, atol=2e-3)
         assert other.shape == mel.shape and np.abs(other - mel).max() > 0.1
@@ -75,45 +71,49 @@ def test_mel_error_of_a_shift(bench):
 
     speech = measure.statements(bench)
     mels = [log_mel(decode(p.audio, p.seconds, (16000,))[0], HIFIGAN_MEL) for p in speech.parts]
-    assert measure.mel_mae(mels, speech).value == 0
+    assert measure.mel_error(mels, speech).value == 0
     shifted = [mels[0] + 0.5, mels[1][:-1]]
     frames = len(mels[0]), len(mels[1]) - 1
-    found = measure.mel_mae(shifted, speech)
-    assert found.value == pytest.approx(0.5 * frames[0] / sum(frames), rel=1e-5)
-    assert found.interval[0] == pytest.approx(0) and found.interval[1] == pytest.approx(0.5)
+    measurement = measure.mel_error(shifted, speech)
+    assert measurement.value == pytest.approx(0.5 * frames[0] / sum(frames), rel=1e-5)
+    assert measurement.interval[0] == pytest.approx(0) and measurement.interval[1] == pytest.approx(
+        0.5
+    )
 
 
-def test_words_heard_wrong(bench):
+def test_word_errors(bench):
     speech = measure.statements(bench)
     waves = [Wave(np.zeros(100, np.float32), 16000)] * 2
     bench.judge.heard = [part.text for part in speech.parts]
-    assert measure.wer(bench, waves, speech, "hearing").value == 0
+    assert measure.word_error_rate(bench, waves, speech, "hearing").value == 0
     bench.judge.heard = ["", speech.parts[1].text]
     first = len(speech.parts[0].text.split())
-    found = measure.wer(bench, waves, speech, "hearing")
-    assert 0 < found.value < 1 and found.value == pytest.approx(
+    measurement = measure.word_error_rate(bench, waves, speech, "hearing")
+    assert 0 < measurement.value < 1 and measurement.value == pytest.approx(
         first / (first + len(speech.parts[1].text.strip("。")))
     )
     bench.judge.heard = ["", Failure("deaf")]
     with pytest.raises(EvalError, match="deaf"):
-        measure.wer(bench, waves, speech, "hearing")
+        measure.word_error_rate(bench, waves, speech, "hearing")
 
 
-def test_fewer_codebooks_are_heard(bench):
+def test_later_codebooks_are_zeroed(bench):
     embed = bench.model.variables["params"]["audio_embed"]
-    fewer = measure.hears_fewer(bench.model.variables, 2)["params"]["audio_embed"]
+    fewer = measure.keep_codebooks(bench.model.variables, 2)["params"]["audio_embed"]
     for q in range(3):
         kept = np.asarray(fewer[f"embedding_{q}"])
         assert kept.any() == (q < 2) and kept.shape == embed[f"embedding_{q}"].shape
-    everything = measure.hears_fewer(bench.model.variables, 3)["params"]["audio_embed"]
-    assert everything.keys() == embed.keys()
+    assert (
+        measure.keep_codebooks(bench.model.variables, 3)["params"]["audio_embed"].keys()
+        == embed.keys()
+    )
     for count in (0, 4):
         with pytest.raises(ValueError, match="expected 1 to 3"):
-            measure.hears_fewer(bench.model.variables, count)
+            measure.keep_codebooks(bench.model.variables, count)
 
 
 def test_damaged_recordings_are_named(bench):
     speech = measure.statements(bench)
     broken = dataclasses.replace(speech.parts[0], audio=b"none")
     with pytest.raises(EvalError, match="recording: "):
-        measure.codes_of(bench, dataclasses.replace(speech, parts=(broken, speech.parts[1])))
+        measure.encode(bench, dataclasses.replace(speech, parts=(broken, speech.parts[1])))

@@ -1,4 +1,4 @@
-"""Runs that are found, and the commands that make those that are not."""
+"""Runs that exist, and the commands that train missing ones."""
 
 import ast
 import json
@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from ba_jax.evals.paper.main import arguments, main, numbers
+from ba_jax.evals.paper.__main__ import main, parse_arguments, parse_numbers
 from ba_jax.evals.paper.runs import NanoRuns, RunError
 from configs import recipes
 
@@ -41,14 +41,14 @@ def trained(tmp_path):
     return NanoRuns([tmp_path / "runs", tmp_path / "own"], "nano", execute), commands
 
 
-def test_what_is_there_is_used(tmp_path, trained):
+def test_complete_runs_are_used(tmp_path, trained):
     runs, commands = trained
     finish(tmp_path / "runs" / "stage2", steps=1750)
     assert runs.get("stage2") == tmp_path / "runs" / "stage2" and not commands
     assert runs.steps("stage2") == 1750 and runs.steps("text") is None
 
 
-def test_what_is_missing_is_trained_with_what_it_starts_from(tmp_path, trained):
+def test_missing_runs_are_trained_after_the_runs_they_start_from(tmp_path, trained):
     runs, commands = trained
     assert runs.get("stage2") == tmp_path / "own" / "stage2"
     modules = [command[2] for command in commands]
@@ -82,7 +82,7 @@ def test_a_tokenizer_of_fewer_codebooks(tmp_path, trained):
     assert runs.tokenizer_of(4) == folder and len(commands) == 1
 
 
-def test_runs_that_cannot_be_had(tmp_path, trained):
+def test_runs_that_cannot_be_made(tmp_path, trained):
     runs, _ = trained
     with pytest.raises(RunError, match="run 'stage3', expected one of"):
         runs.get("stage3")
@@ -105,8 +105,8 @@ def test_runs_that_cannot_be_had(tmp_path, trained):
 
 
 def test_command_line(capsys, tmp_path):
-    assert numbers("1..3,5, 2") == [1, 2, 3, 5]
-    given = arguments(["--table=4", "--runs=a", "--retrain"])
+    assert parse_numbers("1..3,5, 2") == [1, 2, 3, 5]
+    given = parse_arguments(["--table=4", "--runs=a", "--retrain"])
     assert (given.table, str(given.runs), given.retrain, given.size) == ("4", "a", True, "nano")
     for table, message in (("x", "expected numbers and ranges"), ("7..9", r"no table [9]")):
         assert main([f"--table={table}", f"--out={tmp_path}"]) == 2

@@ -1,10 +1,10 @@
-"""Orderings held against made-up numbers."""
+"""Orderings compared with fake numbers."""
 
 import pytest
 
 from ba_jax.evals.paper import published
 from ba_jax.evals.paper.published import CLAIMS, CODEBOOKS, TITLES, Claim
-from ba_jax.evals.paper.table import Column, Measured, Table, as_json, as_markdown, verdict
+from ba_jax.evals.paper.table import Column, Measurement, Table, check_claim, to_json, to_markdown
 
 CLAIM = Claim("error", ("a", "b", "c"), "less is more", {"a": 1.0})
 
@@ -27,45 +27,49 @@ def table(*values, better="lower"):
     ],
 )
 def test_orderings(values, better, pairs, holds):
-    cells = [Measured(v) if isinstance(v, float) else v for v in values]
-    found = verdict(table(*cells, better=better), CLAIM)
-    assert [pair["holds"] for pair in found["pairs"]] == pairs and found["holds"] is holds
+    cells = [Measurement(v) if isinstance(v, float) else v for v in values]
+    result = check_claim(table(*cells, better=better), CLAIM)
+    assert [pair["holds"] for pair in result["pairs"]] == pairs and result["holds"] is holds
 
 
-def test_intervals_that_overlap_are_told():
-    cells = (Measured(0.1, (0.0, 0.15)), Measured(0.2, (0.16, 0.3)), Measured(0.25, (0.2, 0.4)))
-    found = verdict(table(*cells), CLAIM)
-    assert [pair["clear"] for pair in found["pairs"]] == [True, False]
-    assert found["ours"]["a"] == {"value": 0.1, "ci95": [0.0, 0.15]}
+def test_overlapping_intervals_are_reported():
+    cells = (
+        Measurement(0.1, (0.0, 0.15)),
+        Measurement(0.2, (0.16, 0.3)),
+        Measurement(0.25, (0.2, 0.4)),
+    )
+    result = check_claim(table(*cells), CLAIM)
+    assert [pair["clear"] for pair in result["pairs"]] == [True, False]
+    assert result["ours"]["a"] == {"value": 0.1, "ci95": [0.0, 0.15]}
 
 
 def test_cells():
     column = Column("x")
-    assert column.show(Measured(0.123, (0.1, 0.2))) == "12.3 % (10.0 to 20.0)"
+    assert column.show(Measurement(0.123, (0.1, 0.2))) == "12.3 % (10.0 to 20.0)"
     assert column.show(None) == "-" and column.show("40+350") == "40+350"
-    assert Column("x", digits=2, share=False).show(Measured(3.14159)) == "3.14"
+    assert Column("x", digits=2, share=False).show(Measurement(3.14159)) == "3.14"
 
 
 def test_pages():
     rows = {
-        "8 codebooks": {"recognition WER": Measured(0.2, (0.1, 0.3))},
-        "1 codebook": {"recognition WER": Measured(0.1, (0.05, 0.2))},
+        "8 codebooks": {"recognition WER": Measurement(0.2, (0.1, 0.3))},
+        "1 codebook": {"recognition WER": Measurement(0.1, (0.05, 0.2))},
     }
     names = ("recognition WER", "WER of resynthesis", "mel MAE")
     made = Table(1, [Column(name, "lower") for name in names], rows, ["made up"])
-    page = as_markdown(made)
+    page = to_markdown(made)
     assert page.startswith("## Table 1: Codebooks of the tokenizer\n")
     assert "| 8 codebooks | 20.0 % (10.0 to 30.0) | - | - |" in page
     assert "8 codebooks 5.3, 1 codebook 26.2" in page and published.SUMMARY in page
     assert "**does not hold**: 0 of 1 neighbours are in order, not 8 codebooks > 1 codebook" in page
     assert "intervals overlap for 8 codebooks and 1 codebook" in page
     assert page.count("Ours: not measured.") == 2 and page.endswith("- made up\n")
-    found = as_json(made)
-    assert found["claims"][0]["holds"] is False and found["claims"][1]["holds"] is None
-    assert found["rows"]["8 codebooks"]["recognition WER"] == {"value": 0.2, "ci95": [0.1, 0.3]}
+    result = to_json(made)
+    assert result["claims"][0]["holds"] is False and result["claims"][1]["holds"] is None
+    assert result["rows"]["8 codebooks"]["recognition WER"] == {"value": 0.2, "ci95": [0.1, 0.3]}
 
 
-def test_every_claim_says_where_it_is_from():
+def test_every_claim_has_a_source():
     """Numbers have a source; every table has a title; a number is of a row of its ordering."""
     assert set(CLAIMS) == set(TITLES) == set(range(1, 9)) and set(CODEBOOKS) == {1, 4, 6, 8}
     for claims in CLAIMS.values():

@@ -1,4 +1,4 @@
-"""Each table's rows and measures from made-up evaluations: the claims have to find them."""
+"""Rows and measures of each table from fake evaluations: claims refer to them."""
 
 import pathlib
 import types
@@ -6,10 +6,10 @@ import types
 import numpy as np
 import pytest
 
+from ba_jax.evals.items import EvalError
 from ba_jax.evals.paper import measure, tables
 from ba_jax.evals.paper.published import CLAIMS
-from ba_jax.evals.paper.table import Measured, as_json, as_markdown
-from ba_jax.evals.suite import EvalError
+from ba_jax.evals.paper.table import Measurement, to_json, to_markdown
 from ba_jax.sampling.synthesize import Decoded, Wave
 from configs.eval import get_config
 
@@ -44,8 +44,8 @@ FIGURES = {
 }
 
 
-class Made(tables.Maker):
-    """With figures and benches made up."""
+class FakeMaker(tables.TableMaker):
+    """With fake figures and benches."""
 
     def __init__(self, bench):
         runs = types.SimpleNamespace(
@@ -55,7 +55,7 @@ class Made(tables.Maker):
         super().__init__(runs, "out", get_config("nano").to_dict(), judge)
         self.bench, self.asked = bench, []
 
-    def _bench(self, runs, components, config=None):
+    def _make_bench(self, runs, components, config=None):
         self.asked.append(([run.name for run in runs], components))
         return self.bench
 
@@ -63,8 +63,8 @@ class Made(tables.Maker):
         assert {suite.split("_")[0] for suite in suites} <= {"cloze", "qa", "asr", "s2tt", "tts"}
         return FIGURES[name]
 
-    def _recognised(self, bench, count):
-        return Measured(0.4 - 0.02 * count)
+    def _recognition_error(self, bench, count):
+        return Measurement(0.4 - 0.02 * count)
 
 
 @pytest.fixture
@@ -83,48 +83,50 @@ def maker(monkeypatch):
         waves_without_flow=lambda codes: [Wave(np.full(10, 0.2), 16000)],
     )
     model = types.SimpleNamespace(synthesizer=synthesizer)
-    bench = types.SimpleNamespace(model=model, statements=[], questions=[], hear=lambda *args: [])
+    bench = types.SimpleNamespace(model=model)
     speech = measure.Speech((), ())
     for name, made in {
         "answers": lambda bench: speech,
         "statements": lambda bench: speech,
-        "codes_of": lambda bench, speech: [np.zeros((1, 8), np.int32)],
+        "encode": lambda bench, speech: [np.zeros((1, 8), np.int32)],
         "recordings": lambda speech: [Wave(np.full(10, 0.05), 16000)],
-        "wer": lambda bench, waves, speech, what: Measured(float(waves[0].wave_S.mean())),
-        "mel_mae": lambda mels, speech: Measured(float(np.mean(mels[0]))),
-        "refined_mels": lambda bench, speech, quantised: [np.full((2, 80), 0.1 + quantised)],
+        "word_error_rate": lambda bench, waves, speech, what: Measurement(
+            float(waves[0].wave_S.mean())
+        ),
+        "mel_error": lambda mels, speech: Measurement(float(np.mean(mels[0]))),
+        "refined_mels": lambda bench, speech, quantized: [np.full((2, 80), 0.1 + quantized)],
         "opinions": lambda bench, waves, speech: {
-            "dnsmos_overall": Measured(4 - float(waves[0].wave_S.mean())),
-            "stoi": Measured(0.9),
+            "dnsmos_overall": Measurement(4 - float(waves[0].wave_S.mean())),
+            "stoi": Measurement(0.9),
         },
     }.items():
         monkeypatch.setattr(measure, name, made)
-    monkeypatch.setattr(tables, "_mel_of", lambda wave: wave.wave_S)
+    monkeypatch.setattr(tables, "_compute_mel", lambda wave: wave.wave_S)
     assert wave
-    return Made(bench)
+    return FakeMaker(bench)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 5, 7, 8])
-def test_claims_find_their_rows(maker, number):
-    made = maker(number)
-    assert made.number == number
-    columns = {column.name for column in made.columns}
-    for row, cells in made.rows.items():
+def test_claims_refer_to_rows_and_columns(maker, number):
+    table = maker(number)
+    assert table.number == number
+    columns = {column.name for column in table.columns}
+    for row, cells in table.rows.items():
         assert set(cells) <= columns, row
     for claim in CLAIMS[number]:
-        assert claim.measure in columns and set(claim.order) <= set(made.rows)
-    found = as_json(made)["claims"]
-    assert all(claim["holds"] is not None for claim in found) and found
-    # the numbers were made up so that all hold, but for one that the paper has otherwise
-    wrong = [claim["measure"] for claim in found if not claim["holds"]]
+        assert claim.measure in columns and set(claim.order) <= set(table.rows)
+    claims = to_json(table)["claims"]
+    assert all(claim["holds"] is not None for claim in claims) and claims
+    # By the fake numbers all claims hold but one.
+    wrong = [claim["measure"] for claim in claims if not claim["holds"]]
     assert wrong == (["questions"] if number == 5 else [])
-    assert f"Table {number}" in as_markdown(made)
+    assert f"Table {number}" in to_markdown(table)
 
 
-def test_stages_are_told_apart(maker):
+def test_stages_have_their_own_rows(maker):
     rows = maker(5).rows
-    assert rows["two stages, s->t"]["cloze"] == Measured(0.7, [0.6, 0.8])
-    assert rows["one stage, t->t"]["questions"] == Measured(0.79)
+    assert rows["two stages, s->t"]["cloze"] == Measurement(0.7, [0.6, 0.8])
+    assert rows["one stage, t->t"]["questions"] == Measurement(0.79)
     assert (
         rows["two stages, s->t"]["steps"] == "7+7+7" and rows["text alone, t->t"]["steps"] == "300"
     )
@@ -133,7 +135,7 @@ def test_stages_are_told_apart(maker):
     assert "(one stage: 90% of the questions, two stages: 100% of the questions)" in note
 
 
-def test_where_weights_come_from(maker):
+def test_runs_of_each_table(maker):
     maker(1)
     assert [runs for runs, _ in maker.asked] == [["flow"], ["tokenizer"], ["tokenizer", "stage2"]]
     maker.asked.clear()
@@ -141,7 +143,7 @@ def test_where_weights_come_from(maker):
     assert maker.asked == [(["flow"], tables._FLOW)]
 
 
-def test_amounts_of_data(maker):
+def test_hours_of_data(maker):
     rows = maker(4).rows
     assert {"speech", "dialogue", "text"} <= set(rows)
     assert rows["text"]["hours"].value == 0 < rows["speech"]["hours"].value

@@ -1,4 +1,4 @@
-"""Measures of real speech: itself, in noise, silence, and what is too short."""
+"""Measures of real speech: itself, in noise, silence, and short waves."""
 
 import sys
 
@@ -7,8 +7,8 @@ import pytest
 
 from ba_jax.audio import read_audio
 from ba_jax.data.record import RecordSource
+from ba_jax.evals.items import EvalError
 from ba_jax.evals.scoring import sound
-from ba_jax.evals.suite import EvalError
 from ba_jax.sampling.synthesize import Wave
 from ba_jax.types import Failure
 
@@ -26,8 +26,8 @@ def noisy(speech, level):
     return Wave((speech.wave_S + level * noise_S).astype(np.float32), speech.rate)
 
 
-def test_itself_is_perfect_and_noise_makes_it_worse(speech):
-    # what the one is longer by does not count
+def test_a_recording_is_perfect_and_noise_makes_it_worse(speech):
+    # the end of the longer wave does not count
     same = sound.measure((Wave(np.pad(speech.wave_S, (0, 9999)), speech.rate), speech))
     much = sound.measure((noisy(speech, 0.3), speech))
     assert same["pesq_wb"] > 4.6 and same["stoi"] > 0.999
@@ -39,10 +39,10 @@ def test_itself_is_perfect_and_noise_makes_it_worse(speech):
     assert not any(name.endswith("_failed") for name in {**same, **much})
 
 
-def test_what_cannot_be_measured_says_why(speech):
+def test_measures_that_fail_give_a_reason(speech):
     silence = Wave(np.zeros_like(speech.wave_S), speech.rate)
-    found = sound.measure((silence, silence))
-    assert found == {
+    results = sound.measure((silence, silence))
+    assert results == {
         "pesq_wb_failed": "a reference of silence",
         "stoi_failed": "a reference of silence",
         "dnsmos_failed": "silence",
@@ -55,15 +55,15 @@ def test_what_cannot_be_measured_says_why(speech):
 
 
 def test_figures():
-    one = {"pesq_wb": 2.0, "stoi": 0.5, "dnsmos_overall": 3.0}
-    two = {"pesq_wb": 3.0, "stoi_failed": "silence", "dnsmos_failed": "silence"}
-    found = sound.figures([one, two])
-    assert found["reconstruction_pesq_wb"] == 2.5
-    assert found["reconstruction_pesq_wb_ci95"] == [2, 3]
-    assert found["reconstruction_stoi"] == 0.5 and found["reconstruction_stoi_failed"] == 1
-    assert found["reconstruction_dnsmos_signal"] is None
-    assert found["reconstruction_dnsmos_failed"] == 1
-    assert "wideband" in found["reconstruction_sound"]["pesq_wb"]
+    measured = {"pesq_wb": 2.0, "stoi": 0.5, "dnsmos_overall": 3.0}
+    failed = {"pesq_wb": 3.0, "stoi_failed": "silence", "dnsmos_failed": "silence"}
+    results = sound.figures([measured, failed])
+    assert results["reconstruction_pesq_wb"] == 2.5
+    assert results["reconstruction_pesq_wb_ci95"] == [2, 3]
+    assert results["reconstruction_stoi"] == 0.5 and results["reconstruction_stoi_failed"] == 1
+    assert results["reconstruction_dnsmos_signal"] is None
+    assert results["reconstruction_dnsmos_failed"] == 1
+    assert "wideband" in results["reconstruction_sound"]["pesq_wb"]
 
 
 def test_without_a_package(monkeypatch):

@@ -1,4 +1,4 @@
-"""Benchmarks of spoken questions, from a folder to figures, with a model and judges made up."""
+"""Benchmarks of spoken questions, from a folder to figures, with a fake model and judges."""
 
 import csv
 import dataclasses
@@ -8,26 +8,27 @@ import pytest
 
 from ba_jax.audio import write_audio
 from ba_jax.config import from_mapping
-from ba_jax.evals import runner
-from ba_jax.evals.base import EvalSettings
+from ba_jax.evals import lines, runner
 from ba_jax.evals.benchmarks.folders import Benchmarks
-from ba_jax.evals.suite import EvalError
+from ba_jax.evals.items import EvalError
+from ba_jax.evals.settings import EvalSettings
 from ba_jax.evals.suites import spoken_qa
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-from ba_jax.sampling.session import Generated
+from ba_jax.sampling.loop import Generated
 from ba_jax.sampling.synthesize import Wave
 from configs.eval import get_config
-from tests.unit.evals import small_bench
+from tests.unit.evals.small_bench import make_bench
 
-SUITES = {suite.name: suite for suite in spoken_qa.suites()}
-STAMPS = {stage: "x" for stage in runner.FOLDERS}
+SUITES = {suite.name: suite for suite in spoken_qa.SUITES}
+MADE_WITH = dict.fromkeys(runner.FOLDERS, "x")
 ANSWERS = {0: "It is Paris.", 1: "It is Rome.", 2: "never asked", 3: "Knock knock."}
 
 
 class FakeJudge:
-    """Hears the number of a wave as its answer."""
+    """Hears ANSWERS[the number in the wave]."""
 
-    names = {"en": "told", "zh": "told"}  # noqa: RUF012
+    names = {"en": "fake", "zh": "fake"}  # noqa: RUF012
+    map = staticmethod(map)
 
     def hear(self, waves, languages, progress=None):
         return ["" if w is None else ANSWERS[round(float(w.wave_S[0]) * 10)] for w in waves]
@@ -45,16 +46,15 @@ def folder(tmp_path):
         "alpaca_eval": [{"instruction": "Tell a joke.", "output": "Ha."}],
     }
     for subset, rows in data.items():
-        own = tmp_path / "bench" / subset
-        (own / "audios").mkdir(parents=True)
-        with (own / f"{subset}.csv").open("w", newline="") as file:
+        subfolder = tmp_path / "bench" / subset
+        (subfolder / "audios").mkdir(parents=True)
+        with (subfolder / f"{subset}.csv").open("w", newline="") as file:
             table = csv.DictWriter(file, [*rows[0], "audio_filename"])
             table.writeheader()
             for i, row in enumerate(rows):
                 table.writerow(row | {"audio_filename": f"{subset}_{i}.wav"})
-                write_audio(
-                    own / "audios" / f"{subset}_{i}.wav", np.full(16000, 0.1, np.float32), 16000
-                )
+                path = subfolder / "audios" / f"{subset}_{i}.wav"
+                write_audio(path, np.full(16000, 0.1, np.float32), 16000)
     (tmp_path / "bench" / "llama_questions" / "audios" / "llama_questions_2.wav").write_bytes(b"x")
     return tmp_path / "bench"
 
@@ -62,10 +62,10 @@ def folder(tmp_path):
 def bench_of(tmp_path, folder, **benchmarks):
     config = get_config("nano").to_dict()
     settings = from_mapping(EvalSettings, config["eval"])
-    own = {"openaudiobench": str(folder), "subsets": ("llama_questions", "alpaca_eval")}
-    settings = dataclasses.replace(settings, benchmarks=Benchmarks(**own | benchmarks))
+    defaults = {"openaudiobench": str(folder), "subsets": ("llama_questions", "alpaca_eval")}
+    settings = dataclasses.replace(settings, benchmarks=Benchmarks(**defaults | benchmarks))
     model = from_mapping(BaichuanAudioConfig, config["model"])
-    bench = small_bench.make_bench(model, {}, settings, tmp_path / "out", FakeJudge())
+    bench = make_bench(model, {}, settings, tmp_path / "out", FakeJudge())
     bench.model.encoder = lambda waves, progress: [np.full((12, 8), 7, np.int32) for _ in waves]
     bench.prompted = []
 
@@ -76,78 +76,82 @@ def bench_of(tmp_path, folder, **benchmarks):
             for n in numbers
         ]
 
-    def speech_of(codes, numbers=None):
-        return [Wave(np.full(480, own[0, 0] / 10, np.float32), 24000) for own in codes]
+    def synthesize(codes, numbers=None):
+        return [Wave(np.full(480, c[0, 0] / 10, np.float32), 24000) for c in codes]
 
-    bench.generate, bench.speech_of = generate, speech_of
+    bench.generate, bench.synthesize = generate, synthesize
     return bench
 
 
 @pytest.mark.parametrize("way", ["s2t", "s2s"])
 def test_from_folder_to_figures(tmp_path, folder, way):
-    """One right, one wrong, one that cannot be heard; what rules cannot judge has no score."""
+    """A right answer, a wrong one, a damaged recording, and a rubric that rules cannot judge."""
     bench = bench_of(tmp_path, folder)
     name = f"openaudiobench_{way}"
-    found = runner.run(SUITES[name], bench, STAMPS)
-    figures, rows = found["figures"], found["items"]
+    result = runner.run(SUITES[name], bench, MADE_WITH)
+    figures, rows = result["figures"], result["items"]
     assert [row["verdict"] for row in rows] == ["right", "wrong", "wrong", "unjudged"]
     assert figures[f"{name}_llama_questions"] == pytest.approx(1 / 3)
     assert figures[f"{name}_llama_questions_items"] == 3
     assert f"{name}_alpaca_eval" not in figures and figures[f"{name}_alpaca_eval_unjudged"] == 1
     assert figures[f"{name}_judge"].startswith("rules") and figures[f"{name}_failed"] == 1
-    assert [one["id"] for one in found["failed"]] == ["llama_questions/llama_questions_2"]
+    assert [item["id"] for item in result["failed"]] == ["llama_questions/llama_questions_2"]
     assert rows[0]["hypothesis"] == "It is Paris." and rows[2]["hypothesis"] == ""
     pad, speaks = bench.model.config.tokens.audio_pad, way == "s2s"
     assert [(prompt.ids_L == pad).sum() for prompt in bench.prompted] == [12] * 3
     assert [prompt.wants_speech for prompt in bench.prompted] == [speaks] * 3
-    _, given = runner.read_lines(tmp_path / "out" / "judge_inputs" / f"{name}.jsonl")
-    first = given["llama_questions/llama_questions_0"]
+    _, presented = lines.read_lines(tmp_path / "out" / "judge_inputs" / f"{name}.jsonl")
+    first = presented["llama_questions/llama_questions_0"]
     assert first["references"] == ["Paris"] and first["rubric"] == "correct"
     if speaks:
         assert (tmp_path / "out" / rows[0]["audio"]["generated"]).is_file()
         assert figures[f"{name}_heard_by"] == FakeJudge.names
 
     # another judge, without generating again
-    asked = []
+    judged = []
 
-    def verdicts(inputs, progress):
-        asked.extend(inputs)
+    def verdicts(questions, progress):
+        judged.extend(questions)
         return [
             {
-                "id": i["id"],
+                "id": question["id"],
                 "verdict": "scored",
                 "score": 4.0,
                 "reason": "",
                 "judge": "",
                 "said": "",
             }
-            for i in inputs
+            for question in questions
         ]
 
     verdicts.name = "made up"
-    bench.verdicts = verdicts
+    bench.answer_judge = verdicts
     bench.generate = None
-    again = runner.run(SUITES[name], bench, STAMPS, start="judge")
-    assert [i["answer"] for i in asked] == ["It is Paris.", "It is Rome.", "Knock knock."]
+    again = runner.run(SUITES[name], bench, MADE_WITH, start="judge")
+    assert [question["answer"] for question in judged] == [
+        "It is Paris.",
+        "It is Rome.",
+        "Knock knock.",
+    ]
     assert again["figures"][f"{name}_alpaca_eval"] == 4.0
     assert again["figures"][f"{name}_judge"] == "made up"
 
 
 def test_failed_items_have_the_lowest_score(tmp_path, folder):
     (folder / "alpaca_eval" / "audios" / "alpaca_eval_0.wav").write_bytes(b"")
-    found = runner.run(SUITES["openaudiobench_s2t"], bench_of(tmp_path, folder), STAMPS)
-    assert found["figures"]["openaudiobench_s2t_alpaca_eval"] == 1.0
-    assert found["figures"]["openaudiobench_s2t_failed"] == 2
+    result = runner.run(SUITES["openaudiobench_s2t"], bench_of(tmp_path, folder), MADE_WITH)
+    assert result["figures"]["openaudiobench_s2t_alpaca_eval"] == 1.0
+    assert result["figures"]["openaudiobench_s2t_failed"] == 2
 
 
-def test_a_base_model_is_given_its_task(tmp_path, folder):
+def test_a_base_model_gets_its_task(tmp_path, folder):
     bench = bench_of(tmp_path, folder, style="aqa", limit=1)
-    found = runner.run(SUITES["openaudiobench_s2t"], bench, STAMPS)
-    assert len(found["items"]) == 2
+    result = runner.run(SUITES["openaudiobench_s2t"], bench, MADE_WITH)
+    assert len(result["items"]) == 2
     text = bench.model.tokenizer.decode(bench.prompted[0].ids_L[:6].tolist())
     assert text.startswith(("Answer the", "Listen and"))
-    with pytest.raises(EvalError, match="style 'aqa' writes, not speaks"):
-        runner.run(SUITES["openaudiobench_s2s"], bench, STAMPS)
+    with pytest.raises(EvalError, match="style 'aqa' gives written answers, expected 'sft'"):
+        runner.run(SUITES["openaudiobench_s2s"], bench, MADE_WITH)
 
 
 def test_components():

@@ -1,0 +1,64 @@
+"""Recordings of an evaluation as files, OUT/audio/SUITE/ID.wav."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+from ba_jax.audio import AudioError, read_audio, write_audio
+from ba_jax.data.examples import stable_hash
+from ba_jax.data.record import Part
+from ba_jax.sampling.synthesize import Wave
+from ba_jax.types import Failure
+
+_LONGEST_NAME = 120
+
+
+class Recordings:
+    """Saves and loads waves; paths are relative to the evaluation's folder.
+
+    Args:
+      folder: folder of the evaluation.
+      writes: files are written; False on hosts that repeat the work of one that writes.
+    """
+
+    def __init__(self, folder: pathlib.Path, writes: bool = True):
+        self._folder, self._writes = folder, writes
+
+    def save(self, suite: str, name: str, wave: Wave | None) -> str:
+        """Write a wave; returns its path, "" for None."""
+        if wave is None:
+            return ""
+        path = _make_path(suite, name)
+        if self._writes:
+            (self._folder / path).parent.mkdir(parents=True, exist_ok=True)
+            write_audio(self._folder / path, wave.wave_S, wave.rate)
+        return path.as_posix()
+
+    def save_reference(self, part: Part, name: str) -> str:
+        """Write a part's recording; returns its path, "" if the recording cannot be read."""
+        path = _make_path("reference", name)
+        if not (self._folder / path).is_file():
+            try:
+                wave_S, rate = read_audio(part.audio)
+            except AudioError:
+                return ""
+            return self.save("reference", name, Wave(wave_S, rate))
+        return path.as_posix()
+
+    def load(self, path: str) -> Wave | Failure | None:
+        """Read a saved wave; None for "", which stands for no speech."""
+        if not path:
+            return None
+        try:
+            return Wave(*read_audio(self._folder / path))
+        except AudioError as error:
+            return Failure(str(error))
+
+
+def _make_path(suite: str, name: str) -> pathlib.Path:
+    """Make a recording's path; ids may hold any character."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
+    if plain != name or not name or name.startswith(".") or len(name) > _LONGEST_NAME:
+        plain = f"{plain.strip('.')[:_LONGEST_NAME]}-{stable_hash(name):08x}"
+    return pathlib.Path("audio") / suite / f"{plain}.wav"

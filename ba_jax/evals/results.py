@@ -1,0 +1,242 @@
+"""Runs suites and writes their results into a folder.
+
+    suites/SUITE.json   a suite's figures, rows of items, failed items, checkpoints and seconds
+    figures.json        figures of all suites, with their 95 % intervals and how they were made
+    items.jsonl         each item's reference, hypothesis and score
+    failed.jsonl        items that failed, with phase and reason; they count as wrong
+
+A suite whose file was made with the same settings and checkpoints is not run again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import tqdm
+
+from ba_jax import distributed, sharding
+from ba_jax.checkpoints.components import find
+from ba_jax.checkpoints.layout import stamp
+from ba_jax.config import from_mapping
+from ba_jax.evals import runner
+from ba_jax.evals.bench import Bench
+from ba_jax.evals.items import EvalError
+from ba_jax.evals.judges import recogniser
+from ba_jax.evals.scoring import bootstrap
+from ba_jax.evals.settings import EvalSettings
+from ba_jax.evals.suites import registry
+from ba_jax.files import write_whole
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+from ba_jax.sampling.speech_model import SpeechModel, load_speech_model
+
+_JUDGE_SETTINGS = ("judge", "verdict")
+_PRESENT_SETTINGS = ("synthesis",)
+
+
+def hash_inputs(config: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, str]:
+    """Hash the settings and checkpoints that each phase's lines depend on.
+
+    Generation does not depend on the settings of synthesis and judges.
+
+    Args:
+      config: as `evaluate`.
+      sources: component -> folder of its checkpoint.
+    """
+    stamps = {name: (folder, stamp(folder)) for name, folder in sorted(sources.items())}
+    settings = json.loads(json.dumps(config["eval"]))
+    # These change no line: the number of judging processes, and the size of saved batches.
+    settings.get("judge", {}).pop("processes", None)
+    settings.pop("save_every", None)
+    later = {key: settings.pop(key, None) for key in (*_PRESENT_SETTINGS, *_JUDGE_SETTINGS)}
+    base = [config["model"], settings, stamps]
+    inputs = {
+        "generate": base,
+        "present": [*base, [later[key] for key in _PRESENT_SETTINGS]],
+        "judge": [*base, later],
+    }
+    return {
+        phase: hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+        for phase, value in inputs.items()
+    }
+
+
+def evaluate(
+    config: Mapping[str, Any],
+    checkpoints: Sequence[str],
+    out: str | os.PathLike,
+    suites: Sequence[str],
+    *,
+    start: str = runner.STARTS[0],
+) -> dict[str, Any]:
+    """Run suites and write their results; returns the figures of all.
+
+    Args:
+      config: with `model`, `eval` and perhaps `mesh` and `hosts`, as `configs/eval.py` makes it.
+      checkpoints: runs' WORKDIRs or checkpoints; a component comes from the last one that holds it.
+        With start "judge" or "score" none is needed.
+      out: folder for the results.
+      suites: names of `ba_jax.evals.suites.registry.SUITES`.
+      start: first phase, an entry of `ba_jax.evals.runner.STARTS`.
+
+    Returns:
+      The content of figures.json; {} on hosts other than the first.
+
+    Raises:
+      ConfigError, CheckpointError, EvalError, LineError, RecordError, ShardingError: see there.
+    """
+    if start not in runner.STARTS:
+        raise EvalError(f"stage {start!r}, expected one of {runner.STARTS[1:]}")
+    model = from_mapping(BaichuanAudioConfig, config["model"])
+    settings = from_mapping(EvalSettings, config["eval"], "eval")
+    mesh_settings = from_mapping(sharding.MeshSettings, config.get("mesh", {}), "mesh")
+    sharing = sharding.check_hosts(config.get("hosts", sharding.HOSTS[0]))
+    vocoder = settings.synthesis.vocoder
+    needed = registry.components(suites, vocoder)
+    needs_model = start not in ("judge", "score")
+    sources = find(checkpoints, model, needed) if needs_model else {}
+    out = Path(out)
+    (out / "suites").mkdir(parents=True, exist_ok=True)
+    together = sharing == "together"
+    hosts = runner.Hosts(jax.process_index(), jax.process_count(), together, distributed.barrier)
+    plans = [
+        _plan_suite(name, config, sources, vocoder, out / "suites" / f"{name}.json")
+        for name in suites
+    ]
+    # Hosts agree on the first one's view of the folder.
+    is_done = [start == "resume" and plan.is_done() for plan in plans]
+    is_done = sharding.broadcast_from_first(is_done)
+    for plan, done in zip(plans, is_done, strict=True):
+        if not done:
+            registry.SUITES[plan.name].require()
+
+    progress = _Progress()
+    results: dict[str, dict] = {}
+    with recogniser.SpeechJudge(settings.judge) as judge:
+        if not all(is_done):
+            if needs_model:
+                speech_model = load_speech_model(
+                    model, sources, settings, mesh_settings, sharing, run=judge.map
+                )
+            else:
+                speech_model = SpeechModel(model, {}, settings)
+            bench = Bench(speech_model, settings, out, judge, progress, hosts.writes)
+        for number, (plan, done) in enumerate(zip(plans, is_done, strict=True), 1):
+            progress.suite = f"{number}/{len(plans)} {plan.name}"
+            if done:
+                results[plan.name] = plan.read_saved()
+                failed = len(results[plan.name].get("failed", ()))
+                suffix = f", {failed} items failed" if failed else ""
+                print(f"{progress.suite}: done before{suffix}", flush=True)
+                continue
+            started = time.monotonic()
+            suite = registry.SUITES[plan.name]
+            result = runner.run(suite, bench, plan.made_with, hosts, start)
+            progress.close()
+            seconds = round(time.monotonic() - started, 1)
+            print(f"{progress.suite}: {seconds} s", flush=True)
+            if result is not None:
+                # Scored or judged again, a suite keeps the origin of its generations.
+                saved = {} if needs_model else plan.read_saved()
+                result["checkpoints"] = saved.get("checkpoints", plan.sources)
+                result["seconds"] = saved.get("seconds", seconds)
+                results[plan.name] = result
+                write_whole(plan.path, json.dumps(result, ensure_ascii=False, indent=1))
+                _print_failed(progress.suite, result["failed"], len(result["items"]))
+    return {} if hosts.index else _write_results(out, results)
+
+
+@dataclasses.dataclass(frozen=True)
+class _SuitePlan:
+    """A suite to run: its components' checkpoints, the hashes of its inputs, its results' file."""
+
+    name: str
+    sources: Mapping[str, str]
+    made_with: Mapping[str, str]
+    path: Path
+
+    def read_saved(self) -> dict[str, Any]:
+        """Read the saved results; {} if there are none, or the file is damaged."""
+        try:
+            return json.loads(self.path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    def is_done(self) -> bool:
+        """The saved results were made with the same inputs."""
+        return self.read_saved().get("made_with") == self.made_with
+
+
+def _plan_suite(
+    name: str, config: Mapping[str, Any], sources: Mapping[str, str], vocoder: str, path: Path
+) -> _SuitePlan:
+    parts = registry.components([name], vocoder) if sources else ()
+    sources = {part: sources[part] for part in parts}
+    return _SuitePlan(name, sources, hash_inputs(config, sources), path)
+
+
+class _Progress:
+    """A bar on a terminal, else a line when a task is done."""
+
+    def __init__(self, stream=None):
+        self._stream = stream or sys.stdout
+        self._bar, self._task = None, ""
+        self.suite = ""
+
+    def __call__(self, task: str, done: int, total: int) -> None:
+        if task != self._task:
+            self._task = task
+            if self._stream.isatty():
+                self.close()
+                self._bar = tqdm.tqdm(total=total, desc=f"{self.suite} {task}", file=self._stream)
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+        if done >= total:
+            if self._bar is None:
+                print(f"{self.suite} {task}: {total}", file=self._stream, flush=True)
+            self.close()
+            self._task = ""
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _print_failed(suite: str, failed: Sequence[Mapping[str, str]], total: int) -> None:
+    """Print the number of failed items, and the reasons of the first three."""
+    if failed:
+        print(f"{suite}: {len(failed)} of {total} items failed", flush=True)
+    for item in failed[:3]:
+        print(f"  {item['id']}: {item['stage']}: {item['reason']:.200}", flush=True)
+
+
+def _write_results(out: Path, results: Mapping[str, dict]) -> dict[str, Any]:
+    """Write figures.json, items.jsonl and failed.jsonl; returns the figures."""
+    figures: dict[str, Any] = {}
+    lines: dict[str, list[dict]] = {"items": [], "failed": []}
+    for name, result in results.items():
+        figures |= result["figures"]
+        for key in lines:
+            lines[key] += [{"suite": name, **line} for line in result[key]]
+    figures["ci95"] = bootstrap.DECLARED
+    figures["seconds"] = {name: result["seconds"] for name, result in results.items()}
+    figures["checkpoints"] = {
+        part: folder
+        for result in results.values()
+        for part, folder in result["checkpoints"].items()
+    }
+    for key, values in lines.items():
+        text = "".join(f"{json.dumps(value, ensure_ascii=False)}\n" for value in values)
+        write_whole(out / f"{key}.jsonl", text)
+    write_whole(out / "figures.json", json.dumps(figures, ensure_ascii=False, indent=1) + "\n")
+    return figures
