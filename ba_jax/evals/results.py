@@ -22,8 +22,9 @@ from typing import Any
 
 import jax
 import tqdm
+from jax.experimental import multihost_utils
 
-from ba_jax import distributed, sharding
+from ba_jax import sharding
 from ba_jax.checkpoints.components import find
 from ba_jax.checkpoints.layout import stamp
 from ba_jax.config import from_mapping
@@ -105,8 +106,12 @@ def evaluate(
     sources = find(checkpoints, model, needed) if needs_model else {}
     out = Path(out)
     (out / "suites").mkdir(parents=True, exist_ok=True)
-    together = sharing == "together"
-    hosts = runner.Hosts(jax.process_index(), jax.process_count(), together, distributed.barrier)
+    hosts = runner.Hosts(
+        jax.process_index(),
+        jax.process_count(),
+        sharing == "together",
+        multihost_utils.sync_global_devices,
+    )
     plans = [
         _plan_suite(name, config, sources, vocoder, out / "suites" / f"{name}.json")
         for name in suites
