@@ -1,9 +1,9 @@
-"""Plans a small run for four TPUs as it is and with a fault, and writes what came out.
+"""Plan a small run for four TPUs, unchanged and with faults, and write the plans.
 
     python -m tests.integration.plan_driver OUT.json NAME ...
 
 NAME is "as it is", a fault of FAULTS, "frame" (a step of generation), "two slices" or "too large".
-A process of its own, for libtpu.
+libtpu needs a process of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ba_jax.sharding import MeshSettings
 from configs import lm_stage2
 
 NAME = "v5e:2x2"
-# Wide enough that weights outweigh everything else, and little to compile.
+# Wide enough that weights dominate, and quick to compile.
 LLM = {
     "vocab_size": 2048,
     "width": 512,
@@ -41,7 +41,7 @@ CODEBOOKS = (512, 256)
 
 
 def config() -> RunConfig:
-    """Stage 2 as on a pod, with a small model."""
+    """Return stage 2 with the settings of a pod and a small model."""
     values = lm_stage2.get_config("nano_codes")
     values.model.llm = LLM
     values.model.vq_bridge.codebook_sizes = CODEBOOKS
@@ -57,14 +57,14 @@ def config() -> RunConfig:
 
 
 def replicate(topology: Topology) -> StepPlan:
-    """A rule that leaves the largest matrices whole on every device; shapes show it."""
+    """Plan with a rule that replicates the largest matrices; shapes show it."""
     rule = (r"llm/layers/(gate|up|down)/kernel", ())
     with mock.patch.object(sharding, "RULES", (rule, *sharding.RULES)):
         return planner.plan_training(config(), dataclasses.replace(topology, compiles=False))
 
 
 def drop_remat(topology: Topology) -> StepPlan:
-    """Layers whose policy is lost on the way."""
+    """Plan with layers that ignore the remat policy."""
     stack_layers = layers.stack_layers
 
     def without(*arguments, remat, **options):
@@ -81,7 +81,7 @@ FAULTS: dict[str, Callable[[Topology], StepPlan]] = {
 
 
 def too_large(topology: Topology) -> dict:
-    """A batch that no v5e holds."""
+    """Plan a batch that is too large for a v5e."""
     run = config()
     data = dict(run.data) | {"row_length": 4096}
     train = dataclasses.replace(run.train, remat="none")

@@ -13,7 +13,7 @@ from benchmarks import cases, components, generate, lm_step
 @pytest.mark.slow
 def test_every_component_is_compared_and_agrees(tmp_path, capsys):
     out = tmp_path / "numbers.json"
-    # All CPUs there are: with fewer the process would start itself anew, and it is pytest's.
+    # All CPUs: with fewer the process, here pytest, would restart itself.
     threads = str(len(os.sched_getaffinity(0)))
     options = ["--size", "toy", "--seconds", "0", "--threads", threads, "--json", str(out)]
     components.main(options)
@@ -56,7 +56,7 @@ def test_loading_is_compared(tmp_path):
 
 @pytest.mark.slow
 def test_generation_is_compared_and_agrees(tmp_path):
-    """On one CPU: it starts itself anew there, and torch's threads do not wait for each other."""
+    """On a single CPU, to which the benchmark restarts itself: torch's threads cannot spin."""
     out = tmp_path / "numbers.json"
     options = ["--size", "toy", "--seconds", "0", "--synthesis", "none", "--threads", "1"]
     options.append("--stacked")

@@ -6,8 +6,8 @@ import sys
 
 from benchmarks import convert_memory
 
-# A stacked variable like the full model's feed-forward weights, transposed on its way: 256 MiB, one
-# slice 32 MiB, all limits a thirty-second of the usual ones; the source makes its rows up.
+# A stacked variable like the full model's feed-forward weights, transposed: 256 MiB in slices of
+# 32 MiB; all limits are a thirty-second of the usual ones, and the source generates its rows.
 SCRIPT = """
 import json, sys
 import jax, ml_dtypes, numpy as np
@@ -22,7 +22,7 @@ block = np.random.default_rng(0).standard_normal((rows, 64), np.float32)
 block = np.tile(block.astype(ml_dtypes.bfloat16), (1, columns // 64))
 
 class Source:
-    label = "made up"
+    label = "generated"
     tensors = {
         f"layers.{i}.weight": engine.TensorInfo((rows, columns), block.dtype)
         for i in range(layers)
@@ -59,7 +59,7 @@ def test_memory_is_bounded_by_chunks_not_by_arrays(tmp_path):
     total = 256 << 20
     size = sum(path.stat().st_size for path in (tmp_path / "weights").rglob("*") if path.is_file())
     assert size >= total
-    # Pieces at hand (rows read, rows transposed), 4 MiB on their way to disk, TensorStore's own.
+    # Rows read and transposed, 4 MiB of pending writes, and TensorStore's buffers.
     assert peak["written"] - peak["before"] < total / 4, peak
     assert peak["read"] - peak["before"] < total / 4, peak
 

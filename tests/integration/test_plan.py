@@ -1,9 +1,9 @@
-"""Gates on what XLA makes of the step for a pod: compiled for four v5e, none needed.
+"""Gates on the step that XLA compiles for a pod of four v5e, without the chips.
 
-A small run's collectives and memory are checked against stored figures (`tests/data/plan`, with the
-libtpu that they come from). Figures that follow from shapes have to be equal; what another version
-of XLA may do better or worse has to be within TOLERANCE. Faults that would cost a pod its speed or
-memory have to leave that: a parameter that is whole on every device, remat that got lost.
+Collectives and memory of a small run are compared with stored figures (`tests/data/plan`, with the
+version of libtpu). Figures that follow from shapes must be equal; those that depend on the version
+of XLA must be within TOLERANCE. Faults that would cost speed or memory must exceed it: a parameter
+that is whole on every device, remat that got lost.
 
 New figures: `python -m tests.integration.plan_driver OUT "as it is" frame`, OUT being that file.
 """
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> dict:
+def plans(tmp_path_factory) -> dict:
     """Name -> plan."""
     out = tmp_path_factory.mktemp("plan") / "plans.json"
     names = ("as it is", "frame", "two slices", "too large", "no remat", "replicated")
@@ -36,7 +36,7 @@ def found(tmp_path_factory) -> dict:
 
 
 def differences(plan: dict, stored: dict) -> list[str]:
-    """Where a plan is not what is stored."""
+    """List differences of a plan from the stored figures."""
     wrong = []
 
     def near(name: str, value: float, expected: float, tolerance: float = TOLERANCE) -> None:
@@ -61,49 +61,49 @@ def differences(plan: dict, stored: dict) -> list[str]:
     return wrong
 
 
-def test_the_step_is_what_it_was(found):
-    assert differences(found["as it is"], STORED["as it is"]) == []
+def test_the_step_matches_the_stored_figures(plans):
+    assert differences(plans["as it is"], STORED["as it is"]) == []
 
 
-def test_a_step_of_generation_reads_what_it_needs(found):
-    frame, stored = found["frame"], STORED["frame"]
-    assert sum(one["received"] for one in frame["collectives"].values()) < 1000 and frame["fits"]
+def test_a_step_of_generation_reads_what_it_needs(plans):
+    frame, stored = plans["frame"], STORED["frame"]
+    assert sum(kind["received"] for kind in frame["collectives"].values()) < 1000 and frame["fits"]
     assert abs(frame["bytes_accessed"] / stored["bytes_accessed"] - 1) < TOLERANCE
     # 1.42 here, where choosing weighs much; 1.02 at full size.
     assert frame["needed_bytes"] < frame["bytes_accessed"] < 1.6 * frame["needed_bytes"]
 
 
-def test_gradients_alone_travel_between_slices(found):
+def test_gradients_alone_travel_between_slices(plans):
     """A copy of the model a slice: each device sends the other slice its part of the gradients."""
-    plan = found["two slices"]
-    across = sum(one["received_across"] for one in plan["collectives"].values())
-    own = plan["argument_kinds"]["trained parameters"]  # float32; gradients may be bfloat16
-    assert 0.45 * own < across < 1.2 * own
-    assert plan["argument_kinds"] == found["as it is"]["argument_kinds"]
+    plan = plans["two slices"]
+    across = sum(kind["received_across"] for kind in plan["collectives"].values())
+    trained = plan["argument_kinds"]["trained parameters"]  # float32; gradients may be bfloat16
+    assert 0.45 * trained < across < 1.2 * trained
+    assert plan["argument_kinds"] == plans["as it is"]["argument_kinds"]
 
 
-def test_weights_travel_and_activations_do_not(found):
-    """FSDP: a layer's weights are gathered where they are needed."""
-    plan = found["as it is"]
+def test_weights_travel_and_activations_do_not(plans):
+    """With FSDP a layer's weights are gathered before their use."""
+    plan = plans["as it is"]
     weights = plan["argument_kinds"]["trained parameters"]
     gathered = plan["collectives"]["all-gather"]["received"]
     # In bfloat16 or float32, forward, and again for the backward pass.
     assert 0.5 * 3 * weights < gathered < 4 * 3 * weights
 
 
-def test_a_replicated_parameter_is_noticed(found):
-    wrong = "\n".join(differences(found["replicated"], STORED["as it is"]))
+def test_a_replicated_parameter_is_noticed(plans):
+    wrong = "\n".join(differences(plans["replicated"], STORED["as it is"]))
     assert "arguments, trained parameters" in wrong and "arguments, optimiser" in wrong
 
 
-def test_lost_remat_is_noticed(found):
-    wrong = "\n".join(differences(found["no remat"], STORED["as it is"]))
+def test_lost_remat_is_noticed(plans):
+    wrong = "\n".join(differences(plans["no remat"], STORED["as it is"]))
     assert "FLOPs of the devices" in wrong and "temporaries" in wrong
 
 
-def test_too_large_says_by_how_much_and_what_to_change(found):
-    told = found["too large"]
-    assert told["peak_bytes"] > 1.1 * told["hbm_bytes"] and told["hbm_bytes"] > 15 * 2**30
-    assert "GB over. What to change:" in told["message"]
-    assert any("--config.train.remat=full" in line for line in told["advice"])
-    assert any("--rows=32" in line for line in told["advice"])
+def test_message_of_a_step_that_is_too_large(plans):
+    message = plans["too large"]
+    assert message["peak_bytes"] > 1.1 * message["hbm_bytes"] and message["hbm_bytes"] > 15 * 2**30
+    assert "GB over. What to change:" in message["message"]
+    assert any("--config.train.remat=full" in line for line in message["advice"])
+    assert any("--rows=32" in line for line in message["advice"])

@@ -21,7 +21,7 @@ SPEECH = Path(__file__).resolve().parent.parent / "data" / "speech" / "1889.flac
 
 @pytest.fixture(scope="module")
 def whisper_base(tmp_path_factory) -> Path:
-    """The model folder, joined from the two packages that carry it."""
+    """The model folder, joined from two packages."""
     folder = tmp_path_factory.mktemp("whisper") / "base"
     folder.mkdir()
     with open(folder / "model.bin", "wb") as out:
@@ -56,7 +56,7 @@ def test_features_of_real_speech_equal_faster_whispers(whisper_base, tmp_path):
         variables, ours_TM[None], np.array([3000], np.int32)
     )
     error = np.abs(np.asarray(got) - want)
-    # Whisper's massive activations (peak 24) carry the largest differences; both sides are as far
-    # from the same encoder in float64.
+    # Whisper's massive activations (peak 24) have the largest differences; both sides are equally
+    # far from the same encoder in float64.
     assert error.max() < 1e-3
     assert error.mean() < 1e-5

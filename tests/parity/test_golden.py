@@ -37,7 +37,7 @@ def test_every_key_of_the_front_end():
     assert not [r for r in results if r.status == "fail"], verify.format_results(results)
 
 
-def test_a_changed_golden_fails_and_the_exit_code_says_so(tiny_checkpoint, tmp_path, capsys):
+def test_a_changed_golden_fails_with_an_exit_code(tiny_checkpoint, tmp_path, capsys):
     """One value off by more than 1e-4 of the peak, one wrong integer, one unknown key."""
     golden = {k: v.copy() for k, v in verify.read_golden(GOLDEN).items()}
     keep = ("text_ids", "text_logits", "codes", "bridge_len", "dequantized", "decoder_in")
@@ -57,7 +57,7 @@ def test_a_changed_golden_fails_and_the_exit_code_says_so(tiny_checkpoint, tmp_p
     assert "fail: needs the keys ['mel'" in status["codes"]
 
 
-def test_a_folder_that_was_not_imported_yet_is_imported_first(tmp_path, capsys):
+def test_a_reference_folder_is_imported_first(tmp_path, capsys):
     golden = verify.read_golden(GOLDEN)
     np.savez(tmp_path / "golden.npz", **{k: golden[k] for k in ("text_ids", "text_logits")})
     folder, file = str(DATA / "tiny"), str(tmp_path / "golden.npz")

@@ -19,7 +19,7 @@ REFERENCE = Path(__file__).resolve().parent.parent / "data" / "reference"
 
 @pytest.fixture(scope="module")
 def config() -> BaichuanAudioConfig:
-    """From the released config.json."""
+    """The released config.json."""
     return hf_config.parse_baichuan_config(json.loads((REFERENCE / "omni_config.json").read_text()))
 
 

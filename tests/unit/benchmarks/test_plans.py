@@ -6,9 +6,9 @@ from benchmarks import plans
 
 
 def test_all_stages_on_all_pods():
-    found = plans.commands()
-    assert len(found) == 9 and len(plans.commands("stage2")) == 3
-    assert found["lm_stage2_v6e_16x16"] == [
+    commands = plans.commands()
+    assert len(commands) == 9 and len(plans.commands("stage2")) == 3
+    assert commands["lm_stage2_v6e_16x16"] == [
         "--config=configs/lm_stage2.py:7b",
         "--topology=v6e:16x16",
         "--rows=2",
@@ -16,14 +16,14 @@ def test_all_stages_on_all_pods():
     ]
 
 
-def test_a_row_is_as_wide_as_the_head_whether_it_fits_or_not():
+def test_rows_are_as_wide_as_the_head():
     arguments = plans.commands()["tokenizer_v5p_4x4x4"]
     bound = {"seconds": 1.234, "by": "ici", "mfu": 0.5, "a_day": {"audio_seconds": 7.2e9}}
     plan = {"peak_bytes": 12.34e9, "hbm_bytes": 102e9, "fits": True, "bound": bound}
-    told = plans.row(arguments, plan)
-    assert told == (
+    row = plans.table_row(arguments, plan)
+    assert row == (
         *("tokenizer:1b5", "v5p:4x4x4", "1", "12.3 of 102", "yes"),
         *("1.23", "ici", "50%", "2.00 M hours"),
     )
-    lost = plans.row(arguments, plan | {"fits": False, "bound": None})
-    assert len(lost) == len(told) == len(plans.HEAD) and lost[4] == "no"
+    unbounded = plans.table_row(arguments, plan | {"fits": False, "bound": None})
+    assert len(unbounded) == len(row) == len(plans.HEAD) and unbounded[4] == "no"

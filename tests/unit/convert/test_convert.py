@@ -1,6 +1,5 @@
 """Import and export end to end, through the command line's `main`."""
 
-import functools
 import hashlib
 import json
 import os
@@ -19,17 +18,14 @@ import torch
 import transformers
 
 from ba_jax.checkpoints import arrays as checkpoint
-from ba_jax.convert import export, importer, sources
-from ba_jax.convert.__main__ import main
+from ba_jax.convert import importer, sources
 from ba_jax.convert.engine import TensorInfo
 from ba_jax.convert.safetensors_io import SafetensorsFolder, make_header, write_file
 from ba_jax.convert.sources import VocoderSource
 from ba_jax.convert.torch_pickle import load_state_dict
-from ba_jax.models.baichuan_audio import variable_shapes
 from ba_jax.tree import flatten
+from tests.unit.convert.helpers import TINY, run, user_error
 
-SHAPES = functools.lru_cache(variable_shapes)
-TINY = Path(__file__).parents[2] / "data" / "tiny"
 JSON_AND_SHARDS = (
     "config.json",
     "model-00001-of-00002.safetensors",
@@ -55,12 +51,8 @@ def assert_same_pickles(a, b):
         assert a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]), name
 
 
-def run(*arguments):
-    return main([str(a) for a in arguments] + ["--quiet"])
-
-
 def copy_of_tiny(folder, without=()):
-    """A writable copy of the golden checkpoint."""
+    """Copy the golden checkpoint to a writable folder."""
     shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("golden.npz", *without))
     os.chmod(folder, 0o755)
     for path in folder.iterdir():
@@ -69,7 +61,7 @@ def copy_of_tiny(folder, without=()):
 
 
 def rewrite(folder, change, shard="model-00001-of-00002.safetensors"):
-    """Rewrites a shard after `change(arrays)`, and the index to match."""
+    """Rewrite a shard after `change(arrays)`, and the index to match."""
     opened = SafetensorsFolder(folder)
     file = opened.files[shard]
     arrays = {name: file.read(name) for name in file.tensors}
@@ -82,23 +74,6 @@ def rewrite(folder, change, shard="model-00001-of-00002.safetensors"):
     kept = {n: f for n, f in index["weight_map"].items() if f != shard or n in arrays}
     index["weight_map"] = dict(sorted((kept | dict.fromkeys(arrays, shard)).items()))
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def traced_once():
-    """Tracing the model takes most of the time of a small conversion."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (importer, export):
-            patch.setattr(module, "variable_shapes", SHAPES)
-        yield
-
-
-@pytest.fixture(scope="module")
-def imported(tmp_path_factory):
-    """The golden checkpoint, imported once."""
-    out = tmp_path_factory.mktemp("imported") / "tiny"
-    assert run("--source", TINY, "--out", out) == 0
-    return out
 
 
 @pytest.fixture
@@ -117,7 +92,7 @@ def test_import_then_export_is_bit_identical(imported, tmp_path):
     assert len(list((tmp_path / "again").iterdir())) == len(JSON_AND_SHARDS) + 1
 
 
-def test_what_an_import_writes(imported):
+def test_files_of_an_import(imported):
     names = {path.name for path in imported.iterdir()}
     expected = {"weights", "source", "config.json", "vocoder_config.json", "report.md"}
     assert names == expected | {"report.json"}
@@ -187,7 +162,7 @@ def test_model_without_recorded_layout_is_sharded(imported, tmp_path, capsys):
     assert transformed.keys() == arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(transformed[name], array)
-    # A flow that the release's code would take for another is exported, and said to be one.
+    # A flow that the release's code would misread is exported with a note.
     assert "residual_std" not in capsys.readouterr().out
     values = json.loads((scratch / "config.json").read_text())
     values["flow_matching_config"]["cfm_params"]["residual_std"] = 0.7
@@ -250,7 +225,7 @@ def test_both_weight_norm_namings_give_the_same_checkpoint(voice, tmp_path, impo
             assert_same_files(file.parent, again, [file.name])
 
 
-def test_vocoder_given_beside_the_folder(tmp_path):
+def test_vocoder_from_another_folder(tmp_path):
     source = copy_of_tiny(tmp_path / "source", without=["hift.pt", "vocoder_config.json"])
     out = tmp_path / "out"
     assert run("--source", source, "--out", out, "--vocoder", TINY / "hift.pt") == 0
@@ -312,14 +287,6 @@ def test_whisper_folder_into_the_encoder_alone(tmp_path):
     base = ("--base", tmp_path / "whisper")
     assert run("export", "--checkpoint", out, "--out", again, *base) == 0
     assert_same_files(tmp_path / "whisper", again, ["model.safetensors", "config.json"])
-
-
-def user_error(capsys, *arguments):
-    """Runs a command that must fail; its message."""
-    assert run(*arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: ") and "Traceback" not in captured.err
-    return captured.err
 
 
 def test_faulty_tensors_are_named_and_nothing_is_written(tmp_path, capsys):
@@ -389,7 +356,7 @@ def test_vocoder_sizes_that_contradict_its_config(voice, tmp_path, capsys):
     assert "misshapen tensor conv_pre.weight_v: expected (64, 80, 7), got (32, 80, 7)" in message
 
 
-def test_out_is_not_overwritten_unasked(voice, tmp_path, capsys):
+def test_out_is_overwritten_only_on_request(voice, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "precious").write_text("mine")
@@ -398,7 +365,7 @@ def test_out_is_not_overwritten_unasked(voice, tmp_path, capsys):
     assert (out / "precious").read_text() == "mine"
     assert run("--source", voice, "--out", out, "--overwrite") == 0
     assert (out / "weights").is_dir() and not (out / "precious").exists()
-    # Never the source itself, or a folder around it.
+    # Never over the source or a folder that holds it.
     for target in (voice, tmp_path):
         message = user_error(capsys, "--source", voice, "--out", target, "--overwrite")
         assert "holds the source" in message
@@ -407,7 +374,7 @@ def test_out_is_not_overwritten_unasked(voice, tmp_path, capsys):
     assert (voice / "hift.pt").is_file() and (out / "weights").is_dir()
 
 
-def test_failed_import_leaves_nothing(voice, tmp_path, monkeypatch):
+def test_failed_import_writes_nothing(voice, tmp_path, monkeypatch):
     real, calls = VocoderSource.read, []
 
     def read(self, name, start=0, stop=None):
@@ -423,8 +390,8 @@ def test_failed_import_leaves_nothing(voice, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-def test_interrupted_import_leaves_nothing_that_looks_complete(voice, tmp_path, sent):
-    # Stops while the 101st tensor is read: SIGINT comes to a thread that only waits.
+def test_interrupted_import_writes_no_checkpoint(voice, tmp_path, sent):
+    # The signal arrives while the 101st tensor is read.
     script = (
         "import os, sys, signal, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -446,18 +413,18 @@ def test_interrupted_import_leaves_nothing_that_looks_complete(voice, tmp_path, 
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
     )
     assert not (tmp_path / "out").exists()
-    left = sorted(path.name for path in tmp_path.iterdir())
+    names = sorted(path.name for path in tmp_path.iterdir())
     if sent == signal.SIGINT:
         assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
-        assert left == ["voice"]
+        assert names == ["voice"]
     else:
-        # What could not be removed has a name that nothing of ours reads, and is not in the way.
+        # The partial folder remains under a name that is never read.
         assert done.returncode == -signal.SIGKILL
-        assert len(left) == 2 and left[0].startswith(".out.partial-")
+        assert len(names) == 2 and names[0].startswith(".out.partial-")
     assert run("--source", voice, "--out", tmp_path / "out") == 0
 
 
-def test_export_of_a_checkpoint_that_is_not_one(voice, tmp_path, capsys):
+def test_export_of_a_damaged_checkpoint(voice, tmp_path, capsys):
     message = user_error(capsys, "export", "--checkpoint", tmp_path / "no", "--out", tmp_path / "x")
     assert f"{tmp_path / 'no'}: no such folder" in message
     assert run("--source", voice, "--out", tmp_path / "out") == 0
@@ -488,7 +455,7 @@ def test_command_line_runs_as_a_module(voice, tmp_path):
     assert jax.tree.leaves(checkpoint.load_variables(tmp_path / "out"))
 
 
-def test_a_checkpoint_that_is_not_its_configs_is_not_exported(tmp_path, capsys):
+def test_a_checkpoint_that_contradicts_its_config_is_refused(tmp_path, capsys):
     assert run("--source", TINY, "--out", tmp_path / "in") == 0
     config = tmp_path / "in" / "config.json"
     values = json.loads(config.read_text())

@@ -1,4 +1,4 @@
-"""CTranslate2 models: a file made here, read back and damaged."""
+"""CTranslate2 models: a small file, read back and damaged."""
 
 import struct
 
@@ -10,7 +10,7 @@ from ba_jax.convert.__main__ import main
 from ba_jax.convert.ctranslate2 import CTranslate2File, read_whisper_config
 from ba_jax.convert.engine import ConversionError
 from ba_jax.convert.safetensors_io import SafetensorsFolder
-from tests.unit.convert.refusal import assert_refused
+from tests.unit.convert.helpers import assert_refused
 
 RNG = np.random.default_rng(0)
 KINDS = {np.dtype(t): i for i, t in enumerate(("f4", "i1", "i2", "i4", "f2"))}
@@ -95,7 +95,7 @@ def test_other_models(path):
         read_whisper_config(CTranslate2File(path))
 
 
-def test_every_cut_is_found(path):
+def test_truncated_files(path):
     data = path.read_bytes()
     for size in (0, 3, 10, 30, 200, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:size])
@@ -116,37 +116,37 @@ def test_damaged_headers(path):
 
 
 def whisper(width=8, layers=2, ffn=16, mels=5, positions=11):
-    """Every variable of a small Whisper's encoder, and one of its decoder."""
+    """Draw all variables of a small Whisper's encoder, and one of its decoder."""
 
-    def some(*shape):
+    def draw(*shape):
         return RNG.standard_normal(shape).astype(np.float16)
 
-    made = {
+    variables = {
         "encoder/num_heads": np.int16(2),
-        "encoder/conv1/weight": some(width, mels, 3),
-        "encoder/conv1/bias": some(width),
-        "encoder/conv2/weight": some(width, width, 3),
-        "encoder/conv2/bias": some(width),
-        "encoder/position_encodings/encodings": some(positions, width),
-        "encoder/layer_norm/gamma": some(width),
-        "encoder/layer_norm/beta": some(width),
-        "decoder/embeddings/weight": some(20, width),
+        "encoder/conv1/weight": draw(width, mels, 3),
+        "encoder/conv1/bias": draw(width),
+        "encoder/conv2/weight": draw(width, width, 3),
+        "encoder/conv2/bias": draw(width),
+        "encoder/position_encodings/encodings": draw(positions, width),
+        "encoder/layer_norm/gamma": draw(width),
+        "encoder/layer_norm/beta": draw(width),
+        "decoder/embeddings/weight": draw(20, width),
     }
     for i in range(layers):
         layer = f"encoder/layer_{i}"
         for block in ("self_attention", "ffn"):
-            made[f"{layer}/{block}/layer_norm/gamma"] = some(width)
-            made[f"{layer}/{block}/layer_norm/beta"] = some(width)
+            variables[f"{layer}/{block}/layer_norm/gamma"] = draw(width)
+            variables[f"{layer}/{block}/layer_norm/beta"] = draw(width)
         for name, rows, columns in (
             ("self_attention/linear_0", 3 * width, width),
             ("self_attention/linear_1", width, width),
             ("ffn/linear_0", ffn, width),
             ("ffn/linear_1", width, ffn),
         ):
-            made[f"{layer}/{name}/weight"] = some(rows, columns)
-            made[f"{layer}/{name}/bias"] = some(rows)
-        made[f"{layer}/self_attention/linear_0/bias"][width : 2 * width] = 0
-    return made
+            variables[f"{layer}/{name}/weight"] = draw(rows, columns)
+            variables[f"{layer}/{name}/bias"] = draw(rows)
+        variables[f"{layer}/self_attention/linear_0/bias"][width : 2 * width] = 0
+    return variables
 
 
 def test_import_into_the_encoder_and_export_as_whisper(path, tmp_path):
@@ -169,7 +169,7 @@ def test_import_into_the_encoder_and_export_as_whisper(path, tmp_path):
         np.testing.assert_array_equal(got, fused[8 * i : 8 * (i + 1)])
 
 
-def test_bias_that_the_model_has_no_place_for(path, tmp_path, capsys):
+def test_bias_of_keys_must_be_zero(path, tmp_path, capsys):
     variables = whisper()
     variables["encoder/layer_1/self_attention/linear_0/bias"][9] = 0.5
     path.write_bytes(model_bytes(variables))

@@ -14,7 +14,7 @@ from ba_jax.checkpoints import arrays as checkpoint
 from ba_jax.convert import engine
 from ba_jax.convert.engine import ConversionError, TensorInfo, WeightRow, make_plan, row
 from ba_jax.tree import flatten, unflatten
-from tests.unit.convert.refusal import assert_refused
+from tests.unit.convert.helpers import assert_refused
 
 LAYERS = (("layer", 3),)
 ROWS = [
@@ -82,16 +82,16 @@ class Arrays:
 
 def arrays(dtype=np.float32):
     rng = np.random.default_rng(0)
-    made = {"embed.weight": rng.standard_normal((11, 4))}
+    result = {"embed.weight": rng.standard_normal((11, 4))}
     for i in range(3):
-        made[f"layers.{i}.qkv.weight"] = rng.standard_normal((8, 6))
-        made[f"layers.{i}.qkv.bias"] = rng.standard_normal(8)
-        made[f"layers.{i}.qkv.bias"][4:6] = 0
+        result[f"layers.{i}.qkv.weight"] = rng.standard_normal((8, 6))
+        result[f"layers.{i}.qkv.bias"] = rng.standard_normal(8)
+        result[f"layers.{i}.qkv.bias"][4:6] = 0
         for j in range(2):
-            made[f"unet.{j}.{i}.conv"] = rng.standard_normal((7, 2, 5))
-    made["head.weight"] = rng.standard_normal((6, 8))
-    made["count"] = np.array(3.0)
-    return {name: np.asarray(a).astype(dtype) for name, a in made.items()}
+            result[f"unet.{j}.{i}.conv"] = rng.standard_normal((7, 2, 5))
+    result["head.weight"] = rng.standard_normal((6, 8))
+    result["count"] = np.array(3.0)
+    return {name: np.asarray(a).astype(dtype) for name, a in result.items()}
 
 
 def refused(source, *words, rows=ROWS, shapes=None, **kwargs):

@@ -40,7 +40,7 @@ def test_every_size_can_be_written_as_config_json(size):
     assert hf_config.parse_baichuan_config(values, config.vocoder) == config
 
 
-def test_what_config_json_cannot_say_is_an_error():
+def test_models_that_config_json_cannot_describe():
     with pytest.raises(ConversionError, match="vq_bridge|audio_decoder"):
         config = from_mapping(BaichuanAudioConfig, get_config("nano_whisper"))
         hf_config.format_baichuan_config(config)
@@ -92,7 +92,7 @@ def test_errors_name_file_key_and_value(tmp_path, section, key, value, message):
 
 
 def test_a_model_from_scratch_is_exported_and_comes_back(tmp_path):
-    """No import ever recorded a layout: shards are made by size, config.json from the sizes."""
+    """Without a recorded layout, shards are made by size and config.json from the sizes."""
     config = from_mapping(BaichuanAudioConfig, get_config("tiny"))
     rng = np.random.default_rng(0)
     variables = jax.tree.map(

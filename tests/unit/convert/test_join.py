@@ -1,8 +1,7 @@
-"""Runs into one checkpoint, and that into the release's files, through the command's `main`."""
+"""Join runs and export the result, through the command's `main`."""
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
@@ -16,35 +15,20 @@ import safetensors.numpy
 from ba_jax.checkpoints import arrays
 from ba_jax.checkpoints.manager import Checkpoints
 from ba_jax.config import from_mapping, to_mapping
-from ba_jax.convert import export, importer, join
-from ba_jax.convert.__main__ import main
+from ba_jax.convert import join
 from ba_jax.convert.safetensors_io import SafetensorsFolder
 from ba_jax.convert.torch_pickle import load_state_dict
-from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
+from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.models.lora import merge_lora
 from ba_jax.tree import flatten, unflatten
 from configs import models
+from tests.unit.convert.helpers import TINY, run, user_error
 
-SHAPES = functools.lru_cache(variable_shapes)
-TINY = Path(__file__).parents[2] / "data" / "tiny"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 TOKENIZER = ("audio_encoder", "vq_bridge", "audio_decoder")
 FLOW = ("flow_prenet", "flow_unet")
 LANGUAGE = ("llm", "audio_embed", "audio_head")
 LORA = {"lora_rank": 3, "lora_alpha": 5.0, "lora_targets": ("query", "down")}
-
-
-def run(*arguments):
-    return main([str(a) for a in arguments] + ["--quiet"])
-
-
-def user_error(capsys, *arguments):
-    """Runs a command that must fail; its message."""
-    capsys.readouterr()
-    assert run(*arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: ") and "Traceback" not in captured.err
-    return captured.err
 
 
 def model_config(**llm):
@@ -54,7 +38,7 @@ def model_config(**llm):
 
 
 def make_run(workdir, variables, model, step=3, **more):
-    """A WORKDIR as `ba_jax.train` leaves it, with its latest checkpoint at `step`."""
+    """Write a WORKDIR like `ba_jax.train`, with its latest checkpoint at `step`."""
     flat = flatten(variables) | {f"params/{n}/w": a for n, a in more.items()}
     with Checkpoints(workdir) as saved:
         train = {"step": np.asarray(step)}
@@ -66,7 +50,7 @@ def make_run(workdir, variables, model, step=3, **more):
 
 
 def only(variables, components):
-    """The variables of these components, as NumPy."""
+    """Select the variables of these components, as NumPy."""
     flat = flatten(variables)
     kept = {p: np.asarray(a) for p, a in flat.items() if p.split("/")[1] in components}
     return unflatten(kept)
@@ -77,23 +61,6 @@ def changed(variables, path, change):
     return unflatten(flat | {path: change(flat[path])})
 
 
-@pytest.fixture(autouse=True, scope="module")
-def traced_once():
-    """Tracing the model takes most of the time of a small conversion."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (importer, export, join):
-            patch.setattr(module, "variable_shapes", SHAPES)
-        yield
-
-
-@pytest.fixture(scope="module")
-def imported(tmp_path_factory):
-    """The golden checkpoint, imported once."""
-    out = tmp_path_factory.mktemp("imported") / "tiny"
-    assert run("--source", TINY, "--out", out) == 0
-    return out
-
-
 @pytest.fixture(scope="module")
 def variables(imported):
     return arrays.load_variables(imported)
@@ -101,7 +68,7 @@ def variables(imported):
 
 @pytest.fixture(scope="module")
 def runs(variables, tmp_path_factory):
-    """WORKDIRs of the golden checkpoint's components, and what comes with them in training."""
+    """WORKDIRs with the golden checkpoint's components and modules that only serve training."""
     root = tmp_path_factory.mktemp("runs")
     model, helper = model_config(), np.ones(2, np.float32)
     other = {"llm": {"embedding": np.zeros((9, 4), np.float32)}}
@@ -132,11 +99,11 @@ def writable(folder):
 def test_joined_runs_export_like_the_original(imported, runs, all_runs, tmp_path, capsys):
     joined, scratch = tmp_path / "joined", tmp_path / "scratch"
     assert run("join", "--checkpoint", all_runs, "--out", joined) == 0
-    said = capsys.readouterr().out
-    assert f"audio_encoder  from {runs / 'flow'}\n" in said
-    assert f"audio_head     from {runs / 'stage2'}\n" in said
-    assert f"left out of {runs / 'tokenizer'}: text_projection\n" in said
-    assert f"left out of {runs / 'vocoder'}: discriminators\n" in said
+    printed = capsys.readouterr().out
+    assert f"audio_encoder  from {runs / 'flow'}\n" in printed
+    assert f"audio_head     from {runs / 'stage2'}\n" in printed
+    assert f"left out of {runs / 'tokenizer'}: text_projection\n" in printed
+    assert f"left out of {runs / 'vocoder'}: discriminators\n" in printed
     stored = arrays.Reader(joined).arrays
     assert stored.keys() == arrays.Reader(imported).arrays.keys()
 
@@ -155,11 +122,11 @@ def test_joined_runs_export_like_the_original(imported, runs, all_runs, tmp_path
             assert theirs.items() <= ours.items()
         else:
             assert ours.read_bytes() == theirs.read_bytes(), name
-    # What was exported is a model's folder again.
+    # The exported folder is a model's folder.
     assert run("--source", tmp_path / "joined-out", "--out", tmp_path / "back") == 0
 
 
-def test_a_release_gives_layout_vision_and_text_files(all_runs, tmp_path, capsys):
+def test_layout_vision_and_text_files_come_from_a_release(all_runs, tmp_path, capsys):
     joined, base, out = tmp_path / "joined", tmp_path / "base", tmp_path / "out"
     writable(Path(shutil.copytree(TINY, base, ignore=shutil.ignore_patterns("golden.npz"))))
     vision = {"model.visual_model.patch.weight": np.arange(6, dtype=np.float16)}
@@ -198,9 +165,9 @@ def test_a_release_fills_what_a_partial_checkpoint_lacks(runs, tmp_path, capsys)
     assert run("join", "--checkpoint", stage2, "--out", joined, "--partial") == 0
     assert "flow_unet      missing\n" in capsys.readouterr().out
     assert run("export", "--checkpoint", joined, "--out", out) == 0
-    said = capsys.readouterr().out
-    assert "note: not in the checkpoint: audio_encoder, vq_bridge, audio_decoder, flow_" in said
-    assert "no vision, text tokenizer or code; --base adds those" in said
+    printed = capsys.readouterr().out
+    assert "note: not in the checkpoint: audio_encoder, vq_bridge, audio_decoder, flow_" in printed
+    assert "no vision, text tokenizer or code; --base adds those" in printed
     alone = SafetensorsFolder(out).tensors
     assert 0 < len(alone) < len(SafetensorsFolder(TINY).tensors)
     assert not any("visual" in n or "audio_decoder" in n for n in alone)
@@ -278,7 +245,7 @@ def test_imports_are_joined_too(imported, runs, tmp_path):
         assert got.read(path).tobytes() == whole.read(path).tobytes(), path
 
 
-def test_what_is_missing_is_named(runs, tmp_path, capsys):
+def test_missing_components_are_named(runs, tmp_path, capsys):
     parts = f"{runs / 'flow'},{runs / 'stage2'}"
     error = user_error(capsys, "join", "--checkpoint", parts, "--out", tmp_path / "out")
     assert f"{runs / 'flow'}, {runs / 'stage2'}: none holds vocoder; --partial" in error
@@ -315,7 +282,7 @@ def test_runs_of_different_models_are_refused(runs, variables, tmp_path, capsys)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_is_not_its_configs_is_refused(variables, runs, tmp_path, capsys):
+def test_a_run_that_contradicts_its_config_is_refused(variables, runs, tmp_path, capsys):
     join_ = ("join", "--out", tmp_path / "out", "--partial", "--checkpoint")
     wide = make_run(tmp_path / "wide", only(variables, LANGUAGE), model_config(ffn_width=200))
     error = user_error(capsys, *join_, wide)

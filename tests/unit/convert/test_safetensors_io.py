@@ -16,7 +16,7 @@ from ba_jax.convert.safetensors_io import (
     make_header,
     write_file,
 )
-from tests.unit.convert.refusal import assert_refused
+from tests.unit.convert.helpers import assert_refused
 
 RNG = np.random.default_rng(0)
 ARRAYS = {

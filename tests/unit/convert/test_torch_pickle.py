@@ -11,7 +11,7 @@ import torch
 
 from ba_jax.convert.sources import canonical_name, open_vocoder
 from ba_jax.convert.torch_pickle import load_state_dict, save_state_dict
-from tests.unit.convert.refusal import assert_refused
+from tests.unit.convert.helpers import assert_refused
 
 STATE = {
     "conv_pre.weight_g": torch.randn(4, 1, 1),
@@ -60,7 +60,7 @@ def test_both_namings_give_the_same_tensors(tmp_path, rename):
     )
 
 
-def test_saved_pickles_are_what_they_were(tmp_path):
+def test_saved_pickles_equal_the_originals(tmp_path):
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)).bfloat16()
     torch.save(module.state_dict(), tmp_path / "a.pt")
     arrays, metadata = load_state_dict(tmp_path / "a.pt")
@@ -84,7 +84,7 @@ def test_both_namings_at_once(tmp_path):
 
 
 class Planted:
-    """Creates a file when it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -104,7 +104,7 @@ def test_planted_pickle_does_not_run(tmp_path, form):
         path.write_bytes(pickle.dumps(Planted(planted), protocol=2))
     refused(path, "refused", "mkdir")
     assert not planted.exists()
-    # It is a real one: trusted, it does what it says.
+    # The attack works on a loader that trusts the file.
     torch.load(path, weights_only=False) if form != "plain" else pickle.loads(path.read_bytes())
     assert planted.exists()
 

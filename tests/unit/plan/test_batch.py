@@ -1,4 +1,4 @@
-"""Batches without data: they are what the stages take, and full."""
+"""Full batches without data, as the stages expect them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_row_of_the_language_model_by_hand():
     assert result.flops == 3 * 3 * forward
 
 
-def test_the_share_of_audio_is_what_was_asked_for():
+def test_share_of_audio():
     _, none = full(lm_stage2.get_config("nano_codes"), audio_share=0.0)
     assert none.amounts["audio_seconds"] == 0
     _, most = full(lm_stage2.get_config("nano_codes"), audio_share=0.75)
@@ -73,12 +73,12 @@ def test_every_stage_takes_its_batch(config):
     )
 
 
-def test_of_clips_the_bucket_with_most_seconds():
+def test_clips_come_from_the_bucket_with_most_seconds():
     _, result = full(flow_matching.get_config("7b"))
     assert result.text == "64 clips of 30 s" and result.row["whisper_mel_BTM"].shape[1] == 3000
 
 
-def test_rows_and_positions_that_do_not_divide():
+def test_rows_and_positions_must_divide():
     _, result = full(lm_stage2.get_config("nano_codes"), rows=6)
     with pytest.raises(ShardingError, match="a batch of 6 rows on 4 devices: expected a multiple"):
         batch.place_batch(result, abstract(1, 4, 1, 1))

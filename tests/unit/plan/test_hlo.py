@@ -30,7 +30,7 @@ def test_a_loop_counts_as_often_as_it_runs():
     assert scatter.received == 3 * LAYER
 
 
-def test_bytes_are_what_moves_through_hbm():
+def test_bytes_count_hbm_traffic():
     scalars = 3 * (3 * 4)  # next, and i and one that make it
     slices = 3 * (2 * LAYER + 4)  # layer: a slice read, a slice written, i
     gathers = 3 * LAYER  # its result is in VMEM
@@ -41,7 +41,7 @@ def test_bytes_are_what_moves_through_hbm():
     assert hlo.HloProgram(TEXT).bytes_accessed == expected
 
 
-def test_a_loop_that_cannot_be_read_counts_once_and_is_told():
+def test_a_loop_without_a_known_count_counts_once_and_is_listed():
     program = hlo.HloProgram(TEXT.replace("direction=LT", "direction=NE"))
     assert program.unknown_loops and program.weights["body"] == 1
     annotated = TEXT.replace(
@@ -51,7 +51,7 @@ def test_a_loop_that_cannot_be_read_counts_once_and_is_told():
     assert hlo.HloProgram(annotated).weights["body"] == 7
 
 
-def test_text_that_is_no_program():
+def test_text_without_a_program():
     with pytest.raises(ValueError, match="without an entry"):
         hlo.HloProgram("HloModule nothing\n")
 
@@ -82,7 +82,7 @@ def test_groups_of_a_mesh_part_the_devices(x, y, z, axis):
     assert {len(group) for group in groups} == {(x, y, z)[axis]}
 
 
-def test_what_crosses_slices_is_counted_apart():
+def test_collectives_across_slices_are_counted_separately():
     text = TEXT.replace("replica_groups={{0,1,2,3}}", "replica_groups={{0,1},{2,3}}")
     text = text.replace("[1,4]<=[4]", "[2,2]<=[2,2]T(1,0)")
     collectives = costs.sum_collectives(hlo.HloProgram(text, slice_size=2).collectives())
@@ -94,7 +94,7 @@ def test_what_crosses_slices_is_counted_apart():
 
 
 def test_transfers_through_hosts_are_collectives_of_slices():
-    """What XLA:TPU makes of an all-reduce over 2 slices, and of a copy to another one."""
+    """XLA:TPU's form of an all-reduce over 2 slices, and of a copy to another slice."""
     transfer = (
         "  %recv.{0} = (f32[9,8,128]{{2,1,0:T(8,128)}}, u32[], token[]) recv(%after-all.{0}), "
         "channel_id={0}, is_host_transfer=true, frontend_attributes={{"
@@ -110,7 +110,7 @@ def test_transfers_through_hosts_are_collectives_of_slices():
     assert before["all-gather"] == collectives["all-gather"]
 
 
-def test_collectives_that_run_beside_others():
+def test_asynchronous_collectives():
     """Started and done: the result is the second of what the start gives."""
     text = TEXT.replace(
         "%gathered = f32[32,16]{1,0:T(8,128)S(1)} all-gather(%layer)",

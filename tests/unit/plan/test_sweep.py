@@ -1,4 +1,4 @@
-"""What a sweep tries, leaves out, keeps and ranks; no compiler is asked."""
+"""Candidates of a sweep: order, skipping, resuming, ranking, without a compiler."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_remat_policy_has_its_place():
     assert sorted(REMAT_ORDER) == sorted(REMAT_POLICIES)
 
 
-def test_what_would_be_larger_than_what_did_not_fit_is_not_tried():
+def test_candidates_larger_than_a_failed_one_are_skipped():
     tries = [SweepCandidate(1, 4, 1, 1, rows, remat) for remat in REMAT_ORDER for rows in (1, 2, 4)]
     asked = []
 
@@ -63,7 +63,7 @@ def test_what_would_be_larger_than_what_did_not_fit_is_not_tried():
     assert any(f"{len(tries) - 3} more" in line for line in sweep.format_ranking(results))
 
 
-def test_a_sweep_goes_on_where_one_stopped(tmp_path):
+def test_a_sweep_resumes(tmp_path):
     tries = [SweepCandidate(1, 4, 1, 1, rows, "full") for rows in (1, 2, 4, 8)]
     path, asked = tmp_path / "sweep.jsonl", []
 
@@ -83,7 +83,7 @@ def test_a_sweep_goes_on_where_one_stopped(tmp_path):
 
 
 def test_an_attempt_plans_with_the_candidates_mesh_and_policy():
-    """On one GPU that is not there: nothing is compiled."""
+    """On an absent GPU, where no program is compiled."""
     config = parse_config(lm_stage2.get_config("nano_codes"))
     topology = open_topology("h100:1")
     candidates = sweep.attempt(config, topology, SweepCandidate(1, 1, 1, 1, 2, "dots"))
@@ -93,7 +93,7 @@ def test_an_attempt_plans_with_the_candidates_mesh_and_policy():
     assert lost["status"] == sweep.IMPOSSIBLE and "product is the 1 devices" in lost["reason"]
 
 
-def test_the_fastest_a_token_comes_first_and_of_equals_the_smaller():
+def test_ranking_by_time_per_token_then_memory():
     names = [SweepCandidate(1, 4, 1, 1, rows, "full") for rows in (1, 2, 4)]
     results = [
         fits(names[0], seconds=1.0, tokens=10.0, peak=5),
