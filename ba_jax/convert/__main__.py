@@ -13,80 +13,31 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 USER_ERROR = 2
 INTERRUPTED = 128 + 2  # SIGINT, as shells report it
-COMMANDS = ("import", "join", "export", "verify")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def import_parser() -> argparse.ArgumentParser:
-    from ba_jax.convert.sources import KINDS
-
-    parser = argparse.ArgumentParser(
-        prog="python -m ba_jax.convert",
-        description="Import reference weights into an Orbax checkpoint. "
-        "Other commands: join, export, verify (each has --help).",
-    )
+def _parser(command: str, description: str) -> argparse.ArgumentParser:
+    """Make a parser with the arguments that all commands share."""
+    program = f"python -m ba_jax.convert {command}".rstrip()
+    parser = argparse.ArgumentParser(prog=program, description=description)
     add = parser.add_argument
-    add("--source", type=Path, required=True, help="Hugging Face or CTranslate2 folder, or hift.pt")
     add("--out", type=Path, required=True, help="folder to write")
-    add("--kind", choices=KINDS, help="kind of the source (default: detected)")
-    add("--vocoder", type=Path, help="vocoder file to import with a Baichuan folder")
-    _add_common(parser)
+    add("--dtype", choices=DTYPES, help="cast parameters (default: kept as stored)")
+    add("--overwrite", action="store_true", help="replace the contents of --out")
+    add("--quiet", action="store_true", help="no progress bar")
     return parser
 
 
-def join_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m ba_jax.convert join",
-        description="Join the components of separate runs into one checkpoint, for export: each "
-        "from the last run that holds it, adapters merged.",
-    )
-    add = parser.add_argument
-    add(
-        "--checkpoint",
-        type=_paths,
-        required=True,
-        help="WORKDIRs of runs, or folders that ba_jax.convert wrote, separated by commas",
-    )
-    add("--out", type=Path, required=True, help="folder to write")
-    add("--partial", action="store_true", help="components may be missing")
-    _add_common(parser)
-    return parser
+def _shared(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the shared arguments as keyword arguments of the library."""
+    import jax.numpy as jnp
 
-
-def export_parser() -> argparse.ArgumentParser:
-    from ba_jax.convert.export import DEFAULT_SHARD_BYTES
-
-    parser = argparse.ArgumentParser(
-        prog="python -m ba_jax.convert export",
-        description="Write an imported or joined checkpoint as the reference's files.",
-    )
-    add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="folder with config.json and weights/")
-    add("--out", type=Path, required=True, help="folder to write")
-    add("--base", type=Path, help="original folder, for its left-out tensors and text files")
-    add(
-        "--max-shard-bytes",
-        type=_positive,
-        default=DEFAULT_SHARD_BYTES,
-        help="size of shards if the import recorded none (default: %(default)s)",
-    )
-    add(
-        "--vocoder-format",
-        choices=("pt", "safetensors"),
-        default="pt",
-        help="format of the vocoder if the import recorded none (default: %(default)s)",
-    )
-    _add_common(parser)
-    return parser
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dtype", choices=DTYPES, help="cast parameters (default: kept as stored)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the contents of --out")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    dtype = None if args.dtype is None else jnp.dtype(args.dtype)
+    return {"dtype": dtype, "overwrite": args.overwrite, "progress": not args.quiet}
 
 
 def _positive(text: str) -> int:
@@ -103,71 +54,83 @@ def _paths(text: str) -> list[str]:
     return paths
 
 
-def _dtype(name: str | None):
-    import jax.numpy as jnp
+def run_import(argv: Sequence[str]) -> list[str]:
+    from ba_jax.convert import importer, sources
 
-    return None if name is None else jnp.dtype(name)
-
-
-def run_import(argv: Sequence[str]) -> int:
-    args = import_parser().parse_args(argv)
-    from ba_jax.convert import importer
-
-    report = importer.import_checkpoint(
-        args.source,
-        args.out,
-        kind=args.kind,
-        vocoder=args.vocoder,
-        dtype=_dtype(args.dtype),
-        overwrite=args.overwrite,
-        progress=not args.quiet,
+    parser = _parser(
+        "",
+        "Import reference weights into an Orbax checkpoint. Other commands: join, export, verify "
+        "(each has --help).",
     )
-    print(importer.format_report(report))
-    print(f"wrote {args.out}")
-    return 0
+    add = parser.add_argument
+    add("--source", type=Path, required=True, help="Hugging Face or CTranslate2 folder, or hift.pt")
+    add("--kind", choices=sources.KINDS, help="kind of the source (default: detected)")
+    add("--vocoder", type=Path, help="vocoder file to import with a Baichuan folder")
+    args = parser.parse_args(argv)
+    report = importer.import_checkpoint(
+        args.source, args.out, kind=args.kind, vocoder=args.vocoder, **_shared(args)
+    )
+    return [importer.format_report(report), f"wrote {args.out}"]
 
 
-def run_join(argv: Sequence[str]) -> int:
-    args = join_parser().parse_args(argv)
+def run_join(argv: Sequence[str]) -> list[str]:
     from ba_jax.convert import join
 
-    joined = join.join_checkpoints(
-        args.checkpoint,
-        args.out,
-        partial=args.partial,
-        dtype=_dtype(args.dtype),
-        overwrite=args.overwrite,
-        progress=not args.quiet,
+    parser = _parser(
+        "join",
+        "Join the components of separate runs into one checkpoint, for export: each from the last "
+        "run that holds it, adapters merged.",
     )
-    print("\n".join(joined.lines()))
-    print(f"wrote {args.out}")
-    return 0
+    parser.add_argument(
+        "--checkpoint",
+        type=_paths,
+        required=True,
+        help="WORKDIRs of runs, or folders that ba_jax.convert wrote, separated by commas",
+    )
+    parser.add_argument("--partial", action="store_true", help="components may be missing")
+    args = parser.parse_args(argv)
+    joined = join.join_checkpoints(args.checkpoint, args.out, partial=args.partial, **_shared(args))
+    return [*joined.lines(), f"wrote {args.out}"]
 
 
-def run_export(argv: Sequence[str]) -> int:
-    args = export_parser().parse_args(argv)
+def run_export(argv: Sequence[str]) -> list[str]:
     from ba_jax.convert import export
 
+    parser = _parser("export", "Write an imported or joined checkpoint as the reference's files.")
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="folder with config.json and weights/")
+    add("--base", type=Path, help="original folder, for its left-out tensors and text files")
+    add(
+        "--max-shard-bytes",
+        type=_positive,
+        default=export.DEFAULT_SHARD_BYTES,
+        help="size of shards if the import recorded none (default: %(default)s)",
+    )
+    add(
+        "--vocoder-format",
+        choices=("pt", "safetensors"),
+        default="pt",
+        help="format of the vocoder if the import recorded none (default: %(default)s)",
+    )
+    args = parser.parse_args(argv)
     notes = export.export_checkpoint(
         args.checkpoint,
         args.out,
         base=args.base,
-        dtype=_dtype(args.dtype),
         max_shard_bytes=args.max_shard_bytes,
         vocoder_format=args.vocoder_format,
-        overwrite=args.overwrite,
-        progress=not args.quiet,
+        **_shared(args),
     )
-    for note in notes:
-        print(f"note: {note}")
-    print(f"wrote {args.out}")
-    return 0
+    return [*(f"note: {note}" for note in notes), f"wrote {args.out}"]
+
+
+COMMANDS = {"import": run_import, "join": run_join, "export": run_export}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code: 0, 1 (verify failed), 2 (user error), 130 (SIGINT)."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    command = argv.pop(0) if argv and argv[0] in COMMANDS else "import"
+    command = argv.pop(0) if argv and argv[0] in (*COMMANDS, "verify") else "import"
     if command == "verify":
         from ba_jax.convert import verify
 
@@ -182,13 +145,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Orbax logs a traceback when a write fails; the message below is enough.
     logging.set_verbosity(logging.FATAL)
     try:
-        return {"import": run_import, "join": run_join, "export": run_export}[command](argv)
+        print("\n".join(COMMANDS[command](argv)))
     except (ConversionError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return INTERRUPTED
+    return 0
 
 
 if __name__ == "__main__":
