@@ -13,9 +13,7 @@ from typing import Any
 
 from ba_jax.config import from_mapping, to_mapping
 from ba_jax.convert.engine import ConversionError, report_problems
-from ba_jax.convert.safetensors_io import read_json
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-from ba_jax.models.vocoder_config import VocoderConfig
 from ba_jax.vocab import COMPONENTS, AudioTokens
 
 MISSING = object()
@@ -341,11 +339,13 @@ def _parse(table: ConfigTable, values: Any, where: str, **more: Any) -> Baichuan
 # --- formats --------------------------------------------------------------------------------------
 
 
-def parse_baichuan_config(
-    values: Mapping[str, Any], vocoder: VocoderConfig | None = None, where: str = "config"
-) -> BaichuanAudioConfig:
-    """Parse config.json of Baichuan-Audio or Omni-1.5; see `read_model_config`."""
-    return dataclasses.replace(_parse(BAICHUAN_KEYS, values, where), vocoder=vocoder)
+def parse_baichuan_config(values: Mapping[str, Any], where: str = "config") -> BaichuanAudioConfig:
+    """Parse config.json of Baichuan-Audio or Omni-1.5, which does not describe the vocoder.
+
+    Raises:
+      ConversionError: naming `where`, key and value of everything missing or not supported.
+    """
+    return _parse(BAICHUAN_KEYS, values, where)
 
 
 def parse_qwen2_config(values: Mapping[str, Any], where: str = "config") -> BaichuanAudioConfig:
@@ -365,20 +365,6 @@ def parse_qwen2_config(values: Mapping[str, Any], where: str = "config") -> Baic
 def parse_whisper_config(values: Mapping[str, Any], where: str = "config") -> BaichuanAudioConfig:
     """Parse config.json of a Whisper folder: the audio encoder alone."""
     return _parse(WHISPER_KEYS, values, where)
-
-
-def read_model_config(folder: Path, vocoder: VocoderConfig | None = None) -> BaichuanAudioConfig:
-    """Read the config of a Baichuan-Audio or Omni-1.5 folder from its config.json.
-
-    Args:
-      folder: holds config.json.
-      vocoder: config of the vocoder that comes with it, which config.json does not describe.
-
-    Raises:
-      ConversionError: naming file, key and value of everything missing or not supported.
-    """
-    path = Path(folder) / "config.json"
-    return parse_baichuan_config(read_json(path, "a model's config"), vocoder, str(path))
 
 
 def format_baichuan_config(config: BaichuanAudioConfig) -> dict[str, Any]:

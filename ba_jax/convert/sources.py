@@ -9,6 +9,7 @@ import re
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from ba_jax.convert.engine import (
     WeightRow,
     report_problems,
 )
-from ba_jax.convert.safetensors_io import SafetensorsFile, SafetensorsFolder, parse_json, read_json
+from ba_jax.convert.safetensors_io import SafetensorsFile, SafetensorsFolder, read_json
 from ba_jax.convert.tables import audio_encoder
 from ba_jax.convert.tables import vocoder as vocoder_table
 from ba_jax.convert.torch_pickle import PickleFile
@@ -130,7 +131,12 @@ def open_source(path: Path, kind: str | None = None, vocoder: Path | None = None
     kind = kind or detect_kind(path)
     if vocoder is not None and kind != "baichuan":
         raise ConversionError(f"{path}: --vocoder goes with a Baichuan folder, this one is {kind}")
-    part, files = _OPEN[kind](path)
+    if kind == "ctranslate2":
+        part, files = _open_ctranslate2(path)
+    elif kind == "vocoder":
+        part, files = _open_vocoder(path)
+    else:
+        part, files = _open_model(path, kind)
     parts = [part]
     file = vocoder or (_vocoder_file(path) if kind == "baichuan" else None)
     if file is not None:
@@ -141,29 +147,21 @@ def open_source(path: Path, kind: str | None = None, vocoder: Path | None = None
 
 
 _Opened = tuple[SourcePart, dict[str, bytes]]
+_PARSERS: dict[str, Callable[[Any, str], BaichuanAudioConfig]] = {
+    "baichuan": hf_config.parse_baichuan_config,
+    "qwen2": hf_config.parse_qwen2_config,
+    "whisper": hf_config.parse_whisper_config,
+}
 
 
-def _open_baichuan(path: Path) -> _Opened:
-    files = _config_files(path)
-    config = hf_config.read_model_config(path)
-    rows = tables.rows_for(config)
-    return SourcePart(SafetensorsFolder(path), rows, config, LEFT_OUT["baichuan"]), files
-
-
-def _open_qwen2(path: Path) -> _Opened:
-    files = _config_files(path)
-    values = parse_json(files[CONFIG_FILE], path / CONFIG_FILE, "config")
-    config = hf_config.parse_qwen2_config(values, str(path / CONFIG_FILE))
-    rows = tables.rows_for(config)
-    return SourcePart(SafetensorsFolder(path), rows, config, LEFT_OUT["qwen2"]), files
-
-
-def _open_whisper(path: Path) -> _Opened:
-    files = _config_files(path)
-    values = parse_json(files[CONFIG_FILE], path / CONFIG_FILE, "config")
-    config = hf_config.parse_whisper_config(values, str(path / CONFIG_FILE))
-    rows = audio_encoder.whisper_rows(config.audio_encoder)
-    return SourcePart(SafetensorsFolder(path), rows, config, LEFT_OUT["whisper"]), files
+def _open_model(path: Path, kind: str) -> _Opened:
+    """Open a Hugging Face folder."""
+    file = path / CONFIG_FILE
+    values = read_json(file, "config")
+    config = _PARSERS[kind](values, str(file))
+    source = SafetensorsFolder(path)
+    part = SourcePart(source, model_rows(kind, config), config, LEFT_OUT[kind])
+    return part, {CONFIG_FILE: file.read_bytes()}
 
 
 def _open_ctranslate2(path: Path) -> _Opened:
@@ -196,21 +194,6 @@ def _open_vocoder(path: Path) -> _Opened:
     rows = vocoder_table.rows(config)
     part = SourcePart(source, rows, BaichuanAudioConfig(vocoder=config), LEFT_OUT["vocoder"])
     return part, {VOCODER_CONFIG_FILE: data}
-
-
-_OPEN: dict[str, Callable[[Path], _Opened]] = {
-    "baichuan": _open_baichuan,
-    "qwen2": _open_qwen2,
-    "whisper": _open_whisper,
-    "ctranslate2": _open_ctranslate2,
-    "vocoder": _open_vocoder,
-}
-
-
-def _config_files(folder: Path) -> dict[str, bytes]:
-    if not (folder / CONFIG_FILE).is_file():
-        raise ConversionError(f"{folder / CONFIG_FILE}: no such file, expected the model's config")
-    return {CONFIG_FILE: (folder / CONFIG_FILE).read_bytes()}
 
 
 def _to_json(values: dict) -> bytes:
@@ -327,12 +310,9 @@ def checkpoint_config(folder: Path) -> tuple[str, BaichuanAudioConfig]:
                 "checkpoint that ba_jax.convert wrote"
             )
         return "vocoder", BaichuanAudioConfig(vocoder=vocoder)
-    kind = detect_kind(folder)
-    if kind == "baichuan":
-        return kind, hf_config.read_model_config(folder, vocoder)
-    values = read_json(folder / CONFIG_FILE, "config")
-    parse = hf_config.parse_qwen2_config if kind == "qwen2" else hf_config.parse_whisper_config
-    return kind, parse(values, str(folder / CONFIG_FILE))
+    kind, path = detect_kind(folder), folder / CONFIG_FILE
+    config = _PARSERS[kind](read_json(path, "config"), str(path))
+    return kind, dataclasses.replace(config, vocoder=vocoder)
 
 
 def model_rows(kind: str, config: BaichuanAudioConfig) -> list[WeightRow]:

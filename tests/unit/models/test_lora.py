@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from ba_jax.convert.engine import ConversionError
-from ba_jax.convert.hf_config import format_baichuan_config, read_model_config
+from ba_jax.convert.hf_config import format_baichuan_config
+from ba_jax.convert.sources import checkpoint_config
 from ba_jax.models import lora
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
 from ba_jax.models.llm import LLMConfig
@@ -128,7 +129,7 @@ def test_bad_settings(rank, targets):
 
 
 def test_adapters_must_be_merged_before_export():
-    whole = read_model_config(TINY)
+    whole = checkpoint_config(TINY)[1]
     assert format_baichuan_config(whole)["hidden_size"] == whole.llm.width
     adapted = dataclasses.replace(whole, llm=dataclasses.replace(whole.llm, lora_rank=2))
     with pytest.raises(ConversionError, match="cannot describe this model's .'llm'"):
