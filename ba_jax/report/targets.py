@@ -94,43 +94,27 @@ def text_change(summary: Summary) -> float | None:
     return None if before is None or after is None else after - before
 
 
+def _share_target(
+    label: str, key: str, *, at_most: int | None = None, at_least: int | None = None
+) -> Target:
+    """Make the target of a share that the summary holds; bounds are in percent."""
+    bound = at_least if at_most is None else at_most
+    asked = f"{'at least' if at_most is None else 'at most'} {bound} %"
+    measure = _read_key(key)
+    return Target(label, measure, at_most is not None, bound / 100, asked, percent, (key,))
+
+
 # Two bounds were given only in words ("clearly better", "kept"): read as 10 % and 5 points.
 TARGETS = (
-    Target(
-        "Speech recognition, closed-vocabulary sentences: word error rate",
-        _read_key("asr_wer"),
-        True,
-        0.10,
-        "at most 10 %",
-        percent,
-        ("asr_wer",),
+    _share_target(
+        "Speech recognition, closed-vocabulary sentences: word error rate", "asr_wer", at_most=10
     ),
-    Target(
-        "Spoken question, written answer: accuracy",
-        _read_key("qa_s2t"),
-        False,
-        0.80,
-        "at least 80 %",
-        percent,
-        ("qa_s2t",),
-    ),
-    Target(
-        "Spoken question, spoken answer: accuracy",
-        _read_key("qa_s2s"),
-        False,
-        0.70,
-        "at least 70 %",
-        percent,
-        ("qa_s2s",),
-    ),
-    Target(
+    _share_target("Spoken question, written answer: accuracy", "qa_s2t", at_least=80),
+    _share_target("Spoken question, spoken answer: accuracy", "qa_s2s", at_least=70),
+    _share_target(
         "Speech generated from text, independent recogniser: word error rate",
-        _read_key("tts_judge_wer"),
-        True,
-        0.30,
-        "at most 30 %",
-        percent,
-        ("tts_judge_wer",),
+        "tts_judge_wer",
+        at_most=30,
     ),
     Target(
         "Reconstruction: mel error with all codebooks against that with one",
