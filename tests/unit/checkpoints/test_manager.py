@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from ba_jax.checkpoints import checksums, manager
 from ba_jax.checkpoints.arrays import check_files, load_variables
 from ba_jax.checkpoints.layout import CheckpointError, complete_steps, weights_folder
 from ba_jax.checkpoints.manager import Checkpoints, CheckpointSettings
-from tests.unit.checkpoints.small_checkpoint import save_variables
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 NOTE = {"stage": "toy", "seed": 0}
@@ -233,28 +231,6 @@ def test_a_checkpoint_without_checksums_is_read_as_it_is(run, tmp_path):
     (work / "checkpoints" / "2" / "checksums.json").unlink()
     with Checkpoints(work, CheckpointSettings(keep_last=2)) as checkpoints:
         assert checkpoints.latest() == 2
-
-
-def test_weights_folder_of_every_kind_of_path(run, tmp_path):
-    weights_of_2 = run / "checkpoints" / "2" / "weights"
-    assert weights_folder(run) == weights_of_2
-    assert weights_folder(run / "checkpoints" / "2") == weights_of_2
-    assert weights_folder(weights_of_2) == weights_of_2
-    assert weights_folder(run / "checkpoints" / "1").parent.name == "1"
-    save_variables(tmp_path / "converted" / "weights", weights(1))
-    assert weights_folder(tmp_path / "converted") == tmp_path / "converted" / "weights"
-    assert weights_folder(os.path.relpath(run)).resolve() == weights_of_2.resolve()
-    (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
-    file = tmp_path / "file"
-    file.write_text("x")
-    for path, message in {
-        tmp_path / "none": "no such folder",
-        file: "no such folder",
-        tmp_path / "begun": "a run without a complete checkpoint",
-        tmp_path: "neither a checkpoint nor a run's workdir",
-    }.items():
-        with pytest.raises(CheckpointError, match=re.escape(str(path)) + ".*" + message):
-            weights_folder(path)
 
 
 FULL_DISK = """
