@@ -1,27 +1,25 @@
-"""Codes to speech while they come: what is pushed is heard as soon as it is final.
+"""Streaming synthesis: codes to samples as they arrive, each sample once it is final.
 
 A segment's 50 Hz frames are decoded block by block (`SynthesisSettings.blocks`). A block needs its
-own codes and one more, which says that the segment goes on: its last frame is left out at the end
-of a segment. The audio decoder, the prenet and each step of the flow keep keys and values, and the
-last inputs of convolutions, of the blocks before; so each frame is computed once. The vocoder runs
-over windows that start a receptive field before the samples to be played (a cache for each of its
-convolutions is not worth it: it is a tenth of the flow's work) and waits for `hold` frames after
-them; its phase is carried from window to window.
+own codes and the next one, which shows that the segment does not end there: at the end of a segment
+the last frame is left out. The audio decoder, the prenet and each step of the flow cache keys and
+values, and the last inputs of convolutions; so each frame is computed once. The vocoder runs over
+overlapping windows, see `ba_jax.sampling.vocoder_windows`.
 
-The whole segment's result by `Synthesizer` with the same settings is the same but for rounding
-where `hold` is None. What must differ from the reference for that: the decoder's first norm has
-the statistics of the segment so far instead of the whole one's (`norm_frames`), and the flow sees
-its own block, shorter than 2 s, instead of its own 2 s (`blocks`).
+The result equals that of `Synthesizer` with the same settings up to rounding, if `hold` is None. To
+make this possible, two things differ from the reference: the decoder's first norm uses the
+statistics of the segment so far (`norm_frames`), and the flow attends to its own block, shorter
+than 2 s (`blocks`).
 
 Measured on the demo's flow (nano, 32 answers in its voices): blocks of 16, then 48 frames change
 its mel by 0.04 nats, `norm_frames` of 4 by 0.02 (0.008 with measured `norms` and a weight of 25),
 other noise by 1.1; the error against the recordings stays 1.13. A vocoder of 46 training steps gave
-the whole's wave (peak 0.43) within 1e-5 with `hold` None (21 frames; first audio after 17 frames of
-codes), 3e-4 with 8 and 2e-3 with 6 (after 5 frames of codes). Of the decoder's own mel, whose
-convolutions and norms were trained on whole segments, more is lost: 0.3 nats by the resizing's
+the wave of the whole segment (peak 0.43) within 1e-5 with `hold` None (21 frames; first audio after
+17 frames of codes), 3e-4 with 8 and 2e-3 with 6 (after 5 frames of codes). The decoder's own mel,
+whose convolutions and norms were trained on whole segments, loses more: 0.3 nats by the resizing's
 grid alone, 0.5 with `norm_frames` of 4, against an error of 0.3.
 
-Segments are rows of a batch, each at its own place. Shapes are those of the block sizes alone.
+Segments are rows of a batch, each at its own position. Shapes depend on the block sizes alone.
 """
 
 from __future__ import annotations
@@ -53,8 +51,6 @@ from ba_jax.models.streaming import (
     empty_cache,
     update_cache,
 )
-from ba_jax.models.vocoder import WindowPosition
-from ba_jax.models.vocoder_config import receptive_field
 from ba_jax.sampling.batching import LengthError
 from ba_jax.sampling.synthesize import (
     LOUDEST,
@@ -62,17 +58,18 @@ from ba_jax.sampling.synthesize import (
     check_seed,
     noise_keys,
 )
+from ba_jax.sampling.vocoder_windows import VocoderWindow, VocoderWindows
 from ba_jax.vocab import check_codes
 
 
 class StreamError(RuntimeError):
-    """A stream used after its end, or one more than there are rows."""
+    """A stream used after its end, or more streams than rows."""
 
 
 def for_streaming(
     settings: SynthesisSettings, blocks: tuple[int, ...] = (16, 48), norm_frames: int = 4
 ) -> SynthesisSettings:
-    """Settings with blocks and norms that a stream can have, where they name none."""
+    """Settings with blocks and norms for a stream, where they name none."""
     return dataclasses.replace(
         settings,
         blocks=settings.blocks or blocks,
@@ -81,18 +78,17 @@ def for_streaming(
 
 
 class StreamingSynthesizer:
-    """Decodes up to `rows` segments at once, as their codes come.
+    """Synthesizes up to `rows` segments at once, as their codes arrive.
 
     Args:
-      config, variables: a model with what `Synthesizer` needs.
-      settings: how; `norm_frames` must be given (`for_streaming`). `frames[-1]` is the longest
-        segment; with a `lookback`, it is what the decoder's position table holds, 60 s. `rows` of
-        the settings is not used.
+      config, variables: a model with the components that `Synthesizer` needs.
+      settings: with `norm_frames` (`for_streaming`). The longest segment is `frames[-1]` or, with a
+        `lookback`, the length of the decoder's position table, 60 s. `rows` is not used.
       rows: segments at once.
-      dtype: compute type, and that of what is remembered.
+      dtype: of computation and of the cache.
 
     Raises:
-      ValueError: settings that no stream can have, or a model without a component.
+      ValueError: settings without `norm_frames`, or a model without a component.
     """
 
     def __init__(
@@ -129,18 +125,26 @@ class StreamingSynthesizer:
         self._geometry = FLOW_MEL if self._by_flow else HIFIGAN_MEL
         self._vocoder = None
         if settings.vocoder == "vocoder":
-            self._vocoder = _Windows(self, variables, dtype)
+            self._vocoder = VocoderWindows(
+                config,
+                variables,
+                hold=settings.hold,
+                sizes=self._sizes,
+                rows=rows,
+                dtype=dtype,
+                jit=functools.partial(self._jit, "vocode"),
+            )
         else:
             self._mels = self._jit("mels", functools.partial(self._mel_batch, model))
-        # In jit, as no two arrays may share a buffer; placed like the parameters, as what they give
-        # is, or the second block would be compiled anew.
+        # Made in jit, so that no two arrays share a buffer, and placed like the parameters, so that
+        # the second block does not compile again.
         initial = jax.jit(functools.partial(self._initial_state, model))()
-        self._state = jax.device_put(initial, _place_of(self._variables))
+        self._state = jax.device_put(initial, _replicated_sharding(self._variables))
         self._free = list(range(rows))
 
     @property
     def rate(self) -> int:
-        """Hz of the samples: 24 kHz, or 16 kHz of the decoder's mel."""
+        """Sampling rate in Hz: 24 kHz, or 16 kHz for the decoder's mel."""
         return self._geometry.sample_rate
 
     def _jit(self, name: str, function: Callable, donate: int | None = None) -> Callable:
@@ -151,14 +155,14 @@ class StreamingSynthesizer:
         return jax.jit(traced, donate_argnums=() if donate is None else donate)
 
     def warm_up(self) -> None:
-        """Compiles every shape that a stream can need, before the first one is waited for."""
+        """Compiles all shapes, so that streams do not wait for a compilation."""
         for size in self._sizes:
             self._decode(size, [])
             if self._vocoder is not None:
-                self._vocoder.step(size, [], {})
+                self._vocoder.step(size, {}, self.numbers([]))
 
     def open(self, seed: int = 0, segment: int = 0) -> SegmentStream:
-        """A stream for a segment; the request's seed and the segment's number decide its noise.
+        """Opens a stream for a segment; its noise depends on the request's seed and the segment's number.
 
         Raises:
           StreamError: no free row.
@@ -166,20 +170,20 @@ class StreamingSynthesizer:
         """
         check_seed(seed)
         if not self._free:
-            raise StreamError(f"all {self.rows} rows have a segment: expected one to finish first")
+            raise StreamError(f"all {self.rows} rows have a segment: finish one of them first")
         return SegmentStream(self, self._free.pop(0), seed, segment)
 
     def push(
         self, streams: Sequence[SegmentStream], codes: Sequence[np.ndarray]
     ) -> list[np.ndarray]:
-        """Codes (N >= 1, Q) for some streams at once; for each, the samples that are now final.
+        """Adds codes (N >= 1, Q) to streams; returns the samples of each that are now final.
 
-        Nothing is changed where this raises.
+        An error leaves all streams as they were.
 
         Raises:
           LengthError: no frame, or a segment longer than `limit` frames.
           CodeError: codes that are not the model's.
-          StreamError: a stream that was finished, or named twice.
+          StreamError: a stream that was finished, or is listed twice.
         """
         self._check(streams)
         sizes = self.config.vq_bridge.codebook_sizes
@@ -203,24 +207,24 @@ class StreamingSynthesizer:
         return self._run(streams)
 
     def finish(self, streams: Sequence[SegmentStream]) -> list[np.ndarray]:
-        """Ends some segments; for each, the rest of its samples. Their rows are free again.
+        """Ends streams and frees their rows; returns the remaining samples of each.
 
         Raises:
-          StreamError: a stream that was finished, or named twice.
+          StreamError: a stream that was finished, or is listed twice.
         """
         self._check(streams)
         for stream in streams:
             stream._closed = True
-        found = self._run(streams)
+        samples = self._run(streams)
         for stream in streams:
             self._free.append(stream._row)
-        return found
+        return samples
 
     def drop(self, streams: Sequence[SegmentStream]) -> None:
-        """Ends some segments whose samples nobody wants any more; their rows are free again.
+        """Ends streams and frees their rows, without synthesizing the rest.
 
         Raises:
-          StreamError: a stream that was finished, or named twice.
+          StreamError: a stream that was finished, or is listed twice.
         """
         self._check(streams)
         for stream in streams:
@@ -229,29 +233,29 @@ class StreamingSynthesizer:
 
     def _check(self, streams: Sequence[SegmentStream]) -> None:
         if len({id(stream) for stream in streams}) != len(streams):
-            raise StreamError("a stream is named twice")
+            raise StreamError("a stream is listed twice")
         for stream in streams:
             if stream._owner is not self:
-                raise StreamError("a stream of another synthesizer")
+                raise StreamError("the stream belongs to another synthesizer")
             if stream._closed:
                 raise StreamError("the segment was finished: open another stream")
 
     def _run(self, streams: Sequence[SegmentStream]) -> list[np.ndarray]:
-        """Decodes what is ready; the samples for each stream."""
-        given: dict[int, list[np.ndarray]] = {stream._row: [] for stream in streams}
+        """Decodes all complete blocks; returns the new samples of each stream."""
         while ready := [stream for stream in streams if stream._ready(self.blocks)]:
             # Blocks of one size are decoded together.
             size = min(self.blocks.size(stream._number) for stream in ready)
-            some = [s for s in ready if self.blocks.size(s._number) == size]
-            self._decode(size, some)
-        if self._vocoder is not None:
-            self._vocoder.run(streams, given)
-        else:
-            for stream in streams:
-                mel_TM = np.minimum(stream._take_mel(), LOUDEST)
-                given[stream._row].append(stream._griffin_lim.push(mel_TM, stream._closed))
-        none = np.zeros(0, np.float32)
-        return [np.concatenate([none, *given[stream._row]]) for stream in streams]
+            self._decode(size, [s for s in ready if self.blocks.size(s._number) == size])
+        silence = np.zeros(0, np.float32)
+        if self._vocoder is None:
+            mels = [np.minimum(stream._take_mel(), LOUDEST) for stream in streams]
+            waves = [s._griffin_lim.push(m, s._closed) for s, m in zip(streams, mels, strict=True)]
+            return [np.concatenate([silence, wave_S]) for wave_S in waves]
+        for stream in streams:
+            stream._window.extend(stream._take_mel(), stream._ended)
+        windows = {stream._row: stream._window for stream in streams}
+        samples = self._vocoder.run(windows, self.numbers(streams))
+        return [np.concatenate([silence, *samples[stream._row]]) for stream in streams]
 
     # Blocks of mel
 
@@ -309,7 +313,7 @@ class StreamingSynthesizer:
         return {**new, "hidden": state["hidden"].at[row, slot].set(output, mode="drop")}, None
 
     def _mel_batch(self, model, variables, hidden_BTD, lengths_B):
-        """The decoder's mel of all the features so far."""
+        """The decoder's mel of all features so far."""
         return model.apply(
             variables,
             hidden_BTD,
@@ -320,7 +324,7 @@ class StreamingSynthesizer:
         )
 
     def _decode(self, size: int, streams: Sequence[SegmentStream]) -> None:
-        """The next block of streams whose next block has this size."""
+        """Decodes the next block of streams whose next block has this size."""
         codes_BNQ, lengths_B, pieces = self._batch(size, streams)
         self._state, mel_BTM = self._block(
             self._variables, self._state, codes_BNQ, lengths_B, pieces, *self.numbers(streams)
@@ -352,7 +356,7 @@ class StreamingSynthesizer:
         return codes_BNQ, lengths_B, Pieces(start_B, ends_B, active_B)
 
     def _decoder_mels(self, streams: Sequence[SegmentStream]) -> None:
-        """The frames of the decoder's mel that have become final."""
+        """Adds the frames of the decoder's mel that have become final."""
         c = self.config.audio_decoder
         lengths_B = np.ones(self.rows, np.int32)
         for stream in streams:
@@ -370,15 +374,15 @@ class StreamingSynthesizer:
                 stream._mels_taken = upto
 
     def numbers(self, streams: Sequence[SegmentStream]) -> tuple[np.ndarray, np.ndarray]:
-        """seeds_B and segments_B."""
-        both = np.zeros((2, self.rows), np.uint32)
+        """seeds_B and segments_B of a batch."""
+        numbers = np.zeros((2, self.rows), np.uint32)
         for stream in streams:
-            both[:, stream._row] = stream.seed, stream.segment
-        return both[0], both[1]
+            numbers[:, stream._row] = stream.seed, stream.segment
+        return numbers[0], numbers[1]
 
 
-def _place_of(variables: Any) -> Any:
-    """Where parameters were put on purpose, whole on each of their devices; None: nowhere."""
+def _replicated_sharding(variables: Any) -> Any:
+    """A sharding that replicates over the parameters' devices; None if they are uncommitted."""
     leaf = jax.tree.leaves(variables)[0]
     if not isinstance(leaf, jax.Array) or not leaf.committed:
         return None
@@ -388,162 +392,55 @@ def _place_of(variables: Any) -> Any:
 
 
 class SegmentStream:
-    """One segment of a `StreamingSynthesizer`, made by its `open`."""
+    """A segment of a `StreamingSynthesizer`, made by its `open`."""
 
     def __init__(self, owner: StreamingSynthesizer, row: int, seed: int, segment: int):
         self.seed, self.segment = seed, segment
         self._owner, self._row = owner, row
-        self._codes: list[np.ndarray] = []  # not yet decoded
-        self._received = 0  # frames of codes
+        self._codes: list[np.ndarray] = []  # not decoded yet
+        self._received = 0  # frames of codes so far
         self._number = 0  # blocks decoded
         self._frames = 0  # 50 Hz frames decoded
-        self._mel: list[np.ndarray] = []  # final, not yet heard
-        self._mels_taken = 0  # of the decoder's
+        self._mel: list[np.ndarray] = []  # final, without samples yet
+        self._mels_taken = 0  # final frames of the decoder's mel
         self._closed = False  # no more codes will come
         self._ended = False  # the last block is decoded
         self._griffin_lim = GriffinLimStream(owner._geometry, iterations=owner.settings.iterations)
-        self._window = _Window()
+        self._window = VocoderWindow()
 
     @property
     def rate(self) -> int:
-        """Hz of the samples."""
+        """Sampling rate in Hz."""
         return self._owner.rate
 
     def push(self, codes_NQ: np.ndarray) -> np.ndarray:
-        """The samples (S,), float32, that these codes make final; see `StreamingSynthesizer`."""
+        """Adds codes; returns the samples (S,), float32, that are now final."""
         return self._owner.push([self], [codes_NQ])[0]
 
     def finish(self) -> np.ndarray:
-        """The rest of the segment's samples; none if it had no codes."""
+        """Ends the segment and returns its remaining samples."""
         return self._owner.finish([self])[0]
 
     def drop(self) -> None:
-        """Ends the segment and gives nothing."""
+        """Ends the segment without the rest of its samples."""
         self._owner.drop([self])
 
-    def _waiting(self) -> int:
-        return sum(map(len, self._codes))
-
     def _ready(self, blocks: Blocks) -> bool:
-        waiting = self._waiting()
+        """Whether the codes of the next block are there, and one more or the end."""
+        waiting = sum(map(len, self._codes))
         if self._closed:
             return waiting > 0
         return waiting > blocks.size(self._number) // CODE_FRAMES
 
     def _take_codes(self, most: int) -> tuple[np.ndarray, bool]:
-        """The next block's codes, and whether the segment ends with them."""
+        """Takes the next block's codes; True if the segment ends with them."""
         waiting = np.concatenate(self._codes)
         self._ended = self._closed and len(waiting) <= most
         self._codes = [waiting[most:]] if len(waiting) > most else []
         return waiting[:most], self._ended
 
     def _take_mel(self) -> np.ndarray:
-        """Mel frames that are final and were not taken yet."""
+        """Takes the mel frames that have become final."""
         empty = np.zeros((0, self._owner._geometry.n_mels), np.float32)
-        found, self._mel = np.concatenate([empty, *self._mel]), []
-        return found
-
-
-@dataclasses.dataclass
-class _Window:
-    """A segment's place in the vocoder.
-
-    Attributes:
-      mel_TM: its frames from `first` on.
-      first: frame that the next window begins with.
-      given: frames heard.
-      phase: of the fundamental before the next window's anchor.
-    """
-
-    mel_TM: np.ndarray | None = None
-    first: int = 0
-    given: int = 0
-    phase: int = 0
-
-
-class _Windows:
-    """The vocoder, over windows of segments' mels."""
-
-    def __init__(self, owner: StreamingSynthesizer, variables, dtype: layers.Dtype):
-        self._owner, self._config = owner, owner.config.vocoder
-        self._variables = select_variables(owner.config, variables, ("vocoder",))
-        reach = receptive_field(self._config)
-        self._before = max(reach, 2 * self._config.f0_layers)
-        hold = owner.settings.hold
-        self._hold = reach if hold is None else min(hold, reach)
-        model = BaichuanAudio(owner.config.only("vocoder"), dtype=dtype)
-
-        def window(variables, mel_BTM, lengths_B, position, *numbers):
-            _, keys_B = noise_keys(*numbers)
-            return model.apply(
-                variables,
-                mel_BTM,
-                lengths_B,
-                keys_B,
-                position,
-                method=lambda m, *args: m.vocoder.window(*args),
-            )
-
-        self._window = owner._jit("vocode", window)
-
-    def run(self, streams: Sequence[SegmentStream], given: dict[int, list[np.ndarray]]) -> None:
-        """Appends to each row's list the samples that have become final."""
-        for stream in streams:
-            own = stream._window
-            mel_TM = stream._take_mel()
-            own.mel_TM = mel_TM if own.mel_TM is None else np.concatenate([own.mel_TM, mel_TM])
-        while waiting := {s._row: self._final(s) - s._window.given for s in streams}:
-            some = [stream for stream in streams if waiting[stream._row] > 0]
-            if not some:
-                return
-            most = max(waiting.values())
-            sizes = self._owner._sizes
-            self.step(next((size for size in sizes if size >= most), sizes[-1]), some, given)
-
-    def _final(self, stream: SegmentStream) -> int:
-        """Frames that can be heard."""
-        return stream._frames if stream._ended else max(0, stream._frames - self._hold)
-
-    def step(self, size: int, streams, given: dict[int, list[np.ndarray]]) -> None:
-        """A window with room for `size` new frames."""
-        rows, bins = self._owner.rows, self._config.mel_bins
-        room = self._before + size + self._hold
-        mel_BTM = np.zeros((rows, room, bins), np.float32)
-        lengths_B = np.ones(rows, np.int32)
-        position = WindowPosition(*(np.zeros(rows, np.int32) for _ in WindowPosition._fields))
-        upto_B = np.zeros(rows, np.int32)
-        for stream in streams:
-            row, own = stream._row, stream._window
-            some_TM = own.mel_TM[:room]
-            mel_BTM[row, : len(some_TM)] = some_TM
-            ends = stream._ended and len(own.mel_TM) <= room
-            # While more is to come, the last frame is the best guess at it.
-            mel_BTM[row, len(some_TM) :] = some_TM[-1]
-            lengths_B[row] = len(some_TM) if ends else room
-            upto = stream._frames if ends else own.first + room - self._hold
-            upto_B[row] = min(upto, self._final(stream))
-            position.first_B[row] = own.first
-            position.phase_B[row] = own.phase
-            position.anchor_B[row] = self._anchor(own.first) - own.first
-            position.next_B[row] = self._anchor(self._next(upto_B[row])) - own.first
-        wave_BS, phase_B = jax.device_get(
-            self._window(
-                self._variables, mel_BTM, lengths_B, position, *self._owner.numbers(streams)
-            )
-        )
-        for stream in streams:
-            row, own = stream._row, stream._window
-            samples = self._config.frame_samples
-            start, stop = ((int(t) - own.first) * samples for t in (own.given, upto_B[row]))
-            given[row].append(wave_BS[row, start:stop])
-            first = self._next(upto_B[row])
-            own.mel_TM = own.mel_TM[first - own.first :]
-            own.first, own.given, own.phase = first, int(upto_B[row]), int(phase_B[row])
-
-    def _next(self, given: int) -> int:
-        """The frame that a window begins with to go on after so many frames."""
-        return max(0, int(given) - self._before)
-
-    def _anchor(self, first: int) -> int:
-        """The first frame of a window whose f0 is the segment's."""
-        return first + self._config.f0_layers if first else 0
+        mel_TM, self._mel = np.concatenate([empty, *self._mel]), []
+        return mel_TM
