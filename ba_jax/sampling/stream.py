@@ -162,7 +162,7 @@ class StreamingSynthesizer:
                 self._vocoder.step(size, {}, self.numbers([]))
 
     def open(self, seed: int = 0, segment: int = 0) -> SegmentStream:
-        """Opens a stream for a segment; its noise depends on the request's seed and the segment's number.
+        """Opens a stream for a segment; the request's seed and its number decide its noise.
 
         Raises:
           StreamError: no free row.
