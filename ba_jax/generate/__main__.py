@@ -79,7 +79,7 @@ def generate(
     write: Callable[[str], None] = lambda text: None,
     show_progress: bool = False,
 ) -> dict[str, int]:
-    """Does all requests; returns their number, and how many were done before and failed.
+    """Process all requests; return their number, and how many were done before and failed.
 
     Args:
       config: with `model`, `generate` and perhaps `mesh`, as `configs/generate.py` makes it.
@@ -161,7 +161,7 @@ def _run_stream(
     bar: tqdm.tqdm,
     write: Callable[[str], None],
 ) -> None:
-    """Does requests one by one."""
+    """Process requests one by one."""
     streamer = Streamer(task, write)
     started = time.monotonic()
     streamer.warm_up(has_recordings(task.task, requests))
@@ -174,7 +174,7 @@ def _run_stream(
 def _run_batches(
     task: TaskModel, requests: Sequence[Request], results: Results, bar: tqdm.tqdm
 ) -> None:
-    """Does requests in batches; conversations share a cache, so a batch of them is one call."""
+    """Process requests in batches; conversations share a cache, so a batch of them is one call."""
     size = task.settings.generation.rows * (1 if task.chats else _BATCHES)
     for start in range(0, len(requests), size):
         batch = requests[start : start + size]
@@ -202,7 +202,7 @@ def _made_with(
 
 
 def define_flags() -> None:
-    """Defines the command line."""
+    """Define the command line."""
     config_flags.DEFINE_config_file("config", None, "A config with `model` and `generate`.")
     flags.DEFINE_list("checkpoint", None, "WORKDIRs or checkpoints; the last that has a component.")
     flags.DEFINE_string("input", None, "File, folder or JSONL list of requests.")
@@ -216,7 +216,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Does the requests and prints a summary."""
+    """Process the requests and print a summary."""
     values = flags.FLAGS
     if len(argv) != 2:
         raise app.UsageError(f"arguments {argv[1:]}: expected one task of {', '.join(TASKS)}")

@@ -13,98 +13,89 @@ from ba_jax.sampling.prompt import Prompt
 from ba_jax.sampling.synthesize import Wave
 from ba_jax.types import Failure
 
+_Accepted = Sequence[tuple[Request, Line]]
+"""Requests that were not refused, with their lines."""
+
 
 def run(task: TaskModel, requests: Sequence[Request], results: Results) -> list[Line]:
-    """Does requests; returns their lines in order, and saves their waves."""
+    """Process requests; return their lines in order, and save their waves."""
     lines = [task.begin_line(request) for request in requests]
-    accepted = [i for i, line in enumerate(lines) if "error" not in line]
+    accepted = [
+        (request, line)
+        for request, line in zip(requests, lines, strict=True)
+        if "error" not in line
+    ]
     if task.task == "reconstruct":
-        _reconstruct(task, requests, lines, accepted, results)
-    elif task.chats and accepted:
-        _chat(task, requests, lines, accepted, results)
-    elif accepted:
-        _single_turn(task, requests, lines, accepted, results)
+        _reconstruct(task, accepted, results)
+    elif task.chats:
+        _chat(task, accepted, results)
+    else:
+        _single_turn(task, accepted, results)
     for line in lines:
         task.finish_line(line)
     return lines
 
 
-def _reconstruct(
-    task: TaskModel,
-    requests: Sequence[Request],
-    lines: list[Line],
-    accepted: Sequence[int],
-    results: Results,
-) -> None:
+def _reconstruct(task: TaskModel, accepted: _Accepted, results: Results) -> None:
     """Recordings to codes and back to waves."""
-    codes = task.encode([requests[i].turns[0] for i in accepted])
-    encoded: dict[int, np.ndarray] = {}
-    for i, codes_NQ in zip(accepted, codes, strict=True):
+    codes = task.encode([request.turns[0] for request, _ in accepted])
+    encoded: list[tuple[Request, Line, np.ndarray]] = []
+    for (request, line), codes_NQ in zip(accepted, codes, strict=True):
         if isinstance(codes_NQ, Failure):
-            task.fail_turn(lines[i], 0, codes_NQ)
+            task.fail_turn(line, 0, codes_NQ)
         else:
-            encoded[i] = codes_NQ
+            encoded.append((request, line, codes_NQ))
     longest = task.settings.synthesis.frames[-1]
     segments = [
         [codes_NQ[start : start + longest] for start in range(0, len(codes_NQ), longest)]
-        for codes_NQ in encoded.values()
+        for *_, codes_NQ in encoded
     ]
-    seeds = [task.seed(requests[i]) for i in encoded]
+    seeds = [task.seed(request) for request, *_ in encoded]
     waves = task.model.speak(segments, seeds, [0] * len(encoded))
-    for (i, codes_NQ), wave in zip(encoded.items(), waves, strict=True):
-        lines[i] |= {"frames": len(codes_NQ), "complete": True}
-        _save(lines[i], results, requests[i], None, wave)
+    for (request, line, codes_NQ), wave in zip(encoded, waves, strict=True):
+        line |= {"frames": len(codes_NQ), "complete": True}
+        _save(line, results, request, None, wave)
 
 
-def _single_turn(
-    task: TaskModel,
-    requests: Sequence[Request],
-    lines: list[Line],
-    accepted: Sequence[int],
-    results: Results,
-) -> None:
+def _single_turn(task: TaskModel, accepted: _Accepted, results: Results) -> None:
     """Transcripts, translations, and speech of texts."""
-    codes = task.encode([requests[i].turns[0] for i in accepted])
-    prompts: dict[int, Prompt | list[Prompt]] = {}
-    for i, codes_NQ in zip(accepted, codes, strict=True):
-        prompt = task.prompt(requests[i], 0, codes_NQ)
+    codes = task.encode([request.turns[0] for request, _ in accepted])
+    prompted: list[tuple[Request, Line, Prompt | list[Prompt]]] = []
+    for (request, line), codes_NQ in zip(accepted, codes, strict=True):
+        prompt = task.prompt(request, 0, codes_NQ)
         if isinstance(prompt, Failure):
-            task.fail_turn(lines[i], 0, prompt)
+            task.fail_turn(line, 0, prompt)
         else:
-            prompts[i] = prompt
-    seeds = [task.seed(requests[i]) for i in prompts]
-    outputs = task.model.generate(list(prompts.values()), seeds=seeds, frame_limit=task.frame_limit)
+            prompted.append((request, line, prompt))
+    seeds = [task.seed(request) for request, *_ in prompted]
+    prompts = [prompt for *_, prompt in prompted]
+    outputs = task.model.generate(prompts, seeds=seeds, frame_limit=task.frame_limit)
     waves: Sequence[Wave | None] = [None] * len(outputs)
     if task.speaks:
-        segments = [[generated.codes_NQ] for generated in outputs]
+        segments = [[output.codes_NQ] for output in outputs]
         waves = task.model.speak(segments, seeds, [0] * len(segments))
-    for i, generated, wave in zip(prompts, outputs, waves, strict=True):
-        task.add_turn(lines[i], requests[i], 0, generated)
-        _save(lines[i], results, requests[i], None, wave)
+    for (request, line, _), output, wave in zip(prompted, outputs, waves, strict=True):
+        _save(task.add_turn(line, request, 0, output), results, request, None, wave)
 
 
-def _chat(
-    task: TaskModel,
-    requests: Sequence[Request],
-    lines: list[Line],
-    accepted: Sequence[int],
-    results: Results,
-) -> None:
+def _chat(task: TaskModel, accepted: _Accepted, results: Results) -> None:
     """Conversations side by side over one cache."""
-    codes = iter(task.encode([turn for i in accepted for turn in requests[i].turns]))
-    codes_of = {i: [next(codes) for _ in requests[i].turns] for i in accepted}
-    seeds = [task.seed(requests[i]) for i in accepted]
+    if not accepted:
+        return
+    codes = iter(task.encode([turn for request, _ in accepted for turn in request.turns]))
+    codes_of = [[next(codes) for _ in request.turns] for request, _ in accepted]
+    seeds = [task.seed(request) for request, _ in accepted]
     session = task.model.generator.session(seeds)
     segments_before = [0] * len(accepted)
-    for number in range(max(len(requests[i].turns) for i in accepted)):
+    for number in range(max(len(request.turns) for request, _ in accepted)):
         prompts: list[Prompt | None] = [None] * len(accepted)
-        for row, i in enumerate(accepted):
-            if "error" in lines[i] or number >= len(requests[i].turns):
+        for row, (request, line) in enumerate(accepted):
+            if "error" in line or number >= len(request.turns):
                 continue
-            prompt = task.prompt(requests[i], number, codes_of[i][number])
+            prompt = task.prompt(request, number, codes_of[row][number])
             prompt = task.check_room(session, row, prompt)
             if isinstance(prompt, Failure):
-                task.fail_turn(lines[i], number, prompt)
+                task.fail_turn(line, number, prompt)
             else:
                 prompts[row] = prompt
         if all(prompt is None for prompt in prompts):
@@ -113,17 +104,17 @@ def _chat(
         outputs = session.generate(frame_limit=task.frame_limit)
         segments = [[] if output is None else segments_of(output) for output in outputs]
         waves = task.model.speak(segments, seeds, segments_before)
-        for row, i in enumerate(accepted):
+        for row, (request, line) in enumerate(accepted):
             if prompts[row] is not None:
                 segments_before[row] += len(segments[row])
-                turn = task.add_turn(lines[i], requests[i], number, outputs[row])
-                _save(turn, results, requests[i], number, waves[row])
+                turn = task.add_turn(line, request, number, outputs[row])
+                _save(turn, results, request, number, waves[row])
 
 
 def _save(
     line: Line, results: Results, request: Request, turn: int | None, wave: Wave | None
 ) -> None:
-    """Saves a wave, if there is one, and adds it to a line."""
+    """Save a wave, if there is one, and add it to a line."""
     if wave is not None:
         path = results.wave_path(request.id, turn)
         line["audio"] = results.save(path, wave.wave_S, wave.rate)

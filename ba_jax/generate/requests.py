@@ -209,7 +209,7 @@ def _user_turn(turn: Any, folder: Path) -> UserTurn:
 
 
 def _check_id(value: Any) -> str:
-    """Returns an id that names a file below the folder of results."""
+    """Return an id that names a file below the folder of results."""
     if not isinstance(value, str) or not value:
         raise ValueError(f"id {value!r}, expected text")
     path = PurePosixPath(value)

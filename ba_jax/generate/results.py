@@ -98,7 +98,7 @@ class Results:
         return lines
 
     def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Appends the lines of requests."""
+        """Append the lines of requests."""
         if self._writes:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write("".join(_to_json(line) for line in lines))
@@ -115,7 +115,7 @@ class Results:
         return path
 
     def save(self, path: Path, wave_S: np.ndarray, rate: int) -> str:
-        """Writes a wave at RATE; returns its path relative to the folder."""
+        """Write a wave at RATE; return its path relative to the folder."""
         if rate != RATE:
             wave_S = resample(wave_S, rate, RATE)
         if self._writes:

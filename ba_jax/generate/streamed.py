@@ -103,7 +103,7 @@ class Speaker:
         )
 
     def write(self, wave_S: np.ndarray) -> None:
-        """Appends samples, maybe none.
+        """Append samples, maybe none.
 
         Raises:
           PlayerError: the player has ended.
@@ -122,7 +122,7 @@ class Speaker:
                 raise PlayerError(f"stream.player ended early: {error}") from None
 
     def close(self, keep: bool = True) -> None:
-        """Closes the file and waits for the player; the file is kept if `keep`."""
+        """Close the file and wait for the player; the file is kept if `keep`."""
         self._file.close()
         if keep and self.samples:
             self._partial.replace(self._path)
@@ -152,7 +152,7 @@ class Streamer:
         return self._task.model.streaming_synthesizer(self._synthesis)
 
     def warm_up(self, hears: bool) -> None:
-        """Compiles everything that requests need, so that their times exclude compilation.
+        """Compile everything that requests need, so that their times exclude compilation.
 
         Args:
           hears: a request holds a recording.
@@ -186,7 +186,7 @@ class Streamer:
             self._synthesizer.warm_up()
 
     def __call__(self, request: Request, results: Results) -> Line:
-        """Does a request and returns its line."""
+        """Process a request and return its line."""
         task = self._task
         line = task.begin_line(request)
         if "error" in line:
@@ -227,7 +227,7 @@ class Streamer:
         speech: _TurnSpeech | None,
         started: float,
     ) -> tuple[Generated, Timing, bool]:
-        """Reads a turn's prompts, writes and plays what comes; (output, times, wave kept)."""
+        """Read a turn's prompts, write and play what comes; (output, times, wave kept)."""
         model, timing = self._task.model, Timing()
         decoder = None if self._task.task == "tts" else model.tokenizer.stream()
         events = []
@@ -295,7 +295,7 @@ class _TurnSpeech:
         return self._speaker.samples / self._synthesizer.rate
 
     def take(self, event: Event) -> bool:
-        """Synthesizes what an event makes possible; True if samples were written."""
+        """Synthesize what an event makes possible; True if samples were written."""
         before = self._speaker.samples
         if event.kind == SEGMENT:
             self._stream = self._synthesizer.open(self._seed, self._first + self.segments)
@@ -315,7 +315,7 @@ class _TurnSpeech:
             self._speaker.write(self._fader.push(wave_S))
 
     def close(self, whole: bool) -> bool:
-        """Ends the turn's speech; True if a file was kept."""
+        """End the turn's speech; True if a file was kept."""
         if self._stream is not None:
             self._stream.drop()
         self._speaker.close(whole)

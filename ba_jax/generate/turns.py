@@ -172,11 +172,11 @@ class TaskModel:
         return line
 
     def fail_turn(self, line: Line, number: int, failure: Failure) -> None:
-        """Marks a request as failed at a turn."""
+        """Mark a request as failed at a turn."""
         fail(line, f"turn {number + 1}: {failure.reason}" if self.chats else failure.reason)
 
     def add_turn(self, line: Line, request: Request, number: int, generated: Generated) -> Line:
-        """Adds a turn to a request's line; returns the mapping that its audio belongs to."""
+        """Add a turn to a request's line; return the mapping that its audio belongs to."""
         values: Line = {}
         if self.task != "tts":
             values["text"] = self.model.text_of(generated)
@@ -193,7 +193,7 @@ class TaskModel:
         return values
 
     def finish_line(self, line: Line) -> None:
-        """Completes the line of a request whose turns are done."""
+        """Complete the line of a request whose turns are done."""
         if "error" in line:
             return
         if self.chats:
@@ -203,7 +203,7 @@ class TaskModel:
 
 
 def fail(line: Line, reason: str) -> None:
-    """Marks a request as failed."""
+    """Mark a request as failed."""
     line |= {"error": reason, "complete": False}
 
 

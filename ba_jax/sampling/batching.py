@@ -14,7 +14,7 @@ class LengthError(ValueError):
 def batches(
     sizes: Sequence[int], buckets: Sequence[int], rows: int, name: str = "item"
 ) -> Iterator[tuple[int, list[int]]]:
-    """Yields (bucket, indices of at most `rows` items), each item once, shortest first.
+    """Yield (bucket, indices of at most `rows` items), each item once, shortest first.
 
     The bucket of a batch is the smallest that holds its longest item.
 

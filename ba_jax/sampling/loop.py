@@ -66,7 +66,7 @@ class Generator:
         seeds: Sequence[int] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Generated]:
-        """Continues prompts, in batches of similar lengths.
+        """Continue prompts, in batches of similar lengths.
 
         Args:
           prompts: any number.
@@ -100,7 +100,7 @@ class Generator:
         frame_limit: int | None = None,
         seeds: Sequence[int] | None = None,
     ) -> Iterator[list[Event]]:
-        """Continues prompts and yields events as they come; `Event.row` is the prompt's number.
+        """Continue prompts and yield events as they come; `Event.row` is the prompt's number.
 
         Args:
           prompts: at most `rows`.
@@ -122,7 +122,7 @@ class Generator:
         seeds: Sequence[int] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Generated]:
-        """Speaks texts piece by piece: a piece is read and spoken, and then the next one.
+        """Speak texts piece by piece: a piece is read and spoken, and then the next one.
 
         Args:
           prompts: of each text, as `prompt.make_prompts_in_turns` makes them.
@@ -166,7 +166,7 @@ class Generator:
         return [order[start : start + rows] for start in range(0, len(order), rows)]
 
     def _check(self, prompts: Sequence[Prompt], seeds: Sequence[int] | None) -> Sequence[int]:
-        """Checks prompts and returns their seeds."""
+        """Check prompts and return their seeds."""
         longest = max(self.settings.lengths)
         for number, prompt in enumerate(prompts):
             if not 1 <= len(prompt) <= longest:
@@ -204,7 +204,7 @@ def _speak_in_turns(
 
 
 def _join(outputs: Sequence[Generated], pieces: int) -> Generated:
-    """Joins the outputs of a text of `pieces` pieces."""
+    """Join the outputs of a text of `pieces` pieces."""
     return Generated(
         ids=[token_id for output in outputs for token_id in output.ids],
         codes_NQ=np.concatenate([output.codes_NQ for output in outputs]),

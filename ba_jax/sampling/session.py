@@ -183,7 +183,7 @@ class Session:
     # Reading
 
     def read(self, prompts: Sequence[Prompt | None]) -> None:
-        """Appends a prompt to each conversation and begins its turn.
+        """Append a prompt to each conversation and begin its turn.
 
         Args:
           prompts: one per conversation; None: the conversation has no turn now.
@@ -235,7 +235,7 @@ class Session:
         start: int,
         size: int,
     ) -> None:
-        """Reads `size` positions of all rows from `start`, padded to one of the lengths."""
+        """Read `size` positions of all rows from `start`, padded to one of the lengths."""
         rows, length = len(ids), next(n for n in self._lengths if n >= size)
         ids_BL = np.zeros((rows, length), np.int32)
         codes_BLQ = np.zeros((rows, length, len(self._runner.sizes)), np.int32)
@@ -270,7 +270,7 @@ class Session:
     def generate(
         self, *, text_limit: int | None = None, frame_limit: int | Sequence[int] | None = None
     ) -> list[Generated | None]:
-        """Generates the turns that `read` began to their ends; None for a row without a turn.
+        """Generate the turns that `read` began to their ends; None for a row without a turn.
 
         The output includes what was streamed of a turn, unless the stream reached its end. A turn
         that reaches a limit or the end of the cache is not complete.
@@ -299,7 +299,7 @@ class Session:
         text_limit: int | None = None,
         frame_limit: int | None = None,
     ) -> Iterator[list[Event]]:
-        """Generates the same turns, and yields the events of at most `chunk` steps at a time.
+        """Generate the same turns, and yield the events of at most `chunk` steps at a time.
 
         If the caller stops early, the turns stay as they are: `generate` or `stream` continues
         them, `read` ends them.
@@ -411,7 +411,7 @@ def _new_events(
 
 
 def check_prompt(runner: ModelRunner, prompt: Prompt, name: str) -> None:
-    """Checks a prompt on the host, before its ids reach a device.
+    """Check a prompt on the host, before its ids reach a device.
 
     Raises:
       PromptError: an empty prompt, or audio for a model of text alone.

@@ -146,7 +146,7 @@ class SpeechModel:
     def generate(
         self, prompts: Sequence[Prompt] | Sequence[list[Prompt]], **options
     ) -> list[Generated]:
-        """Continues prompts; lists of prompts are texts to be spoken in turns.
+        """Continue prompts; lists of prompts are texts to be spoken in turns.
 
         Args:
           prompts: all prompts, or all lists.
@@ -165,7 +165,7 @@ class SpeechModel:
     def speak(
         self, segments: Sequence[Sequence[np.ndarray]], seeds: Sequence[int], first: Sequence[int]
     ) -> list[Wave | None]:
-        """Synthesizes segments of speech and joins those of each request.
+        """Synthesize segments of speech and join those of each request.
 
         Args:
           segments: codes (N, Q) of each request's segments; empty ones are left out.
@@ -207,7 +207,7 @@ def load_speech_model(
     hosts: str = HOSTS[0],
     **options,
 ) -> SpeechModel:
-    """Loads a model's components onto the devices.
+    """Load a model's components onto the devices.
 
     Args:
       config: the model's.

@@ -166,7 +166,7 @@ class ModelRunner:
     # Called on the host
 
     def start(self, ids_BL, codes_BLQ, real_BL, mode_B) -> State:
-        """Prefills an empty cache and begins turns.
+        """Prefill an empty cache and begin turns.
 
         Args:
           ids_BL, codes_BLQ: int32; a row's ids come first.
@@ -177,12 +177,12 @@ class ModelRunner:
         return self._start(self._variables, *arrays)
 
     def read(self, state: State, ids_BL, codes_BLQ, real_BL, mode_B) -> State:
-        """Appends ids; rows with at least one begin a turn in `mode_B`. Donates `state`."""
+        """Append ids; rows with at least one begin a turn in `mode_B`. Donates `state`."""
         arrays = self._place((ids_BL, codes_BLQ, real_BL, mode_B))
         return self._read(self._variables, state, *arrays)
 
     def run(self, state: State, seeds_B, limits: TurnLimits, steps: int) -> State:
-        """Runs up to `steps` steps, until all rows are done; uint32 seeds. Donates `state`."""
+        """Run up to `steps` steps, until all rows are done; uint32 seeds. Donates `state`."""
         seeds_B, limits = self._place((seeds_B, limits))
         return self._run(self._variables, state, seeds_B, limits, np.int32(steps))
 
@@ -249,7 +249,7 @@ class ModelRunner:
     def _advance(
         self, variables, state: State, ids_BL, codes_BLQ, real_BL, fresh=False, codebooks=None
     ) -> State:
-        """Runs the language model over each row's ids; `codebooks` limits the codes it embeds."""
+        """Run the language model over each row's ids; `codebooks` limits the codes it embeds."""
         hidden_BLD, cache = self._model.apply(
             variables,
             ids_BL,

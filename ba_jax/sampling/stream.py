@@ -155,14 +155,14 @@ class StreamingSynthesizer:
         return jax.jit(traced, donate_argnums=() if donate is None else donate)
 
     def warm_up(self) -> None:
-        """Compiles all shapes, so that streams do not wait for a compilation."""
+        """Compile all shapes, so that streams do not wait for a compilation."""
         for size in self._sizes:
             self._decode(size, [])
             if self._vocoder is not None:
                 self._vocoder.step(size, {}, self.numbers([]))
 
     def open(self, seed: int = 0, segment: int = 0) -> SegmentStream:
-        """Opens a stream for a segment; the request's seed and its number decide its noise.
+        """Open a stream for a segment; the request's seed and its number decide its noise.
 
         Raises:
           StreamError: no free row.
@@ -176,7 +176,7 @@ class StreamingSynthesizer:
     def push(
         self, streams: Sequence[SegmentStream], codes: Sequence[np.ndarray]
     ) -> list[np.ndarray]:
-        """Adds codes (N >= 1, Q) to streams; returns the samples of each that are now final.
+        """Add codes (N >= 1, Q) to streams; return the samples of each that are now final.
 
         An error leaves all streams as they were.
 
@@ -207,7 +207,7 @@ class StreamingSynthesizer:
         return self._run(streams)
 
     def finish(self, streams: Sequence[SegmentStream]) -> list[np.ndarray]:
-        """Ends streams and frees their rows; returns the remaining samples of each.
+        """End streams and free their rows; return the remaining samples of each.
 
         Raises:
           StreamError: a stream that was finished, or is listed twice.
@@ -221,7 +221,7 @@ class StreamingSynthesizer:
         return samples
 
     def drop(self, streams: Sequence[SegmentStream]) -> None:
-        """Ends streams and frees their rows, without synthesizing the rest.
+        """End streams and free their rows, without synthesizing the rest.
 
         Raises:
           StreamError: a stream that was finished, or is listed twice.
@@ -241,7 +241,7 @@ class StreamingSynthesizer:
                 raise StreamError("the segment was finished: open another stream")
 
     def _run(self, streams: Sequence[SegmentStream]) -> list[np.ndarray]:
-        """Decodes all complete blocks; returns the new samples of each stream."""
+        """Decode all complete blocks; return the new samples of each stream."""
         while ready := [stream for stream in streams if stream._ready(self.blocks)]:
             # Blocks of one size are decoded together.
             size = min(self.blocks.size(stream._number) for stream in ready)
@@ -324,7 +324,7 @@ class StreamingSynthesizer:
         )
 
     def _decode(self, size: int, streams: Sequence[SegmentStream]) -> None:
-        """Decodes the next block of streams whose next block has this size."""
+        """Decode the next block of streams whose next block has this size."""
         codes_BNQ, lengths_B, pieces = self._batch(size, streams)
         self._state, mel_BTM = self._block(
             self._variables, self._state, codes_BNQ, lengths_B, pieces, *self.numbers(streams)
@@ -356,7 +356,7 @@ class StreamingSynthesizer:
         return codes_BNQ, lengths_B, Pieces(start_B, ends_B, active_B)
 
     def _decoder_mels(self, streams: Sequence[SegmentStream]) -> None:
-        """Adds the frames of the decoder's mel that have become final."""
+        """Add the frames of the decoder's mel that have become final."""
         c = self.config.audio_decoder
         lengths_B = np.ones(self.rows, np.int32)
         for stream in streams:
@@ -414,15 +414,15 @@ class SegmentStream:
         return self._owner.rate
 
     def push(self, codes_NQ: np.ndarray) -> np.ndarray:
-        """Adds codes; returns the samples (S,), float32, that are now final."""
+        """Add codes; return the samples (S,), float32, that are now final."""
         return self._owner.push([self], [codes_NQ])[0]
 
     def finish(self) -> np.ndarray:
-        """Ends the segment and returns its remaining samples."""
+        """End the segment and return its remaining samples."""
         return self._owner.finish([self])[0]
 
     def drop(self) -> None:
-        """Ends the segment without the rest of its samples."""
+        """End the segment without the rest of its samples."""
         self._owner.drop([self])
 
     def _ready(self, blocks: Blocks) -> bool:
@@ -433,14 +433,14 @@ class SegmentStream:
         return waiting > blocks.size(self._number) // CODE_FRAMES
 
     def _take_codes(self, most: int) -> tuple[np.ndarray, bool]:
-        """Takes the next block's codes; True if the segment ends with them."""
+        """Take the next block's codes; True if the segment ends with them."""
         waiting = np.concatenate(self._codes)
         self._ended = self._closed and len(waiting) <= most
         self._codes = [waiting[most:]] if len(waiting) > most else []
         return waiting[:most], self._ended
 
     def _take_mel(self) -> np.ndarray:
-        """Takes the mel frames that have become final."""
+        """Take the mel frames that have become final."""
         empty = np.zeros((0, self._owner._geometry.n_mels), np.float32)
         mel_TM, self._mel = np.concatenate([empty, *self._mel]), []
         return mel_TM

@@ -149,7 +149,7 @@ def noise_keys(seeds_B: jax.Array, segments_B: jax.Array) -> tuple[jax.Array, ja
 
 
 def check_seed(seed: int) -> int:
-    """Returns a seed that a random key can be made of.
+    """Return a seed that a random key can be made of.
 
     Raises:
       ValueError: a seed outside 0 to 2^32 - 1.
@@ -192,7 +192,7 @@ class Synthesizer:
         self._vocode = self._jit("vocode", ("vocoder",), self._vocode_batch)
 
     def _jit(self, name: str, needed: tuple[str, ...], function: Callable) -> Callable:
-        """Jits a part of the model; the result takes variables and the function's arguments."""
+        """Jit a part of the model; the result takes variables and the function's arguments."""
         model = BaichuanAudio(self.config.only(*needed), dtype=self._dtype)
 
         def traced(variables, *args):
@@ -361,7 +361,7 @@ class Synthesizer:
     def _batches(
         self, codes: Sequence[np.ndarray]
     ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-        """Yields (indices, padded codes, lengths) of batches of segments."""
+        """Yield (indices, padded codes, lengths) of batches of segments."""
         sizes, rows = [len(codes_NQ) for codes_NQ in codes], self.settings.rows
         for bucket, batch in batching.batches(sizes, self.settings.frames, rows, "segment"):
             codes_BNQ, lengths_B = batching.pad([codes[i] for i in batch], rows, bucket)

@@ -49,7 +49,7 @@ class VocoderWindow:
         return self.first + (0 if self.mel_TM is None else len(self.mel_TM))
 
     def extend(self, mel_TM: np.ndarray, ended: bool) -> None:
-        """Appends frames; `ended`: they are the last ones."""
+        """Append frames; `ended`: they are the last ones."""
         self.mel_TM = mel_TM if self.mel_TM is None else np.concatenate([self.mel_TM, mel_TM])
         self.ended = ended
 
