@@ -189,8 +189,8 @@ def test_output_equals_the_rules_step_by_step(config, biased, whole_pass, writab
     generator = make(config, biased, writable, stops, mode)
     prompts = [prompt(config, 6 + i % 10, i, wants_speech=True) for i in range(16)]
     how, alternations = set(), []
-    for one, got in zip(prompts, generator(prompts), strict=True):
-        oracle = Oracle(config, whole_pass, writable, stops, one)
+    for request, got in zip(prompts, generator(prompts), strict=True):
+        oracle = Oracle(config, whole_pass, writable, stops, request)
         getattr(oracle, mode)()
         agree(got.pieces, oracle.pieces)
         if got.complete:
@@ -217,10 +217,10 @@ def test_rows_are_independent_of_the_batch(config, biased, writable, stops):
     assert not len(whole[3].codes_NQ) and whole[3].ids  # did not want to speak
     assert whole[5].pieces[0].is_audio
     other = generator(prompts, seeds=range(7), text_limit=9, frame_limit=11)
-    assert [one.ids for one in other] != [one.ids for one in whole]
-    for one in other:
-        assert len(one.ids) <= 9 and len(one.codes_NQ) <= 11
-        assert not one.complete or (len(one.ids) < 9 and len(one.codes_NQ) < 11)
+    assert [output.ids for output in other] != [output.ids for output in whole]
+    for output in other:
+        assert len(output.ids) <= 9 and len(output.codes_NQ) <= 11
+        assert not output.complete or (len(output.ids) < 9 and len(output.codes_NQ) < 11)
     assert generator.traces == {"prefill": 1, "loop": 1}
 
 
@@ -274,29 +274,29 @@ def test_turns_are_well_formed_for_any_choices(mode, seed, text_limit, frame_lim
             frames[row] += bool(move.spoke_B[row])
     assert (turn.mode_B == DONE).all()
     for row in range(ROWS):
-        own = read[row]
-        assert len(own) <= room + speaks[row]
+        row_ids = read[row]
+        assert len(row_ids) <= room + speaks[row]
         assert len(wrote[row]) == turn.text_B[row] <= text_limit
         assert frames[row] == turn.frames_B[row] <= frame_limit
-        assert own.count(TOKENS.audiogen_start) == turn.segments_B[row]
+        assert row_ids.count(TOKENS.audiogen_start) == turn.segments_B[row]
         assert turn.segments_B[row] <= (3 if mode else 1)
         # <audiogen_start> frames <audiogen_end>, and text outside
         inside = False
-        for token_id in own:
+        for token_id in row_ids:
             if token_id in (TOKENS.audiogen_start, TOKENS.audiogen_end):
                 assert inside == (token_id == TOKENS.audiogen_end)
                 inside = not inside
             else:
                 assert (token_id == TOKENS.audio_pad) == inside
         assert turn.open_B[row] == inside
-        assert turn.ended_B[row] == (END in own)
+        assert turn.ended_B[row] == (END in row_ids)
         assert turn.cut_B[row] or turn.ended_B[row] or not inside
-        text = [i for i in own if i > TOKENS.audio_pad]
-        full = len(own) == room + speaks[row]
+        text = [i for i in row_ids if i > TOKENS.audio_pad]
+        full = len(row_ids) == room + speaks[row]
         if mode != "reference":
             # The last id, or frame, has no slot where the cache is full.
             assert text == wrote[row] or (full and text == wrote[row][:-1])
-            assert own.count(TOKENS.audio_pad) in (frames[row], frames[row] - full)
+            assert row_ids.count(TOKENS.audio_pad) in (frames[row], frames[row] - full)
 
 
 def test_two_character_stop():

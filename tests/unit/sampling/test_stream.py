@@ -35,8 +35,8 @@ def small(config, variables):
         dilations=(1, 3),
     )
     config = dataclasses.replace(config, vocoder=vocoder)
-    own = conftest.variables.__wrapped__(config.only("vocoder"))["params"]
-    variables = {**variables, "params": {**variables["params"], **own}}
+    vocoder_params = conftest.variables.__wrapped__(config.only("vocoder"))["params"]
+    variables = {**variables, "params": {**variables["params"], **vocoder_params}}
     # As a checkpoint's are: put on a device on purpose, which is a part of what jit compiles for.
     return config, jax.device_put(variables, jax.devices()[0])
 
@@ -103,8 +103,8 @@ def test_stream_equals_the_whole_for_any_cuts(streamer, segments, whole, first, 
     parts = [[], []]
     while any(waiting):
         some = [i for i in (0, 1) if waiting[i]]
-        found = streamer.push([streams[i] for i in some], [waiting[i].pop(0) for i in some])
-        for i, samples in zip(some, found, strict=True):
+        pushed = streamer.push([streams[i] for i in some], [waiting[i].pop(0) for i in some])
+        for i, samples in zip(some, pushed, strict=True):
             assert samples.dtype == np.float32
             parts[i].append(samples)
     for i, samples in enumerate(streamer.finish(streams)):
@@ -142,7 +142,7 @@ def test_bounded_lookback(synthesizer, streamer, segments):
     """32 frames are remembered, so that the segment may last as long as there are positions."""
     free = dataclasses.replace(SETTINGS, lookback=None)
     free = Synthesizer(synthesizer.config, synthesizer._variables, free)
-    pair = [one.decode(segments[:1])[0] for one in (synthesizer, free)]
+    pair = [synth.decode(segments[:1])[0] for synth in (synthesizer, free)]
     bounded, unbounded = (decoded.hidden_TD for decoded in pair)
     np.testing.assert_allclose(bounded[:40], unbounded[:40], atol=1e-5)
     assert np.abs(bounded[40:] - unbounded[40:]).max() > 1e-2
@@ -171,14 +171,14 @@ def test_stream_of_the_decoder_mel(config, variables, segments, reference):
     decoded = Synthesizer(config, variables, settings).decode(segments)
     streamer = StreamingSynthesizer(config, variables, settings)
     assert streamer.rate == 16000
-    for codes, one in zip(segments, decoded, strict=True):
+    for codes, wanted in zip(segments, decoded, strict=True):
         stream = streamer.open()
         taken = mels_of(stream)
         samples = [len(stream.push(piece)) for piece in pieces_of(codes, range(0, 23, 3))]
         assert sum(samples[:-1]) > 0
         samples.append(len(stream.finish()))
-        np.testing.assert_allclose(np.concatenate(taken), one.mel_TM, atol=1e-4)
-        assert sum(samples) == 256 * len(one.mel_TM)
+        np.testing.assert_allclose(np.concatenate(taken), wanted.mel_TM, atol=1e-4)
+        assert sum(samples) == 256 * len(wanted.mel_TM)
     assert streamer.traces == {"block": 2, "mels": 1}
     stream = streamer.open()
     stream.push(segments[0])
@@ -197,8 +197,8 @@ def test_running_norms_converge_to_those_of_the_whole(config, variables, segment
     error = {}
     for name, codes in (("here", short), ("elsewhere", segments[1:])):
         norms = reference.measure_norms(codes)
-        own = dataclasses.replace(settings, norms=norms, norm_frames=1, norm_weight=1e5)
-        (usual,) = Synthesizer(config, variables, own).decode(short)
+        with_norms = dataclasses.replace(settings, norms=norms, norm_frames=1, norm_weight=1e5)
+        (usual,) = Synthesizer(config, variables, with_norms).decode(short)
         error[name] = np.abs(usual.hidden_TD - plain.hidden_TD).max()
     assert error["here"] < 1e-3 and error["elsewhere"] > 5e-3
 
@@ -213,9 +213,9 @@ def test_invalid_use(streamer, config, variables, segments):
     other = streamer.open()
     with pytest.raises(StreamError, match="all 2 rows have a segment"):
         streamer.open()
-    with pytest.raises(StreamError, match="named twice"):
+    with pytest.raises(StreamError, match="listed twice"):
         streamer.push([stream, stream], segments)
-    # nothing of that was taken: nothing is what it gives
+    # None of these codes were accepted.
     other.drop()
     streamer.open().drop()
     assert stream.finish().shape == (0,)
