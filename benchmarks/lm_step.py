@@ -43,7 +43,7 @@ def make_candidate(changes: dict[str, Any], rows: int, audio: float) -> tuple[Ca
     The batch has full rows of random codes.
     """
     config = lm_stage2.get_config("nano_codes")
-    config.stage.update(changes)
+    config.stage.update({"full_head_every": 1} | changes)  # the head on all frames by default
     run = parse_config(config)
     stage = make_stage(run)
     batch = make_full_batch(stage, run, stage.components, rows, audio)
