@@ -87,7 +87,7 @@ class Synthesis:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What a run generates: a model, a prompt, an answer, and how much makes the first sound."""
+    """Model sizes, prompt and answer lengths, and the amount that makes the first sound."""
 
     llm: LLMConfig
     codebooks: tuple[int, ...]
@@ -105,7 +105,7 @@ class Sizes:
 
 
 SIZES = {
-    # What the tests run.
+    # The size that the tests run.
     "toy": Sizes(
         LLMConfig(256, 128, layers=2, heads=2, kv_heads=1, head_dim=32, ffn_width=96),
         (64, 32, 16, 8),
@@ -198,7 +198,7 @@ class Sides:
             audio_pad=TOKENS.audio_pad,
         ).load(torch_weights(self.variables, rows_for(self.config)))
         self.as_trained = jax.tree.map(lambda leaf: leaf, self.variables) if stacked else None
-        # As `restore.load_to_generate` leaves them on a CPU.
+        # The layout of `components.load_to_generate` on a CPU.
         cpu_layout.lay_out(params)
         random = np.random.default_rng(1)
         ids = random.integers(special, sizes.llm.vocab_size, (ROWS, sizes.prompt))
@@ -248,11 +248,11 @@ def loops(sides: Sides) -> Iterator[Case]:
     With weights as training lays them out (`Sides.as_trained`), ours with those as well.
     """
     sizes = sides.sizes
-    one, eight = "ours", f"ours, {ROWS} at once"
-    generators = {one: (1, sides.generator(1)), eight: (ROWS, sides.generator(ROWS))}
+    single, eight = "ours", f"ours, {ROWS} at once"
+    generators = {single: (1, sides.generator(1)), eight: (ROWS, sides.generator(ROWS))}
     layouts = []
     if sides.as_trained is not None:
-        for words, new in (("one request", one), (f"{ROWS} at once", eight)):
+        for words, new in (("one request", single), (f"{ROWS} at once", eight)):
             rows = generators[new][0]
             generators[f"{new}, stacked"] = rows, sides.generator(rows, as_trained=True)
             layouts.append((f"{words}: stacked weights / laid out", new, rows))
@@ -279,8 +279,10 @@ def loops(sides: Sides) -> Iterator[Case]:
         yield Case(
             {"torch": theirs, **ours},
             [
-                Row(f"{name}, one request", "torch", one, amount, amount, unit, aim),
-                Row(f"{name}, ours: {ROWS} at once / one", one, eight, amount, several, unit, 2.5),
+                Row(f"{name}, one request", "torch", single, amount, amount, unit, aim),
+                Row(
+                    f"{name}, ours: {ROWS} at once / one", single, eight, amount, several, unit, 2.5
+                ),
                 Row(against, "torch", eight, amount, several, unit),
                 *(
                     Row(

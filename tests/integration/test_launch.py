@@ -18,7 +18,7 @@ PODS = pathlib.Path(__file__).parents[2] / "docs" / "pods.md"
 LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 TRAIN = ("python", "-m", "ba_jax.train", "--config=configs/lm_stage2.py:7b", "--distributed")
 WORKDIR = "--workdir=/mnt/my bucket/it's $HOME"
-"""What quoting has to get right: spaces, a quote, a dollar."""
+"""Holds everything that must be quoted: spaces, a quote, a dollar."""
 POD = {"NAME": "stage2", "PROJECT": "p", "ZONE": "us-east5-a", "TYPE": "v5p-128", "BUCKET": "b"}
 GKE = {
     "NAME": "stage2",
@@ -76,12 +76,12 @@ def wait_for(condition):
 
 
 def alive(pid):
-    """Not one that merely was not waited for."""
+    """Whether the process runs; a zombie does not."""
     status = pathlib.Path(f"/proc/{pid}/stat")
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-# What would run.
+# Dry runs.
 
 
 @pytest.mark.parametrize("script", sorted(path.stem for path in LAUNCH.glob("*.sh")))
@@ -197,9 +197,9 @@ def test_slurm_dry_run(processes, gpus, tasks, environment):
 
 
 def test_local_mesh_dry_run():
-    (one,) = dry_run("local_mesh", "--dry-run", 8, "python", "a b.py", XLA_FLAGS="--xla_x")
+    (command,) = dry_run("local_mesh", "--dry-run", 8, "python", "a b.py", XLA_FLAGS="--xla_x")
     flags = "XLA_FLAGS=--xla_x --xla_force_host_platform_device_count=8"
-    assert one == ["env", "JAX_PLATFORMS=cpu", flags, "python", "a b.py"]
+    assert command == ["env", "JAX_PLATFORMS=cpu", flags, "python", "a b.py"]
     options = ("--processes", "--devices=4", "--port=25000", "--dry-run")
     two = dry_run("local_mesh", 2, *options, *TRAIN[:-1], WORKDIR)
     for number, command in enumerate(two):
@@ -273,7 +273,7 @@ def test_the_commands_of_the_page_on_pods():
     assert scripts == {"local_mesh", "restart", "setup_tpu", "run_pod", "xpk", "slurm"}
 
 
-# The loop.
+# The restart loop.
 
 
 def loop(*arguments, **settings):
@@ -324,8 +324,8 @@ def run(tmp_path):
 )
 def test_restarts_until_done(run, codes, code, starts):
     command, _ = run(*codes)
-    found, output = loop("--restarts=2", *command)
-    assert (found, output.count("argument: two words")) == (code, starts), output
+    status, output = loop("--restarts=2", *command)
+    assert (status, output.count("argument: two words")) == (code, starts), output
     assert ("gives up" in output) == (starts == 3 and code == 1)
 
 
@@ -369,7 +369,7 @@ def test_a_stop_between_two_starts(tmp_path):
     assert process.wait(timeout=PATIENCE) == 75
 
 
-# One host.
+# A single host.
 
 
 def test_on_host_outlives_its_connection(tmp_path):
@@ -518,9 +518,9 @@ def test_a_preempted_pod_is_asked_for_again(pod):
     assert code == 0, output
     for line in ("host 0, turn 1", "host 1, turn 2", "stage2 is SUSPENDED", "stage2 is ACTIVE"):
         assert line in output
-    found = [name for name in calls(folder) if name not in ("describe", "setup")]
-    assert found[:4] == ["create", "scp", "ssh", "ssh"]
-    assert found[-6:] == ["delete", "create", "scp", "ssh", "ssh", "delete"]
+    names = [name for name in calls(folder) if name not in ("describe", "setup")]
+    assert names[:4] == ["create", "scp", "ssh", "ssh"]
+    assert names[-6:] == ["delete", "create", "scp", "ssh", "ssh", "delete"]
     assert calls(folder).count("setup") == 4 and not (folder / "state").exists()
 
 
@@ -528,8 +528,8 @@ def test_a_preempted_pod_is_asked_for_again(pod):
 def test_an_error_that_no_restart_helps_ends_the_run(pod, code):
     folder, settings = pod
     command = on_each_host(folder, f"exit {code}")
-    found, output = call("run_pod", "run", *command, **settings)
-    assert found == code and "delete" not in calls(folder), output
+    status, output = call("run_pod", "run", *command, **settings)
+    assert status == code and "delete" not in calls(folder), output
     assert (folder / "starts-0").read_text() == "x\n"
 
 
@@ -580,7 +580,7 @@ def test_slurm_job(tmp_path, ends):
     spool.mkdir(parents=True)
     shutil.copy(LAUNCH / "slurm.sh", spool / "slurm.sh")  # as SLURM does
     tools = tmp_path / "tools"
-    # As the real ones: a SIGTERM to srun would kill its tasks.
+    # Like the real srun: a SIGTERM to it would kill its tasks.
     srun = """
     while [[ $1 == -* ]]; do shift; done
     "$@" &
@@ -612,7 +612,7 @@ def test_slurm_job(tmp_path, ends):
         assert (tmp_path / "calls").read_text() == "requeue 7\n"
 
 
-# This machine.
+# The local machine.
 
 
 def test_local_mesh_of_simulated_devices():

@@ -39,9 +39,9 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def one(config, tmp_path_factory):
+def single(config, tmp_path_factory):
     """The workdir of a run of one process on one device."""
-    workdir = tmp_path_factory.mktemp("runs") / "one"
+    workdir = tmp_path_factory.mktemp("runs") / "single"
     train(config, workdir)
     return workdir
 
@@ -87,15 +87,15 @@ def test_signal_to_one_process_stops_all_at_the_same_step(moved):
         assert "to resume: python -m ba_jax.train " in done.stderr.splitlines()[-1]
 
 
-def test_losses_and_parameters_equal_those_of_one_process(one, moved):
+def test_losses_and_parameters_equal_those_of_one_process(single, moved):
     workdir = moved[0]
-    assert (workdir / "done").read_text() == f"{STEPS}\n" == (one / "done").read_text()
+    assert (workdir / "done").read_text() == f"{STEPS}\n" == (single / "done").read_text()
     for name in ("loss", "grad_norm", "text_accuracy"):
-        here, there = small_run.metrics(one, name), small_run.metrics(workdir, name)
+        here, there = small_run.metrics(single, name), small_run.metrics(workdir, name)
         assert sorted(here) == sorted(there) == list(range(1, STEPS + 1)), name
         values = np.array([list(here.values()), list(there.values())])
         np.testing.assert_allclose(values[1], values[0], rtol=1e-5, err_msg=name)
-    arrays, others = small_run.saved(one, STEPS), small_run.saved(workdir, STEPS)
+    arrays, others = small_run.saved(single, STEPS), small_run.saved(workdir, STEPS)
     assert arrays.keys() == others.keys()
     for name, array in arrays.items():
         np.testing.assert_allclose(others[name], array, rtol=1e-3, atol=1e-3, err_msg=name)

@@ -92,6 +92,7 @@ def sources(*folders: str) -> dict[str, str]:
 
 
 BA_JAX = sources("ba_jax")
+OTHERS = sources("configs", "benchmarks", "tests")
 PACKAGES = {module_name(path) for path in (ROOT / "ba_jax").rglob("__init__.py")}
 
 
@@ -100,7 +101,7 @@ def is_under(module: str, prefix: str) -> bool:
 
 
 def imported_names(name: str, node: ast.AST, packages: Iterable[str]) -> list[str]:
-    """What one node imports, as absolute names; `from a import b` counts as both `a` and `a.b`."""
+    """Absolute names that one node imports; `from a import b` counts as both `a` and `a.b`."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
@@ -141,7 +142,7 @@ def imports(
     """Everything a module imports, lazily too unless `at_import`."""
     tree = ast.parse(source)
     nodes = nodes_run_at_import(tree) if at_import else ast.walk(tree)
-    return [found for node in nodes for found in imported_names(name, node, packages)]
+    return [target for node in nodes for target in imported_names(name, node, packages)]
 
 
 # --- the rules ----------------------------------------------------------------------------------
@@ -170,15 +171,15 @@ def check_layers(name: str, source: str) -> Violations:
     own = layer(name)
     if own is None:
         return [f"{name}: in no layer; add it to LAYERS"]
-    found = []
+    violations = []
     for target in imports(name, source):
         # `from ba_jax.vocab import X` yields ba_jax.vocab.X too: same row, no harm.
         target_layer = layer(target) if is_under(target, "ba_jax") else None
         if target_layer is not None and target_layer > own:
-            found.append(f"{name} (layer {own}) imports {target} (layer {target_layer})")
+            violations.append(f"{name} (layer {own}) imports {target} (layer {target_layer})")
         if target.split(".")[0] in ("tests", "benchmarks"):
-            found.append(f"{name} imports {target}")
-    return found
+            violations.append(f"{name} imports {target}")
+    return violations
 
 
 def check_extras(name: str, source: str) -> Violations:
@@ -244,7 +245,7 @@ def prose(source: str) -> Iterator[tuple[int, str]]:
 
 
 def check_openings(name: str, source: str) -> Violations:
-    """No sentence begins with one of these words: a verb or a noun phrase does."""
+    """No sentence begins with a word of BAD_OPENING; a verb or a noun phrase comes first."""
     return [
         f"{name}:{line}: {text[match.start() :].strip()[:70]}"
         for line, raw in prose(source)
@@ -254,32 +255,34 @@ def check_openings(name: str, source: str) -> Violations:
 
 
 def check_variables(name: str, source: str) -> Violations:
-    """No variable is called `found`, `said`, `told` or `one`: name what it holds."""
-    tree = ast.parse(source)
-    stored = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id in BAD_VARIABLES]
-    arguments = [n for n in ast.walk(tree) if isinstance(n, ast.arg) and n.arg in BAD_VARIABLES]
-    lines = sorted({n.lineno for n in [*stored, *arguments]})
-    return [f"{name}:{line}" for line in lines]
+    """No variable, argument or function has a name of BAD_VARIABLES; the name tells its content."""
+    attributes = {ast.Name: "id", ast.arg: "arg", ast.FunctionDef: "name"}
+    lines = {
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if getattr(node, attributes.get(type(node), ""), None) in BAD_VARIABLES
+    }
+    return [f"{name}:{line}" for line in sorted(lines)]
 
 
 def check_data(name: str, source: str) -> Violations:
     """data imports vocab, types and audio alone, and nothing of JAX, not even lazily."""
     if not is_under(name, "ba_jax.data"):
         return []
-    found = []
+    violations = []
     for target in imports(name, source):
         if target.split(".")[0] in JAX_FAMILY:
-            found.append(f"{name} imports {target}")
+            violations.append(f"{name} imports {target}")
         elif is_under(target, "ba_jax") and target != "ba_jax":
             if not any(is_under(target, allowed) for allowed in DATA_MAY_IMPORT):
-                found.append(f"{name} imports {target}")
-    return found
+                violations.append(f"{name} imports {target}")
+    return violations
 
 
 def check_jax_free(modules: dict[str, str], packages: set[str]) -> Violations:
     """Importing data, audio, vocab or types loads no JAX, directly or through what they import."""
     roots = [name for name in modules if any(is_under(name, root) for root in DATA_MAY_IMPORT)]
-    found, seen, stack = [], set(), [(name, [name]) for name in roots]
+    violations, seen, stack = [], set(), [(name, [name]) for name in roots]
     while stack:
         name, chain = stack.pop()
         if name in seen:
@@ -287,14 +290,14 @@ def check_jax_free(modules: dict[str, str], packages: set[str]) -> Violations:
         seen.add(name)
         for target in imports(name, modules[name], at_import=True, packages=packages):
             if target.split(".")[0] in JAX_FAMILY:
-                found.append(" -> ".join(chain + [target]))
+                violations.append(" -> ".join(chain + [target]))
             # Importing a.b.c runs a, a.b and a.b.c.
             parts = target.split(".")
             for end in range(1, len(parts) + 1):
                 parent = ".".join(parts[:end])
                 if parent in modules:
                     stack.append((parent, chain + [parent]))
-    return found
+    return violations
 
 
 def check_torch(name: str, source: str) -> Violations:
@@ -305,8 +308,8 @@ def check_torch(name: str, source: str) -> Violations:
         return any(is_under(target, prefix) for prefix in heavy)
 
     if is_under(name, "ba_jax.convert"):
-        found = imports(name, source, at_import=True)
-        return [f"{name} imports {target} at import" for target in found if is_torch(target)]
+        targets = imports(name, source, at_import=True)
+        return [f"{name} imports {target} at import" for target in targets if is_torch(target)]
     return [f"{name} imports {target}" for target in imports(name, source) if is_torch(target)]
 
 
@@ -324,12 +327,14 @@ def check_configs(name: str, source: str) -> Violations:
 
 def check_no_work_at_import(name: str, source: str) -> Violations:
     """A module's top level defines; it does not print, configure, open or allocate on a device."""
-    found = []
+    violations = []
     for statement in ast.parse(source).body:
         is_call = isinstance(statement, ast.Expr) and not isinstance(statement.value, ast.Constant)
         if is_call or isinstance(statement, ast.For | ast.While | ast.With | ast.Delete):
-            found.append(f"{name}:{statement.lineno}: {ast.unparse(statement).splitlines()[0]}")
-    return found
+            violations.append(
+                f"{name}:{statement.lineno}: {ast.unparse(statement).splitlines()[0]}"
+            )
+    return violations
 
 
 def check_length(name: str, source: str) -> Violations:
@@ -349,6 +354,7 @@ MODULE_RULES = (
     check_no_work_at_import,
     check_length,
 )
+LANGUAGE_RULES = (check_openings, check_variables)
 
 # --- the tests ----------------------------------------------------------------------------------
 
@@ -359,6 +365,11 @@ def test_ba_jax_keeps_the_rule(rule):
     assert [line for name, source in BA_JAX.items() for line in rule(name, source)] == []
 
 
+@pytest.mark.parametrize("rule", LANGUAGE_RULES, ids=lambda rule: rule.__name__)
+def test_configs_benchmarks_and_tests_keep_the_rule(rule):
+    assert [line for name, source in OTHERS.items() for line in rule(name, source)] == []
+
+
 BROKEN = [
     (check_layers, "ba_jax.models.llm", "from ba_jax.sampling import loop"),
     (check_layers, "ba_jax.models.llm", "def f():\n    import ba_jax.convert.engine"),
@@ -367,6 +378,11 @@ BROKEN = [
     (check_layers, "ba_jax.losses.lm", "importlib.import_module('ba_jax.stages.lm')"),
     (check_layers, "ba_jax.models.llm", "import tests.helpers"),
     (check_layers, "ba_jax.utils", ""),
+    (check_openings, "ba_jax.models.llm", 'def f():\n    """Return x. What else it does."""'),
+    (check_openings, "ba_jax.models.llm", "x = 1\n# As in\n# the paper."),
+    (check_variables, "ba_jax.models.llm", "found = []"),
+    (check_variables, "ba_jax.models.llm", "def f(told):\n    pass"),
+    (check_variables, "tests.unit.test_run", "def one():\n    pass"),
     (check_data, "ba_jax.data.loader", "def f():\n    import jax"),
     (check_data, "ba_jax.data.loader", "from flax import linen"),
     (check_data, "ba_jax.data.loader", "from ba_jax.models import layers"),
@@ -392,6 +408,7 @@ FINE = [
     (check_layers, "ba_jax.evals.runner", "from ba_jax.sampling import loop"),
     (check_extras, "ba_jax.evals.judges.recogniser", "from ba_jax.speech import whisper"),
     (check_openings, "ba_jax.models.llm", 'def f():\n    """Whatever it is."""'),
+    (check_variables, "tests.unit.test_run", "def test_what_is_found():\n    x = y.found"),
     (check_data, "ba_jax.data.loader", "import grain\nfrom ba_jax.audio import mel"),
     (check_torch, "ba_jax.convert.engine", "def f():\n    import torch"),
     (check_configs, "ba_jax.train", "from ml_collections import config_flags"),
@@ -423,7 +440,7 @@ def test_cycle_is_caught():
     assert find_cycle(modules) != []
 
 
-def test_what_data_stands_on_is_jax_free():
+def test_imports_of_data_are_jax_free():
     assert check_jax_free(BA_JAX, PACKAGES) == []
 
 
@@ -449,7 +466,7 @@ def run_python(code: str, cwd: pathlib.Path) -> str:
     return result.stdout
 
 
-def test_importing_what_data_stands_on_loads_no_jax(tmp_path):
+def test_importing_data_loads_no_jax(tmp_path):
     roots = [name for name in BA_JAX if any(is_under(name, root) for root in DATA_MAY_IMPORT)]
     assert {"ba_jax.audio", "ba_jax.vocab", "ba_jax.types"} <= set(roots)
     banned = sorted(JAX_FAMILY | {"torch", "ml_collections", "librosa", "tensorflow"})

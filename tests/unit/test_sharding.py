@@ -185,8 +185,8 @@ def test_constrain_is_a_no_op_without_a_mesh():
     x = np.ones((2, 3))
     assert sharding.current_mesh() is None
     assert sharding.constrain(x, "batch", None) is x
-    one = sharding.make_mesh(MeshSettings(), jax.devices()[:1])
-    text = jax.jit(sharding.under_mesh(one, lambda x: sharding.constrain(x, "batch", None))).lower(
+    mesh = sharding.make_mesh(MeshSettings(), jax.devices()[:1])
+    text = jax.jit(sharding.under_mesh(mesh, lambda x: sharding.constrain(x, "batch", None))).lower(
         x
     )
     assert "sharding_constraint" not in text.as_text()

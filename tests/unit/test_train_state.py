@@ -86,7 +86,7 @@ def make(accumulation_steps: int = 1, noise: float = 0.0, **changes):
 
 
 @pytest.fixture(scope="module")
-def one():
+def plain():
     return make()
 
 
@@ -106,9 +106,9 @@ def test_frozen_parameters_have_their_own_type_except_the_tokenizer():
     }
 
 
-def test_gradients_and_their_norms(one):
+def test_gradients_and_their_norms(plain):
     """The first step against the explicit gradient; Adam first moves by the learning rate."""
-    state, step = one
+    state, step = plain
     arrays = batch()
     after, metrics = step(state, arrays, KEY)
     w_D = sum(np.asarray(v) for v in (*state.trained.values(), *state.frozen.values()))
@@ -131,8 +131,8 @@ def test_gradients_and_their_norms(one):
     assert float(after.codebook["seen"]) == float(metrics["seen"]) == 5
 
 
-def test_frozen_parameters_have_no_optimizer_state_and_do_not_change(one):
-    state, step = one
+def test_frozen_parameters_have_no_optimizer_state_and_do_not_change(plain):
+    state, step = plain
     assert sorted(state.trained) == ["fast/kernel", "slow/kernel"]
     names = {
         getattr(key, "key", None)
@@ -149,9 +149,9 @@ def test_frozen_parameters_have_no_optimizer_state_and_do_not_change(one):
 
 
 @pytest.mark.parametrize("accumulation_steps", [2, 4, 8])
-def test_accumulated_gradients_are_those_of_the_batch(one, accumulation_steps):
+def test_accumulated_gradients_are_those_of_the_batch(plain, accumulation_steps):
     """Even if microbatches have unequal numbers of targets, or none."""
-    whole, step = one
+    whole, step = plain
     parts, part_step = make(accumulation_steps)
     for number in range(3):
         whole, metrics = step(whole, batch(number), KEY)
@@ -197,9 +197,9 @@ def assert_only_the_count_changed(before: TrainState, after: TrainState, metrics
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
-def test_a_step_that_is_not_finite_changes_nothing(one, bad):
+def test_a_step_that_is_not_finite_changes_nothing(plain, bad):
     """1e30: the error is finite in float32, its square is not."""
-    state, step = one
+    state, step = plain
     state, _ = step(state, batch(), KEY)
     arrays = batch(1)
     arrays["y_B"][0] = bad
@@ -218,8 +218,8 @@ def test_new_values_that_are_not_finite_change_nothing():
     assert_only_the_count_changed(state, after, metrics)
 
 
-def test_ema_is_evaluated(one):
-    state, step = one
+def test_ema_is_evaluated(plain):
+    state, step = plain
     for number in range(3):
         state, _ = step(state, batch(number), KEY)
     shown, trained = state.variables(averaged=True), state.variables()

@@ -111,10 +111,10 @@ def test_load_by_component_and_dtype(saved):
 
 def test_load_with_shardings(saved):
     folder, arrays = saved
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shardings = unflatten(dict.fromkeys(arrays, one))
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shardings = unflatten(dict.fromkeys(arrays, sharding))
     loaded = flatten(checkpoint.load_variables(folder, sharding=shardings))
-    assert all(array.sharding == one for array in loaded.values())
+    assert all(array.sharding == sharding for array in loaded.values())
     with pytest.raises(CheckpointError, match="no sharding for .*vocoder/scale"):
         checkpoint.load_variables(folder, sharding={"params": {"llm": shardings["params"]["llm"]}})
 

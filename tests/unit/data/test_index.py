@@ -20,7 +20,7 @@ from tests.unit.data import small_corpus
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """As many rows as parts: (part, centiseconds); no text records; a file for every call."""
+    """Measure a row per part, (part, centiseconds); log each call in the file `calls`."""
 
     calls: str = ""
     fail_at: str = ""

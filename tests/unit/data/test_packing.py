@@ -33,7 +33,7 @@ def test_every_sequence_is_in_one_row(lengths, row_length, rows):
     assert packing.too_long == tuple(i for i, n in enumerate(lengths) if n > row_length)
     free = [row_length - sum(lengths[i] for i in row) for row in packing.rows]
     assert len(free) == rows and min(free) >= 0
-    # What was left over would really not have fitted anywhere.
+    # No row has room for a sequence that was left over.
     assert all(lengths[i] > max(free) for i in packing.left_over)
     assert packing == pack(list(lengths), row_length, rows)
 

@@ -40,7 +40,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 texts = st.text(max_size=20)
 written = texts.filter(str.strip)
-# What float32 holds: times are stored in it.
+# Times are stored as float32.
 times = st.floats(0, 1e4, width=32)
 codes = st.builds(
     lambda rows, seed: np.random.default_rng(seed).integers(0, 65536, rows, dtype=np.int64),

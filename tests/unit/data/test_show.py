@@ -1,4 +1,4 @@
-"""What `show` prints of one example of every task: tokens, codes, text and which positions learn.
+"""Output of `show` for one example of every task: tokens, codes, text and the loss mask.
 
 The goldens in tests/data/show pin the loss masks too. After a change that is meant, write them
 anew:

@@ -96,7 +96,7 @@ def changed(**fields) -> str:
 
 UNICODE = st.one_of(
     st.text(max_size=30),
-    # What tokenizers lose or take for something else.
+    # Text that tokenizers tend to lose or misread.
     st.lists(
         st.sampled_from(
             [*ADDED, "<s>", "</s>", "<unk>", "<0x41>", "\u2581", " ", "  ", "\r\n", "\n", "\t"]
@@ -412,7 +412,7 @@ def test_a_vocabulary_with_foreign_characters_is_refused():
 
 
 def test_a_special_token_that_text_can_produce_is_refused(tmp_path):
-    # As a merge of the vocabulary ...
+    # A token of the vocabulary, made by a merge ...
     merges = json.loads(DOCUMENT)["model"]["merges"]
     token = "".join(merges[0])
     tokens = added((token, json.loads(DOCUMENT)["model"]["vocab"][token]), ("<|endoftext|>", 512))

@@ -62,7 +62,7 @@ def chats(config, weights, conversations, tmp_path_factory):
 
 
 def bare(lines: dict[str, dict]) -> dict:
-    """What was written and said, without times and files."""
+    """Return the turns of each request, without times and files."""
     return {
         id: [
             (turn["user"], turn["text"], turn["frames"], turn["complete"]) for turn in line["turns"]

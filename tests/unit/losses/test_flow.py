@@ -12,12 +12,12 @@ LENGTHS = np.array([5, 3, 0], np.int32)
 
 def mels(*seeds: int) -> list[np.ndarray]:
     """Random (3, 5, 4) arrays with NaN past LENGTHS."""
-    found = []
+    arrays = []
     for seed in seeds:
         x = np.random.default_rng(seed).normal(size=(3, 5, 4)).astype(np.float32)
         x[np.arange(5)[None] >= LENGTHS[:, None]] = np.nan
-        found.append(x)
-    return found
+        arrays.append(x)
+    return arrays
 
 
 def test_sums_over_valid_frames_are_the_papers_losses():
@@ -43,6 +43,6 @@ def test_padding_gets_a_gradient_of_zero():
 def test_the_configured_share_is_dropped():
     keys = jax.random.split(jax.random.key(0), 4000)
     for share in (0.0, 0.2, 1.0):
-        found = float(losses.dropped_B(keys, share).mean())
+        dropped = float(losses.dropped_B(keys, share).mean())
         # 4 standard deviations of a share of 4000 items
-        assert abs(found - share) <= 4 * np.sqrt(share * (1 - share) / 4000)
+        assert abs(dropped - share) <= 4 * np.sqrt(share * (1 - share) / 4000)

@@ -24,18 +24,18 @@ def problem():
 
 def reference(logits: np.ndarray, targets, mask, smoothing: float) -> np.ndarray:
     """(loss, square, correct) of each row, float64, one position at a time."""
-    found = np.zeros((3, len(logits)))
+    sums_3B = np.zeros((3, len(logits)))
     for row, place in np.argwhere(mask):
         z = logits[row, place].astype(np.float64)
         partition = np.log(np.exp(z).sum())
         wanted = np.full(V, smoothing / V)
         wanted[targets[row, place]] += 1 - smoothing
-        found[:, row] += [
+        sums_3B[:, row] += [
             -(wanted * (z - partition)).sum(),
             partition**2,
             z.argmax() == targets[row, place],
         ]
-    return found
+    return sums_3B
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -68,8 +68,8 @@ def scalar(problem, chunk: int, **options):
     function, arguments = sums(problem, chunk, **options)
 
     def total(hidden, matrix):
-        found = function(hidden, matrix)
-        return jnp.sum(found.loss_BL / 7) + 0.01 * jnp.sum(found.square_BL / 7)
+        result = function(hidden, matrix)
+        return jnp.sum(result.loss_BL / 7) + 0.01 * jnp.sum(result.square_BL / 7)
 
     return total, arguments
 
@@ -106,12 +106,12 @@ def test_masked_positions_have_no_gradient(problem):
 
 def shapes(jaxpr) -> set[tuple[int, ...]]:
     """Shapes of everything a jaxpr computes, inner ones too."""
-    found = set()
+    result = set()
     for equation in jaxpr.eqns:
-        found |= {v.aval.shape for v in equation.outvars}
+        result |= {v.aval.shape for v in equation.outvars}
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            found |= shapes(inner)
-    return found
+            result |= shapes(inner)
+    return result
 
 
 def test_logits_of_all_positions_never_exist(problem):

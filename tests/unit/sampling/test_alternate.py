@@ -92,7 +92,7 @@ class Oracle:
         return bool(before and self.stops.first_V[before[-1]] and self.stops.second_V[chosen])
 
     def reference(self):
-        """As the public demo: texts and audios by turns, the last id replaced each time."""
+        """Follow the public demo: text and audio alternate, each replaces the last id."""
         for number in range(SEGMENTS):
             new = []
             while True:
@@ -174,7 +174,7 @@ class Oracle:
 
 
 def agree(pieces, wanted):
-    """As far as the oracle went, which stops after the last segment."""
+    """Assert equality up to the oracle's end; it stops after the last segment."""
     assert len(pieces) >= len(wanted)
     for got, want in zip(pieces, wanted, strict=False):
         if isinstance(want, list):
@@ -249,7 +249,7 @@ def machine(mode):
 )
 @hypothesis.settings(max_examples=150, deadline=None)
 def test_turns_are_well_formed_for_any_choices(mode, seed, text_limit, frame_limit, room):
-    """What is read is well formed, nothing goes past a limit, and every turn ends."""
+    """The output is well formed and within the limits, and every turn ends."""
     rng = np.random.default_rng(seed)
     wants = rng.random(ROWS) < 0.8
     speaks = wants & (rng.random(ROWS) < 0.2)

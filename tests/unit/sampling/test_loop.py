@@ -140,7 +140,7 @@ def test_invalid_input(config, variables, writable):
 
 
 def test_text_model_without_audio_writes_the_same(config, variables, writable):
-    """As before stage 1, when there is nothing but the language model."""
+    """Before stage 1 there is nothing but the language model."""
     prompts = [prompt(config, 6 + i, i) for i in range(4)]
     for request in prompts:  # no audio
         request.ids_L[2:5] = 11

@@ -207,7 +207,7 @@ def test_texts_in_turns(config, make, talking):
 
 
 def test_feedback_codebooks_limit_the_frames_read_back(config, biased, make):
-    """As if the later codebooks' embeddings were none; of what was read all count."""
+    """Later codebooks of generated frames are not embedded; frames of the prompt keep all."""
     plain = {"rows": 1, "alternates": False}
     spoken_prompt = prompt(config, 7, 3, speaks=True)
     (output,) = make(GREEDY, feedback_codebooks=1, **plain)([spoken_prompt])
@@ -247,7 +247,7 @@ def test_texts_in_turns_stop_at_the_limit_and_a_full_cache(config, make):
 
 
 def test_prompt_after_an_interrupted_stream(config, whole, talking):
-    """What was streamed by then is the history, and the turn ends there."""
+    """The pieces streamed so far are the history, and the turn ends there."""
     session = talking.session([0])
     first, second = (prompt(config, 9, seed, wants_speech=True) for seed in (4, 5))
     session.read([first])

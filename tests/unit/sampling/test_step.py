@@ -1,4 +1,4 @@
-"""What a step computes, read off its jaxpr."""
+"""The operations of a step, read off its jaxpr."""
 
 import jax
 import numpy as np

@@ -37,7 +37,7 @@ def small(config, variables):
     config = dataclasses.replace(config, vocoder=vocoder)
     vocoder_params = conftest.variables.__wrapped__(config.only("vocoder"))["params"]
     variables = {**variables, "params": {**variables["params"], **vocoder_params}}
-    # As a checkpoint's are: put on a device on purpose, which is a part of what jit compiles for.
+    # Put on a device explicitly, like a checkpoint's: jit compiles for committed arrays.
     return config, jax.device_put(variables, jax.devices()[0])
 
 
@@ -187,7 +187,7 @@ def test_stream_of_the_decoder_mel(config, variables, segments, reference):
 
 
 def test_running_norms_converge_to_those_of_the_whole(config, variables, segments, reference):
-    """Where all codes are within the lead, the features are the reference's."""
+    """With all codes within the lead, the features equal the reference's."""
     short = [segments[0][:4]]
     (plain,) = reference.decode(short)
     settings = dataclasses.replace(PLAIN, blocks=(16,), norm_frames=4)

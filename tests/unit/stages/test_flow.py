@@ -314,8 +314,8 @@ def test_keeping_all_codebooks_is_decoding_the_codes(variables, arrays):
         z = model.vq_bridge.embeds[0].value[codes[..., 0]]
         return model.audio_decoder(model.vq_bridge.project(z), lengths).hidden_BTD
 
-    one = model.apply(variables, *args, method=first_code_alone)
-    np.testing.assert_allclose(fewer[1], one[1], atol=1e-4)
+    first = model.apply(variables, *args, method=first_code_alone)
+    np.testing.assert_allclose(fewer[1], first[1], atol=1e-4)
 
 
 def test_codebook_dropout_draws_the_configured_share():

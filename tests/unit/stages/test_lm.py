@@ -224,22 +224,22 @@ def test_a_stride_of_the_audio_head(stage, variables, done, gather):
         stage.settings, gather=gather, audio_capacity=capacity, full_head_every=3
     )
     strided, arrays = LMStage(CONFIG, settings), stage.arrays(BATCH)
-    step, found = forward(strided), {}
+    step, by_offset = forward(strided), {}
     for seed in range(40):
         key = jax.random.key(seed)
         begin = int(jax.random.randint(split_key(key).head_offset, (), 0, 3))
-        if begin not in found:
+        if begin not in by_offset:
             loss, aux = step(variables, arrays, key)
-            found[begin] = {"loss": loss, **aux.metrics}
-    assert sorted(found) == [0, 1, 2]
+            by_offset[begin] = {"loss": loss, **aux.metrics}
+    assert sorted(by_offset) == [0, 1, 2]
     (whole, aux), _ = done
     want = {"loss": whole, **aux.metrics}
     for name in want:
-        values = [float(found[begin][name]) for begin in found]
+        values = [float(by_offset[begin][name]) for begin in by_offset]
         assert np.mean(values) == pytest.approx(float(want[name]), rel=1e-5), name
         if name in ("text", "audio/0", "audio_accuracy/0"):
             assert values == pytest.approx([values[0]] * 3, rel=1e-6)
-    assert np.ptp([float(found[begin]["audio/1"]) for begin in found]) > 0.01
+    assert np.ptp([float(by_offset[begin]["audio/1"]) for begin in by_offset]) > 0.01
     scored = jax.jit(lambda v, a: strided.evaluate(v, a, strided.totals(a), KEY))(variables, arrays)
     assert float(scored["loss"]) == pytest.approx(float(whole), rel=1e-5)
 
@@ -674,9 +674,9 @@ def sharded_over_four_devices() -> None:
 
     sharded = jax.jit(evaluate, in_shardings=(everywhere, rows))
     text = sharded.lower(variables, arrays).compile().as_text()
-    found = re.findall(r"(all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", text)
+    collectives = re.findall(r"(all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", text)
     got, want = sharded(variables, arrays), jax.jit(evaluate)(variables, arrays)
-    print(sorted(set(found)), max(abs(float(got[name] - want[name])) for name in want))
+    print(sorted(set(collectives)), max(abs(float(got[name] - want[name])) for name in want))
 
 
 @pytest.mark.slow

@@ -215,12 +215,12 @@ def test_a_new_bridge_is_fitted_to_its_first_batches(stage, variables, arrays):
     same = fitting.from_data(variables, placed(), key, fresh=("llm",))
     assert same is variables and not taken
     assert stage.from_data(variables, placed(), key, fresh=("vq_bridge",)) is variables
-    found = fitting.from_data(variables, placed(), key, fresh=("vq_bridge",))
+    fitted = fitting.from_data(variables, placed(), key, fresh=("vq_bridge",))
     assert len(taken) == 4  # an eighth of 40 at most from each of two buckets
-    z, codebook = [], found["codebook"]["vq_bridge"]
+    z, codebook = [], fitted["codebook"]["vq_bridge"]
     for bucket in arrays["audio"]:
-        one = fitting._forward(found, bucket, None)
-        for z_NE, length in zip(one.z_INE, one.lengths_I, strict=True):
+        features = fitting._forward(fitted, bucket, None)
+        for z_NE, length in zip(features.z_INE, features.lengths_I, strict=True):
             z.append(np.asarray(z_NE)[: int(length)])
     z = np.concatenate(z)
     np.testing.assert_allclose(z.mean(axis=0), 0, atol=0.2)
@@ -229,7 +229,7 @@ def test_a_new_bridge_is_fitted_to_its_first_batches(stage, variables, arrays):
         counts = np.asarray(codebook[f"cluster_size_{q}"])
         np.testing.assert_allclose(counts.sum(), 40 / len(taken), rtol=1e-5)
         assert counts.shape == (size,)
-        assert (np.asarray(fitting.init_extra(found)[f"age_{q}"]) == 0).all()
+        assert (np.asarray(fitting.init_extra(fitted)[f"age_{q}"]) == 0).all()
     left = (
         z
         - np.asarray(codebook["embed_0"])[
@@ -241,7 +241,7 @@ def test_a_new_bridge_is_fitted_to_its_first_batches(stage, variables, arrays):
     for name in unchanged:
         jax.tree.map(
             np.testing.assert_array_equal,
-            found["params"]["vq_bridge"][name],
+            fitted["params"]["vq_bridge"][name],
             variables["params"]["vq_bridge"][name],
         )
 
@@ -355,11 +355,13 @@ def test_text_alone_teaches_the_encoder_through_a_frozen_language_model(variable
     arrays = {**arrays, "audio": arrays["audio"][:1]}
     totals = stage.totals(arrays)
     function = compiled(stage)
-    (loss, aux), found = function(*split(variables), arrays, totals, jax.random.key(0), 10**6)
+    (loss, aux), gradients = function(*split(variables), arrays, totals, jax.random.key(0), 10**6)
     assert float(loss) == pytest.approx(float(aux.metrics["text"]), rel=1e-6)
-    assert set(found) == {"audio_encoder", "vq_bridge", "audio_decoder", "text_projection"}
-    assert size(found["audio_encoder"]) > 0 and size(found["text_projection"]) > 0
-    assert size(found["audio_decoder"]) == 0 and size(found["vq_bridge"]["decoder_proj"]) == 0
+    assert set(gradients) == {"audio_encoder", "vq_bridge", "audio_decoder", "text_projection"}
+    assert size(gradients["audio_encoder"]) > 0 and size(gradients["text_projection"]) > 0
+    assert (
+        size(gradients["audio_decoder"]) == 0 and size(gradients["vq_bridge"]["decoder_proj"]) == 0
+    )
 
 
 def test_audio_is_placed_at_its_positions(stage, variables, arrays, evaluated):
