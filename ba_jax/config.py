@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -13,6 +13,20 @@ T = TypeVar("T")
 
 class ConfigError(ValueError):
     """A config with an unknown, missing or ill-typed key."""
+
+
+def check_choices(settings: Any, **allowed: Collection) -> None:
+    """Raise ValueError for the first named field whose value is not among the allowed ones."""
+    for name, choices in allowed.items():
+        if (value := getattr(settings, name)) not in choices:
+            raise ValueError(f"{name} = {value!r}, expected one of {tuple(choices)}")
+
+
+def check_at_least(settings: Any, **least: float) -> None:
+    """Raise ValueError for the first named field whose value is below its bound."""
+    for name, bound in least.items():
+        if (value := getattr(settings, name)) < bound:
+            raise ValueError(f"{name} = {value!r}, expected at least {bound}")
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], path: str = "model") -> T:

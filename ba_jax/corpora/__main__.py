@@ -65,7 +65,6 @@ def _main(argv: list[str]) -> int:
     from ba_jax.config import ConfigError
     from ba_jax.corpora import runner
     from ba_jax.corpora.report import REPORT_MD
-    from ba_jax.corpora.shards import ShardError
     from ba_jax.corpora.sources.base import SourceError
 
     args = flags.FLAGS
@@ -104,7 +103,7 @@ def _main(argv: list[str]) -> int:
     except (ConfigError, SourceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
-    except (runner.PrepareError, ShardError, OSError) as error:
+    except (runner.PrepareError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:

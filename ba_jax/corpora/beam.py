@@ -19,7 +19,7 @@ import functools
 import shlex
 from pathlib import Path
 
-from ba_jax.corpora.shards import Job, PrepareError, ShardError, ShardPlan, make_shard
+from ba_jax.corpora.shards import Job, PrepareError, ShardPlan, make_shard
 from ba_jax.corpora.sources.base import Source, SourceError
 
 _LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
@@ -74,5 +74,5 @@ def _make_shard(job: Job, source: Source, directory: str, fingerprint: str) -> i
     """Make a shard from its start; returns its number of records."""
     try:
         return make_shard(job, source, Path(directory), fingerprint)["records"]
-    except ShardError as error:
-        raise ShardError(f"{job.describe()}: {error}") from error
+    except PrepareError as error:
+        raise PrepareError(f"{job.describe()}: {error}") from error

@@ -31,8 +31,7 @@ def make_shards(
     """Make shards in worker processes, or in this process if `workers` is 0.
 
     Raises:
-      PrepareError: the source failed in a worker, or a worker died.
-      ShardError: the source failed in this process.
+      PrepareError: the source failed, or a worker died.
     """
     with tqdm.tqdm(
         total=plan.items,

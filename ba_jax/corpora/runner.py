@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ba_jax.config import ConfigError, from_mapping, to_mapping
+from ba_jax.config import ConfigError, check_at_least, from_mapping, to_mapping
 from ba_jax.corpora import pool
 from ba_jax.corpora import report as reports
 from ba_jax.corpora.embedded import EmbeddedCorpus
@@ -85,8 +85,7 @@ class PrepareConfig:
     max_rejected: float = 0.5
 
     def __post_init__(self):
-        if self.items_per_shard < 1:
-            raise ValueError(f"items_per_shard = {self.items_per_shard}, expected at least 1")
+        check_at_least(self, items_per_shard=1)
         if not 0 <= self.max_rejected <= 1:
             raise ValueError(f"max_rejected = {self.max_rejected}, expected 0 to 1")
 
@@ -190,9 +189,8 @@ def prepare(
 
     Raises:
       SourceError, ConfigError: the source cannot be listed.
-      PrepareError: the folder holds something else, a worker died, no record was written, or too
-        much was rejected.
-      PrepareError, ShardError: the source failed, in a worker or in this process.
+      PrepareError: the folder holds something else, the source failed, a worker died, no record was
+        written, or too much was rejected.
     """
     directory = Path(directory)
     plan = make_plan(config)

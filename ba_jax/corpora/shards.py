@@ -36,11 +36,7 @@ _SPECIAL = re.compile(
 
 
 class PrepareError(RuntimeError):
-    """A run that cannot start, resume or finish: names the cause and the remedy."""
-
-
-class ShardError(RuntimeError):
-    """A failure of a source that is no rejection: names the item."""
+    """A run that cannot start, resume or finish, or a failing source: names the cause."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +150,7 @@ def make_shard(
       The side file's content.
 
     Raises:
-      ShardError: the source failed.
+      PrepareError: the source failed.
     """
     rejected: list[Rejection] = []
     warnings: list[dict[str, str]] = []
@@ -219,7 +215,7 @@ def _records_of(item: Item, source: Source, rejected: list[Rejection]) -> list[R
                 pieces.append(record)
                 continue
             if not record.id.startswith(item.id):
-                raise ShardError(
+                raise PrepareError(
                     f"{item.where}: record {record.id!r}, expected an id that begins with "
                     f"{item.id!r}"
                 )
@@ -239,11 +235,11 @@ def _records_of(item: Item, source: Source, rejected: list[Rejection]) -> list[R
     except AudioError as error:
         rejected.append(Rejection(item.where, "unusable audio", str(error)))
         return []
-    except ShardError:
+    except PrepareError:
         raise
     except Exception as error:
         # The error's own class may not be picklable.
-        raise ShardError(f"{item.where}: item {item.id!r}: {error!r}") from error
+        raise PrepareError(f"{item.where}: item {item.id!r}: {error!r}") from error
     rejected.extend(pieces)
     return records
 

@@ -34,12 +34,12 @@ from ba_jax import distributed
 from ba_jax.audio.lengths import SAMPLE_RATE, code_length
 from ba_jax.checkpoints.arrays import load_variables
 from ba_jax.checkpoints.layout import CheckpointError, weights_folder
-from ba_jax.config import ConfigError, from_mapping
+from ba_jax.config import ConfigError, check_at_least, check_choices, from_mapping
 from ba_jax.corpora import runner
 from ba_jax.corpora.chunks import EncoderInput, EncoderInputs
 from ba_jax.corpora.report import REPORT_MD
 from ba_jax.corpora.runner import PrepareConfig, PrepareError, ShardPlan
-from ba_jax.corpora.shards import WORK, Job, ShardError, make_shard
+from ba_jax.corpora.shards import WORK, Job, make_shard
 from ba_jax.corpora.sources.base import Rejection, SourceError
 from ba_jax.corpora.sources.tokenized import CodedRecords, TokenizedSource
 from ba_jax.data import features
@@ -92,10 +92,10 @@ class TokenizeSettings:
     show_progress: bool = False
 
     def __post_init__(self):
-        if self.on_error not in ON_ERROR:
-            raise ValueError(f"on_error = {self.on_error!r}, expected one of {ON_ERROR}")
-        if self.batch_seconds <= 0 or self.workers < 1:
-            raise ValueError(f"{self}: expected batch_seconds > 0 and workers >= 1")
+        check_choices(self, on_error=ON_ERROR)
+        check_at_least(self, workers=1)
+        if self.batch_seconds <= 0:
+            raise ValueError(f"batch_seconds = {self.batch_seconds}, expected more than 0")
 
     def buckets(self, devices: int) -> tuple[Bucket, ...]:
         """Buckets up to the longest chunk, each a multiple of `devices` rows."""
@@ -386,7 +386,7 @@ def main(argv: list[str]) -> int:
             hosts=jax.process_count(),
             barrier=multihost_utils.sync_global_devices,  # returns at once in a single process
         )
-    except (PrepareError, ShardError, OSError) as error:
+    except (PrepareError, OSError) as error:
         return _fail(command, error, FAILED)
     except RuntimeError as error:
         if not distributed.is_host_loss(error):

@@ -16,6 +16,7 @@ import numpy as np
 
 from ba_jax.audio import AudioError, lengths
 from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL, log_mel, whisper_log_mel
+from ba_jax.config import check_at_least, check_choices
 from ba_jax.data import features
 from ba_jax.data.augment import Augmentation
 from ba_jax.data.examples import NotForTask
@@ -72,8 +73,8 @@ class AudioSettings:
     index_workers: int = 0
 
     def __post_init__(self):
-        if self.on_error not in ON_ERROR:
-            raise ValueError(f"on_error = {self.on_error!r}, expected one of {ON_ERROR}")
+        check_choices(self, on_error=ON_ERROR)
+        check_at_least(self, seed=0)
         unknown = sorted(set(self.features) - set(FEATURES))
         if unknown or not self.features:
             raise ValueError(f"features = {self.features}, expected names in {tuple(FEATURES)}")
@@ -90,8 +91,6 @@ class AudioSettings:
                     "or 'user' or 'assistant' for that role's"
                 )
         check_mixture(self.mixture)
-        if self.seed < 0:
-            raise ValueError(f"seed {self.seed}, expected at least 0")
 
 
 class AudioBatch(NamedTuple):

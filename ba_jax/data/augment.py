@@ -9,6 +9,8 @@ import dataclasses
 
 import numpy as np
 
+from ba_jax.config import check_at_least
+
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
@@ -42,9 +44,7 @@ class Augmentation:
             raise ValueError(
                 f"noise_snr_db {self.noise_snr_db}, expected -20 <= low <= high <= 100"
             )
-        counts = (self.time_masks, self.max_time_mask, self.mel_masks, self.max_mel_mask)
-        if min(counts) < 0:
-            raise ValueError(f"masks {counts}, expected at least 0 of each")
+        check_at_least(self, time_masks=0, max_time_mask=0, mel_masks=0, max_mel_mask=0)
 
     def speed_factor(self, rng: np.random.Generator) -> float:
         """Draw one of the speeds."""

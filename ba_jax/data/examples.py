@@ -21,12 +21,12 @@ from collections.abc import Callable
 import numpy as np
 
 from ba_jax.audio.lengths import FRAME_SECONDS
+from ba_jax.config import check_choices
 from ba_jax.data import tasks
 from ba_jax.data.record import Part, Record
 from ba_jax.types import Example, Segment
 
 ANSWERS = ("written", "spoken")
-QUESTIONS = (*ANSWERS, "mixed")
 TURNS = ("", "user", "assistant", "any")
 ONE_PART_TASKS = ("asr", "s2tt", "tts", "audio")
 """Tasks that use one part of a record."""
@@ -113,14 +113,9 @@ class ExampleMaker:
     fully_conditioned: bool = False
 
     def __post_init__(self):
-        if self.task not in tasks.TASKS:
-            raise ValueError(f"task {self.task!r}, expected one of {sorted(tasks.TASKS)}")
         mixed = self.questions == "mixed" and self.task == "aqa"
-        for name, known in (("questions", QUESTIONS if mixed else ANSWERS), ("answers", ANSWERS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} = {getattr(self, name)!r}, expected one of {known}")
-        if self.turn not in TURNS:
-            raise ValueError(f"turn = {self.turn!r}, expected one of {TURNS}")
+        questions = (*ANSWERS, "mixed") if mixed else ANSWERS
+        check_choices(self, task=tasks.TASKS, questions=questions, answers=ANSWERS, turn=TURNS)
         if mixed and self.pieces < 1:
             raise ValueError(f"mixed questions with pieces = {self.pieces}: expected at least 1")
         if self.pieces < 0 or (self.pieces and not mixed and self.task not in PIECE_TASKS):

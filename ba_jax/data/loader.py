@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from ba_jax.config import check_at_least
 from ba_jax.data.workers import WorkerWatch
 
 _STEPS = 1 << 60  # length of an endless source
@@ -59,8 +60,7 @@ class LoaderSettings:
     prefetch: int = 2
 
     def __post_init__(self):
-        if self.workers < 0 or self.prefetch < 1:
-            raise ValueError(f"{self}: expected workers >= 0 and prefetch >= 1")
+        check_at_least(self, workers=0, prefetch=1)
 
 
 def host_rows(global_rows: int, host: int, hosts: int) -> range:

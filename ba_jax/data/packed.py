@@ -18,6 +18,7 @@ import numpy as np
 
 from ba_jax.audio import AudioError, lengths
 from ba_jax.audio.mel import HIFIGAN_MEL, log_mel
+from ba_jax.config import check_at_least, check_choices
 from ba_jax.data import features, tasks
 from ba_jax.data.augment import Augmentation
 from ba_jax.data.examples import NotForTask, audio_segments
@@ -33,7 +34,7 @@ from ba_jax.data.mixture import (
 )
 from ba_jax.data.packing import PackedRows, Packing, pack_many, to_rows
 from ba_jax.data.record import Part, Record, RecordError, RecordSource, dataset_directory
-from ba_jax.data.sequence import SequenceError, to_sequence
+from ba_jax.data.sequence import to_sequence
 from ba_jax.data.text_tokenizer import TokenizerError, load_text_tokenizer
 from ba_jax.vocab import CodeError
 
@@ -81,15 +82,9 @@ class PackedSettings:
     index_workers: int = 0
 
     def __post_init__(self):
-        for name, allowed in (("unit", UNITS), ("audio", AUDIO), ("on_error", ON_ERROR)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} = {getattr(self, name)!r}, expected one of {allowed}")
+        check_choices(self, unit=UNITS, audio=AUDIO, on_error=ON_ERROR)
+        check_at_least(self, row_length=1, rows=1, seed=0)
         check_mixture(self.mixture)
-        if self.row_length < 1 or self.rows < 1 or self.seed < 0:
-            raise ValueError(
-                f"row_length {self.row_length}, rows {self.rows}, seed {self.seed}: "
-                "expected at least 1, 1 and 0"
-            )
         if self.audio == "features" and not self.buckets:
             raise ValueError("audio = 'features' needs buckets")
         unknown = sorted(set(self.targets) - set(TARGETS))
@@ -182,7 +177,7 @@ class ExampleBuilder:
         try:
             example = self._maker(record)
             return example, to_sequence(example, self.tokenizer, self.codebook_sizes)
-        except (tasks.TaskError, SequenceError, CodeError, TokenizerError) as error:
+        except (CodeError, TokenizerError) as error:
             raise RecordError(str(error)) from None
 
 

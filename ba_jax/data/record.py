@@ -33,7 +33,7 @@ EMBEDDED = "embedded"
 
 
 class RecordError(ValueError):
-    """A record or a dataset that cannot be written or read."""
+    """A record or a dataset that cannot be written, read, or made an example of a task."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ba_jax.data.record import RecordError
 from ba_jax.types import Example, Segment
 from ba_jax.vocab import AudioTokens, check_codes
 
@@ -33,10 +34,6 @@ class TokenizerLike(Protocol):
     def token_id(self, name: str) -> int:
         """Id of a special token; here of the roles "system", "user", "assistant"."""
         ...
-
-
-class SequenceError(ValueError):
-    """An example that cannot be laid out as tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +102,7 @@ class _SequenceBuilder:
     def words(self, segment: Segment) -> None:
         ids = self.tokenizer.encode(segment.text)
         if not ids:
-            raise SequenceError(f"{self.label}: text {segment.text!r} encodes to nothing")
+            raise RecordError(f"{self.label}: text {segment.text!r} encodes to nothing")
         self.run(ids, text=segment.loss)
 
     def frames(self, number: int, segment: Segment, announced: bool) -> None:
@@ -123,7 +120,7 @@ class _SequenceBuilder:
             frames = segment.frames
             self.spans.append(AudioSpan(number, self.length, frames))
         else:
-            raise SequenceError(
+            raise RecordError(
                 f"{self.label}: an audio segment with neither codes nor a number of frames"
             )
         self.run(np.full(frames, tokens.audio_pad), audio=segment.loss)
@@ -159,13 +156,13 @@ def to_sequence(
     has loss if the segment before it has.
 
     Raises:
-      SequenceError: no segments, an audio segment with neither codes nor a number of frames, or a
+      RecordError: no segments, an audio segment with neither codes nor a number of frames, or a
         text that encodes to nothing.
       CodeError: a code outside its codebook.
     """
     label = f"{example.source}:{example.id}"
     if not example.segments:
-        raise SequenceError(f"{label}: no segments")
+        raise RecordError(f"{label}: no segments")
     build = _SequenceBuilder(label, tokenizer, codebook_sizes)
     before: Segment | None = None
     turn = ""

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ba_jax.data.record import HAN, LANGUAGES
+from ba_jax.data.record import HAN, LANGUAGES, RecordError
 from ba_jax.types import Example, Segment
 
 # The first prompt of each list is the release's where it published one.
@@ -51,20 +51,16 @@ PROMPTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 _WORD_BEGIN = re.compile(rf"^\s*\S|[{HAN}]|(?<=\s)\S|(?<=[{HAN}，。！？；：、])\w")
 
 
-class TaskError(ValueError):
-    """Values that a task cannot use: missing, empty, or of the wrong kind."""
-
-
 def prompt(task: str, language: str, variant: int = 0) -> str:
     """Prompt of a task in the language of the speech; `variant` counts modulo their number.
 
     Raises:
-      TaskError: a task without prompts, or a language that has none.
+      RecordError: a task without prompts, or a language that has none.
     """
     if task not in PROMPTS:
-        raise TaskError(f"task {task!r} has no prompts, expected one of {sorted(PROMPTS)}")
+        raise RecordError(f"task {task!r} has no prompts, expected one of {sorted(PROMPTS)}")
     if language not in PROMPTS[task]:
-        raise TaskError(f"language {language!r}: {task} has prompts in {sorted(PROMPTS[task])}")
+        raise RecordError(f"language {language!r}: {task} has prompts in {sorted(PROMPTS[task])}")
     variants = PROMPTS[task][language]
     return variants[variant % len(variants)]
 
@@ -86,33 +82,33 @@ def speech(value: Speech, **flags) -> Segment:
     """Make an audio segment.
 
     Raises:
-      TaskError: no speech, or empty.
+      RecordError: no speech, or empty.
     """
     if isinstance(value, Recording):
         if not value.audio or value.frames < 1:
-            raise TaskError(f"audio: {len(value.audio)} bytes, {value.frames} frames of codes")
+            raise RecordError(f"audio: {len(value.audio)} bytes, {value.frames} frames of codes")
         return Segment(audio=value.audio, seconds=value.seconds, frames=value.frames, **flags)
     if isinstance(value, bytes):
         if not value:
-            raise TaskError("audio: an empty file")
+            raise RecordError("audio: an empty file")
         return Segment(audio=value, **flags)
     if isinstance(value, np.ndarray):
         if value.ndim != 2 or not len(value) or value.dtype.kind not in "iu":
-            raise TaskError(
+            raise RecordError(
                 f"codes: {value.dtype}{value.shape}, expected integers (N >= 1, codebooks)"
             )
         return Segment(codes_NQ=value, **flags)
-    raise TaskError(f"audio: {type(value).__name__}, expected encoded bytes or an array of codes")
+    raise RecordError(f"audio: {type(value).__name__}, expected encoded bytes or an array of codes")
 
 
 def words(value: str, name: str = "text", **flags) -> Segment:
     """Make a text segment.
 
     Raises:
-      TaskError: not a string, or only white space.
+      RecordError: not a string, or only white space.
     """
     if not isinstance(value, str) or not value.strip():
-        raise TaskError(f"{name}: {value!r}, expected text")
+        raise RecordError(f"{name}: {value!r}, expected text")
     return Segment(text=value, **flags)
 
 
@@ -182,7 +178,7 @@ def in_pieces(text: str, count: int) -> list[str]:
     The cuts are those of `ExampleMaker.pieces` in the embedded corpus.
 
     Raises:
-      TaskError: no text.
+      RecordError: no text.
       ValueError: a count below 1.
     """
     if count < 1:
@@ -223,18 +219,18 @@ def sft(turns: Sequence[tuple[str, Sequence[str | Speech]]]) -> tuple[Segment, .
         assistant's turn with speech (a spoken answer) text and speech alternate.
 
     Raises:
-      TaskError: roles out of order, or an empty turn.
+      RecordError: roles out of order, or an empty turn.
     """
     roles = [role for role, _ in turns]
     body = roles[1:] if roles[:1] == ["system"] else roles
     if not body or body != ["user", "assistant"] * (len(body) // 2):
-        raise TaskError(
+        raise RecordError(
             f"roles {roles}: expected an optional system, then user and assistant in turns"
         )
     segments = []
     for number, (role, parts) in enumerate(turns):
         if not parts:
-            raise TaskError(f"turn {number} ({role}) is empty")
+            raise RecordError(f"turn {number} ({role}) is empty")
         answers = role == "assistant"
         wants_speech = answers and any(not isinstance(part, str) for part in parts)
         for i, part in enumerate(parts):
@@ -251,11 +247,11 @@ def sft(turns: Sequence[tuple[str, Sequence[str | Speech]]]) -> tuple[Segment, .
 def _interleaved(parts: Sequence) -> Sequence:
     kinds = [isinstance(part, str) for part in parts]
     if len(set(kinds)) < 2:
-        raise TaskError(f"{len(parts)} parts, all of one kind: expected text and speech")
+        raise RecordError(f"{len(parts)} parts, all of one kind: expected text and speech")
     for i in range(1, len(kinds)):
         if kinds[i] == kinds[i - 1]:
             kind = "texts" if kinds[i] else "audios"
-            raise TaskError(f"parts {i - 1} and {i} are both {kind}: expected them in turns")
+            raise RecordError(f"parts {i - 1} and {i} are both {kind}: expected them in turns")
     return parts
 
 
@@ -280,16 +276,16 @@ def make_example(
     """Run a task; errors name the example.
 
     Raises:
-      TaskError: an unknown task or language, or as the task.
+      RecordError: an unknown task or language, or as the task.
     """
     if task not in TASKS:
-        raise TaskError(f"{source}:{id}: task {task!r}, expected one of {sorted(TASKS)}")
+        raise RecordError(f"{source}:{id}: task {task!r}, expected one of {sorted(TASKS)}")
     if language not in LANGUAGES:
-        raise TaskError(f"{source}:{id}: language {language!r}, expected one of {LANGUAGES}")
+        raise RecordError(f"{source}:{id}: language {language!r}, expected one of {LANGUAGES}")
     if task in PROMPTS:
         options["language"] = language
     try:
         segments = TASKS[task](*args, **options)
-    except TaskError as error:
-        raise TaskError(f"{source}:{id}: {error}") from None
+    except RecordError as error:
+        raise RecordError(f"{source}:{id}: {error}") from None
     return Example(id, task, segments, language, speaker, source)

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ba_jax.data.examples import ExampleMaker, NotForTask
-from ba_jax.data.record import Part, Record
-from ba_jax.data.tasks import TaskError
+from ba_jax.data.record import Part, Record, RecordError
 from ba_jax.sampling.prompt import Prompt
 from ba_jax.sampling.speech_model import SpeechModel
 from ba_jax.types import Example, Failure
@@ -40,7 +39,7 @@ def make_prompts(
     for number, (record, draft) in enumerate(zip(records, drafts, strict=True)):
         try:
             prompt_codes = _codes_in_prompt(maker(draft))
-        except (NotForTask, TaskError) as error:
+        except (NotForTask, RecordError) as error:
             failed[number] = Failure(f"task {task}: {error}")
             continue
         for place, (part, draft_part) in enumerate(zip(record.parts, draft.parts, strict=True)):

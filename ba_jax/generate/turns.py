@@ -14,8 +14,8 @@ import numpy as np
 
 from ba_jax.audio import AudioError, read_audio
 from ba_jax.audio.lengths import SAMPLE_RATE
-from ba_jax.data.sequence import SequenceError
-from ba_jax.data.tasks import TaskError, make_example
+from ba_jax.data.record import RecordError
+from ba_jax.data.tasks import make_example
 from ba_jax.generate.requests import Request, UserTurn
 from ba_jax.generate.settings import GenerateSettings
 from ba_jax.sampling.prompt import Prompt
@@ -104,7 +104,7 @@ class TaskModel:
                     )
                 )
             prompt = self.model.prompt(self._example(request, number, codes_NQ))
-        except (TaskError, SequenceError) as error:
+        except RecordError as error:
             return Failure(str(error))
         longest = self.model.capacity if self.chats else max(self.settings.generation.lengths)
         if len(prompt) > longest:

@@ -101,7 +101,7 @@ def make_prompt(
 
     Raises:
       PromptError: see `cut_prompt`.
-      SequenceError: see `to_sequence`.
+      RecordError: see `to_sequence`.
     """
     label = f"{example.source}:{example.id}"
     return cut_prompt(to_sequence(example, tokenizer, codebook_sizes), label)
@@ -119,8 +119,7 @@ def make_prompts_in_turns(
     """Prompts of a text in pieces of `words` words, each to be spoken before the next is read.
 
     Raises:
-      TaskError: no text, or an unknown language.
-      SequenceError: a piece that encodes to nothing.
+      RecordError: no text, an unknown language, or a piece that encodes to nothing.
       ValueError: fewer than one word.
     """
     frame = np.zeros((1, len(codebook_sizes)), np.int32)  # marks speech; not in any prompt

@@ -128,7 +128,7 @@ class SpeechModel:
         """The prompt of a training example.
 
         Raises:
-          PromptError, SequenceError: see `make_prompt`.
+          PromptError, RecordError: see `make_prompt`.
         """
         return make_prompt(example, self.tokenizer, self.codebook_sizes)
 
@@ -136,7 +136,7 @@ class SpeechModel:
         """Prompts that have a text spoken `tts_words_per_turn` words at a time.
 
         Raises:
-          TaskError, SequenceError: see `make_prompts_in_turns`.
+          RecordError: see `make_prompts_in_turns`.
         """
         words = self.settings.tts_words_per_turn
         return make_prompts_in_turns(

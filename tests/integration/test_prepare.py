@@ -258,7 +258,7 @@ def test_beam_names_the_failed_shard(corpus, tmp_path, monkeypatch):
     from ba_jax.corpora import beam, shards
 
     def failing(job, source, directory, fingerprint):
-        raise shards.ShardError("item 'u1': lost")
+        raise shards.PrepareError("item 'u1': lost")
 
     monkeypatch.setattr(beam, "make_shard", failing)
     run_config = config("manifest", 100, path=corpus / "m.jsonl")

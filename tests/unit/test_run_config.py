@@ -81,7 +81,7 @@ def test_a_config_is_a_mapping_or_a_configdict():
         ({"optimizer__rules": (("llm/(", 1.0),)}, "not a regular expression"),
         ({"optimizer__momentum": 0.9}, r"config.optimizer: unknown keys \['momentum'\]"),
         ({"mesh__pipeline": 2}, r"config.mesh: unknown keys \['pipeline'\]"),
-        ({"loader__workers": -1}, "expected workers >= 0"),
+        ({"loader__workers": -1}, "workers = -1, expected at least 0"),
         ({"checkpoint__keep_last": 0}, "keep_last >= 1"),
         ({"init": []}, r"config.init = \[\]"),
         ({"seed": 1.5}, "config.seed = 1.5: expected int"),

@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from ba_jax.config import check_choices
 from ba_jax.corpora.embedded import open_part, script
 from ba_jax.corpora.embedded.script import Script
 from ba_jax.corpora.embedded.studio import SpokenLine, Studio, sound_error_rate
 from ba_jax.corpora.embedded.voices import Takes
 from ba_jax.corpora.encode import CODINGS
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
-from ba_jax.corpora.sources.listing import check_choices
 from ba_jax.data.record import LANGUAGES, Part, Record
 from ba_jax.speech.assets import ensure
 from ba_jax.speech.interfaces import SpeechToolError

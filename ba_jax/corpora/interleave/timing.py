@@ -11,6 +11,7 @@ import numpy as np
 from ba_jax.corpora.interleave.cuts import best_cuts
 from ba_jax.corpora.interleave.text import CLAUSE, SENTENCE, Lengths, find_breaks
 from ba_jax.data.record import Word
+from ba_jax.speech.interfaces import SpeechToolError
 
 PAUSE = 0.12
 """Seconds; shorter gaps in the sound are closures of plosives, not pauses."""
@@ -20,10 +21,6 @@ LONG_PAUSE = 0.3
 
 _OPENERS = "“‘「『《（([【"
 _COST = {SENTENCE: 0.0, CLAUSE: 0.15, 0: 1.0}  # of a cut, by the break in the text
-
-
-class TimingError(ValueError):
-    """Words that do not match the text, or times out of order."""
 
 
 def locate(text: str, words: Sequence[Word]) -> tuple[Word, ...]:
@@ -41,7 +38,7 @@ def locate(text: str, words: Sequence[Word]) -> tuple[Word, ...]:
       Words whose texts join to `text`, with the same times.
 
     Raises:
-      TimingError: naming the first word that does not match the text at its place.
+      SpeechToolError: times out of order, or a word that does not match the text at its place.
     """
     spans = []  # of the letters of each word
     at = 0
@@ -55,18 +52,18 @@ def locate(text: str, words: Sequence[Word]) -> tuple[Word, ...]:
                 at += 1
             if at == len(text) or text[at].casefold() != letter:
                 place = text[before : before + 20].strip()
-                raise TimingError(f"word {word.text!r}: expected it at {place!r}")
+                raise SpeechToolError(f"word {word.text!r}: expected it at {place!r}")
             first = at if first is None else first
             at += 1
         if not (math.isfinite(word.start) and math.isfinite(word.end) and word.start <= word.end):
-            raise TimingError(f"word {word.text!r}: {word.start} to {word.end} s")
+            raise SpeechToolError(f"word {word.text!r}: {word.start} to {word.end} s")
         if spans and word.start < spans[-1][2].start:
-            raise TimingError(f"word {word.text!r} at {word.start} s: before the word before it")
+            raise SpeechToolError(f"word {word.text!r} at {word.start} s, before the last one")
         spans.append((first, at, word))
     if any(c.isalnum() for c in text[at:]):
-        raise TimingError(f"no word for {text[at : at + 20].strip()!r}")
+        raise SpeechToolError(f"no word for {text[at : at + 20].strip()!r}")
     if not spans:
-        raise TimingError(f"{text!r}: no words")
+        raise SpeechToolError(f"{text!r}: no words")
     bounds = [0]
     for (_, end, _), (start, _, _) in zip(spans, spans[1:], strict=False):
         bounds.append(_boundary(text, end, start))

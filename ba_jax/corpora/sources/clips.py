@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from ba_jax.audio import AudioError, AudioReader, read_audio
+from ba_jax.config import check_choices
 from ba_jax.corpora.encode import CODINGS, encode_speech
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection
-from ba_jax.corpora.sources.listing import check_choices
 from ba_jax.data.record import Part, Record, Word
 
 LENGTH_SLACK = (0.05, 0.25)

@@ -38,6 +38,7 @@ from typing import ClassVar
 import numpy as np
 
 from ba_jax.audio import AudioError, AudioReader, resample
+from ba_jax.config import check_choices
 from ba_jax.corpora.encode import encode_speech
 from ba_jax.corpora.interleave import regions, timing
 from ba_jax.corpora.interleave.cuts import best_cuts, fill_records
@@ -46,7 +47,6 @@ from ba_jax.corpora.interleave.text import tidy
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
 from ba_jax.corpora.sources.interleaved import InterleavedSource
 from ba_jax.corpora.sources.listing import (
-    check_choices,
     check_unicode,
     find_inside,
     list_items,
@@ -348,7 +348,7 @@ class _WindowPipeline:
         try:
             aligned = crawl.tool("aligner").align(wave_S, _RATE, text, language)
             words = timing.locate(text, aligned)
-        except (timing.TimingError, SpeechToolError) as error:
+        except SpeechToolError as error:
             return self._reject(start, end, "no alignment", str(error))
         words = tuple(Word(w.text, start + w.start, start + w.end) for w in words)
         return RecognisedUtterance(start, end, words, language)

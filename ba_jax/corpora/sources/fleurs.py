@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ba_jax.config import check_choices
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
 from ba_jax.corpora.sources.clips import Clip, ClipSource, speech_item
 from ba_jax.corpora.sources.listing import (
-    check_choices,
     find_inside,
     list_items,
     parse_seconds,

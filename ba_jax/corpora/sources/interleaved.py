@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ba_jax.config import check_choices
 from ba_jax.corpora.encode import CODINGS
 from ba_jax.corpora.interleave.text import Lengths
-from ba_jax.corpora.sources.listing import check_choices
 from ba_jax.speech import tools
 
 

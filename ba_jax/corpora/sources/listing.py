@@ -18,17 +18,6 @@ _MAX_FILE_SECONDS = 48 * 3600.0  # longer lengths in a table are not believed
 _Content = TypeVar("_Content")
 
 
-def check_choices(source: Any, **choices: Sequence) -> None:
-    """Check fields of a source against their allowed values.
-
-    Raises:
-      ValueError: naming the first field with another value.
-    """
-    for field, allowed in choices.items():
-        if (value := getattr(source, field)) not in allowed:
-            raise ValueError(f"{field} = {value!r}, expected one of {tuple(allowed)}")
-
-
 def require_folder(value: str | Path, name: str) -> Path:
     """The folder that a config names.
 

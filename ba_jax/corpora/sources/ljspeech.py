@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 
+from ba_jax.config import check_choices
 from ba_jax.corpora.sources.base import Item, Rejection
 from ba_jax.corpora.sources.clips import Clip, ClipSource, reject_unlisted, speech_item
 from ba_jax.corpora.sources.listing import (
-    check_choices,
     find_inside,
     list_items,
     read_rows,

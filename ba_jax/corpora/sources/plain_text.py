@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+from ba_jax.config import check_choices
 from ba_jax.corpora.sources.base import Item, Rejection, SourceError
-from ba_jax.corpora.sources.listing import check_choices, read_lines, sorted_files
+from ba_jax.corpora.sources.listing import read_lines, sorted_files
 from ba_jax.data.record import LANGUAGES, Part, Record
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ba_jax.audio.lengths import FRAME_SECONDS
+from ba_jax.config import check_at_least
 from ba_jax.corpora.sources.base import DerivedSource, Item, Rejected, Rejection, SourceError
 from ba_jax.data.examples import NotForTask, space_between, stable_hash, word_bounds
 from ba_jax.data.record import Part, Record, RecordError, RecordSource, Word
@@ -62,8 +63,7 @@ class Spliced(DerivedSource):
             low, high = getattr(self, field)
             if not 1 <= low <= high:
                 raise ValueError(f"{field} = {(low, high)}, expected least and most, from 1 on")
-        if self.utterances < 1:
-            raise ValueError(f"utterances = {self.utterances}, expected at least 1")
+        check_at_least(self, utterances=1)
 
     @property
     def description(self) -> str:

@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from ba_jax.config import check_choices
 from ba_jax.corpora.encode import encode_speech
 from ba_jax.corpora.interleave import voices
 from ba_jax.corpora.interleave.cuts import fill_records
@@ -32,7 +33,6 @@ from ba_jax.corpora.interleave.filters import script_share
 from ba_jax.corpora.interleave.text import estimate_seconds, find_unspeakable, segment, tidy
 from ba_jax.corpora.sources.base import INFO, Item, Rejection
 from ba_jax.corpora.sources.interleaved import InterleavedSource
-from ba_jax.corpora.sources.listing import check_choices
 from ba_jax.corpora.sources.manifest import Manifest
 from ba_jax.corpora.sources.plain_text import PlainText
 from ba_jax.data.record import LANGUAGES, Part, Record, RecordSource

@@ -310,9 +310,9 @@ def test_an_item_that_is_rejected_late_leaves_no_record(tmp_path):
 
 
 def test_a_source_that_fails_names_the_item(tmp_path):
-    with pytest.raises(shards.ShardError, match="list:6: item 'n6': KeyError.*lost"):
+    with pytest.raises(shards.PrepareError, match="list:6: item 'n6': KeyError.*lost"):
         runner.prepare(config("numbers", bad="raise"), tmp_path / "out", workers=0)
-    with pytest.raises(shards.ShardError, match="record 'other', expected an id that begins"):
+    with pytest.raises(shards.PrepareError, match="record 'other', expected an id that begins"):
         runner.prepare(config("numbers", bad="id"), tmp_path / "out2", workers=0)
 
 

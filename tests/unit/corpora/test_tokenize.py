@@ -492,7 +492,7 @@ def test_bad_models_and_settings_are_refused(checkpoints):
         AudioTokenizer(CONFIG, "nowhere")
     with pytest.raises(ValueError, match="on_error = 'hide'"):
         TokenizeSettings("d", "o", on_error="hide")
-    with pytest.raises(ValueError, match="expected batch_seconds > 0 and workers >= 1"):
+    with pytest.raises(ValueError, match="workers = 0, expected at least 1"):
         TokenizeSettings("d", "o", workers=0)
     with pytest.raises(ValueError, match="expected 0.1 to 30 seconds"):
         TokenizedSource("d", "w", chunk_seconds=31.0)

@@ -374,7 +374,7 @@ def test_records_without_audio_are_left_out_and_counted(small_dataset, tmp_path)
             {"mixture": (Selection("d", ExampleMaker("audio", turn="any")),)},
             "turn 'any', expected '' for all",
         ),
-        ({"seed": -1}, "seed -1, expected at least 0"),
+        ({"seed": -1}, "seed = -1, expected at least 0"),
     ],
 )
 def test_invalid_settings(fields, message):

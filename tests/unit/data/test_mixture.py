@@ -142,7 +142,7 @@ def test_places_below_zero_are_errors():
         ({"weight": 0.0}, "d/train/asr: weight 0.0, expected a number above 0"),
         ({"weight": float("nan")}, "weight nan"),
         ({"languages": ("en", "fr")}, r"languages \['fr'\], expected of"),
-        ({"task": "dance"}, "task 'dance', expected one of"),
+        ({"task": "dance"}, "task = 'dance', expected one of"),
         ({"task": "sft", "answers": "sung"}, "answers = 'sung'"),
         ({"turn": "system"}, "turn = 'system', expected one of"),
         ({"task": "sft", "turn": "user"}, "task 'sft' with turn = 'user', speakers = .*: only"),

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import strategies as st
 
 from ba_jax.corpora.make_tokenizer import train_sentencepiece
-from ba_jax.data.sequence import SequenceError, to_sequence
-from ba_jax.data.tasks import PROMPTS, TASKS, TaskError, in_pieces, make_example, prompt
+from ba_jax.data.record import RecordError
+from ba_jax.data.sequence import to_sequence
+from ba_jax.data.tasks import PROMPTS, TASKS, in_pieces, make_example, prompt
 from ba_jax.data.text_tokenizer import load_text_tokenizer
 from ba_jax.types import Example, Segment
 from ba_jax.vocab import CodeError
@@ -148,29 +149,27 @@ def test_prompts_exist_in_both_languages_and_the_releases_comes_first():
     ],
 )
 def test_records_that_do_not_fit_are_errors(task, args, message):
-    with pytest.raises(TaskError, match=message) as error:
+    with pytest.raises(RecordError, match=message) as error:
         make_example(task, *args, id="rec7", language="en", source="corpus")
     assert "corpus:rec7" in str(error.value)
 
 
 def test_unknown_language():
-    with pytest.raises(TaskError, match="c:1: language 'fr', expected one of"):
+    with pytest.raises(RecordError, match="c:1: language 'fr', expected one of"):
         make_example("text", "oui", id="1", language="fr", source="c")
 
 
 def test_sequences_that_cannot_be_laid_out():
     encoded = make_example("tts", "hi", b"fLaC", id="9", language="en", source="c")
-    with pytest.raises(
-        SequenceError, match="c:9: an audio segment with neither codes nor a number"
-    ):
+    with pytest.raises(RecordError, match="c:9: an audio segment with neither codes nor a number"):
         to_sequence(encoded, Letters(), SIZES)
     wild = make_example("audio", codes(1, 100), id="9", language="en", source="c")
     with pytest.raises(CodeError, match=r"c:9: codes\[0, 0\] is 100, expected 0..63"):
         to_sequence(wild, Letters(), SIZES)
-    with pytest.raises(SequenceError, match="c:9: no segments"):
+    with pytest.raises(RecordError, match="c:9: no segments"):
         to_sequence(Example("9", "text", (), "en", source="c"), Letters(), SIZES)
     blank = Example("9", "text", (Segment(text=" "),), "en", source="c")
-    with pytest.raises(SequenceError, match="c:9: text ' ' encodes to nothing"):
+    with pytest.raises(RecordError, match="c:9: text ' ' encodes to nothing"):
         to_sequence(blank, Letters(), SIZES)
 
 
@@ -219,7 +218,7 @@ def test_texts_in_pieces(text, pieces):
 @hypothesis.given(st.text("ab ,.。，大海1-’ \n"), st.integers(1, 4))
 def test_pieces_keep_all_of_a_text(text, count):
     if not text.strip():
-        with pytest.raises(TaskError, match="expected text"):
+        with pytest.raises(RecordError, match="expected text"):
             in_pieces(text, count)
         return
     pieces = in_pieces(text, count)

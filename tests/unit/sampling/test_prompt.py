@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ba_jax.data import tasks
-from ba_jax.data.record import dataset_directory
+from ba_jax.data.record import RecordError, dataset_directory
 from ba_jax.data.sequence import to_sequence
 from ba_jax.data.text_tokenizer import load_text_tokenizer
 from ba_jax.sampling.prompt import (
@@ -84,7 +84,7 @@ def test_no_speech_to_generate(tokenizer):
     sequence = to_sequence(example("asr", HEARD, "Four."), tokenizer, SIZES)
     with pytest.raises(PromptError, match="x: no audio is a target"):
         cut_prompts_at_speech(sequence, "x")
-    with pytest.raises(tasks.TaskError, match="text: ' ', expected text"):
+    with pytest.raises(RecordError, match="text: ' ', expected text"):
         make_prompts_in_turns(" ", 2, tokenizer, SIZES, id="a", language="en")
 
 

@@ -11,13 +11,13 @@ from ba_jax.corpora.interleave.text import Lengths
 from ba_jax.corpora.interleave.timing import (
     LONG_PAUSE,
     PAUSE,
-    TimingError,
     cut_into_parts,
     find_pauses,
     join,
     locate,
 )
 from ba_jax.data.record import Word
+from ba_jax.speech.interfaces import SpeechToolError
 from ba_jax.speech.text_norm import join_words
 
 RATE = 16000
@@ -64,13 +64,13 @@ def test_located_words_join_to_the_text(texts, data):
         ("one two", words_of("one"), "no word for 'two'"),
         ("one", words_of("one", "two"), "word 'two'"),
         ("...", words_of("."), "no words"),
-        ("one two", [Word("one", 2.0, 3.0), Word("two", 1.0, 1.5)], "before the word before"),
+        ("one two", [Word("one", 2.0, 3.0), Word("two", 1.0, 1.5)], "before the last one"),
         ("one", [Word("one", 1.0, 0.5)], "1.0 to 0.5"),
         ("one", [Word("one", float("nan"), 0.5)], "nan"),
     ],
 )
 def test_words_that_do_not_fit(text, words, message):
-    with pytest.raises(TimingError, match=message):
+    with pytest.raises(SpeechToolError, match=message):
         locate(text, words)
 
 
