@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def with_path(error: OSError, path: Path) -> OSError:
-    """The same error (a full disk, say) with the file name, which `write` leaves out."""
+    """Copy an OSError of `write` with the file name, which it lacks (a full disk, for example)."""
     return OSError(error.errno, error.strerror, str(path))
 
 

@@ -68,7 +68,7 @@ class Step:
         return {name for word in words for name in _PLACE.findall(word)} - {"out", ""}
 
     def filled(self, out: Path, folder: Callable[[str], Path]) -> list[list[str]]:
-        """The commands with folders in the place of their names.
+        """Return the commands with each placeholder replaced by its folder.
 
         Args:
           out: folder of this step.
@@ -91,9 +91,9 @@ def is_complete(step: Step, folder: Path, marks: Path) -> bool:
     """Whether a step's output is there.
 
     Args:
-      step: which.
-      folder: of its output.
-      marks: folder of the marks of steps without a file that tells.
+      step: the step.
+      folder: folder of its output.
+      marks: folder of the marks of steps that name no file of their output.
     """
     if step.complete:
         return (folder / step.complete).exists()
@@ -256,7 +256,7 @@ def load(config: Mapping) -> Runner:
     """The runner of a recipe's settings (configs/recipes.py).
 
     Raises:
-      RecipeError, ValueError: settings that make no sense.
+      RecipeError, ValueError: invalid settings.
     """
     from configs import recipes
 

@@ -1,8 +1,8 @@
-"""The policy around the training loop: what is logged and saved when, and what stops a run.
+"""Policy of the training loop: when metrics and checkpoints are written, and what stops a run.
 
-`ba_jax.train` shows the order of things; `Run` decides. It checks the metrics of a step while the
-devices work on the next one, saves checkpoints, answers signals, and saves what was learnt before
-an error ends the run.
+`ba_jax.train` holds the loop; `Run` decides what happens around a step. It checks the metrics of a
+step while the devices work on the next one, saves checkpoints, answers signals, and saves the last
+good state before an error ends the run.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _StepResult(NamedTuple):
 
 
 class Run:
-    """A run in its folder; use it in a `with`, and `begin` it once its state is there.
+    """A run in its folder; use it in a `with`, and `begin` it once it has a state.
 
     An error in the loop leaves the `with` as a `TrainError` that names the checkpoint to resume
     from. If another host was lost, the process ends with `distributed.LOST`.
@@ -116,7 +116,7 @@ class Run:
         if step > self.settings.steps:
             raise ConfigError(
                 f"{self.workdir} is at step {step}, train.steps = {self.settings.steps}: expected "
-                "at least as many"
+                f"at least {step}"
             )
         shapes, stage = self.layout.state_shapes, self.layout.stage.name
         weights, train, note = self.checkpoints.restore(step, *to_checkpoint(shapes))
@@ -204,16 +204,16 @@ class Run:
         self._throughput.start()
 
     def save(self) -> None:
-        """Start to save the state, unless it is saved."""
+        """Start to save the state, unless this step is already saved."""
         self._log_pending()
         self._save()
 
     def stop_requested(self) -> bool:
-        """Whether to stop before the last step, as a signal asked. All hosts call it each step."""
+        """Whether a signal asked to stop before the last step. All hosts call it each step."""
         return self._signals.stop_requested() and self.step < self.settings.steps
 
     def stop(self) -> None:
-        """Save and wait, before the last step."""
+        """Stop before the last step: save, and wait until the checkpoint is written."""
         self.save()
         self.checkpoints.wait()
         logging.info("stopped at step %d; rerun the same command to resume", self.step)
@@ -346,7 +346,7 @@ class SpikeDetector:
         self._limit, self._losses = standard_deviations, collections.deque(maxlen=window)
 
     def check(self, loss: float) -> str | None:
-        """A message if the loss is a spike; otherwise None, and the loss joins the window."""
+        """Return a message if the loss is a spike; else add it to the window and return None."""
         losses = self._losses
         if self._limit and len(losses) == losses.maxlen:
             mean, deviation = float(np.mean(losses)), float(np.std(losses))

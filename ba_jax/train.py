@@ -15,7 +15,7 @@ Exit codes:
 
     0    If WORKDIR/done exists, the run is at its last step. Otherwise a signal stopped it and it
          saved a checkpoint: run the same command to resume.
-    1    Somebody has to look: the config, the data, a checkpoint, a full disk, or a loss that is
+    1    A person has to act: the config, the data, a checkpoint, a full disk, or a loss that is
          not finite or that spiked. The last line, `ba_jax.train: ...`, says which.
     2    The command line is wrong.
     75   Another host was lost, or a step took longer than `train.step_timeout_seconds`. Start the
@@ -104,7 +104,7 @@ def train(
     elif settings.evaluate_every or config.checkpoint.keep_best:
         logging.warning("eval_data is empty: nothing is evaluated, and no checkpoint is the best")
 
-    # On exit, `run` saves what was learnt before an error, and closes everything.
+    # On exit, `run` saves the last good state if there was an error, and closes everything.
     with Run(workdir, layout, batches, command) as run:
         # Restore, in this order:
         # 1. the run's latest checkpoint: the whole state, and the data resume at its step;

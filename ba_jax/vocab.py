@@ -65,7 +65,7 @@ class AudioTokens:
 
 
 def check_token_ids(ids, vocab_size: int, name: str = "token ids") -> np.ndarray:
-    """Returns `ids` as an int32 array once every one lies in [0, vocab_size).
+    """Check that all ids lie in [0, vocab_size); return them as an int32 array.
 
     Raises:
       TokenIdError: naming the first id out of range and its index, or a non-integer dtype.
@@ -86,7 +86,7 @@ def check_token_ids(ids, vocab_size: int, name: str = "token ids") -> np.ndarray
 def check_codes(
     codes, codebook_sizes: Sequence[int], *, allow_end: bool = False, name: str = "codes"
 ) -> np.ndarray:
-    """Returns `codes` (..., Q) as an int32 array once each lies inside its codebook.
+    """Check that all codes (..., Q) lie in their codebooks; return them as an int32 array.
 
     Args:
       codes: integers; the last axis runs over the codebooks.

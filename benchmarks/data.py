@@ -59,7 +59,7 @@ AIM_CODES = 10_000.0
 
 
 def first_recordings(dataset: str, split: str, count: int) -> list[Record]:
-    """The first spoken records with text."""
+    """Return the first spoken records with text."""
     result = []
     for record in RecordSource(dataset, split):
         if record.kind == "speech" and record.parts[0].audio and record.parts[0].text:
@@ -70,7 +70,7 @@ def first_recordings(dataset: str, split: str, count: int) -> list[Record]:
 
 
 def write_dataset(folder: pathlib.Path, records: list[Record]) -> str:
-    """One shard of records."""
+    """Write one shard of records."""
     folder.mkdir()
     shard = write_shard(folder / shard_name("benchmark", "train", 0, 1), records)
     write_metadata(folder, "benchmark", {"train": [shard]})
@@ -78,7 +78,7 @@ def write_dataset(folder: pathlib.Path, records: list[Record]) -> str:
 
 
 class Ours:
-    """An epoch of our batches a call."""
+    """Builds an epoch of our batches in each call."""
 
     def __init__(self, dataset: str, tokenizer: str, audio: str):
         settings = PackedSettings(
@@ -155,7 +155,7 @@ class CodeFiles:
 
 
 def pad(ids: list[list[int]]) -> np.ndarray:
-    """Rows of token ids as one array."""
+    """Pad rows of token ids to one array."""
     longest = max(map(len, ids))
     return np.asarray([row + [0] * (longest - len(row)) for row in ids], np.int32)
 
@@ -202,7 +202,7 @@ def as_flac(records: list[Record]) -> list[Record]:
 
 
 def compare(label: str, ours: Ours, others: dict, seconds: float, budget: float) -> list[dict]:
-    """Rows of the table: ours against each other."""
+    """Return the rows of the table: ours against each other candidate."""
     samples = timing.interleave({"ours": ours, **others}, budget)
     # Rates a CPU-second: what a core does, whoever else uses the machine.
     cost = {name: statistics.median(spent) for name, spent in samples.cpu_seconds.items()}
@@ -226,7 +226,7 @@ def compare(label: str, ours: Ours, others: dict, seconds: float, budget: float)
 
 
 def table_row(row: dict) -> str:
-    """A row of the Markdown table."""
+    """Format a row of the Markdown table."""
     low, high = row["ratio_quartiles"]
     return table_line(
         (
@@ -242,7 +242,7 @@ def table_row(row: dict) -> str:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__)
     parser.add_argument("--dataset", default=EMBEDDED, help="folder of records, or 'embedded'")
     parser.add_argument("--split", default="train")
@@ -255,7 +255,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the table."""
+    """Print the table."""
     options = parse(argv)
     timing.pin_threads(1)
     torch.set_num_threads(1)

@@ -3,8 +3,8 @@
     python -m benchmarks.generate                                  # small
     python -m benchmarks.generate --size medium --threads 1 --json out.json
 
-Random weights; both sides take the most likely ids and codes, and what they give is compared before
-the clock starts. A call is a whole request, its prompt included. The reference serves one request
+Random weights; both sides take the most likely ids and codes, and their outputs are compared
+before the clock starts. A call is a whole request, its prompt included. The reference serves one request
 at a time, computes the text head on every frame, runs the audio head anew for each code and grows
 its cache by concatenation (`benchmarks.torch_generation`); ours runs the jitted loop.
 
@@ -82,7 +82,7 @@ class Synthesis:
     pieces: StreamingSynthesizer
 
 
-"""Codes (N, Q) to sound; returns when it is there."""
+"""Codes (N, Q) to sound; returns when the sound is complete."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,11 +133,11 @@ class Row:
     """A line of the table.
 
     Attributes:
-      label: what is compared.
+      label: name of the measure.
       baseline, ours: names of candidates.
-      baseline_amount, our_amount: ids or frames that a call gives; 1 for a time.
+      baseline_amount, our_amount: ids or frames of a call; 1 for a time.
       unit: "ids", "frames" or "s".
-      audio: whether what comes is audio, so that there is a real-time factor.
+      audio: whether the output is audio, so that it has a real-time factor.
       aim: least ratio hoped for.
     """
 
@@ -156,7 +156,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Candidates that are timed together, and what is read off them."""
+    """Candidates that are timed together, and the rows of the table that they give."""
 
     candidates: Mapping[str, Callable[[], object]]
     rows: Sequence[Row]
@@ -166,7 +166,7 @@ class Case:
 class Sides:
     """The same weights on both sides, and the requests.
 
-    `as_trained` are ours as training lays them out, None unless `stacked` asks for them.
+    `as_trained`: our weights in the layout of training; None unless `stacked`.
     """
 
     def __init__(self, sizes: Sizes, stacked: bool = False):
@@ -208,7 +208,7 @@ class Sides:
     def generator(
         self, rows: int, as_trained: bool = False, alternation: Alternation | None = None
     ) -> Generator:
-        """A generator of greedy text and frames; no text is a stop of the `alternation`."""
+        """Make a greedy generator; no text is a stop of the `alternation`."""
         vocab = self.sizes.llm.vocab_size
         stops = StopMasks(*np.zeros((len(StopMasks._fields), vocab), bool))
         settings = GenerationSettings(
@@ -226,7 +226,7 @@ class Sides:
         )
 
     def prompts(self, count: int, speaks: bool) -> list[Prompt]:
-        """`count` requests; those that speak end with `<audiogen_start>`."""
+        """Make `count` requests; those that speak end with `<audiogen_start>`."""
         made = []
         for ids_L in self.ids_BL[:count]:
             codes_LQ = self.codes_LQ
@@ -237,15 +237,15 @@ class Sides:
         return made
 
     def conversation(self) -> Conversation:
-        """The first request, read by the reference."""
+        """Let the reference read the first request."""
         ids_L = torch.from_numpy(self.ids_BL[0].astype(np.int64))
         return Conversation(self.torch, ids_L, torch.from_numpy(self.codes_LQ).long())
 
 
 def loops(sides: Sides) -> Iterator[Case]:
-    """Text, then frames: the reference, ours, and ours with eight requests at once.
+    """Compare text, then frames: the reference, ours, and ours with eight requests at once.
 
-    With weights as training lays them out (`Sides.as_trained`), ours with those as well.
+    With `Sides.as_trained`, also ours in the layout of training.
     """
     sizes = sides.sizes
     single, eight = "ours", f"ours, {ROWS} at once"
@@ -301,7 +301,7 @@ def loops(sides: Sides) -> Iterator[Case]:
 
 
 def first_audio(sides: Sides, synthesis: Synthesis | None) -> Case:
-    """From a request to the first sound of a clause: `clause` ids of text, then its frames.
+    """Time a request to the first sound of a clause: `clause` ids of text, then its frames.
 
     Args:
       sides: both.
@@ -359,7 +359,7 @@ def first_audio(sides: Sides, synthesis: Synthesis | None) -> Case:
 
 
 def nano_synthesis(sizes: Sizes) -> Synthesis:
-    """Our decoder, flow and vocoder of nano size, random weights, for the run's codebooks."""
+    """Make decoder, flow and vocoder of nano size with random weights, for the run's codebooks."""
     values = get_config("nano")
     values.vq_bridge.codebook_sizes = sizes.codebooks
     parts = ("vq_bridge", "audio_decoder", "flow_prenet", "flow_unet", "vocoder")
@@ -372,7 +372,7 @@ def nano_synthesis(sizes: Sizes) -> Synthesis:
 
 
 def measure(case: Case, sizes: Sizes, seconds: float) -> Iterator[dict]:
-    """Times a case and gives its rows."""
+    """Time a case and return its rows."""
     samples = timing.interleave(case.candidates, seconds, min_rounds=3)
     for row in case.rows:
         times = [samples.median(row.baseline), samples.median(row.ours)]
@@ -400,7 +400,7 @@ def measure(case: Case, sizes: Sizes, seconds: float) -> Iterator[dict]:
 
 
 def table_row(row: dict) -> str:
-    """A row of the Markdown table."""
+    """Format a row of the Markdown table."""
     if row["unit"] == "s":
         figures = [f"{row[key]:.3g} s" for key in ("baseline_seconds", "our_seconds")]
     else:
@@ -423,7 +423,7 @@ def table_row(row: dict) -> str:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.generate",
         description="Times generation against PyTorch as the reference does it, on this CPU.",
@@ -449,7 +449,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> Iterator[dict]:
-    """Rows, one case after another."""
+    """Yield the rows of each case."""
     sizes = SIZES[options.size]
     sides = Sides(sizes, options.stacked)
     for case in loops(sides):
@@ -459,7 +459,7 @@ def run(options: argparse.Namespace) -> Iterator[dict]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the Markdown table and, if asked, writes the JSON file."""
+    """Print the Markdown table and, if asked, write the JSON file."""
     options = parse(argv)
     timing.pin_threads(options.threads)
     jax.config.update("jax_platforms", "cpu")

@@ -31,7 +31,7 @@ def check_complete(stream: BinaryIO, size: int, name: str) -> bool:
     """Check a file of `size` bytes against the sizes that its container states.
 
     WAV: the data chunk; sizes that mean "unknown" pass. Ogg: all pages, with their checksums; a
-    last page without the mark of the end is told by a warning. MP3: the byte count of a Xing frame.
+    last page without the mark of the end logs a warning. MP3: the byte count of a Xing frame.
     Other formats pass.
 
     Returns:

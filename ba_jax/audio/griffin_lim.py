@@ -54,10 +54,10 @@ def griffin_lim(
 
     Args:
       mel_TM: natural-log mel, T >= 1 frames.
-      geometry: of the mel.
+      geometry: geometry of the mel.
       iterations: phase updates; 0 leaves the phase random.
-      momentum: of fast Griffin-Lim; 0 is the plain algorithm.
-      seed: of the initial phase; the same seed gives the same wave.
+      momentum: momentum of fast Griffin-Lim; 0 is the plain algorithm.
+      seed: seed of the initial phase; the same seed gives the same wave.
       known_S: first samples of the wave, if they were played already: the rest continues them.
 
     Returns:
@@ -101,7 +101,7 @@ class GriffinLimStream:
     the whole mel gives exactly `griffin_lim`'s wave.
 
     Args:
-      geometry: of the mel.
+      geometry: geometry of the mel.
       iterations: phase updates of each window.
       context: played frames that a window starts with.
       hold: last frames that wait for more input; a frame's spectrum reaches over `n_fft / hop`

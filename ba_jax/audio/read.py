@@ -36,7 +36,7 @@ MAX_BYTES = 1 << 28  # default bound on the size of a file (256 MiB)
 
 _LOUDEST = 32.0  # +30 dB over full scale: no recording, but integers stored as floats
 _STATED_SLACK = 0.05  # seconds by which containers that do not count samples overstate lengths
-_STRETCH_SLACK = 0.25  # seconds by which the end of a stretch may be behind the file's
+_STRETCH_SLACK = 0.25  # seconds by which the end of a stretch may be past the file's
 
 
 def read_audio(
@@ -90,7 +90,7 @@ class AudioReader:
     """An open audio file of any length, read once, from its start or from a sample on.
 
     Attributes:
-      name: of the source, for messages.
+      name: name of the source, for messages.
       rate: Hz.
       channels: 1 or 2.
       frames: samples a channel as the file states them; None if it does not, or unreliably (MP3).
@@ -102,7 +102,7 @@ class AudioReader:
         """Open a file; `max_bytes` bounds its size.
 
         Raises:
-          AudioError: as `read_audio`, but for faults of the samples.
+          AudioError: as `read_audio`, except for faults of the samples.
         """
         self.name = _source_name(source)
         self._closing = contextlib.ExitStack()
@@ -182,10 +182,10 @@ class AudioReader:
         """Read the mono wave (S,) of `count` samples from `first` on, or of all to the end.
 
         The part before it is skipped, not decoded, and the samples are those of the whole file
-        (Opus: within 0.01). An end up to 0.25 s behind the file's is the file's.
+        (Opus: within 0.01). An end up to 0.25 s past the file's is taken as the file's.
 
         Raises:
-          AudioError: as `read`, or an end behind the file's.
+          AudioError: as `read`, or an end past the file's.
         """
         blocks, total = [], 0
         for block_SC in self.read(first):
@@ -297,7 +297,7 @@ def _check_size(size: int, name: str, max_bytes: int | None) -> None:
     if size == 0:
         raise AudioError(f"{name}: is empty (0 bytes), expected an audio file", "empty file")
     if max_bytes is not None and size > max_bytes:
-        raise AudioError(f"{name}: has over {max_bytes} bytes, expected at most that", "too large")
+        raise AudioError(f"{name}: larger than {max_bytes} bytes, the limit", "too large")
 
 
 def _read_all(source, name: str, max_bytes: int | None) -> bytes:

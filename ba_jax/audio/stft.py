@@ -31,7 +31,7 @@ def stft(x, n_fft: int, hop: int, window, *, center=True, pad_mode="reflect", xp
       hop: samples between frames.
       window: (W,) with W <= n_fft, a concrete array; a shorter one is centred in the frame.
       center: pad n_fft // 2 on both sides, so that frame t is centred on sample t * hop.
-      pad_mode: of `numpy.pad` ("reflect", "constant", ...).
+      pad_mode: mode of `numpy.pad` ("reflect", "constant", ...).
       xp: numpy or jax.numpy.
 
     Returns:

@@ -263,7 +263,7 @@ class Reader:
                 ) from error
 
     def check_chunks(self, paths: Iterable[str]) -> None:
-        """Raises `CheckpointError` naming the first chunk file of these arrays that is missing or
+        """Raise `CheckpointError` naming the first chunk file of these arrays that is missing or
         truncated. TensorStore itself checks checkpoints in Orbax's OCDBT format."""
         for path in paths:
             spec = self.arrays[path].spec().to_json()
@@ -290,7 +290,7 @@ class Reader:
         return tuple(self._array(path).shape)
 
     def check_shapes(self, expected: Mapping[str, Any]) -> None:
-        """Raises `CheckpointError` unless every path of `expected` is stored with its `.shape`."""
+        """Raise `CheckpointError` unless every path of `expected` is stored with its `.shape`."""
         problems = []
         for path, leaf in expected.items():
             if path not in self.arrays:
@@ -328,7 +328,7 @@ def check_files(folder: str | os.PathLike) -> None:
 
 
 def refuse_damage(problem: str | None) -> None:
-    """Raises `CheckpointError` if there is a problem."""
+    """Raise `CheckpointError` if there is a problem."""
     if problem is not None:
         raise CheckpointError(f"{problem}: the checkpoint is damaged, expected another of the run")
 
@@ -356,8 +356,8 @@ def load_variables(
       shapes: expected variables (nested dict of anything with `.shape`); each must be stored with
         that shape, and only they are read. None: everything stored.
       sharding: one sharding for all arrays, or a nested dict of them. None: the default device.
-      dtype: of floating arrays of `params`; codebooks become float32, buffers stay as stored, which
-        tells the model how far they were rounded. None: all as stored.
+      dtype: type of floating arrays of `params`; codebooks become float32, buffers stay as stored,
+        which tells the model how far they were rounded. None: all as stored.
       components: restrict to these components, the second level of the tree. None: all.
       checked: skip `check_files`, the caller has done it.
 

@@ -51,7 +51,7 @@ def damage(
     """Compare a checkpoint with its checksums: the first problem, or None.
 
     Args:
-      folder: of a step. Without checksums the answer is None.
+      folder: a step's folder. Without checksums the answer is None.
       within: check only this one of its folders.
       share, shares: check every `shares`-th file from `share` on, to divide the work among hosts.
     """

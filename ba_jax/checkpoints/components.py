@@ -48,7 +48,7 @@ def find(
     """
     absent = [name for name in components if getattr(config, name) is None]
     if absent:
-        raise ConfigError(f"model: no {absent}, expected them")
+        raise ConfigError(f"model: its config has no {absent}, which are to be loaded")
     folders = [weights_folder(path) for path in checkpoints]
     held = [set(checkpoint_shapes(folder).get("params", {})) for folder in folders]
     sources = {}
@@ -72,7 +72,7 @@ def _by_folder(sources: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _check_settings(folder: Path, config: BaichuanAudioConfig, components: Sequence[str]) -> None:
-    """Raises ConfigError if the run trained these components with other settings than `config`.
+    """Raise ConfigError if the run trained these components with other settings than `config`.
 
     Weights without a run's config (converted ones, a checkpoint that was moved) pass.
     """
@@ -106,7 +106,7 @@ def load(
       config, sources: see `find`.
       mesh: parameters are sharded over it by the rules of `ba_jax.sharding`; None: the default
         device.
-      dtype: of the parameters; None: as stored.
+      dtype: type of the parameters; None: as stored.
 
     Raises:
       CheckpointError: a checkpoint of other sizes, or a damaged one.
@@ -183,12 +183,12 @@ def initialize(
     """Variables of a new training run, on the devices: loaded or random. All processes call it.
 
     Args:
-      shapes: of all variables.
+      shapes: shapes of all variables.
       sources: component -> checkpoint, see `initial_sources`; the other components are random, and
         LoRA adapters that their checkpoint lacks.
       shardings: a tree like `shapes`.
       init: key -> random variables of these shapes; jitted here.
-      key: of `init`.
+      key: random key of `init`.
       derive: values that a checkpoint implies without storing them; the rest is read from it.
 
     Raises:

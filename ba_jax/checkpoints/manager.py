@@ -78,8 +78,8 @@ class Checkpoints:
     its share of the files, and all get the same answer.
 
     Args:
-      workdir: of the run.
-      settings: which ones to keep.
+      workdir: folder of the run.
+      settings: when to save, and which checkpoints to keep.
 
     Raises:
       CheckpointError: all are damaged; they stay in their place.
@@ -276,7 +276,7 @@ def check_weights(folder: Path) -> None:
 
 
 def _check_names(folder: Path, expected: Mapping[str, Any]) -> None:
-    """Raises `CheckpointError` unless the stored arrays are the expected ones, shape by shape."""
+    """Raise `CheckpointError` unless the stored arrays are the expected ones, shape by shape."""
     reader = arrays.Reader(folder)
     reader.check_shapes(expected)
     more = sorted(set(reader.arrays) - set(expected))

@@ -30,7 +30,8 @@ class BeamRunner:
     """Makes shards in a pipeline, as `run_jobs` of `runner.prepare`.
 
     Attributes:
-      options: of the pipeline, in the form of a command line: "--runner=DataflowRunner ...".
+      options: options of the pipeline, in the form of a command line: "--runner=DataflowRunner
+        ...".
     """
 
     options: str = "--runner=DirectRunner"

@@ -69,7 +69,7 @@ def divide_chunks(job: Job, source: TokenizedSource, buckets: Sequence[Bucket]) 
 
     Args:
       job: the shard.
-      source: of its items.
+      source: source of the items.
       buckets: checked by `check_buckets`; the last bucket holds the longest chunk.
     """
     chunks = []
@@ -92,9 +92,9 @@ class EncoderInputs:
     """Decodes audio and computes the mels of batches.
 
     Args:
-      source: of the recordings.
+      source: source of the recordings.
       buckets: as in `divide_chunks`.
-      mel_bins: of the audio encoder.
+      mel_bins: bins of the audio encoder.
       workers: threads.
     """
 

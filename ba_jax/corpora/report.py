@@ -21,7 +21,7 @@ def summarise(
     """The content of report.json.
 
     Args:
-      name: of the dataset.
+      name: name of the dataset.
       sides: split -> its shards' side files.
       listed: rejections of the listing.
     """

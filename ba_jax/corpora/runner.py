@@ -73,7 +73,7 @@ class PrepareConfig:
     """The config of a run.
 
     Attributes:
-      kind: of source, a key of SOURCES.
+      kind: kind of source, a key of SOURCES.
       source: fields of its class.
       items_per_shard: number of the source's items in a file of records.
       max_rejected: the run fails if a larger share of everything is rejected.
@@ -180,7 +180,7 @@ def prepare(
     """Make a dataset, or resume making it; returns its report.
 
     Args:
-      config: of the dataset.
+      config: config of the dataset.
       directory: the dataset's folder.
       workers: processes; 0 works in this process.
       overwrite: discard the output of another config.

@@ -79,10 +79,10 @@ class ShardPlan:
     """The work of a run, a function of its config and of the source's listing.
 
     Attributes:
-      source: of the items.
+      source: source of the items.
       jobs: the shards.
       rejected: rejections of the listing.
-      fingerprint: of the config and the listing.
+      fingerprint: fingerprint of the config and the listing.
     """
 
     source: Source
@@ -141,9 +141,9 @@ def make_shard(
 
     Args:
       job: the shard.
-      source: of its items.
+      source: source of the items.
       directory: the dataset's folder.
-      fingerprint: of the run, stored with the shard.
+      fingerprint: fingerprint of the run, stored with the shard.
       progress: called after each item.
 
     Returns:

@@ -70,8 +70,8 @@ class TokenizeSettings:
         same frames if the longest of its buckets has `chunk_seconds`.
       bucket_seconds: lengths that chunks are padded to, a compilation each; the longest chunk
         length is added.
-      batch_seconds: of audio in a device's batch, padding included. On two cores 8 to 32 are
-        alike (a CPU-second encodes 240 s of audio with the nano model); GPUs want more.
+      batch_seconds: seconds of audio in a device's batch, padding included. On two cores 8 to 32
+        are alike (a CPU-second encodes 240 s of audio with the nano model); GPUs want more.
       on_error: at a damaged record "fail", or "skip" it and list it in rejected.jsonl.
       workers: threads that decode audio ahead of the device.
       overwrite: discard the output of another run in `out`.

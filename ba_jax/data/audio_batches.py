@@ -57,8 +57,8 @@ class AudioSettings:
         into clips. Needs a single bucket; shorter recordings are padded, and count with their own
         length.
       features: names in FEATURES.
-      augmentation: of `whisper_mel` and the wave that it is computed from; speed changes all
-        features.
+      augmentation: augmentation of `whisper_mel` and the wave that it is computed from; speed
+        changes all features.
       seed, on_error, index_cache, index_workers: as in `PackedSettings`.
     """
 
@@ -156,7 +156,7 @@ class AudioBatches:
     """Builds audio batches; can be pickled to a worker.
 
     Args:
-      settings: of the batches.
+      settings: settings of the batches.
       model: the model's input format.
       progress: called with the number of records counted since the last call.
 

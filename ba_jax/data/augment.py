@@ -17,9 +17,9 @@ class Augmentation:
     """Augmentation of speech.
 
     Attributes:
-      speeds: factors, one for each recording in all epochs: its number of frames of codes must not
-        change. Pitch rises with speed (Ko et al. 2015).
-      noise_probability: of adding white noise to a chunk.
+      speeds: factors of speed. A recording has one of them, the same in all epochs, because its
+        number of frames of codes must not change. Pitch rises with speed (Ko et al. 2015).
+      noise_probability: probability of adding white noise to a chunk.
       noise_snr_db: (lowest, highest) signal-to-noise ratio, drawn uniformly.
       time_masks, max_time_mask: SpecAugment (Park et al. 2019): number of masks and the longest
         one in mel frames; a mask covers at most a fifth of the chunk.

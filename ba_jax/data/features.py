@@ -35,8 +35,8 @@ class ModelFormat:
     """Input format of a model.
 
     Attributes:
-      codebook_sizes: of the quantiser.
-      mel_bins: of the audio encoder.
+      codebook_sizes: sizes of the quantiser.
+      mel_bins: bins of the audio encoder.
       vocab_size: rows of the text embedding.
       tokens: ids of the tokens that delimit audio.
     """

@@ -72,7 +72,7 @@ def count(
     Args:
       source: the records.
       measure: picklable.
-      width: of its rows.
+      width: number of integers in a row of the measurements.
       key: JSON; everything that `measure` depends on beside the records.
       on_error: "fail" or "skip" (and count) damaged records.
       workers: processes; 0 counts in this one.

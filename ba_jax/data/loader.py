@@ -122,7 +122,7 @@ class Loader(Iterator[tuple[int, Any]]):
 
     Args:
       batches: to load.
-      settings: of prefetching.
+      settings: settings of prefetching.
       start, stop: first step, and the one after the last (None: no end).
       host, hosts: this host's share of the rows.
 

@@ -30,7 +30,7 @@ class Selection:
       dataset: folder, or "embedded".
       maker: makes examples from its records; the task is "audio" in batches of audio alone.
       weight: share of the mixture, relative to the other members.
-      split: of the dataset.
+      split: split of the dataset.
       languages: records in other languages are left out; () takes all.
     """
 
@@ -135,7 +135,7 @@ class Interleaved:
     places a stream has its share of n, up to an error below the number of streams.
 
     Args:
-      weights: of the streams, relative to each other.
+      weights: weights of the streams, relative to each other.
 
     Raises:
       ValueError: no weights, or one that is not a number above 0.
@@ -171,7 +171,7 @@ class Draws:
     Args:
       sizes: items of each member, at least 1.
       weights: how often a member is drawn, relative to the others.
-      seed: of the order, 0 or more.
+      seed: seed of the order, 0 or more.
 
     Raises:
       ValueError: no members, an empty one, or a weight that is not a number above 0.

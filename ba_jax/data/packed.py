@@ -52,19 +52,19 @@ class PackedSettings:
       mixture: members and their weights.
       tokenizer: file or folder of the text tokenizer; "embedded": the one trained on that corpus.
       row_length: positions of a row, L.
-      rows: of the global batch, B.
-      unit: weights of the mixture are shares of "tokens" or of "hours" of speech.
+      rows: number of rows of the global batch, B.
+      unit: unit of the mixture's weights: shares of "tokens", or of "hours" of speech.
       audio: "features": the audio tokenizer runs in the training step, on mels; "codes": codes are
         stored.
       buckets: lengths of mels; `count` chunks a row. Recordings are cut into chunks of the longest
         one (the encoder takes up to 30 s). Ignored with codes.
       targets: "hifigan_mel": chunks come with the audio decoder's target, the mel of the chunk
         without augmentation but speed. Only with audio = "features".
-      augmentation: of the audio; none by default.
-      seed: of the order and of augmentation.
+      augmentation: augmentation of the audio; none by default.
+      seed: seed of the order and of augmentation.
       on_error: "fail" on a damaged record, or "skip" it and count it.
-      index_cache: folder of cached lengths; "" counts them at each start.
-      index_workers: processes that count.
+      index_cache: folder of cached lengths of examples; "" measures them at each start.
+      index_workers: processes that count records; 0 counts in this one.
     """
 
     mixture: tuple[Selection, ...]
@@ -227,7 +227,7 @@ class PackedMember:
       records_N: record numbers, row by row.
       lengths_N: positions of each record.
       starts_R: first record of each row, and the end: one more than there are rows.
-      tokens, hours: of all rows.
+      tokens, hours: totals of all rows.
       left_out: reason -> records without an example.
     """
 
@@ -253,7 +253,7 @@ class PackedBatches:
     """Builds packed batches; can be pickled to a worker.
 
     Args:
-      settings: of the batches.
+      settings: settings of the batches.
       model: the model's input format.
       progress: called with the number of records counted since the last call.
 

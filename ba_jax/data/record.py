@@ -54,7 +54,7 @@ class Part:
       audio: an encoded audio file (Ogg Opus, FLAC); b"" without speech.
       codes_NQ: audio codes, int; None if unknown.
       seconds: length of the audio; 0 without audio.
-      translation: of the text, into the other language; "" if unknown.
+      translation: translation of the text, into the other language; "" if unknown.
       role: in a dialogue "system", "user" or "assistant", else "".
       speaker: name; "" without speech or if unknown.
       words: words with their times; () if unknown.
@@ -84,7 +84,7 @@ class Record:
     Attributes:
       id: unique in its dataset.
       kind: one of KINDS.
-      language: of the speech or text, ISO 639-1, one of LANGUAGES.
+      language: language of the speech or text, ISO 639-1, one of LANGUAGES.
       parts: in order.
       source: name of its corpus, "librispeech".
     """
@@ -327,8 +327,8 @@ def write_metadata(
     """Make a folder of shards a TFDS dataset, for `tfds.builder_from_directory(directory)`.
 
     Args:
-      directory: of the shards, named by `shard_name`.
-      name: of the dataset.
+      directory: folder of the shards, named by `shard_name`.
+      name: name of the dataset.
       splits: split -> its shards, in order.
       description, licence: stored with the dataset.
     """

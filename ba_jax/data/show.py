@@ -71,7 +71,7 @@ def render(
 
     Args:
       example, sequence: as in `ba_jax.data.sequence.to_sequence`.
-      tokenizer: of the sequence.
+      tokenizer: tokenizer of the sequence.
       color: green for LM targets, magenta for audio targets, yellow for special tokens, grey for
         positions without loss.
       frames: audio frames to print of each end of a longer run.

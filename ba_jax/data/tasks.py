@@ -1,4 +1,4 @@
-"""The training tasks (paper Table 4, and SFT): a pure function each, from values to segments.
+"""Training tasks (paper Table 4, and SFT) and their prompts: a pure function per task.
 
     task    reads                          learns to produce
     asr     prompt, speech                 its transcript
@@ -12,7 +12,7 @@
     text    -                              text alone
     sft     dialogue turns                 the assistant's turns, written or spoken
 
-A task decides segments, prompts and loss; `ba_jax.data.sequence` turns segments into tokens.
+A task decides segments, prompt and loss; `ba_jax.data.sequence` turns segments into tokens.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def asr(audio, transcript: str, *, language: str, variant: int = 0) -> tuple[Seg
 
 
 def aqa(audio, answer: str, *, language: str, variant: int = 0) -> tuple[Segment, ...]:
-    """Answering in writing a spoken question, or a list of its spoken and written pieces."""
+    """A written answer to a spoken question, or to a list of its spoken and written pieces."""
     pieces = audio if isinstance(audio, list) else [audio]
     return (
         words(prompt("aqa", language, variant)),
@@ -173,7 +173,7 @@ def itts(parts: Sequence[str | Speech], *, fully_conditioned: bool = False) -> t
 
 
 def in_pieces(text: str, count: int) -> list[str]:
-    """Cut a text into pieces of `count` words; a Han character is a word, the last may have fewer.
+    """Cut a text into pieces of `count` words; the last may be shorter, a Han character is a word.
 
     The cuts are those of `ExampleMaker.pieces` in the embedded corpus.
 

@@ -151,7 +151,7 @@ class Bench:
         return self._generate_lines(items, prompts, description)
 
     def say(self, items: Sequence[EvalItem], description: str) -> list[Line | Failure]:
-        """Generate speech of the items' texts; lines as of `ask`."""
+        """Generate speech of the items' texts; lines as from `ask`."""
         if not self.settings.tts_words_per_turn:
             return self.ask(items, "tts", description)
         prompts = make_prompts_in_turns(self.model, [item.record for item in items])

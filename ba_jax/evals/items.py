@@ -14,7 +14,7 @@ Line = dict[str, Any]
 
 
 class EvalError(ValueError):
-    """An evaluation without items, or without something that it needs."""
+    """An evaluation that has no items, or lacks something that it needs."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Request:
     Attributes:
       id: names the outputs; may hold "/".
       where: file, or file and line.
-      language: of the speech or text.
+      language: language of the speech or text.
       turns: one or more for a chat, one for the other tasks.
       system: system prompt of a chat.
       meta: copied to the result.
@@ -76,7 +76,7 @@ def read_requests(
     Args:
       task: one of TASKS.
       source: see the module.
-      language, system: of requests that name none.
+      language, system: language and system prompt of requests that name none.
 
     Raises:
       RequestError: no such file or folder, one that the task cannot use, no requests, or two

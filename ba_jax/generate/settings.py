@@ -21,7 +21,7 @@ class StreamSettings:
 
     Attributes:
       chunk: steps of the language model between two looks at its output.
-      blocks, norm_frames: of streaming synthesis, see `SynthesisSettings`.
+      blocks, norm_frames: settings of streaming synthesis, see `SynthesisSettings`.
       player: command that plays raw mono samples of 16 bits from its standard input, "{rate}"
         stands for Hz: "aplay -q -t raw -f S16_LE -r {rate}". "": none.
     """

@@ -80,7 +80,7 @@ class Speaker:
     """Writes samples to a growing WAV file, and to a player.
 
     Args:
-      path: of the file; it has the suffix ".partial" until it is whole.
+      path: path of the file; it has the suffix ".partial" until it is whole.
       rate: Hz.
       player: command, see `StreamSettings`.
 
@@ -279,7 +279,7 @@ class _TurnSpeech:
     Args:
       synthesizer: makes the samples.
       speaker: takes them.
-      seed: of the request.
+      seed: seed of the request.
       first: number of the turn's first segment among those of the request.
     """
 

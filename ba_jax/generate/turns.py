@@ -91,7 +91,7 @@ class TaskModel:
 
         Args:
           request: the request; its system prompt comes before the first turn.
-          number: of the turn.
+          number: number of the turn.
           codes_NQ: codes of the turn's recording, or why there are none; None for a text.
         """
         if isinstance(codes_NQ, Failure):

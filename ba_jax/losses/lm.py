@@ -93,7 +93,7 @@ def sum_over_chunks(
     needs no communication: a chunk takes its share of each shard.
 
     Args:
-      function: of arrays (B, chunk, ...) to a pytree of float arrays, sums over masked positions.
+      function: maps arrays (B, chunk, ...) to a pytree of float arrays, sums over masked positions.
       chunk: positions at a time; 0 or at least L: all at once, with neither `recompute` nor `skip`.
       mask_BL: positions that count.
       arrays: (B, L, ...).

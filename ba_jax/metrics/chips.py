@@ -24,7 +24,7 @@ class Chip:
       hbm_bandwidth: bytes a second.
       ici_bandwidth: bytes a second sent over all links to other chips of the slice (and received).
       dcn_bandwidth: the same to chips of other slices, its share of the host's network.
-      dimensions: of a slice's torus; 0 for GPUs.
+      dimensions: dimensions of a slice's torus; 0 for GPUs.
       cores: JAX devices of a chip. With 2, a device has half of everything.
       tensor_cores: TensorCores of a TPU chip; several may be fused into one device.
     """

@@ -22,7 +22,7 @@ class Throughput:
     (compilation) do not count.
 
     Args:
-      devices: of all processes; for the MFU.
+      devices: number of devices of all processes, for the MFU.
       peak: FLOP/s of a device, see `chips.peak_flops`; None: no MFU is reported.
       processes: number of processes that feed as much as this one: amounts and FLOPs, those of this
         process's rows, are multiplied by it.

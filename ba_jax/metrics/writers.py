@@ -120,7 +120,7 @@ class EventFile:
     tensorboardX hide errors in a thread.
 
     Args:
-      path: of the file.
+      path: path of the file.
       purge_step: TensorBoard ignores values of earlier files from this step on.
     """
 

@@ -20,10 +20,10 @@ class AudioDecoderConfig:
     """Sizes of the decoder and its refine net.
 
     Attributes:
-      width, layers, heads, ffn_width: of the causal transformer.
-      mel_bins: of both output mels.
+      width, layers, heads, ffn_width: sizes of the causal transformer.
+      mel_bins: bins of both output mels.
       refine_channels: output channels of the refine net's convolutions before the last.
-      kernel_size: of both transposed convolutions.
+      kernel_size: taps of both transposed convolutions.
       upsample_rates: strides of these: 12.5 -> 50 Hz, 50 -> 100 Hz.
       max_positions: rows of the position table (3000).
       coarse_hop, coarse_sample_rate: grid of the coarse mel (160 at 16 kHz: 100 Hz).

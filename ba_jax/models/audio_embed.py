@@ -19,7 +19,7 @@ class AudioEmbedConfig:
     """Sizes of the tables.
 
     Attributes:
-      width: of the language model.
+      width: width of the language model.
       codebook_sizes: rows of each table, without its last row, which means "end of audio".
     """
 

@@ -17,7 +17,7 @@ class AudioEncoderConfig:
 
     Attributes:
       mel_bins: bins of the log-mel (128; 80 for Whisper before large-v3).
-      width, layers, heads, ffn_width: of the transformer.
+      width, layers, heads, ffn_width: sizes of the transformer.
       max_positions: rows of the position table, frames at 50 Hz (1500 = 30 s).
     """
 

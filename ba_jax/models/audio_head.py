@@ -29,7 +29,7 @@ class AudioHeadConfig:
     """Sizes of the head.
 
     Attributes:
-      width: of the language model.
+      width: width of the language model.
       layers: depth-transformer layers.
       codebook_sizes: classes of each depth, without the extra class "end of audio".
       head_dim: attention heads are width / head_dim.

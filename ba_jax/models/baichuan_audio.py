@@ -77,7 +77,7 @@ class BaichuanAudio(layers.Layer):
     """All components; call the methods through `apply(variables, ..., method=...)`.
 
     Attributes:
-      config: which components, of what sizes.
+      config: configs of the components that the model has.
       dtype: compute type, float32 or bfloat16.
       param_dtype: type of initialised parameters.
       remat: policy of the scanned transformers, see `layers.REMAT_POLICIES`.

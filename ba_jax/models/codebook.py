@@ -209,7 +209,7 @@ def restart(
       codebook: after `update`.
       ages: see `initial_ages`, before this batch.
       batch: the batch's statistics; a codebook without any assignment does not age.
-      candidates: as many as `owners_K`.
+      candidates: frames to restart from, one per entry of `owners_K`.
       restart_after: steps.
       owners_K: see `candidate_owners`.
 

@@ -38,11 +38,12 @@ class DiscriminatorConfig:
 
     Attributes:
       periods: in samples, one discriminator each.
-      period_channels: of its convolutions, all but the last of which stride by 3.
+      period_channels: channels of the convolutions of a `PeriodDiscriminator`; all but the last
+        stride by 3.
       fft_sizes: window lengths in samples, one discriminator each; the hop is a quarter.
       bands: limits of the frequency bands as parts of the n_fft / 2 + 1 bins; each band has
         separate convolutions.
-      resolution_channels: of the convolutions on a band.
+      resolution_channels: channels of the convolutions on a band.
 
     Raises:
       ValueError: a band that holds no bin of the smallest window.

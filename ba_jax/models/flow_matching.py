@@ -31,7 +31,8 @@ class FlowMatchingConfig:
       schedule: "cosine" (t = 1 - cos(pi/2 u)) or "linear".
       residual_std: deviation of mels from mu, in nats: above 0 the estimator predicts a remainder
         of the velocity, see `precondition`. The release has 0: its estimator predicts all of it.
-      mel_mean, mel_std: of mels, in nats, in frames without mu; not used with residual_std 0.
+      mel_mean, mel_std: mean and deviation of mels, in nats, in frames without mu; not used with
+        residual_std 0.
     """
 
     steps: int = 10

@@ -17,9 +17,9 @@ class FlowPrenetConfig:
     """Sizes of the prenet.
 
     Attributes:
-      in_width: of the audio decoder's features.
-      width, layers, heads, ffn_width: of the causal transformer.
-      mel_bins: of mu.
+      in_width: width of the audio decoder's features.
+      width, layers, heads, ffn_width: sizes of the causal transformer.
+      mel_bins: bins of mu.
       length_ratio: mel frames an input frame (1: both run at 50 Hz).
       max_positions: rows of the stored position table, which the reference never adds.
     """

@@ -24,10 +24,10 @@ class FlowUNetConfig:
 
     Attributes:
       mel_bins: channels of the mel, of mu and of the velocity.
-      channels: of all blocks.
+      channels: channels of all blocks.
       blocks: transformer layers after each ResNet block.
       mid_blocks: ResNet blocks between the first and the last.
-      heads, head_dim: of the attention.
+      heads, head_dim: number of attention heads, and features of a head.
       chunk: frames of an attention chunk (100 = 2 s).
     """
 

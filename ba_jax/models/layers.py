@@ -66,7 +66,7 @@ class Layer(nn.Module, kw_only=True):
 
     @property
     def dtypes(self) -> dict[str, Dtype]:
-        """Both, as arguments of a submodule."""
+        """Both dtypes, as keyword arguments of a submodule."""
         return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
 
@@ -348,7 +348,7 @@ class TransformerLayer(Layer):
     """Pre-norm transformer layer with a GELU feed-forward, as in Whisper.
 
     Attributes:
-      heads: of the attention.
+      heads: number of heads of the attention.
       ffn_width: features inside the feed-forward.
       head_dim: features of a head; None: width / heads.
       qv_bias: query and value have a bias; key never has, `out` always.

@@ -33,12 +33,13 @@ class LLMConfig:
       head_dim: features of a head; heads * head_dim need not be width.
       ffn_width: features inside the SwiGLU feed-forward.
       rope_theta: base of the rotary frequencies.
-      norm_epsilon: of all RMSNorms.
+      norm_epsilon: epsilon of all RMSNorms.
       qkv_bias: q, k and v have a bias.
       tied_embeddings: the output layer is the embedding (small Qwen2.5 models).
       qkv_packed: checkpoint files hold q, k and v in one matrix, as the release does; here they are
         always three parameters.
-      lora_rank, lora_alpha, lora_targets: of the low-rank adapters, see `lora`; rank 0: none.
+      lora_rank, lora_alpha, lora_targets: settings of the low-rank adapters, see `lora`; rank 0:
+        none.
     """
 
     vocab_size: int
@@ -141,7 +142,7 @@ class LLMLayer(layers.Layer):
 
         Args:
           carry: hidden states and the cache's arrays.
-          index: of the layer in the cache.
+          index: index of the layer in the cache.
           rope: see `rope_table`.
           masks: see the class.
           slots_BL: cache slots of the tokens; those at the capacity are not stored.

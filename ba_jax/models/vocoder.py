@@ -131,9 +131,9 @@ class Vocoder(Layer):
 
     Attributes:
       config: sizes.
-      dtype: of the generator's convolutions (float32 or bfloat16). f0, source, the magnitude's
-        exponential, the last convolution and both STFTs are always float32.
-      param_dtype: of the parameters.
+      dtype: compute type of the generator's convolutions (float32 or bfloat16). f0, source, the
+        magnitude's exponential, the last convolution and both STFTs are always float32.
+      param_dtype: type of the parameters.
     """
 
     config: VocoderConfig
@@ -295,7 +295,7 @@ class Vocoder(Layer):
 
         Args:
           mel_BTM, lengths_B, key: as in `__call__`.
-          position: of the windows in their segments.
+          position: positions of the windows in their segments.
 
         Raises:
           ValueError: as `f0`.

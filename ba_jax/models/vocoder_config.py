@@ -16,16 +16,17 @@ class VocoderConfig:
       mel_bins: bins of the input.
       sample_rate: in Hz; must be a multiple of `frame_samples`.
       harmonics: sines above the fundamental.
-      upsample_rates, upsample_kernels: of the transposed convolutions.
-      resblock_kernels: of the parallel residual blocks after each upsampling.
-      source_resblock_kernels: of the residual block on the source at each resolution.
-      dilations: of the convolutions of every residual block.
-      n_fft, hop: of the short-time spectra, in samples; hop divides n_fft / 2.
+      upsample_rates, upsample_kernels: strides and widths of the transposed convolutions.
+      resblock_kernels: widths of the parallel residual blocks after each upsampling.
+      source_resblock_kernels: widths of the residual block on the source at each resolution.
+      dilations: dilations of the convolutions of every residual block.
+      n_fft, hop: window and hop of the short-time spectra, in samples; hop divides n_fft / 2.
       f0_layers: convolutions of the f0 predictor.
-      sine_amplitude: of each harmonic.
-      noise_std: of the noise on voiced samples; unvoiced ones get sine_amplitude / 3.
+      sine_amplitude: amplitude of each harmonic.
+      noise_std: standard deviation of the noise on voiced samples; unvoiced ones get sine_amplitude
+        / 3.
       voiced_threshold: f0 in Hz above which a frame is voiced.
-      leaky_slope: of the leaky ReLU before each upsampling.
+      leaky_slope: slope of the leaky ReLU before each upsampling.
       max_magnitude: the magnitude spectrum is clipped there.
       audio_limit: the waveform is clipped to +- this value.
 

@@ -90,7 +90,7 @@ def fundamental_phase(
 
     Args:
       f0_BT: Hz.
-      config: of the vocoder.
+      config: config of the vocoder.
       anchor_B, phase_B: a frame of each item and the phase before it; None: 0 before the first
         frame.
     """

@@ -23,10 +23,10 @@ class VQBridgeConfig:
     """Sizes of the bridge.
 
     Attributes:
-      width: of the encoder's features.
+      width: width of the encoder's features.
       pooling: encoder frames per code frame (4).
       codebook_sizes: rows of each codebook, first to last.
-      decoder_width: of the decoder's input; None: `width`.
+      decoder_width: width of the decoder's input; None: `width`.
     """
 
     width: int
@@ -182,7 +182,7 @@ class VQBridge(layers.Layer):
           used_BQ: codebooks that each item uses, the first k of them; None: all. The codes of the
             others are 0, and their residuals are the remainder after the used ones.
           key: random key of `sample_code`; None: the nearest rows.
-          temperature: of `sample_code`; static.
+          temperature: temperature of `sample_code`; static.
         """
         z = layers.zero_past(z_BNE, lengths_B).astype(jnp.float32)
         residual = jax.lax.stop_gradient(z)

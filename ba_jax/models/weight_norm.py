@@ -57,7 +57,7 @@ class WeightNormConv(Layer):
       features: output channels.
       kernel_size, strides, dilation, padding: one number per spatial axis; `padding` zeros on both
         sides.
-      precision: of the products (None: JAX's default for the device).
+      precision: precision of the products (None: JAX's default for the device).
     """
 
     features: int

@@ -70,7 +70,7 @@ def make_full_batch(
       PlanError: a share or a number of rows out of range.
     """
     if not 0 <= audio_share < 1:
-        raise PlanError(f"audio share {audio_share}: expected 0 <= it < 1")
+        raise PlanError(f"audio share {audio_share}: expected at least 0, below 1")
     settings, model = batch_settings(config.data), ModelFormat.of(config.model)
     if isinstance(settings, PackedSettings):
         batch, text = _packed_row(settings, model, audio_share)

@@ -1,4 +1,4 @@
-"""The speech encoder: recordings to codes, in batches of few shapes."""
+"""Speech encoder: recordings to codes, in batches of few shapes; long ones in pieces."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ class Generator:
         """Speak texts piece by piece: a piece is read and spoken, and then the next one.
 
         Args:
-          prompts: of each text, as `prompt.make_prompts_in_turns` makes them.
+          prompts: prompts of each text, as `prompt.make_prompts_in_turns` makes them.
           frame_limit: most frames of a text, all pieces together.
           seeds, progress: as in `__call__`.
 

@@ -2,7 +2,7 @@
 
 The cache keeps all that was read and generated, audio included, so that a turn costs only its own
 length. A turn ends with the end of text, as in training (`ba_jax.data.sequence`): if the model did
-not generate it (a limit was reached, or the listener broke in), it is read before the next prompt.
+not generate it (a limit was reached, or the user interrupted), it is read before the next prompt.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Event(NamedTuple):
     Attributes:
       row: the row.
       kind: TEXT (an id), SEGMENT (speech begins), FRAME, SEGMENT_END, END (of the turn).
-      token_id: of a TEXT.
-      codes_Q: of a FRAME, int32.
-      complete: of a SEGMENT_END or END: it ended by itself, not at a limit.
+      token_id: id of a TEXT.
+      codes_Q: codes of a FRAME, int32.
+      complete: the segment or turn of a SEGMENT_END or END ended by itself, not at a limit.
     """
 
     row: int
@@ -46,8 +46,8 @@ class OutputPiece:
     """A stretch of text or a segment of speech.
 
     Attributes:
-      ids: of text; None for speech.
-      codes_NQ: of speech, int32, without the end class; None for text.
+      ids: ids of text; None for speech.
+      codes_NQ: codes of speech, int32, without the end class; None for text.
       complete: it ended by itself, not at a limit.
     """
 

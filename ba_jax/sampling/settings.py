@@ -65,7 +65,7 @@ class SpeechModelSettings:
         are padded to.
       tts_words_per_turn: words (Mandarin: characters) of a text to be spoken that the model reads
         before it speaks them (`Generator.in_turns`); 0: the whole text at once.
-      seed: of all random draws.
+      seed: seed of all random draws.
     """
 
     tokenizer: str

@@ -36,7 +36,7 @@ class SpeechModel:
       alternation: how text and speech alternate in what is generated; None: text, then at most one
         segment of speech.
       place: puts a batch's arrays (rows first) on the devices; by default where JAX puts them.
-      run: `map`, or one that spreads over processes; for Griffin-Lim, which takes a core.
+      run: `map`, or its counterpart over processes, for Griffin-Lim, which keeps a core busy.
     """
 
     def __init__(

@@ -58,7 +58,7 @@ class State(NamedTuple):
       begins_BG2: numbers of ids and frames of the turn before each segment, int32.
       cuts_BG: segments that were cut at a limit.
       seen_BV: ids that the repetition penalty counts; of width 0 without a penalty.
-      seen_codes: of each codebook, codes of the current segment that the penalty counts.
+      seen_codes: for each codebook, the codes of the current segment that the penalty counts.
     """
 
     cache: KVCache
@@ -82,7 +82,7 @@ class ModelRunner:
       vocabulary: roles of the text ids.
       settings: sampling and array sizes.
       alternation: how text and speech alternate; None: text, then at most one segment of speech.
-      dtype: of computation and of the cache.
+      dtype: type of computation and of the cache.
       place: puts a batch's arrays (rows first) on the devices.
 
     Raises:

@@ -1,10 +1,10 @@
 """Streaming synthesis: codes to samples as they arrive, each sample once it is final.
 
-A segment's 50 Hz frames are decoded block by block (`SynthesisSettings.blocks`). A block needs its
-own codes and the next one, which shows that the segment does not end there: at the end of a segment
-the last frame is left out. The audio decoder, the prenet and each step of the flow cache keys and
-values, and the last inputs of convolutions; so each frame is computed once. The vocoder runs over
-overlapping windows, see `ba_jax.sampling.vocoder_windows`.
+A segment's 50 Hz frames are decoded block by block (`SynthesisSettings.blocks`). A block is
+decoded once its own codes and one more are there. The extra code shows that the segment continues:
+the last frame of a segment is left out. The audio decoder, the prenet and each step of the flow
+cache keys and values, and the last inputs of convolutions; so each frame is computed once. The
+vocoder runs over overlapping windows, see `ba_jax.sampling.vocoder_windows`.
 
 The result equals that of `Synthesizer` with the same settings up to rounding, if `hold` is None. To
 make this possible, two things differ from the reference: the decoder's first norm uses the
@@ -69,7 +69,7 @@ class StreamError(RuntimeError):
 def for_streaming(
     settings: SynthesisSettings, blocks: tuple[int, ...] = (16, 48), norm_frames: int = 4
 ) -> SynthesisSettings:
-    """Settings with blocks and norms for a stream, where they name none."""
+    """Fill in `blocks` and `norm_frames`, which a stream needs, where they are not set."""
     return dataclasses.replace(
         settings,
         blocks=settings.blocks or blocks,
@@ -85,7 +85,7 @@ class StreamingSynthesizer:
       settings: with `norm_frames` (`for_streaming`). The longest segment is `frames[-1]` or, with a
         `lookback`, the length of the decoder's position table, 60 s. `rows` is not used.
       rows: segments at once.
-      dtype: of computation and of the cache.
+      dtype: type of computation and of the cache.
 
     Raises:
       ValueError: settings without `norm_frames`, or a model without a component.

@@ -39,10 +39,10 @@ class SynthesisSettings:
 
     Attributes:
       vocoder: "vocoder", the model's, or "griffin_lim".
-      mel: mel that becomes a wave: that of the "flow", or that of the audio "decoder" for
-        Griffin-Lim alone (a flow trained for minutes does not improve on it).
-      steps, guidance: of the flow; None: as in the model's config.
-      iterations: of Griffin-Lim.
+      mel: source of the mel that becomes a wave: the "flow", or the audio "decoder" (Griffin-Lim
+        only; a flow trained for minutes does not improve on it).
+      steps, guidance: settings of the flow; None: as in the model's config.
+      iterations: iterations of Griffin-Lim.
       rows: batch size.
       frames: numbers of codes that segments are padded to; the last is the longest segment.
       blocks: 50 Hz frames of the flow's attention blocks, the last one repeats; () is the U-Net's
@@ -166,7 +166,7 @@ class Synthesizer:
       config, variables: a model with vq_bridge and audio_decoder; with flow_prenet and flow_unet
         for `flow_mels`, and vocoder if the settings name it.
       settings: see `SynthesisSettings`.
-      run: `map`, or one that spreads over processes; for Griffin-Lim, which takes a core.
+      run: `map`, or its counterpart over processes, for Griffin-Lim, which keeps a core busy.
       dtype: compute type.
       place: puts a batch's arrays (rows first) on the devices; by default where JAX puts them.
     """

@@ -33,7 +33,7 @@ class VocoderWindow:
       mel_TM: its final mel frames from `first` on; None: none yet.
       first: first frame of the next window.
       played: frames whose samples are done.
-      phase: of the fundamental before the next window's anchor.
+      phase: phase of the fundamental before the next window's anchor.
       ended: no more frames follow.
     """
 

@@ -154,7 +154,7 @@ class WhisperAligner:
     little from the speech.
 
     Args:
-      model, threads, compute_type: of `ba_jax.speech.whisper.WhisperModel`.
+      model, threads, compute_type: arguments of `ba_jax.speech.whisper.WhisperModel`.
 
     Raises:
       SpeechToolError: no valid wave, one that is too long, or a missing model or package.

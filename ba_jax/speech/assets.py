@@ -41,10 +41,10 @@ class Asset:
     """Files of one tool.
 
     Attributes:
-      packages: that hold them.
+      packages: packages that hold them.
       files: file of the asset -> the members of the packages that it is the concatenation of; a
         name that ends in "/" is a folder of all members that match the one pattern.
-      sha256: of the lines "name sha256" of all its files, sorted.
+      sha256: SHA-256 of the lines "name sha256" of all its files, sorted.
     """
 
     packages: tuple[Package, ...]

@@ -60,7 +60,7 @@ class Kokoro:
     Args:
       model: folder with kokoro.onnx and vocab.json; by default the cached asset.
       voices: folder of the voices' .bin files; by default the cached asset.
-      threads: of onnxruntime.
+      threads: threads of onnxruntime.
       silence: seconds kept before the first and after the last sound.
 
     Raises:

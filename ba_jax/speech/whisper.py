@@ -48,7 +48,7 @@ class WhisperModel:
 
     Args:
       model: folder with model.bin, config.json and tokenizer.json; by default Whisper-base.
-      threads: of CTranslate2.
+      threads: threads of CTranslate2.
       compute_type: CTranslate2's; "int8" takes 0.6 of the time of "float32" and cut one of 28
         sentences short.
     """
@@ -189,7 +189,7 @@ class Whisper:
     """The recogniser Whisper, by default the multilingual base.
 
     Args:
-      model, threads, compute_type: of `WhisperModel`.
+      model, threads, compute_type: arguments of `WhisperModel`.
       beam: hypotheses kept.
       vad: audio without speech by it has an empty transcript (Whisper hears "you" in silence).
     """

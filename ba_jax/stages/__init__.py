@@ -1,1 +1,1 @@
-"""Training stages: what differs between them is here, the loop is `ba_jax.train`."""
+"""Training stages, a file each; the loop, which they share, is `ba_jax.train`."""

@@ -48,7 +48,7 @@ class NoSettings:
 
 
 def check_range(settings: Any, *names: str, low: float = 0, high: float | None = None) -> None:
-    """Raises ValueError unless the fields are at least `low` and at most `high`."""
+    """Raise ValueError unless the fields are at least `low` and at most `high`."""
     for name in names:
         value = getattr(settings, name)
         if value < low or (high is not None and value > high):
@@ -68,8 +68,8 @@ class Stage:
       config: the whole model's; the stage keeps the components that it uses.
       settings: an instance of `settings_class`.
       dtype: compute type.
-      remat: of the scanned transformers, see `layers.REMAT_POLICIES`.
-      attention: of the language model's packed rows, see `packed_attention`.
+      remat: remat policy of the scanned transformers, see `layers.REMAT_POLICIES`.
+      attention: kind of attention of the language model's packed rows, see `packed_attention`.
     """
 
     name = ""
@@ -106,7 +106,7 @@ class Stage:
         """Start values that another stage's checkpoint implies but does not store.
 
         Args:
-          reader: of the checkpoint's weights.
+          reader: reader of the checkpoint's weights.
           shapes: path -> shape of the variables wanted from it.
         """
         return {}
@@ -124,7 +124,7 @@ class Stage:
         Args:
           variables: as drawn or loaded.
           placed: the run's first batches, as many as are taken, as global arrays.
-          key: of the draws.
+          key: random key of the draws.
           fresh: components without a checkpoint.
         """
         return variables
@@ -204,7 +204,7 @@ class ClipStage(Stage):
     """
 
     def check_features(self, batch: AudioBatch, names: Sequence[str]) -> None:
-        """Raises StageError if the batch lacks a feature."""
+        """Raise StageError if the batch lacks a feature."""
         lacking = [
             n for n in names if getattr(batch, n + ("_BS" if n == "wave" else "_BTM")) is None
         ]
@@ -214,7 +214,7 @@ class ClipStage(Stage):
             )
 
     def check_frames(self, lengths_B: np.ndarray, batch: AudioBatch) -> None:
-        """Raises StageError if no clip has a frame to learn from."""
+        """Raise StageError if no clip has a frame to learn from."""
         if not lengths_B.any():
             raise StageError(
                 f"stage {self.name}: a batch of {len(lengths_B)} clips without a frame to learn"

@@ -24,7 +24,7 @@ def derive_embeddings(reader: Reader, shapes: Mapping[str, Any]) -> dict[str, np
     of the end of audio is 0.
 
     Args:
-      reader: of a checkpoint's weights.
+      reader: reader of a checkpoint's weights.
       shapes: variables wanted from it; `params/audio_embed/embedding_Q` is (codes + 1, width).
 
     Returns:

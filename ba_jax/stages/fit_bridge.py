@@ -38,7 +38,7 @@ def fit_bridge(
       variables: with a random bridge.
       placed: batches of the tokenizer stage, taken until there are enough frames. At most an eighth
         of the frames come from a bucket of a batch.
-      key: of the draws.
+      key: random key of the draws.
       frames: at least as many as the largest codebook has rows.
 
     Raises:

@@ -51,8 +51,8 @@ class FlowSettings:
       codebook_dropout: share of items decoded from their first 1 to Q codebooks alone, the number
         drawn uniformly, so that truncated codes can be decoded.
       rotation: share of items whose frames are rotated in time, codes and mels alike, by a uniform
-        number of frames. From a few minutes of speech a decoder otherwise learns when each sound is
-        said, and the same codes become unintelligible at another position.
+        number of frames. From a few minutes of speech a decoder otherwise learns when each sound
+        occurs, and the same codes become unintelligible at another position.
       decoder: weight of L1 + L2 of the audio decoder's coarse and refined mel. Above 0, the decoder
         and the projection before it train on this loss and the prior's; the config's rules must
         train them, and batches hold `hifigan_mel`. Codes do not change.

@@ -76,7 +76,7 @@ class LMStage(Stage):
 
     @property
     def components(self) -> tuple[str, ...]:
-        """The language model, what reads and writes codes, and what makes them in the step."""
+        """The language model; for audio, embeddings and head; for mels, encoder and bridge."""
         tokenizer = ("audio_encoder", "vq_bridge") if self.online else ()
         audio = ("audio_embed", "audio_head") if self.with_audio else ()
         return (*tokenizer, "llm", *audio)

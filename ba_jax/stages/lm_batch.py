@@ -27,7 +27,7 @@ class LMSettings:
       audio_weights: weight of each codebook's loss, a mean over its targets; () for 1 / Q each, so
         that a frame weighs as much as a token of text.
       z_loss: weight of the squared log-partition relative to the loss it goes with (PaLM: 1e-4).
-      label_smoothing: of the text.
+      label_smoothing: label smoothing of the text.
       audio: "codes": the batch holds codes; "features": it holds mels, and the frozen encoder and
         quantiser run inside the step, in float32.
       gather: positions that the audio head runs on. "row": the audio targets of each row, up to a
@@ -79,13 +79,13 @@ class LMSettings:
                 f"audio_capacity = {self.audio_capacity} with gather 'batch', expected 1"
             )
         if not 0 < self.audio_capacity <= 1:
-            raise ValueError(f"audio_capacity = {self.audio_capacity}, expected 0 < it <= 1")
+            raise ValueError(f"audio_capacity = {self.audio_capacity}, expected above 0, at most 1")
         check_range(self, "full_head_every", low=1)
         check_range(self, "text_weight", "z_loss", "chunk")
         check_range(self, "speech_dropout", high=1)
         for name in ("label_smoothing", "codebook_dropout", "frame_dropout", "word_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}, expected 0 <= it < 1")
+                raise ValueError(f"{name} = {getattr(self, name)}, expected at least 0, below 1")
         if min(self.audio_weights, default=0) < 0:
             raise ValueError(f"audio_weights = {self.audio_weights}, expected at least 0")
 
@@ -103,7 +103,7 @@ def make_arrays(
       batch: a host's rows.
       stage: its name, for messages.
       config: the stage's model; without an audio head only text is allowed.
-      settings: of the stage.
+      settings: settings of the stage.
 
     Raises:
       StageError: no targets; a target that nothing predicts; more audio targets than

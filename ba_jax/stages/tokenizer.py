@@ -45,13 +45,15 @@ class TokenizerSettings:
     """Settings of the stage.
 
     Attributes:
-      weight_mel: of L1 + L2 of the coarse and of the refined mel.
-      weight_second_scale: of the same at half the frame rate, see `losses.codec.coarser`.
-      weight_text: of the language model's cross-entropy; 0 leaves the language model out.
-      weight_commitment: of |z - q(z)|^2, times the ramp.
+      weight_mel: weight of L1 + L2 of the coarse and of the refined mel.
+      weight_second_scale: weight of the same loss at half the frame rate, see
+        `losses.codec.coarser`.
+      weight_text: weight of the language model's cross-entropy; 0 leaves the language model out.
+      weight_commitment: weight of |z - q(z)|^2, times the ramp.
       decay: a of the moving averages (eq. 4).
       l2_shrink: b of the constraint, embed *= 1 - b (eq. 5).
-      gumbel_temperature: of the sampling of codes, see `vq_bridge.sample_code`; 0: nearest.
+      gumbel_temperature: temperature of the sampling of codes, see `vq_bridge.sample_code`; 0:
+        nearest.
       quantizer_dropout: share of the items that use only their first 1 to Q - 1 codebooks.
       restart_after: steps after which an unused row restarts.
       restart_candidates: frames a step that each codebook may restart rows from.
@@ -297,8 +299,8 @@ class TokenizerStage(Stage):
         Args:
           variables: the stage's.
           bucket: an entry of `arrays["audio"]`.
-          key: of the draws of training; None for evaluation.
-          share: of the items that are passed on quantised.
+          key: random key of the draws; None in evaluation.
+          share: share of the items that are passed on quantised.
           used: number of codebooks used in evaluation; default all.
         """
         settings, model = self.settings, self.model

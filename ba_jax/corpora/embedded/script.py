@@ -73,13 +73,13 @@ class Size:
         in lists.
       by_assistant: statements of each fact that the assistant says too, so that its voice has
         spoken all words that it may need.
-      lists: of statements, per language.
+      lists: number of lists of statements, per language.
       takes: voices for each of these.
       levels: HSK levels of the spoken sentences.
       written_levels: HSK levels of the written sentences.
       sentences: HSK sentences spoken in training, in each language; None for all.
       exchanges: English chatterbot dialogues in training; None for all. Mandarin has few: all.
-      passages: of HSK sentences of a topic, per language.
+      passages: number of passages of HSK sentences of a topic, per language.
       open_takes: voices for each sentence, exchange and passage.
     """
 
@@ -123,7 +123,7 @@ def write(
       sentences: the HSK sentences, each text once.
       exchanges: chatterbot's, each question once a language.
       size: one of SIZES.
-      seed: of all choices.
+      seed: seed of all choices.
     """
     casting = {
         (language, split): Casting(language, split, seed)

@@ -38,10 +38,10 @@ class EmbeddedCorpus:
 
     Attributes:
       size: "embedded" or "large".
-      seed: of the held-out sentences, of voices and speeds.
-      coding: of the audio, "opus" or "flac".
+      seed: seed of the held-out sentences, of voices and speeds.
+      coding: coding of the audio, "opus" or "flac".
       vocabulary: most tokens of the text tokenizer.
-      threads: of each process's synthesiser and recogniser.
+      threads: threads of each process's synthesiser and recogniser.
     """
 
     size: str = "embedded"

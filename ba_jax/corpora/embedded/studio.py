@@ -75,9 +75,9 @@ class Studio:
     """Speaks lines, with a cache: a second run with the same lines costs next to nothing.
 
     Args:
-      coding: of the audio, "opus" or "flac".
-      threads: of the synthesiser and of the recogniser.
-      folder: of the cache; by default in the cache of the speech tools.
+      coding: coding of the audio, "opus" or "flac".
+      threads: threads of the synthesiser and of the recogniser.
+      folder: folder of the cache; by default in the cache of the speech tools.
       synthesiser, recogniser: by default Kokoro and Whisper-base.
     """
 

@@ -61,9 +61,9 @@ class Casting:
     """Assigns voices in turns, so that all speak equally often, with random speeds.
 
     Args:
-      language: of the voices.
+      language: language of the voices.
       split: "test" has the held-out voices, any other split those of training.
-      seed: of order and speeds.
+      seed: seed of order and speeds.
     """
 
     def __init__(self, language: str, split: str, seed: int):

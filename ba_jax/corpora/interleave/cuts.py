@@ -28,7 +28,7 @@ def best_cuts(
 
     Args:
       lengths_U: length of each unit, 0 or more.
-      costs_U: of a cut after each unit; math.inf forbids it. The last cost is ignored.
+      costs_U: costs of a cut after each unit; math.inf forbids it. The last cost is ignored.
       target, low, high: lengths of a group.
 
     Returns:

@@ -62,7 +62,7 @@ def find_fault(
 
     Args:
       heard: the recogniser's output.
-      seconds: of speech, without pauses.
+      seconds: length of the speech, without pauses.
       language: expected, ISO 639-1.
 
     Returns:

@@ -38,8 +38,8 @@ def find_split(spans: Sequence[Span], end: float, gap: float) -> float | None:
     """The time at which to end a window of a recording without cutting speech.
 
     Args:
-      spans: of speech in the window.
-      end: of the window.
+      spans: stretches of speech in the window.
+      end: end of the window in seconds.
       gap: a silence of this length ends a turn.
 
     Returns:
@@ -93,7 +93,7 @@ class VoiceTurn:
     """Consecutive spans of one voice.
 
     Attributes:
-      spans: of speech.
+      spans: stretches of speech.
       voice_D: unit vector, the mean of its pieces.
     """
 
@@ -110,7 +110,7 @@ def find_turns(
     voice nor clearly another, belongs to the turn if the turn's voice continues after it.
 
     Args:
-      spans: of speech.
+      spans: stretches of speech.
       pieces_SPD: unit vectors of each span's pieces, (P, D); (0, D) for a span too short for one.
       voices: thresholds.
       gap: a longer silence ends a turn.
@@ -200,7 +200,7 @@ def pack_utterances(spans: Sequence[Span], target: float, longest: float) -> lis
     """Group the spans of a turn into utterances for a recogniser, cut at the longer silences.
 
     Args:
-      spans: of one turn.
+      spans: stretches of speech of one turn.
       target, longest: seconds, silences inside included. Only a span that is longer itself makes a
         longer utterance.
     """

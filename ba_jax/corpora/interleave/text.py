@@ -113,7 +113,7 @@ def find_breaks(text: str, language: str, longest: float = math.inf) -> dict[int
     """Find the possible cuts of a text.
 
     Args:
-      text: of one or more paragraphs.
+      text: one or more paragraphs.
       language: ISO 639-1.
       longest: seconds; a quotation or bracket estimated longer may be cut at its sentences' ends.
 

@@ -32,7 +32,7 @@ def locate(text: str, words: Sequence[Word]) -> tuple[Word, ...]:
 
     Args:
       text: the transcript.
-      words: of the text, in order, with times.
+      words: words of the text, in order, with times.
 
     Returns:
       Words whose texts join to `text`, with the same times.
@@ -191,12 +191,12 @@ def cut_into_parts(
     punctuation the pause must be long.
 
     Args:
-      words: of one voice, in order; their texts join to the text.
+      words: words of one voice, in order; their texts join to the text.
       pauses: (start, end) in seconds, in order, see `find_pauses`.
       language: ISO 639-1.
       start, end: seconds of the speech in the recording.
-      lengths: of parts; the target is at most half of the whole, to get two parts. Speech without
-        pauses makes longer parts.
+      lengths: lengths of parts; the target is at most half of the whole, to get two parts. Speech
+        without pauses makes longer parts.
 
     Returns:
       Parts that follow each other without a gap, from `start` to `end`.

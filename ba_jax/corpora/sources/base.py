@@ -35,7 +35,7 @@ class Item:
       split: the dataset's split that it belongs to, "train".
       where: the file, with the line if it has one, for messages: "train.tsv:12".
       payload: input of `Source.records`; its `repr` is complete and holds no memory addresses.
-      seconds: of speech, if known without opening audio files.
+      seconds: length of the speech, if known without opening audio files.
     """
 
     id: str
@@ -53,7 +53,7 @@ class Rejection:
       where: as in `Item`; for a piece "talk.mp3 (12.5 to 20.0 s)".
       reason: a few words to count by, the same for all rejections of a kind: "empty transcript".
       detail: the value and what was expected.
-      seconds: of speech lost, if known.
+      seconds: length of the speech lost, if known.
     """
 
     where: str
@@ -78,7 +78,7 @@ class Source(Protocol):
     """A corpus in some layout. Instances are picklable; heavy tools are loaded on first use.
 
     Attributes:
-      name: of the dataset, [a-z0-9_]+.
+      name: name of the dataset, [a-z0-9_]+.
       description, licence: stored with the dataset.
     """
 

@@ -31,7 +31,7 @@ class AudioConfig:
       coding: "opus" or "flac".
       min_seconds, max_seconds: length of a clip, both inclusive. Examples of up to 30 s pass the
         encoder at once; longer ones are cut into chunks, so ten minutes are fine.
-      max_bytes: of a file, and of its decoded samples (4 bytes each).
+      max_bytes: largest size of a file, and of its decoded samples (4 bytes each).
     """
 
     coding: str = "opus"
@@ -53,11 +53,11 @@ class Clip:
     """A part of a future record. Fields as in `record.Part`, except:
 
     Attributes:
-      path: of the audio file, or "".
+      path: path of the audio file, or "".
       start, end: seconds of the wanted stretch; None for the file's start and end.
       stated_seconds: the whole file's length according to the corpus, 0 if not stated.
       stated_rate: Hz according to the corpus, 0 if not stated.
-      codes_path: of codes (N, Q) in a NumPy file, or "".
+      codes_path: path of codes (N, Q) in a NumPy file, or "".
     """
 
     text: str = ""
@@ -93,7 +93,7 @@ class ClipSource:
     recipes.
 
     Attributes:
-      folder: of the corpus.
+      folder: folder of the corpus.
       audio: which speech is accepted and how it is stored.
     """
 

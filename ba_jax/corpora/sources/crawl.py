@@ -90,8 +90,8 @@ class Crawl(InterleavedSource):
       path: a folder, searched for audio files, or a JSONL file with a row for each recording:
         {"audio": path relative to the file, "id": ..., "language": ..., "split": ...}, all but the
         first optional.
-      language: of recordings that name none; "" tries all languages and takes, for each utterance,
-        the one recognised with the most confidence.
+      language: language of recordings that name none; "" tries all languages and takes, for each
+        utterance, the one recognised with the most confidence.
       vad, speaker_encoder, recogniser, second_recogniser, aligner: names, see
         `ba_jax.speech.tools`.
       agreement: second recognition, one of AGREEMENTS.
@@ -225,7 +225,7 @@ class _RecordingWindow:
       offset: seconds in the recording before it.
       wave_S, rate: the sound, and its rate in Hz.
       tool_S: the same sound at 16 kHz, for the tools.
-      spans: of speech.
+      spans: stretches of speech.
     """
 
     offset: float

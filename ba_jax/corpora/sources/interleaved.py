@@ -20,12 +20,12 @@ class InterleavedSource:
     worker that uses them, and are not pickled.
 
     Attributes:
-      name, description, licence: of the dataset.
-      path: of the input, see the subclass.
-      split: of inputs that name none.
+      name, description, licence: metadata of the dataset.
+      path: path of the input, see the subclass.
+      split: split of inputs that name none.
       coding: "opus" or "flac".
       options: tool -> arguments of its class, {"recogniser": {"model": "/models/whisper"}}.
-      max_seconds: of a record.
+      max_seconds: longest length of a record.
       parts: seconds of a part.
     """
 

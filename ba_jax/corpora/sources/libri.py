@@ -61,7 +61,7 @@ class LibriSpeech(_LibriSource):
     SPEAKER-CHAPTER.trans.txt with a line "SPEAKER-CHAPTER-0000 TRANSCRIPT" for each.
 
     Attributes:
-      case: of the transcripts, "lower" or "as_is": they are in capitals, without punctuation.
+      case: case of the transcripts, "lower" or "as_is": they are in capitals, without punctuation.
     """
 
     case: str = "lower"

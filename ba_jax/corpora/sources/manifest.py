@@ -67,8 +67,8 @@ class Manifest(ClipSource):
 
     Attributes:
       path: the manifest.
-      name, description, licence: of the dataset.
-      language, split: of lines that name none.
+      name, description, licence: metadata of the dataset.
+      language, split: language and split of lines that name none.
       needs_text: reject speech without a transcript.
       allow_absolute: accept absolute paths, wherever they lead.
       extra_keys: ignore keys that are not named above, instead of rejecting the line.

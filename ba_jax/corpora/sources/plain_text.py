@@ -18,10 +18,10 @@ class PlainText:
 
     Attributes:
       path: the file or the folder.
-      name, description, licence: of the dataset.
-      language, split: of all of it.
+      name, description, licence: metadata of the dataset.
+      language, split: language and split of all its records.
       paragraphs: end at a "blank_line", or at each "line".
-      max_characters: of a paragraph; longer ones are rejected.
+      max_characters: largest number of characters of a paragraph; longer ones are rejected.
     """
 
     path: str = ""

@@ -38,14 +38,14 @@ class Spliced(DerivedSource):
 
     Attributes:
       dataset: a folder that `python -m ba_jax.corpora.tokenize` made.
-      split: of the dataset; the new dataset's only split.
+      split: split of the dataset; the new dataset's only split.
       speakers: voices to splice; () for all.
       sources: `Record.source` of the records to use; () for all.
-      name: of the new dataset.
-      utterances: of each voice and language.
+      name: name of the new dataset.
+      utterances: number of utterances of each voice and language.
       pieces: least and most number in an utterance.
       words: least and most number in a piece; fewer if its utterance has no more.
-      seed: of the draws.
+      seed: seed of the draws.
     """
 
     dataset: str = ""

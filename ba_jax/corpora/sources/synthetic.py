@@ -52,13 +52,13 @@ class Synthetic(InterleavedSource):
     Attributes:
       path: a text file or a folder of .txt files, see `plain_text`; a JSONL file of texts, see
         `manifest`; or the folder of a dataset with records of kind "text".
-      language: of texts that name none.
+      language: language of texts that name none.
       read_split: the split to read, if `path` is a dataset.
-      paragraphs: of text files, as in `plain_text.PlainText`.
+      paragraphs: division of text files, as in `plain_text.PlainText`.
       synthesiser, recogniser: names, see `ba_jax.speech.tools`; "" as recogniser checks nothing.
       blends: speak with averages of two voices too, which sound like other speakers (Kokoro).
       slowest, fastest: bounds of the speed, 1 is the voice's own.
-      seed: of voices and speeds.
+      seed: seed of voices and speeds.
       max_error: highest word (Mandarin: character) error rate of a part.
     """
 

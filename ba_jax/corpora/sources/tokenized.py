@@ -137,7 +137,7 @@ class CodedRecords:
     """The records of a shard with their codes, as the source that `make_shard` takes.
 
     Args:
-      source: of the records.
+      source: source of the records.
       codes: (record number, part) -> codes_NQ.
       damaged: record number -> problem with its audio.
     """

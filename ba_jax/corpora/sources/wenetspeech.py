@@ -34,8 +34,8 @@ class WenetSpeech(ClipSource):
     A segment is a record; an item is a recording with all its segments of a split.
 
     Attributes:
-      subset: of the training set, "S", "M", "L" or the weakly labelled "W". The evaluation sets are
-        the splits dev, test_net and test_meeting.
+      subset: part of the training set, "S", "M", "L" or the weakly labelled "W". The evaluation
+        sets are the splits dev, test_net and test_meeting.
     """
 
     subset: str = "L"

@@ -246,7 +246,7 @@ def hold_out(
       facts: all of them.
       phrasings: their number.
       test, validation: pairs to hold out for these splits; together at most one a fact.
-      seed: of the choice.
+      seed: seed of the choice.
     """
     if test + validation > len(facts):
         raise ValueError(f"{test} + {validation} pairs to hold out of {len(facts)} facts")
