@@ -4,9 +4,9 @@
     python -m benchmarks.generate --size medium --threads 1 --json out.json
 
 Random weights; both sides take the most likely ids and codes, and their outputs are compared
-before the clock starts. A call is a whole request, its prompt included. The reference serves one request
-at a time, computes the text head on every frame, runs the audio head anew for each code and grows
-its cache by concatenation (`benchmarks.torch_generation`); ours runs the jitted loop.
+before the clock starts. A call is a whole request, its prompt included. The reference serves one
+request at a time, computes the text head on every frame, runs the audio head anew for each code and
+grows its cache by concatenation (`benchmarks.torch_generation`); ours runs the jitted loop.
 
 First audio: the reference makes sound of a clause once all its frames are there, ours streams. Both
 sides count generation and then our synthesis at nano size (`--synthesis nano`): there the whole
