@@ -297,7 +297,7 @@ def _check_size(size: int, name: str, max_bytes: int | None) -> None:
     if size == 0:
         raise AudioError(f"{name}: is empty (0 bytes), expected an audio file", "empty file")
     if max_bytes is not None and size > max_bytes:
-        raise AudioError(f"{name}: larger than {max_bytes} bytes, the limit", "too large")
+        raise AudioError(f"{name}: is over {max_bytes} bytes, the limit", "too large")
 
 
 def _read_all(source, name: str, max_bytes: int | None) -> bytes:
