@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def start(
     config: Mapping[str, Any], out: pathlib.Path, *flags: str, kill_after: int = 0, **environment
 ) -> Callable[[], subprocess.CompletedProcess]:
-    """Start the command; the result waits for its end."""
+    """Start the command; return a function that waits for its end."""
     out.parent.mkdir(parents=True, exist_ok=True)
     file = out.parent / f"{out.name}.json"
     file.write_text(json.dumps(config))

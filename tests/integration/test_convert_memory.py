@@ -64,8 +64,8 @@ def test_memory_is_bounded_by_chunks_not_by_arrays(tmp_path):
     assert peak["read"] - peak["before"] < total / 4, peak
 
 
-def test_the_benchmark_runs_at_a_small_size(tmp_path, capsys):
-    """bfloat16, like the release: import and export of a generated checkpoint give it back."""
+def test_benchmark_runs_at_a_small_size(tmp_path, capsys):
+    """Importing and exporting a generated bfloat16 checkpoint restores it."""
     assert convert_memory.main(["--work", str(tmp_path), "--size", "tiny", "--layers", "0"]) == 0
     out = capsys.readouterr().out
     assert "exported files are the generated ones" in out

@@ -52,7 +52,7 @@ def test_resuming_anywhere_gives_the_same_batches(config, expected):
     assert (step, batch_hash(row_digests(batch))) == (101, expected[101])
 
 
-def test_step_a_million_comes_as_soon_as_any(config, expected):
+def test_late_steps_take_no_longer_to_build(config, expected):
     batches = open_batches(config["data"], config["model"])
     batches.build(0)  # opens the files
 
@@ -70,7 +70,7 @@ def test_seed_and_mixture_change_the_batch(config, expected):
         assert batch_hash(row_digests(other.build(100))) != expected[100]
 
 
-def test_audio_batches_too():
+def test_audio_batches_are_the_same_for_two_hosts():
     data = mixtures.get_config("audio_nano").to_dict()
     config = {"data": data, "model": models.get_config("nano").to_dict()}
     first = dict(global_hashes(config, range(3), hosts=1))
@@ -104,7 +104,7 @@ def test_command_line(config, expected):
         (["--config.data.row_lenght=3"], "row_lenght"),
     ],
 )
-def test_errors_name_what_is_wrong(arguments, message):
+def test_errors_name_the_invalid_setting(arguments, message):
     done = run("--config=configs/lm_stage2.py:nano", *arguments)
     assert done.returncode != 0
     assert message in done.stderr and done.stdout == ""
@@ -118,7 +118,7 @@ def test_a_host_that_dies_is_an_error(config):
     assert time.monotonic() - start < 30
 
 
-def test_steps():
+def test_parse_steps():
     assert parse_steps("100:105") == range(100, 105)
     for text in ("5", "5:", "a:b", "5:4", "-1:3"):
         with pytest.raises(ValueError, match="expected first:last"):

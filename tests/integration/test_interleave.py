@@ -1,7 +1,7 @@
 """Both interleaving pipelines with the real tools, from a recording and from texts to tokens.
 
-The recording is made here, so that what is said when by whom is known: two voices of Kokoro's and a
-person, with pauses, jingles, silence, and noise over all of it.
+The recording is made here, so that words, times and speakers are known: two voices of Kokoro's and
+a person, with pauses, jingles, silence, and noise over all of it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Tape:
 
 @pytest.fixture(scope="module")
 def tape(tmp_path_factory):
-    """(folder with the recording, its seconds, what is said)."""
+    """(folder with the recording, its seconds, the spoken text)."""
     made, kokoro = Tape(), make_tool("synthesiser", "kokoro")
     made.pause(2.0)
     made.add(jingle(3.0))
@@ -249,7 +249,7 @@ def tokenizer(tmp_path_factory):
 
 
 @pytest.mark.parametrize("origin", ["crawled", "en", "zh"])
-def test_the_tasks_use_them(crawled, synthesised, tokenizer, origin):
+def test_interleaved_records_serve_the_tasks(crawled, synthesised, tokenizer, origin):
     records, *_ = crawled if origin == "crawled" else synthesised[origin]
     assert records
     for record in records:

@@ -1,4 +1,4 @@
-"""The scripts of launch/, with stub tools: what they would run, and what they do when it fails."""
+"""The scripts of launch/ with stub tools: dry runs, restarts and failures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GKE = {
     "STORAGE": "b",
 }
 PATIENCE = 120
-"""Seconds for what takes one or two on an idle machine."""
+"""Timeout in seconds; the steps take one or two on an idle machine."""
 
 
 def start(script, *arguments, tools=None, root=LAUNCH.parent, **settings):
@@ -153,7 +153,7 @@ def test_run_pod_knows_the_runtime(kind, runtime):
     assert f"--runtime-version={runtime}" in commands[1]
 
 
-def test_xpk_dry_run_is_what_runs(tmp_path):
+def test_xpk_dry_run_prints_the_commands_that_run(tmp_path):
     shutil.copytree(LAUNCH, tmp_path / "tree" / "launch")
     write_tool(tmp_path / "tools", "xpk", f'printf "%s\\0" "$@" >>{tmp_path}/calls')
     for arguments in (["run", *TRAIN, WORKDIR], ["attach"], ["status"], ["delete"]):
@@ -243,13 +243,13 @@ def test_local_mesh_dry_run():
         ("on_host", [], {}, "no command"),
     ],
 )
-def test_what_is_missing_or_wrong_is_named(script, arguments, settings, names):
+def test_missing_or_invalid_arguments_are_named(script, arguments, settings, names):
     code, output = call(script, *arguments, **settings)
     assert code == 2 and names in output, output
 
 
 def documented_commands():
-    """(script, arguments with --dry-run among them, settings) of each command of ours."""
+    """(script, arguments with --dry-run, settings) of each command with a script of launch/."""
     settings = {}
     for line in PODS.read_text().split("```")[1].replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
@@ -265,7 +265,7 @@ def documented_commands():
             yield script, rest, {**settings, **own}
 
 
-def test_the_commands_of_the_page_on_pods():
+def test_commands_of_docs_pods():
     scripts = set()
     for script, arguments, settings in documented_commands():
         assert dry_run(script, *arguments, **settings)
@@ -282,8 +282,10 @@ def loop(*arguments, **settings):
 
 @pytest.fixture
 def run(tmp_path):
-    """(a fake training command with a --workdir, the workdir): its exit codes are given in order;
-    `+` before one writes a checkpoint, `!` writes `done`."""
+    """Make (fake training command with a --workdir, the workdir) from its exit codes in order.
+
+    A code after `+` writes a checkpoint first, after `!` the file `done`.
+    """
 
     def make(*codes):
         (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
@@ -329,26 +331,26 @@ def test_restarts_until_done(run, codes, code, starts):
     assert ("gives up" in output) == (starts == 3 and code == 1)
 
 
-def test_what_no_restart_helps_against_ends_the_others(run):
+def test_a_permanent_failure_ends_the_other_loops(run):
     command, workdir = run("75", "1", "75", "+75", "!0")
     for code in (75, 1):  # two processes under srun, say: the highest code is 75
         assert call("restart", "--once", *command)[0] == code
     assert (workdir / "failed").read_text().endswith(" ended with 1\n")
-    # Another host's loop, in which that happens meanwhile.
+    # Another host's loop; the failure is recorded while it runs.
     other = ["bash", "-c", f"echo host 3 ended with 2 >'{workdir}/failed'; exit 75", "x"]
     code, output = loop(*other, f"--workdir={workdir}")
     assert code == 1 and "as host 3 ended with 2" in output
     assert loop(*command)[0] == 0  # a new start forgets it
 
 
-def test_a_command_without_a_workdir_is_done_with_0(tmp_path):
+def test_a_command_without_a_workdir_ends_at_exit_code_0(tmp_path):
     status = tmp_path / "status"
     code, output = loop(f"--status={status}", "bash", "-c", "echo once")
     assert (code, output, status.read_text()) == (0, "once\n", "0\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_saves_and_ends_the_loop(tmp_path, number):
+def test_a_signal_saves_and_ends_the_loop(tmp_path, number):
     name = number.name.removeprefix("SIG")
     command = f"trap 'echo traced' USR1; trap 'echo saved {name}; exit 0' {name}; echo up; "
     command += "while :; do sleep 0.1; done"
@@ -362,7 +364,7 @@ def test_a_stop_saves_and_ends_the_loop(tmp_path, number):
     assert output.startswith(f"saved {name}\n") and output.count("saved") == 1
 
 
-def test_a_stop_between_two_starts(tmp_path):
+def test_a_signal_between_two_starts_ends_the_loop(tmp_path):
     process = start("restart", "--delay=60", f"--workdir={tmp_path}", "bash", "-c", "exit 75")
     assert "starts again in 60 s" in process.stdout.readline()
     process.send_signal(signal.SIGTERM)
@@ -378,7 +380,7 @@ def test_on_host_outlives_its_connection(tmp_path):
     first = start("on_host", *command, HOME=str(tmp_path))
     assert first.stdout.readline() == "up\n"
     assert call("on_host", "--ended", HOME=str(tmp_path))[0] == 1
-    os.killpg(first.pid, signal.SIGKILL)  # as sshd ends what is left of a session
+    os.killpg(first.pid, signal.SIGKILL)  # as sshd ends the processes of a session
     code, output = call("on_host", "other", "command", HOME=str(tmp_path))
     assert code == 2 and "up" in output
     again = start("on_host", *command, HOME=str(tmp_path))
@@ -390,7 +392,7 @@ def test_on_host_outlives_its_connection(tmp_path):
 
 
 @pytest.mark.parametrize("by", ["--stop", "the host"])
-def test_on_host_tells_a_stop_from_the_end_of_the_host(tmp_path, by):
+def test_exit_codes_of_a_stop_and_of_a_host_that_ends(tmp_path, by):
     command = "trap 'echo saved; exit 0' TERM; echo up; while :; do sleep 0.1; done"
     command = ["bash", "-c", command, "x", f"--workdir={tmp_path}"]
     process = start("on_host", *command, HOME=str(tmp_path))
@@ -404,7 +406,7 @@ def test_on_host_tells_a_stop_from_the_end_of_the_host(tmp_path, by):
     assert "saved" in output and process.returncode == (75 if by == "--stop" else 76)
 
 
-def test_setup_tpu_does_what_is_missing(tmp_path):
+def test_setup_tpu_skips_finished_parts(tmp_path):
     shutil.copytree(LAUNCH, tmp_path / "tree" / "launch")
     for name in ("setup.cfg", "pyproject.toml"):
         (tmp_path / "tree" / name).write_text("")
@@ -497,7 +499,7 @@ def calls(folder):
     return (folder / "calls").read_text().split()
 
 
-def test_a_preempted_pod_is_asked_for_again(pod):
+def test_a_preempted_pod_is_requested_again(pod):
     folder, settings = pod
     command = on_each_host(
         folder,
@@ -525,7 +527,7 @@ def test_a_preempted_pod_is_asked_for_again(pod):
 
 
 @pytest.mark.parametrize("code", [1, 2])
-def test_an_error_that_no_restart_helps_ends_the_run(pod, code):
+def test_a_permanent_failure_ends_the_run(pod, code):
     folder, settings = pod
     command = on_each_host(folder, f"exit {code}")
     status, output = call("run_pod", "run", *command, **settings)
@@ -542,7 +544,7 @@ def test_a_crash_is_restarted_on_the_host(pod):
     assert code == 0 and calls(folder).count("create") == 1, output
 
 
-def test_stop_and_the_same_command_again(pod):
+def test_stop_and_resume(pod):
     folder, settings = pod
     command = on_each_host(
         folder,
@@ -564,7 +566,7 @@ def test_stop_and_the_same_command_again(pod):
     assert code == 0 and calls(folder).count("create") == 1, output
 
 
-def test_requests_that_are_refused_end(pod):
+def test_refused_requests_end_the_script(pod):
     folder, settings = pod
     code, output = call("run_pod", "run", "true", FAILURES="3", REFUSED="yes", **settings)
     assert code == 1 and output.count("no quota") == 3 and "3 requests failed" in output, output
@@ -633,7 +635,7 @@ def test_local_mesh_of_processes():
 
 
 @pytest.mark.parametrize("grace", [0, 20])
-def test_local_mesh_ends_with_the_first_that_fails(tmp_path, grace):
+def test_local_mesh_ends_when_a_process_fails(tmp_path, grace):
     script = f"""
     echo $$ >{tmp_path}/pid${{*: -1}}
     trap '[ {grace} = 0 ] || {{ echo saved; exit 0; }}' TERM
@@ -649,7 +651,7 @@ def test_local_mesh_ends_with_the_first_that_fails(tmp_path, grace):
     assert not alive(int((tmp_path / "pid--process=0").read_text()))
 
 
-def test_local_mesh_gives_the_code_that_needs_a_look(tmp_path):
+def test_local_mesh_returns_a_permanent_exit_code(tmp_path):
     up = shlex.quote(str(tmp_path / "up"))
     first = f"until [ -e {up} ]; do sleep 0.05; done; exit 75"
     script = f"[ ${{*: -1}} = --process=1 ] || {{ {first}; }}; trap '' TERM; touch {up}; "
@@ -658,7 +660,7 @@ def test_local_mesh_gives_the_code_that_needs_a_look(tmp_path):
     assert code == 1, output
 
 
-def test_local_mesh_passes_signals_on(tmp_path):
+def test_local_mesh_forwards_signals(tmp_path):
     script = f"trap 'echo saved; exit 0' TERM; touch {tmp_path}/up${{*: -1}}; "
     script += "while :; do sleep 0.1; done"
     process = start("local_mesh", 2, "--processes", "bash", "-c", script, "x")

@@ -24,7 +24,7 @@ def test_notebook_runs(path):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_there_are_notebooks_and_they_keep_no_output():
+def test_notebooks_exist_and_store_no_output():
     assert NOTEBOOKS
     for path in NOTEBOOKS:
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:

@@ -3,7 +3,7 @@
 Collectives and memory of a small run are compared with stored figures (`tests/data/plan`, with the
 version of libtpu). Figures that follow from shapes must be equal; those that depend on the version
 of XLA must be within TOLERANCE. Faults that would cost speed or memory must exceed it: a parameter
-that is whole on every device, remat that got lost.
+that is replicated on every device, missing remat.
 
 New figures: `python -m tests.integration.plan_driver OUT "as it is" frame`, OUT being that file.
 """
@@ -65,16 +65,16 @@ def test_the_step_matches_the_stored_figures(plans):
     assert differences(plans["as it is"], STORED["as it is"]) == []
 
 
-def test_a_step_of_generation_reads_what_it_needs(plans):
+def test_a_generation_step_reads_little_beyond_its_weights(plans):
     frame, stored = plans["frame"], STORED["frame"]
     assert sum(kind["received"] for kind in frame["collectives"].values()) < 1000 and frame["fits"]
     assert abs(frame["bytes_accessed"] / stored["bytes_accessed"] - 1) < TOLERANCE
-    # 1.42 here, where choosing weighs much; 1.02 at full size.
+    # The ratio is 1.42 here, where sampling takes a large share; 1.02 at full size.
     assert frame["needed_bytes"] < frame["bytes_accessed"] < 1.6 * frame["needed_bytes"]
 
 
-def test_gradients_alone_travel_between_slices(plans):
-    """A copy of the model a slice: each device sends the other slice its part of the gradients."""
+def test_only_gradients_cross_slices(plans):
+    """Each slice holds a copy of the model; devices exchange their part of the gradients."""
     plan = plans["two slices"]
     across = sum(kind["received_across"] for kind in plan["collectives"].values())
     trained = plan["argument_kinds"]["trained parameters"]  # float32; gradients may be bfloat16
@@ -82,7 +82,7 @@ def test_gradients_alone_travel_between_slices(plans):
     assert plan["argument_kinds"] == plans["as it is"]["argument_kinds"]
 
 
-def test_weights_travel_and_activations_do_not(plans):
+def test_weights_are_gathered_and_activations_are_not(plans):
     """With FSDP a layer's weights are gathered before their use."""
     plan = plans["as it is"]
     weights = plan["argument_kinds"]["trained parameters"]
@@ -91,12 +91,12 @@ def test_weights_travel_and_activations_do_not(plans):
     assert 0.5 * 3 * weights < gathered < 4 * 3 * weights
 
 
-def test_a_replicated_parameter_is_noticed(plans):
+def test_a_replicated_parameter_is_detected(plans):
     wrong = "\n".join(differences(plans["replicated"], STORED["as it is"]))
     assert "arguments, trained parameters" in wrong and "arguments, optimiser" in wrong
 
 
-def test_lost_remat_is_noticed(plans):
+def test_missing_remat_is_detected(plans):
     wrong = "\n".join(differences(plans["no remat"], STORED["as it is"]))
     assert "FLOPs of the devices" in wrong and "temporaries" in wrong
 

@@ -144,7 +144,7 @@ def test_a_run_killed_with_sigkill_resumes(corpus, undisturbed, tmp_path):
     kept = {path.name: path.stat().st_mtime_ns for path in done(out)}
     assert 3 <= len(kept) < CLIPS // PER_SHARD
     assert not (out / "dataset_info.json").exists()
-    # Its workers end with it: none writes beside the next run.
+    # Its workers end with it, so that none writes during the next run.
     wait_for(lambda: not any(is_alive(pid) for pid in workers), 5.0)
     shards = {p: p.stat().st_mtime_ns for p in out.glob("*.array_record*")}
     run(command(corpus, out, "--workers=2", "--quiet"))

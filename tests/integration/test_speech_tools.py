@@ -30,7 +30,7 @@ def synthesiser():
 
 @pytest.fixture(scope="module")
 def utterances(synthesiser) -> dict[tuple[str, str, str], Spoken]:
-    """(language, text, voice) -> what is said."""
+    """(language, text, voice) -> spoken utterance."""
     return {
         (language, text, voice): synthesiser.speak(text, voice)
         for language, texts in TEXTS.items()
@@ -63,7 +63,7 @@ def test_speed_and_average_voices_are_heard(synthesiser, utterances):
     mixed = synthesiser.speak(text, "+".join(VOICES["zh"]))
     encoder = tools.make_tool("speaker_encoder", "resemblyzer")
     voices = [encoder.embed(spoken.wave_S, spoken.rate) for spoken in (first, mixed, second)]
-    # Nearer to each than they are to each other, and the same as neither.
+    # The average is nearer to each voice than the two are to each other, and equals neither.
     assert voices[0] @ voices[2] < min(voices[0] @ voices[1], voices[1] @ voices[2])
     assert max(voices[0] @ voices[1], voices[1] @ voices[2]) < 0.97
 
@@ -83,7 +83,7 @@ def test_speech_is_recognised(utterances):
     assert recogniser.recognise(silence_S, 24000, "en").text == ""
 
 
-# Medians of docstring of ba_jax.speech.align, with room for eight utterances' chance.
+# The medians stated in ba_jax.speech.align, with a margin for eight utterances.
 @pytest.mark.parametrize(("name", "limit"), [("pocketsphinx", 0.03), ("whisper", 0.07)])
 def test_words_are_aligned(utterances, name, limit):
     aligner = tools.make_tool("aligner", name)

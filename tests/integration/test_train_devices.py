@@ -82,7 +82,7 @@ def test_every_stage_on_eight_devices(meshes, case):
 
 @pytest.mark.deep
 def test_flow_and_vocoder_on_eight_devices(dataset, tmp_path):
-    """Deep, as these steps take longest to compile."""
+    """Marked deep: these steps take longest to compile."""
     results = on_eight_devices(dataset, tmp_path / "results.json", *mesh_driver.NAMED)
     assert len(results) == 2
     for differences in results.values():

@@ -102,7 +102,7 @@ def test_losses_and_parameters_equal_those_of_one_process(single, moved):
 
 
 def test_each_host_builds_its_rows_of_every_batch(config, moved):
-    """Hashes equal those of rows built here, whatever the number of hosts before."""
+    """Hashes equal those of rows built here, also after a change of the number of hosts."""
     workdir, _, killed, _, stopped = moved
     batches = open_batches(config["data"], config["model"])
     for host in range(4):

@@ -25,8 +25,8 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 def test_golden(tiny_checkpoint, mode):
     """The golden's sixth id is followed by `<audiogen_start>`.
 
-    Clean, it is appended after six ids. In the reference's mode it takes the seventh's place, and
-    the frames are the same: what was overwritten was not read.
+    Clean mode appends it after six ids. Reference mode puts it in the seventh id's place, and
+    the frames are the same: the model had not read the overwritten id.
     """
     golden = verify.read_golden(DATA / "tiny" / "golden.npz")
     _, config = sources.checkpoint_config(tiny_checkpoint)

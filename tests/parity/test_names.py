@@ -23,8 +23,8 @@ def config() -> BaichuanAudioConfig:
     return hf_config.parse_baichuan_config(json.loads((REFERENCE / "omni_config.json").read_text()))
 
 
-def test_every_name_has_a_place_and_every_variable_a_name(config):
-    """`expand` fails on a variable that no name fills, or that two fill."""
+def test_names_and_variables_map_one_to_one(config):
+    """`expand` fails on a variable without a name or with two names."""
     names = json.loads((REFERENCE / "full_shapes.json").read_text())
     assert len(names) == 2022
     placed = engine.expand(tables.rows_for(config), variable_shapes(config))
@@ -40,7 +40,7 @@ def test_every_name_has_a_place_and_every_variable_a_name(config):
         assert edges[-1] == length, name
 
 
-def test_every_value_is_accounted_for(config):
+def test_every_variable_is_filled(config):
     placed = engine.expand(tables.rows_for(config), variable_shapes(config))
     total = sum(leaf.size for leaf in jax.tree.leaves(variable_shapes(config)))
     assert total == 10_346_592_920
@@ -48,7 +48,7 @@ def test_every_value_is_accounted_for(config):
     assert targets == set(flatten(variable_shapes(config)))
 
 
-def test_the_released_config_is_our_7b(config):
+def test_the_released_config_equals_our_7b(config):
     ours = to_mapping(from_mapping(BaichuanAudioConfig, get_config("7b")))
     released = to_mapping(config)
     assert released.pop("vocoder") is None  # config.json does not describe it

@@ -17,14 +17,14 @@ from ba_jax.models.baichuan_audio import BaichuanAudio
 
 
 def imported(folder, out):
-    """Imports a folder; returns (model, variables in float32)."""
+    """Import a folder; return (model, variables in float32)."""
     import_checkpoint(folder, out, progress=False)
     _, config = sources.checkpoint_config(out)
     return BaichuanAudio(config), arrays.load_variables(out, dtype=jnp.float32)
 
 
 def randomize(model: torch.nn.Module) -> None:
-    """Biases and norms away from zero and one."""
+    """Add noise to all parameters, so that biases are not zero and norms not one."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():

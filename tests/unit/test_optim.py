@@ -75,7 +75,7 @@ def test_invalid_settings(changes, message):
 
 
 def learning_rates(steps: int, **changes) -> np.ndarray:
-    """Learning rate of every step of a run, as a fraction of the peak."""
+    """Compute the learning rate of every step, as a fraction of the peak."""
     at = optim.learning_rate_schedule(settings(**changes), steps)
     return np.array([float(at(step)) for step in range(steps)]) / 1e-2
 
@@ -146,7 +146,7 @@ def test_groups_are_clipped_separately():
 
 
 def adamw(params, gradients, config: OptimizerSettings, multipliers, steps: int):
-    """Parameters after all gradients, in NumPy; the groups are "a/" and "b/"."""
+    """Apply AdamW to all gradients in NumPy; the groups are "a/" and "b/"."""
     params = {n: p.astype(np.float64) for n, p in params.items()}
     m = {n: np.zeros_like(p) for n, p in params.items()}
     v = {n: np.zeros_like(p) for n, p in params.items()}

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def write(text="x", name="out.txt"):
-    """A command that makes its folder and appends to a file there."""
+    """Make a command that creates its folder and appends to a file there."""
     return ("sh", "-c", f'mkdir -p "$0" && echo {text} >>"$0"/{name}', "{out}")
 
 
@@ -42,7 +42,7 @@ def test_steps_run_in_the_order_of_their_needs(tmp_path):
     assert log.read_text().split()[3:] == ["last"]
 
 
-def test_a_step_is_complete_by_its_output(tmp_path):
+def test_a_step_is_complete_if_its_output_exists(tmp_path):
     step = Step("a", [write()], complete="out.txt")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "out.txt").write_text("by hand")
@@ -63,7 +63,7 @@ def test_a_failed_command_ends_the_recipe_and_names_its_log(tmp_path):
     assert not (tmp_path / "bad").exists() and not (tmp_path / "after").exists()
 
 
-def test_a_failure_stops_what_runs_beside_it(tmp_path):
+def test_a_failure_stops_concurrent_steps(tmp_path):
     patient = f"trap 'echo saved >{tmp_path}/saved; exit 0' TERM; touch {tmp_path}/up; "
     patient += "while :; do sleep 0.05; done"
     steps = [
@@ -83,12 +83,12 @@ def test_a_failure_stops_what_runs_beside_it(tmp_path):
         ([Step("a", [], after=("b",)), Step("b", [("x", "{a}")])], "need each other"),
     ],
 )
-def test_recipes_that_cannot_run(tmp_path, steps, message):
+def test_invalid_recipes(tmp_path, steps, message):
     with pytest.raises(RecipeError, match=message):
         Runner(tmp_path, steps).run()
 
 
-def test_an_interrupt_is_passed_on_and_the_command_resumes(tmp_path):
+def test_an_interrupt_is_forwarded_and_the_command_resumes(tmp_path):
     code = (
         "import sys; from ba_jax import recipe; from ba_jax.recipe import Runner, Step\n"
         f"wait = '''trap \"exit 0\" TERM; touch {tmp_path}/up; while :; do sleep 0.05; done'''\n"
@@ -116,7 +116,7 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("steps", RECIPES.values(), ids=RECIPES)
-def test_the_recipes_commands_are_there(tmp_path, steps):
+def test_modules_configs_and_folders_of_the_recipes_exist(tmp_path, steps):
     """Each command names a module and a config that exist, each folder a step or its parent."""
     runner = Runner(tmp_path, steps)
     names = {step.name for step in steps} | {"raw"}

@@ -149,7 +149,7 @@ def test_frozen_parameters_have_no_optimizer_state_and_do_not_change(plain):
 
 
 @pytest.mark.parametrize("accumulation_steps", [2, 4, 8])
-def test_accumulated_gradients_are_those_of_the_batch(plain, accumulation_steps):
+def test_accumulated_gradients_equal_those_of_the_batch(plain, accumulation_steps):
     """Even if microbatches have unequal numbers of targets, or none."""
     whole, step = plain
     parts, part_step = make(accumulation_steps)
@@ -163,7 +163,7 @@ def test_accumulated_gradients_are_those_of_the_batch(plain, accumulation_steps)
     assert float(parts.codebook["seen"]) == 15
 
 
-def test_microbatches_have_their_own_keys_which_depend_on_the_step_alone():
+def test_keys_of_microbatches_differ_and_depend_on_the_step_alone():
     state, step = make(accumulation_steps=2, noise=1.0)
     twins = {k: np.repeat(v[:4], 2, axis=0) for k, v in batch().items()}  # the halves are equal
     twins["mask_B"] = np.ones(ROWS, bool)
@@ -172,7 +172,7 @@ def test_microbatches_have_their_own_keys_which_depend_on_the_step_alone():
     assert float(first["loss"]) == float(again["loss"])
     _, other = step(state, twins, jax.random.key(8))
     assert float(first["loss"]) != float(other["loss"])
-    # Were the two microbatches' draws the same, the loss would be that of one of them.
+    # Equal draws in both microbatches would give the loss of one of them.
     params, key = state.variables()["params"], jax.random.split(jax.random.fold_in(KEY, 0))[0]
     half = {k: v[::2] for k, v in twins.items()}
     alone = [
@@ -205,7 +205,7 @@ def test_a_step_that_is_not_finite_changes_nothing(plain, bad):
     arrays["y_B"][0] = bad
     after, metrics = step(state, arrays, KEY)
     assert_only_the_count_changed(state, after, metrics)
-    # Masked values may be anything, and the next step works.
+    # Masked values do not matter, and the next step works.
     after, metrics = step(after, batch(2), KEY)
     assert bool(metrics["finite"]) and int(after.step) == 3
 

@@ -18,7 +18,7 @@ def test_token_id_out_of_range_names_value_and_place(bad):
         check_token_ids(ids, 600, "prompt.txt")
 
 
-def test_code_equal_to_the_codebook_size_is_the_end_class_only_where_allowed():
+def test_the_end_class_is_accepted_only_if_allowed():
     codes = np.zeros((4, 8), np.int32)
     codes[3, 1] = CODEBOOK_SIZES[1]
     with pytest.raises(CodeError, match=r"a.npy\[3, 1\] is 4096, expected 0..4095 for codebook 1"):

@@ -21,6 +21,6 @@ def test_check_wave_refuses(wave, words):
         check_wave(wave, min_samples=400, name="clip.wav")
 
 
-def test_check_wave_passes_what_is_good():
+def test_check_wave_accepts_valid_waves():
     wave = speech()
     assert check_wave(wave) is wave

@@ -1,4 +1,4 @@
-"""Joints of segments: against the definition, and in pieces against the whole."""
+"""Crossfade of segments: the definition, and streaming against offline."""
 
 import hypothesis
 import numpy as np
@@ -14,7 +14,7 @@ def noise(*lengths):
 
 
 def overlap_add(waves, fade):
-    """The clean join, laid out sample by sample at each segment's place."""
+    """Join the segments sample by sample, as the definition says."""
     places, end, before = [], 0, 0
     for wave in waves:
         if not len(wave):
@@ -50,7 +50,7 @@ def test_a_constant_stays_constant():
 
 @hypothesis.settings(deadline=None, max_examples=150)
 @hypothesis.given(st.lists(st.integers(0, 30), max_size=6), st.integers(0, 9), st.data())
-def test_pieces_give_what_the_whole_gives(lengths, fade, data):
+def test_streaming_equals_offline_for_any_cuts(lengths, fade, data):
     waves = noise(*lengths)
     whole = join(waves, fade=fade)
     np.testing.assert_allclose(whole, overlap_add(waves, fade), atol=1e-6)
@@ -72,7 +72,7 @@ def test_only_the_fade_is_held_back():
     assert len(fader.push(np.zeros(1000))) == 760
     assert len(fader.end_segment()) == 0
     assert len(fader.push(np.zeros(240))) == 0
-    assert len(fader.push(np.zeros(760))) == 760  # the joint took 240 away
+    assert len(fader.push(np.zeros(760))) == 760  # the fade overlaps 240 samples
     assert len(fader.finish()) == 240
 
 

@@ -91,7 +91,7 @@ def voiced_error(wave_S, mel_TM):
     return np.abs(np.maximum(log_mel(wave_S, FLOW_MEL), -6) - np.maximum(mel_TM, -6)).mean()
 
 
-def test_pieces_come_as_near_as_the_whole(glide_TM):
+def test_streaming_error_is_near_the_offline_error(glide_TM):
     stream = GriffinLimStream()
     parts = [stream.push(piece) for piece in np.split(glide_TM, [3, 12, 28, 44])]
     assert [len(part) for part in parts] == [0, 480 * 8, 480 * 16, 480 * 16, 480 * 16]

@@ -36,7 +36,7 @@ def test_ints_numpy_and_jax_agree(function):
     np.testing.assert_array_equal(traced, want)
 
 
-def test_encoder_length_is_that_of_the_convolutions():
+def test_encoder_length_equals_that_of_the_convolutions():
     def convolve_twice(x_BTC):
         for stride in (1, 2):
             kernel = jnp.zeros((3, 1, 1))

@@ -122,7 +122,7 @@ def test_frame_rates():
     assert [g.frame_rate for g in GEOMETRIES] == [100, 100, 62.5, 50]
 
 
-# --- Whisper: without padding to 30 s, yet as if --------------------------------------------------
+# --- Whisper: equal to the definition, which pads to 30 s -----------------------------------------
 
 EDGES = [400, 401, 559, 560, 599, 640, 47_999, 48_000, 479_000, 479_799, 479_800, 479_840,
          479_959, 479_960, 479_961, 479_999, 480_000, 480_001, 500_000]  # fmt: skip
@@ -145,7 +145,7 @@ def test_equals_the_padded_definition_at_any_length(samples, seed):
 
 @pytest.mark.parametrize("samples", [1000, 1119, 1120, 1279, 479_990, 480_000])
 def test_maximum_in_a_frame_that_is_not_returned_or_the_last(samples):
-    # A click at the very end is loudest in frames past the valid ones: they count for the floor.
+    # A click at the very end is loudest in frames past the valid ones, which set the floor too.
     wave_S = 1e-3 * noise(samples)
     wave_S[-1] = 300.0
     want = whisper_by_definition(wave_S)

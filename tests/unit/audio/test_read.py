@@ -28,7 +28,7 @@ RATE = 24000
 def refused(*words, reason=None, seconds=1.0, megabytes=4.0):
     """Expect an AudioError that says `words`, within a second and without a large allocation."""
     tracemalloc.start()
-    start = time.process_time()  # not the wall's: other tests may run
+    start = time.process_time()  # CPU time: other tests may run
     try:
         with pytest.raises(AudioError) as caught:
             yield
@@ -72,7 +72,7 @@ def wav_bytes(
     )
 
 
-# --- what is read ---------------------------------------------------------------------------------
+# --- valid files ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -105,7 +105,7 @@ def test_path_bytes_and_file_objects_are_read_alike(tmp_path):
         def __init__(self):
             self.inner = io.BytesIO(data)
 
-        def read(self, size=-1):  # gives a part at a time, as sockets do
+        def read(self, size=-1):  # returns a part at a time, as sockets do
             return self.inner.read(min(size, 1000) if size >= 0 else 1000)
 
     want, _ = read_audio(path)
@@ -116,7 +116,7 @@ def test_path_bytes_and_file_objects_are_read_alike(tmp_path):
         assert not stream.closed
 
 
-def test_file_object_is_read_from_where_it_stands():
+def test_file_object_is_read_from_its_position():
     stream = io.BytesIO(b"junk" + encode(speech()))
     stream.seek(4)
     assert len(read_audio(stream)[0]) == len(speech())
@@ -194,7 +194,7 @@ def test_flac_that_states_no_length():
         read_audio(bytes(data[:-1000]))
 
 
-def test_tags_around_an_mp3_are_no_damage():
+def test_tags_around_an_mp3_are_accepted():
     data = encode(speech(), format="mp3")
     tag = b"ID3\x04\x00\x00\x00\x00\x02\x00" + bytes(256)
     wave, _ = read_audio(data)
@@ -298,7 +298,7 @@ def with_xing(data: bytes, frames: int) -> bytes:
 
 
 @pytest.mark.parametrize("frames", [0, 10, 100_000])
-def test_mp3_whose_index_counts_wrong_is_read_whole(frames):
+def test_mp3_with_a_wrong_frame_count_is_read_whole(frames):
     wave, _ = read_audio(with_xing(ENCODED["mp3"], frames))
     assert 0 <= len(wave) - len(speech()) <= 4 * 1152
 
@@ -401,7 +401,7 @@ def test_a_stretch_is_the_same_part_of_the_whole(format, tolerance):
         reader.stretch(29 * RATE + RATE // 2, RATE)
 
 
-# --- what is refused ------------------------------------------------------------------------------
+# --- refused files --------------------------------------------------------------------------------
 
 
 def test_missing_directory_empty_and_pipe(tmp_path):
@@ -442,7 +442,7 @@ def test_other_files_are_not_audio(data, tmp_path):
 
 
 @pytest.mark.parametrize("head", [b"fLaC", b"OggS\0\x06", b"RIFF\0\0\0\0WAVE"])
-def test_right_magic_and_nothing_after(head):
+def test_valid_magic_with_an_invalid_rest(head):
     with refused("expected"):
         read_audio(head + bytes(200))
 
@@ -491,7 +491,7 @@ def test_invalid_rates(rate, tmp_path):
 
 
 @pytest.mark.parametrize("rate", [1, 655350])
-def test_senseless_rates_of_flac(rate):
+def test_invalid_rates_of_flac(rate):
     stream = io.BytesIO()
     soundfile.write(stream, np.zeros(5000), rate, format="FLAC")
     with refused(f"{rate} Hz"):
@@ -501,14 +501,14 @@ def test_senseless_rates_of_flac(rate):
 
 
 @pytest.mark.parametrize("claimed", [2002, 4000, 0x10000000, 0x90000000])
-def test_wav_that_claims_more_than_it_has(claimed):
+def test_wav_header_that_exceeds_the_file(claimed):
     with refused(
         "cut short", f"claims {claimed} bytes", "2000 are there", reason="truncated audio"
     ):
         read_audio(wav_bytes(bytes(2000), claimed=claimed))
 
 
-def test_rf64_that_claims_terabytes():
+def test_rf64_header_of_terabytes():
     data = bytearray(wav_bytes(bytes(2000), claimed=0xFFFFFFFF, riff=b"RF64"))
     data[12:12] = struct.pack("<4sIQQQI", b"ds64", 28, 1 << 45, 1 << 44, 1 << 43, 0)
     with refused("cut short", f"claims {1 << 44} bytes"):
@@ -521,7 +521,7 @@ def test_riff_of_countless_chunks():
         read_audio(data)
 
 
-def test_flac_that_claims_years():
+def test_flac_header_of_years():
     data = bytearray(encode(np.zeros(5000, np.float32), 16000, "flac"))
     data[21] |= 0x0F  # total samples: 36 bits
     data[22:26] = b"\xff\xff\xff\xff"
@@ -534,7 +534,7 @@ def test_flac_that_claims_years():
 @pytest.mark.parametrize("format", FORMATS)
 @settings(max_examples=25)
 @given(share=st.floats(0, 1, exclude_max=True))
-def test_any_cut_is_noticed(format, share):
+def test_a_cut_at_any_place_is_detected(format, share):
     data = ENCODED[format]
     with pytest.raises(AudioError):
         read_audio(data[: int(share * len(data))])
@@ -542,7 +542,7 @@ def test_any_cut_is_noticed(format, share):
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("missing", [1, 3, 100, 1500])
-def test_a_missing_end_is_noticed(format, missing):
+def test_a_missing_end_is_detected(format, missing):
     with refused("cut short"):
         read_audio(ENCODED[format][:-missing])
 

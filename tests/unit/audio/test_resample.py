@@ -19,7 +19,7 @@ def noise(samples, seed=0, lead=()) -> np.ndarray:
 
 
 def direct(x_S: np.ndarray, orig: int, new: int) -> np.ndarray:
-    """The definition, in float64, with no regard to cost."""
+    """Resample by the definition, in float64."""
     common = math.gcd(orig, new)
     orig, new = orig // common, new // common
     cutoff = 0.99 * min(orig, new)

@@ -29,7 +29,7 @@ def test_long_vorbis_is_written():
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_path_is_written_by_suffix_or_format(format, tmp_path):
+def test_format_follows_the_suffix_or_the_argument(format, tmp_path):
     write_audio(tmp_path / f"a.{format}", speech(), RATE)
     write_audio(str(tmp_path / "b.bin"), speech(), RATE, format)
     assert (tmp_path / f"a.{format}").stat().st_size == (tmp_path / "b.bin").stat().st_size
@@ -79,11 +79,11 @@ def test_unwritable_waves(wave, rate, format, words):
         write_audio(io.BytesIO(), wave, rate, format)
 
 
-def test_coding_that_the_format_lacks():
+def test_unsupported_subtype():
     with refused("'FLOAT' in flac", "PCM_16"):
         write_audio(io.BytesIO(), speech(), RATE, "flac", subtype="FLOAT")
 
 
-def test_folder_that_is_not_there(tmp_path):
+def test_missing_folder(tmp_path):
     with refused("cannot be written"):
         write_audio(tmp_path / "no" / "a.wav", speech(), RATE)

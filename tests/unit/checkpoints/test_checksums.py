@@ -37,7 +37,7 @@ def test_intact_files_pass(folder):
 
 
 @given(name=st.sampled_from(sorted(n for n in FILES if FILES[n])), bit=st.integers(0, 799))
-def test_any_flipped_bit_is_found(folder, name, bit):
+def test_any_flipped_bit_is_detected(folder, name, bit):
     content = bytearray(FILES[name])
     bit %= 8 * len(content)
     content[bit // 8] ^= 1 << (bit % 8)

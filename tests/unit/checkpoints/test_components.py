@@ -50,7 +50,7 @@ def sources(init, rules=STAGE1, stage=None):
 
 
 def begin(stage, sources):
-    """Variables as a run would begin with them, flat."""
+    """Initial variables of a run, flat."""
     mesh = sharding.make_mesh(sharding.MeshSettings(), jax.devices()[:1])
     shapes = jax.eval_shape(stage.init, KEY)
     shardings = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
@@ -74,7 +74,7 @@ def test_a_frozen_component_needs_a_checkpoint():
         sources({})
     assert sources({"llm": "random"}) == {}
     assert sources({"llm": "a/b", "audio_head": "c"}) == {"llm": "a/b", "audio_head": "c"}
-    # A rate of 0 trains no more than None does; a part that trains is enough.
+    # A rate of 0 freezes like None; a partly trained component needs no checkpoint.
     with pytest.raises(ConfigError, match="llm is frozen"):
         sources({}, (("llm/.*", 0.0), (".*", 1.0)))
     assert sources({}, (("llm/embedding", None), (".*", 1.0))) == {}
@@ -89,7 +89,7 @@ def test_unknown_components_and_values_are_refused():
     assert sources({"llm": "x", "vocoder": "y"}) == {"llm": "x"}
 
 
-def test_loaded_values_are_used_and_the_rest_is_random(stored):
+def test_loaded_components_replace_random_values(stored):
     folder, arrays = stored
     variables = begin(stage_of(), {"llm": str(folder), "audio_embed": str(folder)})
     drawn = flatten(jax.jit(stage_of().init)(KEY))
@@ -197,7 +197,7 @@ def test_embeddings_from_a_tokenizer_run(tmp_path, stored):
         begin(other, {"audio_embed": str(run)})
 
 
-# --- components to use --------------------------------------------------------------------------
+# --- components of evaluation and generation ----------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def tiny_checkpoints(tmp_path_factory):
     return small_bench.write_checkpoints(tmp_path_factory.mktemp("checkpoints"))
 
 
-def test_a_component_comes_from_the_last_checkpoint_that_holds_it(tiny, tiny_checkpoints):
+def test_the_last_checkpoint_with_a_component_provides_it(tiny, tiny_checkpoints):
     config = from_mapping(BaichuanAudioConfig, tiny["model"])
     sources = components.find(tiny_checkpoints, config, ("audio_encoder", "audio_decoder", "llm"))
     assert {name: pathlib.Path(folder).name for name, folder in sources.items()} == {
@@ -231,10 +231,8 @@ def test_a_component_comes_from_the_last_checkpoint_that_holds_it(tiny, tiny_che
         components.load(from_mapping(BaichuanAudioConfig, other), {"llm": sources["llm"]})
 
 
-def test_settings_without_effect_on_shapes_must_be_those_of_the_run(
-    tiny, tiny_checkpoints, tmp_path
-):
-    """An LLM or a flow with other constants than it was trained with gives noise, not an error."""
+def test_settings_that_do_not_change_shapes_must_match_the_run(tiny, tiny_checkpoints, tmp_path):
+    """Other constants than in training would give noise without an error."""
     sizes = from_mapping(BaichuanAudioConfig, tiny["model"])
     for component, source, section, key, trained in (
         ("llm", tiny_checkpoints[1], "llm", "rope_theta", 5e5),

@@ -52,7 +52,7 @@ def test_paths_without_weights_are_refused(tmp_path):
             weights_folder(path)
 
 
-def test_config_of_a_run_is_told_from_a_converted_checkpoints(tmp_path):
+def test_configs_of_runs_and_of_converted_checkpoints_are_distinguished(tmp_path):
     assert layout.read_run_config(tmp_path) is None
     path = tmp_path / layout.CONFIG_FILE
     for values, is_run in (({"model": {}, "train": {}}, True), ({"model_type": "qwen2"}, False)):

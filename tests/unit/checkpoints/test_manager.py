@@ -1,4 +1,4 @@
-"""Checkpoints of a run: which stay, what is refused, interrupted and failed writes."""
+"""Checkpoints of a run: retention, refusals, damage, interrupted and failed writes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_restore_returns_what_was_saved(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest() is None
         save(checkpoints, 3)
-        save(checkpoints, 3)  # again: it is there
+        save(checkpoints, 3)  # a second time: the checkpoint exists
         checkpoints.wait()
         assert checkpoints.latest() == 3
         restored, rest, note = checkpoints.restore(3, expected(weights(0)), expected(train(0)))
@@ -76,7 +76,7 @@ def test_last_and_best_are_kept(tmp_path, settings, left):
     assert complete_steps(tmp_path / "checkpoints") == left
 
 
-def test_the_best_is_kept_over_a_restart(tmp_path):
+def test_the_best_checkpoint_is_kept_over_a_restart(tmp_path):
     settings = CheckpointSettings(keep_last=1, keep_best=1)
     for steps in ({1: 0.2, 2: 0.5}, {3: 0.4, 4: 0.3}):
         with Checkpoints(tmp_path, settings) as checkpoints:
@@ -85,7 +85,7 @@ def test_the_best_is_kept_over_a_restart(tmp_path):
     assert complete_steps(tmp_path / "checkpoints") == [1, 4]
 
 
-def test_a_metric_that_no_evaluation_gives_is_named_and_nothing_is_lost(tmp_path):
+def test_an_unknown_best_metric_is_named_after_saving(tmp_path):
     with pytest.raises(
         CheckpointError, match="'eval/los': expected .*'eval/loss'.*saved at step 2"
     ):
@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_without_checksums_is_named(run, tmp_path, item):
 
 
 def flip(work: pathlib.Path, step: int, item: str) -> pathlib.Path:
-    """Flips a bit in the largest file of an item."""
+    """Flip a bit in the largest file of an item."""
     files = (work / "checkpoints" / str(step) / item).rglob("[!_]*")
     file = max((file for file in files if file.is_file()), key=lambda file: file.stat().st_size)
     content = bytearray(file.read_bytes())
@@ -166,7 +166,7 @@ def flip(work: pathlib.Path, step: int, item: str) -> pathlib.Path:
 
 
 @pytest.mark.parametrize("item", ["weights", "train", "note"])
-def test_a_flipped_bit_makes_it_fall_back(run, tmp_path, item, caplog):
+def test_a_flipped_bit_falls_back_to_the_checkpoint_before(run, tmp_path, item, caplog):
     work = tmp_path / "run"
     shutil.copytree(run, work)
     file = flip(work, 2, item)
@@ -185,8 +185,8 @@ def test_a_flipped_bit_makes_it_fall_back(run, tmp_path, item, caplog):
     assert (work / "checkpoints" / "damaged-2-2").is_dir()
 
 
-def test_any_file_may_be_damaged(tmp_path):
-    """Metrics too, which Orbax reads when it looks what there is."""
+def test_damaged_metrics_fall_back_to_another_checkpoint(tmp_path):
+    """Orbax reads the metrics of all checkpoints when it lists them."""
     settings = CheckpointSettings(keep_last=2, keep_best=1)
     whole, work = tmp_path / "whole", tmp_path / "run"
     with Checkpoints(whole, settings) as checkpoints:
@@ -202,7 +202,7 @@ def test_any_file_may_be_damaged(tmp_path):
         assert (work / "checkpoints" / f"damaged-{step}").is_dir()
 
 
-def test_without_a_good_one_nothing_is_moved(run, tmp_path):
+def test_without_an_intact_checkpoint_nothing_is_moved(run, tmp_path):
     work = tmp_path / "run"
     shutil.copytree(run, work)
     flip(work, 1, "train")
@@ -217,7 +217,7 @@ def test_readers_of_weights_refuse_a_flipped_bit(run, tmp_path):
     work = tmp_path / "run"
     shutil.copytree(run, work)
     flip(work, 2, "train")
-    load_variables(weights_folder(work))  # of no interest to them
+    load_variables(weights_folder(work))  # readers of weights ignore `train`
     file = flip(work, 2, "weights")
     for read in (load_variables, check_files, manager.check_weights):
         with pytest.raises(CheckpointError, match=f"{file}: .* expected another of the run"):
@@ -225,7 +225,7 @@ def test_readers_of_weights_refuse_a_flipped_bit(run, tmp_path):
     load_variables(work / "checkpoints" / "1")
 
 
-def test_a_checkpoint_without_checksums_is_read_as_it_is(run, tmp_path):
+def test_a_checkpoint_without_checksums_is_accepted(run, tmp_path):
     work = tmp_path / "run"
     shutil.copytree(run, work)
     (work / "checkpoints" / "2" / "checksums.json").unlink()
@@ -263,7 +263,7 @@ with Checkpoints(sys.argv[1], CheckpointSettings(keep_last=3)) as checkpoints:
 
 
 def test_a_full_disk(tmp_path):
-    """A limit on files' sizes fails in the same system calls. The complete checkpoint stays."""
+    """A limit on file sizes fails in the same system calls; the complete checkpoint stays."""
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -298,7 +298,7 @@ def test_a_failed_background_write_is_reported_at_the_next_save(tmp_path, monkey
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    # The last thing that the writing thread does.
+    # The last call of the writing thread.
     monkeypatch.setattr("os.rename", fail)
     monkeypatch.setattr("pathlib.Path.rename", fail)
     with pytest.raises(CheckpointError, match=r"No space left.*Complete ones: \[1\]"):

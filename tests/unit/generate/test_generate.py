@@ -211,7 +211,7 @@ def test_texts_in_turns_and_streamed(config, brief, tmp_path):
     assert any(line["complete"] for line in whole_lines.values())
 
 
-def test_texts_too_long_to_be_spoken_in_turns(config, weights, tmp_path):
+def test_texts_that_exceed_the_cache_in_turns(config, weights, tmp_path):
     path = tmp_path / "say.txt"
     path.write_text(f"{'a ' * 60}\n{'x' * 300} y\nGood.\n", encoding="utf-8")
     generate(changed(config, {"capacity": 100}), "tts", [weights], path, tmp_path / "said")

@@ -51,7 +51,7 @@ def test_rows_are_real_up_to_the_end(rows):
 
 
 def test_a_shorter_crop_is_judged_by_its_own_rows():
-    """Item 1 has half the samples: what the later rows hold does not count; without any, 0."""
+    """Item 1 has half the samples: later rows do not count; an item without samples gives 0."""
     real, fake = features(0), features(1)
     half = np.array([SAMPLES, SAMPLES // 2])
     spoilt = [[m.copy() for m in maps] for maps in fake]

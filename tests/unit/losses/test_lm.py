@@ -1,4 +1,4 @@
-"""Masked cross-entropy against NumPy; in chunks it is the same, and no logits of all positions."""
+"""Masked cross-entropy against NumPy, whole and in chunks; logits of all positions never exist."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def reference(logits: np.ndarray, targets, mask, smoothing: float) -> np.ndarray
 def test_cross_entropy_agrees_with_numpy(problem, smoothing, dtype):
     hidden, matrix, targets, mask = problem
     logits = jnp.asarray(hidden @ matrix, dtype)
-    wild = np.where(mask, targets, 10**6)  # what is masked does not matter
+    wild = np.where(mask, targets, 10**6)  # masked targets are ignored
     got = cross_entropy(logits, jnp.asarray(wild), smoothing).sums(jnp.asarray(mask))
     assert all(x.dtype == jnp.float32 for x in got)
     want = reference(np.asarray(logits, np.float32), targets, mask, smoothing)
@@ -114,7 +114,7 @@ def shapes(jaxpr) -> set[tuple[int, ...]]:
     return result
 
 
-def test_logits_of_all_positions_never_exist(problem):
+def test_logits_of_all_positions_are_never_allocated(problem):
     def sizes(chunk: int) -> int:
         total, arguments = scalar(problem, chunk)
         jaxpr = jax.make_jaxpr(jax.value_and_grad(total, (0, 1)))(*arguments).jaxpr

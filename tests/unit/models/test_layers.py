@@ -48,7 +48,7 @@ resize_to_400 = jax.jit(lambda *args: layers.nearest_resize(*args, size=400))
 
 
 @given(st.integers(1, 400), st.integers(1, 400))
-def test_nearest_resize_picks_torchs_frames(frames, out):
+def test_nearest_resize_equals_torch(frames, out):
     x = np.full(400, -1, np.float32)  # one shape, so that it compiles once
     x[:frames] = np.arange(frames)
     want = torch.nn.functional.interpolate(torch.tensor(x[:frames])[None, None], size=out)[0, 0]
@@ -56,7 +56,7 @@ def test_nearest_resize_picks_torchs_frames(frames, out):
     np.testing.assert_array_equal(got[0, :out, 0], want.numpy())
 
 
-def test_sinusoids_are_whispers():
+def test_sinusoids_equal_whispers():
     from transformers.models.whisper.modeling_whisper import sinusoids
 
     np.testing.assert_allclose(layers.sinusoids(1500, 64), sinusoids(1500, 64).numpy(), atol=2e-4)
@@ -72,7 +72,7 @@ class Table(nn.Module):
         return self.table
 
 
-def test_a_rounded_position_table_is_used_unrounded_and_any_other_as_it_is():
+def test_only_a_rounded_sinusoidal_table_is_replaced_by_the_exact_one():
     exact = layers.sinusoids(50, 16)
     other = np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32)
 

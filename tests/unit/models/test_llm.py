@@ -102,7 +102,7 @@ def test_a_decode_step_compiles_once(config, step):
     assert decode._cache_size() == sizes
 
 
-def test_an_overfull_row_loses_its_tail_and_nothing_else(config, step):
+def test_a_row_that_exceeds_the_cache_loses_only_its_tail(config, step):
     cache = init_cache(config.llm, 2, 4, jnp.float32)
     _, short = step(ids_of(2, 4), codes_of(2, 4), np.ones((2, 4), np.int32), cache, fresh=True)
     _, full = step(ids_of(2, 1), codes_of(2, 1), np.ones((2, 1), np.int32), short)

@@ -98,7 +98,7 @@ def test_rows_are_independent_and_nothing_recompiles(config, variables, writable
     assert not np.array_equal(other[0].codes_NQ, whole[0].codes_NQ)
 
 
-def test_penalty_counts_the_history_of_its_row(config, variables, writable):
+def test_penalty_applies_to_the_history_of_its_row(config, variables, writable):
     """So high that nothing is chosen twice, in text and in each codebook."""
     once = Sampling(repetition_penalty=1e9)
     head = dict(variables["params"]["audio_head"])

@@ -50,13 +50,13 @@ def drawn(make):
 
 @pytest.fixture(scope="module")
 def talking(make):
-    """With room for conversations."""
+    """Model with a cache for conversations."""
     return make(GREEDY, rows=2, capacity=160)
 
 
 @pytest.fixture(scope="module")
 def whole(make):
-    """Reads what a conversation amounts to as one prompt."""
+    """Model whose prompts hold a whole conversation."""
     return make(GREEDY, rows=2, lengths=(160,))
 
 
@@ -113,9 +113,9 @@ def test_no_recompilation(config, drawn):
 
 
 def history(config, turns):
-    """Prompts and what came of them, as one prompt: codes where frames were said or heard.
+    """Join prompts and their outputs to one prompt, with the codes of all frames.
 
-    A turn that the next prompt goes on with is not ended.
+    A turn that the next prompt continues has no end token.
     """
     tokens, ids, codes = config.tokens, [], []
 
@@ -174,7 +174,7 @@ def test_conversation_equals_its_history_as_one_prompt(config, whole, talking):
 
 
 def test_texts_in_turns(config, make, talking):
-    """Each piece comes after all that was read and said, as if that were one prompt."""
+    """Each piece follows all earlier text and speech, as if they were one prompt."""
     plain = {"rows": 2, "alternates": False}
     short, whole = make(GREEDY, capacity=160, **plain), make(GREEDY, lengths=(160,), **plain)
     texts = [

@@ -1,4 +1,4 @@
-"""Configs of runs of a few steps on a minute model, and what is left of them."""
+"""Configs of runs of a few steps on a tiny model, and readers of their results."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def model() -> dict[str, Any]:
 
 
 def _mixture(dataset: pathlib.Path, **members: Mapping[str, Any]) -> dict[str, Any]:
-    """Members of equal weight; "sft" is the task of those that are no task's name."""
+    """Members of equal weight; a name that is no task's has the task "sft"."""
     common = {"dataset": dataset.name, "weight": 1.0, "split": "train"}
     return {
         name: common | {"task": "sft" if options.get("answers") else name} | options
@@ -132,7 +132,7 @@ def tokenizer_run(dataset: pathlib.Path, **changes: Any) -> dict[str, Any]:
 
 
 def changed(config: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy with `a__b=c` set as `--config.a.b=c` would."""
+    """Copy the config and set `a__b=c` like `--config.a.b=c`."""
     config = copy.deepcopy(config)
     for path, value in changes.items():
         *parents, name = path.split("__")
@@ -144,14 +144,14 @@ def changed(config: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def metrics(workdir: pathlib.Path, name: str = "loss") -> dict[int, float]:
-    """Step to value, from metrics.csv."""
+    """Read {step: value} from metrics.csv."""
     with (workdir / "metrics.csv").open() as stream:
         rows = csv.DictReader(stream)
         return {int(r["step"]): float(r["value"]) for r in rows if r["name"] == name}
 
 
 def saved(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint."""
+    """Read every array of a checkpoint."""
     arrays = {}
     for item in ("weights", "train"):
         reader = Reader(workdir / layout.CHECKPOINTS_FOLDER / str(step) / item)
@@ -160,7 +160,7 @@ def saved(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
 
 
 def assert_equal(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> None:
-    """The same arrays, bit by bit."""
+    """Assert that the arrays are bit-identical."""
     assert sorted(first) == sorted(second)
     for name, array in first.items():
         assert array.dtype == second[name].dtype and array.tobytes() == second[name].tobytes(), name

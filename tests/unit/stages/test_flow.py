@@ -59,7 +59,7 @@ def clip(seconds: float, rate: int, pitch: float) -> np.ndarray:
 
 
 def batch_of(*seconds: float, bucket: float = 0.5, padding: float = 0.0) -> AudioBatch:
-    """Clips of so many seconds in a bucket; `padding` is what lies past them."""
+    """Clips of these lengths in a bucket, filled up with `padding`."""
     count = len(seconds)
     whisper = np.full((count, int(bucket * 100) + 1, 80), padding, np.float32)
     flow = np.full((count, int(bucket * 50), 80), padding, np.float32)
@@ -136,12 +136,12 @@ def evaluate(stage, evaluate_parts):
 
 
 def features(model, *args):
-    """Mel to 50 Hz features, as the stage makes them."""
+    """Compute 50 Hz features of a mel, like the stage."""
     output = decode(model, *quantize(model, *args))
     return output.hidden_BTD, output.hidden_lengths_B
 
 
-def test_amounts_and_totals_count_the_frames_that_both_have(stage, arrays):
+def test_amounts_and_totals_count_frames_with_codes_and_mel(stage, arrays):
     # 0.5 s: 51 mel, 26 encoder, 6 code, 23 decoder frames of 25; 0.3 s: 31, 16, 4, 15 of 15.
     assert arrays["lengths_B"].tolist() == [23, 15]
     assert stage.amounts(arrays) == {"tokens": 38, "audio_seconds": 0.76, "examples": 2}
@@ -239,7 +239,7 @@ def test_padding_changes_nothing(stage, variables, gradient, evaluate):
 
 
 def test_metrics_of_parts_add_up(stage, variables, arrays, evaluate_parts):
-    """Over the whole batch's totals, each row in its place and nothing in the others."""
+    """Each part holds one row and empty ones; divided by the totals of the batch, parts add up."""
     totals, key = stage.totals(arrays), jax.random.key(0)
 
     def without(row: int):
@@ -253,8 +253,8 @@ def test_metrics_of_parts_add_up(stage, variables, arrays, evaluate_parts):
         np.testing.assert_allclose(first[name] + second[name], value, rtol=1e-4, err_msg=name)
 
 
-def test_the_unet_hears_nothing_of_a_dropped_condition(variables, arrays, gradient):
-    """All dropped: no gradient reaches the prenet through the CFM loss; some, otherwise."""
+def test_a_dropped_condition_gives_the_prenet_no_gradient(variables, arrays, gradient):
+    """With all conditions dropped the CFM loss has no gradient in the prenet."""
     flow = FlowMatchingConfig(condition_dropout=1.0)
     dropping = FlowStage(dataclasses.replace(CONFIG, flow_matching=flow), FlowSettings(prior=0.0))
 
@@ -267,8 +267,8 @@ def test_the_unet_hears_nothing_of_a_dropped_condition(variables, arrays, gradie
     assert norm(grads) == 0
 
 
-def test_a_preconditioned_stage_evaluates_what_its_model_samples(variables, arrays):
-    """With a U-Net that says nothing samples lie at mu, by the stage and by the assembly."""
+def test_evaluation_samples_with_the_preconditioning(variables, arrays):
+    """With a U-Net of zeros the samples lie at mu, by the stage and by the assembly."""
     flow = FlowMatchingConfig(residual_std=0.01, guidance=0.0)
     config = dataclasses.replace(CONFIG, flow_matching=flow)
     stage = FlowStage(config, FlowSettings(eval_steps=8, eval_times=1))
@@ -299,7 +299,7 @@ def test_evaluation_is_deterministic(variables, arrays, evaluate):
     assert first == evaluate(variables, arrays, jax.random.key(9))
 
 
-def test_keeping_all_codebooks_is_decoding_the_codes(variables, arrays):
+def test_keeping_all_codebooks_equals_decoding_the_codes(variables, arrays):
     model = BaichuanAudio(CONFIG)
     args = arrays["whisper_mel_BTM"], arrays["whisper_lengths_B"]
     want, _ = model.apply(variables, *args, method=features)
@@ -335,7 +335,7 @@ def test_rotations_draw_the_configured_share():
 
 
 def test_rotated_codes_and_mels_stay_aligned():
-    """Two frames of a mel for each of codes, the last one lacking; what is past stays."""
+    """A frame of codes has two mel frames (the last lacks one); padding stays in place."""
     lengths, by = np.array([4, 3, 0]), np.array([1, 2, 0])
     codes = np.tile(np.arange(5), (3, 1))[..., None]
     mel = np.tile(np.arange(10), (3, 1))[..., None]
@@ -348,15 +348,15 @@ def test_rotated_codes_and_mels_stay_aligned():
 
 
 def test_every_draw_of_an_item_has_its_key():
-    """Rotations were drawn with the key of the number of codebooks."""
+    """Rotations once shared the key of the number of codebooks."""
     keys = split_keys(jax.random.key(0), 3)
     drawn_with = [*keys, *jax.vmap(jax.random.split, out_axes=1)(keys.codebooks)]
     data = np.concatenate([jax.random.key_data(keys_B) for keys_B in drawn_with])
     assert len(np.unique(data, axis=0)) == len(data)
 
 
-def test_a_rotated_item_is_another_item(variables, arrays, gradient):
-    """All of a batch rotated: another loss; the same where nothing is."""
+def test_rotation_changes_the_loss(variables, arrays, gradient):
+    """A share of 1 changes the loss, a share of 0 does not."""
     key = jax.random.key(1)
     stages = [FlowStage(CONFIG, FlowSettings(rotation=share)) for share in (1.0, 0.0)]
     totals = stages[0].totals(arrays)
@@ -368,7 +368,7 @@ def test_a_rotated_item_is_another_item(variables, arrays, gradient):
     assert abs(losses[0] - plain) > 1e-3
 
 
-def test_pictures_are_of_the_clips_lengths(stage, variables, arrays):
+def test_pictures_have_the_lengths_of_the_clips(stage, variables, arrays):
     pictures = stage.pictures(variables, arrays)
     assert {name: mel.shape for name, mel in pictures.items()} == {
         f"mel/{i}/{name}": (frames, 80)
@@ -378,7 +378,7 @@ def test_pictures_are_of_the_clips_lengths(stage, variables, arrays):
     np.testing.assert_array_equal(pictures["mel/1/target"], arrays["mel_BTM"][1, :15])
 
 
-def test_batches_without_anything_to_learn_are_refused(stage):
+def test_incomplete_or_empty_batches_are_refused(stage):
     batch = batch_of(0.5)
     with pytest.raises(StageError, match=r"flow: batches without \['flow_mel'\]"):
         stage.arrays(batch._replace(flow_mel_BTM=None, flow_lengths_B=None))

@@ -1,4 +1,4 @@
-"""Language-model stages: masks against NumPy, what must not matter, what trains, what fails."""
+"""Language-model stages: losses against NumPy, invariances, gradients, dropout and refusals."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def test_a_batch_gathered_as_a_whole_gives_the_same(stage, variables, done):
 
 
 def test_microbatches_add_up(stage, variables, run, done):
-    """Over the whole batch's totals, as the loop does it."""
+    """Losses are divided by the totals of the whole batch, like in the training step."""
     arrays = stage.arrays(BATCH)
     totals = stage.totals(arrays)
     part = jax.jit(lambda v, a: stage.loss(v, a, totals, KEY, 0))
@@ -275,7 +275,7 @@ def rows_with_gradient(table) -> set[int]:
     return set(np.flatnonzero(np.abs(np.asarray(table)).max(axis=1) > 0).tolist())
 
 
-def test_text_is_predicted_from_what_comes_before_in_its_example(stage, variables, run):
+def test_text_depends_on_earlier_positions_of_its_example(stage, variables, run):
     """A letter of ITTS, after audio and another example: the gradient reaches what it may see."""
     start = len(TEXT)
     place = start + ITTS.ids_L.tolist().index(1000 + ord("d"))
@@ -293,7 +293,7 @@ def test_text_is_predicted_from_what_comes_before_in_its_example(stage, variable
 
 
 @pytest.mark.parametrize("frame", [0, 2, 5])
-def test_codes_are_predicted_from_what_comes_before_in_their_example(stage, variables, run, frame):
+def test_codes_depend_on_earlier_positions_of_their_example(stage, variables, run, frame):
     """A frame of TTS; the one after its last is the end of audio."""
     start = len(ASR)
     first = start + TTS.ids_L.tolist().index(TOKENS.audio_pad)
@@ -326,7 +326,7 @@ def test_unmasked_positions_are_never_read(stage, variables, run, done):
     assert_same(run(variables, stage.arrays(wild), KEY), done, rtol=0)
 
 
-def test_the_audio_heads_work_is_in_proportion_to_its_capacity():
+def test_flops_of_the_audio_head_follow_its_capacity():
     def count(capacity: float) -> float:
         stage = LMStage(CONFIG, LMSettings(chunk=0, audio_capacity=capacity))
         shapes = jax.eval_shape(stage.init, KEY)
@@ -335,14 +335,14 @@ def test_the_audio_heads_work_is_in_proportion_to_its_capacity():
 
     whole, half, quarter = map(count, (1.0, 0.5, 0.25))
     assert whole - half == pytest.approx(2 * (half - quarter), rel=0.01)
-    assert half > 1.5 * (whole - half)  # and the rest does not
+    assert half > 1.5 * (whole - half)  # the other operations stay
     stage = LMStage(CONFIG, LMSettings(audio_capacity=0.05))
     with pytest.raises(StageError, match=r"0.05 of 64 positions is 4: row 1 has 7 audio targets"):
         stage.arrays(BATCH)
 
 
-def test_one_batch_is_learned(stage, fresh, run):
-    """Text and codes, from the first values."""
+def test_overfits_one_batch(stage, fresh, run):
+    """Text and codes are learned from initial values."""
     arrays = stage.arrays(BATCH)
     optimizer = optax.adam(3e-2)
 
@@ -392,7 +392,7 @@ def waiting():
     return packed((heard, spoken), (TEXT,), (), (), audio=tuple(audio)), chunks
 
 
-def test_codes_made_in_the_step_are_the_encoders(stage, variables, run, waiting):
+def test_codes_from_mels_equal_the_encoders_codes(stage, variables, run, waiting):
     batch, chunks = waiting
     model = BaichuanAudio(CONFIG)
     encode = jax.jit(lambda v, m, n: model.apply(v, m, n, method="encode")[0])
@@ -423,7 +423,7 @@ def test_mels_that_do_not_fill_the_audio_positions_are_refused(stage, waiting):
         stage.arrays(batch)
 
 
-def test_the_first_stages_rules_leave_the_rest_without_gradient(stage, variables):
+def test_rules_of_the_first_stage_freeze_the_other_parameters(stage, variables):
     """Gradients of the trained parameters alone, as the loop takes them."""
     rules = ((r"(audio_embed|audio_head)/.*", 1.0), (r".*", None))
     flat = flatten(variables["params"])
@@ -466,7 +466,7 @@ def test_text_alone(stage, variables, run, reference):
 
 
 def test_a_dialogue_learns_the_assistants_turns(stage):
-    """SFT: roles in place; nothing of the system's and the user's turns is a target."""
+    """SFT: only the assistant's turns have targets."""
     ids = SFT.ids_L.tolist()
     assert [i for i in ids if i in ROLES.values()] == [
         ROLES[name] for name in ("system", "user", "assistant", "user", "assistant")
@@ -483,7 +483,7 @@ def test_a_dialogue_learns_the_assistants_turns(stage):
 
 
 def test_dropout_of_inputs(stage, variables, done):
-    """Random by the key, in training alone; targets stay."""
+    """Dropout depends on the key, applies in training alone, and keeps the targets."""
     noisy = dataclasses.replace(
         stage.settings, codebook_dropout=0.5, frame_dropout=0.5, label_smoothing=0.1
     )
@@ -498,7 +498,7 @@ def test_dropout_of_inputs(stage, variables, done):
 
 
 def test_dropout_masks_are_independent():
-    """One key for two masks made speech_dropout depend on frame_dropout."""
+    """A key shared by two masks once made speech_dropout depend on frame_dropout."""
     keys, all_BL = split_key(KEY), jnp.ones((200, 200), bool)
 
     def shown(**rates):
@@ -515,7 +515,7 @@ def test_dropout_masks_are_independent():
 
 
 def test_word_dropout_hides_text_targets_alone(stage, variables):
-    """Only what was a text target itself is hidden, the beginning of speech never."""
+    """Only text targets are hidden, `<audiogen_start>` never."""
     other = LMStage(CONFIG, dataclasses.replace(stage.settings, word_dropout=0.999999))
     arrays = other.arrays(packed((ASR,), (SFT,)))
     seen = []
@@ -534,7 +534,7 @@ def test_word_dropout_hides_text_targets_alone(stage, variables):
 
 
 def test_speech_dropout_shows_the_first_codebook_of_targets(stage, variables):
-    """Frames that were targets themselves; what is heard keeps all of them."""
+    """Only target frames lose codebooks; frames of the prompt keep all."""
     other = LMStage(CONFIG, dataclasses.replace(stage.settings, speech_dropout=1.0))
     arrays = other.arrays(packed((ASR,), (SFT,)))
     seen = []
@@ -656,7 +656,7 @@ def test_bad_settings(settings):
         LMSettings(**settings)
 
 
-def test_a_weight_a_codebook():
+def test_audio_weights_need_a_value_per_codebook():
     with pytest.raises(StageError, match="lm: 2 audio_weights, expected 3, one a codebook"):
         LMStage(CONFIG, LMSettings(audio_weights=(1.0, 1.0)))
 

@@ -1,4 +1,4 @@
-"""The tokenizer stage: learns sound and words, counts for its codebooks, reads no padding."""
+"""The tokenizer stage: learning, codebook counts, gradients and padding."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def clip(seconds: float, pitch: float) -> np.ndarray:
 
 
 def chunks_of(bucket: float, seconds: list[list[float]], starts, fill: float) -> AudioChunks:
-    """(rows, places) clips of so many seconds, 0 for an empty place; `fill` is past them."""
+    """(rows, places) clips of these lengths, 0 for an empty place, filled up with `fill`."""
     shape = np.shape(seconds)
     samples = round(bucket * 16000)
     made = AudioChunks(
@@ -128,7 +128,7 @@ def arrays(stage):
     return stage.arrays(batch_of())
 
 
-# The graphs are large and their arrays minute: compiling is all the time that these tests take.
+# The graphs are large and their arrays tiny: compilation takes nearly all of the time.
 QUICK = {"xla_backend_optimization_level": 0}
 
 
@@ -265,7 +265,7 @@ def test_amounts_and_totals(stage, arrays):
     }
 
 
-def test_batches_without_what_the_stage_needs_are_refused(stage):
+def test_incomplete_batches_are_refused(stage):
     batch = batch_of()
     with pytest.raises(StageError, match="without mels; set data.audio"):
         stage.arrays(batch._replace(audio=()))
@@ -322,7 +322,7 @@ def test_the_share_and_the_commitment_weight_follow_the_step(grads_of, arrays):
     assert float(loss) == pytest.approx(want, rel=1e-5)
 
 
-def test_nothing_depends_on_padding(stage, grads_of, arrays):
+def test_padding_changes_nothing(stage, grads_of, arrays):
     want, dirty = grads_of(arrays, step=30), grads_of(stage.arrays(batch_of(np.nan)), step=30)
     for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(dirty), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -387,8 +387,8 @@ def test_audio_is_placed_at_its_positions(stage, variables, arrays, evaluated):
         assert (text(True, here) != text(False, here)) == moves, here
 
 
-def test_microbatches_merge_to_the_batch(stage, grads_of, arrays):
-    """Each row alone (the other one empty) with the whole's totals: everything adds up."""
+def test_microbatches_add_up(stage, grads_of, arrays):
+    """Losses and gradients of each row (the other is empty) with the batch's totals add up."""
     totals = stage.totals(arrays)
 
     def without(row: int):

@@ -1,4 +1,4 @@
-"""The vocoder stage: learns, plays the game fairly, measures f0, reads no padding."""
+"""The vocoder stage: learning, adversarial gradients, f0 and padding."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def tone(seconds: float, pitch: float) -> np.ndarray:
 
 
 def batch_of(*seconds: float, padding: float = 0.0) -> AudioBatch:
-    """Crops of SECONDS, of recordings so long; `padding` is what lies past their end."""
+    """Crops of SECONDS from recordings of these lengths, filled up with `padding`."""
     count = len(seconds)
     wave = np.full((count, int(SECONDS * 24000)), padding, np.float32)
     mel = np.full((count, int(SECONDS * 50), 80), padding, np.float32)
@@ -131,7 +131,7 @@ def evaluate(stage):
 
 
 def test_overfits_one_batch(stage, variables, arrays, gradient, evaluate):
-    """The game starts on the way, without a jump to NaN."""
+    """Adversarial losses start after 43 steps and stay finite."""
     before = evaluate(variables, arrays, KEY)
     tx = optax.adam(optax.cosine_decay_schedule(1e-2, 100), b1=0.8, b2=0.99)
 
@@ -153,7 +153,7 @@ def test_overfits_one_batch(stage, variables, arrays, gradient, evaluate):
         assert after[name] < before[name] / factor, name
 
 
-def test_gradients_are_those_of_two_separate_losses(stage, variables, arrays, gradient):
+def test_gradients_equal_those_of_two_separate_losses(stage, variables, arrays, gradient):
     """HiFi-GAN's losses written out, generator and discriminators each alone; a full crop."""
     full = {name: array[:1] for name, array in arrays.items()}
     params, totals = variables["params"], stage.totals(full)
@@ -279,7 +279,7 @@ def test_arrays_are_of_whole_frames(stage, arrays):
     np.testing.assert_allclose(arrays["f0_BT"][1, :10], 210, rtol=0.02)
 
 
-def test_without_weights_there_are_no_discriminators():
+def test_discriminators_without_loss_weights_are_left_out():
     alone = dataclasses.replace(SETTINGS, adversarial=0.0, features=0.0)
     stage = VocoderStage(CONFIG, alone)
     assert set(jax.eval_shape(stage.init, KEY)["params"]) == {"vocoder"}
@@ -298,7 +298,7 @@ def test_pictures_are_sounds(stage, variables, arrays):
     np.testing.assert_array_equal(sounds["audio/1/target"][0], arrays["wave_BS"][1, :4800])
 
 
-def test_batches_without_anything_to_learn_are_refused(stage):
+def test_incomplete_or_empty_batches_are_refused(stage):
     batch = batch_of(0.3)
     with pytest.raises(StageError, match=r"vocoder: batches without \['wave'\]"):
         stage.arrays(batch._replace(wave_BS=None))
