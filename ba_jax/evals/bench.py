@@ -67,7 +67,7 @@ class Bench:
         """The judge of written answers.
 
         Raises:
-          VerdictError: a judge that is not set up.
+          EvalError: a judge that is not set up.
         """
         return AnswerJudge(self.settings.verdict, self.out / "verdicts")
 

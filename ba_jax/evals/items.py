@@ -14,7 +14,7 @@ Line = dict[str, Any]
 
 
 class EvalError(ValueError):
-    """An evaluation that has no items, or lacks something that it needs."""
+    """An evaluation that lacks something it needs: items, a setting, a readable file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +25,10 @@ class EvalItem:
       id: unique in the suite.
       number: position among all items of the suite; random draws for the item depend on it alone.
       language: language of the scored text.
-      record: source record; None for a record that could not be read.
+      record: record of the dataset; None for a benchmark, or one that could not be read.
       group: part of the suite's figures that the item counts in.
       trouble: reason why the item cannot be used, or "".
+      source: the benchmark's `Question` or `Choice`; None for an item of the dataset.
     """
 
     id: str
@@ -36,6 +37,7 @@ class EvalItem:
     record: Record | None
     group: str = ""
     trouble: str = ""
+    source: Any = None
 
 
 Items = Sequence[EvalItem]

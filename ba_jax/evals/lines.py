@@ -8,12 +8,8 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ba_jax.evals.items import Line
+from ba_jax.evals.items import EvalError, Line
 from ba_jax.files import write_whole
-
-
-class LineError(ValueError):
-    """A file of saved lines that is damaged, or lacks a line."""
 
 
 def read_lines(path: pathlib.Path) -> tuple[dict[str, Any] | None, dict[str, Line]]:
@@ -22,7 +18,7 @@ def read_lines(path: pathlib.Path) -> tuple[dict[str, Any] | None, dict[str, Lin
     A last line without its newline was cut short by a kill and is left out.
 
     Raises:
-      LineError: a malformed line.
+      EvalError: a malformed line.
     """
     try:
         raw_lines = path.read_bytes().split(b"\n")[:-1]
@@ -37,7 +33,7 @@ def read_lines(path: pathlib.Path) -> tuple[dict[str, Any] | None, dict[str, Lin
             else:
                 lines[value["id"]] = value
         except (ValueError, KeyError, TypeError) as error:
-            raise LineError(f"{path}:{number}: no line of an evaluation ({error!r})") from None
+            raise EvalError(f"{path}:{number}: no line of an evaluation ({error!r})") from None
     return header, lines
 
 
@@ -45,7 +41,7 @@ def read_matching_lines(path: pathlib.Path, made_with: str) -> dict[str, Line]:
     """Read a file's lines; none if they were made with other settings.
 
     Raises:
-      LineError: as `read_lines`.
+      EvalError: as `read_lines`.
     """
     header, lines = read_lines(path)
     return lines if header is not None and header["made_with"] == made_with else {}

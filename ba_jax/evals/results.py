@@ -92,7 +92,7 @@ def evaluate(
       The content of figures.json; {} on hosts other than the first.
 
     Raises:
-      ConfigError, CheckpointError, EvalError, LineError, RecordError, ShardingError: see there.
+      ConfigError, CheckpointError, EvalError, RecordError, ShardingError: see there.
     """
     if start not in runner.STARTS:
         raise EvalError(f"stage {start!r}, expected one of {runner.STARTS[1:]}")

@@ -21,7 +21,7 @@ from typing import Any
 from ba_jax.data.record import LANGUAGES
 from ba_jax.evals.bench import Bench
 from ba_jax.evals.items import EvalError, EvalItem, Items, Line, Outputs
-from ba_jax.evals.lines import Journal, LineError, read_lines, read_matching_lines, write_lines
+from ba_jax.evals.lines import Journal, read_lines, read_matching_lines, write_lines
 from ba_jax.evals.suite import Suite
 from ba_jax.types import Failure
 
@@ -73,8 +73,7 @@ def run(
       start: an entry of STARTS. "score" and "judge" use saved lines whatever their hash.
 
     Raises:
-      EvalError: no items, or two with one id.
-      LineError: saved lines that are damaged or missing.
+      EvalError: no items, two with one id, or saved lines that are damaged or missing.
     """
     items = suite.items(bench)
     if not items:
@@ -96,7 +95,7 @@ def run(
         path = _merged_path(folder, phase, suite.name)
         header, _ = read_lines(path)
         if header is None:
-            raise LineError(f"{path}: no such file; expected the lines of a completed run")
+            raise EvalError(f"{path}: no such file; expected the lines of a completed run")
         hashes[phase] = header["made_with"]
     for phase in phases:
         if phase not in reused:
@@ -227,7 +226,7 @@ def _merge(
     """Write the merged files; returns phase -> id -> line, in the order of the items.
 
     Raises:
-      LineError: an item without a line.
+      EvalError: an item without a line.
     """
     merged: dict[str, dict[str, Line]] = {}
     failed: set[str] = set()
@@ -236,7 +235,7 @@ def _merge(
         wanted = [item.id for item in items if item.id not in failed]
         missing = [name for name in wanted if name not in saved]
         if missing:
-            raise LineError(
+            raise EvalError(
                 f"{folder / FOLDERS[phase]}: no line for {len(missing)} of {len(wanted)} items of "
                 f"{suite.name}, such as {missing[0]!r}"
             )

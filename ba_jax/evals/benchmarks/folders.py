@@ -9,7 +9,7 @@ from typing import Any
 
 from ba_jax.audio import read_audio
 from ba_jax.data.record import Part
-from ba_jax.evals.benchmarks.tables import LayoutError
+from ba_jax.evals.items import EvalError
 
 STYLES = ("sft", "aqa")
 
@@ -19,7 +19,6 @@ class Benchmarks:
     """Folders of downloaded benchmarks, "" for none; `ba_jax.evals.benchmarks` has their layouts.
 
     Attributes:
-      openaudiobench, voicebench, s2sbench, cmmlu: folders.
       story_cloze: StoryCloze's CSV file.
       spoken_story_cloze: folder of pairs of recordings.
       subsets: subsets of a benchmark to load; () for all.
@@ -47,14 +46,14 @@ class Benchmarks:
         """Return a benchmark's folder or file.
 
         Raises:
-          LayoutError: it is not set, or does not exist.
+          EvalError: it is not set, or does not exist.
         """
         value = getattr(self, name)
         if not value:
-            raise LayoutError(f"benchmarks.{name} is not set, expected the benchmark's folder")
+            raise EvalError(f"benchmarks.{name} is not set, expected the benchmark's folder")
         path = pathlib.Path(value).expanduser()
         if not path.exists():
-            raise LayoutError(f"benchmarks.{name} = {value!r}: no such file or folder")
+            raise EvalError(f"benchmarks.{name} = {value!r}: no such file or folder")
         return path
 
     def apply_limit(self, items: Sequence[Any]) -> list[Any]:

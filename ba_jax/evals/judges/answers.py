@@ -2,13 +2,13 @@
 
 A judge maps questions to verdicts, both plain dicts that JSON holds:
 
-    question  id, language, rubric (`benchmarks.question.RUBRICS`), question, references, answer
+    question  id, language, rubric (`benchmarks.questions.Question`), question, references, answer
     verdict   id, verdict ("right", "wrong", "scored", "invalid", "unjudged"), score, reason, judge,
               said (the judge's reply, word by word)
 
 "invalid" is a reply in none of the expected forms; "unjudged" an answer that no judge has judged,
-with the reason. Neither counts as right; both are counted and listed (`scoring.verdicts`). Letters
-of multiple-choice questions and refusals are judged by rules, whichever judge is set.
+with the reason. Neither counts as right; both are counted and listed in the figures. Letters of
+multiple-choice questions and refusals are judged by rules, whichever judge is set.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ba_jax.evals.benchmarks.question import RUBRICS
+from ba_jax.evals.items import EvalError
 from ba_jax.evals.judges import rules
 
 KINDS = ("rules", "http")
@@ -56,10 +56,6 @@ PROMPTS = {
 _RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
 
 
-class VerdictError(ValueError):
-    """A judge that is not set up, or a question with an unknown rubric."""
-
-
 @dataclasses.dataclass(frozen=True)
 class AnswerJudgeSettings:
     """Settings of the judge of answers.
@@ -67,7 +63,6 @@ class AnswerJudgeSettings:
     Attributes:
       kind: "rules", or "http": an endpoint with `/chat/completions`.
       base_url: the endpoint, "https://api.openai.com/v1" or "http://localhost:8000/v1".
-      model: model name at the endpoint.
       key_variable: environment variable that holds the API key; "" sends none.
       timeout: seconds to wait for a reply.
       retries: further tries after a temporary error (timeout, no connection, HTTP 429 or 5xx).
@@ -104,10 +99,6 @@ class AnswerJudgeSettings:
             raise ValueError(f"{self}: expected retries and give_up of at least 0")
 
 
-class _NoReplyError(RuntimeError):
-    """The endpoint sent no readable reply."""
-
-
 class AnswerJudge:
     """Judges answers; an endpoint's valid replies are kept in a file and not requested again.
 
@@ -117,7 +108,7 @@ class AnswerJudge:
       sleep: waits for some seconds; for tests.
 
     Raises:
-      VerdictError: the API key's variable is not set.
+      EvalError: the API key's variable is not set.
     """
 
     def __init__(
@@ -131,7 +122,7 @@ class AnswerJudge:
         if settings.kind == "http" and settings.key_variable:
             self._key = os.environ.get(settings.key_variable, "").strip()
             if not self._key:
-                raise VerdictError(
+                raise EvalError(
                     f"environment variable {settings.key_variable} is not set, expected the API "
                     f"key of {settings.base_url}"
                 )
@@ -149,16 +140,7 @@ class AnswerJudge:
     def __call__(
         self, questions: Sequence[dict[str, Any]], progress: Callable[[int], None] | None = None
     ) -> list[dict[str, Any]]:
-        """Judge answers; returns verdicts in order, an error as the verdict's reason.
-
-        Raises:
-          VerdictError: a question with an unknown rubric.
-        """
-        for question in questions:
-            if question["rubric"] not in RUBRICS:
-                raise VerdictError(
-                    f"{question['id']}: rubric {question['rubric']!r}, expected one of {RUBRICS}"
-                )
+        """Judge answers; returns verdicts in order, an error as the verdict's reason."""
         verdicts = []
         workers = 1 if self.settings.kind == "rules" else self.settings.concurrency
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -172,13 +154,10 @@ class AnswerJudge:
         if self.settings.kind == "rules" or question["rubric"] not in PROMPTS:
             return rules.judge_by_rules(question)
         if not question["answer"].strip():
-            if question["rubric"] == "scale":
-                verdict, score = "scored", float(LOWEST)
-            else:
-                verdict, score = "wrong", None
-            return rules.make_verdict(
-                question, verdict, self.name, score=score, reason="an empty answer"
-            )
+            is_scale = question["rubric"] == "scale"
+            verdict, score = ("scored", float(LOWEST)) if is_scale else ("wrong", None)
+            reason = "an empty answer"
+            return rules.make_verdict(question, verdict, self.name, score=score, reason=reason)
         body = self._request_body(question)
         key = hashlib.sha256(f"{self.settings.base_url}\n{body}".encode()).hexdigest()
         reply = self._replies.get(key)
@@ -187,12 +166,11 @@ class AnswerJudge:
             if limit and self._missed >= limit:
                 reason = f"the judge did not answer {limit} items in a row"
                 return rules.make_verdict(question, "unjudged", self.name, reason=reason)
-            try:
-                reply = self._request(body)
-            except _NoReplyError as error:
+            reply, reason = self._request(body)
+            if reply is None:
                 with self._lock:
                     self._missed += 1
-                return rules.make_verdict(question, "unjudged", self.name, reason=str(error))
+                return rules.make_verdict(question, "unjudged", self.name, reason=reason)
             self._missed = 0
         verdict = parse_reply(question, reply, self.name)
         if verdict["verdict"] != "invalid":
@@ -212,12 +190,8 @@ class AnswerJudge:
         body = {"model": s.model, "messages": messages, "temperature": 0}
         return json.dumps(body | {"max_tokens": s.max_tokens}, ensure_ascii=False)
 
-    def _request(self, body: str) -> str:
-        """Request a reply, with retries.
-
-        Raises:
-          _NoReplyError: no reply after all tries, or a permanent error.
-        """
+    def _request(self, body: str) -> tuple[str | None, str]:
+        """Request a reply, with retries; returns (None, the reason) if there is no readable one."""
         import httpx
 
         s, reason = self.settings, ""
@@ -241,19 +215,18 @@ class AnswerJudge:
             try:
                 reply = json.loads(response.content)["choices"][0]["message"]["content"]
                 if isinstance(reply, str):
-                    return reply
+                    return reply, ""
                 reason = f"a reply that is no chat completion (content {reply!r})"
             except (ValueError, KeyError, IndexError, TypeError) as error:
                 content = response.content[:80]
                 reason = f"a reply that is no chat completion ({error!r}): {content!r}"
-        raise _NoReplyError(reason)
+        return None, reason
 
     def _keep(self, key: str, reply: str) -> None:
         with self._lock:
-            if key in self._replies:
-                return
+            is_kept = key in self._replies
             self._replies[key] = reply
-            if self._path is None:
+            if is_kept or self._path is None:
                 return
             self._path.parent.mkdir(parents=True, exist_ok=True)
             line = json.dumps({"key": key, "said": reply}, ensure_ascii=False)

@@ -117,11 +117,14 @@ def macro_figures(
 
 
 def language_figures(
-    rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], **keys: str
+    rows: Sequence[Mapping[str, Any]],
+    names: Mapping[str, str],
+    figures: Callable[..., dict[str, Any]] = rate_figures,
+    **keys: str,
 ) -> dict[str, Any]:
-    """Return `rate_figures` of each language that has rows, under its name in `names`."""
-    figures: dict[str, Any] = {}
+    """Return `figures(name, rows, **keys)` of each language that has rows, by `names`."""
+    results: dict[str, Any] = {}
     for language, name in names.items():
         if selected := [row for row in rows if row["language"] == language]:
-            figures |= rate_figures(name, selected, **keys)
-    return figures
+            results |= figures(name, selected, **keys)
+    return results

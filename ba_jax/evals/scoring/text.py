@@ -9,8 +9,9 @@ and written text in characters.
 from __future__ import annotations
 
 import functools
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from ba_jax.data.corpus import facts
@@ -77,11 +78,7 @@ def split_units(text: str, language: str, unit: str) -> list[str]:
 
 
 def tally(reference: str, hypothesis: str, language: str, unit: str) -> Tally:
-    """Count the errors of a text; for an empty reference, every unit is an insertion.
-
-    Raises:
-      ValueError: as `split_units`.
-    """
+    """Count the errors of a text; for an empty reference, every unit is an insertion."""
     import jiwer
 
     wanted = split_units(reference, language, unit)
@@ -92,9 +89,21 @@ def tally(reference: str, hypothesis: str, language: str, unit: str) -> Tally:
     return Tally(result.substitutions + result.deletions + result.insertions, len(wanted))
 
 
-def is_equal(reference: str, hypothesis: str, language: str, unit: str) -> bool:
-    """Compare two texts unit by unit."""
-    return split_units(reference, language, unit) == split_units(hypothesis, language, unit)
+def score_text(
+    reference: str, hypothesis: str | None, language: str, unit: str
+) -> dict[str, str | int | bool]:
+    """Return a row's reference, hypothesis, errors, units, and whether it is correct.
+
+    A hypothesis of None stands for a failure: every unit is wrong.
+    """
+    errors, units = tally(reference, hypothesis or "", language, unit)
+    return {
+        "reference": reference,
+        "hypothesis": hypothesis or "",
+        "errors": errors,
+        "units": units,
+        "correct": hypothesis is not None and errors == 0,
+    }
 
 
 def is_answer(reference: str, heard: str, language: str) -> bool:
@@ -111,23 +120,24 @@ def is_answer(reference: str, heard: str, language: str) -> bool:
     keys = _answer_keys(language).get(tuple(wanted))
     if keys is None:
         return False
-    errors = tally(reference, heard, language, unit)
-    if errors.errors / errors.units > MOST_ERRORS:
+    errors, count = tally(reference, heard, language, unit)
+    if errors / count > MOST_ERRORS:
         return False
     key, other_keys = keys
-    return _contains(units, key) and not any(_contains(units, other) for other in other_keys)
+    return contains(units, key) and not any(contains(units, other) for other in other_keys)
 
 
-def _contains(units: Sequence[str], key: tuple[str, ...]) -> bool:
-    return any(tuple(units[i : i + len(key)]) == key for i in range(len(units) - len(key) + 1))
+def contains(units: Sequence[str], key: Sequence[str]) -> bool:
+    """Decide whether `key` is a run of the units."""
+    size = len(key)
+    return any(list(units[i : i + size]) == list(key) for i in range(len(units) - size + 1))
 
 
 @functools.cache
 def _answer_keys(
     language: str,
 ) -> dict[tuple[str, ...], tuple[tuple[str, ...], set[tuple[str, ...]]]]:
-    """Map the units of a closed answer to its key and the keys of the other answers of its
-    category.
+    """Map the units of a closed answer to its key, and to the other keys of its category.
 
     Answers of a category differ in their keys alone: the key is the text between the prefix and the
     suffix that all of them share.
@@ -144,15 +154,10 @@ def _answer_keys(
         for answer, key in keys.items():
             # "white" is no sign of another answer if this answer's key contains it.
             others = {other for other in keys.values() if other != key}
-            answer_keys[answer] = key, {other for other in others if not _contains(key, other)}
+            answer_keys[answer] = key, {other for other in others if not contains(key, other)}
     return answer_keys
 
 
-def _shared_prefix(texts: Iterable[tuple[str, ...]]) -> int:
+def _shared_prefix(texts: Collection[tuple[str, ...]]) -> int:
     """Count the units that all texts begin with."""
-    count = 0
-    for column in zip(*texts, strict=False):
-        if len(set(column)) > 1:
-            break
-        count += 1
-    return count
+    return len(os.path.commonprefix(list(texts)))

@@ -10,8 +10,6 @@ from ba_jax.evals.scoring import bootstrap, text
 from ba_jax.evals.suite import Suite
 from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_ENCODER
 
-_GROUPS = ("statements", "questions")
-
 
 class Recognition(Suite):
     """`asr_wer` pools English words and Mandarin characters over the corpus; then each alone."""
@@ -28,23 +26,18 @@ class Recognition(Suite):
 
     def score(self, bench: Bench, item: EvalItem, outputs: Outputs) -> Line:
         """Count errors; a failed item has every unit wrong."""
-        part, hypothesis = item.record.parts[0], outputs.generated.get("text", "")
-        unit = text.WRITTEN_UNIT[item.language]
-        tally = text.tally(part.text, hypothesis, item.language, unit)
+        part, language = item.record.parts[0], item.language
+        hypothesis = outputs.generated.get("text")
         return {
             "group": item.group,
-            "reference": part.text,
-            "hypothesis": hypothesis,
-            "errors": tally.errors,
-            "units": tally.units,
-            "correct": bool(outputs.generated) and tally.errors == 0,
+            **text.score_text(part.text, hypothesis, language, text.WRITTEN_UNIT[language]),
             "audio": {"heard": bench.recordings.save_reference(part, item.id)},
         }
 
     def figures(self, bench: Bench, rows: Lines) -> dict[str, Any]:
         figures = {**bootstrap.rate_figures("asr_wer", rows), "asr_items": len(rows)}
         figures |= bootstrap.language_figures(rows, {"en": "asr_wer_en", "zh": "asr_cer_zh"})
-        for group in _GROUPS:
+        for group in ("statements", "questions"):
             if selected := [row for row in rows if row.get("group") == group]:
                 figures |= bootstrap.rate_figures(f"asr_wer_{group}", selected)
         figures["asr_scored"] = "words in English, characters in Mandarin, corpus level"

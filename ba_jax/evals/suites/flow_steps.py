@@ -13,7 +13,7 @@ from typing import Any
 from ba_jax.audio.mel import FLOW_MEL
 from ba_jax.evals.bench import Bench
 from ba_jax.evals.items import EvalItem, Items, Line, Lines, Outputs, Results
-from ba_jax.evals.scoring import bootstrap, mel, text
+from ba_jax.evals.scoring import bootstrap, mel
 from ba_jax.evals.suite import Suite
 from ba_jax.evals.suites import spoken
 from ba_jax.sampling.stream import for_streaming
@@ -66,12 +66,11 @@ class FlowSteps(Suite):
 
     def score(self, bench: Bench, item: EvalItem, outputs: Outputs) -> Line:
         """Return the row of the most steps, and each variant's errors."""
-        reference, language = item.record.parts[0].text, item.language
+        reference = item.record.parts[0].text
         row = spoken.score_heard(item, reference, outputs.judged.get(str(STEPS[-1])))
         row["heard"] = {name: outputs.judged.get(name, "") for name in VARIANTS}
         for name, heard in row["heard"].items():
-            tally = text.tally(reference, heard, language, text.SPOKEN_UNIT[language])
-            row[f"errors_{name}"] = tally.errors
+            row[f"errors_{name}"] = spoken.score_heard(item, reference, heard)["errors"]
         if outputs.presented:
             row |= mel.error_columns(outputs.presented["mel_error"])
         names = ("reference", *VARIANTS)

@@ -6,10 +6,11 @@ by the last line that it writes; the lines before are the item's `transcribe_fir
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ba_jax.data.examples import TRANSCRIPT_END
+from ba_jax.data.record import LANGUAGES
 from ba_jax.evals.bench import Bench
 from ba_jax.evals.items import EvalItem, Items, Line, Lines, Outputs, Results, make_items
 from ba_jax.evals.scoring import bootstrap, text
@@ -22,16 +23,13 @@ class WrittenAnswers(Suite):
     """Exact match of written answers after normalisation.
 
     Args:
-      name: name of the suite and its main figure.
-      components: components of the model.
+      name, components: attributes of the suite.
       task, options: arguments of `ExampleMaker`.
     """
 
-    def __init__(
-        self, name: str, components: tuple[str, ...], task: str, options: Mapping[str, str]
-    ):
+    def __init__(self, name: str, components: tuple[str, ...], task: str, **options: str):
         self.name, self.components = name, components
-        self._task, self._options = task, dict(options)
+        self._task, self._options = task, options
 
     def items(self, bench: Bench) -> list[EvalItem]:
         return make_items(bench.records.dialogues)
@@ -42,18 +40,11 @@ class WrittenAnswers(Suite):
     def score(self, bench: Bench, item: EvalItem, outputs: Outputs) -> Line:
         """Compare the answer; a failed item is wrong."""
         question, answer = item.record.parts
-        unit = text.WRITTEN_UNIT[item.language]
-        transcript, hypothesis = _split_answer(outputs.generated.get("text", ""))
-        tally = text.tally(answer.text, hypothesis, item.language, unit)
-        is_equal = text.is_equal(answer.text, hypothesis, item.language, unit)
+        transcript, row = _score_written(item, answer.text, outputs)
         return {
             "question": question.text,
-            "reference": answer.text,
-            "hypothesis": hypothesis,
+            **row,
             "transcribe_first": transcript,
-            "errors": tally.errors,
-            "units": tally.units,
-            "correct": bool(outputs.generated) and is_equal,
             "audio": {"heard": bench.recordings.save_reference(question, f"{item.id}-question")},
         }
 
@@ -77,8 +68,8 @@ class SpokenAnswers(Suite):
         return make_items([d for d in bench.records.dialogues if d.parts[1].is_spoken])
 
     def generate(self, bench: Bench, items: Items) -> Results:
-        options = {"questions": "spoken", "answers": "spoken"}
-        return bench.ask(items, "sft", "answering in speech", **options)
+        description = "answering in speech"
+        return bench.ask(items, "sft", description, questions="spoken", answers="spoken")
 
     def present(self, bench: Bench, items: Items, generated: Lines) -> Results:
         """Save the waves, and the recordings of the answers."""
@@ -92,23 +83,21 @@ class SpokenAnswers(Suite):
 
     def score(self, bench: Bench, item: EvalItem, outputs: Outputs) -> Line:
         """Compare the answer; a failed item is wrong, but its text counts in `text_correct`."""
-        question, answer, language = item.record.parts[0], item.record.parts[1].text, item.language
-        transcript, written = _split_answer(outputs.generated.get("text", ""))
+        question, answer = item.record.parts[0], item.record.parts[1].text
+        transcript, written = _score_written(item, answer, outputs)
         row = spoken.score(item, answer, outputs)
-        heard = row["hypothesis"]
-        is_exact = text.is_equal(answer, heard, language, text.SPOKEN_UNIT[language])
+        is_right = text.is_answer(answer, row["hypothesis"], item.language)
         row |= {
             "question": question.text,
-            "correct": bool(outputs.judged) and text.is_answer(answer, heard, language),
-            "exact": bool(outputs.judged) and is_exact,
-            "text": written,
+            "correct": bool(outputs.judged) and is_right,
+            "exact": row["correct"],
+            "text": written["hypothesis"],
             "transcribe_first": transcript,
-            "text_correct": bool(outputs.generated)
-            and text.is_equal(answer, written, language, text.WRITTEN_UNIT[language]),
+            "text_correct": written["correct"],
         }
         if outputs.judged:
-            on_reference = text.is_answer(answer, row["heard_on_reference"], language)
-            row["correct_on_reference"] = on_reference
+            heard = row["heard_on_reference"]
+            row["correct_on_reference"] = text.is_answer(answer, heard, item.language)
         path = bench.recordings.save_reference(question, f"{item.id}-question")
         row["audio"] = {"heard": path, **row["audio"]}
         return row
@@ -127,24 +116,24 @@ class SpokenAnswers(Suite):
         return figures
 
 
-def _split_answer(written: str) -> tuple[str, str]:
-    """Return (the lines before the last one, the last line)."""
-    before, _, last = written.rpartition(TRANSCRIPT_END)
-    return before.strip(), last.strip()
+def _score_written(item: EvalItem, answer: str, outputs: Outputs) -> tuple[str, Line]:
+    """Return (the lines before the last one, the score of the last line)."""
+    before, _, last = outputs.generated.get("text", "").rpartition(TRANSCRIPT_END)
+    hypothesis = last.strip() if outputs.generated else None
+    unit = text.WRITTEN_UNIT[item.language]
+    return before.strip(), text.score_text(answer, hypothesis, item.language, unit)
 
 
 def _share_figures(name: str, rows: Sequence[Line]) -> dict[str, Any]:
     figures = bootstrap.share_figures(name, rows, "correct")
     figures[f"{name}_items"] = len(rows)
-    for language in ("en", "zh"):
-        if selected := [row for row in rows if row["language"] == language]:
-            figures |= bootstrap.share_figures(f"{name}_{language}", selected, "correct")
-    return figures
+    names = {language: f"{name}_{language}" for language in LANGUAGES}
+    return figures | bootstrap.language_figures(rows, names, bootstrap.share_figures, key="correct")
 
 
 SUITES = (
-    WrittenAnswers("qa_s2t", LANGUAGE_MODEL + SPEECH_ENCODER, "aqa", {}),
+    WrittenAnswers("qa_s2t", LANGUAGE_MODEL + SPEECH_ENCODER, "aqa"),
     # The text ability that training on speech has to keep.
-    WrittenAnswers("qa_t2t", ("llm",), "sft", {"questions": "written", "answers": "written"}),
+    WrittenAnswers("qa_t2t", ("llm",), "sft", questions="written", answers="written"),
     SpokenAnswers(),
 )

@@ -9,7 +9,6 @@ from ba_jax.evals.suite import Suite
 from ba_jax.evals.suites import (
     asr,
     choice,
-    cloze,
     flow_steps,
     qa,
     reconstruction,
@@ -18,7 +17,7 @@ from ba_jax.evals.suites import (
     tts,
 )
 
-_FILES = (asr, s2tt, qa, tts, reconstruction, flow_steps, cloze, choice, spoken_qa)
+_FILES = (asr, s2tt, qa, tts, reconstruction, flow_steps, choice, spoken_qa)
 SUITES: Mapping[str, Suite] = {suite.name: suite for file in _FILES for suite in file.SUITES}
 
 

@@ -41,18 +41,16 @@ def hear(
 def hear_all(
     bench: Bench, items: Items, presented: Lines, descriptions: Mapping[str, str]
 ) -> Results:
-    """Recognise the waves under each key; an item fails with the first wave that is not heard.
+    """Recognise the waves under each key of `descriptions` (names of the work, for the progress).
 
-    Args:
-      descriptions: key -> name of the work, for the progress.
+    An item fails with the first wave that is not heard.
     """
-    lines: Results = [{} for _ in items]
-    for key, description in descriptions.items():
-        for i, heard in enumerate(hear(bench, items, presented, key, description)):
-            if isinstance(lines[i], Failure):
-                continue
-            lines[i] = heard if isinstance(heard, Failure) else lines[i] | {key: heard}
-    return lines
+    columns = [hear(bench, items, presented, *column) for column in descriptions.items()]
+    return [
+        next((text for text in texts if isinstance(text, Failure)), None)
+        or dict(zip(descriptions, texts, strict=True))
+        for texts in zip(*columns, strict=True)
+    ]
 
 
 def judge(bench: Bench, items: Items, presented: Lines) -> Results:
@@ -64,27 +62,16 @@ def judge(bench: Bench, items: Items, presented: Lines) -> Results:
     references = hear(bench, items, presented, "reference", "listening to the reference")
     lines: Results = []
     for heard, reference in zip(texts, references, strict=True):
-        if isinstance(heard, Failure):
-            lines.append(heard)
-        elif isinstance(reference, Failure):
-            line = {"heard": heard, "heard_on_reference": ""}
-            lines.append(line | {"reference_failed": reference.reason})
-        else:
-            lines.append({"heard": heard, "heard_on_reference": reference})
+        line = {"heard": heard, "heard_on_reference": reference}
+        if isinstance(reference, Failure):
+            line |= {"heard_on_reference": "", "reference_failed": reference.reason}
+        lines.append(heard if isinstance(heard, Failure) else line)
     return lines
 
 
 def score_heard(item: EvalItem, reference: str, heard: str | None) -> Line:
     """Score the words heard against the reference; None (a failure) has every unit wrong."""
-    unit = text.SPOKEN_UNIT[item.language]
-    tally = text.tally(reference, heard or "", item.language, unit)
-    return {
-        "reference": reference,
-        "hypothesis": heard or "",
-        "errors": tally.errors,
-        "units": tally.units,
-        "correct": heard is not None and tally.errors == 0,
-    }
+    return text.score_text(reference, heard, item.language, text.SPOKEN_UNIT[item.language])
 
 
 def score(item: EvalItem, reference: str, outputs: Outputs) -> Line:
@@ -101,12 +88,9 @@ def score(item: EvalItem, reference: str, outputs: Outputs) -> Line:
     }
     if judged:
         heard = judged["heard_on_reference"]
-        tally = text.tally(reference, heard, item.language, text.SPOKEN_UNIT[item.language])
-        row |= {
-            "heard_on_reference": heard,
-            "errors_on_reference": tally.errors,
-            "units_on_reference": tally.units,
-        }
+        on_reference = score_heard(item, reference, heard)
+        row |= {f"{key}_on_reference": on_reference[key] for key in ("errors", "units")}
+        row["heard_on_reference"] = heard
         if "reference_failed" in judged:
             row["reference_failed"] = judged["reference_failed"]
     return row

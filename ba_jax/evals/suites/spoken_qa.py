@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,8 @@ import numpy as np
 from ba_jax.audio import AudioError
 from ba_jax.data.record import Part, Record
 from ba_jax.evals.bench import Bench
-from ba_jax.evals.benchmarks import openaudiobench, voicebench
 from ba_jax.evals.benchmarks.folders import Benchmarks, spoken_part
-from ba_jax.evals.benchmarks.question import Question
+from ba_jax.evals.benchmarks.questions import Question, load_openaudiobench, load_voicebench
 from ba_jax.evals.items import (
     EvalError,
     EvalItem,
@@ -30,35 +29,31 @@ from ba_jax.evals.items import (
     replace_usable,
 )
 from ba_jax.evals.judges import answers as answer_judge
-from ba_jax.evals.scoring import verdicts
+from ba_jax.evals.scoring import bootstrap
 from ba_jax.evals.suite import Suite
 from ba_jax.evals.suites import spoken
 from ba_jax.types import Failure
 from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_DECODER, SPEECH_ENCODER
 
-
-@dataclasses.dataclass(frozen=True)
-class QuestionItem(EvalItem):
-    """An item with its question; the recording is read when it is asked."""
-
-    source: Question | None = None
+_LOADERS: Mapping[str, Callable[[Benchmarks], list[Question]]] = {
+    "openaudiobench": lambda b: load_openaudiobench(b.folder("openaudiobench"), b.subsets),
+    "voicebench": lambda b: load_voicebench(b.folder("voicebench"), b.subsets),
+}
 
 
 class SpokenQuestions(Suite):
-    """Questions of a benchmark; the figures are `scoring.verdicts.figures` of each subset.
+    """Questions of a benchmark (`item.source`); figures of each subset are `figures_of_verdicts`.
 
     Args:
-      name: name of the suite.
-      load: loads the questions that the settings name.
+      benchmark: a key of `_LOADERS`.
       speaks: answers are spoken.
     """
 
     judged = True
 
-    def __init__(
-        self, name: str, load: Callable[[Benchmarks], Sequence[Question]], *, speaks: bool
-    ):
-        self.name, self.speaks, self._load = name, speaks, load
+    def __init__(self, benchmark: str, *, speaks: bool):
+        self.name = f"{benchmark}_{'s2s' if speaks else 's2t'}"
+        self.speaks, self._load = speaks, _LOADERS[benchmark]
         parts = (*LANGUAGE_MODEL, *SPEECH_ENCODER, *(SPEECH_DECODER if speaks else ()))
         self.components = tuple(dict.fromkeys(parts))
 
@@ -66,7 +61,7 @@ class SpokenQuestions(Suite):
         """Return questions.
 
         Raises:
-          EvalError, LayoutError: style "aqa" with spoken answers, or as the loader.
+          EvalError: style "aqa" with spoken answers, or another layout of the folder.
         """
         settings = bench.settings.benchmarks
         if self.speaks and settings.style != "sft":
@@ -74,12 +69,11 @@ class SpokenQuestions(Suite):
                 f"{self.name}: benchmarks.style {settings.style!r} gives written answers, "
                 "expected 'sft'"
             )
-        items = []
-        for number, question in enumerate(settings.apply_limit(self._load(settings))):
-            record = Record(question.id, "text", question.language, (Part(question.text),))
-            fields = (question.id, number, question.language, record, question.subset)
-            items.append(QuestionItem(*fields, source=question))
-        return items
+        questions = settings.apply_limit(self._load(settings))
+        return [
+            EvalItem(question.id, number, question.language, None, question.subset, source=question)
+            for number, question in enumerate(questions)
+        ]
 
     def generate(self, bench: Bench, items: Items) -> Results:
         records = [self._make_record(bench, item.source) for item in items]
@@ -110,18 +104,16 @@ class SpokenQuestions(Suite):
 
     def present(self, bench: Bench, items: Items, generated: Lines) -> Results:
         """Make the judge's question; a spoken answer's recording is `generated`."""
-        questions = []
-        for item, line in zip(items, generated, strict=True):
-            question = item.source
-            questions.append(
-                {
-                    "language": question.language,
-                    "rubric": question.rubric,
-                    "question": question.text,
-                    "references": list(question.references),
-                    "answer": line["text"],
-                }
-            )
+        questions = [
+            {
+                "language": item.source.language,
+                "rubric": item.source.rubric,
+                "question": item.source.text,
+                "references": list(item.source.references),
+                "answer": line["text"],
+            }
+            for item, line in zip(items, generated, strict=True)
+        ]
         if not self.speaks:
             return questions
         recordings = spoken.present(bench, self.name, items, generated, [""] * len(items))
@@ -138,13 +130,9 @@ class SpokenQuestions(Suite):
 
         def judge(usable: list[int]) -> list[Line]:
             questions = [presented[i] | {"answer": answers[i], "id": items[i].id} for i in usable]
-            lines = []
-            for i, verdict in zip(
-                usable, bench.judge_answers(questions, "judging answers"), strict=True
-            ):
-                line = {key: value for key, value in verdict.items() if key != "id"}
-                lines.append(line | {"heard": answers[i]})
-            return lines
+            verdicts = bench.judge_answers(questions, "judging answers")
+            lines = [v | {"heard": answers[i]} for i, v in zip(usable, verdicts, strict=True)]
+            return [{key: line[key] for key in line if key != "id"} for line in lines]
 
         return replace_usable(answers, judge)
 
@@ -175,24 +163,43 @@ class SpokenQuestions(Suite):
                 groups[row["subset"]].append(row)
         figures: dict[str, Any] = {}
         for subset, members in groups.items():
-            figures |= verdicts.figures(f"{self.name}_{subset}", members)
+            figures |= figures_of_verdicts(f"{self.name}_{subset}", members)
         figures[f"{self.name}_judge"] = bench.answer_judge.name
         if self.speaks:
             figures[f"{self.name}_heard_by"] = bench.judge.names
         return figures
 
 
-def _openaudiobench(settings: Benchmarks) -> list[Question]:
-    subsets = settings.subsets or tuple(openaudiobench.SUBSETS)
-    return openaudiobench.load(settings.folder("openaudiobench"), subsets)
+def figures_of_verdicts(name: str, verdicts: Sequence[Line]) -> dict[str, Any]:
+    """Compute the figures of a subset's verdicts.
+
+    `name` is the share of right answers, or the mean score from 1 to 10, of all that were judged;
+    absent if none was. An invalid verdict counts as wrong and is left out of the mean; an item that
+    failed earlier has the verdict "wrong" or the lowest score. `NAME_items`, `_judged`, `_invalid`
+    and `_unjudged` count verdicts; `_invalid_ids` and `_unjudged_reasons` list them.
+    """
+    groups = collections.defaultdict(list)
+    for verdict in verdicts:
+        groups[verdict["verdict"]].append(verdict)
+    invalid, unjudged = groups["invalid"], groups["unjudged"]
+    results: dict[str, Any] = {}
+    if groups["scored"]:
+        results |= bootstrap.mean_figures(name, [v["score"] for v in groups["scored"]])
+    elif groups["right"] or groups["wrong"]:
+        judged = [v["verdict"] == "right" for v in verdicts if v["verdict"] != "unjudged"]
+        results |= bootstrap.mean_figures(name, judged)
+    results |= {
+        f"{name}_items": len(verdicts),
+        f"{name}_judged": len(verdicts) - len(unjudged),
+        f"{name}_invalid": len(invalid),
+        f"{name}_unjudged": len(unjudged),
+    }
+    if invalid:
+        results[f"{name}_invalid_ids"] = [verdict["id"] for verdict in invalid]
+    if unjudged:
+        reasons = collections.Counter(verdict["reason"] for verdict in unjudged)
+        results[f"{name}_unjudged_reasons"] = dict(reasons)
+    return results
 
 
-def _voicebench(settings: Benchmarks) -> list[Question]:
-    return voicebench.load(settings.folder("voicebench"), settings.subsets or voicebench.DEFAULT)
-
-
-SUITES = tuple(
-    SpokenQuestions(f"{name}_{way}", load, speaks=way == "s2s")
-    for name, load in (("openaudiobench", _openaudiobench), ("voicebench", _voicebench))
-    for way in ("s2t", "s2s")
-)
+SUITES = tuple(SpokenQuestions(b, speaks=s) for b in _LOADERS for s in (False, True))

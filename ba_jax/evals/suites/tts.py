@@ -61,13 +61,11 @@ class Synthesis(Suite):
         }
         figures |= bootstrap.language_figures(rows, names, **_ON_REFERENCE)
         figures |= bootstrap.language_figures(rows, {"zh": "tts_judge_cer_zh"}, **_CHARACTERS)
-        figures |= bootstrap.macro_figures("tts_judge_wer_macro", rows)
-        for language, name, keys in (
-            ("en", "tts_judge_wer_macro_en", {}),
-            ("zh", "tts_judge_cer_macro_zh", _CHARACTERS),
-        ):
-            if selected := [row for row in rows if row["language"] == language]:
-                figures |= bootstrap.macro_figures(name, selected, **keys)
+        macro = bootstrap.macro_figures
+        figures |= macro("tts_judge_wer_macro", rows)
+        figures |= bootstrap.language_figures(rows, {"en": "tts_judge_wer_macro_en"}, macro)
+        names = {"zh": "tts_judge_cer_macro_zh"}
+        figures |= bootstrap.language_figures(rows, names, macro, **_CHARACTERS)
         figures["tts_words_per_turn"] = bench.settings.tts_words_per_turn
         figures["tts_judge"] = bench.judge.names
         figures["tts_scored"] = "words in English, toneless syllables in Mandarin, corpus level"

@@ -9,7 +9,6 @@ import pytest
 from ba_jax.data.record import Part, Record
 from ba_jax.evals import runner
 from ba_jax.evals.items import EvalError, make_items
-from ba_jax.evals.lines import LineError
 from ba_jax.evals.runner import Hosts
 from ba_jax.evals.suite import Suite
 from ba_jax.types import Failure
@@ -119,7 +118,7 @@ def test_a_line_that_was_cut_short_is_ignored(tmp_path):
     assert suite.calls["generate"][0] == [3, 4]  # the line of 3 was cut
     path = tmp_path / "generations" / "doubling.jsonl"
     path.write_text(path.read_text().replace('{"id":"2"', '{"id":'))
-    with pytest.raises(LineError, match=r"doubling.jsonl:4: no line of an evaluation"):
+    with pytest.raises(EvalError, match=r"doubling.jsonl:4: no line of an evaluation"):
         runner.run(Doubling(), bench_in(tmp_path), MADE_WITH)
 
 
@@ -153,9 +152,9 @@ def test_scores_and_judges_again(tmp_path):
     result = runner.run(suite, bench_in(tmp_path), MADE_WITH, start="generate")
     assert sum(map(len, suite.calls["generate"])) == 8
     # more items than there are lines
-    with pytest.raises(LineError, match="no line for 1 of 9 items of doubling, such as '8'"):
+    with pytest.raises(EvalError, match="no line for 1 of 9 items of doubling, such as '8'"):
         runner.run(Doubling(9), bench_in(tmp_path), MADE_WITH, start="score")
-    with pytest.raises(LineError, match=r"judged/doubling.jsonl: no such file"):
+    with pytest.raises(EvalError, match=r"judged/doubling.jsonl: no such file"):
         path.unlink()
         runner.run(Doubling(), bench_in(tmp_path), MADE_WITH, start="score")
 

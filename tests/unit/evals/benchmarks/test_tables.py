@@ -4,38 +4,31 @@ import pathlib
 
 import pytest
 
-from ba_jax.evals.benchmarks.tables import (
-    LayoutError,
-    TableRow,
-    language_of,
-    parse_list,
-    read_csv,
-    read_jsonl,
-    read_parquet,
-)
+from ba_jax.evals.benchmarks.tables import TableRow, language_of, read_table
+from ba_jax.evals.items import EvalError
 
 
 def test_csv(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text('\ufeffa,b ,c\n1,"x, ""y""\nz",é\n\n2,,\n', encoding="utf-8")
-    rows = read_csv(path, ("a", "b"))
+    rows = list(read_table(path, ("a", "b")))
     assert [dict(row.values) for row in rows] == [
         {"a": "1", "b": 'x, "y"\nz', "c": "é"},
         {"a": "2", "b": "", "c": ""},
     ]
     assert rows[0].text("b") == 'x, "y"\nz' and rows[1].where == f"{path}, row 3"
-    with pytest.raises(LayoutError, match=r"row 3: column 'b' holds '', expected text"):
+    with pytest.raises(EvalError, match=r"row 3: column 'b' holds '', expected text"):
         rows[1].text("b")
-    with pytest.raises(LayoutError, match=r"holds '2', expected one of \['A', 'B'\]"):
+    with pytest.raises(EvalError, match=r"holds '2', expected one of \['A', 'B'\]"):
         rows[1].one_of("a", ("A", "B"))
-    with pytest.raises(LayoutError, match=r"no column \['d'\], expected \['a', 'd'\]; found"):
-        read_csv(path, ("a", "d"))
+    with pytest.raises(EvalError, match=r"no column \['d'\], expected \['a', 'd'\]; found"):
+        list(read_table(path, ("a", "d")))
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", r"no column \['a'\]"),
+        (b"", "no rows, expected a table with columns"),
         (b"a,b\n", "no rows"),
         (b"a,b\n1\n", "row 1: 1 values, expected 2"),
         (b"a,b\n\xff\xfe,2\n", "no CSV in UTF-8"),
@@ -45,16 +38,16 @@ def test_csv(tmp_path):
 def test_damaged_csv(tmp_path, data, message):
     path = tmp_path / "t.csv"
     path.write_bytes(data)
-    with pytest.raises(LayoutError, match=message):
-        read_csv(path, ("a",))
-    with pytest.raises(LayoutError, match=r"gone.csv: no such file; expected a table with columns"):
-        read_csv(tmp_path / "gone.csv", ("a",))
+    with pytest.raises(EvalError, match=message):
+        list(read_table(path, ("a",)))
+    with pytest.raises(EvalError, match=r"gone.csv: no such file; expected a table with columns"):
+        list(read_table(tmp_path / "gone.csv", ("a",)))
 
 
 def test_jsonl(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text('{"a": 1}\n\n{"a": "ü"}\n', encoding="utf-8")
-    assert [(row.number, row.values["a"]) for row in read_jsonl(path, ("a",))] == [(1, 1), (3, "ü")]
+    assert [(row.number, row.values["a"]) for row in read_table(path, ("a",))] == [(1, 1), (3, "ü")]
     for text, message in (
         ('{"a": 1}\n{"b": 1}\n', r"row 2: no column \['a'\]"),
         ('{"a": 1}\n{"a"\n', "row 2: no JSON"),
@@ -62,8 +55,8 @@ def test_jsonl(tmp_path):
         ("\n", "no rows"),
     ):
         path.write_text(text, encoding="utf-8")
-        with pytest.raises(LayoutError, match=message):
-            read_jsonl(path, ("a",))
+        with pytest.raises(EvalError, match=message):
+            list(read_table(path, ("a",)))
 
 
 def test_parquet(tmp_path):
@@ -72,16 +65,16 @@ def test_parquet(tmp_path):
 
     path = tmp_path / "t.parquet"
     parquet.write_table(pyarrow.table({"a": list(range(100)), "b": [b"x"] * 100}), path)
-    rows = list(read_parquet(path, ("a", "b")))
+    rows = list(read_table(path, ("a", "b")))
     assert [row.values["a"] for row in rows] == list(range(100)) and rows[99].number == 100
-    with pytest.raises(LayoutError, match=r"no column \['c'\]"):
-        list(read_parquet(path, ("c",)))
+    with pytest.raises(EvalError, match=r"no column \['c'\]"):
+        list(read_table(path, ("c",)))
     path.write_bytes(b"no parquet at all")
-    with pytest.raises(LayoutError, match="no Parquet"):
-        list(read_parquet(path, ("a",)))
+    with pytest.raises(EvalError, match="no Parquet"):
+        list(read_table(path, ("a",)))
     parquet.write_table(pyarrow.table({"a": pyarrow.array([], "int64")}), path)
-    with pytest.raises(LayoutError, match="no rows"):
-        list(read_parquet(path, ("a",)))
+    with pytest.raises(EvalError, match="no rows"):
+        list(read_table(path, ("a",)))
 
 
 @pytest.mark.parametrize(
@@ -96,13 +89,13 @@ def test_parquet(tmp_path):
     ],
 )
 def test_lists_of_texts(value, texts):
-    assert parse_list(TableRow("t, row 1", 1, {"c": value}), "c") == texts
+    assert TableRow("t, row 1", 1, {"c": value}).texts("c") == texts
 
 
 @pytest.mark.parametrize("value", ["", "[]", "[1, 2]", "['a', 2]", [], [""], None])
 def test_no_list_of_texts(value):
-    with pytest.raises(LayoutError, match="t, row 1: column 'c' holds"):
-        parse_list(TableRow("t, row 1", 1, {"c": value}), "c")
+    with pytest.raises(EvalError, match="t, row 1: column 'c' holds"):
+        TableRow("t, row 1", 1, {"c": value}).texts("c")
 
 
 def test_files_stay_inside(tmp_path):
@@ -111,10 +104,10 @@ def test_files_stay_inside(tmp_path):
     (tmp_path / "b.wav").touch()
     row = TableRow("t, row 1", 1, {})
     assert row.file(tmp_path / "in", "a.wav") == tmp_path / "in" / "a.wav"
-    with pytest.raises(LayoutError, match=r"row 1: no file .*c.wav"):
+    with pytest.raises(EvalError, match=r"row 1: no file .*c.wav"):
         row.file(tmp_path / "in", "c.wav")
     for name in ("../b.wav", str(tmp_path / "b.wav")):
-        with pytest.raises(LayoutError, match="lies outside"):
+        with pytest.raises(EvalError, match="lies outside"):
             row.file(pathlib.Path(tmp_path / "in"), name)
 
 

@@ -7,13 +7,13 @@ import threading
 
 import pytest
 
+from ba_jax.evals.items import EvalError
 from ba_jax.evals.judges.answers import (
     AnswerJudge,
     AnswerJudgeSettings,
-    VerdictError,
     parse_reply,
 )
-from ba_jax.evals.scoring.verdicts import figures
+from ba_jax.evals.suites.spoken_qa import figures_of_verdicts
 
 
 def question(answer, references=("Paris",), rubric="correct", language="en", id="x"):
@@ -144,7 +144,7 @@ def test_nonsense_is_invalid_and_requested_again_later(tmp_path):
         assert [v["verdict"] for v in verdicts] == ["invalid"] * 2
         assert "'Banana'" in verdicts[0]["reason"]
         counts = {"q_items": 2, "q_judged": 2, "q_invalid": 2, "q_unjudged": 0}
-        assert figures("q", verdicts) == counts | {"q_invalid_ids": ["a", "b"]}
+        assert figures_of_verdicts("q", verdicts) == counts | {"q_invalid_ids": ["a", "b"]}
         verdicts = AnswerJudge(settings(url), tmp_path)([question("a"), question("b")])
         assert [v["verdict"] for v in verdicts] == ["right", "wrong"]
 
@@ -176,7 +176,7 @@ def test_a_judge_that_fails_leaves_items_unjudged(tmp_path):
             (verdict,) = AnswerJudge(settings(url, **options), tmp_path)([question("a")])
         assert verdict["verdict"] == "unjudged" and len(requests) == tries
         assert any(part in verdict["reason"] for part in reason.split("|")), verdict["reason"]
-        assert figures("q", [verdict])["q_unjudged"] == 1
+        assert figures_of_verdicts("q", [verdict])["q_unjudged"] == 1
     (verdict,) = AnswerJudge(settings(url), tmp_path)([question("a")])  # the server has gone
     assert verdict["verdict"] == "unjudged" and "refused" in verdict["reason"]
     assert not (tmp_path / "verdicts.jsonl").exists()
@@ -187,7 +187,7 @@ def test_a_judge_that_is_down_is_given_up():
         judge = AnswerJudge(settings(url, retries=0, give_up=3))
         verdicts = judge([question("a", id=str(i)) for i in range(10)])
     assert len(requests) == 3
-    counts = figures("q", verdicts)
+    counts = figures_of_verdicts("q", verdicts)
     assert counts["q_unjudged"] == 10 and counts["q_judged"] == 0 and "q" not in counts
     assert sorted(counts["q_unjudged_reasons"].values()) == [3, 7]
 
@@ -197,7 +197,5 @@ def test_bad_settings(monkeypatch):
         with pytest.raises(ValueError, match="expected"):
             AnswerJudgeSettings(**options)
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-    with pytest.raises(VerdictError, match="variable NO_SUCH_KEY is not set"):
+    with pytest.raises(EvalError, match="variable NO_SUCH_KEY is not set"):
         AnswerJudge(settings("http://localhost:1", key_variable="NO_SUCH_KEY"))
-    with pytest.raises(VerdictError, match="rubric 'taste', expected one of"):
-        AnswerJudge(AnswerJudgeSettings())([question("a", rubric="taste")])

@@ -12,14 +12,15 @@ from ba_jax.evals import lines, runner
 from ba_jax.evals.benchmarks.folders import Benchmarks
 from ba_jax.evals.items import EvalError
 from ba_jax.evals.settings import EvalSettings
-from ba_jax.evals.suites import spoken_qa
+from ba_jax.evals.suites.spoken_qa import SUITES as SPOKEN_QA
+from ba_jax.evals.suites.spoken_qa import figures_of_verdicts
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.loop import Generated
 from ba_jax.sampling.synthesize import Wave
 from configs.eval import get_config
 from tests.unit.evals.small_bench import make_bench
 
-SUITES = {suite.name: suite for suite in spoken_qa.SUITES}
+SUITES = {suite.name: suite for suite in SPOKEN_QA}
 MADE_WITH = dict.fromkeys(runner.FOLDERS, "x")
 ANSWERS = {0: "It is Paris.", 1: "It is Rome.", 2: "never asked", 3: "Knock knock."}
 
@@ -157,3 +158,17 @@ def test_a_base_model_gets_its_task(tmp_path, folder):
 def test_components():
     assert "flow_unet" in SUITES["voicebench_s2s"].components and SUITES["voicebench_s2s"].speaks
     assert "flow_unet" not in SUITES["voicebench_s2t"].components
+
+
+def test_figures_of_verdicts():
+    def verdict(kind, score=None):
+        return {"id": "x", "verdict": kind, "score": score, "reason": "r"}
+
+    counts = figures_of_verdicts(
+        "q", [verdict(k) for k in ("right", "wrong", "invalid", "unjudged")]
+    )
+    assert counts["q"] == pytest.approx(1 / 3) and counts["q_judged"] == 3
+    scores = figures_of_verdicts(
+        "q", [verdict("scored", 4.0), verdict("scored", 9.0), verdict("invalid")]
+    )
+    assert scores["q"] == 6.5 and scores["q_invalid"] == 1

@@ -12,12 +12,10 @@ from ba_jax.data.corpus import facts
 from ba_jax.data.examples import ExampleMaker
 from ba_jax.data.sequence import to_sequence
 from ba_jax.evals import runner
-from ba_jax.evals.benchmarks.choice import Choice
 from ba_jax.evals.benchmarks.folders import Benchmarks
-from ba_jax.evals.benchmarks.tables import LayoutError
 from ba_jax.evals.items import EvalError
 from ba_jax.evals.settings import EvalSettings
-from ba_jax.evals.suites import choice, cloze
+from ba_jax.evals.suites import choice
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.likelihood import LENGTHS, Likelihood, Scored, Scorer
 from ba_jax.sampling.session import Generated
@@ -26,7 +24,7 @@ from configs.eval import get_config
 from tests.unit.evals import small_bench
 from tests.unit.models import conftest
 
-SUITES = {suite.name: suite for suite in (*cloze.SUITES, *choice.SUITES)}
+SUITES = {suite.name: suite for suite in choice.SUITES}
 MADE_WITH = dict.fromkeys(runner.FOLDERS, "x")
 
 
@@ -175,7 +173,7 @@ def test_likelihoods_below_a_line_are_those_of_training(tmp_path):
     maker, expected = ExampleMaker("aqa", transcribe_first=True), []
     for dialogue, own in zip(dialogues, codes, strict=True):
         question, answer = dialogue.parts
-        for text in (answer.text, cloze.wrong_answer(dialogue)):
+        for text in (answer.text, choice.wrong_answer(dialogue)):
             parts = (
                 dataclasses.replace(question, codes_NQ=own),
                 dataclasses.replace(answer, text=text),
@@ -198,12 +196,12 @@ def test_wrong_answers_are_of_the_category(tmp_path):
     by_answer = {fact.answers[lang]: fact for fact in facts.facts() for lang in ("en", "zh")}
     bench = bench_of(tmp_path, float)
     for dialogue in bench.records.dialogues:
-        answer, wrong = dialogue.parts[1].text, cloze.wrong_answer(dialogue)
+        answer, wrong = dialogue.parts[1].text, choice.wrong_answer(dialogue)
         assert wrong != answer
         assert by_answer[wrong].category == by_answer[answer].category
     other = dataclasses.replace(dialogue.parts[1], text="Perhaps.")
     with pytest.raises(EvalError, match=r"'Perhaps.' is no answer of the closed facts"):
-        cloze.wrong_answer(dataclasses.replace(dialogue, parts=(dialogue.parts[0], other)))
+        choice.wrong_answer(dataclasses.replace(dialogue, parts=(dialogue.parts[0], other)))
 
 
 def wav(path, seconds=0.32):
@@ -301,9 +299,9 @@ def test_whole_spoken_stories_are_scored_by_their_codes(tmp_path):
 
 def test_nothing_to_compare(tmp_path, s2s):
     bench = bench_of(tmp_path, float)
-    with pytest.raises(LayoutError, match="benchmarks.s2sbench is not set"):
+    with pytest.raises(EvalError, match="benchmarks.s2sbench is not set"):
         run(bench, "s2sbench_t2t")
-    with pytest.raises(LayoutError, match="no such file or folder"):
+    with pytest.raises(EvalError, match="no such file or folder"):
         run(bench_of(tmp_path, float, cmmlu="nowhere"), "cmmlu_t2t")
     (tmp_path / "C" / "test").mkdir(parents=True)
     (tmp_path / "C" / "test" / "s.csv").write_text("Question,A,B,C,D,Answer\n谁？,我,你,他,她,D\n")
@@ -315,7 +313,3 @@ def test_nothing_to_compare(tmp_path, s2s):
     for options in ({"limit": -1}, {"style": "poem"}):
         with pytest.raises(ValueError, match="expected"):
             Benchmarks(**options)
-    with pytest.raises(ValueError, match="context 'sung'"):
-        choice.ChoiceBenchmark(
-            "x", (), lambda bench: [Choice("a", "b", "en", ("c", "d"), 0)], "sung"
-        )
