@@ -15,11 +15,9 @@ _LONGEST_NAME = 120
 
 
 class Recordings:
-    """Saves and loads waves; paths are relative to the evaluation's folder.
+    """Saves and loads waves; paths are relative to `folder`, the evaluation's.
 
-    Args:
-      folder: folder of the evaluation.
-      writes: files are written; False on hosts that repeat the work of one that writes.
+    With `writes` False nothing is written: another host does the same work, and writes.
     """
 
     def __init__(self, folder: pathlib.Path, writes: bool = True):
@@ -33,32 +31,29 @@ class Recordings:
         if self._writes:
             (self._folder / path).parent.mkdir(parents=True, exist_ok=True)
             write_audio(self._folder / path, wave.wave_S, wave.rate)
-        return path.as_posix()
+        return path
 
     def save_reference(self, part: Part, name: str) -> str:
         """Write a part's recording; returns its path, "" if the recording cannot be read."""
         path = _make_path("reference", name)
-        if not (self._folder / path).is_file():
-            try:
-                wave_S, rate = read_audio(part.audio)
-            except AudioError:
-                return ""
-            return self.save("reference", name, Wave(wave_S, rate))
-        return path.as_posix()
+        if (self._folder / path).is_file():
+            return path
+        try:
+            return self.save("reference", name, Wave(*read_audio(part.audio)))
+        except AudioError:
+            return ""
 
     def load(self, path: str) -> Wave | Failure | None:
         """Read a saved wave; None for "", which stands for no speech."""
-        if not path:
-            return None
         try:
-            return Wave(*read_audio(self._folder / path))
+            return Wave(*read_audio(self._folder / path)) if path else None
         except AudioError as error:
             return Failure(str(error))
 
 
-def _make_path(suite: str, name: str) -> pathlib.Path:
+def _make_path(suite: str, name: str) -> str:
     """Make a recording's path; ids may hold any character."""
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
     if plain != name or not name or name.startswith(".") or len(name) > _LONGEST_NAME:
         plain = f"{plain.strip('.')[:_LONGEST_NAME]}-{stable_hash(name):08x}"
-    return pathlib.Path("audio") / suite / f"{plain}.wav"
+    return f"audio/{suite}/{plain}.wav"

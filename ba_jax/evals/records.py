@@ -67,12 +67,10 @@ class EvalRecords:
     @functools.cached_property
     def questions(self) -> list[Record]:
         """The questions of `dialogues`, as single utterances."""
-        return [
-            dataclasses.replace(
-                record,
-                id=f"{record.id}-question",
-                kind="speech",
-                parts=(dataclasses.replace(record.parts[0], role=""),),
+        replace, questions = dataclasses.replace, []
+        for record in self.dialogues:
+            parts = (replace(record.parts[0], role=""),)
+            questions.append(
+                replace(record, id=f"{record.id}-question", kind="speech", parts=parts)
             )
-            for record in self.dialogues
-        ]
+        return questions

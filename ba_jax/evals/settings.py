@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from ba_jax.config import check_at_least
 from ba_jax.evals.benchmarks.folders import Benchmarks
 from ba_jax.evals.judges.answers import AnswerJudgeSettings
 from ba_jax.evals.judges.recogniser import SpeechJudgeSettings
@@ -40,7 +41,4 @@ class EvalSettings(SpeechModelSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.limit < 0 or self.save_every < 1:
-            raise ValueError(
-                f"limit {self.limit}, save_every {self.save_every}: expected at least 0 and 1"
-            )
+        check_at_least(self, limit=0, save_every=1)

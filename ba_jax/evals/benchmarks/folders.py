@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ba_jax.audio import read_audio
+from ba_jax.config import check_at_least, check_choices
 from ba_jax.data.record import Part
 from ba_jax.evals.items import EvalError
-
-STYLES = ("sft", "aqa")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +36,8 @@ class Benchmarks:
     style: str = "sft"
 
     def __post_init__(self):
-        if self.limit < 0:
-            raise ValueError(f"limit {self.limit}: expected at least 0")
-        if self.style not in STYLES:
-            raise ValueError(f"style {self.style!r}, expected one of {STYLES}")
+        check_at_least(self, limit=0)
+        check_choices(self, style=("sft", "aqa"))
 
     def folder(self, name: str) -> pathlib.Path:
         """Return a benchmark's folder or file.

@@ -26,6 +26,7 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ba_jax.config import check_at_least, check_choices
 from ba_jax.evals.items import EvalError
 from ba_jax.evals.judges import rules
 
@@ -84,8 +85,10 @@ class AnswerJudgeSettings:
     max_tokens: int = 16
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"verdict.kind {self.kind!r}, expected one of {KINDS}")
+        check_choices(self, kind=KINDS)
+        check_at_least(self, backoff=0, concurrency=1, max_tokens=1, retries=0, give_up=0)
+        if self.timeout <= 0:
+            raise ValueError(f"timeout = {self.timeout}, expected more than 0")
         if self.kind == "http":
             scheme = urllib.parse.urlsplit(self.base_url).scheme
             if scheme not in ("http", "https") or not self.model:
@@ -93,10 +96,6 @@ class AnswerJudgeSettings:
                     f"verdict.base_url {self.base_url!r}, model {self.model!r}: expected an http "
                     "or https address and the model's name"
                 )
-        if self.timeout <= 0 or self.backoff < 0 or self.concurrency < 1 or self.max_tokens < 1:
-            raise ValueError(f"{self}: expected timeout > 0, concurrency and max_tokens >= 1")
-        if self.retries < 0 or self.give_up < 0:
-            raise ValueError(f"{self}: expected retries and give_up of at least 0")
 
 
 class AnswerJudge:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ba_jax.config import check_at_least
 from ba_jax.speech import assets
 from ba_jax.speech.interfaces import SpeechToolError
 from ba_jax.types import Failure
@@ -26,23 +27,22 @@ MODELS = {"en": "whisper-tiny.en", "zh": "whisper-base"}
 
 @dataclasses.dataclass(frozen=True)
 class SpeechJudgeSettings:
-    """Settings of the recogniser.
-
-    Attributes:
-      processes: processes that recognise side by side.
-      beam: beam width; 1 is greedy.
-    """
+    """Number of processes that recognise side by side, and their beam width; 1 is greedy."""
 
     processes: int = 2
     beam: int = 1
 
     def __post_init__(self):
-        if self.processes < 1 or self.beam < 1:
-            raise ValueError(f"{self}: expected processes >= 1, beam >= 1")
+        check_at_least(self, processes=1, beam=1)
 
 
 class SpeechJudge:
-    """Recognises speech; a context manager. Its processes start with the first work."""
+    """Recognises speech; a context manager. Its processes start with the first work.
+
+    `names` is language -> recogniser.
+    """
+
+    names: Mapping[str, str] = MODELS
 
     def __init__(self, settings: SpeechJudgeSettings = SpeechJudgeSettings()):
         self.settings = settings
@@ -60,11 +60,6 @@ class SpeechJudge:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    @property
-    def names(self) -> dict[str, str]:
-        """Language -> name of its recogniser."""
-        return dict(MODELS)
-
     def map(self, function: Callable[[Any], Any], values: Iterable[Any]) -> Iterator[Any]:
         """`map` over the processes; results in order."""
         return self._start_pool().map(function, values)
@@ -75,15 +70,10 @@ class SpeechJudge:
         languages: Sequence[str],
         progress: Callable[[int], None] | None = None,
     ) -> list[str | Failure]:
-        """Recognise the words of each wave of at most 30 s; "" for None.
+        """Recognise the words of each (mono wave of at most 30 s, Hz); "" for None.
 
         A wave that cannot be recognised (too long, an unknown language, missing weights, a process
-        that died) fails; the others are recognised.
-
-        Args:
-          waves: (mono wave, Hz), or None for no speech at all.
-          languages: language of each wave.
-          progress: called with the number of waves done.
+        that died) fails; the others are recognised. `progress` is called with the number done.
         """
         unheard = {language: self._check_language(language) for language in set(languages)}
         work: list[concurrent.futures.Future | str | Failure] = []

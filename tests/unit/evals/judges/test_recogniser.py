@@ -28,7 +28,7 @@ def test_languages_and_weights_that_are_missing_start_no_process(monkeypatch):
 
 
 def test_settings():
-    with pytest.raises(ValueError, match="processes >= 1"):
+    with pytest.raises(ValueError, match="processes = 0, expected at least 1"):
         SpeechJudgeSettings(processes=0)
 
 
