@@ -37,12 +37,7 @@ class BeamRunner:
     options: str = "--runner=DirectRunner"
 
     def __call__(self, plan: ShardPlan, jobs: list[Job], directory: Path) -> None:
-        """Run the pipeline to its end.
-
-        Raises:
-          SourceError: Beam is not installed, or options that it does not know.
-          PrepareError: the pipeline failed.
-        """
+        """Run the pipeline to its end."""
         try:
             import apache_beam as beam
             from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions

@@ -17,20 +17,13 @@ _OPUS_RATES = (8000, 12000, 16000, 24000)
 
 
 def encode_speech(wave_S: np.ndarray, rate: int, coding: str = "opus") -> tuple[bytes, float]:
-    """Encode a mono wave.
+    """Encode a mono wave (floating, full scale +-1) at `rate` Hz.
 
-    Args:
-      wave_S: floating, full scale +-1.
-      rate: Hz.
-      coding: "opus" (some 35 kbit/s; 40 seconds of speech take a CPU-second) or "flac" (16 bits,
-        lossless, 6 times the size; 1,000 to 4,000 seconds, by how much resampling they need).
+    `coding` is "opus" (some 35 kbit/s; 40 seconds of speech take a CPU-second) or "flac" (16 bits,
+    lossless, 6 times the size; 1,000 to 4,000 seconds, by how much resampling they need).
 
     Returns:
       (the bytes of an audio file, the same in every run; its length in seconds).
-
-    Raises:
-      AudioError: not a wave, or a rate out of range.
-      ValueError: an unknown coding.
     """
     if coding not in CODINGS:
         raise ValueError(f"coding {coding!r}, expected one of {CODINGS}")

@@ -60,10 +60,6 @@ def train_sentencepiece(
       special_tokens: names, in the order of their ids.
       character_coverage: share of the corpus' characters that get a token each; the others are
         spelt in bytes.
-
-    Raises:
-      TokenizerError: for a lone surrogate (naming the text and the position), an empty corpus, a
-        repeated special token, or a vocabulary too small for the bytes and characters.
     """
     if len({"<unk>", "<s>", "</s>", *special_tokens}) < 3 + len(special_tokens):
         raise TokenizerError(f"special_tokens {list(special_tokens)}: expected each once")

@@ -28,11 +28,7 @@ _worker: dict[str, Any] = {}  # arguments of this process, if it is a worker
 def make_shards(
     plan: ShardPlan, jobs: Sequence[Job], directory: Path, workers: int, show_progress: bool
 ) -> None:
-    """Make shards in worker processes, or in this process if `workers` is 0.
-
-    Raises:
-      PrepareError: the source failed, or a worker died.
-    """
+    """Make shards in worker processes, or in this process if `workers` is 0."""
     with tqdm.tqdm(
         total=plan.items,
         initial=plan.items - sum(len(job.items) for job in jobs),

@@ -90,12 +90,7 @@ class PrepareConfig:
             raise ValueError(f"max_rejected = {self.max_rejected}, expected 0 to 1")
 
     def make_source(self) -> Source:
-        """The source.
-
-        Raises:
-          SourceError: an unknown kind, or a value out of range.
-          ConfigError: an unknown or ill-typed field.
-        """
+        """Make the source, or raise SourceError or ConfigError."""
         if self.kind not in SOURCES:
             raise SourceError(f"kind = {self.kind!r}, expected one of {sorted(SOURCES)}")
         with _values_checked("config.source"):
@@ -106,12 +101,7 @@ class PrepareConfig:
 
 
 def config_from(values: Mapping[str, Any]) -> PrepareConfig:
-    """A config from nested mappings.
-
-    Raises:
-      ConfigError: an unknown, missing or ill-typed key.
-      SourceError: a value out of range.
-    """
+    """Read a config from nested mappings, or raise SourceError or ConfigError."""
     with _values_checked("config"):
         return from_mapping(PrepareConfig, values, "config")
 
@@ -128,11 +118,7 @@ def _values_checked(path: str) -> Iterator[None]:
 
 
 def make_plan(config: PrepareConfig) -> ShardPlan:
-    """List a source and divide it into shards.
-
-    Raises:
-      SourceError: the corpus is missing or in another layout.
-    """
+    """List a source and divide it into shards."""
     source = config.make_source()
     items, rejected = [], []
     places: dict[str, str] = {}
@@ -281,7 +267,6 @@ def _write_state(config: PrepareConfig, plan: ShardPlan, directory: Path, comple
 
 
 def _describe_change(stored: Mapping[str, Any], config: PrepareConfig) -> str:
-    """The differences between the stored config and this run's."""
     old, new = (dict(_flatten(c)) for c in (stored.get("config", {}), to_mapping(config)))
     keys = sorted(k for k in old | new if old.get(k) != new.get(k) and k != "max_rejected")
     changes = [f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in keys]
@@ -297,7 +282,6 @@ def _flatten(value: Any, name: str = ""):
 
 
 def _clear(directory: Path) -> None:
-    """Remove the files of a dataset, and nothing else."""
     names = [reports.WARNINGS, reports.REJECTED, reports.REPORT_MD, reports.REPORT_JSON, "LICENSE"]
     # The state goes last: a run killed here is still recognised as a run.
     names += ["features.json", INFO, STATE]
@@ -348,12 +332,7 @@ def _finish(config: PrepareConfig, plan: ShardPlan, directory: Path) -> dict[str
 
 
 def dry_run(config: PrepareConfig) -> str:
-    """List a source and describe the run; writes nothing.
-
-    Raises:
-      SourceError, ConfigError: the source cannot be listed.
-      PrepareError: it lists no items.
-    """
+    """List a source and describe the run; writes nothing."""
     plan = make_plan(config)
     by_split: dict[str, list[Job]] = {}
     for job in plan.jobs:

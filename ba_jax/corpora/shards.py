@@ -137,20 +137,9 @@ def make_shard(
     fingerprint: str,
     progress: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Make a shard and its side file.
+    """Make a shard and its side file, and return the side file's content.
 
-    Args:
-      job: the shard.
-      source: source of the items.
-      directory: the dataset's folder.
-      fingerprint: fingerprint of the run, stored with the shard.
-      progress: called after each item.
-
-    Returns:
-      The side file's content.
-
-    Raises:
-      PrepareError: the source failed.
+    `fingerprint`, the run's, is stored with the shard; `progress` is called after each item.
     """
     rejected: list[Rejection] = []
     warnings: list[dict[str, str]] = []

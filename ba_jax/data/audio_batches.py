@@ -236,7 +236,6 @@ class AudioBatches:
 
         Raises:
           RecordError: a damaged record with on_error = "fail".
-          IndexError: a step below 0, or a row that the batch does not have.
         """
         rows = check_rows(step, rows, self.global_rows(step))
         stream, number = self._steps[step]
@@ -254,9 +253,6 @@ class AudioBatches:
         """List each clip's "dataset/split/audio:record id", in a list of its own; decodes no audio.
 
         A record that cannot be read has its number in place of its id.
-
-        Raises:
-          IndexError: a step below 0, or a row that the batch does not have.
         """
         rows = check_rows(step, rows, self.global_rows(step))
         stream, number = self._steps[step]

@@ -64,14 +64,11 @@ def open_batches(
     """Open a config's datasets and count their examples; any step's batch can then be built.
 
     Args:
-      data: a config's `data`.
-      model: a config's `model`, see `configs/models.py`.
+      data, model: sections of a config.
       progress: called with the number of records counted since the last call.
 
     Raises:
-      ConfigError: as `batch_settings`.
-      RecordError: a dataset that does not exist, is damaged, or has no example for its task.
-      TokenizerError: no such tokenizer, or not the one that the model was trained with.
+      ConfigError, RecordError, TokenizerError: as `batch_settings`, and the classes of the batches.
     """
     settings = batch_settings(data)
     _, batches = next(pair for pair in KINDS.values() if isinstance(settings, pair[0]))

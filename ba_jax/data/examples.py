@@ -161,11 +161,7 @@ class ExampleMaker:
         return parts
 
     def __call__(self, record: Record) -> Example:
-        """Make the example; its prompt's wording depends on the record's id only.
-
-        Raises:
-          NotForTask: the record lacks what the task needs.
-        """
+        """Make the example, or raise NotForTask; the prompt depends on the record's id only."""
         values, owners = getattr(self, f"_{self.task}")(record)
         options = {}
         if self.task in tasks.PROMPTS:

@@ -48,11 +48,7 @@ class ModelFormat:
 
     @classmethod
     def of(cls, model: Mapping) -> ModelFormat:
-        """Read the format from a model's config, see `configs/models.py`.
-
-        Raises:
-          ConfigError: a config without a quantiser, an encoder, a language model or tokens.
-        """
+        """Read the format from a whole model's config, or raise ConfigError."""
         try:
             return from_mapping(
                 cls,
@@ -91,11 +87,7 @@ class Bucket:
 
 
 def check_buckets(buckets: Sequence[Bucket]) -> tuple[Bucket, ...]:
-    """Return the buckets, shortest first.
-
-    Raises:
-      ValueError: two of one length.
-    """
+    """Return the buckets, shortest first; ValueError if two are of one length."""
     ordered = tuple(sorted(buckets, key=lambda bucket: bucket.seconds))
     if len({bucket.seconds for bucket in ordered}) != len(ordered):
         raise ValueError(f"buckets {ordered}: two of one length")

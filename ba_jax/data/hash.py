@@ -74,11 +74,7 @@ def _hash_rows(
 def global_hashes(
     config: Mapping, steps: range, hosts: int = 1, workers: int = 0
 ) -> Iterator[tuple[int, str]]:
-    """Yield (step, hash) of the global batches, loaded by `hosts` processes.
-
-    Raises:
-      BatchError: a host that failed or died.
-    """
+    """Yield (step, hash) of the global batches, loaded by `hosts` processes; else BatchError."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(hosts, mp_context=context) as pool:
         shares = [
@@ -93,11 +89,7 @@ def global_hashes(
 
 
 def parse_steps(text: str) -> range:
-    """Parse `100:105` to range(100, 105).
-
-    Raises:
-      ValueError: anything else.
-    """
+    """Parse `100:105` to range(100, 105)."""
     first, colon, last = text.partition(":")
     if colon and first.isdecimal() and last.isdecimal() and int(first) < int(last):
         return range(int(first), int(last))

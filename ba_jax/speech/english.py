@@ -56,7 +56,7 @@ def _cmudict() -> Mapping[str, str]:
 
 
 def _pronounce_name(word: str, british: bool) -> str | None:
-    """The phonemes of a word, or of its genitive, by the CMU dictionary."""
+    """Pronounce a word, or its genitive, by the CMU dictionary."""
     if phones := _cmudict().get(word):
         return arpabet.phonemes(phones, british)
     if word.endswith("'s") and (phones := _cmudict().get(word[:-2])):
@@ -65,7 +65,6 @@ def _pronounce_name(word: str, british: bool) -> str | None:
 
 
 def _find(word: str, british: bool):
-    """The entry of a word in any case, or None."""
     words = _lexicon(british)
     for form in dict.fromkeys((word, word.lower(), word.lower().capitalize())):
         if form in words:
@@ -84,7 +83,6 @@ def _stress(phonemes: str, mark: str) -> str:
 
 
 def _spell(letters: str, british: bool) -> str:
-    """Spell letters by their names, the last one stressed."""
     names = [_lexicon(british)[letter.upper()].lstrip("ˈˌ") for letter in letters]
     names = [_stress(name, _SECONDARY) for name in names]
     names[-1] = names[-1].replace(_SECONDARY, _PRIMARY, 1)
@@ -178,7 +176,6 @@ def _pronounce_compound(word: str, british: bool) -> str | None:
 
 
 def _guess_tag(previous: str) -> str:
-    """Guess the part of speech from the word before."""
     if previous in _BEFORE_PARTICIPLE:
         return "VBN"
     if previous in _BEFORE_VERB:
@@ -208,9 +205,6 @@ def pronounce(words: Sequence[str], pauses: Sequence[bool], british: bool = Fals
       words: letters with apostrophes inside; no digits, no other symbols.
       pauses: whether punctuation, or the end, makes a pause after each word.
       british: accent, else American.
-
-    Raises:
-      SpeechToolError: a word of unknown pronunciation.
     """
     result: list[str] = [""] * len(words)
     next_vowel: bool | None = None

@@ -62,9 +62,6 @@ class Kokoro:
       voices: folder of the voices' .bin files; by default the cached asset.
       threads: threads of onnxruntime.
       silence: seconds kept before the first and after the last sound.
-
-    Raises:
-      SpeechToolError: an unknown voice, a text that cannot be spoken, onnxruntime or files missing.
     """
 
     def __init__(
@@ -133,11 +130,7 @@ class Kokoro:
         return {name: _LANGUAGES[name[0]] for name in self._voice_files}
 
     def language(self, voice: str) -> str:
-        """The language of a voice or an average.
-
-        Raises:
-          SpeechToolError: an unknown voice, or an average over languages or accents.
-        """
+        """The language of a voice, or of an average of voices of one language and accent."""
         names = voice.split("+")
         for name in names:
             if name not in self._voice_files:
@@ -161,11 +154,7 @@ class Kokoro:
         return np.mean([style[: min(map(len, styles))] for style in styles], 0, dtype=np.float32)
 
     def phonemes(self, text: str, voice: str) -> list[tuple[SpokenWord, str, str, str]]:
-        """Each word of a text with the marks before it, its phonemes, and the marks after it.
-
-        Raises:
-          SpeechToolError: an unknown voice, or a text that cannot be spoken.
-        """
+        """Each word of a text with the marks before it, its phonemes, and the marks after it."""
         language = self.language(voice)
         words = spoken_words(text, language)
         if not any(word.spoken for word in words):
@@ -198,15 +187,9 @@ class Kokoro:
         return [(" ".join(next(phonemes) for _ in part), " ") for part in parts]
 
     def speak(self, text: str, voice: str, speed: float = 1.0) -> Spoken:
-        """Speak a text of one or two sentences, in the voice's language.
+        """Speak a text of up to 510 phonemes, some 30 seconds, in the voice's language.
 
-        Args:
-          text: up to 510 phonemes, some 30 seconds.
-          voice: one of `voices`, or an average.
-          speed: 0.5 to 2.
-
-        Raises:
-          SpeechToolError: see the class; also a text that is too long, or a speed out of range.
+        `voice` is one of `voices` or an average of them, `speed` 0.5 to 2.
         """
         if not _SPEEDS[0] <= speed <= _SPEEDS[1]:
             raise SpeechToolError(f"speed {speed}, expected {_SPEEDS[0]} to {_SPEEDS[1]}")

@@ -27,11 +27,7 @@ def _segmenter():
 
 
 def syllables(word: str) -> list[str]:
-    """Phonemes of each character of a word, read as a part of it.
-
-    Raises:
-      SpeechToolError: a character without pinyin.
-    """
+    """Phonemes of each character of a word, read as a part of it."""
     from misaki.zh import ZHG2P
     from pypinyin import Style, lazy_pinyin
 
@@ -51,9 +47,6 @@ def pronounce(spoken: Sequence[str], pauses: Sequence[bool]) -> list[tuple[str, 
       spoken: Chinese characters (several for a number) or Latin letters, pronounced in American
         English, spelt if they are no word.
       pauses: whether punctuation, or the end, makes a pause after each piece.
-
-    Raises:
-      SpeechToolError: a piece that cannot be pronounced.
     """
     result: list[tuple[str, bool]] = []
     start = 0

@@ -66,11 +66,7 @@ class Resemblyzer:
         return {name: np.asarray(weights[name], np.float32) for name in shapes}
 
     def embed(self, wave_S: np.ndarray, rate: int) -> np.ndarray:
-        """A unit vector (256,), float32, without negative values.
-
-        Raises:
-          SpeechToolError: no valid wave, or less than 0.4 s of speech.
-        """
+        """A unit vector (256,), float32, without negative values; needs 0.4 s of speech."""
         wave_S = to_16k(wave_S, rate)
         stretches = self._vad.speech(wave_S, RATE)
         speech = [wave_S[round(start * RATE) : round(end * RATE)] for start, end in stretches]

@@ -79,9 +79,6 @@ def spoken_words(text: str, language: str) -> list[SpokenWord]:
     """The words of a text with their spoken forms.
 
     Runs of spaces are merged; silent characters (quotes, emoji) stay in `text` only.
-
-    Raises:
-      ValueError: a language that is not in LANGUAGES.
     """
     if language not in LANGUAGES:
         raise ValueError(f"language {language!r}, expected one of {LANGUAGES}")
@@ -174,7 +171,6 @@ def _measure(number: str, name: str) -> str:
 
 
 def _say_english(core: str) -> str:
-    """The spoken form of a token without the punctuation around it."""
     core = core.replace("’", "'").replace("‘", "'")
     words = []
     pattern = (
@@ -398,8 +394,7 @@ def for_scoring(text: str, language: str) -> str:
 def error_rate(reference: str, hypothesis: str, language: str) -> float:
     """Word error rate, in Mandarin character error rate; over 1 with many insertions.
 
-    Raises:
-      ValueError: a reference without words, or a language that is not in LANGUAGES.
+    Raises ValueError for a reference without words.
     """
     import jiwer
 

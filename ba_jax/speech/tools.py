@@ -22,15 +22,7 @@ TOOLS: Mapping[str, Mapping[str, tuple[str, str]]] = {
 
 
 def make_tool(kind: str, name: str, **options) -> Any:
-    """A tool with the interface of its kind (see `interfaces`).
-
-    Args:
-      kind, name: keys of TOOLS.
-      options: arguments of the tool's class.
-
-    Raises:
-      SpeechToolError: an unknown name or option.
-    """
+    """Make a tool with the interface of its kind; `kind` and `name` are keys of TOOLS."""
     if name not in TOOLS[kind]:
         raise SpeechToolError(f"{kind} {name!r}, expected one of {sorted(TOOLS[kind])}")
     module, attribute = TOOLS[kind][name]

@@ -16,9 +16,6 @@ class Silero:
       min_speech: seconds; shorter stretches are dropped.
       min_silence: seconds; shorter pauses do not end a stretch.
       padding: seconds added at both ends of a stretch.
-
-    Raises:
-      SpeechToolError: faster-whisper is not installed, or no valid wave.
     """
 
     def __init__(

@@ -12,11 +12,7 @@ RATE = 16000
 
 
 def to_16k(wave_S: np.ndarray, rate: int, *, min_seconds: float = 0.0) -> np.ndarray:
-    """Convert a wave to float32 (S,) at 16 kHz.
-
-    Raises:
-      SpeechToolError: not a mono floating wave, empty or too short, NaN or Inf, or a bad rate.
-    """
+    """Convert a mono floating wave to float32 (S,) at 16 kHz."""
     try:
         wave_S = resample(check_wave(wave_S), rate, RATE)
     except (AudioError, ValueError) as error:

@@ -94,11 +94,7 @@ class WhisperModel:
             raise SpeechToolError(f"{folder}: cannot be loaded ({error})") from error
 
     def tokenizer(self, language: str):
-        """The tokenizer with the language's prompt.
-
-        Raises:
-          SpeechToolError: a language that is not in LANGUAGES, or that the model lacks.
-        """
+        """The tokenizer with the prompt of a language of LANGUAGES that the model has."""
         from faster_whisper.tokenizer import Tokenizer
 
         multilingual = self.opened.model.is_multilingual
@@ -110,11 +106,7 @@ class WhisperModel:
         )
 
     def encode(self, wave_S: np.ndarray):
-        """Encode a wave at 16 kHz; returns the encoder's output and the number of mel frames.
-
-        Raises:
-          SpeechToolError: more than 30 seconds.
-        """
+        """Encode up to 30 s at 16 kHz; returns the encoder's output and the number of frames."""
         seconds = len(wave_S) / RATE
         if seconds > MAX_SECONDS:
             raise SpeechToolError(f"{seconds:.1f} s of speech, expected at most {MAX_SECONDS} s")
@@ -208,12 +200,7 @@ class Whisper:
         self._vad = vad if vad is not None else Silero()
 
     def recognise(self, wave_S: np.ndarray, rate: int, language: str) -> Heard:
-        """Recognise up to 30 seconds of speech in a language.
-
-        Raises:
-          SpeechToolError: no valid wave, one that is too long, an unknown language, or a missing
-            model or package.
-        """
+        """Recognise up to 30 seconds of speech in a language."""
         wave_S = to_16k(wave_S, rate)
         tokenizer = self._whisper.tokenizer(language)
         if not self._vad.speech(wave_S, RATE):

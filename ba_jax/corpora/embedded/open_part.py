@@ -57,11 +57,7 @@ class Exchange:
 
 
 def read_sentences(file: Path) -> Iterator[Sentence | Rejection]:
-    """Read the HSK sentences, each text once.
-
-    Raises:
-      OSError, ValueError: a file that is missing, or differs from the package's.
-    """
+    """Read the HSK sentences, each text once."""
     seen: set[str] = set()
     for row in json.loads(file.read_text(encoding="utf-8")):
         try:
@@ -89,11 +85,7 @@ def read_sentences(file: Path) -> Iterator[Sentence | Rejection]:
 
 
 def read_exchanges(folder: Path, language: str) -> Iterator[Exchange | Rejection]:
-    """Read the first two turns of chatterbot's dialogues in a language, each question once.
-
-    Raises:
-      OSError, ValueError: a file that is missing, or differs from the package's.
-    """
+    """Read the first two turns of chatterbot's dialogues in a language, each question once."""
     import yaml
 
     seen: set[str] = set()

@@ -129,12 +129,7 @@ def estimate_seconds(text: str, language: str) -> float:
 
 
 def perform(entry: Script, studio: Studio) -> Record:
-    """Make the record of a script.
-
-    Raises:
-      Rejected: no voice was understood.
-      SpeechToolError: a missing tool.
-    """
+    """Make the record of a script, or raise Rejected if no voice was understood."""
     spoken: dict[int, SpokenLine] = {}
     voices: dict[int, str] = {}
     for speaker, takes in enumerate(entry.casts):

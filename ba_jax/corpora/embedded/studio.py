@@ -112,11 +112,7 @@ class Studio:
         return Whisper(threads=self._threads)
 
     def say(self, text: str, language: str, voice: str, speed: float) -> SpokenLine:
-        """Speak a line and recognise it.
-
-        Raises:
-          SpeechToolError: a text that cannot be said, an unknown voice, a missing tool.
-        """
+        """Speak a line and recognise it."""
         key = json.dumps([_VERSION, self._coding, text, language, voice, speed])
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
         path = self._folder / name[:2] / f"{name}.json"
@@ -130,11 +126,7 @@ class Studio:
         return utterance
 
     def check(self, language: str, voice: str) -> None:
-        """Speak and recognise a simple text: fails if a tool is missing, not because of the text.
-
-        Raises:
-          SpeechToolError: a missing tool, an unknown voice.
-        """
+        """Speak and recognise a simple text, which fails only if a tool is missing."""
         spoken = self.synthesiser.speak({"en": "Hello.", "zh": "你好。"}[language], voice)
         self.recogniser.recognise(spoken.wave_S, spoken.rate, language)
 

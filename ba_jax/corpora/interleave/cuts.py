@@ -33,9 +33,6 @@ def best_cuts(
 
     Returns:
       The end of each group: indices of units, increasing, the last one len(lengths_U).
-
-    Raises:
-      ValueError: lengths and costs that do not match, or bounds out of order.
     """
     count = len(lengths_U)
     if len(costs_U) != count:

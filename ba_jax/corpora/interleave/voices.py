@@ -39,9 +39,6 @@ def list_voices(
       split: TRAIN selects all but the held-out voices; any other split only those.
       blends: add the averages of any two, "af_sky+af_bella", of one accent and sex (the first two
         letters of a voice of Kokoro's).
-
-    Raises:
-      ValueError: no such voice.
     """
     names = sorted(
         voice
@@ -67,11 +64,7 @@ def choose_voice(
     id: str,
     blends: bool = False,
 ) -> str:
-    """The voice of a record.
-
-    Raises:
-      ValueError: see `list_voices`.
-    """
+    """The voice of a record, one of `list_voices`."""
     names = list_voices(voices, language, split, blends=blends)
     return names[int(draw_unit(seed, id, "voice") * len(names))]
 

@@ -113,11 +113,7 @@ class DerivedSource:
 
     @functools.cached_property
     def info(self) -> Mapping:
-        """The input dataset's dataset_info.json.
-
-        Raises:
-          SourceError: no dataset there.
-        """
+        """The input dataset's dataset_info.json."""
         path = dataset_directory(self.dataset) / INFO
         try:
             if not self.dataset:

@@ -119,11 +119,7 @@ class ClipSource:
 def speech_item(
     id: str, split: str, where: str, language: str, clip: Clip, seconds: float = 0.0
 ) -> Item:
-    """The item of one utterance; `seconds` if its length is known but not to be checked.
-
-    Raises:
-      Rejected: no transcript.
-    """
+    """The item of one utterance; `seconds` if its length is known but not to be checked."""
     if not clip.text:
         raise Rejected("empty transcript", f"of {id}", seconds or clip.stated_seconds)
     recipe = Recipe(id, "speech", language, (clip,))
@@ -137,11 +133,7 @@ def reject_unlisted(recordings: Mapping[str, Path], problem: str) -> Iterator[Re
 
 
 def make_part(clip: Clip, config: AudioConfig) -> Part:
-    """Read, check and encode the files of a clip.
-
-    Raises:
-      Rejected: an unusable file, or one that contradicts the corpus.
-    """
+    """Read, check and encode the files of a clip."""
     audio, seconds, codes_NQ = b"", 0.0, None
     if clip.path:
         wave_S, rate = read_clip(clip, config)
@@ -173,11 +165,7 @@ def make_part(clip: Clip, config: AudioConfig) -> Part:
 
 
 def read_codes(path: str) -> np.ndarray:
-    """Audio codes (N, Q) from a .npy file; nothing in it is executed.
-
-    Raises:
-      Rejected: no integers of that shape.
-    """
+    """Audio codes (N, Q) from a .npy file; nothing in it is executed."""
     try:
         # Mapped, so that a header that claims a large array allocates nothing.
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -194,11 +182,7 @@ def read_codes(path: str) -> np.ndarray:
 
 
 def read_clip(clip: Clip, config: AudioConfig) -> tuple[np.ndarray, int]:
-    """The mono wave (S,) of a clip and its rate in Hz.
-
-    Raises:
-      Rejected: an unusable file, or one that contradicts the corpus.
-    """
+    """The mono wave (S,) of a clip and its rate in Hz."""
     try:
         if clip.start is None and clip.end is None:
             wave_S, rate = read_audio(

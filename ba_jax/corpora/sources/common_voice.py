@@ -134,16 +134,9 @@ class Covost2(ClipSource):
 
 
 class _ItemMaker:
-    """Makes the item of a table's row.
+    """Makes the item of a row of a locale's table.
 
-    Args:
-      root: the locale's folder.
-      locale: spoken language.
-      seconds: clip -> its length, as far as it is known.
-      translated: rows have a translation.
-
-    Raises:
-      SourceError: an unknown locale, or no folder of clips.
+    `seconds` is clip -> its length, as far as it is known.
     """
 
     def __init__(
@@ -156,7 +149,6 @@ class _ItemMaker:
         self._seconds, self._translated = seconds, translated
 
     def __call__(self, where: str, fields: Mapping[str, str], split: str) -> Item:
-        """The item; raises Rejected."""
         name, text = fields["path"], fields["sentence"].strip()
         seconds = self._seconds.get(name, 0.0)
         translation = fields["translation"].strip() if self._translated else ""

@@ -354,7 +354,6 @@ class _WindowPipeline:
         return RecognisedUtterance(start, end, words, language)
 
     def _recognise_again(self, wave_S: np.ndarray, language: str) -> str:
-        """A second transcript of an utterance."""
         recogniser = self.crawl.tool("recogniser")
         if self.crawl.agreement == "second":
             second = self.crawl.tool("second_recogniser")

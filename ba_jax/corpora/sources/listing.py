@@ -1,4 +1,7 @@
-"""Read the files that list a corpus; they may hold anything, and bad lines are counted."""
+"""Read the files that list a corpus; they may hold anything, and bad lines are counted.
+
+A file that cannot be read raises SourceError, a bad value in a line Rejected.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +22,14 @@ _Content = TypeVar("_Content")
 
 
 def require_folder(value: str | Path, name: str) -> Path:
-    """The folder that a config names.
-
-    Raises:
-      SourceError: there is none.
-    """
+    """The folder that a config names; SourceError if there is none."""
     if not value or not Path(value).is_dir():
         raise SourceError(f"{name} = {str(value)!r}: no such folder")
     return Path(value)
 
 
 def require_file(path: Path, layout: str) -> Path:
-    """The path of a file without which a layout makes no sense.
-
-    Raises:
-      SourceError: there is none.
-    """
+    """The path of a file without which a layout makes no sense; SourceError if there is none."""
     if not path.is_file():
         raise SourceError(f"{path}: no such file, expected as part of {layout}")
     return path
@@ -74,9 +69,6 @@ def read_lines(path: Path) -> Iterator[tuple[str, str] | Rejection]:
 
     Yields:
       ("file:line", text), or a Rejection for a line that is no UTF-8 or is over MAX_LINE bytes.
-
-    Raises:
-      SourceError: the file cannot be read.
     """
     try:
         with open(path, "rb") as file:
@@ -121,9 +113,6 @@ def read_rows(
 
     Yields:
       ("file:line", column -> value), or a Rejection of a malformed line.
-
-    Raises:
-      SourceError: the file cannot be read, or its header lacks a column.
     """
     is_first = True
     for line in read_lines(path):
@@ -160,11 +149,7 @@ def read_rows(
 
 
 def parse_object(text: str) -> dict[str, Any]:
-    """A line of a JSONL file.
-
-    Raises:
-      Rejected: no JSON object.
-    """
+    """A line of a JSONL file."""
     try:
         fields = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -189,11 +174,7 @@ def parse_seconds(value: str, scale: float = 1.0) -> float:
 
 
 def check_unicode(value: str, name: str) -> str:
-    """The value, if it can be stored as UTF-8.
-
-    Raises:
-      Rejected: it holds half of a surrogate pair, which JSON's "\\ud800" encodes.
-    """
+    """Reject a value with half of a surrogate pair, which JSON's "\\ud800" encodes."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -203,15 +184,9 @@ def check_unicode(value: str, name: str) -> str:
 
 
 def find_inside(root: Path, name: str, *, allow_absolute: bool = False) -> str:
-    """The path of an existing regular file under a root.
+    """The path of an existing regular file under a root, symbolic links resolved.
 
-    Args:
-      root: folder that must contain the file after resolving symbolic links.
-      name: relative to the root.
-      allow_absolute: accept absolute names, wherever they lead.
-
-    Raises:
-      Rejected: an absolute name, one that leaves the root, or no such file.
+    `allow_absolute` accepts absolute names, wherever they lead.
     """
     check_unicode(name, "path")
     if not name or "\0" in name:

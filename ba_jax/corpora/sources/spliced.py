@@ -214,7 +214,6 @@ def _is_chosen(source: Spliced, part: Part) -> bool:
 
 
 def _add(pool: _Pool, record: Record, part: Part, where: str) -> None:
-    """Add a part to its voice, or a rejection."""
     try:
         if not part.loss:
             raise NotForTask("a part without loss")

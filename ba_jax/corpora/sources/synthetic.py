@@ -234,7 +234,6 @@ class Synthetic(InterleavedSource):
     def _speak(
         self, item: Item, text: str, voice: str, speed: float, language: str
     ) -> Part | Rejection:
-        """Speak a part and check it."""
         try:
             spoken = self.tool("synthesiser").speak(text, voice, speed)
         except SpeechToolError as error:

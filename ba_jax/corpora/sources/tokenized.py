@@ -152,11 +152,7 @@ class CodedRecords:
         self._source, self._codes, self._damaged = source, codes, damaged
 
     def records(self, item: Item) -> Iterator[Record]:
-        """Make the record of an item.
-
-        Raises:
-          Rejected: its audio is damaged.
-        """
+        """Make the record of an item, or raise Rejected if its audio is damaged."""
         entry: Entry = item.payload
         if entry.index in self._damaged:
             detail = f"record {item.id}: {self._damaged[entry.index]}"
