@@ -57,9 +57,7 @@ def _in_folder(selection: Selection, folder: str) -> Selection:
 
 
 def open_batches(
-    data: Mapping[str, Any],
-    model: Mapping[str, Any],
-    progress: Callable[[int], None] | None = None,
+    data: Mapping[str, Any], model: Mapping[str, Any], progress: Callable[[int], None] | None = None
 ) -> PackedBatches | AudioBatches:
     """Open a config's datasets and count their examples; any step's batch can then be built.
 

@@ -113,11 +113,7 @@ def pack(
 
 
 def pack_many(
-    lengths_N: np.ndarray,
-    row_length: int,
-    *,
-    loads_NK: np.ndarray,
-    capacity_K: Sequence[int] = (),
+    lengths_N: np.ndarray, row_length: int, *, loads_NK: np.ndarray, capacity_K: Sequence[int] = ()
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Assign any number of sequences to as many rows as they need, in linear time.
 

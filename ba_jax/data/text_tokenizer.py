@@ -131,7 +131,7 @@ class TextTokenizer(abc.ABC):
         return Roles(**{name: self.token_id(name) for name in ROLE_NAMES})
 
     def check_against(self, audio_tokens: AudioTokens, vocab_size: int) -> None:
-        """Raise TokenizerError unless ids and size fit the tokens and embedding table of a model."""
+        """Raise TokenizerError unless ids and size fit the tokens and embedding of a model."""
         wrong = []
         for name, spelling in AUDIO_TOKEN_NAMES.items():
             token_id, expected = self.special_tokens.get(spelling), getattr(audio_tokens, name)

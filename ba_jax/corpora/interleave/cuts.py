@@ -11,12 +11,7 @@ _OUTSIDE = 1e3  # cost per target length outside the bounds: a last resort only
 
 
 def best_cuts(
-    lengths_U: Sequence[float],
-    costs_U: Sequence[float],
-    *,
-    target: float,
-    low: float,
-    high: float,
+    lengths_U: Sequence[float], costs_U: Sequence[float], *, target: float, low: float, high: float
 ) -> list[int]:
     """Group consecutive units into groups of even length with cheap cuts between them.
 

@@ -18,14 +18,7 @@ import numpy as np
 from ba_jax.audio import lengths
 from ba_jax.corpora import report as reports
 from ba_jax.corpora.shards import STATE, write_json
-from ba_jax.corpora.sources.base import (
-    INFO,
-    DerivedSource,
-    Item,
-    Rejected,
-    Rejection,
-    SourceError,
-)
+from ba_jax.corpora.sources.base import INFO, DerivedSource, Item, Rejected, Rejection, SourceError
 from ba_jax.data import features
 from ba_jax.data.augment import Augmentation
 from ba_jax.data.features import Bucket

@@ -11,12 +11,7 @@ from typing import Any
 from ba_jax.config import check_choices
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
 from ba_jax.corpora.sources.clips import Clip, ClipSource, Recipe
-from ba_jax.corpora.sources.listing import (
-    check_unicode,
-    find_inside,
-    require_file,
-    require_folder,
-)
+from ba_jax.corpora.sources.listing import check_unicode, find_inside, require_file, require_folder
 
 EVALUATION = {"DEV": "dev", "TEST_NET": "test_net", "TEST_MEETING": "test_meeting"}
 

@@ -122,10 +122,7 @@ def test_questions_of_the_test_split_are_about_trained_words(records):
                 fact, phrasing = FACTS[match[2]], int(match[3])
                 assert record.parts[0].text == fact.questions[record.language][phrasing]
                 assert record.parts[1].text == fact.answers[record.language]
-                others = (
-                    *fact.questions[record.language],
-                    *fact.statements[record.language],
-                )
+                others = (*fact.questions[record.language], *fact.statements[record.language])
                 assert trained & set(others)
                 known += bool(trained & set(fact.questions[record.language]))
     assert known >= 70

@@ -48,10 +48,7 @@ ASKED = Record(
     "m",
     "dialogue",
     "en",
-    (
-        part("a, b c?", 5, 0, words=TIMES, role="user"),
-        part("d", 1, 9, role="assistant"),
-    ),
+    (part("a, b c?", 5, 0, words=TIMES, role="user"), part("d", 1, 9, role="assistant")),
     "s",
 )
 PARAGRAPHS = Record("p", "text", "zh", (Part("天"), Part("地")), "s")

@@ -54,12 +54,7 @@ LAYOUTS = [
         {},
         "a* audio_start [0] audio_end b* audio_start [5] audio_end",
     ),
-    (
-        "intlv",
-        ([codes(1), "b"],),
-        {},
-        "audio_start [0] audio_end b* </s>*",
-    ),
+    ("intlv", ([codes(1), "b"],), {}, "audio_start [0] audio_end b* </s>*"),
     ("tts", ("hi", codes(2)), {}, "hi audiogen_start [0]^ [1]^ audiogen_end^ </s>*"),
     (
         "itts",

@@ -74,8 +74,7 @@ def test_bad_arguments(units, costs, bounds):
 
 
 @given(
-    st.lists(st.tuples(st.floats(0.1, 40.0), st.booleans()), max_size=60),
-    st.floats(30.0, 300.0),
+    st.lists(st.tuples(st.floats(0.1, 40.0), st.booleans()), max_size=60), st.floats(30.0, 300.0)
 )
 def test_records_are_continuous_and_short(parts, limit):
     seconds, is_kept = [s for s, _ in parts], [k for _, k in parts]
