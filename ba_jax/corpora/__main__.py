@@ -18,7 +18,10 @@ from pathlib import Path
 
 from absl import app, flags
 
-FAILED, USER_ERROR, INTERRUPTED = 1, 2, 128 + 2
+from ba_jax.config import ConfigError
+from ba_jax.corpora import runner
+from ba_jax.corpora.sources.base import SourceError
+
 _CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "prepare.py"
 
 
@@ -47,37 +50,30 @@ def _define_flags() -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parse flags, with hyphens allowed in two names."""
-    for number, word in enumerate(argv):
-        name, equals, value = word.partition("=")
-        if name in ("--dry-run", "--beam-options"):
-            argv[number] = name[:2] + name[2:].replace("-", "_") + equals + value
+    """Parse flags, with hyphens allowed in their names."""
+    runner.allow_hyphens(argv)
     try:
         _define_flags()
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError) as error:  # ml_collections, for an unknown key
         key = re.findall(r"\w+", str(error))[0]
         print(f"error: --config: no key {key!r}, see {_CONFIGS}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+        sys.exit(runner.USER_ERROR)
 
 
 def _main(argv: list[str]) -> int:
-    from ba_jax.config import ConfigError
-    from ba_jax.corpora import runner
-    from ba_jax.corpora.report import REPORT_MD
-    from ba_jax.corpora.sources.base import SourceError
 
     args = flags.FLAGS
     logging.getLogger("absl").setLevel(logging.ERROR)
     if argv[1:]:
         print(f"error: arguments {argv[1:]}, expected only flags", file=sys.stderr)
-        return USER_ERROR
+        return runner.USER_ERROR
     values = args.config.to_dict()
     if args.size is not None:
         if "size" not in values["source"]:
             kind = values["kind"]
             print(f"error: --size: a source of kind {kind!r} has no size", file=sys.stderr)
-            return USER_ERROR
+            return runner.USER_ERROR
         values["source"]["size"] = args.size
     try:
         config = runner.config_from(values)
@@ -86,7 +82,7 @@ def _main(argv: list[str]) -> int:
             return 0
         if not args.out:
             print("error: --out: expected the folder of the new dataset", file=sys.stderr)
-            return USER_ERROR
+            return runner.USER_ERROR
         run_jobs = None
         if args.runner == "beam":
             from ba_jax.corpora.beam import BeamRunner
@@ -102,15 +98,14 @@ def _main(argv: list[str]) -> int:
         )
     except (ConfigError, SourceError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+        return runner.USER_ERROR
     except (runner.PrepareError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        return runner.FAILED
     except KeyboardInterrupt:
         print("interrupted: run the same command again to resume", file=sys.stderr)
-        return INTERRUPTED
-    print((Path(args.out) / REPORT_MD).read_text(encoding="utf-8"))
-    print(f"{report['records']} records, {report['hours']:.2f} h in {args.out}")
+        return runner.INTERRUPTED
+    runner.print_report(report, args.out)
     return 0
 
 

@@ -27,12 +27,7 @@ _LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 @dataclasses.dataclass(frozen=True)
 class BeamRunner:
-    """Makes shards in a pipeline, as `run_jobs` of `runner.prepare`.
-
-    Attributes:
-      options: options of the pipeline, in the form of a command line: "--runner=DataflowRunner
-        ...".
-    """
+    """Makes shards in a pipeline, as `run_jobs` of `runner.prepare`."""
 
     options: str = "--runner=DirectRunner"
 

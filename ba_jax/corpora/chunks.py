@@ -24,12 +24,7 @@ from ba_jax.data.record import RecordError
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """A chunk of a recording.
-
-    Attributes:
-      item, part, number: indices into the job's items, the item's parts, the recording's chunks.
-      first, samples: start and length at 16 kHz.
-    """
+    """A chunk of a recording: indices of item, part and chunk; its samples at 16 kHz."""
 
     item: int
     part: int
@@ -51,7 +46,6 @@ class EncoderInput:
     """The arrays of a batch.
 
     Attributes:
-      job, batch: shard and chunks of the rows.
       mel_BTM: float32, Whisper's mel; 0 past a chunk's frames.
       lengths_B: int32 frames; 0 for empty rows and damaged recordings.
       damaged: item of the job -> problem with its audio.
@@ -65,13 +59,7 @@ class EncoderInput:
 
 
 def divide_chunks(job: Job, source: TokenizedSource, buckets: Sequence[Bucket]) -> list[ChunkBatch]:
-    """Divide a shard into batches: longest chunks first, filled with the next shorter ones.
-
-    Args:
-      job: the shard.
-      source: source of the items.
-      buckets: checked by `check_buckets`; the last bucket holds the longest chunk.
-    """
+    """Divide a shard into batches: longest chunks first, filled with the next shorter ones."""
     chunks = []
     for number, item in enumerate(job.items):
         for part, seconds in enumerate(item.payload.seconds):
@@ -89,14 +77,7 @@ def divide_chunks(job: Job, source: TokenizedSource, buckets: Sequence[Bucket]) 
 
 
 class EncoderInputs:
-    """Decodes audio and computes the mels of batches.
-
-    Args:
-      source: source of the recordings.
-      buckets: as in `divide_chunks`.
-      mel_bins: bins of the audio encoder.
-      workers: threads.
-    """
+    """Decodes audio and computes the mels of batches in `workers` threads."""
 
     def __init__(
         self, source: TokenizedSource, buckets: Sequence[Bucket], mel_bins: int, workers: int

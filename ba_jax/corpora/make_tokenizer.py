@@ -21,18 +21,6 @@ from ba_jax.files import write_whole
 SPECIAL_TOKENS = (*AUDIO_TOKEN_NAMES.values(), *ROLE_NAMES.values())
 """A trained tokenizer's special tokens: ids 3, 4, ..., after <unk>, <s>, </s>."""
 
-# Qwen2 and Qwen2.5 cut text before BPE into contractions, words with the character before them,
-# single digits, punctuation with the line ends after it, spaces.
-QWEN_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-    r"|[^\r\n\p{L}\p{N}]?\p{L}+"
-    r"|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+"
-    r"|\s+(?!\S)"
-    r"|\s+"
-)
-
 # Characters with a meaning to SentencePiece's trainer: line ends, NUL, its space symbol.
 _LINE_ENDS = re.compile("[\r\n\0\u2581]+")
 # Far above the default: the trainer silently omits longer lines.
@@ -45,21 +33,13 @@ def train_sentencepiece(
     vocab_size: int,
     *,
     special_tokens: Sequence[str] = SPECIAL_TOKENS,
-    character_coverage: float = 0.9995,
 ) -> SentencePieceTokenizer:
     """Train a SentencePiece BPE model with byte fallback and write it.
 
     Ids: <unk>, <s>, </s>, the special tokens from 3 on, 256 bytes, merges, characters. The special
     tokens are control symbols, which no text can produce. Digits are not merged. The same texts in
-    the same order give the same file, byte for byte.
-
-    Args:
-      texts: the corpus, line ends allowed.
-      out: the `.model` file to write.
-      vocab_size: most ids; fewer if the corpus runs out of pairs to merge.
-      special_tokens: names, in the order of their ids.
-      character_coverage: share of the corpus' characters that get a token each; the others are
-        spelt in bytes.
+    the same order give the same file, byte for byte. There are fewer ids than `vocab_size` if the
+    corpus runs out of pairs to merge.
     """
     if len({"<unk>", "<s>", "</s>", *special_tokens}) < 3 + len(special_tokens):
         raise TokenizerError(f"special_tokens {list(special_tokens)}: expected each once")
@@ -76,7 +56,7 @@ def train_sentencepiece(
             model_type="bpe",
             vocab_size=vocab_size,
             hard_vocab_limit=False,
-            character_coverage=character_coverage,
+            character_coverage=0.9995,  # the other characters are spelt in bytes
             # Without a piece for the space symbol, spaces decode to the bytes of that symbol.
             required_chars="\u2581",
             byte_fallback=True,

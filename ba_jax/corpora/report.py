@@ -8,23 +8,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ba_jax.corpora.sources.base import Rejection
+from ba_jax.corpora.shards import STATE
+from ba_jax.corpora.sources.base import INFO, Rejection
 
 REPORT_JSON, REPORT_MD = "report.json", "report.md"
 REJECTED, WARNINGS = "rejected.jsonl", "warnings.jsonl"
+WRITTEN = (WARNINGS, REJECTED, REPORT_MD, REPORT_JSON, "features.json", INFO, STATE)
+"""Files of a dataset's folder beside its shards, in the order of removing them.
+
+The state goes last: a run killed while it removes them is still recognised as a run.
+"""
 _SHOWN = 10  # rows of speakers, and rejected items of each reason, in report.md
 
 
 def summarise(
     name: str, sides: Mapping[str, Sequence[Mapping[str, Any]]], listed: Sequence[Rejection]
 ) -> dict[str, Any]:
-    """The content of report.json.
-
-    Args:
-      name: name of the dataset.
-      sides: split -> its shards' side files.
-      listed: rejections of the listing.
-    """
+    """The content of report.json, from the side files of each split's shards."""
     splits, speakers = {}, {}
     languages, kinds = _Totals(), _Totals()
     for split, shards in sides.items():

@@ -33,7 +33,7 @@ from ba_jax.corpora import report as reports
 from ba_jax.corpora.embedded import EmbeddedCorpus
 from ba_jax.corpora.shards import STATE, WORK, Job, PrepareError, ShardPlan, divide, write_json
 from ba_jax.corpora.sources.aishell import Aishell
-from ba_jax.corpora.sources.base import INFO, Item, Rejection, Source, SourceError
+from ba_jax.corpora.sources.base import Item, Rejection, Source, SourceError
 from ba_jax.corpora.sources.common_voice import CommonVoice, Covost2
 from ba_jax.corpora.sources.crawl import Crawl
 from ba_jax.corpora.sources.fleurs import Fleurs
@@ -46,6 +46,8 @@ from ba_jax.corpora.sources.synthetic import Synthetic
 from ba_jax.corpora.sources.wenetspeech import WenetSpeech
 from ba_jax.data.record import Shard, write_metadata
 
+FAILED, USER_ERROR, INTERRUPTED = 1, 2, 128 + 2
+"""Exit codes of the commands that make datasets."""
 VERSION = 1  # of the records written for a listing; part of the fingerprint
 _NAME = re.compile("[A-Za-z][A-Za-z0-9_]*")
 
@@ -166,12 +168,9 @@ def prepare(
     """Make a dataset, or resume making it; returns its report.
 
     Args:
-      config: config of the dataset.
-      directory: the dataset's folder.
       workers: processes; 0 works in this process.
       overwrite: discard the output of another config.
       run_jobs: makes the missing shards in place of local processes.
-      show_progress: a bar on the standard error.
 
     Raises:
       SourceError, ConfigError: the source cannot be listed.
@@ -282,9 +281,7 @@ def _flatten(value: Any, name: str = ""):
 
 
 def _clear(directory: Path) -> None:
-    names = [reports.WARNINGS, reports.REJECTED, reports.REPORT_MD, reports.REPORT_JSON, "LICENSE"]
-    # The state goes last: a run killed here is still recognised as a run.
-    names += ["features.json", INFO, STATE]
+    names = ("LICENSE", *reports.WRITTEN)
     for path in (*directory.glob("*.array_record-*"), *(directory / name for name in names)):
         path.unlink(missing_ok=True)
     shutil.rmtree(directory / WORK, ignore_errors=True)
@@ -350,3 +347,20 @@ def dry_run(config: PrepareConfig) -> str:
     if not plan.items:
         raise PrepareError(f"{text}\nnothing to make records of")
     return text
+
+
+# --- command lines --------------------------------------------------------------------------------
+
+
+def allow_hyphens(argv: list[str]) -> None:
+    """Replace hyphens in the names of flags, except in keys of a config."""
+    for number, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and not name.startswith("--config"):
+            argv[number] = "--" + name[2:].replace("-", "_") + equals + value
+
+
+def print_report(report: Mapping[str, Any], directory: str, codes: str = "") -> None:
+    """Print a run's report and a summary line."""
+    print((Path(directory) / reports.REPORT_MD).read_text(encoding="utf-8"))
+    print(f"{report['records']} records, {report['hours']:.2f} h{codes} in {directory}")

@@ -41,12 +41,7 @@ class PrepareError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A shard to make.
-
-    Attributes:
-      split, number, count: the shard's place in the dataset.
-      items: in order.
-    """
+    """A shard to make: its place in the dataset, and its items in order."""
 
     split: str
     number: int
@@ -76,14 +71,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class ShardPlan:
-    """The work of a run, a function of its config and of the source's listing.
-
-    Attributes:
-      source: source of the items.
-      jobs: the shards.
-      rejected: rejections of the listing.
-      fingerprint: fingerprint of the config and the listing.
-    """
+    """The work of a run, a function of its config and of the source's listing."""
 
     source: Source
     jobs: tuple[Job, ...]

@@ -37,7 +37,6 @@ from ba_jax.checkpoints.layout import CheckpointError, weights_folder
 from ba_jax.config import ConfigError, check_at_least, check_choices, from_mapping
 from ba_jax.corpora import runner
 from ba_jax.corpora.chunks import EncoderInput, EncoderInputs
-from ba_jax.corpora.report import REPORT_MD
 from ba_jax.corpora.runner import PrepareConfig, PrepareError, ShardPlan
 from ba_jax.corpora.shards import WORK, Job, make_shard
 from ba_jax.corpora.sources.base import Rejection, SourceError
@@ -50,7 +49,6 @@ from ba_jax.sharding import MeshSettings, batch_sharding, make_mesh, replicated
 from ba_jax.tree import flatten
 from ba_jax.vocab import SPEECH_ENCODER
 
-FAILED, USER_ERROR, INTERRUPTED = 1, 2, 128 + 2
 ITEMS_PER_SHARD = 256
 # Variables of the quantiser that serve the decoder, or the quantiser's own training.
 _NOT_FOR_CODES = re.compile(
@@ -116,15 +114,9 @@ class TokenizedConfig(PrepareConfig):
 
 
 class AudioTokenizer:
-    """The frozen encoder and quantiser on all local devices.
+    """The frozen encoder and quantiser of a model on all local devices.
 
-    Args:
-      config: a model's; its speech encoder is used.
-      checkpoint: a folder of weights, or a training run's.
-
-    Raises:
-      ConfigError: a config without a speech encoder.
-      CheckpointError: no checkpoint there, or one of other sizes.
+    The checkpoint is a folder of weights, or a training run's.
     """
 
     def __init__(self, config: BaichuanAudioConfig, checkpoint: str):
@@ -180,14 +172,8 @@ def tokenize(
     """Make a dataset with codes, or resume making it; returns its report.
 
     Args:
-      tokenizer: makes the codes.
-      settings: see there.
       host, hosts: number of this process, and of all processes that share the work and the folder.
       barrier: makes all processes wait for each other at a named place.
-
-    Raises:
-      SourceError: no such dataset or split, or `out` is the dataset itself.
-      PrepareError: `out` holds something else (codes of another tokenizer), or a record is damaged.
     """
     directory = Path(settings.out)
     if directory.resolve() == dataset_directory(settings.dataset).resolve():
@@ -342,10 +328,7 @@ def define_flags() -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """Parse flags, with hyphens allowed in their names."""
-    for number, word in enumerate(argv):
-        name, equals, value = word.partition("=")
-        if name.startswith("--") and not name.startswith("--config"):
-            argv[number] = "--" + name[2:].replace("-", "_") + equals + value
+    runner.allow_hyphens(argv)
     define_flags()
     return app.parse_flags_with_usage(argv)
 
@@ -387,18 +370,17 @@ def main(argv: list[str]) -> int:
             barrier=multihost_utils.sync_global_devices,  # returns at once in a single process
         )
     except (PrepareError, OSError) as error:
-        return _fail(command, error, FAILED)
+        return _fail(command, error, runner.FAILED)
     except RuntimeError as error:
         if not distributed.is_host_loss(error):
             raise
         distributed.exit_with_error(command, error)
     except (ConfigError, CheckpointError, SourceError, ValueError) as error:
-        return _fail(command, error, USER_ERROR)
+        return _fail(command, error, runner.USER_ERROR)
     except KeyboardInterrupt:
         print("interrupted: run the same command again to resume", file=sys.stderr)
-        return INTERRUPTED
-    print((Path(args.out) / REPORT_MD).read_text(encoding="utf-8"))
-    print(f"{report['records']} records, {report['hours']:.2f} h with codes in {args.out}")
+        return runner.INTERRUPTED
+    runner.print_report(report, args.out, " with codes")
     return 0
 
 

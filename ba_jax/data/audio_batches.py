@@ -155,13 +155,8 @@ class _MeasureClips:
 class AudioBatches:
     """Builds audio batches; can be pickled to a worker.
 
-    Args:
-      settings: settings of the batches.
-      model: the model's input format.
-      progress: called with the number of records counted since the last call.
-
-    Raises:
-      RecordError: a dataset that does not exist, is damaged, or has no speech.
+    `progress` is called with the number of records counted since the last call. A dataset that does
+    not exist, is damaged, or has no speech raises RecordError.
     """
 
     def __init__(
@@ -237,31 +232,36 @@ class AudioBatches:
         Raises:
           RecordError: a damaged record with on_error = "fail".
         """
+        clips = self._draw(step, rows)
+        batch = empty_batch(
+            self.settings.features, self.bucket(step), len(clips), self.model.mel_bins
+        )
+        with features.one_blas_thread():
+            for place, (member, clip, seed) in enumerate(clips):
+                self._add(batch, place, member, clip, np.random.default_rng(seed))
+        return batch
+
+    def _draw(self, step: int, rows: Sequence[int] | None) -> list[tuple[int, int, list[int]]]:
+        """List (member, its clip, seed of the augmentation) of rows of a batch."""
         rows = check_rows(step, rows, self.global_rows(step))
         stream, number = self._steps[step]
         bucket, members, clips, draws = self._streams[stream]
-        batch = empty_batch(self.settings.features, bucket, len(rows), self.model.mel_bins)
-        with features.one_blas_thread():
-            for place, row in enumerate(rows):
-                draw = number * bucket.count + row
-                index, item = draws[draw]
-                rng = np.random.default_rng([self.settings.seed, stream, draw])
-                self._add(batch, place, members[index], int(clips[index][item]), rng)
-        return batch
+        drawn = []
+        for row in rows:
+            draw = number * bucket.count + row
+            index, item = draws[draw]
+            seed = [self.settings.seed, stream, draw]
+            drawn.append((members[index], int(clips[index][item]), seed))
+        return drawn
 
     def ids(self, step: int, rows: Sequence[int] | None = None) -> list[list[str]]:
         """List each clip's "dataset/split/audio:record id", in a list of its own; decodes no audio.
 
         A record that cannot be read has its number in place of its id.
         """
-        rows = check_rows(step, rows, self.global_rows(step))
-        stream, number = self._steps[step]
-        bucket, members, clips, draws = self._streams[stream]
         names = []
-        for row in rows:
-            index, item = draws[number * bucket.count + row]
-            member = members[index]
-            record = int(self._counts[member].records_N[clips[index][item]])
+        for member, clip, _ in self._draw(step, rows):
+            record = int(self._counts[member].records_N[clip])
             name = self.settings.mixture[member].name
             names.append([example_name(name, self._sources[member], record)])
         return names
@@ -349,21 +349,21 @@ class AudioBatches:
         return figures
 
 
-def feature_shapes(bucket: Bucket, mel_bins: int) -> dict[str, tuple[int, ...]]:
-    """Feature -> its shape for one clip of a bucket; `mel_bins` are those of Whisper's mel."""
+def empty_batch(features: Sequence[str], bucket: Bucket, rows: int, mel_bins: int) -> AudioBatch:
+    """Allocate zeros for clips of a bucket; features that are not named are None.
+
+    `mel_bins` are those of Whisper's mel.
+    """
     samples = _samples_at(WAVE_RATE, bucket.samples)
-    return {
+    shapes = {
         "wave": (samples,),
         "whisper_mel": (bucket.mel_frames, mel_bins),
         "hifigan_mel": (bucket.samples // HIFIGAN_MEL.hop, HIFIGAN_MEL.n_mels),
         "flow_mel": (samples // FLOW_MEL.hop, FLOW_MEL.n_mels),
     }
 
-
-def empty_batch(features: Sequence[str], bucket: Bucket, rows: int, mel_bins: int) -> AudioBatch:
-    """Allocate zeros for clips of a bucket; features that are not named are None."""
     arrays: dict[str, np.ndarray | None] = {}
-    for name, shape in feature_shapes(bucket, mel_bins).items():
+    for name, shape in shapes.items():
         is_wanted = name in features
         suffix = "_BS" if name == "wave" else "_BTM"
         arrays[name + suffix] = np.zeros((rows, *shape), np.float32) if is_wanted else None

@@ -46,12 +46,6 @@ class Augmentation:
             )
         check_at_least(self, time_masks=0, max_time_mask=0, mel_masks=0, max_mel_mask=0)
 
-    def speed_factor(self, rng: np.random.Generator) -> float:
-        """Draw one of the speeds."""
-        if len(self.speeds) == 1:
-            return self.speeds[0]
-        return self.speeds[int(rng.integers(len(self.speeds)))]
-
     def wave(self, wave_S: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Add noise with `noise_probability`; a silent wave stays silent."""
         if not self.noise_probability or rng.random() >= self.noise_probability:

@@ -18,14 +18,11 @@ KINDS = {"packed": (PackedSettings, PackedBatches), "audio": (AudioSettings, Aud
 
 
 def batch_settings(data: Mapping[str, Any]) -> PackedSettings | AudioSettings:
-    """Read settings from a config's `data`, see `configs/mixtures.py`.
+    """Read settings from a config's `data`, see `configs/mixtures.py`, or raise ConfigError.
 
     `data.mixture` maps a name to a member, so that one can be changed by
     `--config.data.mixture.asr.weight=2`; a member of weight 0 is left out. Members are in the
     alphabetical order of their names. `data.folder`, if not empty, holds the members' datasets.
-
-    Raises:
-      ConfigError: an unknown, missing or ill-typed key, or a value that makes no sense.
     """
     values = dict(data.items())
     kind = values.pop("kind", None)
@@ -61,12 +58,7 @@ def open_batches(
 ) -> PackedBatches | AudioBatches:
     """Open a config's datasets and count their examples; any step's batch can then be built.
 
-    Args:
-      data, model: sections of a config.
-      progress: called with the number of records counted since the last call.
-
-    Raises:
-      ConfigError, RecordError, TokenizerError: as `batch_settings`, and the classes of the batches.
+    `progress` is called with the number of records counted since the last call.
     """
     settings = batch_settings(data)
     _, batches = next(pair for pair in KINDS.values() if isinstance(settings, pair[0]))

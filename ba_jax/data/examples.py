@@ -50,10 +50,8 @@ def stable_hash(text: str) -> int:
 def word_bounds(part: Part) -> tuple[list[int], list[int]]:
     """Bounds of a part's words: first letters in its text, first frames in its codes.
 
-    The first word begins at 0; one more entry is the end of both.
-
-    Raises:
-      NotForTask: no codes, no word times, or words that the text does not have.
+    The first word begins at 0; one more entry is the end of both. A part without codes or without
+    times of the words of its text is NotForTask.
     """
     if part.codes_NQ is None:
         raise NotForTask("no codes")
@@ -261,15 +259,20 @@ class ExampleMaker:
         return (parts,), list(record.parts)
 
     def _iasr(self, record: Record):
+        pairs, owners = self._pairs(record)
+        return ([value for text, speech in pairs for value in (speech, text)],), owners
+
+    def _itts(self, record: Record):
+        pairs, owners = self._pairs(record)
+        return ([value for pair in pairs for value in pair],), owners
+
+    def _pairs(self, record: Record):
+        """(text, speech) of each piece or part, and the part of each value."""
         if self.pieces:
-            pieces, owners = self._first(record, self._cut)
-            return ([value for text, codes_NQ in pieces for value in (codes_NQ, text)],), owners
+            return self._first(record, self._cut)
         _check_kind(record, "interleaved")
-        parts, owners = [], []
-        for part in record.parts:
-            parts += [self._heard(part, record), _text(part)]
-            owners += [part, part]
-        return (parts,), owners
+        pairs = [(_text(part), self._heard(part, record)) for part in record.parts]
+        return pairs, [part for part in record.parts for _ in range(2)]
 
     def _cut(self, part: Part) -> list[tuple[str, np.ndarray]]:
         """Cut a part into (text, codes) of `pieces` words each."""
@@ -310,17 +313,6 @@ class ExampleMaker:
     def _draws(self, record: Record) -> np.random.Generator:
         name = f"{record.id}/{self.order}" if self.order else record.id
         return np.random.default_rng(stable_hash(name))
-
-    def _itts(self, record: Record):
-        if self.pieces:
-            pieces, owners = self._first(record, self._cut)
-            return ([value for piece in pieces for value in piece],), owners
-        _check_kind(record, "interleaved")
-        parts, owners = [], []
-        for part in record.parts:
-            parts += [_text(part), self._heard(part, record)]
-            owners += [part, part]
-        return (parts,), owners
 
     def _sft(self, record: Record):
         _check_kind(record, "dialogue")

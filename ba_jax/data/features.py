@@ -32,14 +32,7 @@ ON_ERROR = ("fail", "skip")
 
 @dataclasses.dataclass(frozen=True)
 class ModelFormat:
-    """Input format of a model.
-
-    Attributes:
-      codebook_sizes: sizes of the quantiser.
-      mel_bins: bins of the audio encoder.
-      vocab_size: rows of the text embedding.
-      tokens: ids of the tokens that delimit audio.
-    """
+    """Input format of a model; `vocab_size` is the rows of the text embedding."""
 
     codebook_sizes: tuple[int, ...]
     mel_bins: int
@@ -98,7 +91,8 @@ def speed_of(record: Record, augmentation: Augmentation) -> float:
     """Speed of a record, the same at each draw: its number of frames must not change."""
     if len(augmentation.speeds) == 1:  # a generator takes longer than the rest of a short record
         return augmentation.speeds[0]
-    return augmentation.speed_factor(np.random.default_rng(stable_hash(record.id)))
+    rng = np.random.default_rng(stable_hash(record.id))
+    return augmentation.speeds[int(rng.integers(len(augmentation.speeds)))]
 
 
 def total_samples(seconds: float, speed: float = 1.0, rate: int = lengths.SAMPLE_RATE) -> int:
@@ -126,10 +120,7 @@ def decode(
 ) -> list[np.ndarray]:
     """Decode a recording to mono waves (S,) at `rates`, S = round(seconds * rate / speed).
 
-    Pitch rises with speed (speed perturbation).
-
-    Raises:
-      AudioError: a damaged file, or one whose length is not the stated one.
+    Pitch rises with speed (speed perturbation). A file of another length raises AudioError.
     """
     # A file longer than stated is not decoded whole.
     wave_S, stored = read_audio(audio, max_seconds=seconds + _TOLERANCE)
@@ -167,9 +158,6 @@ def chunk_mels(
     return mels
 
 
-_LOCK = threading.Lock()
-
-
 class _OneThread:
     """Limits BLAS to one thread while any thread of the process is inside.
 
@@ -177,27 +165,28 @@ class _OneThread:
     """
 
     def __init__(self):
+        self._lock, self._inside, self._limit = threading.Lock(), 0, None
+
+    @functools.cached_property
+    def _blas(self):
         import threadpoolctl
 
-        self._blas = threadpoolctl.ThreadpoolController().select(user_api="blas")
-        self._inside, self._limit = 0, None
+        return threadpoolctl.ThreadpoolController().select(user_api="blas")
 
     def __enter__(self) -> None:
-        with _LOCK:
+        with self._lock:
             if not self._inside:
                 self._limit = self._blas.limit(limits=1)
             self._inside += 1
 
     def __exit__(self, *_) -> None:
-        with _LOCK:
+        with self._lock:
             self._inside -= 1
             if not self._inside:
                 self._limit.restore_original_limits()
 
 
-@functools.cache
-def _one_thread() -> _OneThread:
-    return _OneThread()
+_ONE_THREAD = _OneThread()
 
 
 def one_blas_thread() -> contextlib.AbstractContextManager:
@@ -207,8 +196,7 @@ def one_blas_thread() -> contextlib.AbstractContextManager:
     differently (9e-6 in a mel). And several workers build batches beside a training step: on two
     busy cores, waiting for other threads made resampling 70 times slower.
     """
-    with _LOCK:  # two threads could otherwise make one each
-        return _one_thread()
+    return _ONE_THREAD
 
 
 @functools.lru_cache(maxsize=8)

@@ -17,7 +17,7 @@ import pathlib
 import secrets
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -28,28 +28,16 @@ VERSION = 2  # of the meaning of a count; part of the cached files' names
 _RUN = 2048  # records of one task of a process
 
 
-class Measure(Protocol):
-    """Measures one record."""
+Measure = Callable[[Record], list[tuple[int, ...]]]
+"""Measures a record: any number of rows of integers, all of one width.
 
-    def __call__(self, record: Record) -> list[tuple[int, ...]]:
-        """Return any number of rows of integers, all of one width.
-
-        Raises:
-          NotForTask: a reason to leave the record out, with any `on_error`.
-          RecordError: a damaged record.
-        """
-        ...
+It raises NotForTask to leave the record out, RecordError for a damaged one.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """Measurements of all records.
-
-    Attributes:
-      records_N: record number of each row.
-      rows_NK: rows of integers.
-      left_out: reason -> number of records.
-    """
+    """Measurements of all records: each row's record, its integers; reason -> records left out."""
 
     records_N: np.ndarray
     rows_NK: np.ndarray
@@ -70,17 +58,12 @@ def count(
     """Check every record of a source and measure it.
 
     Args:
-      source: the records.
-      measure: picklable.
-      width: number of integers in a row of the measurements.
+      width: of the rows of `measure`.
       key: JSON; everything that `measure` depends on beside the records.
       on_error: "fail" or "skip" (and count) damaged records.
       workers: processes; 0 counts in this one.
       cache: folder for the result; "" caches nothing.
       progress: called with the number of records counted since the last call.
-
-    Raises:
-      RecordError: a damaged record with on_error = "fail", or a process that died.
     """
     path = _cache_path(source, key, width, on_error, cache) if cache else None
     if path is not None and (stored := _load(path)) is not None:

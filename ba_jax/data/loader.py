@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import multiprocessing
+import multiprocessing.connection
+import os
+import pathlib
+import signal
+import tempfile
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from ba_jax.config import check_at_least
-from ba_jax.data.workers import WorkerWatch
 
 _STEPS = 1 << 60  # length of an endless source
 _POLL_SECONDS = 1.0
@@ -64,11 +69,7 @@ class LoaderSettings:
 
 
 def host_rows(global_rows: int, host: int, hosts: int) -> range:
-    """Rows of the global batch that a host builds: equal, contiguous shares in the hosts' order.
-
-    Raises:
-      ValueError: rows that do not divide among the hosts, or a host that does not exist.
-    """
+    """Rows of the global batch that a host builds: equal, contiguous shares in the hosts' order."""
     if hosts < 1 or not 0 <= host < hosts:
         raise ValueError(f"host {host} of {hosts}, expected 0 to {max(hosts, 1) - 1}")
     if global_rows % hosts:
@@ -117,18 +118,10 @@ class _Steps:
 class Loader(Iterator[tuple[int, Any]]):
     """Iterates over (step, batch); batches hold this host's rows.
 
-    Close it, or use it in a `with`, to end its workers at once. Workers are spawned: a script that
-    uses them needs `if __name__ == "__main__":`.
-
-    Args:
-      batches: to load.
-      settings: settings of prefetching.
-      start, stop: first step, and the one after the last (None: no end).
-      host, hosts: this host's share of the rows.
-
-    Raises:
-      ValueError: invalid steps or host, or rows that do not divide among the hosts.
-      BatchError: from `next`, for a batch that cannot be built or a worker that died.
+    Steps run from `start` to before `stop` (None: no end). Close it, or use it in a `with`, to end
+    its workers at once. Workers are spawned: a script that uses them needs
+    `if __name__ == "__main__":`. A batch that cannot be built, or a worker that died, raises
+    BatchError from `next`.
     """
 
     def __init__(
@@ -249,3 +242,56 @@ def _mark_flags_as_parsed() -> None:
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+
+
+# --- worker processes ----------------------------------------------------------------------------
+
+
+class WorkerWatch:
+    """Finds workers that ended: Grain takes a worker that ends with exit code 0 for a working one.
+
+    Each worker calls `initializer` at its start, which leaves its process id in a folder.
+    """
+
+    def __init__(self):
+        self._folder = tempfile.TemporaryDirectory(prefix="ba_jax-loader-")
+        self.initializer = _Initializer(self._folder.name)
+
+    def find_dead(self) -> list[int]:
+        """Process ids of workers that have ended."""
+        multiprocessing.active_children()  # reaps
+        return sorted(pid for pid in map(int, os.listdir(self._folder.name)) if not _is_alive(pid))
+
+    def close(self) -> None:
+        """Remove the folder."""
+        self._folder.cleanup()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Initializer:
+    """Prepares a worker process: it ends with its parent and leaves signals to it.
+
+    Grain leaves workers behind when the training process is killed. A signal to the whole group, as
+    SLURM sends it, is for the training process, which needs batches until all hosts stop.
+    """
+
+    folder: str
+
+    def __call__(self, *_) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+        pathlib.Path(self.folder, str(os.getpid())).touch()
+        threading.Thread(target=self._end_with_parent, name="ba_jax-parent", daemon=True).start()
+
+    def _end_with_parent(self) -> None:
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

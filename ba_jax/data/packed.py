@@ -32,7 +32,7 @@ from ba_jax.data.mixture import (
     example_name,
     open_sources,
 )
-from ba_jax.data.packing import PackedRows, Packing, pack_many, to_rows
+from ba_jax.data.packing import PackedRows, pack_many, to_rows
 from ba_jax.data.record import Part, Record, RecordError, RecordSource, dataset_directory
 from ba_jax.data.sequence import to_sequence
 from ba_jax.data.text_tokenizer import TokenizerError, load_text_tokenizer
@@ -243,14 +243,9 @@ class PackedMember:
 class PackedBatches:
     """Builds packed batches; can be pickled to a worker.
 
-    Args:
-      settings: settings of the batches.
-      model: the model's input format.
-      progress: called with the number of records counted since the last call.
-
-    Raises:
-      RecordError: a dataset that does not exist, is damaged, or has no example for its task.
-      TokenizerError: no such tokenizer, or not the one that the model was trained with.
+    `progress` is called with the number of records counted since the last call. A dataset that does
+    not exist, is damaged, or has no example for its task raises RecordError, a tokenizer that the
+    model was not trained with TokenizerError.
     """
 
     def __init__(
@@ -350,12 +345,11 @@ class PackedBatches:
         with features.one_blas_thread():
             for place, row in enumerate(rows):
                 examples, chunks, skipped_B[place] = self._row(step * self.settings.rows + row)
-                packed.append(tuple(range(len(sequences), len(sequences) + len(examples))))
+                packed.append(range(len(sequences), len(sequences) + len(examples)))
                 sequences += examples
                 self._fill_buckets(audio, place, chunks)
         codebooks = len(self.model.codebook_sizes)
-        packing = Packing(tuple(packed), (), ())
-        token_rows = to_rows(sequences, packing, self.settings.row_length, codebooks)
+        token_rows = to_rows(sequences, packed, self.settings.row_length, codebooks)
         return PackedBatch(token_rows, audio, skipped_B)
 
     def _row(self, draw: int):

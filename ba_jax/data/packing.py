@@ -6,7 +6,6 @@ Each example has its own segment id and positions from 0: attention never crosse
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -43,88 +42,48 @@ class PackedRows(NamedTuple):
         return float((self.segments_BL > 0).mean())
 
 
-@dataclasses.dataclass(frozen=True)
-class Packing:
-    """Assignment of sequences to rows.
-
-    Attributes:
-      rows: indices of each row's sequences, in order.
-      left_over: indices without room in the rows, in order.
-      too_long: indices of sequences that no row can hold, in order.
-    """
-
-    rows: tuple[tuple[int, ...], ...]
-    left_over: tuple[int, ...]
-    too_long: tuple[int, ...]
-
-
 def pack(
     lengths: Sequence[int],
     row_length: int,
-    rows: int | None = None,
     *,
     loads_NK: np.ndarray | None = None,
     capacity_K: Sequence[int] = (),
-) -> Packing:
+) -> tuple[list[list[int]], list[int]]:
     """Assign sequences to rows: longest first, each to the fullest row that has room (best fit).
 
-    A pure function of its arguments; equal lengths keep their order. Sequences of a row keep
-    their order.
+    A pure function of its arguments; equal lengths keep their order, as do the sequences of a row.
+    `loads_NK` and `capacity_K` are K other resources that a sequence takes and a row has; integers.
 
-    Args:
-      lengths: positions of each sequence.
-      row_length: positions of a row.
-      rows: number of rows; None: as many as are needed.
-      loads_NK, capacity_K: K other resources that a sequence takes and a row has; integers.
-
-    Raises:
-      ValueError: a row_length, a number of rows or a length below 1.
+    Returns:
+      (indices of each row's sequences, indices of sequences that no row can hold).
     """
-    if row_length < 1 or (rows is not None and rows < 1):
-        raise ValueError(f"row_length = {row_length}, rows = {rows}: expected at least 1 of each")
     needs = np.asarray(lengths, np.int64).reshape(-1, 1)
-    if len(needs) and needs.min() < 1:
-        i = int(np.argmax(needs[:, 0] < 1))
-        raise ValueError(f"lengths[{i}] = {lengths[i]}: expected at least 1")
+    if row_length < 1 or (len(needs) and needs.min() < 1):
+        raise ValueError(f"row_length = {row_length}, lengths {lengths}: expected at least 1")
     if loads_NK is not None:
         needs = np.concatenate([needs, np.asarray(loads_NK, np.int64)], axis=1)
     capacity = np.asarray([row_length, *capacity_K], np.int64)
     fits = (needs <= capacity).all(axis=1)
-    # One row more than can be used: an empty one can always be opened.
-    room = np.tile(capacity, (len(needs) + 1 if rows is None else rows, 1))
-    used = 0
-    placed: list[list[int]] = [[] for _ in room]
-    left_over = []
+    room = np.tile(capacity, (len(needs), 1))
+    rows: list[list[int]] = []
     for i in sorted(np.flatnonzero(fits), key=lambda i: -lengths[i]):
-        open_rows = min(used + 1, len(room))
-        has_room = (room[:open_rows] >= needs[i]).all(axis=1)
-        spare = np.where(has_room, room[:open_rows, 0], row_length + 1)
-        row = int(spare.argmin())
-        if spare[row] > row_length:
-            left_over.append(int(i))
-            continue
+        open_rows = room[: len(rows) + 1]  # the last one is empty
+        has_room = (open_rows >= needs[i]).all(axis=1)
+        row = int(np.where(has_room, open_rows[:, 0], row_length + 1).argmin())
         room[row] -= needs[i]
-        placed[row].append(int(i))
-        used = max(used, row + 1)
-    if rows is None:
-        placed = placed[:used]
-    too_long = tuple(int(i) for i in np.flatnonzero(~fits))
-    return Packing(tuple(tuple(sorted(r)) for r in placed), tuple(sorted(left_over)), too_long)
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(int(i))
+    return [sorted(row) for row in rows], np.flatnonzero(~fits).tolist()
 
 
 def pack_many(
     lengths_N: np.ndarray, row_length: int, *, loads_NK: np.ndarray, capacity_K: Sequence[int] = ()
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Assign any number of sequences to as many rows as they need, in linear time.
+    """Assign any number of sequences to as many rows as they need, in linear time, see `pack`.
 
     A pure function of its arguments. Sequences are shuffled once, so that neighbours in a dataset
-    do not share a row, and packed in windows.
-
-    Args:
-      lengths_N, row_length, loads_NK, capacity_K: as in `pack`; loads_NK may have no columns.
-
-    Returns:
-      (indices of each row's sequences, indices of sequences that no row can hold).
+    do not share a row, and packed in windows. `loads_NK` may have no columns.
     """
     order = np.random.default_rng(0).permutation(len(lengths_N))
     needs_NK = np.column_stack([lengths_N, loads_NK])
@@ -133,11 +92,11 @@ def pack_many(
     waiting = np.zeros(0, np.int64)
     for start in range(0, len(order), _WINDOW):
         window = np.concatenate([waiting, order[start : start + _WINDOW]])
-        packing = pack(
+        packed, unpacked = pack(
             lengths_N[window], row_length, loads_NK=loads_NK[window], capacity_K=capacity_K
         )
-        too_long.append(window[list(packing.too_long)])
-        groups = [window[list(row)] for row in packing.rows]
+        too_long.append(window[unpacked])
+        groups = [window[row] for row in packed]
         # A row whose loads have reached their capacity is as full as one without free positions.
         fills = [float((needs_NK[group].sum(0) / whole_K).max()) for group in groups]
         again, places = [], 0 if start + _WINDOW >= len(order) else _WINDOW
@@ -152,10 +111,13 @@ def pack_many(
 
 
 def to_rows(
-    sequences: Sequence[TokenSequence], packing: Packing, row_length: int, codebooks: int
+    sequences: Sequence[TokenSequence],
+    rows: Sequence[Sequence[int]],
+    row_length: int,
+    codebooks: int,
 ) -> PackedRows:
-    """Write packed sequences to arrays; `codebooks` is Q."""
-    shape = (len(packing.rows), row_length)
+    """Write sequences to arrays; `rows` are the indices of each row's, `codebooks` is Q."""
+    shape = (len(rows), row_length)
     packed = PackedRows(
         ids_BL=np.zeros(shape, np.int32),
         codes_BLQ=np.zeros((*shape, codebooks), np.int32),
@@ -164,7 +126,7 @@ def to_rows(
         text_target_BL=np.zeros(shape, bool),
         audio_target_BL=np.zeros(shape, bool),
     )
-    for row, indices in enumerate(packing.rows):
+    for row, indices in enumerate(rows):
         start = 0
         for segment, index in enumerate(indices, 1):
             sequence = sequences[index]

@@ -40,10 +40,7 @@ class TokenizerLike(Protocol):
 class AudioSpan:
     """Positions that wait for the codes of audio that is not tokenized yet.
 
-    Attributes:
-      segment: index of the segment in the example.
-      start: position of its first frame.
-      frames: number of frames.
+    `segment` is the segment's index in the example, `start` the position of its first frame.
     """
 
     segment: int
@@ -154,11 +151,6 @@ def to_sequence(
     wrote and at the beginning of its turn, not after text that it reads. The end-of-text token
     follows each assistant turn, and the end of any other example whose last segment has loss; it
     has loss if the segment before it has.
-
-    Raises:
-      RecordError: no segments, an audio segment with neither codes nor a number of frames, or a
-        text that encodes to nothing.
-      CodeError: a code outside its codebook.
     """
     label = f"{example.source}:{example.id}"
     if not example.segments:

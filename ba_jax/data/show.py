@@ -69,12 +69,8 @@ def render(
 ) -> str:
     """Format one example as lines: positions, ids, token or text, codes, loss.
 
-    Args:
-      example, sequence: as in `ba_jax.data.sequence.to_sequence`.
-      tokenizer: tokenizer of the sequence.
-      color: green for LM targets, magenta for audio targets, yellow for special tokens, grey for
-        positions without loss.
-      frames: audio frames to print of each end of a longer run.
+    Colours: green for LM targets, magenta for audio targets, yellow for special tokens, grey for
+    positions without loss. `frames` audio frames are printed of each end of a longer run.
     """
 
     def paint(text: str, code: str) -> str:
@@ -153,11 +149,6 @@ def _choose_member(data, name: str | None) -> str:
 
 def find_example(config, member: str, index: int):
     """Find the index-th example that the task of a member of the mixture can use, in dataset order.
-
-    Args:
-      config: with `data` (kind "packed") and `model`.
-      member: a name in `data.mixture`.
-      index: of the example.
 
     Returns:
       (example, sequence, tokenizer).

@@ -29,15 +29,13 @@ from ba_jax.data.record import HAN, LANGUAGES, RecordError
 from ba_jax.types import Example, Segment
 
 # The first prompt of each list is the release's where it published one.
+_TRANSCRIBE = {
+    "zh": ("将语音转录为文本:", "请把这段语音写成文字:"),
+    "en": ("Transcribe the speech into text:", "Write down what is said:"),
+}
 PROMPTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "asr": {
-        "zh": ("将语音转录为文本:", "请把这段语音写成文字:"),
-        "en": ("Transcribe the speech into text:", "Write down what is said:"),
-    },
-    "iasr": {
-        "zh": ("将语音转录为文本:", "请把这段语音写成文字:"),
-        "en": ("Transcribe the speech into text:", "Write down what is said:"),
-    },
+    "asr": _TRANSCRIBE,
+    "iasr": _TRANSCRIBE,
     "aqa": {
         "zh": ("请回答语音中的问题:", "听录音并作答:"),
         "en": ("Answer the spoken question:", "Listen and answer:"),
@@ -101,37 +99,21 @@ def words(value: str, name: str = "text", **flags) -> Segment:
     return Segment(text=value, **flags)
 
 
-def heard(value: Speech | str) -> Segment:
-    """Make the segment that a task listens to: speech, or its text in its place."""
-    return words(value) if isinstance(value, str) else speech(value)
+def _answer_heard(task: str, answer: str) -> Callable[..., tuple[Segment, ...]]:
+    """The task that writes text (named `answer` in messages) below a prompt and speech.
 
+    Its speech may be text in its place, or a list of spoken and written pieces.
+    """
 
-def asr(audio, transcript: str, *, language: str, variant: int = 0) -> tuple[Segment, ...]:
-    """Speech recognition."""
-    return (
-        words(prompt("asr", language, variant)),
-        heard(audio),
-        words(transcript, "transcript", loss=True),
-    )
+    def make(audio, text: str, *, language: str, variant: int = 0) -> tuple[Segment, ...]:
+        pieces = audio if isinstance(audio, list) else [audio]
+        return (
+            words(prompt(task, language, variant)),
+            *(words(piece) if isinstance(piece, str) else speech(piece) for piece in pieces),
+            words(text, answer, loss=True),
+        )
 
-
-def aqa(audio, answer: str, *, language: str, variant: int = 0) -> tuple[Segment, ...]:
-    """A written answer to a spoken question, or to a list of its spoken and written pieces."""
-    pieces = audio if isinstance(audio, list) else [audio]
-    return (
-        words(prompt("aqa", language, variant)),
-        *(heard(piece) for piece in pieces),
-        words(answer, "answer", loss=True),
-    )
-
-
-def s2tt(audio, translation: str, *, language: str, variant: int = 0) -> tuple[Segment, ...]:
-    """Translation of speech in `language` into text in the other language."""
-    return (
-        words(prompt("s2tt", language, variant)),
-        heard(audio),
-        words(translation, "translation", loss=True),
-    )
+    return make
 
 
 def intlv(parts: Sequence[str | Speech]) -> tuple[Segment, ...]:
@@ -198,10 +180,9 @@ def text_only(text: str) -> tuple[Segment, ...]:
 def sft(turns: Sequence[tuple[str, Sequence[str | Speech]]]) -> tuple[Segment, ...]:
     """A dialogue; the assistant's turns carry loss.
 
-    Args:
-      turns: (role, parts) with roles "system" (first, at most once), then "user" and "assistant"
-        in turns, ending with the assistant. A part is text, an encoded file or codes. In an
-        assistant's turn with speech (a spoken answer) text and speech alternate.
+    Roles of the (role, parts) turns are "system" (first, at most once), then "user" and "assistant"
+    in turns, ending with the assistant. A part is text, an encoded file or codes. In an assistant's
+    turn with speech (a spoken answer) text and speech alternate.
     """
     roles = [role for role, _ in turns]
     body = roles[1:] if roles[:1] == ["system"] else roles
@@ -238,9 +219,9 @@ def _interleaved(parts: Sequence) -> Sequence:
 
 
 TASKS: Mapping[str, Callable[..., tuple[Segment, ...]]] = {
-    "asr": asr,
-    "aqa": aqa,
-    "s2tt": s2tt,
+    "asr": _answer_heard("asr", "transcript"),
+    "aqa": _answer_heard("aqa", "answer"),
+    "s2tt": _answer_heard("s2tt", "translation"),
     "intlv": intlv,
     "tts": tts,
     "itts": itts,

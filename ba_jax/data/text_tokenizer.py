@@ -3,8 +3,7 @@
 Both keep two promises, and a file that would break one is refused:
 
   * `encode` never gives a special token, whatever the text is. The library that splits the text
-    does not know the special tokens; their ids come from `token_id`, `audio_tokens`, `roles` and
-    `eos_id`.
+    does not know the special tokens; their ids come from `token_id`, `audio_tokens` and `eos_id`.
   * `decode(encode(text)) == text` for every valid Unicode string: nothing is normalised, stripped
     or prefixed. So the NFC step in Qwen2.5's file is left out: text in NFC, which is nearly all
     text, gets the ids of the released tokenizer, other text is encoded unchanged.
@@ -35,7 +34,7 @@ AUDIO_TOKEN_NAMES = {
 """Name in `AudioTokens` -> the release's spelling."""
 
 ROLE_NAMES = {"system": "<B_SYS>", "user": "<C_Q>", "assistant": "<C_A>"}
-"""Name in `Roles` -> the release's spelling."""
+"""Role of a turn -> the release's spelling of the token that opens it."""
 
 DEFAULT_EOS = "<|endoftext|>"
 
@@ -51,15 +50,6 @@ _MAX_ID = 1 << 24  # bounds the memory that a stray id can take
 
 class TokenizerError(ValueError):
     """A tokenizer file that cannot be used, text that is not Unicode, or an unknown id or name."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Roles:
-    """Ids of the tokens that open a turn of a dialogue."""
-
-    system: int
-    user: int
-    assistant: int
 
 
 class TextTokenizer(abc.ABC):
@@ -93,21 +83,20 @@ class TextTokenizer(abc.ABC):
         """Encode plain text to ids; never gives a special token."""
         return self._encode(check_unicode(text))
 
-    def decode(self, ids: Iterable[int], *, keep_special: bool = False) -> str:
+    def decode(self, ids: Iterable[int]) -> str:
         """Decode ids (integers, of Python or NumPy) to exactly the text that was encoded.
 
-        Bytes that are not UTF-8, which a model may sample, become U+FFFD. `keep_special` writes
-        special tokens by their names instead of leaving them out.
+        Special tokens are left out. Bytes that are not UTF-8, which a model may sample, become
+        U+FFFD.
         """
-        data = b"".join(self._bytes(token_id, keep_special) for token_id in ids)
-        return data.decode("utf-8", errors="replace")
+        return b"".join(map(self._bytes, ids)).decode("utf-8", errors="replace")
 
-    def stream(self, *, keep_special: bool = False) -> StreamDecoder:
+    def stream(self) -> StreamDecoder:
         """Make a decoder that takes one id at a time."""
-        return StreamDecoder(self, keep_special)
+        return StreamDecoder(self)
 
     def token_id(self, name: str) -> int:
-        """Id of a special token: a field of `AudioTokens` or `Roles`, "eos", or a spelling."""
+        """Id of a special token: a field of `AudioTokens`, a role, "eos", or a spelling."""
         if name == "eos":
             return self.eos_id
         spelling = AUDIO_TOKEN_NAMES.get(name) or ROLE_NAMES.get(name) or name
@@ -122,13 +111,6 @@ class TextTokenizer(abc.ABC):
     def audio_tokens(self) -> AudioTokens:
         """Ids of the tokens that delimit audio."""
         return AudioTokens(**{name: self.token_id(name) for name in AUDIO_TOKEN_NAMES})
-
-    @property
-    def roles(self) -> Roles | None:
-        """Ids of the tokens that open turns; None if the tokenizer lacks one of them."""
-        if not all(spelling in self.special_tokens for spelling in ROLE_NAMES.values()):
-            return None
-        return Roles(**{name: self.token_id(name) for name in ROLE_NAMES})
 
     def check_against(self, audio_tokens: AudioTokens, vocab_size: int) -> None:
         """Raise TokenizerError unless ids and size fit the tokens and embedding of a model."""
@@ -145,11 +127,10 @@ class TextTokenizer(abc.ABC):
                 f" vocab_size {vocab_size}"
             )
 
-    def _bytes(self, token_id: int, keep_special: bool) -> bytes:
+    def _bytes(self, token_id: int) -> bytes:
         token_id = operator.index(token_id)
-        name = self.special_names.get(token_id)
-        if name is not None:
-            return name.encode("utf-8") if keep_special else b""
+        if token_id in self.special_names:
+            return b""
         piece = self._piece(token_id) if 0 <= token_id < self.vocab_size else None
         if piece is None:
             raise TokenizerError(
@@ -179,14 +160,13 @@ class StreamDecoder:
     The returned strings, joined, equal `TextTokenizer.decode` of all ids.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, keep_special: bool):
+    def __init__(self, tokenizer: TextTokenizer):
         self._tokenizer = tokenizer
-        self._keep_special = keep_special
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
         """Return the characters that this id completes, "" if none."""
-        return self._utf8.decode(self._tokenizer._bytes(token_id, self._keep_special))
+        return self._utf8.decode(self._tokenizer._bytes(token_id))
 
     def flush(self) -> str:
         """End the text: returns U+FFFD for an unfinished character, else ""; then starts anew."""
@@ -415,27 +395,17 @@ class SentencePieceTokenizer(TextTokenizer):
 _EXPECTED = "a tokenizer.json, a SentencePiece *.model, or a folder with one of them"
 
 
-def load_text_tokenizer(path: str | pathlib.Path, *, eos: str | None = None) -> TextTokenizer:
-    """Read a tokenizer; its content tells the kind.
+def load_text_tokenizer(path: str | pathlib.Path) -> TextTokenizer:
+    """Read a tokenizer.json, a SentencePiece model, or a folder with one of them.
 
-    Args:
-      path: a tokenizer.json, a SentencePiece model, or a folder with one of them.
-      eos: spelling of the token that ends a text, for tokenizer.json. Default: the `eos_token` of
-        the tokenizer_config.json beside it, else `<|endoftext|>`.
-
-    Raises:
-      TokenizerError: naming the file and what was expected.
+    Texts of a tokenizer.json end with the `eos_token` of the tokenizer_config.json beside it, else
+    with `<|endoftext|>`.
     """
     file = _tokenizer_file(pathlib.Path(path))
     content = _read(file)
     if file.suffix == ".json" or content.lstrip()[:1] == b"{":
-        if eos is None:
-            eos = _eos_in_config(file.with_name("tokenizer_config.json"))
+        eos = _eos_in_config(file.with_name("tokenizer_config.json"))
         return BpeTokenizer(_text(content, str(file)), str(file), eos)
-    if eos is not None:
-        raise TokenizerError(
-            f"{file}: eos={eos!r}: a SentencePiece model has its own, leave it out"
-        )
     return SentencePieceTokenizer(content, str(file))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from ba_jax.data.record import LANGUAGES, Word
 from ba_jax.speech import arpabet, english, mandarin
-from ba_jax.speech.interfaces import SpeechToolError
+from ba_jax.speech.interfaces import SpeechToolError, import_tool
 from ba_jax.speech.text_norm import SpokenWord, spoken_words
 from ba_jax.speech.waves import RATE, SoundEdges, to_16k
 from ba_jax.speech.whisper import WhisperModel, words_of
@@ -50,13 +50,7 @@ class PocketSphinxAligner:
 
     @functools.cached_property
     def _decoder(self):
-        try:
-            import pocketsphinx
-        except ModuleNotFoundError:
-            raise SpeechToolError(
-                "pocketsphinx is not installed: pip install pocketsphinx"
-            ) from None
-        return pocketsphinx.Decoder(
+        return import_tool("pocketsphinx", "pocketsphinx").Decoder(
             samprate=RATE,
             lm=None,
             bestpath=False,
@@ -104,10 +98,7 @@ class PocketSphinxAligner:
         for number, word in enumerate(words):
             start, end = times[number][0], times[number][-1]
             before_pause = bool(word.closing) or number == len(words) - 1
-            if after_pause:
-                start = sound.start(start, end)
-            if before_pause:
-                end = sound.end(start, end)
+            start, end = sound.fit(start, end, after_pause, before_pause)
             aligned.append(Word(word.text, start, end))
             after_pause = before_pause
         return tuple(aligned)

@@ -7,6 +7,8 @@ Waves are float32 (S,) in [-1, 1] at `rate` Hz, times are in seconds. Implementa
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import types
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -19,15 +21,18 @@ class SpeechToolError(RuntimeError):
     """A missing tool, or an input that it cannot use."""
 
 
+def import_tool(module: str, package: str) -> types.ModuleType:
+    """Import a module of an optional package, or raise SpeechToolError that names the package."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        name = package.split("[")[0]
+        raise SpeechToolError(f"{name} is not installed: pip install '{package}'") from None
+
+
 @dataclasses.dataclass(frozen=True)
 class Spoken:
-    """Synthesised speech.
-
-    Attributes:
-      wave_S: float32.
-      rate: Hz.
-      words: each word (in Mandarin each character) with its times; they join to the text.
-    """
+    """Synthesised speech; the words (in Mandarin the characters) join to the text."""
 
     wave_S: np.ndarray
     rate: int

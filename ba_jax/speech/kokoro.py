@@ -16,7 +16,7 @@ import numpy as np
 
 from ba_jax.data.record import Word
 from ba_jax.speech import assets, english, mandarin
-from ba_jax.speech.interfaces import SpeechToolError, Spoken
+from ba_jax.speech.interfaces import SpeechToolError, Spoken, import_tool
 from ba_jax.speech.text_norm import SpokenWord, spoken_words
 from ba_jax.speech.waves import SoundEdges
 
@@ -83,10 +83,7 @@ class Kokoro:
 
     @functools.cached_property
     def _session(self):
-        try:
-            import onnxruntime
-        except ModuleNotFoundError:
-            raise SpeechToolError("onnxruntime is not installed: pip install onnxruntime") from None
+        onnxruntime = import_tool("onnxruntime", "onnxruntime")
         path = self._model_folder / "kokoro.onnx"
         if not path.is_file():
             raise SpeechToolError(f"{path}: no such file, expected Kokoro's ONNX model")
@@ -242,10 +239,7 @@ class Kokoro:
             before_pause = is_last or not space
             end = ends[stop] - _LEAD + shared
             # The durations give words a part of the pause beside them: cut it at their sound.
-            if after_pause:
-                begin = sound.start(begin, end)
-            if before_pause:
-                end = sound.end(begin, end)
+            begin, end = sound.fit(begin, end, after_pause, before_pause)
             times.append([max(0.0, begin), max(0.0, end)])
             after_pause = before_pause
         low = max(0, round((times[0][0] - self._silence) * RATE))

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import re
 from collections.abc import Sequence
 
 from ba_jax.speech import english
-from ba_jax.speech.interfaces import SpeechToolError
+from ba_jax.speech.interfaces import SpeechToolError, import_tool
 from ba_jax.speech.text_norm import is_han
 
 
 @functools.cache
 def _segmenter():
-    import logging
-
-    try:
-        import jieba
-    except ModuleNotFoundError:
-        raise SpeechToolError("jieba is not installed: pip install 'misaki[zh]'") from None
+    jieba = import_tool("jieba", "misaki[zh]")
     jieba.setLogLevel(logging.WARNING)  # it reports its dictionary's loading on stderr
     segmenter = jieba.Tokenizer()
     segmenter.initialize()

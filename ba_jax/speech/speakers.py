@@ -32,10 +32,6 @@ class Resemblyzer:
     Over three utterances of some 3 s of each of Kokoro's 36 English and Mandarin voices: 0.87 on
     average within a voice, 0.55 between two; equal error rate 1.7 % at 0.757, and 3.9 % at 0.774
     among voices of one sex and accent. 0.07 CPU-seconds for a second of speech.
-
-    Args:
-      model: Resemblyzer's pretrained.pt; by default the cached asset.
-      vad: finds the speech to embed.
     """
 
     def __init__(self, model: str | os.PathLike | None = None, *, vad=None):

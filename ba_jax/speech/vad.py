@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ba_jax.speech.interfaces import SpeechToolError
+from ba_jax.speech.interfaces import SpeechToolError, import_tool
 from ba_jax.speech.waves import RATE, to_16k
 
 
@@ -39,12 +39,7 @@ class Silero:
 
     def speech(self, wave_S: np.ndarray, rate: int) -> list[tuple[float, float]]:
         """(start, end) of each stretch of speech, in order and disjoint."""
-        try:
-            from faster_whisper import vad
-        except ModuleNotFoundError:
-            raise SpeechToolError(
-                "faster-whisper is not installed: pip install faster-whisper"
-            ) from None
+        vad = import_tool("faster_whisper.vad", "faster-whisper")
         wave_S = to_16k(wave_S, rate)
         timestamps = vad.get_speech_timestamps(wave_S, vad.VadOptions(**self._options))
         stretches: list[tuple[float, float]] = []

@@ -39,17 +39,17 @@ class SoundEdges:
         power_F = np.mean(np.square(frames_FS), axis=1)
         self._is_sound_F = power_F >= power_F.max(initial=0.0) * 10 ** (_SILENT_DB / 10)
 
-    def _sounds(self, start: float, end: float) -> np.ndarray:
-        """Frames with sound from `start` to `end`, seconds."""
+    def fit(
+        self, start: float, end: float, after_pause: bool, before_pause: bool
+    ) -> tuple[float, float]:
+        """Move the times of a word to its sound where it is beside a pause.
+
+        A silent word keeps its times.
+        """
         low, high = (max(0, round(t * self._frames_a_second)) for t in (start, end))
-        return low + np.flatnonzero(self._is_sound_F[low:high])
-
-    def start(self, start: float, end: float) -> float:
-        """Start of the sound of a word spoken from `start` to `end`; `start` if it is silent."""
-        sounds = self._sounds(start, end)
-        return max(start, float(sounds[0] / self._frames_a_second)) if len(sounds) else start
-
-    def end(self, start: float, end: float) -> float:
-        """End of the sound of a word spoken from `start` to `end`; `end` if it is silent."""
-        sounds = self._sounds(start, end)
-        return min(end, float((sounds[-1] + 1) / self._frames_a_second)) if len(sounds) else end
+        sounds = low + np.flatnonzero(self._is_sound_F[low:high])
+        if after_pause and len(sounds):
+            start = max(start, float(sounds[0] / self._frames_a_second))
+        if before_pause and len(sounds):
+            end = min(end, float((sounds[-1] + 1) / self._frames_a_second))
+        return start, end

@@ -16,7 +16,7 @@ import numpy as np
 
 from ba_jax.data.record import LANGUAGES, Word
 from ba_jax.speech import assets
-from ba_jax.speech.interfaces import Heard, SpeechToolError
+from ba_jax.speech.interfaces import Heard, SpeechToolError, import_tool
 from ba_jax.speech.text_norm import spoken_words, to_simplified
 from ba_jax.speech.vad import Silero
 from ba_jax.speech.waves import RATE, SoundEdges, to_16k
@@ -71,12 +71,7 @@ class WhisperModel:
     @functools.cached_property
     def opened(self):
         """The `faster_whisper.WhisperModel`."""
-        try:
-            import faster_whisper
-        except ModuleNotFoundError:
-            raise SpeechToolError(
-                "faster-whisper is not installed: pip install faster-whisper"
-            ) from None
+        faster_whisper = import_tool("faster_whisper", "faster-whisper")
         folder = Path(self._model or assets.ensure("whisper-base"))
         for name in ("model.bin", "config.json", "tokenizer.json"):
             # Checked here because faster-whisper would try to download missing files.
@@ -168,22 +163,17 @@ def words_of(
         voiced = [i for i in places if whole[i].isalnum()] or places
         start, end = starts[voiced[0]], ends[voiced[-1]]
         before_pause = bool(word.closing) or number == len(spoken) - 1
-        if after_pause:
-            start = sound.start(start, end)
-        if before_pause:
-            end = sound.end(start, end)
+        start, end = sound.fit(start, end, after_pause, before_pause)
         words.append(Word(word.text, start, end))
         after_pause = before_pause
     return tuple(words)
 
 
 class Whisper:
-    """The recogniser Whisper, by default the multilingual base.
+    """The recogniser Whisper, by default the multilingual base, see `WhisperModel`.
 
-    Args:
-      model, threads, compute_type: arguments of `WhisperModel`.
-      beam: hypotheses kept.
-      vad: audio without speech by it has an empty transcript (Whisper hears "you" in silence).
+    `beam` hypotheses are kept. Audio without speech by `vad` has an empty transcript (Whisper hears
+    "you" in silence).
     """
 
     def __init__(

@@ -25,12 +25,7 @@ CLOSED, HSK, CHATTERBOT = "closed", "hsk_sentences", "chatterbot"
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A part of a future record.
-
-    Attributes:
-      text, translation, role: as in `record.Part`.
-      speaker: index of its cast in the script; None if it is only written.
-    """
+    """A part of a future record; `speaker` is the index of its cast, None if it is only written."""
 
     text: str
     translation: str = ""
@@ -117,14 +112,7 @@ _BLOCK = 12
 def write(
     sentences: Sequence[Sentence], exchanges: Sequence[Exchange], size: Size, seed: int
 ) -> list[Script]:
-    """Write all scripts, in order.
-
-    Args:
-      sentences: the HSK sentences, each text once.
-      exchanges: chatterbot's, each question once a language.
-      size: one of SIZES.
-      seed: seed of all choices.
-    """
+    """Write all scripts, in order; the texts are HSK's sentences and chatterbot's exchanges."""
     casting = {
         (language, split): Casting(language, split, seed)
         for language in LANGUAGES
@@ -136,11 +124,13 @@ def write(
         *_write_chatterbot(exchanges, size, seed, casting),
         *_write_assistant(size, seed),
     ]
+    # No line but answers may be in two splits.
     held_out = {
         _normalise_text(line.text)
         for script in scripts
         if script.split != "train"
-        for line in _trainable_lines(script)
+        for line in script.lines
+        if not _is_answer(line)
     }
     # By chance an HSK sentence may equal a test sentence of chatterbot's.
     return [
@@ -159,11 +149,6 @@ def _normalise_text(text: str) -> str:
 
 def _is_answer(line: Line) -> bool:
     return line.role == "assistant"
-
-
-def _trainable_lines(script: Script) -> list[Line]:
-    """The lines that must not be in two splits: all but answers."""
-    return [line for line in script.lines if not _is_answer(line)]
 
 
 # --- the closed part ------------------------------------------------------------------------------

@@ -27,12 +27,7 @@ _POINT = re.compile(r"(?<=\d)\.(?=\d)")
 
 @dataclasses.dataclass(frozen=True)
 class SpokenLine:
-    """A spoken line.
-
-    Attributes:
-      audio, seconds, words: as in `record.Part`.
-      heard: the recogniser's transcript.
-    """
+    """A spoken line: fields as in `record.Part`, and what the recogniser heard."""
 
     audio: bytes
     seconds: float
@@ -74,11 +69,7 @@ def _spell_signs(heard: str, equals: str) -> str:
 class Studio:
     """Speaks lines, with a cache: a second run with the same lines costs next to nothing.
 
-    Args:
-      coding: coding of the audio, "opus" or "flac".
-      threads: threads of the synthesiser and of the recogniser.
-      folder: folder of the cache; by default in the cache of the speech tools.
-      synthesiser, recogniser: by default Kokoro and Whisper-base.
+    By default the cache is in that of the speech tools, which are Kokoro and Whisper-base.
     """
 
     def __init__(

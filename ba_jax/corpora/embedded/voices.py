@@ -60,10 +60,7 @@ def answer_takes(language: str) -> Takes:
 class Casting:
     """Assigns voices in turns, so that all speak equally often, with random speeds.
 
-    Args:
-      language: language of the voices.
-      split: "test" has the held-out voices, any other split those of training.
-      seed: seed of order and speeds.
+    The split "test" has the held-out voices, any other split those of training.
     """
 
     def __init__(self, language: str, split: str, seed: int):

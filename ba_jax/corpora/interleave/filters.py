@@ -58,12 +58,7 @@ def disagreement(first: str, second: str, language: str) -> float:
 def find_fault(
     heard: Heard, seconds: float, language: str, limits: TranscriptLimits
 ) -> tuple[str, str] | None:
-    """The first reason not to use a transcript.
-
-    Args:
-      heard: the recogniser's output.
-      seconds: length of the speech, without pauses.
-      language: expected, ISO 639-1.
+    """The first reason not to use a transcript of `seconds` of speech, pauses not counted.
 
     Returns:
       (reason, value and expected value), or None if it can be used.

@@ -37,10 +37,7 @@ def divide_span(span: Span, length: float) -> list[Span]:
 def find_split(spans: Sequence[Span], end: float, gap: float) -> float | None:
     """The time at which to end a window of a recording without cutting speech.
 
-    Args:
-      spans: stretches of speech in the window.
-      end: end of the window in seconds.
-      gap: a silence of this length ends a turn.
+    `end` is the window's own, a silence of `gap` seconds ends a turn.
 
     Returns:
       The middle of the last silence of that length in the second half of the window, else of the
@@ -90,12 +87,7 @@ class Voices:
 
 @dataclasses.dataclass(frozen=True)
 class VoiceTurn:
-    """Consecutive spans of one voice.
-
-    Attributes:
-      spans: stretches of speech.
-      voice_D: unit vector, the mean of its pieces.
-    """
+    """Consecutive spans of one voice; `voice_D` is the unit vector of the mean of its pieces."""
 
     spans: tuple[Span, ...]
     voice_D: np.ndarray
@@ -107,13 +99,11 @@ def find_turns(
     """Follow the voice from span to span.
 
     A span too short to tell its voice, or a span of a single piece that is neither clearly the same
-    voice nor clearly another, belongs to the turn if the turn's voice continues after it.
+    voice nor clearly another, belongs to the turn if the turn's voice continues after it. A silence
+    longer than `gap` ends a turn.
 
     Args:
-      spans: stretches of speech.
       pieces_SPD: unit vectors of each span's pieces, (P, D); (0, D) for a span too short for one.
-      voices: thresholds.
-      gap: a longer silence ends a turn.
 
     Returns:
       (turns, spans with several voices, short spans between voices).
@@ -199,10 +189,8 @@ class VoiceBook:
 def pack_utterances(spans: Sequence[Span], target: float, longest: float) -> list[list[Span]]:
     """Group the spans of a turn into utterances for a recogniser, cut at the longer silences.
 
-    Args:
-      spans: stretches of speech of one turn.
-      target, longest: seconds, silences inside included. Only a span that is longer itself makes a
-        longer utterance.
+    `target` and `longest` are seconds, silences inside included. Only a span that is longer itself
+    makes a longer utterance.
     """
     if not spans:
         return []

@@ -112,10 +112,7 @@ def find_unspeakable(text: str) -> str:
 def find_breaks(text: str, language: str, longest: float = math.inf) -> dict[int, int]:
     """Find the possible cuts of a text.
 
-    Args:
-      text: one or more paragraphs.
-      language: ISO 639-1.
-      longest: seconds; a quotation or bracket estimated longer may be cut at its sentences' ends.
+    A quotation or bracket estimated longer than `longest` seconds may be cut where sentences end.
 
     Returns:
       offset -> PARAGRAPH, SENTENCE or CLAUSE, in order: a cut separates text[:offset] from
@@ -238,17 +235,10 @@ def estimate_seconds(text: str, language: str) -> float:
 
 
 def segment(text: str, language: str, lengths: Lengths) -> list[str]:
-    """Cut a text into parts of even length at natural places.
+    """Cut a text (see `tidy`) into parts of even length at natural places; they join to the text.
 
-    Args:
-      text: normalised, see `tidy`.
-      language: ISO 639-1.
-      lengths: estimated seconds of a part; the target is at most half of the whole, to get two
-        parts. Text without natural places to cut makes longer parts, and a single short sentence a
-        shorter one.
-
-    Returns:
-      Parts that join to the text, white space included.
+    The target is at most half of the whole, to get two parts. Text without natural places to cut
+    makes longer parts, and a single short sentence a shorter one.
     """
     if not text:
         return []

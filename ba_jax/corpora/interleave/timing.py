@@ -24,21 +24,12 @@ _COST = {SENTENCE: 0.0, CLAUSE: 0.15, 0: 1.0}  # of a cut, by the break in the t
 
 
 def locate(text: str, words: Sequence[Word]) -> tuple[Word, ...]:
-    """Assign every character of a text to one of its words.
+    """Assign every character of a text to one of its words; the times stay.
 
     Punctuation and white space go to the word before them, opening quotes and brackets to the word
     after them. Only letters and digits are compared, so that words may have punctuation or not;
-    words without letters and digits are dropped.
-
-    Args:
-      text: the transcript.
-      words: words of the text, in order, with times.
-
-    Returns:
-      Words whose texts join to `text`, with the same times.
-
-    Raises:
-      SpeechToolError: times out of order, or a word that does not match the text at its place.
+    words without letters and digits are dropped. Times out of order, or a word that does not match
+    the text at its place, raise SpeechToolError.
     """
     spans = []  # of the letters of each word
     at = 0
@@ -109,19 +100,11 @@ def loudness(wave_S: np.ndarray, rate: int, window: float = 0.03) -> tuple[np.nd
 def find_pauses(
     wave_S: np.ndarray, rate: int, shortest: float = PAUSE
 ) -> list[tuple[float, float]]:
-    """Find the pauses between words.
+    """Find the pauses, (start, end) in seconds, of mostly speech of a single voice.
 
     A pause is quieter than 35 dB below the loud (95th percentile) windows, or, in noise, than the
     floor (the quietest tenth of a second) plus a third of the range between the two. Speech less
     than 8 dB above the noise has no pauses.
-
-    Args:
-      wave_S: a single voice, mostly speech.
-      rate: Hz.
-      shortest: seconds.
-
-    Returns:
-      (start, end) in seconds, in order.
     """
     level_T, hop = loudness(wave_S, rate)
     loud = float(np.percentile(level_T, 95))
@@ -138,11 +121,9 @@ def find_pauses(
 
 @dataclasses.dataclass(frozen=True)
 class Stretch:
-    """A piece of a recording that becomes a part.
+    """A piece of a recording that becomes a part; times are seconds in the recording.
 
-    Attributes:
-      words: their texts join to the part's text; times as in the recording.
-      start, end: seconds in the recording.
+    The texts of its words join to the part's text.
     """
 
     words: tuple[Word, ...]
@@ -184,22 +165,17 @@ def cut_into_parts(
     end: float,
     lengths: Lengths,
 ) -> list[Stretch]:
-    """Cut speech at punctuation and pauses.
+    """Cut speech of one voice at punctuation and pauses into parts without gaps between them.
 
     A cut between two words needs a pause between their middles (word times are off by some tens of
     milliseconds, the sound is not) and lies in the middle of the longest such pause; without
-    punctuation the pause must be long.
+    punctuation the pause must be long. The target is at most half of the whole, to get two parts;
+    speech without pauses makes longer parts.
 
     Args:
-      words: words of one voice, in order; their texts join to the text.
-      pauses: (start, end) in seconds, in order, see `find_pauses`.
-      language: ISO 639-1.
-      start, end: seconds of the speech in the recording.
-      lengths: lengths of parts; the target is at most half of the whole, to get two parts. Speech
-        without pauses makes longer parts.
-
-    Returns:
-      Parts that follow each other without a gap, from `start` to `end`.
+      words: their texts join to the text.
+      pauses: see `find_pauses`, in seconds in the recording.
+      start, end: of the speech in the recording.
     """
     if not words:
         return []

@@ -33,12 +33,8 @@ def list_voices(
 ) -> list[str]:
     """The voices of a language that may speak in a split, sorted.
 
-    Args:
-      voices: a synthesiser's, voice -> its language.
-      language: ISO 639-1.
-      split: TRAIN selects all but the held-out voices; any other split only those.
-      blends: add the averages of any two, "af_sky+af_bella", of one accent and sex (the first two
-        letters of a voice of Kokoro's).
+    TRAIN selects all but the held-out voices; any other split only those. `blends` adds the
+    averages of any two of one accent and sex (the first two letters), "af_sky+af_bella".
     """
     names = sorted(
         voice

@@ -77,9 +77,7 @@ class Rejected(Exception):  # noqa: N818 (not an error: it is counted)
 class Source(Protocol):
     """A corpus in some layout. Instances are picklable; heavy tools are loaded on first use.
 
-    Attributes:
-      name: name of the dataset, [a-z0-9_]+.
-      description, licence: stored with the dataset.
+    The name of the dataset, [a-z0-9_]+, its description and its licence are stored with it.
     """
 
     name: str
@@ -91,22 +89,18 @@ class Source(Protocol):
         ...
 
     def records(self, item: Item) -> Iterable[Record | Rejection]:
-        """Make an item's records: none, one or more.
+        """Make an item's records: none, one or more; or raise Rejected.
 
         A Rejection among them counts a piece of the item that is lost (a stretch of a long
         recording) while the rest is kept.
-
-        Raises:
-          Rejected: the whole item becomes no record.
         """
         ...
 
     def finish(self, directory: Path) -> None:
-        """Add files beside the shards; called once, when all of them are written."""
-        ...
+        """Add files beside the shards, by default none; called once, when all are written."""
 
 
-class DerivedSource:
+class DerivedSource(Source):
     """Base of sources that make a dataset from another `dataset`, a folder or "embedded"."""
 
     dataset: str

@@ -15,7 +15,7 @@ import numpy as np
 from ba_jax.audio import AudioError, AudioReader, read_audio
 from ba_jax.config import check_choices
 from ba_jax.corpora.encode import CODINGS, encode_speech
-from ba_jax.corpora.sources.base import Item, Rejected, Rejection
+from ba_jax.corpora.sources.base import Item, Rejected, Rejection, Source
 from ba_jax.data.record import Part, Record, Word
 
 LENGTH_SLACK = (0.05, 0.25)
@@ -86,15 +86,11 @@ class Recipe:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipSource:
-    """Base of sources that list audio files.
+class ClipSource(Source):
+    """Base of sources that list audio files in the folder of a corpus.
 
     Subclasses set `name`, `description` and `licence`, and list items whose payload is a tuple of
     recipes.
-
-    Attributes:
-      folder: folder of the corpus.
-      audio: which speech is accepted and how it is stored.
     """
 
     folder: str = ""
@@ -111,9 +107,6 @@ class ClipSource:
                 yield rejected.at(f"{item.where} {recipe.id}")
                 continue
             yield Record(recipe.id, recipe.kind, recipe.language, parts, self.name)
-
-    def finish(self, directory: Path) -> None:
-        """Add nothing."""
 
 
 def speech_item(

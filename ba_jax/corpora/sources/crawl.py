@@ -219,13 +219,9 @@ class Crawl(InterleavedSource):
 
 @dataclasses.dataclass(frozen=True)
 class _RecordingWindow:
-    """A piece of a recording; times count from its start.
+    """A piece of a recording, and its spans of speech; times count from its start.
 
-    Attributes:
-      offset: seconds in the recording before it.
-      wave_S, rate: the sound, and its rate in Hz.
-      tool_S: the same sound at 16 kHz, for the tools.
-      spans: stretches of speech.
+    `offset` is its own start, in seconds; `tool_S` is the sound at 16 kHz, for the tools.
     """
 
     offset: float

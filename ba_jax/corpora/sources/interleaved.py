@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, ClassVar
 
 from ba_jax.config import check_choices
 from ba_jax.corpora.encode import CODINGS
 from ba_jax.corpora.interleave.text import Lengths
+from ba_jax.corpora.sources.base import Source
 from ba_jax.speech import tools
 
 
 @dataclasses.dataclass(frozen=True)
-class InterleavedSource:
+class InterleavedSource(Source):
     """Base of `Crawl` and `Synthetic`.
 
     A field named in `TOOLS` chooses a speech tool by its name. Tools are made on first use, in the
@@ -60,6 +60,3 @@ class InterleavedSource:
             kind, options = field.removeprefix("second_"), self.options.get(field, {})
             made[field] = tools.make_tool(kind, getattr(self, field), **options)
         return made[field]
-
-    def finish(self, directory: Path) -> None:
-        """Add nothing."""

@@ -20,11 +20,7 @@ from ba_jax.corpora.sources.listing import (
 
 @dataclasses.dataclass(frozen=True)
 class _LibriSource(ClipSource):
-    """Both layouts: folders of parts; their splits are train, dev_clean and so on.
-
-    Attributes:
-      parts: names of folders, () for all that exist.
-    """
+    """Both layouts: folders of `parts`, () for all that exist; splits are named after them."""
 
     parts: tuple[str, ...] = ()
 

@@ -47,9 +47,7 @@ def list_items(
 ) -> Iterator[Item | Rejection]:
     """Make an item of each good line; bad lines pass through.
 
-    Args:
-      lines: as `read_lines` or `read_rows` yield them.
-      make_item: ("file:line", content) -> item; None skips the line, `Rejected` counts it.
+    `make_item` maps ("file:line", content) to an item; None skips the line, `Rejected` counts it.
     """
     for line in lines:
         if isinstance(line, Rejection):

@@ -22,8 +22,7 @@ from ba_jax.corpora.sources.listing import (
 class LJSpeech(ClipSource):
     """LJSpeech-1.1/metadata.csv with lines "LJ001-0001|original|normalized", and wavs/ID.wav.
 
-    Attributes:
-      text: "normalized" (numbers and abbreviations written out) or "original".
+    `text` is "normalized" (numbers and abbreviations written out) or "original".
     """
 
     text: str = "normalized"

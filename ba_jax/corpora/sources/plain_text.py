@@ -7,19 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ba_jax.config import check_choices
-from ba_jax.corpora.sources.base import Item, Rejection, SourceError
+from ba_jax.corpora.sources.base import Item, Rejection, Source, SourceError
 from ba_jax.corpora.sources.listing import read_lines, sorted_files
 from ba_jax.data.record import LANGUAGES, Part, Record
 
 
 @dataclasses.dataclass(frozen=True)
-class PlainText:
+class PlainText(Source):
     """A UTF-8 text file, or a folder of .txt files at any depth.
 
     Attributes:
-      path: the file or the folder.
-      name, description, licence: metadata of the dataset.
-      language, split: language and split of all its records.
+      language, split: of all of it.
       paragraphs: end at a "blank_line", or at each "line".
       max_characters: largest number of characters of a paragraph; longer ones are rejected.
     """
@@ -93,6 +91,3 @@ class PlainText:
     def records(self, item: Item) -> Iterator[Record]:
         """Make the record of a paragraph."""
         yield Record(item.id, "text", self.language, (Part(text=item.payload),), self.name)
-
-    def finish(self, directory: Path) -> None:
-        """Add nothing."""

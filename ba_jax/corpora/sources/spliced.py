@@ -15,7 +15,6 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -123,9 +122,6 @@ class Spliced(DerivedSource):
             words=tuple(words),
         )
 
-    def finish(self, directory: Path) -> None:
-        """Add nothing."""
-
 
 @dataclasses.dataclass(frozen=True)
 class _CuttablePart:
@@ -193,7 +189,8 @@ def _read_pool(source: Spliced) -> _Pool:
                 if source.sources and record.source not in source.sources:
                     continue
                 for part in record.parts:
-                    if not part.is_spoken or not _is_chosen(source, part):
+                    is_chosen = not source.speakers or part.speaker in source.speakers
+                    if not part.is_spoken or not is_chosen:
                         continue
                     where = f"{source.dataset}: split {split!r}, record {number} ({record.id})"
                     coded |= part.codes_NQ is not None
@@ -207,10 +204,6 @@ def _read_pool(source: Spliced) -> _Pool:
             "dataset of `python -m ba_jax.corpora.tokenize`"
         )
     return pool
-
-
-def _is_chosen(source: Spliced, part: Part) -> bool:
-    return not source.speakers or part.speaker in source.speakers
 
 
 def _add(pool: _Pool, record: Record, part: Part, where: str) -> None:

@@ -17,23 +17,12 @@ import numpy as np
 
 from ba_jax.audio import lengths
 from ba_jax.corpora import report as reports
-from ba_jax.corpora.shards import STATE, write_json
-from ba_jax.corpora.sources.base import INFO, DerivedSource, Item, Rejected, Rejection, SourceError
+from ba_jax.corpora.shards import write_json
+from ba_jax.corpora.sources.base import DerivedSource, Item, Rejected, Rejection, SourceError
 from ba_jax.data import features
 from ba_jax.data.augment import Augmentation
 from ba_jax.data.features import Bucket
 from ba_jax.data.record import Part, Record, RecordError, RecordSource, Word, dataset_directory
-
-# Files of a dataset's folder that are not copied: the new dataset writes its own.
-_REWRITTEN = {
-    STATE,
-    INFO,
-    "features.json",
-    reports.REPORT_JSON,
-    reports.REPORT_MD,
-    reports.REJECTED,
-    reports.WARNINGS,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +100,8 @@ class TokenizedSource(DerivedSource):
     def finish(self, directory: Path) -> None:
         """Copy the files beside the dataset's records, and add the tokenizer to the report."""
         for path in sorted(dataset_directory(self.dataset).iterdir()):
-            if path.is_file() and path.name not in _REWRITTEN and ".array_record-" not in path.name:
+            is_own = path.name in reports.WRITTEN or ".array_record-" in path.name
+            if path.is_file() and not is_own:
                 shutil.copyfile(path, directory / path.name)
         report = json.loads((directory / reports.REPORT_JSON).read_text(encoding="utf-8"))
         write_json(directory / reports.REPORT_JSON, report | {"tokenizer": self.weights})
@@ -129,10 +119,7 @@ def open_split(dataset: str, split: str) -> RecordSource:
 class CodedRecords:
     """The records of a shard with their codes, as the source that `make_shard` takes.
 
-    Args:
-      source: source of the records.
-      codes: (record number, part) -> codes_NQ.
-      damaged: record number -> problem with its audio.
+    `codes` is (record number, part) -> codes_NQ, `damaged` record number -> its audio's problem.
     """
 
     def __init__(

@@ -240,13 +240,8 @@ def hold_out(
     """Choose the (fact id, phrasing) pairs that are not trained on, and their splits.
 
     At most one phrasing of a fact is held out, and a phrasing at most with every
-    `phrasings`-th fact, so that most of each fact and of each phrasing is trained on.
-
-    Args:
-      facts: all of them.
-      phrasings: their number.
-      test, validation: pairs to hold out for these splits; together at most one a fact.
-      seed: seed of the choice.
+    `phrasings`-th fact, so that most of each fact and of each phrasing is trained on. `test` and
+    `validation` are numbers of pairs.
     """
     if test + validation > len(facts):
         raise ValueError(f"{test} + {validation} pairs to hold out of {len(facts)} facts")

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ba_jax.data.augment import Augmentation
+from ba_jax.data.features import speed_of
+from ba_jax.data.record import Record
 
 
 def generator(seed: int = 0) -> np.random.Generator:
@@ -28,7 +30,6 @@ def test_nothing_is_changed_by_default():
     wave_S, mel_TM = wave(), mel()
     assert augmentation.wave(wave_S, rng) is wave_S
     assert augmentation.mel(mel_TM, rng) is mel_TM
-    assert augmentation.speed_factor(rng) == 1.0
     assert rng.bit_generator.state == before
 
 
@@ -102,9 +103,8 @@ def test_the_same_generator_gives_the_same_result():
         np.testing.assert_array_equal(
             augmentation.mel(mel(), first), augmentation.mel(mel(), second)
         )
-        assert augmentation.speed_factor(first) == augmentation.speed_factor(second)
-    speeds = {augmentation.speed_factor(generator(seed)) for seed in range(30)}
-    assert speeds == {0.9, 1.0, 1.1}
+    records = [Record(str(number), "text", "en", ()) for number in range(30)]
+    assert {speed_of(record, augmentation) for record in records} == {0.9, 1.0, 1.1}
 
 
 @pytest.mark.parametrize(

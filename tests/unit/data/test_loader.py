@@ -213,7 +213,7 @@ def test_rows_that_do_not_divide():
         host_rows(4, 2, 2)
     with pytest.raises(ValueError, match="expected 0 <= start <= stop"):
         Loader(Counting(), start=3, stop=2)
-    with pytest.raises(ValueError, match="workers >= 0 and prefetch >= 1"):
+    with pytest.raises(ValueError, match="workers = -1, expected at least 0"):
         LoaderSettings(workers=-1)
 
 

@@ -178,13 +178,14 @@ def test_special_tokens_in_user_text_stay_text(tmp_path):
     example = make_example("sft", turns, id="1", language="en", source="c")
     sequence = to_sequence(example, tokenizer, SIZES)
     special = {*dataclasses.astuple(tokenizer.audio_tokens), tokenizer.eos_id}
-    special |= set(dataclasses.astuple(tokenizer.roles))
+    user, assistant = tokenizer.token_id("user"), tokenizer.token_id("assistant")
+    special |= {user, assistant, tokenizer.token_id("system")}
     placed = [int(i) for i in sequence.ids_L if int(i) in special]
-    tokens, roles = tokenizer.audio_tokens, tokenizer.roles
+    tokens = tokenizer.audio_tokens
     assert placed == [
-        roles.user,
+        user,
         tokens.audiotext_start,
-        roles.assistant,
+        assistant,
         tokens.audiogen_start,
         tokens.audio_pad,
         tokens.audio_pad,

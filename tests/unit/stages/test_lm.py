@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ba_jax.data.packed import AudioChunks, PackedBatch
-from ba_jax.data.packing import Packing, to_rows
+from ba_jax.data.packing import to_rows
 from ba_jax.data.sequence import to_sequence
 from ba_jax.data.tasks import Recording, make_example
 from ba_jax.metrics import flops
@@ -66,7 +66,7 @@ def packed(*rows, audio=()) -> PackedBatch:
     sequences = [sequence for row in rows for sequence in row]
     ends = np.cumsum([len(row) for row in rows])
     which = tuple(tuple(range(end - len(row), end)) for row, end in zip(rows, ends, strict=True))
-    laid = to_rows(sequences, Packing(which, (), ()), LENGTH, Q)
+    laid = to_rows(sequences, which, LENGTH, Q)
     return PackedBatch(laid, audio, np.zeros(len(rows), np.int32))
 
 
