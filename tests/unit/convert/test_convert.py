@@ -78,7 +78,7 @@ def rewrite(folder, change, shard="model-00001-of-00002.safetensors"):
 
 @pytest.fixture
 def voice(tmp_path):
-    """The vocoder alone, in a folder of its own."""
+    """Folder with the vocoder alone."""
     folder = tmp_path / "voice"
     folder.mkdir()
     shutil.copyfile(TINY / "hift.pt", folder / "hift.pt")

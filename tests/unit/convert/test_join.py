@@ -77,7 +77,7 @@ def runs(variables, tmp_path_factory):
     tokenizer["params"] |= other
     values = model_config(vocab_size=9, width=4)
     make_run(root / "tokenizer", tokenizer, values, text_projection=helper)
-    # The tokenizer is frozen there, and comes along.
+    # The run holds the frozen tokenizer too.
     make_run(root / "flow", only(variables, TOKENIZER + FLOW), model)
     make_run(root / "vocoder", only(variables, ("vocoder",)), model, discriminators=helper)
     make_run(root / "stage2", only(variables, LANGUAGE), model)
@@ -234,7 +234,7 @@ def test_adapters_are_merged_in_pieces(adapted, tmp_path, monkeypatch, capsys, p
 
 
 def test_imports_are_joined_too(imported, runs, tmp_path):
-    """A release's vocoder beside runs."""
+    """The vocoder of a release is joined with runs."""
     voice = tmp_path / "voice"
     assert run("--source", TINY / "hift.pt", "--out", voice) == 0
     parts = ",".join(str(p) for p in (runs / "flow", runs / "stage2", voice))
@@ -257,7 +257,7 @@ def test_missing_components_are_named(runs, tmp_path, capsys):
 
 def test_runs_of_different_models_are_refused(runs, variables, tmp_path, capsys):
     join_ = ("join", "--out", tmp_path / "out", "--partial", "--checkpoint")
-    # Sizes of what both hold; only one of them can be right.
+    # Sizes of a component that both hold must agree.
     values = model_config()
     values["audio_encoder"]["heads"] = 2
     other = make_run(tmp_path / "other", only(variables, TOKENIZER), values)

@@ -40,7 +40,7 @@ def weights(config, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="package")
 def brief(config, tmp_path_factory) -> str:
-    """The same, but segments of speech soon end."""
+    """Checkpoint of a model whose segments of speech end soon."""
     folder = tmp_path_factory.mktemp("weights") / "brief"
     variables = _variables(config)
     last = variables["params"]["audio_head"]["classifiers_0"]

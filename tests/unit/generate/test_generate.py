@@ -1,4 +1,4 @@
-"""The command's work: batches, streams, conversations, failures, and going on after a stop."""
+"""The command: batches, streams, conversations, failures and resuming."""
 
 import json
 
@@ -23,7 +23,7 @@ from ba_jax.vocab import LANGUAGE_MODEL
 
 
 def changed(config: dict, generation=(), **changes) -> dict:
-    """The config with other `generate` settings, and others in `generate.generation`."""
+    """Copy the config with changes to `generate` and to `generate.generation`."""
     generation = {**config["generate"]["generation"], **dict(generation)}
     return {**config, "generate": {**config["generate"], **changes, "generation": generation}}
 
@@ -112,7 +112,7 @@ def test_answers_are_independent_of_the_batch(config, weights, conversations, ch
 
 
 def test_prompts_have_the_layout_of_training(config):
-    """UserTurn by turn what a dialogue as a whole is, but for the ends that the session reads."""
+    """Prompts of the turns join to the dialogue; the session adds the end tokens."""
     task = make_task("chat", config)
     sizes, tokenizer = task.model.codebook_sizes, task.model.tokenizer
     codes = [np.full((n, len(sizes)), n, np.int32) for n in (2, 3, 4)]
@@ -176,7 +176,7 @@ def test_reconstruct(config, weights, mixed, tmp_path):
     counts = generate(config, "reconstruct", [weights], mixed, tmp_path)
     lines = results(tmp_path)
     assert counts["failed"] == 3
-    # Twenty seconds: cut into what the synthesizer takes.
+    # Twenty seconds are cut into the synthesizer's segments.
     assert lines["f-long"]["frames"] == 250 and lines["f-long"]["seconds"] > 19
     assert lines["g-good"]["frames"] > 5
 
@@ -193,7 +193,7 @@ def test_tts_and_translate(config, weights, recordings, tmp_path):
 
 
 def test_texts_in_turns_and_streamed(config, brief, tmp_path):
-    """A text that is read in pieces is one recording, streamed or not."""
+    """A text that is read in pieces gives a single recording, streamed or not."""
     path = tmp_path / "say.txt"
     path.write_text("The sky is blue today.\n天空是蓝色的。\n", encoding="utf-8")
     drawn = config["generate"]["generation"]["audio"] | {"temperature": 0.5}

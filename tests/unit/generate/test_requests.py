@@ -1,4 +1,4 @@
-"""Requests: files, folders, lists; what makes no sense refuses itself alone."""
+"""Requests: files, folders, lists; an invalid line fails alone."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Results: kept, gone on with, never mixed."""
+"""Results: saving, resuming, and refusal of other settings."""
 
 import json
 
@@ -53,7 +53,7 @@ def test_waves_are_at_24_khz(tmp_path):
 
 
 def test_host_that_does_not_write(tmp_path):
-    """It works as the one that does, on no file."""
+    """It has the same interface and touches no file."""
     out = tmp_path / "out"
     results = Results(out, {"task": "tts"}, writes=False)
     path = results.wave_path("a")

@@ -21,7 +21,7 @@ def features(frames: int, seed: int = 0) -> np.ndarray:
 def test_result_does_not_depend_on_the_bucket(run, frames):
     mel = features(frames)
     alone, alone_len = run(encode, mel, np.array([frames], np.int32))
-    batch = np.full((3, 40, 128), np.nan, np.float32)  # padding may hold anything
+    batch = np.full((3, 40, 128), np.nan, np.float32)  # padding is ignored
     batch[0, :frames] = mel[0]
     batch[1, :40] = features(40, 1)[0]
     out, lengths = run(encode, batch, np.array([frames, 40, 0], np.int32))

@@ -21,7 +21,7 @@ def hidden_of(rows: int, width: int = 128) -> np.ndarray:
 
 
 def naive_frame(run, hidden: np.ndarray, depth: int) -> np.ndarray:
-    """The reference's algorithm: all depths again for each code."""
+    """Compute a frame like the reference: all depths again for each code."""
     codes = np.zeros((len(hidden), depth), np.int32)
     for q in range(depth):
         logits = run("audio_logits", hidden, codes)

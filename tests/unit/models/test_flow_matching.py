@@ -24,7 +24,7 @@ def test_time_steps_cover_the_cosine_grid():
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_sampling_integrates_and_guides_in_one_call(steps):
-    """v = mu is constant in time, so that any number of steps is exact."""
+    """v = mu + 1 is constant in time, so that any number of steps is exact."""
     calls = []
 
     def velocity(x, mu, t, lengths):
@@ -78,7 +78,7 @@ def silent(x_BTM, mu_BTM, t_B, lengths_B):
 
 
 def test_a_preconditioned_flow_starts_at_mels_around_mu():
-    """It carries noise to mu + s z: exactly, but for Euler's steps."""
+    """The flow carries noise to mu + s z, up to the error of Euler's steps."""
     z, mu = noise(2, 5, 80), noise(2, 5, 80, seed=1)
     mu[1, 3] = 0  # a frame without a condition
     velocity = fm.precondition(silent, CONDITIONED)
@@ -91,7 +91,7 @@ def test_a_preconditioned_flow_starts_at_mels_around_mu():
 
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.9])
 def test_estimator_works_at_unit_scale(t):
-    """For mels that are normal around mu, its input and its ideal output have a deviation of 1."""
+    """For mels normal around mu, input and ideal output have a standard deviation of 1."""
     mu = np.full((1, 4000, 80), -5, np.float32)
     z, deviation = noise(*mu.shape), noise(*mu.shape, seed=1)
     mel = mu + 0.5 * deviation

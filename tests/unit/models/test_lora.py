@@ -1,4 +1,4 @@
-"""Low-rank adapters: nothing at first, freezable by name, merged for export."""
+"""Low-rank adapters: identity at initialisation, freezing by name, merging for export."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_merged_gives_the_same_without_adapters(trained, variables):
     config, merged = lora.merge_lora(adapted(), trained)
     assert config == PLAIN and not any("lora_" in name for name in flatten(merged))
     np.testing.assert_allclose(apply(config, merged), want, atol=1e-5)
-    # With none it is the identity.
+    # Without adapters merging is the identity.
     again, same = lora.merge_lora(config, merged)
     assert again == config
     jax.tree.map(np.testing.assert_array_equal, same, merged)
@@ -100,7 +100,7 @@ def test_each_target_is_scaled_by_alpha_over_rank(trained):
 
 
 def test_a_rule_freezes_all_but_the_adapters(variables):
-    """`llm/(?!.*lora).*` is what a config says; every adapter's B has a gradient at once."""
+    """Configs use `llm/(?!.*lora).*`; B of every adapter has a gradient from the first step."""
     config = adapted(("query", "down"))
     flat = {
         name: leaf

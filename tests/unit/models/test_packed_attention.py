@@ -1,4 +1,4 @@
-"""Kinds of attention agree with each other on packed rows; where each runs."""
+"""Kinds of attention: agreement on packed rows, and supported platforms and sizes."""
 
 from __future__ import annotations
 

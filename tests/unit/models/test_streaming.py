@@ -22,7 +22,7 @@ from ba_jax.models.streaming import (
 
 
 def block_of(sizes, frame):
-    """(first frame, frame past the end) by counting."""
+    """Find (first frame, frame past the end) of a block by counting."""
     start, number = 0, 0
     while start + sizes[min(number, len(sizes) - 1)] <= frame:
         start += sizes[min(number, len(sizes) - 1)]
@@ -82,7 +82,7 @@ def test_keys_and_values_before_a_piece():
 
 
 class Tail(nn.Module):
-    """The last frame of the piece before."""
+    """Return the last frame before the piece."""
 
     @nn.compact
     def __call__(self, x_BTC, pieces):

@@ -24,7 +24,7 @@ from ba_jax.models.weight_norm import WeightNormConv, WeightNormConvTranspose
 
 TINY = pathlib.Path(__file__).parents[2] / "data" / "tiny"
 
-# Everything the real one has, but 24 samples a frame: quick to compile.
+# All parts of the real vocoder, with 24 samples a frame: quick to compile.
 SMALL = VocoderConfig(
     base_channels=16,
     f0_channels=4,
@@ -127,7 +127,7 @@ def test_golden(checkpoint):
     golden = np.load(TINY / "golden.npz")
     mel = golden["voc_mel"].transpose(0, 2, 1)
     batch, frames, _ = mel.shape
-    # In a wider batch, with rubbish in the padding: the goldens come from a batch without any.
+    # A wider batch with arbitrary padding; the goldens come from a batch without padding.
     mel = np.pad(mel, ((0, 0), (0, 2), (0, 0)), constant_values=np.nan)
     lengths = jnp.full(batch, frames)
     phase = golden["voc_phase"][:, :, 0]
@@ -377,7 +377,7 @@ def test_source_levels():
     assert noisy[~voiced].std() == pytest.approx(0.1 / 3, rel=0.05)
 
 
-# The whole
+# The whole vocoder
 
 
 def test_padding_does_not_matter(variables, mel):
@@ -482,7 +482,7 @@ def test_snake_equals_its_definition():
     np.testing.assert_array_equal(Snake().apply(zero, x), x)
 
 
-# In windows
+# Windows
 
 
 def test_windows_equal_the_whole(variables):

@@ -48,7 +48,7 @@ def prompt(config, length, seed, **flags):
 def biased(config, variables):  # noqa: F811
     """Variables that end text, begin speech and end audio now and then.
 
-    And that would take the extra class of every codebook but the first each time, if they could.
+    The end class of every codebook but the first has the largest logit; it must never be chosen.
     """
     params = variables["params"]
     llm, head = dict(params["llm"]), dict(params["audio_head"])

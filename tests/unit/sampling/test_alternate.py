@@ -1,4 +1,4 @@
-"""Text and speech in turns, against the rules written down step by step over uncached passes."""
+"""Alternation of text and speech, against its rules step by step over uncached passes."""
 
 import functools
 
@@ -64,7 +64,7 @@ def make(config, variables, writable, stops, mode, **options):
 
 
 class Oracle:
-    """One turn by the rules, nothing cached; `pieces` are (ids) and (frames) in order."""
+    """A turn by the rules without a cache; `pieces` are lists of ids and of frames in order."""
 
     def __init__(self, config, whole_pass, writable, stops, prompt):
         self.tokens, self.sizes = config.tokens, config.audio_head.codebook_sizes
@@ -224,7 +224,7 @@ def test_rows_are_independent_of_the_batch(config, biased, writable, stops):
     assert generator.traces == {"prefill": 1, "loop": 1}
 
 
-# --- the machine without a model ----------------------------------------------------------------
+# --- the state machine without a model ----------------------------------------------------------
 
 TOKENS = AudioTokens(audiogen_start=4, audiogen_end=5, audio_pad=6)
 END = 3

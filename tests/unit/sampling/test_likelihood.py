@@ -1,4 +1,4 @@
-"""Likelihoods against a plain pass over each sequence alone, in NumPy's log-softmax."""
+"""Likelihoods against a pass over each sequence alone with a log-softmax in NumPy."""
 
 import functools
 
@@ -36,7 +36,7 @@ def _hidden(model):
 def expected(config, variables, item):
     """Text and audio log-likelihoods of one sequence."""
     model = BaichuanAudio(config.only("llm", "audio_embed", "audio_head"))
-    # Causal: what is behind does not matter, and one length compiles once.
+    # Causal: later positions do not matter, so that one length serves all.
     ids_L, codes_LQ = (np.pad(x, ((0, 32 - len(x)),) + ((0, 0),) * (x.ndim - 1))
                        for x in (item.ids_L, item.codes_LQ))  # fmt: skip
     hidden_LD = np.asarray(_hidden(model)(variables, ids_L[None], codes_LQ[None]))[0]
@@ -119,7 +119,7 @@ def test_invalid_sequences(config, variables):
 
 
 class Letters:
-    """A tokenizer of letters."""
+    """Tokenizer with a token per letter."""
 
     audio_tokens = AudioTokens(**{n: 100 + i for i, n in enumerate(AudioTokens.__annotations__)})
     eos_id = 99
@@ -132,7 +132,7 @@ class Letters:
 
 
 def test_scored_positions_of_a_training_sequence():
-    """The answer's text and frames, not what ends them."""
+    """Text and frames of the answer are scored, their end tokens are not."""
     codes_NQ = np.ones((2, 3), np.int32)
     example = Example(
         "x", "sft", (Segment("ab"), Segment("cd", loss=True), Segment(codes_NQ=codes_NQ, loss=True,

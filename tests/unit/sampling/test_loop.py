@@ -1,4 +1,4 @@
-"""Generation against uncached passes, row by row, and its ends."""
+"""Generation against uncached passes, row by row, with every way to end."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ def make(config, variables, writable, **options):
 
 
 def reference(config, whole_pass, writable, prompt, text_limit, frame_limit):
-    """The same, one whole pass a step."""
+    """Generate with an uncached pass for each step."""
     tokens, sizes = config.tokens, config.audio_embed.codebook_sizes
     ids, codes = list(prompt.ids_L), list(prompt.codes_LQ)
     text, frames = [], []
@@ -99,7 +99,7 @@ def test_rows_are_independent_and_nothing_recompiles(config, variables, writable
 
 
 def test_penalty_applies_to_the_history_of_its_row(config, variables, writable):
-    """So high that nothing is chosen twice, in text and in each codebook."""
+    """The penalty is so high that no id and no code of a codebook is chosen twice."""
     once = Sampling(repetition_penalty=1e9)
     head = dict(variables["params"]["audio_head"])
     for q in range(3):  # logits above 0, which a penalty divides

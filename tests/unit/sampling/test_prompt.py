@@ -64,7 +64,7 @@ def test_prompt_of_a_spoken_answer(tokenizer):
 
 @pytest.mark.parametrize("words", [1, 2, 3, 9])
 def test_prompts_in_turns_have_the_layout_of_training(tokenizer, words):
-    """With the speech between the pieces it is the sequence that a model is trained on."""
+    """The prompts with the speech between them join to the training sequence."""
     text = "It has four legs."
     prompts = make_prompts_in_turns(text, words, tokenizer, SIZES, id="a", language="en")
     pieces = tasks.in_pieces(text, words)

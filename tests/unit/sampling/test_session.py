@@ -1,4 +1,4 @@
-"""Conversations and streams: the same as one prompt, and as the loop."""
+"""Conversations equal a single prompt, and streams equal the loop."""
 
 import dataclasses
 
@@ -146,7 +146,7 @@ def history(config, turns):
 
 
 def test_conversation_equals_its_history_as_one_prompt(config, whole, talking):
-    """Three turns of two rows, lengths of their own, one row silent in the second turn."""
+    """Three turns of two rows with different lengths; a row is silent in the second turn."""
     session = talking.session([0, 1])
     turns = ([], [])
     for turn in range(3):
@@ -215,7 +215,7 @@ def test_feedback_codebooks_limit_the_frames_read_back(config, biased, make):
     model = BaichuanAudio(config.only("llm", "audio_embed", "audio_head"))
 
     def after(count):
-        """Hidden states at the frames, the first `count` codebooks shown of those said."""
+        """Logits of the first codebook when generated frames show `count` codebooks."""
         ids = np.append(
             spoken_prompt.ids_L, np.full(len(output.codes_NQ), config.tokens.audio_pad)
         )[None]
@@ -239,7 +239,7 @@ def test_feedback_codebooks_limit_the_frames_read_back(config, biased, make):
 
 
 def test_texts_in_turns_stop_at_the_limit_and_a_full_cache(config, make):
-    """The limit is all pieces' together; a full cache ends a text too."""
+    """The limit holds for all pieces together; a full cache ends a text too."""
     texts = [[prompt(config, 7, i, speaks=True, continues_turn=i > 0) for i in range(9)]]
     small = make(GREEDY, rows=1, lengths=(8,), alternates=False, capacity=40)
     (output,) = small.in_turns(texts, frame_limit=24)
@@ -265,7 +265,7 @@ def test_prompt_after_an_interrupted_stream(config, whole, talking):
 
 
 def test_generate_continues_after_a_stream(config, talking):
-    """And gives the turn from its beginning."""
+    """`generate` returns the whole turn, from its beginning."""
     whole_prompt = prompt(config, 9, 4, wants_speech=True)
     session = talking.session([0])
     session.read([whole_prompt])
@@ -296,7 +296,7 @@ def test_long_prompts_are_read_in_parts(config, whole, talking):
 
 
 def test_full_cache_cuts_the_turn(config, whole, talking):
-    """With what was produced until then; the last of it has no slot."""
+    """The output up to then is returned; its last position has no slot in the cache."""
     cut = []
     for number in range(6):
         whole_prompt = prompt(config, 153, number, wants_speech=True, speaks=number % 2 == 1)

@@ -1,4 +1,4 @@
-"""The speech model: its parts are shared, and segments of a request are joined."""
+"""The speech model: shared parts, and joined segments of a request."""
 
 import dataclasses
 

@@ -14,7 +14,7 @@ ROWS = 3
 
 
 def equations(jaxpr, into_conditionals):
-    """All equations, of what a conditional may skip only if asked for."""
+    """List all equations; those inside conditionals only if requested."""
     for equation in jaxpr.eqns:
         yield equation
         if equation.primitive.name == "cond" and not into_conditionals:
@@ -27,7 +27,7 @@ def equations(jaxpr, into_conditionals):
 
 
 def products(jaxpr, width, into_conditionals):
-    """Matrix products whose result is so wide."""
+    """List matrix products with a result of this width."""
     return sum(
         equation.primitive.name == "dot_general" and width in equation.outvars[0].aval.shape
         for equation in equations(jaxpr, into_conditionals)

@@ -1,4 +1,4 @@
-"""Streams: for any cutting what the whole gives, in few shapes; limits and errors."""
+"""Streams: equal to the whole for any cuts, few shapes, limits and errors."""
 
 import dataclasses
 
@@ -50,7 +50,7 @@ def segments(config):
 
 @pytest.fixture(scope="module")
 def reference(config, variables):
-    """Decodes with the statistics of whole segments."""
+    """Synthesizer with the statistics of whole segments."""
     return Synthesizer(config, variables, SynthesisSettings("griffin_lim", rows=2, frames=(24,)))
 
 
@@ -61,7 +61,7 @@ def synthesizer(small):
 
 @pytest.fixture(scope="module")
 def whole(synthesizer, segments):
-    """Each segment decoded at once: mels and waves."""
+    """Mels and waves of each segment decoded at once."""
     mels = synthesizer.flow_mels(segments, [7, 8], [0, 3])
     waves = synthesizer.waves_of_mels(mels, [7, 8], [0, 3])
     return mels, [wave.wave_S for wave in waves]
@@ -96,7 +96,7 @@ def mels_of(stream):
     st.lists(st.integers(0, 23), max_size=6), st.lists(st.integers(0, 14), max_size=4)
 )
 def test_stream_equals_the_whole_for_any_cuts(streamer, segments, whole, first, second):
-    """Two segments at once, each at its own place, in whatever rows."""
+    """Two segments at once, each at its own place and in any row."""
     streams = [streamer.open(7, 0), streamer.open(8, 3)]
     taken = [mels_of(stream) for stream in streams]
     waiting = [pieces_of(segments[0], first), pieces_of(segments[1], second)]
@@ -118,7 +118,7 @@ def test_stream_equals_the_whole_for_any_cuts(streamer, segments, whole, first, 
 
 
 def test_samples_come_long_before_the_end(streamer, small, segments):
-    """Blocks of 8 and 16 frames, each with a frame of codes more; then what the vocoder waits."""
+    """Blocks of 8 and 16 frames, each with another frame of codes; then the vocoder's delay."""
     hold = receptive_field(small[0].vocoder)
     assert hold == 8
     stream = streamer.open()
@@ -128,7 +128,7 @@ def test_samples_come_long_before_the_end(streamer, small, segments):
 
 
 def test_noise_depends_on_the_request_and_the_frame(synthesizer, segments, whole):
-    """Alone, in another row: the same; for another seed or segment: not."""
+    """Noise is the same alone and in another row, and differs for another seed or segment."""
     (alone,) = synthesizer.flow_mels(segments[1:], [8], [3])
     np.testing.assert_allclose(alone, whole[0][1], atol=1e-4)
     for seed, segment in ((8, 0), (7, 3)):
@@ -163,7 +163,7 @@ def test_dropped_segment_leaves_no_state(streamer, segments, whole):
 
 
 def test_stream_of_the_decoder_mel(config, variables, segments, reference):
-    """Its convolutions look ahead, its norms have running statistics: still the whole's mel."""
+    """Convolutions look ahead and norms have running statistics; the mel equals the whole's."""
     norms = reference.measure_norms(segments)
     assert len(norms) == 2 + len(config.audio_decoder.refine_channels)
     assert all(square > mean**2 for mean, square in norms)

@@ -75,7 +75,7 @@ def test_waves_by_the_vocoder(config, variables, segments):
 
 
 def test_first_codebooks_alone(synthesizer, variables, segments):
-    """The first codebook alone gives what it gives with any codes of the others."""
+    """With the first codebook alone, codes of the others have no effect."""
     first = synthesizer.decode(segments[:1], codebooks=1)[0].mel_TM
     changed = segments[0].copy()
     changed[:, 1:] = 0

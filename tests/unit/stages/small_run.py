@@ -164,3 +164,16 @@ def assert_equal(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarra
     assert sorted(first) == sorted(second)
     for name, array in first.items():
         assert array.dtype == second[name].dtype and array.tobytes() == second[name].tobytes(), name
+
+
+def assert_near(first: pathlib.Path, second: pathlib.Path, steps: int) -> None:
+    """Assert that two runs have nearly the same metrics at every step and the same last arrays."""
+    for name in ("loss", "grad_norm", "text_accuracy"):
+        expected, actual = metrics(first, name), metrics(second, name)
+        assert sorted(expected) == sorted(actual) == list(range(1, steps + 1)), name
+        values = np.array([list(expected.values()), list(actual.values())])
+        np.testing.assert_allclose(values[1], values[0], rtol=1e-5, err_msg=name)
+    expected, actual = saved(first, steps), saved(second, steps)
+    assert expected.keys() == actual.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(actual[name], array, rtol=1e-3, atol=1e-3, err_msg=name)

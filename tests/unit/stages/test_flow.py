@@ -30,6 +30,7 @@ from ba_jax.stages.flow import (
     rotate,
     split_keys,
 )
+from tests.unit.stages.helpers import gliding_tone, gradient_function, norm
 
 CONFIG = BaichuanAudioConfig(
     audio_encoder=AudioEncoderConfig(mel_bins=80, width=16, layers=1, heads=2, ffn_width=32),
@@ -46,18 +47,6 @@ FROZEN = ("audio_encoder", "vq_bridge", "audio_decoder")
 TRAINED = ("flow_prenet", "flow_unet")
 
 
-def norm(tree) -> float:
-    return float(optax.tree.norm(tree))
-
-
-def clip(seconds: float, rate: int, pitch: float) -> np.ndarray:
-    """Harmonics of a gliding pitch under a syllable-like envelope."""
-    t = np.arange(round(seconds * rate)) / rate
-    phase = 2 * np.pi * pitch * (t + 0.3 * t**2)
-    wave = sum(np.sin(k * phase) / k for k in range(1, 8))
-    return (0.2 * wave * (0.6 + 0.4 * np.sin(2 * np.pi * 5 * t))).astype(np.float32)
-
-
 def batch_of(*seconds: float, bucket: float = 0.5, padding: float = 0.0) -> AudioBatch:
     """Clips of these lengths in a bucket, filled up with `padding`."""
     count = len(seconds)
@@ -65,8 +54,8 @@ def batch_of(*seconds: float, bucket: float = 0.5, padding: float = 0.0) -> Audi
     flow = np.full((count, int(bucket * 50), 80), padding, np.float32)
     lengths = np.zeros((3, count), np.int32)
     for i, length in enumerate(seconds):
-        heard = whisper_log_mel(clip(length, 16000, 120 + 60 * i), WHISPER_MEL_80)
-        wanted = log_mel(clip(length, 24000, 120 + 60 * i), FLOW_MEL)
+        heard = whisper_log_mel(gliding_tone(length, 16000, 120 + 60 * i), WHISPER_MEL_80)
+        wanted = log_mel(gliding_tone(length, 24000, 120 + 60 * i), FLOW_MEL)
         whisper[i, : len(heard)], flow[i, : len(wanted)] = heard, wanted
         lengths[:, i] = len(heard), len(wanted), round(length * 24000)
     return AudioBatch(
@@ -112,16 +101,7 @@ def arrays(stage):
 
 @pytest.fixture(scope="module")
 def gradient(stage):
-    """(variables, arrays, key) -> ((loss, Aux), gradients in all parameters), jitted."""
-
-    def run(variables, arrays, key):
-        def loss(params):
-            totals = stage.totals(arrays)
-            return stage.loss({**variables, "params": params}, arrays, totals, key, jnp.int32(0))
-
-        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
-
-    return jax.jit(run)
+    return gradient_function(stage)
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +178,7 @@ def test_the_decoder_trains_if_its_weight_is_set(variables, arrays, gradient):
     batch = batch_of(0.5, 0.3)
     mel = np.zeros((2, 31, 80), np.float32)
     for i, seconds in enumerate((0.5, 0.3)):
-        own = log_mel(clip(seconds, 16000, 120 + 60 * i), HIFIGAN_MEL)
+        own = log_mel(gliding_tone(seconds, 16000, 120 + 60 * i), HIFIGAN_MEL)
         mel[i, : len(own)] = own
     batch = batch._replace(hifigan_mel_BTM=mel, hifigan_lengths_B=np.array([31, 18]))
     heard = stage.arrays(batch)

@@ -27,6 +27,7 @@ from ba_jax.stages.tokenizer import (
     replaced_share,
 )
 from ba_jax.vocab import AudioTokens
+from tests.unit.stages.helpers import gliding_tone, norm
 
 CONFIG = BaichuanAudioConfig(
     audio_encoder=AudioEncoderConfig(mel_bins=80, width=16, layers=1, heads=2, ffn_width=32),
@@ -45,14 +46,6 @@ LENGTH = 40
 SHORT, LONG = 0.5, 1.0  # seconds of the buckets
 
 
-def clip(seconds: float, pitch: float) -> np.ndarray:
-    """Harmonics of a gliding pitch under a syllable-like envelope, 16 kHz."""
-    t = np.arange(round(seconds * 16000)) / 16000
-    phase = 2 * np.pi * pitch * (t + 0.3 * t**2)
-    wave = sum(np.sin(k * phase) / k for k in range(1, 8))
-    return (0.2 * wave * (0.6 + 0.4 * np.sin(2 * np.pi * 5 * t))).astype(np.float32)
-
-
 def chunks_of(bucket: float, seconds: list[list[float]], starts, fill: float) -> AudioChunks:
     """(rows, places) clips of these lengths, 0 for an empty place, filled up with `fill`."""
     shape = np.shape(seconds)
@@ -67,7 +60,7 @@ def chunks_of(bucket: float, seconds: list[list[float]], starts, fill: float) ->
     )
     for place in np.argwhere(np.asarray(seconds) > 0):
         place = tuple(place)
-        wave = clip(np.asarray(seconds)[place], 100 + 40 * sum(place) + 100 * bucket)
+        wave = gliding_tone(np.asarray(seconds)[place], 16000, 100 + 40 * sum(place) + 100 * bucket)
         heard, wanted = whisper_log_mel(wave, WHISPER_MEL_80), log_mel(wave, HIFIGAN_MEL)
         made.mel_BCTM[place][: len(heard)] = heard
         made.hifigan_mel_BCTM[place][: len(wanted)] = wanted
@@ -295,15 +288,11 @@ def test_flops_count_real_frames_and_tokens(stage, arrays):
 # --- gradients ------------------------------------------------------------------------------------
 
 
-def size(tree) -> float:
-    return float(optax.tree.norm(tree))
-
-
 def test_all_trained_parts_get_gradients_and_updates_count_all_frames(stage, grads_of, arrays):
     (loss, aux), grads = grads_of(arrays)
     assert np.isfinite(loss)
     for name in ("audio_encoder", "vq_bridge", "audio_decoder", "text_projection"):
-        assert 0 < size(grads[name]) < np.inf, name
+        assert 0 < norm(grads[name]) < np.inf, name
     counts = aux.updates["statistics"].counts
     assert float(counts[0].sum()) == float(stage.totals(arrays)["codes"])
     assert float(aux.metrics["replaced"]) == 1
@@ -333,7 +322,7 @@ def test_a_batch_of_text_alone_is_finite(stage, variables, grads_of, evaluated):
     (loss, aux), grads = grads_of(arrays)
     assert float(loss) == pytest.approx(float(aux.metrics["text"]), rel=1e-6)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((aux, grads)))
-    assert size(grads) == 0
+    assert norm(grads) == 0
     codebook, ages, _ = stage.after(
         variables["codebook"],
         stage.init_extra(variables),
@@ -358,9 +347,9 @@ def test_text_alone_teaches_the_encoder_through_a_frozen_language_model(variable
     (loss, aux), gradients = function(*split(variables), arrays, totals, jax.random.key(0), 10**6)
     assert float(loss) == pytest.approx(float(aux.metrics["text"]), rel=1e-6)
     assert set(gradients) == {"audio_encoder", "vq_bridge", "audio_decoder", "text_projection"}
-    assert size(gradients["audio_encoder"]) > 0 and size(gradients["text_projection"]) > 0
+    assert norm(gradients["audio_encoder"]) > 0 and norm(gradients["text_projection"]) > 0
     assert (
-        size(gradients["audio_decoder"]) == 0 and size(gradients["vq_bridge"]["decoder_proj"]) == 0
+        norm(gradients["audio_decoder"]) == 0 and norm(gradients["vq_bridge"]["decoder_proj"]) == 0
     )
 
 

@@ -17,6 +17,7 @@ from ba_jax.models.discriminators import DiscriminatorConfig, Discriminators
 from ba_jax.models.vocoder_config import VocoderConfig
 from ba_jax.stages.base import StageError
 from ba_jax.stages.vocoder import DISCRIMINATORS, VocoderSettings, VocoderStage, f0_target, generate
+from tests.unit.stages.helpers import gradient_function, norm
 
 CONFIG = BaichuanAudioConfig(
     vocoder=VocoderConfig(
@@ -76,10 +77,6 @@ def batch_of(*seconds: float, padding: float = 0.0) -> AudioBatch:
     )
 
 
-def norm(tree) -> float:
-    return float(optax.tree.norm(tree))
-
-
 @pytest.fixture(scope="module")
 def stage() -> VocoderStage:
     return VocoderStage(CONFIG, SETTINGS)
@@ -113,16 +110,7 @@ def arrays(stage):
 
 @pytest.fixture(scope="module")
 def gradient(stage):
-    """(variables, arrays, key, step) -> ((loss, Aux), gradients in all parameters), jitted."""
-
-    def run(variables, arrays, key, step):
-        def loss(params):
-            at = {**variables, "params": params}
-            return stage.loss(at, arrays, stage.totals(arrays), key, step)
-
-        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
-
-    return jax.jit(run)
+    return gradient_function(stage)
 
 
 @pytest.fixture(scope="module")
