@@ -21,11 +21,7 @@ from collections.abc import Sequence
 
 
 def parse_numbers(text: str) -> list[int]:
-    """Parse "1,3,5", "1..8" or both; each number once, in order.
-
-    Raises:
-      ValueError: another format.
-    """
+    """Parse "1,3,5", "1..8" or both; each number once, in order."""
     numbers: dict[int, None] = {}
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part.strip())
@@ -60,12 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_tables(arguments: argparse.Namespace) -> None:
-    """Make, print and write tables.
-
-    Raises:
-      ValueError: an unknown table.
-      EvalError, RunError, CheckpointError, ConfigError: see there.
-    """
+    """Make, print and write tables."""
     from absl import logging
 
     from ba_jax.config import from_mapping
@@ -79,9 +70,7 @@ def make_tables(arguments: argparse.Namespace) -> None:
 
     numbers = parse_numbers(arguments.table)
     if unknown := [number for number in numbers if number not in TITLES]:
-        raise ValueError(
-            f"--table={arguments.table}: no table {unknown}, expected 1 to {max(TITLES)}"
-        )
+        raise ValueError(f"--table={arguments.table}: no table {unknown}, expected 1 to 8")
     logging.set_verbosity(logging.WARNING)
     out = arguments.out
     runs = NanoRuns([arguments.runs.absolute(), out.absolute() / "runs"], arguments.size)

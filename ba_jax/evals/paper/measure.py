@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,11 +34,7 @@ class Speech:
 
 
 def statements(bench: Bench) -> Speech:
-    """Return sentences of held-out speakers.
-
-    Raises:
-      EvalError: there is none.
-    """
+    """Return sentences of held-out speakers; raises EvalError if there is none."""
     pairs = [(record.parts[0], record.language) for record in bench.records.statements]
     return _make_speech(pairs, "spoken statement")
 
@@ -46,8 +42,7 @@ def statements(bench: Bench) -> Speech:
 def answers(bench: Bench) -> Speech:
     """Return held-out answers in the assistant's voices, on which the demo's decoder is trained.
 
-    Raises:
-      EvalError: there is none.
+    Raises EvalError if there is none.
     """
     pairs = [(d.parts[1], d.language) for d in bench.records.dialogues if d.parts[1].is_spoken]
     return _make_speech(pairs, "spoken answer")
@@ -56,47 +51,46 @@ def answers(bench: Bench) -> Speech:
 def _make_speech(pairs: Sequence[tuple[Part, str]], kind: str) -> Speech:
     if not pairs:
         raise EvalError(f"no {kind} in the data")
-    parts, languages = zip(*pairs, strict=True)
-    return Speech(parts, languages)
+    return Speech(*zip(*pairs, strict=True))
 
 
-def encode(bench: Bench, speech: Speech) -> list[np.ndarray]:
-    """Return the codes of every recording.
-
-    Raises:
-      EvalError: a recording cannot be encoded or decoded.
-    """
-    codes = bench.encode_segments(speech.parts)
-    for result in codes:
+def raise_failures(results: Sequence[Any]) -> Sequence[Any]:
+    """Return the results; raise EvalError for the first that is a failure."""
+    for result in results:
         if isinstance(result, Failure):
             raise EvalError(result.reason)
-    return codes
+    return results
+
+
+def encode(bench: Bench, speech: Speech) -> Sequence[np.ndarray]:
+    """Return the codes of every recording; raises EvalError if one cannot be encoded."""
+    return raise_failures(bench.encode_segments(speech.parts))
 
 
 def word_error_rate(bench: Bench, waves: Sequence[Wave], speech: Speech, task: str) -> Measurement:
     """Pool the errors that the judge hears in words, in Mandarin in toneless syllables.
 
-    Raises:
-      EvalError: the judge failed.
+    Raises EvalError if the judge fails.
     """
-    heard = bench.hear(waves, speech.languages, task)
-    tallies = []
-    for part, result, language in zip(speech.parts, heard, speech.languages, strict=True):
-        if isinstance(result, Failure):
-            raise EvalError(result.reason)
-        tallies.append(text.tally(part.text, result, language, text.SPOKEN_UNIT[language]))
-    errors, units = zip(*tallies, strict=True)
-    return Measurement(sum(errors) / sum(units), bootstrap.ratio_interval(errors, units))
+    heard = raise_failures(bench.hear(waves, speech.languages, task))
+    return _pool(
+        text.tally(part.text, result, language, text.SPOKEN_UNIT[language])
+        for part, result, language in zip(speech.parts, heard, speech.languages, strict=True)
+    )
 
 
 def mel_error(mels: Sequence[np.ndarray], speech: Speech) -> Measurement:
     """Compare HIFIGAN_MEL mels with the recordings', in nats over all bins and frames."""
-    pairs = [
+    return _pool(
         mel.mel_error(mel_TM, mel.recorded_mel(part, HIFIGAN_MEL))
         for mel_TM, part in zip(mels, speech.parts, strict=True)
-    ]
-    totals, frames = zip(*pairs, strict=True)
-    return Measurement(sum(totals) / sum(frames), bootstrap.ratio_interval(totals, frames))
+    )
+
+
+def _pool(pairs: Iterable[tuple[float, int]]) -> Measurement:
+    """Return the sum of the first over the sum of the second numbers."""
+    errors, units = zip(*pairs, strict=True)
+    return Measurement(sum(errors) / sum(units), bootstrap.ratio_interval(errors, units))
 
 
 def recordings(speech: Speech) -> list[Wave]:
@@ -123,11 +117,7 @@ def opinions(bench: Bench, waves: Sequence[Wave], speech: Speech) -> dict[str, M
 
 
 def keep_codebooks(variables: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """Zero the embeddings of all but a frame's first `count` codebooks.
-
-    Raises:
-      ValueError: fewer than 1 codebook, or more than the model has.
-    """
+    """Zero the embeddings of all but a frame's first `count` codebooks."""
     tables = variables["params"]["audio_embed"]
     if not 1 <= count <= len(tables):
         raise ValueError(f"{count} codebooks, expected 1 to {len(tables)}")
@@ -141,13 +131,7 @@ def keep_codebooks(variables: Mapping[str, Any], count: int) -> dict[str, Any]:
 def refined_mels(bench: Bench, speech: Speech, *, quantized: bool) -> list[np.ndarray]:
     """Decode recordings to the audio decoder's refined mels (T, M), from their features.
 
-    Args:
-      bench: with audio_encoder, vq_bridge and audio_decoder.
-      speech: none longer than the longest of `encode_seconds`.
-      quantized: quantize the features.
-
-    Raises:
-      LengthError: a recording that is too long.
+    Raises LengthError for a recording longer than the longest of `encode_seconds`.
     """
     needed = ("audio_encoder", "vq_bridge", "audio_decoder")
     model = BaichuanAudio(bench.model.config.only(*needed))

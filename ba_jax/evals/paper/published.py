@@ -25,7 +25,6 @@ class Claim:
       order: rows, the best first.
       says: the paper's ordering in words, with its data.
       numbers: row -> the paper's number, if it is known.
-      source: source of the claim.
     """
 
     measure: str
@@ -45,68 +44,62 @@ TITLES: Mapping[int, str] = {
     7: "Speech translation and synthesis",
     8: "Spoken questions: written and spoken answers",
 }
-
 CODEBOOKS = (8, 6, 4, 1)
-_ROWS = tuple(f"{count} codebooks" if count > 1 else "1 codebook" for count in CODEBOOKS)
+_CODEBOOKS = tuple(f"{count} codebooks" if count > 1 else "1 codebook" for count in CODEBOOKS)
+_VQ = ("no VQ", "VQ")
+_MOS = {"recordings": 4.08, "with flow": 4.05, "without flow": 3.43}
+_WER = {"with flow": 2.78, "without flow": 2.84}
+_CLOZE = {"text alone, t->t": 83.0, "two stages, s->t": 79.6, "one stage, s->t": 77.5}
+_ASR = {"this model": 3.2, "Whisper (judge)": 12.4}
 
 CLAIMS: Mapping[int, tuple[Claim, ...]] = {
     1: (
         Claim(
             "recognition WER",
-            _ROWS,
+            _CODEBOOKS,
             "each layer lowers the WER, up to 8 (LibriSpeech, %)",
             {"8 codebooks": 5.3, "1 codebook": 26.2},
         ),
-        Claim(
-            "WER of resynthesis",
-            _ROWS,
-            "the same of the decoded speech",
-            source=EXPECTED,
-        ),
+        Claim("WER of resynthesis", _CODEBOOKS, "the same of the decoded speech", source=EXPECTED),
         Claim(
             "mel MAE",
-            _ROWS,
+            _CODEBOOKS,
             "8 layers balance semantics and reconstruction best; mel MAE of 8 layers",
             {"8 codebooks": 0.466},
             f"{SUMMARY}; its fall with each layer is an expectation from the method",
         ),
     ),
     2: (
-        Claim(
-            "mel MAE, other voices",
-            ("no VQ", "VQ"),
-            "quantisation costs acoustic detail",
-            source=EXPECTED,
-        ),
-        Claim("mel MAE", ("no VQ", "VQ"), "the same", source=EXPECTED),
-        Claim("WER of resynthesis", ("no VQ", "VQ"), "and intelligibility", source=EXPECTED),
+        Claim("mel MAE, other voices", _VQ, "quantisation costs acoustic detail", source=EXPECTED),
+        Claim("mel MAE", _VQ, "the same", source=EXPECTED),
+        Claim("WER of resynthesis", _VQ, "and intelligibility", source=EXPECTED),
     ),
     3: (
         Claim(
             "MOS (DNSMOS)",
-            ("recordings", "with flow", "without flow"),
+            tuple(_MOS),
             "flow matching raises UTMOS nearly to the recordings' (LibriSpeech-dev)",
-            {"recordings": 4.08, "with flow": 4.05, "without flow": 3.43},
+            _MOS,
         ),
         Claim(
             "WER of resynthesis",
-            ("with flow", "without flow"),
+            tuple(_WER),
             "and lowers the WER a little (LibriSpeech-dev, %)",
-            {"with flow": 2.78, "without flow": 2.84},
+            _WER,
         ),
     ),
     4: (),
     5: (
         Claim(
             "cloze",
-            ("text alone, t->t", "two stages, s->t", "one stage, s->t"),
+            tuple(_CLOZE),
             "two stages lose less of the text model's sStoryCloze accuracy than one (%); ours are "
             "answers to closed questions",
-            {"text alone, t->t": 83.0, "two stages, s->t": 79.6, "one stage, s->t": 77.5},
+            _CLOZE,
         ),
         Claim(
             "questions",
-            ("text alone, t->t", "two stages, s->t", "one stage, s->t"),
+            tuple(_CLOZE),
             "the same of answers that are written freely",
             source=EXPECTED,
         ),
@@ -114,9 +107,9 @@ CLAIMS: Mapping[int, tuple[Claim, ...]] = {
     6: (
         Claim(
             "WER en / CER zh",
-            ("this model", "Whisper (judge)"),
+            tuple(_ASR),
             "Baichuan-Audio-Base is ahead of Whisper-large-v3 (Fleurs test-zh, %)",
-            {"this model": 3.2, "Whisper (judge)": 12.4},
+            _ASR,
         ),
     ),
     7: (

@@ -19,15 +19,12 @@ class RunError(RuntimeError):
 
 
 class NanoRuns:
-    """Folders of the runs of configs/recipes.py:nano.
+    """Folders of the runs of configs/recipes.py:nano; raises RunError.
 
     Args:
       folders: searched in this order; missing runs are trained in the last.
       size: one of MODELS.
       execute: runs a command (tests replace it).
-
-    Raises:
-      RunError: an unknown size.
     """
 
     def __init__(
@@ -45,21 +42,13 @@ class NanoRuns:
         self._steps = {step.name: step for step in recipes.nano(self.model)}
 
     def get(self, name: str) -> pathlib.Path:
-        """Folder of a run, trained first if it is missing.
-
-        Raises:
-          RunError: an unknown name, or a command that failed.
-        """
+        """Return the folder of a run, trained first if it is missing."""
         if name not in self._steps:
             raise RunError(f"run {name!r}, expected one of {sorted(self._steps)}")
         return self._complete(name, self._steps[name])
 
     def tokenizer_of(self, codebooks: int) -> pathlib.Path:
-        """Folder of a tokenizer trained with the first `codebooks` codebooks alone.
-
-        Raises:
-          RunError: a command that failed.
-        """
+        """Return the folder of a tokenizer trained with the first `codebooks` codebooks alone."""
         from configs.models import get_config
 
         sizes = tuple(get_config(self.model).vq_bridge.codebook_sizes[:codebooks])
@@ -70,24 +59,24 @@ class NanoRuns:
         return self._complete(f"tokenizer_{codebooks}", self._steps["tokenizer"], flags)
 
     def steps(self, name: str) -> int | None:
-        """Optimiser steps of a run, None if it is missing."""
-        folder = self._complete_folder(name, self._steps.get(name))
+        """Return the number of optimiser steps of a run, None if it is missing."""
+        folder = self._find(name, self._steps.get(name))
         return None if folder is None else _training_steps(folder)
 
-    def _complete_folder(self, name: str, step: Step | None) -> pathlib.Path | None:
+    def _find(self, name: str, step: Step | None) -> pathlib.Path | None:
         folders = (folder / name for folder in self.folders)
         return next((folder for folder in folders if _is_complete(folder, step)), None)
 
     def _complete(self, name: str, step: Step, flags: Sequence[str] = ()) -> pathlib.Path:
-        """The complete folder of that name, made by the step's commands if there is none."""
-        if folder := self._complete_folder(name, step):
+        """Return the complete folder of that name, made by the step's commands if necessary."""
+        if folder := self._find(name, step):
             return folder
+        target = self.folders[-1] / name
         for before in step.after:
             for command in self._steps[before].filled(self.folders[-1], self.get):
-                self._execute(_interpreted(command))
-        target = self.folders[-1] / name
+                self._execute(command)
         for command in step.filled(target, self.get):
-            self._execute([*_interpreted(command), *flags])
+            self._execute([*command, *flags])
         if not _is_complete(target, step):
             raise RunError(
                 f"{target}: the command ended, but the run is not complete: run it again to resume"
@@ -95,25 +84,17 @@ class NanoRuns:
         return target
 
 
-def _interpreted(command: Sequence[str]) -> list[str]:
-    return [sys.executable if word == "python" else word for word in command]
-
-
 def _call(command: Sequence[str]) -> None:
-    """Run a command in the root of the tree.
-
-    Raises:
-      RunError: it failed.
-    """
+    """Run a command in the root of the tree, with this Python; raise RunError if it fails."""
+    command = [sys.executable if word == "python" else word for word in command]
     print(printable(command), flush=True)
     root = pathlib.Path(__file__).resolve().parents[3]
-    code = subprocess.run(command, cwd=root, check=False).returncode
-    if code:
+    if code := subprocess.run(command, cwd=root, check=False).returncode:
         raise RunError(f"{printable(command)}: exit status {code}")
 
 
 def _training_steps(folder: pathlib.Path) -> int | None:
-    """Steps that a run's own config asks for: the long recipe has more than the short one."""
+    """Return the steps that a run's own config asks for; recipes differ in them."""
     try:
         return (layout.read_run_config(folder) or {})["train"]["steps"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -121,7 +102,7 @@ def _training_steps(folder: pathlib.Path) -> int | None:
 
 
 def _is_complete(folder: pathlib.Path, step: Step | None) -> bool:
-    """Whether a training run is at its last step, or the output of another step is complete."""
+    """A training run is at its last step, or the output of another step is complete."""
     steps = _training_steps(folder)
     if steps is not None:
         return layout.has_step(folder, steps)

@@ -26,7 +26,6 @@ class Column:
     """A measure.
 
     Attributes:
-      name: name of the measure.
       better: "lower", "higher", or "" for neither.
       digits: digits after the point.
       share: shown in percent, from a value between 0 and 1.
@@ -53,11 +52,9 @@ class Column:
 
 @dataclasses.dataclass
 class Table:
-    """Our numbers.
+    """Our numbers for a table of the paper.
 
     Attributes:
-      number: number of the paper's table.
-      columns: measures.
       rows: row -> measure -> cell.
       notes: conditions and limits of the numbers.
     """
@@ -68,11 +65,7 @@ class Table:
     notes: Sequence[str] = ()
 
     def column(self, name: str) -> Column:
-        """Return a measure by name.
-
-        Raises:
-          KeyError: there is none.
-        """
+        """Return a measure by name."""
         return {column.name: column for column in self.columns}[name]
 
 
@@ -95,8 +88,8 @@ def check_claim(table: Table, claim: Claim) -> dict[str, Any]:
         clear = None
         if low.interval is not None and high.interval is not None:
             clear = low.interval[1] < high.interval[0] or high.interval[1] < low.interval[0]
-        holds = low.value < high.value
-        pairs.append({"better": better, "worse": worse, "holds": holds, "clear": clear})
+        pair = {"better": better, "worse": worse, "holds": low.value < high.value, "clear": clear}
+        pairs.append(pair)
     return {
         "measure": claim.measure,
         "paper": claim.says,
@@ -117,13 +110,14 @@ def _to_plain(cell: Cell) -> Any:
 
 def to_json(table: Table) -> dict[str, Any]:
     """Return the table, with the checked claims, as JSON values."""
+    rows = {
+        row: {name: _to_plain(cell) for name, cell in cells.items()}
+        for row, cells in table.rows.items()
+    }
     return {
         "table": table.number,
         "title": TITLES[table.number],
-        "rows": {
-            row: {name: _to_plain(cell) for name, cell in cells.items()}
-            for row, cells in table.rows.items()
-        },
+        "rows": rows,
         "claims": [check_claim(table, claim) for claim in CLAIMS[table.number]],
         "notes": list(table.notes),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,21 +31,21 @@ from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.report import evaluation
 from ba_jax.sampling.speech_model import SpeechModel, load_speech_model
 from ba_jax.sampling.synthesize import Wave
-from ba_jax.types import Failure
 from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_ENCODER, SPEECH_TOKENIZER
 
 _FLOW = (*SPEECH_TOKENIZER, "flow_prenet", "flow_unet")
 _LM = (*LANGUAGE_MODEL, *SPEECH_ENCODER)
+_WER = Column("WER of resynthesis", "lower")
+_MEL = Column("mel MAE", "lower", digits=3, share=False)
+_MEL_OTHER = Column("mel MAE, other voices", "lower", digits=3, share=False)
 
 
 class TableMaker:
     """Makes tables.
 
     Args:
-      runs: folders of the trained runs.
       out: folder for the evaluations.
       config: as `configs/eval.py` makes it.
-      judge: the recogniser.
       retrain: Table 1 with a tokenizer trained for each number of codebooks.
     """
 
@@ -67,19 +68,13 @@ class TableMaker:
           EvalError: no such table, or nothing to evaluate on.
           RunError, CheckpointError: a run that is missing and cannot be trained.
         """
-        makers: Mapping[int, Callable[[], Table]] = {
-            1: self.codebooks,
-            2: self.quantization,
-            3: self.flow,
-            4: self.data,
-            5: self.stages,
-            6: self.recognition,
-            7: self.speech,
-            8: self.questions,
-        }
-        if number not in makers:
-            raise EvalError(f"table {number}, expected 1 to {max(makers)}")
-        return makers[number]()
+        makers: Sequence[Callable[[], Table]] = (
+            self.codebooks, self.quantization, self.flow, self.data,
+            self.stages, self.recognition, self.speech, self.questions,
+        )  # fmt: skip
+        if not 1 <= number <= len(makers):
+            raise EvalError(f"table {number}, expected 1 to {len(makers)}")
+        return makers[number - 1]()
 
     # Tools
 
@@ -141,14 +136,9 @@ class TableMaker:
             "mel MAE, other voices: statements of held-out speakers, by the tokenizer's own "
             "decoder, before the flow's run.",
         ]
-        columns = [
-            Column("recognition WER", better="lower"),
-            Column("WER of resynthesis", better="lower"),
-            Column("mel MAE", better="lower", digits=3, share=False),
-            Column("mel MAE, other voices", better="lower", digits=3, share=False),
-        ]
+        columns = [Column("recognition WER", "lower"), _WER, _MEL, _MEL_OTHER]
         if self.retrain:
-            columns.append(Column("mel MAE, retrained", better="lower", digits=3, share=False))
+            columns.append(dataclasses.replace(_MEL, name="mel MAE, retrained"))
             for count in CODEBOOKS:
                 rows[_name_row(count)]["mel MAE, retrained"] = self._retrained_error(count)
             notes.append("retrained: other voices, a tokenizer with the row's codebooks alone.")
@@ -199,12 +189,7 @@ class TableMaker:
             "to all). The flow's run trains its decoder on quantised features alone: worse figures "
             "without VQ follow from that, not from VQ.",
         ]
-        columns = [
-            Column("mel MAE", better="lower", digits=3, share=False),
-            Column("mel MAE, other voices", better="lower", digits=3, share=False),
-            Column("WER of resynthesis", better="lower"),
-        ]
-        return Table(2, columns, rows, notes)
+        return Table(2, [_MEL, _MEL_OTHER, _WER], rows, notes)
 
     def flow(self) -> Table:
         """Make Table 3: resynthesis with and without flow matching, beside the recordings."""
@@ -238,8 +223,8 @@ class TableMaker:
         ]
         columns = [
             Column("MOS (DNSMOS)", digits=2, share=False),
-            Column("WER of resynthesis", better="lower"),
-            Column("mel MAE", better="lower", digits=3, share=False),
+            _WER,
+            _MEL,
             Column("PESQ", digits=2, share=False),
             Column("STOI", digits=3, share=False),
         ]
@@ -270,35 +255,31 @@ class TableMaker:
     def stages(self) -> Table:
         """Make Table 5: a text model, and the speech models of one and two stages on top of it."""
         written, both = ("cloze_t2t", "qa_t2t"), ("cloze_t2t", "cloze_s2t", "qa_t2t", "qa_s2t")
-        all_figures = {
-            "text alone": self._evaluate("text", ["text"], written),
-            "one stage": self._evaluate("single", ["tokenizer", "single"], both),
-            "two stages": self._evaluate("stage2", ["tokenizer", "stage2"], both),
-        }
-        steps = {
-            "text alone": str(self.runs.steps("text")),
-            "one stage": str(self.runs.steps("single")),
-            "two stages": "+".join(str(self.runs.steps(r)) for r in ("stage1", "words", "stage2")),
-        }
-        shares = ", ".join(
-            f"{name}: {figures['cloze_s2t_transcribe_first']:.0%} of the questions"
-            for name, figures in all_figures.items()
-            if "cloze_s2t_transcribe_first" in figures
-        )
-        rows = {}
-        for name, figures in all_figures.items():
+        models = {
+            "text alone": ("text", ["text"], written, ["text"]),
+            "one stage": ("single", ["tokenizer", "single"], both, ["single"]),
+            "two stages": (
+                "stage2", ["tokenizer", "stage2"], both, ["stage1", "words", "stage2"]
+            ),
+        }  # fmt: skip
+        rows, shares = {}, []
+        for name, (run, runs, suites, trained) in models.items():
+            figures = self._evaluate(run, runs, suites)
+            if "cloze_s2t_transcribe_first" in figures:
+                share = figures["cloze_s2t_transcribe_first"]
+                shares.append(f"{name}: {share:.0%} of the questions")
             for way in ("t2t", "s2t"):
                 if f"cloze_{way}" in figures:
                     rows[f"{name}, {way.replace('2', '->')}"] = {
                         "cloze": _read_figure(figures, f"cloze_{way}"),
                         "questions": _read_figure(figures, f"qa_{way}"),
-                        "steps": steps[name],
+                        "steps": "+".join(str(self.runs.steps(name)) for name in trained),
                     }
         notes = [
             "cloze: the right answer of a closed question against another of its category, by the "
             "mean log-likelihood of its tokens (chance 50 %), for s->t below the question as the "
-            f"model reads it back ({shares}); questions: written freely, exact match. Held-out "
-            "phrasings, and for s->t held-out voices.",
+            f"model reads it back ({', '.join(shares)}); questions: written freely, exact match. "
+            "Held-out phrasings, and for s->t held-out voices.",
             "The runs have different numbers of steps, and the second stage begins with single "
             "words (`nano_words`), which the single stage has not: not the paper's ablation of the "
             "staging alone.",
@@ -315,33 +296,26 @@ class TableMaker:
         languages = [record.language for record in records]
         heard = bench.hear(waves, languages, "recognising with the judge")
         tallies = []
-        for record, result in zip(records, heard, strict=True):
-            if isinstance(result, Failure):
-                raise EvalError(result.reason)
+        for record, result in zip(records, measure.raise_failures(heard), strict=True):
             unit = text.WRITTEN_UNIT[record.language]
-            tally = text.tally(record.parts[0].text, result, record.language, unit)
-            tallies.append(tally._asdict() | {"language": record.language})
-        judged = bootstrap.rate_figures("all", tallies)
-        judged |= bootstrap.language_figures(tallies, {"en": "en", "zh": "zh"})
+            row = text.score_text(record.parts[0].text, result, record.language, unit)
+            tallies.append(row | {"language": record.language})
+        judged = bootstrap.rate_figures("asr_wer", tallies)
+        names = {"en": "asr_wer_en", "zh": "asr_cer_zh"}
+        judged |= bootstrap.language_figures(tallies, names)
+        measures = {
+            "WER en / CER zh": "asr_wer", "WER en": "asr_wer_en", "CER zh": "asr_cer_zh",
+        }  # fmt: skip
         rows = {
-            "this model": {
-                "WER en / CER zh": _read_figure(figures, "asr_wer"),
-                "WER en": _read_figure(figures, "asr_wer_en"),
-                "CER zh": _read_figure(figures, "asr_cer_zh"),
-            },
-            "Whisper (judge)": {
-                "WER en / CER zh": _read_figure(judged, "all"),
-                "WER en": _read_figure(judged, "en"),
-                "CER zh": _read_figure(judged, "zh"),
-            },
+            row: {name: _read_figure(values, key) for name, key in measures.items()}
+            for row, values in (("this model", figures), ("Whisper (judge)", judged))
         }
         notes = [
             "Held-out closed sentences and questions of held-out voices. The judge is "
             f"{', '.join(self._judge.names.values())}: not Whisper-large-v3, and it does not know "
             "the closed vocabulary; Mandarin homophones count as errors of both.",
         ]
-        columns = [Column(n, better="lower") for n in ("WER en / CER zh", "WER en", "CER zh")]
-        return Table(6, columns, rows, notes)
+        return Table(6, [Column(name, "lower") for name in measures], rows, notes)
 
     def speech(self) -> Table:
         """Make Table 7: speech translation, and synthesis beside recordings."""
