@@ -1,10 +1,10 @@
-"""Pronunciation in both languages."""
+"""Pronunciation of English."""
 
 from __future__ import annotations
 
 import pytest
 
-from ba_jax.speech import arpabet, english, mandarin
+from ba_jax.speech import english
 from ba_jax.speech.interfaces import SpeechToolError
 
 
@@ -68,43 +68,3 @@ def test_compounds_with_one_division_are_two_words():
     assert say("webpage")[0] == say("web")[0] + say("page")[0].replace("ˈ", "ˌ")
     with pytest.raises(SpeechToolError, match="'qqpage'"):
         say("qqpage")
-
-
-def test_phones_of_the_cmu_dictionary_become_phonemes():
-    assert arpabet.phonemes("HH AH0 L OW1", False) == "həlˈO"
-    assert arpabet.phonemes("HH AH0 L OW1", True) == "həlˈQ"
-    assert arpabet.phonemes("W AO1 T ER0", False) == "wˈɔɾəɹ"
-    assert arpabet.phonemes("K AA1 R T ER0", True) == "kˈɑːtə"
-    assert arpabet.phonemes("HH ER1 IY0 NG", True) == "hˈɜːɹiŋ"
-
-
-def test_mandarin_characters_are_read_as_part_of_their_word():
-    # 行 is háng in 银行 and xíng in 行人; 了 is neutral.
-    bank = mandarin.pronounce(list("银行"), [False, True])
-    walker = mandarin.pronounce(list("行人"), [False, True])
-    assert bank[1][0] == "xa↗ŋ"
-    assert walker[0][0] == "ɕi↗ŋ"
-    assert [end for _, end in bank] == [False, True]
-
-
-def test_mandarin_numbers_and_letters_are_pieces():
-    pieces = mandarin.pronounce(["二十五", "个", "OK"], [False, False, True])
-    assert len(pieces) == 3
-    assert pieces[2][0] == english.pronounce(["OK"], [False])[0]
-    assert pieces[0][0].replace(" ", "") == "ɚ↘ʂɨ↗u↓"
-
-
-@pytest.mark.parametrize("text", ["한", "!"])
-def test_mandarin_refuses_unpronounceable_text(text):
-    with pytest.raises(SpeechToolError):
-        mandarin.pronounce(["好", text], [False, True])
-
-
-def test_every_phoneme_has_a_phone():
-    for british in (False, True):
-        spoken = "".join(say("the quick brown fox jumps over the lazy dog", british))
-        assert arpabet.phones(spoken, "en").split()[:2] == ["DH", "AH"]
-    spoken = "".join(p for p, _ in mandarin.pronounce(list("中国人很喜欢吃饺子"), [False] * 9))
-    assert arpabet.phones(spoken, "zh").startswith("JH UH NG G W AO")
-    with pytest.raises(SpeechToolError, match="θ"):
-        arpabet.phones("θ", "zh")

@@ -1,17 +1,13 @@
-"""Recognition, alignment and voice activity: the processing around the models."""
+"""Recognition by Whisper: windows, repetition, and times of words."""
 
 from __future__ import annotations
-
-import pickle
 
 import numpy as np
 import pytest
 
-from ba_jax.speech import tools, whisper
-from ba_jax.speech.align import PocketSphinxAligner, WhisperAligner
+from ba_jax.speech import whisper
 from ba_jax.speech.interfaces import SpeechToolError
-from ba_jax.speech.vad import Silero
-from ba_jax.speech.waves import RATE, SoundEdges, to_16k
+from ba_jax.speech.waves import RATE, SoundEdges
 from ba_jax.speech.whisper import TimedPiece, Whisper, WhisperModel, words_of
 
 NOISE = SoundEdges(np.ones(RATE * 20, np.float32), RATE)  # never silent
@@ -196,56 +192,3 @@ def test_missing_models_are_named_and_not_downloaded(tmp_path):
         (tmp_path / name).write_bytes(b"{}")
     with pytest.raises(SpeechToolError, match="cannot be loaded"):
         _ = WhisperModel(tmp_path).opened
-
-
-def test_texts_that_cannot_be_aligned_are_refused():
-    for aligner in (PocketSphinxAligner(), WhisperAligner("nowhere")):
-        with pytest.raises(SpeechToolError, match="says nothing"):
-            aligner.align(wave(1.0), RATE, "...", "en")
-        with pytest.raises(SpeechToolError, match="'fr'"):
-            aligner.align(wave(1.0), RATE, "Bonjour", "fr")
-        with pytest.raises(SpeechToolError, match="0.050 s, expected at least 0.1 s"):
-            aligner.align(wave(0.05), RATE, "Hello", "en")
-    with pytest.raises(SpeechToolError, match="0.2 s of speech do not say 'Hello there"):
-        PocketSphinxAligner().align(wave(0.2), RATE, "Hello there, my friends.", "en")
-
-
-def test_waves_are_resampled():
-    assert len(to_16k(np.zeros(24000, np.float32), 24000)) == 16000
-    with pytest.raises(SpeechToolError, match="rate"):
-        to_16k(np.zeros(100, np.float32), 0)
-
-
-def test_silence_has_no_speech_and_options_are_checked():
-    assert Silero().speech(np.zeros(RATE * 2, np.float32), RATE) == []
-    noise_S = np.random.default_rng(0).normal(0, 0.01, RATE * 2).astype(np.float32)
-    assert Silero().speech(noise_S, 16000) == []
-    with pytest.raises(SpeechToolError, match="threshold 2"):
-        Silero(threshold=2)
-    with pytest.raises(SpeechToolError, match="0 or more"):
-        Silero(padding=-1)
-
-
-# --- by name --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("kind", "name"), [(kind, name) for kind, names in tools.TOOLS.items() for name in names]
-)
-def test_every_tool_is_made_by_name_and_can_be_pickled(kind, name):
-    tool = tools.make_tool(kind, name)
-    assert type(pickle.loads(pickle.dumps(tool))) is type(tool)
-
-
-@pytest.mark.parametrize("kind", list(tools.TOOLS))
-def test_unknown_names_and_options_are_refused(kind):
-    with pytest.raises(SpeechToolError, match=f"{kind} 'espeak', expected one of"):
-        tools.make_tool(kind, "espeak")
-    with pytest.raises(SpeechToolError, match="colour"):
-        tools.make_tool(kind, next(iter(tools.TOOLS[kind])), colour="red")
-
-
-def test_options_arrive():
-    assert tools.make_tool("recogniser", "whisper", beam=2)._beam == 2
-    assert isinstance(tools.make_tool("aligner", "whisper"), WhisperAligner)
-    assert isinstance(tools.make_tool("aligner", "pocketsphinx"), PocketSphinxAligner)
