@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -31,8 +32,6 @@ from ba_jax.models.vq_bridge import VQBridgeConfig
 from ba_jax.tree import flatten, unflatten
 from ba_jax.vocab import CODEBOOK_SIZES
 from benchmarks import torch_counterparts as counterparts
-
-POOLING = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,18 +158,14 @@ def load(module: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> torch.
 
 def call_jitted(function: Callable, *arguments) -> Callable[[], object]:
     """Return a call of the jitted function that waits for its result."""
-    jitted = jax.jit(function)
+    jitted, arguments = jax.jit(function), jax.device_put(arguments)
     return lambda: jax.block_until_ready(jitted(*arguments))
 
 
 def call_torch(function: Callable, *arguments) -> Callable[[], object]:
-    """Return a call of the function in inference mode."""
-
-    def call():
-        with torch.inference_mode():
-            return function(*arguments)
-
-    return call
+    """Return a call of the function in inference mode; arrays become tensors."""
+    tensors = [torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in arguments]
+    return torch.inference_mode()(lambda: function(*tensors))
 
 
 def difference(ours, theirs) -> float:
@@ -195,42 +190,27 @@ def front_end(sizes: Sizes) -> Case:
     """Compare Whisper's log-mel of a clip at 16 kHz."""
     wave = 0.1 * normal(0, sizes.clip_seconds * 16000)
     filters = mel_filter_bank(201, 128, 0.0, 8000.0, 16000, norm="slaney", mel_scale="slaney")
-    reference = call_torch(
-        counterparts.whisper_mel,
-        torch.from_numpy(wave),
-        torch.from_numpy(filters).float(),
-        torch.hann_window(400),
-    )
-    lengths = jnp.array([wave.shape[0]])
-    in_jax = call_jitted(whisper_log_mel_batch, jnp.asarray(wave)[None], lengths)
-    candidates = {
-        "torch": reference,
-        "ours, NumPy": lambda: whisper_log_mel(wave),
-        "ours, JAX": in_jax,
-    }
+    window = torch.hann_window(400)
+    reference = call_torch(counterparts.whisper_mel, wave, filters.astype(np.float32), window)
+    in_jax = call_jitted(whisper_log_mel_batch, wave[None], np.array(wave.shape))
     expected = reference().T
-    apart = [difference(whisper_log_mel(wave), expected)]
-    apart.append(difference(in_jax()[0][0], expected))
     label = "mel front end, {} (reference pads to 30 s)"
     return Case(
         f"{sizes.clip_seconds} s at 16 kHz, 128 bins",
-        candidates,
+        {"torch": reference, "ours, NumPy": lambda: whisper_log_mel(wave), "ours, JAX": in_jax},
         [
             Comparison(label.format("NumPy"), "torch", "ours, NumPy", aim=8),
             Comparison(label.format("JAX"), "torch", "ours, JAX", aim=8),
         ],
-        max(apart),
+        max(difference(mel, expected) for mel in (whisper_log_mel(wave), in_jax()[0][0])),
     )
 
 
 def resampling(sizes: Sizes) -> Case:
     """Compare windowed-sinc resampling, which precedes the log-mel."""
     wave = 0.1 * normal(0, sizes.clip_seconds * 48000)
-    reference = call_torch(counterparts.sinc_resample, torch.from_numpy(wave), 48000, 16000)
-
-    def ours() -> np.ndarray:
-        return resample(wave, 48000, 16000)
-
+    reference = call_torch(counterparts.sinc_resample, wave, 48000, 16000)
+    ours = functools.partial(resample, wave, 48000, 16000)
     return Case(
         f"{sizes.clip_seconds} s, 48 to 16 kHz",
         {"torch": reference, "ours": ours},
@@ -257,14 +237,10 @@ def encoder(sizes: Sizes) -> Case:
     weights = torch_weights(variables, encoder_table.whisper_rows(size, "encoder"))
     module = load(WhisperEncoder(whisper), select(weights, "encoder."))
     mel_BTM = normal(1, 1, frames, size.mel_bins)
-    model = BaichuanAudio(config)
-
-    def run(variables, mel_BTM, lengths_B):
-        return model.apply(
-            variables, mel_BTM, lengths_B, method=lambda m, *args: m.audio_encoder(*args)
-        )[0]
-
-    ours = call_jitted(run, variables, jnp.asarray(mel_BTM), jnp.array([frames]))
+    run = functools.partial(
+        BaichuanAudio(config).apply, method=lambda m, *args: m.audio_encoder(*args)[0]
+    )
+    ours = call_jitted(run, variables, mel_BTM, np.array([frames]))
     mel_BMT = torch.from_numpy(mel_BTM).transpose(1, 2).contiguous()
     reference = call_torch(lambda: module(mel_BMT).last_hidden_state)
     return Case(
@@ -277,32 +253,26 @@ def encoder(sizes: Sizes) -> Case:
 
 def quantizer(sizes: Sizes) -> Case:
     """Compare residual quantization of pooled features."""
-    width = sizes.quantizer_width
-    size = VQBridgeConfig(width // POOLING, POOLING, sizes.codebooks)
-    config = BaichuanAudioConfig(vq_bridge=size)
+    width, frames = sizes.quantizer_width, 25 * sizes.clip_seconds // 2
+    config = BaichuanAudioConfig(vq_bridge=VQBridgeConfig(width // 4, 4, sizes.codebooks))
     variables = draw_variables(config)
-    weights = select(
-        torch_weights(variables, rows_for(config)), "audio_tokenizer.audio_bridge_model."
-    )
+    weights = torch_weights(variables, rows_for(config))
+    weights = select(weights, "audio_tokenizer.audio_bridge_model.")
     module = load(
         counterparts.ResidualQuantizer(sizes.codebooks, width),
         {name: value for name, value in weights.items() if name.startswith("vq_list.")},
     )
-    frames = 25 * sizes.clip_seconds // 2
     z_BNE = normal(2, 1, frames, width)
-    model = BaichuanAudio(config)
-
-    def run(variables, z_BNE, lengths_B):
-        return model.apply(
-            variables, z_BNE, lengths_B, method=lambda m, *args: m.vq_bridge.quantize(*args)
-        ).codes_BNQ
-
+    run = functools.partial(
+        BaichuanAudio(config).apply,
+        method=lambda m, *args: m.vq_bridge.quantize(*args).codes_BNQ,
+    )
     # XLA drops the variables that quantization does not use.
-    ours = call_jitted(run, variables, jnp.asarray(z_BNE), jnp.array([frames]))
-    reference = call_torch(module, torch.from_numpy(z_BNE[0]))
+    ours = call_jitted(run, variables, z_BNE, np.array([frames]))
+    reference = call_torch(module, z_BNE[0])
+    rows = f"{len(sizes.codebooks)} codebooks, {sum(sizes.codebooks)} rows of {width}"
     return Case(
-        f"{len(sizes.codebooks)} codebooks, {sum(sizes.codebooks)} rows of {width},"
-        f" {frames} frames",
+        f"{rows}, {frames} frames",
         {"torch": reference, "ours": ours},
         [Comparison("residual quantiser", "torch", "ours")],
         difference(ours()[0], reference()),
@@ -351,7 +321,7 @@ def llm(sizes: Sizes) -> Case:
 
         return jax.lax.scan(body, (token_B, cache), length=sizes.new_tokens)[1]
 
-    our_prefill = call_jitted(prefill, variables, jnp.asarray(ids_BL))
+    our_prefill = call_jitted(prefill, variables, ids_BL)
     logits, cache = our_prefill()
     our_decode = call_jitted(decode, variables, jnp.argmax(logits, axis=-1), cache)
 
@@ -372,8 +342,6 @@ def llm(sizes: Sizes) -> Case:
             tokens.append(token)
         return torch.stack(tokens)
 
-    apart = [difference(logits, prefilled.logits[:, -1])]
-    apart.append(difference(our_decode(), call_torch(torch_decode)()))
     shape = f"{size.layers} layers, width {size.width}, vocabulary {size.vocab_size}"
     return Case(
         f"{shape}; prompt {sizes.prompt}, {sizes.new_tokens} new tokens",
@@ -387,7 +355,10 @@ def llm(sizes: Sizes) -> Case:
             Comparison("LLM prefill (transformers' Qwen2)", "torch prefill", "our prefill"),
             Comparison("LLM decode with cache", "torch decode", "our decode"),
         ],
-        max(apart),
+        max(
+            difference(logits, prefilled.logits[:, -1]),
+            difference(our_decode(), call_torch(torch_decode)()),
+        ),
     )
 
 
@@ -409,11 +380,6 @@ def head(sizes: Sizes) -> Case:
     def choose(q: int, logits_XV):
         return jnp.argmax(logits_XV if q == 0 else logits_XV[:, :-1], axis=-1)
 
-    def cached(variables, hidden_XD):
-        return model.apply(
-            variables, hidden_XD, method=lambda m, hidden: m.generate_frame(hidden, choose)
-        )
-
     @jax.jit
     def predict_code(variables, hidden_XD, codes_XQ, q):
         logits = model.apply(variables, hidden_XD, codes_XQ, method="audio_logits")
@@ -427,11 +393,14 @@ def head(sizes: Sizes) -> Case:
             codes_XQ = predict_code(variables, jnp.asarray(hidden), codes_XQ, q)
         return jax.block_until_ready(codes_XQ)
 
-    our_cached = call_jitted(cached, variables, jnp.asarray(hidden))
-    torch_naive = call_torch(module.naive_frame, torch.from_numpy(hidden))
+    cached = functools.partial(
+        model.apply, method=lambda m, hidden_XD: m.generate_frame(hidden_XD, choose)
+    )
+    our_cached = call_jitted(cached, variables, hidden)
+    torch_naive = call_torch(module.naive_frame, hidden)
     with torch.inference_mode():
         slices = module.slice_depths()
-    torch_cached = call_torch(module.cached_frame, torch.from_numpy(hidden), slices)
+    torch_cached = call_torch(module.cached_frame, hidden, slices)
     expected = torch_naive()
     results = (our_cached(), naive(), torch_cached())
     evaluations = size.depth**2
@@ -468,16 +437,10 @@ def unet(sizes: Sizes) -> Case:
     frames = 50 * sizes.clip_seconds
     x_BTM, mu_BTM = normal(5, 2, frames, size.mel_bins), normal(6, 2, frames, size.mel_bins)
     t_B, lengths_B = np.full(2, 0.3, np.float32), np.full(2, frames)
-    model = BaichuanAudio(config)
-
-    def run(variables, *args):
-        return model.apply(variables, *args, method=lambda m, *args: m.flow_unet(*args))
-
-    ours = call_jitted(run, variables, *map(jnp.asarray, (x_BTM, mu_BTM, t_B, lengths_B)))
-    x_BMT, mu_BMT = (torch.from_numpy(a).transpose(1, 2).contiguous() for a in (x_BTM, mu_BTM))
-    reference = call_torch(
-        module, x_BMT, mu_BMT, torch.from_numpy(t_B), torch.from_numpy(lengths_B)
-    )
+    run = functools.partial(BaichuanAudio(config).apply, method=lambda m, *args: m.flow_unet(*args))
+    ours = call_jitted(run, variables, x_BTM, mu_BTM, t_B, lengths_B)
+    x_BMT, mu_BMT = (np.ascontiguousarray(a.transpose(0, 2, 1)) for a in (x_BTM, mu_BTM))
+    reference = call_torch(module, x_BMT, mu_BMT, t_B, lengths_B)
     return Case(
         f"{size.channels} channels, {size.mid_blocks + 2} blocks, 2 x {frames} frames",
         {"torch": reference, "ours": ours},
@@ -500,9 +463,8 @@ def vocoder(sizes: Sizes) -> Case:
     )
     frames = 50 * sizes.clip_seconds
     samples, harmonics = frames * size.frame_samples, size.harmonics + 1
-    mel_BTM, lengths_B = jnp.asarray(normal(7, 1, frames, size.mel_bins)), jnp.array([frames])
-    mel_BMT = torch.from_numpy(np.array(mel_BTM)).transpose(1, 2).contiguous()
-    model = BaichuanAudio(config)
+    mel_BTM, lengths_B = normal(7, 1, frames, size.mel_bins), np.array([frames])
+    mel_BMT = torch.from_numpy(mel_BTM).transpose(1, 2).contiguous()
 
     def run(m: BaichuanAudio, mel_BTM, lengths_B, key):
         return (m.vocoder.f0(mel_BTM, lengths_B), *m.vocoder(mel_BTM, lengths_B, key))
@@ -512,26 +474,17 @@ def vocoder(sizes: Sizes) -> Case:
         phase[:, 0] = 0
         return module(mel_BMT, phase, torch.randn(1, harmonics, samples))
 
-    ours = call_jitted(
-        lambda *args: model.apply(*args, method=run),
-        variables,
-        mel_BTM,
-        lengths_B,
-        jax.random.key(0),
-    )
+    apply = functools.partial(BaichuanAudio(config).apply, method=run)
+    ours = call_jitted(apply, variables, mel_BTM, lengths_B, jax.random.key(0))
     # Compared part by part, since the two sides draw different noise.
     f0, wave, source = ours()
-    with torch.inference_mode():
-        source_BS = torch.from_numpy(np.array(source))[..., 0]
-        apart = [
-            difference(f0, module.f0_predictor(mel_BMT)),
-            difference(wave, module.decode(mel_BMT, source_BS)),
-        ]
+    expected_f0 = call_torch(module.f0_predictor, mel_BMT)()
+    expected_wave = call_torch(module.decode, mel_BMT, np.array(source)[..., 0])()
     return Case(
         f"{size.base_channels} channels, {sizes.clip_seconds} s",
         {"torch": call_torch(draw_and_run), "ours": ours},
         [Comparison("vocoder", "torch", "ours", aim=1)],
-        max(apart),
+        max(difference(f0, expected_f0), difference(wave, expected_wave)),
     )
 
 

@@ -1,6 +1,6 @@
 """The data pipeline against loading the same files as torchaudio and HF datasets do, as ratios.
 
-    python -m benchmarks.data                       # some 2 minutes
+    python -m benchmarks.data                       # about 2 minutes
     python -m benchmarks.data --dataset DIR --recordings 500 --seconds 60 --json out.json
 
 One core, no workers on either side, one run. Both sides start from the same encoded files and end
@@ -16,14 +16,15 @@ with what a training step takes: log-mels of 128 bins and token ids.
 
 from __future__ import annotations
 
+import abc
 import argparse
 import io
-import json
+import itertools
 import pathlib
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import librosa
 import numpy as np
@@ -49,28 +50,33 @@ from ba_jax.data.record import (
 from ba_jax.data.tasks import prompt
 from ba_jax.data.text_tokenizer import load_text_tokenizer
 from benchmarks import timing
-from benchmarks.timing import environment, table_line
 from benchmarks.torch_counterparts import sinc_resample
 from configs import models
 
 ROW_LENGTH = 4096
-AIM_RATIO = 2.0
-AIM_CODES = 10_000.0
+AIMS = "\naims: ratio >= 2 with audio, codes >= 10,000 audio-s/CPU-s"
+COLUMNS = {
+    "files": "{files}",
+    "ours, audio-s/CPU-s": "{ours_audio_seconds_per_second:,.0f}",
+    "tokens/CPU-s": "{ours_tokens_per_second:,.0f}",
+    "against": "{against}",
+    "audio-s/CPU-s": "{theirs_audio_seconds_per_second:,.0f}",
+    **timing.COLUMNS,
+}
 
 
 def first_recordings(dataset: str, split: str, count: int) -> list[Record]:
-    """Return the first spoken records with text."""
-    result = []
-    for record in RecordSource(dataset, split):
-        if record.kind == "speech" and record.parts[0].audio and record.parts[0].text:
-            result.append(record)
-            if len(result) == count:
-                break
-    return result
+    """Read the first spoken records with text."""
+    spoken = (
+        record
+        for record in RecordSource(dataset, split)
+        if record.kind == "speech" and record.parts[0].audio and record.parts[0].text
+    )
+    return list(itertools.islice(spoken, count))
 
 
 def write_dataset(folder: pathlib.Path, records: list[Record]) -> str:
-    """Write one shard of records."""
+    """Write records as a dataset of one shard; return its folder."""
     folder.mkdir()
     shard = write_shard(folder / shard_name("benchmark", "train", 0, 1), records)
     write_metadata(folder, "benchmark", {"train": [shard]})
@@ -78,7 +84,7 @@ def write_dataset(folder: pathlib.Path, records: list[Record]) -> str:
 
 
 class Ours:
-    """Builds an epoch of our batches in each call."""
+    """Build an epoch of our batches in each call."""
 
     def __init__(self, dataset: str, tokenizer: str, audio: str):
         settings = PackedSettings(
@@ -98,98 +104,97 @@ class Ours:
             self.batches.build(step)
 
 
-class Files:
-    """The same recordings, a file each, in padded batches of `size`."""
+class Files(abc.ABC):
+    """The same recordings, a file each, in padded batches of 16."""
 
-    def __init__(
-        self,
-        folder: pathlib.Path,
-        records: list[Record],
-        tokenizer: str,
-        resample: Callable[[np.ndarray, int], np.ndarray],
-        size: int = 16,
-    ):
+    suffix = ".audio"
+
+    def __init__(self, folder: pathlib.Path, records: list[Record], tokenizer: str):
         folder.mkdir(exist_ok=True)
-        self.items, self.resample, self.size = [], resample, size
-        for number, record in enumerate(records):
-            path = folder / f"{number}.audio"
-            path.write_bytes(record.parts[0].audio)
-            text = prompt("asr", record.language) + record.parts[0].text
-            self.items.append((path, text))
-        self.extractor = transformers.WhisperFeatureExtractor(feature_size=128)
         self.tokenizer = load_text_tokenizer(tokenizer)
-
-    def __call__(self) -> None:
-        for start in range(0, len(self.items), self.size):
-            waves, ids = [], []
-            for path, text in self.items[start : start + self.size]:
-                wave_S, rate = soundfile.read(path, dtype="float32")
-                waves.append(self.resample(wave_S, rate))
-                frames = lengths.code_length(len(waves[-1]))
-                ids.append(self.tokenizer.encode(text) + [self.tokenizer.eos_id] * frames)
-            self.extractor(waves, sampling_rate=lengths.SAMPLE_RATE, return_tensors="np")
-            pad(ids)
-
-
-class CodeFiles:
-    """Codes in a .npy file each, padded."""
-
-    def __init__(self, folder: pathlib.Path, records: list[Record], tokenizer: str, size: int = 16):
-        folder.mkdir()
-        self.items, self.size = [], size
+        self.items = []
         for number, record in enumerate(records):
-            path = folder / f"{number}.npy"
-            np.save(path, record.parts[0].codes_NQ.astype(np.uint16))
+            path = folder / f"{number}{self.suffix}"
+            self.write(path, record.parts[0])
             self.items.append((path, prompt("asr", record.language) + record.parts[0].text))
-        self.tokenizer = load_text_tokenizer(tokenizer)
+
+    @abc.abstractmethod
+    def write(self, path: pathlib.Path, part: Part) -> None:
+        """Write a recording."""
+
+    @abc.abstractmethod
+    def load(self, paths: Sequence[pathlib.Path]) -> list[int]:
+        """Load a batch of recordings; return their frames of codes."""
 
     def __call__(self) -> None:
-        for start in range(0, len(self.items), self.size):
-            codes, ids = [], []
-            for path, text in self.items[start : start + self.size]:
-                codes.append(np.load(path))
-                ids.append(self.tokenizer.encode(text) + [self.tokenizer.eos_id] * len(codes[-1]))
-            pad(ids)
-            longest = max(map(len, codes))
-            np.stack([np.pad(c, ((0, longest - len(c)), (0, 0))) for c in codes])
+        for start in range(0, len(self.items), 16):
+            paths, texts = zip(*self.items[start : start + 16], strict=True)
+            counts = self.load(paths)
+            ids = [
+                self.tokenizer.encode(text) + [self.tokenizer.eos_id] * count
+                for text, count in zip(texts, counts, strict=True)
+            ]
+            longest = max(map(len, ids))
+            np.asarray([row + [0] * (longest - len(row)) for row in ids], np.int32)
 
 
-def pad(ids: list[list[int]]) -> np.ndarray:
-    """Pad rows of token ids to one array."""
-    longest = max(map(len, ids))
-    return np.asarray([row + [0] * (longest - len(row)) for row in ids], np.int32)
+class AudioFiles(Files):
+    """Encoded audio, resampled, and its log-mels as Whisper's feature extractor pads them."""
+
+    def __init__(self, *arguments, resample: Callable[[np.ndarray, int], np.ndarray]):
+        super().__init__(*arguments)
+        self.resample = resample
+        self.extractor = transformers.WhisperFeatureExtractor(feature_size=128)
+
+    def write(self, path: pathlib.Path, part: Part) -> None:
+        path.write_bytes(part.audio)
+
+    def load(self, paths: Sequence[pathlib.Path]) -> list[int]:
+        waves = [self.resample(*soundfile.read(path, dtype="float32")) for path in paths]
+        self.extractor(waves, sampling_rate=lengths.SAMPLE_RATE, return_tensors="np")
+        return [lengths.code_length(len(wave_S)) for wave_S in waves]
+
+
+class CodeFiles(Files):
+    """Codes, padded."""
+
+    suffix = ".npy"
+
+    def write(self, path: pathlib.Path, part: Part) -> None:
+        np.save(path, part.codes_NQ.astype(np.uint16))
+
+    def load(self, paths: Sequence[pathlib.Path]) -> list[int]:
+        codes = [np.load(path) for path in paths]
+        longest = max(map(len, codes))
+        np.stack([np.pad(c, ((0, longest - len(c)), (0, 0))) for c in codes])
+        return list(map(len, codes))
 
 
 def torchaudio_resample(wave_S: np.ndarray, rate: int) -> np.ndarray:
-    """torchaudio.functional.resample with its defaults."""
+    """Resample as torchaudio.functional.resample does by default."""
     return sinc_resample(torch.from_numpy(wave_S), rate, lengths.SAMPLE_RATE, width=6).numpy()
 
 
 def librosa_resample(wave_S: np.ndarray, rate: int) -> np.ndarray:
-    """librosa.resample with its defaults."""
+    """Resample as librosa does by default."""
     return librosa.resample(wave_S, orig_sr=rate, target_sr=lengths.SAMPLE_RATE)
 
 
 def with_codes(records: list[Record], count: int) -> list[Record]:
-    """Records with random codes in place of audio, repeated up to `count`."""
+    """Replace audio by random codes; records are repeated up to `count`."""
     rng = np.random.default_rng(0)
     sizes = tuple(models.get_config("nano").vq_bridge.codebook_sizes)
     result = []
-    for number in range(count):
-        record = records[number % len(records)]
-        part = record.parts[0]
-        frames = max(1, int(part.seconds * 12.5))
-        part = Part(
-            text=part.text,
-            codes_NQ=rng.integers(0, sizes, (frames, len(sizes))),
-            seconds=part.seconds,
-        )
+    for number, record in zip(range(count), itertools.cycle(records), strict=False):
+        (part,) = record.parts
+        shape = (max(1, int(part.seconds * 12.5)), len(sizes))
+        part = Part(text=part.text, codes_NQ=rng.integers(0, sizes, shape), seconds=part.seconds)
         result.append(Record(f"codes-{number}", "speech", record.language, (part,), "benchmark"))
     return result
 
 
 def as_flac(records: list[Record]) -> list[Record]:
-    """The same recordings, stored without loss."""
+    """Encode the recordings anew, without loss."""
     result = []
     for record in records:
         (part,) = record.parts
@@ -201,106 +206,63 @@ def as_flac(records: list[Record]) -> list[Record]:
     return result
 
 
-def compare(label: str, ours: Ours, others: dict, seconds: float, budget: float) -> list[dict]:
-    """Return the rows of the table: ours against each other candidate."""
+def compare(
+    label: str, ours: Ours, others: dict[str, Files], audio_seconds: float, budget: float
+) -> Iterator[dict]:
+    """Yield rows of the table: ours against each of the others."""
     samples = timing.interleave({"ours": ours, **others}, budget)
-    # Rates a CPU-second: what a core does, whoever else uses the machine.
+    # Rates per CPU-second: independent of other work on the machine.
     cost = {name: statistics.median(spent) for name, spent in samples.cpu_seconds.items()}
-    rows = []
     for name in others:
-        low, ratio, high = samples.ratio(name, "ours")
-        rows.append(
-            {
-                "files": label,
-                "against": name,
-                "ours_audio_seconds_per_second": seconds / cost["ours"],
-                "theirs_audio_seconds_per_second": seconds / cost[name],
-                "ours_tokens_per_second": ours.tokens / cost["ours"],
-                "ratio": ratio,
-                "ratio_quartiles": [low, high],
-                "rounds": len(samples.seconds["ours"]),
-                "others": samples.others,
-            }
-        )
-    return rows
+        yield {
+            "files": label,
+            "against": name,
+            "ours_audio_seconds_per_second": audio_seconds / cost["ours"],
+            "theirs_audio_seconds_per_second": audio_seconds / cost[name],
+            "ours_tokens_per_second": ours.tokens / cost["ours"],
+            **samples.compare(name, "ours"),
+        }
 
 
-def table_row(row: dict) -> str:
-    """Format a row of the Markdown table."""
-    low, high = row["ratio_quartiles"]
-    return table_line(
-        (
-            row["files"],
-            f"{row['ours_audio_seconds_per_second']:,.0f}",
-            f"{row['ours_tokens_per_second']:,.0f}",
-            row["against"],
-            f"{row['theirs_audio_seconds_per_second']:,.0f}",
-            f"**{row['ratio']:.2f}** ({low:.2f}-{high:.2f}, {row['rounds']} rounds)",
-            f"{row['others']:.0%}",
-        )
-    )
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__)
-    parser.add_argument("--dataset", default=EMBEDDED, help="folder of records, or 'embedded'")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--tokenizer", default=EMBEDDED, help="file, folder, or 'embedded'")
-    parser.add_argument("--recordings", type=int, default=96, help="how many, spoken with text")
-    parser.add_argument("--codes", type=int, default=2000, help="records with codes")
-    parser.add_argument("--seconds", type=float, default=30.0, help="timing budget a row")
-    parser.add_argument("--json", type=pathlib.Path, help="also write the numbers there")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table."""
-    options = parse(argv)
-    timing.pin_threads(1)
-    torch.set_num_threads(1)
-    records = first_recordings(options.dataset, options.split, options.recordings)
-    if len(records) < 16:
-        sys.exit(f"{options.dataset}: {len(records)} spoken records with text, expected 16 or more")
-    seconds = sum(record.seconds for record in records)
-    tokenizer = str(dataset_directory(options.tokenizer))
-    facts = environment(1, "nano")
-    print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    print(f"{len(records)} recordings, {seconds:.0f} s, mean {seconds / len(records):.1f} s\n")
-    columns = (
-        "files",
-        "ours, audio-s/CPU-s",
-        "tokens/CPU-s",
-        "against",
-        "audio-s/CPU-s",
-        "ratio",
-        "others",
-    )
-    print(table_line(columns))
-    print(table_line(["---"] * len(columns)), flush=True)
-    rows = []
+def measure(records: list[Record], tokenizer: str, count: int, budget: float) -> Iterator[dict]:
+    """Yield all rows; `count` records have codes."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         for label, stored in (("as stored", records), ("FLAC", as_flac(records))):
             ours = Ours(write_dataset(folder / f"records {label}", stored), tokenizer, "features")
-            files = folder / f"files {label}"
+            arguments = (folder / f"files {label}", stored, tokenizer)
             others = {
-                "torchaudio": Files(files, stored, tokenizer, torchaudio_resample),
-                "HF datasets": Files(files, stored, tokenizer, librosa_resample),
+                "torchaudio": AudioFiles(*arguments, resample=torchaudio_resample),
+                "HF datasets": AudioFiles(*arguments, resample=librosa_resample),
             }
-            rows += compare(label, ours, others, seconds, options.seconds)
-            for row in rows[-2:]:
-                print(table_row(row), flush=True)
-        coded = with_codes(records, options.codes)
+            yield from compare(label, ours, others, sum(r.seconds for r in records), budget)
+        coded = with_codes(records, count)
         ours = Ours(write_dataset(folder / "records codes", coded), tokenizer, "codes")
         others = {"npy files": CodeFiles(folder / "files codes", coded, tokenizer)}
-        coded_seconds = sum(record.seconds for record in coded)
-        rows += compare("codes", ours, others, coded_seconds, options.seconds)
-        print(table_row(rows[-1]))
-    print(f"\naims: ratio >= {AIM_RATIO:g} with audio, codes >= {AIM_CODES:,.0f} audio-s/CPU-s")
-    if options.json:
-        options.json.write_text(json.dumps({"environment": facts, "rows": rows}, indent=1) + "\n")
+        yield from compare("codes", ours, others, sum(r.seconds for r in coded), budget)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__)
+    parser.add_argument("--dataset", default=EMBEDDED, help="folder of records, or 'embedded'")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--tokenizer", default=EMBEDDED, help="file, folder, or 'embedded'")
+    parser.add_argument("--recordings", type=int, default=96, help="spoken recordings with text")
+    parser.add_argument("--codes", type=int, default=2000, help="records with codes")
+    parser.add_argument("--seconds", type=float, default=30.0, help="timing budget of a case")
+    parser.add_argument("--json", type=pathlib.Path, help="file for the numbers")
+    options = parser.parse_args(argv)
+    facts = timing.prepare(1)
+    records = first_recordings(options.dataset, options.split, options.recordings)
+    if len(records) < 16:
+        sys.exit(f"{options.dataset}: {len(records)} spoken records with text, expected 16 or more")
+    seconds = sum(record.seconds for record in records)
+    facts |= {"recordings": len(records), "mean seconds": round(seconds / len(records), 1)}
+    tokenizer = str(dataset_directory(options.tokenizer))
+    rows = measure(records, tokenizer, options.codes, options.seconds)
+    timing.report(facts, COLUMNS, rows, AIMS, options.json)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

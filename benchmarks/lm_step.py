@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,7 +21,6 @@ import numpy as np
 from ba_jax.plan.batch import make_full_batch
 from ba_jax.run_config import make_stage, parse_config
 from benchmarks import timing
-from benchmarks.timing import report, table_line
 from configs import lm_stage2
 
 SETTINGS = (
@@ -33,7 +31,13 @@ SETTINGS = (
     '{"chunk": 128, "full_head_every": 4}',
     '{"chunk": 128, "full_head_every": 8}',
 )
-COLUMNS = ("stage", "step, ms", "ratio (quartiles)", "FLOPs", "apart", "others")
+COLUMNS = {
+    "stage": "`{stage}`",
+    "step, ms": "{step_ms:.0f}",
+    "FLOPs": lambda row: f"{row['flops'] / 1e9:.0f} G",
+    "apart": "{difference:.1%}",
+    **timing.COLUMNS,
+}
 LEGEND = "\nratio: the first row's time over this row's; others: share of the CPUs used meanwhile."
 
 
@@ -76,31 +80,13 @@ def measure(options: argparse.Namespace) -> Iterator[dict]:
     first = options.settings[0]
     expected = float(calls[first]())
     for name, (call, flops) in candidates.items():
-        low, ratio, high = samples.ratio(first, name)
         yield {
             "stage": name,
             "step_ms": 1e3 * samples.median(name),
-            "ratio": ratio,
-            "ratio_quartiles": [low, high],
             "flops": flops,
             "difference": abs(float(call()) - expected) / expected,
-            "others": samples.others,
+            **samples.compare(first, name),
         }
-
-
-def table_row(row: dict) -> str:
-    """Format a row of the Markdown table."""
-    low, high = row["ratio_quartiles"]
-    return table_line(
-        (
-            f"`{row['stage']}`",
-            f"{row['step_ms']:.0f}",
-            f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})",
-            f"{row['flops'] / 1e9:.0f} G",
-            f"{row['difference']:.1%}",
-            f"{row['others']:.0%}",
-        )
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -109,14 +95,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), help="JSON, see above")
     parser.add_argument("--rows", type=int, default=8, help="rows of 256 positions")
     parser.add_argument("--audio", type=float, default=2 / 3, help="share of frames")
-    parser.add_argument("--seconds", type=float, default=60.0, help="timing budget")
-    parser.add_argument("--threads", type=int, default=2, help="CPUs")
-    parser.add_argument("--json", type=pathlib.Path, help="file for the numbers")
+    timing.add_arguments(parser, seconds=60.0)
     options = parser.parse_args(argv)
-    timing.pin_threads(options.threads)
-    jax.config.update("jax_platforms", "cpu")
-    facts = {"jax": jax.__version__, "threads": options.threads, "rows": options.rows}
-    report(facts, COLUMNS, measure(options), table_row, LEGEND, "stage", options.json)
+    facts = timing.prepare(options.threads) | {"rows": options.rows}
+    timing.report(facts, COLUMNS, measure(options), LEGEND, options.json)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,19 @@ their median reported.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
 import pathlib
 import platform
+import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
 
 # Long enough for the thread pools' workers to stop spinning after their last task.
 PAUSE_SECONDS = 0.01
@@ -24,6 +28,14 @@ PAUSE_SECONDS = 0.01
 SAMPLE_SECONDS = 0.02
 # With a larger share of other work on the CPUs a ratio is not meaningful.
 QUIET = 0.05
+# Columns of `report` for the values of `Samples.compare`.
+RATIO = "**{ratio:.2f}** ({ratio_quartiles[0]:.2f}-{ratio_quartiles[1]:.2f}, {rounds} rounds)"
+COLUMNS = {"ratio (quartiles)": RATIO, "CPU ratio": "{cpu_ratio:.2f}", "others": "{others:.0%}"}
+
+
+def format_aim(row: dict) -> str:
+    """Format the least ratio hoped for, if a row has one."""
+    return "" if row["aim"] is None else f">= {row['aim']:g}"
 
 
 def pin_threads(count: int) -> None:
@@ -63,13 +75,21 @@ class Samples:
         """Median wall-clock seconds of a call."""
         return statistics.median(self.seconds[name])
 
-    def ratio(self, baseline: str, ours: str) -> tuple[float, float, float]:
-        """(lower quartile, median, upper quartile) of seconds(baseline) / seconds(ours)."""
-        return _quartiles(self.seconds[baseline], self.seconds[ours])
+    def compare(self, baseline: str, ours: str, scale: float = 1.0) -> dict:
+        """Compare two candidates; ratios are the baseline's cost over ours, times `scale`."""
 
-    def cpu_ratio(self, baseline: str, ours: str) -> float:
-        """Median of cpu_seconds(baseline) / cpu_seconds(ours)."""
-        return _quartiles(self.cpu_seconds[baseline], self.cpu_seconds[ours])[1]
+        def quartiles(costs: Mapping[str, list[float]]) -> list[float]:
+            ratios = scale * np.divide(costs[baseline], costs[ours])
+            return np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
+
+        low, ratio, high = quartiles(self.seconds)
+        return {
+            "ratio": ratio,
+            "ratio_quartiles": [low, high],
+            "cpu_ratio": quartiles(self.cpu_seconds)[1],
+            "rounds": len(self.seconds[ours]),
+            "others": self.others,
+        }
 
 
 def cpu_busy_seconds() -> float:
@@ -82,15 +102,6 @@ def cpu_busy_seconds() -> float:
             user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
             ticks += user + nice + system + irq + softirq + steal
     return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _quartiles(numerators: list[float], denominators: list[float]) -> tuple[float, float, float]:
-    """Quartiles of the ratios of each round."""
-    ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
-    if len(ratios) == 1:
-        return (ratios[0],) * 3
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return low, middle, high
 
 
 def interleave(
@@ -111,9 +122,6 @@ def interleave(
       budget_seconds: budget of all rounds together, beyond `min_rounds`.
       min_rounds, max_rounds: bounds on the number of rounds.
       clock, cpu_clock, busy_clock, sleep: replaced in tests.
-
-    Returns:
-      The samples of every round.
     """
     repeats = {}
     for name, call in candidates.items():
@@ -145,21 +153,33 @@ def interleave(
     return Samples(seconds, cpu_seconds, others)
 
 
-def environment(threads: int, size: str) -> dict:
-    """Return the facts that the numbers depend on."""
+def add_arguments(parser: argparse.ArgumentParser, seconds: float) -> None:
+    """Add the options that the timed benchmarks share."""
+    cpus = len(os.sched_getaffinity(0))
+    parser.add_argument("--seconds", type=float, default=seconds, help="timing budget of a case")
+    parser.add_argument("--json", type=pathlib.Path, help="file for the numbers")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        choices=range(1, cpus + 1),
+        default=min(2, cpus),
+        help="CPUs, for both sides",
+    )
+
+
+def prepare(threads: int) -> dict:
+    """Confine this process to some CPUs; return the facts that the numbers depend on."""
+    pin_threads(threads)
     import jax
     import torch
     import transformers
 
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
+    jax.config.update("jax_platforms", "cpu")
+    torch.set_num_threads(threads)
+    cpu = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
     return {
-        "cpu": names[0] if names else platform.machine(),
+        "cpu": cpu[1] if cpu else platform.machine(),
         "threads": threads,
-        "size": size,
         "python": platform.python_version(),
         "jax": jax.__version__,
         "torch": torch.__version__,
@@ -167,40 +187,38 @@ def environment(threads: int, size: str) -> dict:
     }
 
 
-def table_line(cells: Sequence[str]) -> str:
+def table_line(cells: Iterable[str]) -> str:
     """Format cells as a line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
 def report(
     facts: Mapping,
-    columns: Sequence[str],
+    columns: Mapping[str, str | Callable[[dict], str]],
     measured: Iterable[dict],
-    table_row: Callable[[dict], str],
     legend: str,
-    name: str,
     path: pathlib.Path | None,
 ) -> None:
     """Print a table row by row, and the rows that other processes disturbed.
 
     Args:
-      facts: machine and options, see `environment`.
-      columns: titles.
+      facts: machine and options, see `prepare`.
+      columns: title -> format string of a row's values, or function of a row.
       measured: rows; "others" is the share of the CPUs that other processes used.
-      table_row: formats a row as Markdown.
       legend: text below the table.
-      name: key of a row's name.
       path: JSON file for facts and rows, or None.
     """
     print(", ".join(f"{key} {value}" for key, value in facts.items()) + "\n")
     print(table_line(columns))
     print(table_line(["---"] * len(columns)), flush=True)
-    rows = []
+    rows, busy = [], []
     for row in measured:
+        cells = [c(row) if callable(c) else c.format(**row) for c in columns.values()]
+        print(table_line(cells), flush=True)
         rows.append(row)
-        print(table_row(row), flush=True)
+        if row["others"] > QUIET:
+            busy.append(cells[0])
     print(legend)
-    busy = sorted({row[name] for row in rows if row["others"] > QUIET})
     if busy:
         print(f"NOT MEANINGFUL, other processes used over {QUIET:.0%} of the CPUs: {busy}")
     if path:

@@ -12,6 +12,7 @@ Parameters carry the names of the released checkpoints, so that the conversion t
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -68,25 +69,19 @@ class Codebook(nn.Module):
         return self.embed[codes_N], codes_N
 
 
-class QuantizerLayer(nn.Module):
-    """A codebook under the checkpoint's name."""
-
-    def __init__(self, size: int, width: int):
-        super().__init__()
-        self.codebook = Codebook(size, width)
-
-
 class ResidualQuantizer(nn.Module):
     """(N, E) features to (N, Q) codes."""
 
     def __init__(self, sizes: tuple[int, ...], width: int):
         super().__init__()
-        self.vq_list = nn.ModuleList(QuantizerLayer(size, width) for size in sizes)
+        self.vq_list = nn.ModuleList(
+            nn.ModuleDict({"codebook": Codebook(size, width)}) for size in sizes
+        )
 
     def forward(self, z_NE: Tensor) -> Tensor:
         codes = []
         for layer in self.vq_list:
-            rows, codes_N = layer.codebook(z_NE)
+            rows, codes_N = layer["codebook"](z_NE)
             z_NE = z_NE - rows
             codes.append(codes_N)
         return torch.stack(codes, -1)
@@ -140,21 +135,23 @@ class DepthLayer(nn.Module):
         self.linear1 = nn.Linear(width * depth, 2 * width)
         self.linear2 = nn.Linear(2 * width * depth, width)
 
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Return the feed-forward weights as views, (2 D, Q, D) and (D, Q, 2 D)."""
+        w1 = self.linear1.weight.view(2 * self.width, self.depth, self.width)
+        return w1, self.linear2.weight.view(self.width, self.depth, 2 * self.width)
+
     def forward(self, x_BLD: Tensor) -> Tensor:
         """Run all depths at once."""
-        w1 = self.linear1.weight.view(2 * self.width, self.depth, self.width)
-        w2 = self.linear2.weight.view(self.width, self.depth, 2 * self.width)
+        w1, w2 = self.weights()
         r = self.layernorm2(x_BLD + self.self_attention(self.layernorm1(x_BLD)))
         y = F.gelu(torch.einsum("bld,tld->blt", r, w1))
         return r + torch.einsum("blt,dlt->bld", y, w2)
 
-    def depth_weights(self) -> list[tuple[Tensor, Tensor]]:
+    def depth_weights(self) -> list[tuple[Tensor, ...]]:
         """Return contiguous feed-forward weights of each depth."""
-        w1 = self.linear1.weight.view(2 * self.width, self.depth, self.width)
-        w2 = self.linear2.weight.view(self.width, self.depth, 2 * self.width)
-        return [(w1[:, i].contiguous(), w2[:, i].contiguous()) for i in range(self.depth)]
+        return [tuple(w[:, i].contiguous() for w in self.weights()) for i in range(self.depth)]
 
-    def step(self, x_B1D: Tensor, cache: list[Tensor], weights: tuple[Tensor, Tensor]) -> Tensor:
+    def step(self, x_B1D: Tensor, cache: list[Tensor], weights: tuple[Tensor, ...]) -> Tensor:
         """Run a depth, with the keys and values of the depths before it in `cache`."""
         r = self.layernorm2(x_B1D + self.self_attention(self.layernorm1(x_B1D), cache))
         return r + F.linear(F.gelu(F.linear(r, weights[0])), weights[1])
@@ -193,11 +190,11 @@ class AudioHead(nn.Module):
             codes_BQ[:, i] = self.pick(self.logits(hidden_BD, codes_BQ)[i], i)
         return codes_BQ
 
-    def slice_depths(self) -> list[list[tuple[Tensor, Tensor]]]:
+    def slice_depths(self) -> list[list[tuple[Tensor, ...]]]:
         """Slice the per-layer, per-depth weights for `cached_frame`."""
         return [layer.depth_weights() for layer in self.transformer_layers]
 
-    def cached_frame(self, hidden_BD: Tensor, weights: list[list[tuple[Tensor, Tensor]]]) -> Tensor:
+    def cached_frame(self, hidden_BD: Tensor, weights: list[list[tuple[Tensor, ...]]]) -> Tensor:
         """Generate a greedy frame, running each depth once with cached keys and values."""
         caches: list[list[Tensor]] = [[] for _ in self.transformer_layers]
         total_B1D = hidden_BD[:, None]
@@ -283,30 +280,6 @@ class UNetAttention(nn.Module):
         return self.to_out[0](y.transpose(1, 2).reshape(batch, frames, -1))
 
 
-class GeluIn(nn.Module):
-    """First half of the feed-forward, under the checkpoint's name."""
-
-    def __init__(self, channels: int, inner: int):
-        super().__init__()
-        self.proj = nn.Linear(channels, inner)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x))
-
-
-class FeedForward(nn.Module):
-    """Linear, GELU, linear."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.net = nn.Sequential(
-            GeluIn(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
 class UNetTransformer(nn.Module):
     """Pre-norm transformer block."""
 
@@ -315,23 +288,14 @@ class UNetTransformer(nn.Module):
         self.norm1 = nn.LayerNorm(channels)
         self.attn1 = UNetAttention(channels, heads, head_width)
         self.norm3 = nn.LayerNorm(channels)
-        self.ff = FeedForward(channels)
+        # The layers' names in checkpoints: net.0.proj and net.2.
+        gelu = nn.Sequential(OrderedDict(proj=nn.Linear(channels, 4 * channels), gelu=nn.GELU()))
+        net = nn.Sequential(gelu, nn.Identity(), nn.Linear(4 * channels, channels))
+        self.ff = nn.Sequential(OrderedDict(net=net))
 
     def forward(self, x_BTC: Tensor, mask_B1TT: Tensor) -> Tensor:
         x_BTC = x_BTC + self.attn1(self.norm1(x_BTC), mask_B1TT)
         return x_BTC + self.ff(self.norm3(x_BTC))
-
-
-class TimeMLP(nn.Module):
-    """Time embedding: linear, SiLU, linear."""
-
-    def __init__(self, width: int, out_width: int):
-        super().__init__()
-        self.linear_1 = nn.Linear(width, out_width)
-        self.linear_2 = nn.Linear(out_width, out_width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))
 
 
 class FlowUNet(nn.Module):
@@ -360,7 +324,13 @@ class FlowUNet(nn.Module):
             return nn.ModuleList([nn.ModuleList(stage(in_channels) + [CausalConv(*same, 3)])])
 
         same = (channels, channels)
-        self.time_mlp = TimeMLP(self.time_width, time_width)
+        self.time_mlp = nn.Sequential(
+            OrderedDict(
+                linear_1=nn.Linear(self.time_width, time_width),
+                silu=nn.SiLU(),
+                linear_2=nn.Linear(time_width, time_width),
+            )
+        )
         self.down_blocks = ends(2 * mel_bins)
         self.mid_blocks = nn.ModuleList(nn.ModuleList(stage(channels)) for _ in range(mid_blocks))
         self.up_blocks = ends(2 * channels)
@@ -537,13 +507,12 @@ class Vocoder(nn.Module):
 
 def fold_weight_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Replace pairs `weight_g` and `weight_v` (in either naming) by the weights."""
-    folded = {}
-    for name, value in state.items():
-        name = name.removeprefix("generator.").replace(
-            "parametrizations.weight.original0", "weight_g"
-        )
-        name = name.replace("parametrizations.weight.original1", "weight_v")
-        folded[name] = value
+    folded = {
+        name.removeprefix("generator.")
+        .replace("parametrizations.weight.original0", "weight_g")
+        .replace("parametrizations.weight.original1", "weight_v"): value
+        for name, value in state.items()
+    }
     for name in [name for name in folded if name.endswith("weight_g")]:
         g, v = folded.pop(name), folded.pop(name[:-1] + "v")
         norm = v.flatten(1).norm(dim=1)[:, None, None]

@@ -51,19 +51,6 @@ class Attention(nn.Module):
         return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
 
 
-class FeedForward(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self, width: int, inner: int):
-        super().__init__()
-        self.gate_proj = nn.Linear(width, inner, bias=False)
-        self.up_proj = nn.Linear(width, inner, bias=False)
-        self.down_proj = nn.Linear(inner, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
 class Layer(nn.Module):
     """Pre-norm decoder layer."""
 
@@ -72,36 +59,19 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(width)
         self.self_attn = Attention(width, heads, kv_heads, head_dim)
         self.post_attention_layernorm = RMSNorm(width)
-        self.mlp = FeedForward(width, inner)
+        self.mlp = nn.ModuleDict(
+            {
+                "gate_proj": nn.Linear(width, inner, bias=False),
+                "up_proj": nn.Linear(width, inner, bias=False),
+                "down_proj": nn.Linear(inner, width, bias=False),
+            }
+        )
 
     def forward(self, x_BLD: Tensor, rope: tuple[Tensor, Tensor], cache: list[Tensor]) -> Tensor:
         x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), rope, cache)
-        return x_BLD + self.mlp(self.post_attention_layernorm(x_BLD))
-
-
-class Body(nn.Module):
-    """Embeddings of text and audio, layers, final norm."""
-
-    def __init__(
-        self,
-        vocab: int,
-        width: int,
-        layers: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        inner: int,
-        codebook_sizes: tuple[int, ...],
-    ):
-        super().__init__()
-        self.embed_tokens = nn.Embedding(vocab, width)
-        self.layers = nn.ModuleList(
-            Layer(width, heads, kv_heads, head_dim, inner) for _ in range(layers)
-        )
-        self.norm = RMSNorm(width)
-        self.audio_embed_layers = nn.ModuleList(
-            nn.Embedding(size + 1, width) for size in codebook_sizes
-        )
+        y_BLD = self.post_attention_layernorm(x_BLD)
+        y_BLF = F.silu(self.mlp["gate_proj"](y_BLD)) * self.mlp["up_proj"](y_BLD)
+        return x_BLD + self.mlp["down_proj"](y_BLF)
 
 
 class Conversation:
@@ -109,7 +79,7 @@ class Conversation:
 
     def __init__(self, model: SpeakingModel, ids_L: Tensor, codes_LQ: Tensor):
         self.model = model
-        self.caches: list[list[Tensor]] = [[] for _ in model.model.layers]
+        self.caches: list[list[Tensor]] = [[] for _ in model.model["layers"]]
         self.position = 0
         self.read(ids_L[None], codes_LQ[None])
 
@@ -156,11 +126,20 @@ class SpeakingModel(nn.Module):
         rope_theta: float = 1e6,
     ):
         super().__init__()
-        self.model = Body(vocab, width, layers, heads, kv_heads, head_dim, inner, codebook_sizes)
+        sizes = (width, heads, kv_heads, head_dim, inner)
+        tables = [nn.Embedding(size + 1, width) for size in codebook_sizes]
+        self.model = nn.ModuleDict(
+            {
+                "embed_tokens": nn.Embedding(vocab, width),
+                "layers": nn.ModuleList(Layer(*sizes) for _ in range(layers)),
+                "norm": RMSNorm(width),
+                "audio_embed_layers": nn.ModuleList(tables),
+            }
+        )
         self.lm_head = nn.Linear(width, vocab, bias=False)
         self.audio_head = AudioHead(width, head_layers, codebook_sizes)
         # Shared tables: the head feeds back the embeddings that the language model reads.
-        self.audio_head.audio_embed_layers = self.model.audio_embed_layers
+        self.audio_head.audio_embed_layers = self.model["audio_embed_layers"]
         self.audio_pad = audio_pad
         exponent = torch.arange(0, head_dim, 2).float() / head_dim
         self.register_buffer("frequencies", rope_theta**-exponent, persistent=False)
@@ -182,15 +161,15 @@ class SpeakingModel(nn.Module):
         position: int,
     ) -> tuple[Tensor, Tensor]:
         """Return the last position's hidden state and text logits."""
-        x_BLD = self.model.embed_tokens(ids_BL)
+        x_BLD = self.model["embed_tokens"](ids_BL)
         if codes_BLQ is not None:
-            tables = self.model.audio_embed_layers
+            tables = self.model["audio_embed_layers"]
             audio = sum(table(codes_BLQ[..., q]) for q, table in enumerate(tables))
             x_BLD = torch.where((ids_BL == self.audio_pad)[..., None], audio, x_BLD)
         positions_L = torch.arange(position, position + ids_BL.shape[1])
         angles_LD = torch.outer(positions_L.float(), self.frequencies).repeat(1, 2)
         rope = (angles_LD.cos(), angles_LD.sin())
-        for layer, cache in zip(self.model.layers, caches, strict=True):
+        for layer, cache in zip(self.model["layers"], caches, strict=True):
             x_BLD = layer(x_BLD, rope, cache)
-        x_BLD = self.model.norm(x_BLD)
+        x_BLD = self.model["norm"](x_BLD)
         return x_BLD[:, -1], self.lm_head(x_BLD)[:, -1]

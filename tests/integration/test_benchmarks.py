@@ -2,12 +2,15 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
 from benchmarks import cases, components, generate, lm_step
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
@@ -36,7 +39,7 @@ def test_loading_is_compared(tmp_path):
     options = ["--recordings", "16", "--codes", "40", "--seconds", "0", "--json", str(out)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.data", *options],
-        cwd=components.pathlib.Path(components.__file__).parents[1],
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )
@@ -62,7 +65,7 @@ def test_generation_is_compared_and_agrees(tmp_path):
     options.append("--stacked")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.generate", *options, "--json", str(out)],
-        cwd=components.pathlib.Path(components.__file__).parents[1],
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )
@@ -128,8 +131,7 @@ def test_one_thread_restarts_the_interpreter_confined(tmp_path):
     script.write_text(code)
     done = subprocess.run(
         [sys.executable, str(script), "--flag"],
-        env=os.environ
-        | {"PYTHONPATH": str(components.pathlib.Path(components.__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

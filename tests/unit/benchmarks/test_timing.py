@@ -1,5 +1,6 @@
 """Interleaved timing, with a clock that only the candidates move."""
 
+import json
 import os
 import time
 
@@ -45,8 +46,10 @@ def test_ratio_of_two_speeds():
     clock = Clock()
     candidates = {"slow": clock.candidate("slow", 0.06), "fast": clock.candidate("fast", 0.02)}
     samples = interleave(clock, candidates, 2.0)
-    assert samples.ratio("slow", "fast") == pytest.approx((3.0, 3.0, 3.0))
-    assert samples.cpu_ratio("slow", "fast") == pytest.approx(3.0)
+    row = samples.compare("slow", "fast")
+    assert row["ratio_quartiles"] == pytest.approx([3.0, 3.0])
+    assert row["ratio"] == row["cpu_ratio"] == pytest.approx(3.0)
+    assert samples.compare("slow", "fast", scale=2)["ratio"] == pytest.approx(6.0)
     assert samples.median("slow") == pytest.approx(0.06)
 
 
@@ -55,13 +58,11 @@ def test_median_forgives_a_disturbed_round_and_quartiles_show_a_slowdown():
     # From the 12th call on, ours takes three times as long: about half of the rounds.
     candidates = {"base": clock.candidate("base", 0.1), "ours": clock.candidate("ours", 0.1, 12)}
     samples = interleave(clock, candidates, 0.0, min_rounds=10, max_rounds=10)
-    low, _, high = samples.ratio("base", "ours")
-    assert low == pytest.approx(1 / 3)
-    assert high == pytest.approx(1.0)
+    assert samples.compare("base", "ours")["ratio_quartiles"] == pytest.approx([1 / 3, 1.0])
     clock = Clock()
     candidates = {"base": clock.candidate("base", 0.1), "ours": clock.candidate("ours", 0.1, 20)}
     samples = interleave(clock, candidates, 0.0, min_rounds=10, max_rounds=10)
-    assert samples.ratio("base", "ours")[1] == pytest.approx(1.0)
+    assert samples.compare("base", "ours")["ratio"] == pytest.approx(1.0)
 
 
 def test_rounds_follow_the_budget_and_its_bounds():
@@ -122,3 +123,18 @@ def test_pin_threads_leaves_a_fitting_process_alone():
     before = os.sched_getaffinity(0)
     timing.pin_threads(len(before))
     assert os.sched_getaffinity(0) == before
+
+
+def test_the_report_has_a_row_for_each_comparison_and_names_disturbed_ones(tmp_path, capsys):
+    rows = [
+        {"name": name, "aim": aim, "ratio": 2.0, "ratio_quartiles": [1.5, 2.5]}
+        | {"cpu_ratio": 1.0, "rounds": 3, "others": others}
+        for name, aim, others in (("quiet", 4, 0.0), ("busy", None, 0.5))
+    ]
+    columns = {"name": "{name}", "aim": timing.format_aim, **timing.COLUMNS}
+    path = tmp_path / "numbers.json"
+    timing.report({"cpu": "tiny"}, columns, rows, "legend", path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[4] == "| quiet | >= 4 | **2.00** (1.50-2.50, 3 rounds) | 1.00 | 0% |"
+    assert lines[5].startswith("| busy |  |") and lines[-1].endswith("['busy']")
+    assert json.loads(path.read_text()) == {"environment": {"cpu": "tiny"}, "rows": rows}
