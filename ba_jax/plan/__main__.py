@@ -90,25 +90,20 @@ def _plan_training(config: dict[str, Any], topology: Topology, values: Any) -> d
     plan = planner.plan_training(
         parse_config(config), topology, rows=values.rows, audio_share=values.audio_share
     )
-    _print(plan)
+    print("\n".join([*format_plan(plan), ""]), flush=True)
     return {"training": plan}
 
 
 def _plan_decoding(config: dict[str, Any], topology: Topology, values: Any) -> dict[str, StepPlan]:
     if "model" not in config:
         raise PlanError(f"--config has {sorted(config)}: expected a model among them")
-    tensor = dict(config.get("mesh", {})).get("tensor", 1)
+    mesh = MeshSettings(tensor=dict(config.get("mesh", {})).get("tensor", 1))
+    options = {"rows": values.rows or 1, "context": values.context}
     plans = {}
     for kind in ("frame", "text"):
-        plans[kind] = planner.plan_decoding(
-            config["model"],
-            MeshSettings(tensor=tensor),
-            topology,
-            kind,
-            rows=values.rows or 1,
-            context=values.context,
-        )
-        _print(plans[kind])
+        plan = planner.plan_decoding(config["model"], mesh, topology, kind, **options)
+        print("\n".join([*format_plan(plan), ""]), flush=True)
+        plans[kind] = plan
     return plans
 
 
@@ -144,10 +139,6 @@ def _sweep(config: RunConfig, topology: Topology, values: Any) -> None:
     print("\n".join(["", "ranked by time per token", *sweep.format_ranking(results)]))
     if values.json:
         Path(values.json).write_text(json.dumps(results, indent=1) + "\n")
-
-
-def _print(plan: StepPlan) -> None:
-    print("\n".join([*format_plan(plan), ""]), flush=True)
 
 
 def _write(figures: dict[str, Any], plan: StepPlan, values: Any) -> None:

@@ -56,14 +56,8 @@ def make_full_batch(
     """Make a stage's batch.
 
     A packed row is a single example as long as the row: first text, all of it predicted, then
-    audio. Clips come from the bucket with the most seconds in a batch, the longest of those.
-
-    Args:
-      stage: the config's.
-      config: the run's.
-      trained: components most of whose parameters train.
-      rows: None: those of the config's data.
-      audio_share: share of a packed row's positions that are frames of audio.
+    audio, a share `audio_share` of its positions. Clips come from the bucket with the most seconds
+    in a batch, the longest of those. `rows` None: those of the config's data.
 
     Raises:
       ConfigError: the config's data are wrong.
@@ -97,12 +91,15 @@ def place_batch(batch: FullBatch, mesh: jax.sharding.Mesh) -> Any:
     Raises:
       ShardingError: rows or positions are not a multiple of the devices.
     """
-
-    def place(array: np.ndarray, placement: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-        return jax.ShapeDtypeStruct((batch.rows, *array.shape[1:]), dtype, sharding=placement)
-
-    return jax.tree.map(place, batch.row, sharding.batch_shardings(batch.row, batch.rows, mesh))
+    return jax.tree.map(
+        lambda array, placement: jax.ShapeDtypeStruct(
+            (batch.rows, *array.shape[1:]),
+            jax.dtypes.canonicalize_dtype(array.dtype),
+            sharding=placement,
+        ),
+        batch.row,
+        sharding.batch_shardings(batch.row, batch.rows, mesh),
+    )
 
 
 def _packed_row(

@@ -6,10 +6,11 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+from jax.extend.core import jaxprs_in_params
 
 from ba_jax.plan import hlo
 from ba_jax.plan.topology import Topology
@@ -104,16 +105,10 @@ class CompiledStep:
 
 
 def compile_step(function: Callable, arguments: Iterable[Any], topology: Topology) -> CompiledStep:
-    """Compile a jitted function for a topology.
-
-    Args:
-      function: jitted.
-      arguments: shapes with shardings on the topology's devices.
-      topology: devices that can be compiled for.
+    """Compile a jitted function for a topology; arguments are shapes with shardings on it.
 
     Raises:
       OutOfMemory: it does not fit.
-      Exception: any other error of JAX and XLA.
     """
     started = time.monotonic()
     trace = function.trace(*arguments)
@@ -128,7 +123,7 @@ def compile_step(function: Callable, arguments: Iterable[Any], topology: Topolog
     stats = compiled.memory_analysis()
     slice_size = len(topology.devices) // topology.slices
     text = compiled.as_text()
-    program = hlo.HloProgram(text, slice_size if topology.slices > 1 else None, topology.slices)
+    program = hlo.HloProgram(text, slice_size, topology.slices)
     return CompiledStep(
         StepMemory(
             stats.argument_size_in_bytes,
@@ -176,9 +171,8 @@ def parse_out_of_memory(message: str) -> tuple[int, int, list[tuple[int, str, st
     largest = []
     for block in re.split(r"\n\s*(?=\d+\. Size:)", message)[1:]:
         shape = re.search(r"Shape: (\S+?)(?:\{|\s|$)", block)
-        source = re.search(r'op_name="([^"]*)"', block)
         entry = size(re.search(rf"Size: {_SIZE}", block))
-        largest.append((entry, shape[1] if shape else "", source[1] if source else ""))
+        largest.append((entry, shape[1] if shape else "", hlo.operation_name(block)))
     return used, limit, largest
 
 
@@ -209,28 +203,17 @@ def _equation_flops(equation: Any) -> float:
         features = kernel[params["dimension_numbers"].rhs_spec[0]]
         outputs = math.prod(equation.outvars[0].aval.shape)
         return 2.0 * outputs * math.prod(kernel) / features
-    if name == "scan":
-        return params["length"] * count_flops(params["jaxpr"])
-    if name == "while":
-        return count_flops(params["body_jaxpr"])
-    if name == "cond":
-        return max(count_flops(branch) for branch in params["branches"])
     if name == "pallas_call":
         cost = params.get("cost_estimate")
         return float(cost.flops) if cost else 0.0
-    inner = sum(map(count_flops, _jaxprs(params.values())), 0.0)
-    if name == "shard_map":
-        return inner * math.prod(params["mesh"].shape.values())
-    return inner
-
-
-def _jaxprs(values: Iterable[Any]) -> Iterator[Any]:
-    """Yield the jaxprs among an equation's parameters."""
-    for value in values:
-        if isinstance(value, tuple | list):
-            yield from _jaxprs(value)
-        elif hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns"):
-            yield value
+    if name == "while":
+        return count_flops(params["body_jaxpr"])
+    if name == "cond":
+        return max(map(count_flops, params["branches"]))
+    inner = sum(map(count_flops, jaxprs_in_params(params)), 0.0)
+    if name == "scan":
+        return params["length"] * inner
+    return inner * (math.prod(params["mesh"].shape.values()) if name == "shard_map" else 1)
 
 
 def count_kept_bytes(jaxpr: Any, rows: int) -> float:
@@ -247,7 +230,7 @@ def count_kept_bytes(jaxpr: Any, rows: int) -> float:
             for output in equation.outvars[params["num_carry"] :]:
                 if rows in output.aval.shape[1:2]:
                     total += math.prod(output.aval.shape) * output.aval.dtype.itemsize
-        total += sum(count_kept_bytes(inner, rows) for inner in _jaxprs(params.values()))
+        total += sum(count_kept_bytes(inner, rows) for inner in jaxprs_in_params(params))
     return total
 
 
@@ -293,12 +276,8 @@ def bound_time(
 ) -> TimeBound:
     """Bound a step's time by the figures of the chip.
 
-    Args:
-      topology: its chips.
-      model_flops, device_flops: FLOPs of a step over all chips, see `CompiledStep`.
-      bytes_accessed: memory traffic of a device.
-      collectives: sums of a device.
-      amounts: "tokens" and the like of a step.
+    FLOPs are those of all chips, bytes and collectives those of a device; `amounts` of a step are
+    "tokens" and the like.
     """
     chip, share = topology.chip, topology.share
     inside = sum(kind.received for kind in collectives.values())

@@ -92,11 +92,17 @@ def make_decode_step(
             f"{rows} rows with {context} positions on a mesh {dict(mesh.shape)}: expected a "
             f"multiple of {shards} rows, and at least 2"
         )
-    variables = _variables(config, mesh, dtype)
+    shapes = jax.eval_shape(functools.partial(init_variables, config), jax.random.key(0))
+    variables = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where),
+        shapes,
+        sharding.variable_shardings(shapes, mesh, config.heads),
+    )
+    end_of_text = min(set(range(config.llm.vocab_size)) - {*dataclasses.astuple(config.tokens)})
     runner = ModelRunner(
         config,
         variables,
-        TextVocabulary(_free_id(config), np.ones(config.llm.vocab_size, bool)),
+        TextVocabulary(end_of_text, np.ones(config.llm.vocab_size, bool)),
         GenerationSettings(
             text=FIRST_TEXT,
             audio=AUDIO,
@@ -125,15 +131,17 @@ def make_decode_step(
         name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
         for name, tree in variables["params"].items()
     }
+    total = flops.llm(config.llm, rows, rows * context, rows if kind == "text" else 0)
     amounts = {"tokens": float(rows)}
     if kind == "frame":
+        total += flops.audio_head(config.audio_head, rows)
         amounts = {"frames": float(rows), "audio_seconds": rows * FRAME_SECONDS}
     return DecodeStep(
         function,
         arguments,
         counts,
         amounts,
-        _flops(config, kind, rows, context),
+        float(total),
         needed_bytes(config, kind, rows // shards, context, jnp.dtype(dtype).itemsize),
     )
 
@@ -164,30 +172,6 @@ def needed_bytes(
     return float(total * size)
 
 
-def _flops(config: BaichuanAudioConfig, kind: str, rows: int, context: int) -> float:
-    """FLOPs of the model, all rows."""
-    logits = rows if kind == "text" else 0
-    total = flops.llm(config.llm, rows, rows * context, logits)
-    if kind == "frame":
-        total += flops.audio_head(config.audio_head, rows)
-    return float(total)
-
-
-def _free_id(config: BaichuanAudioConfig) -> int:
-    """Return an id for the end of text that is no audio token."""
-    taken = dataclasses.astuple(config.tokens)
-    return next(i for i in range(config.llm.vocab_size) if i not in taken)
-
-
-def _variables(config: BaichuanAudioConfig, mesh: jax.sharding.Mesh, dtype: Any) -> Any:
-    shapes = jax.eval_shape(functools.partial(init_variables, config), jax.random.key(0))
-    return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where),
-        shapes,
-        sharding.variable_shardings(shapes, mesh, config.heads),
-    )
-
-
 def _over_rows(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     where = sharding.batch_sharding(mesh)
     return jax.tree.map(
@@ -204,7 +188,7 @@ def _state(runner: ModelRunner, config: BaichuanAudioConfig, mesh: jax.sharding.
     where = NamedSharding(mesh, PartitionSpec(*axes))
     state = _over_rows(runner.state_shapes(), mesh)
     cache = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+        name: leaf.update(sharding=where)
         for name, leaf in state.cache._asdict().items()
         if name != "lengths_B"
     }

@@ -20,32 +20,21 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 
 _TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
-_ACROSS = {
-    "ALL_GATHER": "all-gather",
-    "REDUCE_SCATTER": "reduce-scatter",
-    "ALL_REDUCE": "all-reduce",
-    "ALL_TO_ALL": "all-to-all",
+_ACROSS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all")
+# Share of its result that a device of a group of n receives.
+_RECEIVED = {
+    "all-gather": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: n - 1,
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1,
 }
-KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+KINDS = tuple(_RECEIVED)
 # Operations without traffic: they only name other results, or run computations counted separately.
-_FREE = {
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "while",
-    "conditional",
-    "call",
-    "after-all",
-    "partition-id",
-    "replica-id",
-    "add-dependency",
-    "opt-barrier",
-    "call-start",
-    "async-start",
-    "async-update",
-}
+_FREE = set(
+    "parameter constant tuple get-tuple-element bitcast while conditional call after-all "
+    "partition-id replica-id add-dependency opt-barrier call-start async-start async-update".split()
+)
 _FREE_CALLS = ("AllocateBuffer", "PrepareAsyncCall", "AssumeGatherIndicesInBound", "Sharding")
 _SLICES = {"dynamic-slice", "slice", "gather"}
 # Written in place -> index of the operand with the new values.
@@ -124,15 +113,7 @@ class Collective:
     @property
     def received(self) -> float:
         """Bytes that each device receives, all times together."""
-        others = (self.group - 1) / self.group
-        factor = {
-            "all-gather": others,
-            "reduce-scatter": self.group - 1,
-            "all-reduce": 2 * others,
-            "all-to-all": others,
-            "collective-permute": 1,
-        }[self.kind]
-        return self.times * factor * self.bytes
+        return self.times * _RECEIVED[self.kind](self.group) * self.bytes
 
 
 def _arrays(text: str) -> tuple[HloArray, ...]:
@@ -180,15 +161,14 @@ class HloProgram:
 
     Args:
       text: `compiled.as_text()`.
-      slice_size: devices of a slice, to recognise collectives across slices; None: a single slice.
-      slices: number of slices. XLA:TPU writes collectives across slices as transfers through the
-        hosts (megascale).
+      slice_size, slices: devices of a slice and number of slices, to recognise collectives across
+        slices. XLA:TPU writes these as transfers through the hosts (megascale), too.
 
     Raises:
       ValueError: text without a program.
     """
 
-    def __init__(self, text: str, slice_size: int | None = None, slices: int = 1):
+    def __init__(self, text: str, slice_size: int = 0, slices: int = 1):
         self.computations: dict[str, list[HloInstruction]] = {}
         self.entry, self._slice_size, self._slices = "", slice_size, slices
         self.unknown_loops: list[str] = []
@@ -232,33 +212,32 @@ class HloProgram:
         self.unknown_loops.append(loop.name)
         return 1
 
+    def _called(self, line: HloInstruction) -> list[tuple[str, int]]:
+        """Return the computations that an instruction runs, and how often; fusions have none.
+
+        The largest branch of a conditional counts.
+        """
+        if line.opcode == "while":
+            return [(line.called("body"), self._trips(line))]
+        if line.opcode == "conditional":
+            listed = re.search(r"branch_computations=\{([^}]*)\}", line.rest)
+            both = (line.called("true_computation"), line.called("false_computation"))
+            branches = _NAME.findall(listed[1]) if listed else [name for name in both if name]
+            return [(max(branches, key=self._moved), 1)] if branches else []
+        if line.opcode in ("call", "call-start"):
+            return [(line.called("to_apply"), 1)]
+        return [(line.called("calls"), 1)] if line.opcode == "async-start" else []
+
     def _weigh(self, name: str, times: float) -> None:
         """Add `times` runs of a computation and of those that it calls."""
         self.weights[name] = self.weights.get(name, 0.0) + times
         for line in self.computations[name]:
-            if line.opcode == "while":
-                trips = self._trips(line)
-                self._weigh(line.called("body"), times * trips)
-            elif line.opcode == "conditional":
-                branches = self._branches(line)
-                if branches:
-                    self._weigh(max(branches, key=self._moved), times)
-            elif line.opcode in ("call", "call-start"):
-                self._weigh(line.called("to_apply"), times)
-            elif line.opcode in ("fusion", "async-start"):
+            for called, trips in self._called(line):
+                self._weigh(called, times * trips)
+            if line.opcode == "fusion":
                 called = line.called("calls")
-                if line.opcode == "async-start" or self._has_collective(called):
+                if any(map(_kind, self.computations.get(called, ()))):
                     self._weigh(called, times)
-
-    def _branches(self, line: HloInstruction) -> list[str]:
-        listed = re.search(r"branch_computations=\{([^}]*)\}", line.rest)
-        if listed:
-            return _NAME.findall(listed[1])
-        both = (line.called("true_computation"), line.called("false_computation"))
-        return [name for name in both if name]
-
-    def _has_collective(self, name: str) -> bool:
-        return any(_kind(line) for line in self.computations.get(name, ()))
 
     # --- bytes
 
@@ -266,18 +245,11 @@ class HloProgram:
         """HBM traffic of a run of a computation, loops counted."""
         if name not in self._bytes:
             self._bytes[name] = 0.0  # no computation calls itself
-            total = 0.0
-            for line in self.computations[name]:
-                total += self._moved_by(name, line)
-                if line.opcode == "while":
-                    total += self._trips(line) * self._moved(line.called("body"))
-                elif line.opcode == "conditional":
-                    total += max(map(self._moved, self._branches(line)), default=0.0)
-                elif line.opcode in ("call", "call-start"):
-                    total += self._moved(line.called("to_apply"))
-                elif line.opcode == "async-start":
-                    total += self._moved(line.called("calls"))
-            self._bytes[name] = total
+            self._bytes[name] = sum(
+                self._moved_by(name, line)
+                + sum(trips * self._moved(called) for called, trips in self._called(line))
+                for line in self.computations[name]
+            )
         return self._bytes[name]
 
     def _moved_by(self, name: str, line: HloInstruction) -> float:
@@ -289,20 +261,20 @@ class HloProgram:
         by_name = self._by_name[name]
         if line.opcode == "fusion":
             called = line.called("calls")
-            read = sum(
-                self._read(called, number, self._size(by_name, operand))
-                for number, operand in enumerate(line.operands)
-                if self._in_hbm(by_name, operand)
-            )
-            return read + self._written(called, line)
+            total = self._written(called, line)
+            for number, operand in enumerate(line.operands):
+                if self._in_hbm(by_name, operand):
+                    size = by_name[operand].bytes
+                    read, is_result = self._used(called, number, size)
+                    total += size if is_result else read
+            return total
         out = line.hbm_bytes
         if line.opcode in _SLICES:
             return 2 * out if self._in_hbm(by_name, line.operands[0]) else out
         if line.opcode in _UPDATES:
             return 2 * self._size(by_name, line.operands[_UPDATES[line.opcode]])
         if line.opcode.endswith("-start"):  # (operand, result, contexts)
-            arrays = line.arrays[:2]
-            return sum(array.bytes for array in arrays if array.space == 0)
+            return sum(array.bytes for array in line.arrays[:2] if array.space == 0)
         return out + sum(
             self._size(by_name, operand)
             for operand in line.operands
@@ -317,11 +289,6 @@ class HloProgram:
     def _in_hbm(by_name: dict[str, HloInstruction], operand: str) -> bool:
         line = by_name.get(operand)
         return line is not None and any(array.space == 0 for array in line.arrays)
-
-    def _read(self, name: str, number: int, size: float) -> float:
-        """Bytes that a fused computation reads of its parameter."""
-        read, is_result = self._used(name, number, size)
-        return size if is_result else read
 
     def _used(self, name: str, number: int, size: float) -> tuple[float, bool]:
         """Return bytes read of a parameter, and whether the computation returns it unchanged."""
@@ -391,9 +358,12 @@ class HloProgram:
             body = self.computations[name]
             for line in body:
                 if line.opcode == "recv" and (transfer := _TRANSFER.search(line.rest)):
-                    kind = _ACROSS.get(transfer[1], "collective-permute")
+                    kind = transfer[1].lower().replace("_", "-")
+                    kind = kind if kind in _ACROSS else "collective-permute"
                     size = line.arrays[0].bytes
-                    yield Collective(kind, size, self._slices, times, True, _source(line))
+                    yield Collective(
+                        kind, size, self._slices, times, True, operation_name(line.rest)
+                    )
                     continue
                 kind = _kind(line)
                 groups = replica_groups(line.rest) if kind else []
@@ -409,11 +379,11 @@ class HloProgram:
                 if kind == "all-reduce" and sliced and name in fused:
                     kind, size = "reduce-scatter", size / group
                 yield Collective(
-                    kind, size, group, times, self._crosses(line, groups), _source(line)
+                    kind, size, group, times, self._crosses(line, groups), operation_name(line.rest)
                 )
 
     def _crosses(self, line: HloInstruction, groups: list[list[int]]) -> bool:
-        if self._slice_size is None:
+        if self._slices == 1:
             return False
         if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", line.rest):
             groups = [list(map(int, p.split(","))) for p in re.findall(r"\{([\d,]+)", pairs[0])]
@@ -425,8 +395,9 @@ def _kind(line: HloInstruction) -> str:
     return opcode if opcode in KINDS and not line.opcode.endswith("-done") else ""
 
 
-def _source(line: HloInstruction) -> str:
-    match = re.search(r'op_name="([^"]*)"', line.rest)
+def operation_name(text: str) -> str:
+    """JAX's name of the operation in an instruction's attributes, or ""."""
+    match = re.search(r'op_name="([^"]*)"', text)
     return match[1] if match else ""
 
 

@@ -32,15 +32,16 @@ class DoesNotFit(Exception):
     def __init__(self, plan: StepPlan, error: OutOfMemory, advice: list[str]):
         self.plan, self.advice = plan, advice
         over = max(plan.peak_bytes - plan.hbm_bytes, 0)
+        arrays = [
+            f"  {format_bytes(count)}  {shape}  {source[-90:]}"
+            for count, shape, source in error.largest[:5]
+        ]
         lines = [
             f"{plan.what} does not fit {plan.topology.name}: {format_bytes(plan.peak_bytes)} of "
             f"{format_bytes(plan.hbm_bytes)}, {format_bytes(over)} over. What to change:",
             *(f"  {line}" for line in advice),
+            *(["its largest arrays:", *arrays] if arrays else []),
         ]
-        if error.largest:
-            lines.append("its largest arrays:")
-            for count, shape, source in error.largest[:5]:
-                lines.append(f"  {format_bytes(count)}  {shape}  {source[-90:]}")
         super().__init__("\n".join(lines))
 
 
@@ -85,11 +86,11 @@ def plan_training(
         model_flops=full.flops,
         amounts=full.amounts,
     )
-    arguments = (state, arrays, key)
+    step, arguments = make_step(layout), (state, arrays, key)
     if not topology.compiles:
-        return _estimate(plan, make_step(layout), arguments, full.rows, shards)
+        return _estimate(plan, step, arguments, full.rows, shards)
     advice = advise_training(config, plan, full.rows // shards, stage.divides_positions)
-    return _compile(plan, make_step(layout), arguments, advice)
+    return _compile(plan, step, arguments, advice)
 
 
 def plan_decoding(
@@ -136,16 +137,15 @@ def plan_decoding(
     )
     if not topology.compiles:
         return _estimate(plan, step.function, step.arguments)
-    advice = advise_decoding(mesh.shape, rows, context)
+    tensor = mesh.shape["tensor"]
+    advice = [f"--config.mesh.tensor={2 * tensor} (now {tensor}): divide the model"]
+    advice += [f"--rows={rows // 2} (now {rows})"] if rows > 1 else []
+    advice.append(f"--context={context // 2} (now {context})")
     return _compile(plan, step.function, step.arguments, advice)
 
 
 def mesh_settings(settings: MeshSettings, topology: Topology) -> MeshSettings:
-    """Lay copies of the model over the slices.
-
-    Raises:
-      PlanError: a number of copies that the slices do not divide.
-    """
+    """Lay copies of the model over the slices, which must divide their number."""
     if topology.slices == 1:
         return settings
     replica = topology.slices if settings.replica == 1 else settings.replica
@@ -209,11 +209,7 @@ def advise_training(
 ) -> list[str]:
     """List changes that make a training step smaller, the most useful first.
 
-    Args:
-      config: the run's.
-      plan: its mesh, kinds of arguments, memory and topology are known.
-      rows: rows of each share of the batch.
-      divides_positions: the stage can divide positions over `sequence` (a language model).
+    `rows` are those of each share of the batch; `divides_positions` is the stage's.
     """
     train, mesh = config.train, plan.mesh
     state = sum(count for kind, count in plan.kinds.items() if kind != "batch")
@@ -249,12 +245,3 @@ def advise_training(
     if mesh["tensor"] < 8:
         advice.append(f"--config.mesh.tensor={2 * mesh['tensor']}: divide heads and widths")
     return advice
-
-
-def advise_decoding(mesh: Mapping[str, int], rows: int, context: int) -> list[str]:
-    """List changes that make a step of generation smaller."""
-    tensor = mesh["tensor"]
-    advice = [f"--config.mesh.tensor={2 * tensor} (now {tensor}): divide the model"]
-    if rows > 1:
-        advice.append(f"--rows={rows // 2} (now {rows})")
-    return [*advice, f"--context={context // 2} (now {context})"]

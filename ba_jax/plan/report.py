@@ -100,78 +100,69 @@ def format_table(rows: Iterable[Iterable[str]], left: int = 1) -> list[str]:
     ]
 
 
+def _scale(value: float, units: Mapping[str, float], whole: bool = False) -> str:
+    """Format a value with the first unit that is not larger; `whole`: without decimals from 100."""
+    unit = next((unit for unit, factor in units.items() if value >= factor), list(units)[-1])
+    value /= units[unit]
+    digits = f"{value:,.0f}" if value >= 100 and whole else f"{value:.3g}"
+    return f"{digits} {unit}".rstrip()
+
+
 def format_bytes(count: float) -> str:
     """Format bytes with a decimal unit: 12.3 GB."""
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            value = count / factor
-            return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
-    return f"{count:.0f} B"
+    return _scale(count, {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 1}, whole=True)
 
 
 def format_seconds(seconds: float) -> str:
     """Format seconds: 12.3 s, 45.6 ms, 7.8 us."""
-    for unit, factor in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= factor:
-            return f"{seconds / factor:,.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"
+    return _scale(seconds, {"s": 1.0, "ms": 1e-3, "us": 1e-6})
 
 
 def format_amount(value: float) -> str:
     """Format a number: 12.3 P, 45.6 G, 789 k, 12."""
-    for unit, factor in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= factor:
-            return f"{value / factor:.3g} {unit}"
-    return f"{value:.3g}"
-
-
-def _millions(count: int) -> str:
-    return f"{count / 1e6:,.1f}"
+    return _scale(value, {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1})
 
 
 def format_plan(plan: StepPlan) -> list[str]:
     """Format a plan as lines of text."""
-    lines = [plan.what, *_topology(plan), "", "parameters, millions", *_parameters(plan.counts)]
-    lines += ["", "memory of a device", *_memory(plan)]
-    lines += ["", "a step", *_step(plan)]
-    if plan.compiled:
-        lines += ["", "collectives of a device", *_collectives(plan.compiled)]
+    topology, compiled = plan.topology, plan.compiled
+    devices = "" if topology.share == 1 else f", {len(topology.devices)} devices"
+    slices = "" if topology.slices == 1 else f" in {topology.slices} slices"
+    mesh = " ".join(f"{axis}={number}" for axis, number in plan.mesh.items())
+    counts = plan.counts | {"together": [sum(c) for c in zip(*plan.counts.values(), strict=True)]}
+    parameters = [(name, *(f"{n / 1e6:,.1f}" for n in both)) for name, both in counts.items()]
+    lines = [
+        plan.what,
+        f"{topology.name}{slices}: {topology.chips} chips{devices}, mesh {mesh}",
+        *("", "parameters, millions", *format_table([("", "all", "training"), *parameters])),
+        *("", "memory of a device", *_memory(plan)),
+        *("", "a step", *_step(plan)),
+    ]
+    if compiled:
+        rows = [("", "count", "bytes", "received", "from other slices")]
+        rows += [
+            (kind, f"{sums.count:,.0f}")
+            + tuple(map(format_bytes, (sums.bytes, sums.received, sums.received_across)))
+            for kind, sums in compiled.collectives.items()
+        ]
+        table = format_table(rows) if compiled.collectives else ["  none"]
+        lines += ["", "collectives of a device", *table]
     if plan.bound:
         lines += ["", "a step takes at least", *_bound(plan.bound)]
     return lines + (["", plan.note] if plan.note else [])
 
 
-def _topology(plan: StepPlan) -> list[str]:
-    topology = plan.topology
-    devices = "" if topology.share == 1 else f", {len(topology.devices)} devices"
-    slices = "" if topology.slices == 1 else f" in {topology.slices} slices"
-    mesh = " ".join(f"{axis}={number}" for axis, number in plan.mesh.items())
-    return [f"{topology.name}{slices}: {topology.chips} chips{devices}, mesh {mesh}"]
-
-
-def _parameters(counts: Mapping[str, tuple[int, int]]) -> list[str]:
-    totals = [sum(column) for column in zip(*counts.values(), strict=True)]
-    rows = [("", "all", "training")]
-    rows += [(name, *map(_millions, both)) for name, both in counts.items()]
-    return format_table([*rows, ("together", *map(_millions, totals))])
-
-
 def _memory(plan: StepPlan) -> list[str]:
-    rows = [(f"  {kind}", format_bytes(count)) for kind, count in plan.kinds.items()]
+    figures = {f"  {kind}": count for kind, count in plan.kinds.items()}
     if plan.compiled:
         memory = plan.compiled.memory
-        rows.insert(0, ("arguments", format_bytes(memory.arguments)))
-        rows += [
-            ("reused for outputs", format_bytes(memory.aliased)),
-            ("other outputs", format_bytes(memory.outputs)),
-            ("temporaries", format_bytes(memory.temporaries)),
-            ("program", format_bytes(memory.code)),
-        ]
+        figures = {"arguments": memory.arguments, **figures}
+        figures |= {"reused for outputs": memory.aliased, "other outputs": memory.outputs}
+        figures |= {"temporaries": memory.temporaries, "program": memory.code}
+    figures |= {"peak": plan.peak_bytes, "available": plan.hbm_bytes}
     verdict = "fits" if plan.fits else "DOES NOT FIT"
-    rows.append(("peak", format_bytes(plan.peak_bytes)))
-    rows.append(("available", format_bytes(plan.hbm_bytes)))
-    share = plan.peak_bytes / plan.hbm_bytes
-    return [*format_table(rows), f"  {verdict}: {share:.0%}"]
+    table = format_table((name, format_bytes(count)) for name, count in figures.items())
+    return [*table, f"  {verdict}: {plan.peak_bytes / plan.hbm_bytes:.0%}"]
 
 
 def _step(plan: StepPlan) -> list[str]:
@@ -189,29 +180,18 @@ def _step(plan: StepPlan) -> list[str]:
     return format_table(rows)
 
 
-def _collectives(compiled: CompiledStep) -> list[str]:
-    if not compiled.collectives:
-        return ["  none"]
-    rows = [("", "count", "bytes", "received", "from other slices")]
-    rows += [
-        (kind, f"{sums.count:,.0f}")
-        + tuple(map(format_bytes, (sums.bytes, sums.received, sums.received_across)))
-        for kind, sums in compiled.collectives.items()
-    ]
-    return format_table(rows)
-
-
 def _bound(bound: TimeBound) -> list[str]:
     rows = [
         (name, format_seconds(getattr(bound, name)), "<- bounds it" if bound.by == name else "")
         for name in ("compute", "hbm", "ici", "dcn")
         if getattr(bound, name)
     ]
-    day = dict(bound.a_day)
     amounts = []
-    if "audio_seconds" in day:
-        amounts.append(f"{format_amount(day.pop('audio_seconds') / 3600)} hours of audio")
-    amounts += [f"{format_amount(v)} {name}" for name, v in day.items() if name != "examples"]
+    for name, value in bound.a_day.items():
+        if name == "audio_seconds":
+            amounts.insert(0, f"{format_amount(value / 3600)} hours of audio")
+        elif name != "examples":
+            amounts.append(f"{format_amount(value)} {name}")
     return [
         *format_table(rows),
         f"  MFU at most {bound.mfu:.1%}",

@@ -35,14 +35,17 @@ class SweepCandidate:
     remat: str
 
     def __str__(self) -> str:
-        mesh = f"replica={self.replica} fsdp={self.fsdp} tensor={self.tensor}"
-        return f"{mesh} sequence={self.sequence} rows={self.rows} remat={self.remat}"
+        return " ".join(f"{name}={value}" for name, value in dataclasses.asdict(self).items())
+
+    @property
+    def mesh(self) -> dict[str, int]:
+        """Sizes of the mesh's axes."""
+        return {name: getattr(self, name) for name in ("replica", "fsdp", "tensor", "sequence")}
 
     def keeps_no_less(self, other: SweepCandidate) -> bool:
         """Whether it needs at least the memory of another on the same mesh."""
         return (
-            (self.replica, self.fsdp, self.tensor, self.sequence)
-            == (other.replica, other.fsdp, other.tensor, other.sequence)
+            self.mesh == other.mesh
             and self.rows >= other.rows
             and REMAT_ORDER.index(self.remat) >= REMAT_ORDER.index(other.remat)
         )
@@ -76,25 +79,13 @@ def make_candidates(
     )
 
 
-def apply_candidate(config: RunConfig, candidate: SweepCandidate) -> RunConfig:
-    """Return the config with a candidate's mesh and policy."""
-    mesh = dataclasses.replace(
-        config.mesh,
-        replica=candidate.replica,
-        fsdp=candidate.fsdp,
-        tensor=candidate.tensor,
-        sequence=candidate.sequence,
-    )
-    train = dataclasses.replace(config.train, remat=candidate.remat, accumulation_steps=1)
-    return dataclasses.replace(config, mesh=mesh, train=train)
-
-
 def attempt(config: RunConfig, topology: Topology, candidate: SweepCandidate) -> dict[str, Any]:
     """Plan a candidate; return its status, and its plan or the reason for none."""
+    mesh = dataclasses.replace(config.mesh, **candidate.mesh)
+    train = dataclasses.replace(config.train, remat=candidate.remat, accumulation_steps=1)
+    config = dataclasses.replace(config, mesh=mesh, train=train)
     try:
-        plan = planner.plan_training(
-            apply_candidate(config, candidate), topology, rows=candidate.rows
-        )
+        plan = planner.plan_training(config, topology, rows=candidate.rows)
     except planner.DoesNotFit as error:
         over = error.plan.peak_bytes - error.plan.hbm_bytes
         return {"status": TOO_LARGE, "reason": f"{format_bytes(over)} over"}
@@ -128,17 +119,17 @@ def run_sweep(
     too_large: list[SweepCandidate] = []
     for candidate in candidates:
         result = done.get(str(candidate))
-        if result is None:
-            larger = next((c for c in too_large if candidate.keeps_no_less(c)), None)
-            if larger is not None:
-                result = {"status": SKIPPED, "reason": f"{larger} is too large already"}
-            elif limit < 1:
+        larger = next((c for c in too_large if candidate.keeps_no_less(c)), None)
+        head = {"label": label, "candidate": str(candidate)}
+        if result is None and larger is not None:
+            reason = f"{larger} is too large already"
+            result = {**head, "status": SKIPPED, "reason": reason}
+        elif result is None:
+            if limit < 1:
                 continue
-            else:
-                limit -= 1
-                result = attempt(candidate)
-            result = {"label": label, "candidate": str(candidate), **result}
-            if path is not None and result["status"] != SKIPPED:
+            limit -= 1
+            result = {**head, **attempt(candidate)}
+            if path is not None:
                 with path.open("a") as file:
                     file.write(json.dumps(result) + "\n")
         if result["status"] == TOO_LARGE:

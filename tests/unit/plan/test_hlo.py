@@ -85,7 +85,7 @@ def test_groups_of_a_mesh_part_the_devices(x, y, z, axis):
 def test_collectives_across_slices_are_counted_separately():
     text = TEXT.replace("replica_groups={{0,1,2,3}}", "replica_groups={{0,1},{2,3}}")
     text = text.replace("[1,4]<=[4]", "[2,2]<=[2,2]T(1,0)")
-    collectives = costs.sum_collectives(hlo.HloProgram(text, slice_size=2).collectives())
+    collectives = costs.sum_collectives(hlo.HloProgram(text, slice_size=2, slices=2).collectives())
     assert collectives["all-gather"].received == 0 and collectives["all-gather"].received_across > 0
     assert (
         collectives["reduce-scatter"].received > 0
