@@ -12,26 +12,25 @@ from collections.abc import Mapping, Sequence
 from ba_jax.report.runs import Points
 
 # First match wins; matched against the name without `eval/`.
-_UNITS = (
-    (r"loss", "weighted sum"),
-    (r"text(_\w+_rows)?", "nats per token"),
-    (r"audio/(\d+|\*)", "nats per code"),
-    (r".*accuracy.*", "share correct"),
-    (r".*_l2", "nats squared"),
-    (r"mel.*|second.*", "nats (log-mel)"),
-    (r"(throughput/)?tokens_per_second", "tokens/s"),
-    (r"(throughput/)?audio_seconds_per_second", "s of audio/s"),
-    (r"(throughput/)?(\w+)_per_second", "1/s"),
-    (r"(throughput/)?step_seconds", "s per step"),
-    (r"(throughput/)?mfu", "share of peak"),
-    (r"learning_rate.*", "per step"),
-    (r"grad_norm.*", "L2 norm"),
-    (r"codebook/.*/use", "share of codes"),
-    (r"codebook/.*/perplexity", "codes"),
-    (r"codebook/.*/dead.*", "codes"),
-    (r"codebook/.*/.*entropy", "share of log size"),
-    (r"replaced", "share of items"),
-)
+_UNITS = {
+    r"loss": "weighted sum",
+    r"text(_\w+_rows)?": "nats per token",
+    r"audio/(\d+|\*)": "nats per code",
+    r".*accuracy.*": "share correct",
+    r".*_l2": "nats squared",
+    r"mel.*|second.*": "nats (log-mel)",
+    r"(throughput/)?tokens_per_second": "tokens/s",
+    r"(throughput/)?audio_seconds_per_second": "s of audio/s",
+    r"(throughput/)?(\w+)_per_second": "1/s",
+    r"(throughput/)?step_seconds": "s per step",
+    r"(throughput/)?mfu": "share of peak",
+    r"learning_rate.*": "per step",
+    r"grad_norm.*": "L2 norm",
+    r"codebook/.*/use": "share of codes",
+    r"codebook/.*/(perplexity|dead.*)": "codes",
+    r"codebook/.*/.*entropy": "share of log size",
+    r"replaced": "share of items",
+}
 _RATES = re.compile(r"throughput/.*|.*_per_second|step_seconds|mfu|learning_rate.*|grad_norm.*")
 _MEMBER = re.compile(r"(.*?/)(\d+)((?:/.*)?)")
 _LOG_RATIO = 20  # ratio of the largest to the smallest value from which the axis is logarithmic
@@ -44,17 +43,13 @@ _STYLE = {
     "text.parse_math": False,  # a metric may have any name
     "font.family": "sans-serif",
     "font.size": 9,
-    "text.color": _GREY,
-    "axes.edgecolor": _GREY,
-    "axes.labelcolor": _GREY,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "grid.color"), _GREY),
+    **dict.fromkeys(("xtick.color", "ytick.color"), _GREY),
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "grid.color": _GREY,
     "grid.alpha": 0.3,
-    "xtick.color": _GREY,
-    "ytick.color": _GREY,
     "path.simplify_threshold": 0.5,
 }
 
@@ -73,7 +68,7 @@ class Chart:
     """A chart of the page.
 
     Attributes:
-      title: its caption.
+      title: its caption, the metric's name.
       image: data URI of the SVG; "" without any point.
       labels: labels of its curves.
       note: values that it cannot show.
@@ -113,7 +108,7 @@ class LastValues:
 def unit(name: str) -> str:
     """Return the unit of a metric, or its name if the unit is unknown."""
     plain = name.removeprefix("eval/")
-    return next((text for rule, text in _UNITS if re.fullmatch(rule, plain)), plain)
+    return next((text for rule, text in _UNITS.items() if re.fullmatch(rule, plain)), plain)
 
 
 def is_logarithmic(values: Sequence[float]) -> bool:
@@ -176,9 +171,9 @@ def note(curves: Sequence[Curve]) -> str:
     return "; ".join(notes)
 
 
-def _chart(title: str, name: str, curves: Sequence[Curve]) -> Chart:
+def _chart(name: str, curves: Sequence[Curve], title: str = "") -> Chart:
     labels = tuple(curve.label for curve in curves)
-    return Chart(title, draw_chart(curves, unit(name)), labels, note(curves))
+    return Chart(title or name, draw_chart(curves, unit(name)), labels, note(curves))
 
 
 def _families(names: Sequence[str]) -> dict[str, dict[int, str]]:
@@ -195,35 +190,32 @@ def _families(names: Sequence[str]) -> dict[str, dict[int, str]]:
     }
 
 
-def _family_curves(members: Mapping[int, str], series: Mapping[str, Points]) -> list[Curve]:
-    return [Curve(str(index), series[name]) for index, name in members.items()]
-
-
 def stage_charts(series: Mapping[str, Points]) -> tuple[list[Chart], list[Chart]]:
     """Chart losses, "loss" first, and rates; training and evaluation share a chart."""
     names = [name for name in series if "codebook/" not in name]
     families = _families(names)
     members = {name for family in families.values() for name in family.values()}
-    charts: dict[str, Chart] = {}
+    charts = []
     for name in dict.fromkeys(n.removeprefix("eval/") for n in names if n not in members):
         curves = []
         for full, label in ((name, "train"), (f"eval/{name}", "evaluation")):
             if full in series and full not in members:
                 markers = label == "evaluation" and len(series[full]) <= 60
                 curves.append(Curve(label, series[full], markers))
-        charts[name] = _chart(name, name, curves)
+        charts.append(_chart(name, curves))
     for family, indices in families.items():
-        charts[family] = _chart(family, family, _family_curves(indices, series))
-    losses = [c for n, c in charts.items() if not _RATES.fullmatch(n.removeprefix("eval/"))]
-    rates = [c for n, c in charts.items() if _RATES.fullmatch(n.removeprefix("eval/"))]
+        curves = [Curve(str(index), series[name]) for index, name in indices.items()]
+        charts.append(_chart(family, curves))
+    losses, rates = [], []
+    for chart in charts:
+        is_rate = _RATES.fullmatch(chart.title.removeprefix("eval/"))
+        (rates if is_rate else losses).append(chart)
     return sorted(losses, key=lambda chart: chart.title != "loss"), rates
 
 
 def codebook_charts(series: Mapping[str, Points]) -> CodebookCharts | None:
     """Chart `codebook/<k>/<quantity>`; None if there are none."""
     families = _families([name for name in series if "codebook/" in name])
-    # codebook/*/use -> use
-    families = {name.replace("codebook/*/", ""): members for name, members in families.items()}
     if not families:
         return None
     rows = []
@@ -234,15 +226,17 @@ def codebook_charts(series: Mapping[str, Points]) -> CodebookCharts | None:
             values = [value for _, value in points if math.isfinite(value)]
             last.append(values[-1] if values else None)
         rows.append((index, tuple(last)))
-    charts = (
+    # codebook/*/use -> use
+    quantities = tuple(name.replace("codebook/*/", "") for name in families)
+    charts = [
         _chart(
-            f"{quantity} of each codebook",
             f"codebook/*/{quantity}",
-            _family_curves(members, series),
+            [Curve(str(index), series[name]) for index, name in members.items()],
+            f"{quantity} of each codebook",
         )
-        for quantity, members in families.items()
-    )
-    return CodebookCharts(tuple(charts), tuple(families), tuple(rows))
+        for quantity, members in zip(quantities, families.values(), strict=True)
+    ]
+    return CodebookCharts(tuple(charts), quantities, tuple(rows))
 
 
 def last_values(series: Mapping[str, Points]) -> list[LastValues]:

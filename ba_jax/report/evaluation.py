@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ from ba_jax.report import page
 from ba_jax.report.runs import ReportError, read_evaluation
 
 MARKDOWN, INDEX = "report.md", "index.html"
-_LOW, _HIGH = "_ci95/low", "_ci95/high"
-_LEFT_OUT = ("seconds/",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,22 +24,12 @@ class FigureRow:
     high: float | None = None
 
 
-class _InPlace:
-    """Replaces `page.Files`: the page is beside the files, so none is copied."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-
-    def add(self, path: Path, name: str) -> str:
-        return path.relative_to(self._folder).as_posix()
-
-
 def make_rows(figures: Mapping[str, float | None]) -> list[FigureRow]:
     """Join the figures of `runs.read_figures` with their intervals; times are left out."""
     return [
-        FigureRow(name, value, figures.get(name + _LOW), figures.get(name + _HIGH))
+        FigureRow(name, value, figures.get(f"{name}_ci95/low"), figures.get(f"{name}_ci95/high"))
         for name, value in figures.items()
-        if "_ci95" not in name and not name.startswith(_LEFT_OUT)
+        if "_ci95" not in name and not name.startswith("seconds/")
     ]
 
 
@@ -55,14 +42,20 @@ def write(folder: Path) -> None:
     evaluation = read_evaluation(folder)
     if evaluation.figures is None:
         raise ReportError(f"{folder}: no figures.json, expected an evaluation")
-    failed = _read_failed(folder / "failed.jsonl")
+    failed = []
+    if (folder / "failed.jsonl").exists():
+        lines = (folder / "failed.jsonl").read_text(encoding="utf-8").splitlines()
+        failed = [json.loads(line) for line in lines]
     figures = make_rows(evaluation.figures)
     notes = list(evaluation.notes.items())
     html = page.render_template(
         "evaluation.html",
         figures=figures,
         failed=failed,
-        suites=page.suite_tables(evaluation, _InPlace(folder)),
+        # The page is beside the files, so none is copied.
+        suites=page.suite_tables(
+            evaluation, lambda path, name: path.relative_to(folder).as_posix()
+        ),
         notes=notes,
         versions=page.versions(),
         long=page.LONG,
@@ -80,10 +73,9 @@ def format_markdown(
     lines = ["# Evaluation", "", "| figure | value | 95 % interval |", "| --- | ---: | --- |"]
     for row in figures:
         value = "not measured" if row.value is None else page.format_number(row.value)
-        known = row.low is not None and row.high is not None
-        interval = (
-            f"{page.format_number(row.low)} to {page.format_number(row.high)}" if known else ""
-        )
+        interval = ""
+        if row.low is not None and row.high is not None:
+            interval = f"{page.format_number(row.low)} to {page.format_number(row.high)}"
         lines.append(f"| {_cell(row.name)} | {value} | {interval} |")
     lines += ["", "## Failed items", ""]
     if failed:
@@ -101,11 +93,3 @@ def format_markdown(
 
 def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
-
-
-def _read_failed(path: str | os.PathLike) -> list[dict[str, Any]]:
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines]

@@ -10,7 +10,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,8 @@ LISTENED = 8  # items of a suite with players; recordings of other items are lin
 LONG = 12  # tables with more rows are closed at first
 # Heading of the hypotheses, by suite.
 _HYPOTHESES = {
-    "asr": "model wrote",
-    "s2tt": "model wrote",
-    "qa_s2t": "model wrote",
-    "qa_t2t": "model wrote",
-    "qa_s2s": "judge heard",
-    "tts": "judge heard",
-    "codec": "judge heard",
-    "reconstruction": "judge heard",
+    **dict.fromkeys(("asr", "s2tt", "qa_s2t", "qa_t2t"), "model wrote"),
+    **dict.fromkeys(("qa_s2s", "tts", "codec", "reconstruction"), "judge heard"),
 }
 # Headings of an item's other texts.
 _MORE = {
@@ -39,8 +33,11 @@ _MORE = {
     "heard_without_flow": "judge heard without flow",
     "failed": "failed",
 }
+_ITEM_FIELDS = ("id", "language", "correct", "errors", "units", "wrong")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _HERE = Path(__file__).resolve().parent
+
+Link = Callable[[Path, str], str]  # returns the link of a file, given a name for its copy
 
 
 class Files:
@@ -116,19 +113,18 @@ def render(
 ) -> str:
     """Render the page's HTML; all text from data is escaped.
 
-    Args:
-      runs: the job.
-      summary, origin: see `targets.summarise`.
-      files: receives pictures and recordings.
-      written: time of writing as text.
-      command: command of the report.
+    `summary` and `origin` are of `targets.summarise`; `files` receives pictures and recordings;
+    `written` is the time, `command` the command of the report.
     """
     stages = [_stage(stage, files) for stage in runs.stages]
     suites = [
         suite
         for evaluation in runs.evaluations.values()
-        for suite in suite_tables(evaluation, files)
+        for suite in suite_tables(evaluation, files.add)
     ]
+    errors = summary["mel_mae_by_codebooks"] or {}
+    single = errors.get("1")
+    relative = {k: v / single if single and v is not None else None for k, v in errors.items()}
     text_side = {
         "before stage 1": "t2t_before",
         "after stage 2": "t2t_after",
@@ -141,7 +137,7 @@ def render(
         summary=summary,
         origin=origin,
         text_side=[(label, summary[key], origin.get(key)) for label, key in text_side.items()],
-        mel_errors=_mel_errors(summary["mel_mae_by_codebooks"] or {}),
+        mel_errors=[(*bar, relative[bar[0]]) for bar in _bars(errors)],
         minutes=[(name, f"{minutes[name]:.1f}", width) for name, _, width in _bars(minutes)],
         total_minutes=summary[targets.MINUTES],
         stages=stages,
@@ -188,28 +184,14 @@ def _bars(
     values: Mapping[Any, float | None], full: float = 0.0
 ) -> list[tuple[Any, str | None, float]]:
     """Return (name, value as text, width in percent of the largest value or `full`)."""
-    most = max((v for v in values.values() if v is not None and math.isfinite(v)), default=full)
-    most = max(most, full)
-    rows = []
+    finite = {k: v for k, v in values.items() if v is not None and math.isfinite(v)}
+    most = max([full, *finite.values()])
     texts = format_column(list(values.values()))
-    for (name, value), text in zip(values.items(), texts, strict=True):
-        width = 100 * value / most if value is not None and math.isfinite(value) and most else 0
+    rows = []
+    for name, text in zip(values, texts, strict=True):
+        width = 100 * finite.get(name, 0) / most if most else 0
         rows.append((name, text, round(width, 1)))
     return rows
-
-
-def _mel_errors(errors: Mapping[str, float | None]) -> list[tuple]:
-    """Return (codebooks, error, width, error relative to that with one codebook or None)."""
-    single = errors.get("1")
-    return [
-        (
-            count,
-            text,
-            width,
-            errors[count] / single if single and errors[count] is not None else None,
-        )
-        for count, text, width in _bars(errors)
-    ]
 
 
 def _stage(stage: StageRun, files: Files) -> dict[str, Any]:
@@ -260,14 +242,14 @@ def _first_and_last(stage: StageRun, suffixes: Sequence[str], files: Files) -> d
     return {"steps": steps, "rows": rows}
 
 
-def suite_tables(evaluation: Evaluation, files: Files) -> list[dict[str, Any]]:
+def suite_tables(evaluation: Evaluation, link: Link) -> list[dict[str, Any]]:
     """Return the items and totals of each suite."""
     by_suite: dict[str, list[SuiteItem]] = collections.defaultdict(list)
     for item in evaluation.items:
         by_suite[item.suite].append(item)
     tables = []
     for name, items in by_suite.items():
-        rows = [_item(evaluation.name, item, files) for item in items]
+        rows = [_item(evaluation.name, item, link) for item in items]
         with_audio = [row for row in rows if row["audio"]]
         judged = [item for item in items if item.correct is not None]
         counted = [i for i in items if i.errors is not None and i.units is not None]
@@ -298,7 +280,7 @@ def _spread(rows: Sequence[Any], count: int) -> list[Any]:
     return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]
 
 
-def _item(evaluation: str, item: SuiteItem, files: Files) -> dict[str, Any]:
+def _item(evaluation: str, item: SuiteItem, link: Link) -> dict[str, Any]:
     reference, hypothesis = item.reference, item.hypothesis
     if item.wrong and reference is not None and hypothesis is not None:
         pieces = marks.mark_differences(reference, hypothesis)
@@ -307,16 +289,11 @@ def _item(evaluation: str, item: SuiteItem, files: Files) -> dict[str, Any]:
     audio = []
     for sound in item.audio:
         name = f"{evaluation}-{item.suite}-{item.id}-{sound.label}"
-        audio.append((sound.label, sound.path and files.add(sound.path, name), sound.name))
+        audio.append((sound.label, sound.path and link(sound.path, name), sound.name))
     return {
-        "id": item.id,
-        "language": item.language,
+        **{name: getattr(item, name) for name in _ITEM_FIELDS},
         "reference": pieces[0],
         "hypothesis": pieces[1],
-        "correct": item.correct,
-        "errors": item.errors,
-        "units": item.units,
-        "wrong": item.wrong,
         "question": item.more.get("question"),
         "more": [(_MORE[key], text) for key, text in item.more.items() if key in _MORE],
         "audio": audio,

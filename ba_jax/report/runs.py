@@ -25,26 +25,8 @@ from ba_jax.checkpoints.layout import CONFIG_FILE
 
 EVAL = "eval"
 # Order of the stages; others follow by name.
-STAGE_ORDER = (
-    "text",
-    "text_lm",
-    "tokenizer",
-    "flow",
-    "vocoder",
-    "stage1",
-    "words",
-    "stage2",
-    "single",
-    "sft",
-)
-TEXTS = (
-    "question",
-    "text",
-    "transcribe_first",
-    "heard_on_reference",
-    "heard_without_flow",
-    "failed",
-)
+STAGE_ORDER = "text text_lm tokenizer flow vocoder stage1 words stage2 single sft".split()
+TEXTS = "question text transcribe_first heard_on_reference heard_without_flow failed".split()
 SOUNDS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -140,7 +122,12 @@ def read_runs(folder: Path) -> JobRuns:
     """
     if not folder.is_dir():
         raise ReportError(f"{folder}: no such folder; expected the runs of a main job")
-    minutes = _read_minutes(folder / "minutes.json")
+    minutes, path = None, folder / "minutes.json"
+    if path.is_file():
+        minutes = _parse_object(_read_text(path), path)
+    for stage, value in (minutes or {}).items():
+        if not (_is_number(value) and 0 <= value < math.inf):
+            raise ReportError(f"{path}: {stage} = {value!r:.80}: expected minutes, 0 or more")
     stages = [_read_stage(path) for path in _folders(folder) if path.name != EVAL]
     stages = [stage for stage in stages if stage.series is not None or stage.pictures]
     evaluations = {path.name: read_evaluation(path) for path in _folders(folder / EVAL)}
@@ -149,12 +136,15 @@ def read_runs(folder: Path) -> JobRuns:
             f"{folder}: nothing to report; expected <stage>/metrics.csv, <stage>/pictures/, "
             "eval/<checkpoint>/figures.json or minutes.json"
         )
+    commands = _read_text(folder / "commands.txt")
+    if commands is not None:
+        commands = tuple(line.rstrip() for line in commands.splitlines() if line.strip())
     return JobRuns(
         folder=folder,
         stages=tuple(sorted(stages, key=lambda stage: stage_rank(stage.name))),
         evaluations=dict(sorted(evaluations.items(), key=lambda pair: stage_rank(pair[0]))),
         minutes=minutes,
-        commands=_read_commands(folder / "commands.txt"),
+        commands=commands,
     )
 
 
@@ -168,11 +158,24 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path) -> str | None:
+    """Read a text file; None if it does not exist."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8") if path.is_file() else None
     except UnicodeDecodeError as error:
         raise ReportError(f"{path}: not UTF-8 at byte {error.start}") from error
+
+
+def _parse_object(text: str, path: Path, line: int | None = None) -> dict[str, Any]:
+    """Parse a JSON object, a whole file or a line of it."""
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ReportError(f"{path}:{line or error.lineno}: not JSON: {error.msg}") from error
+    if not isinstance(content, dict):
+        where = f"{path}:{line}" if line else path
+        raise ReportError(f"{where}: expected an object, got {content!r:.80}")
+    return content
 
 
 def _is_number(value: Any) -> bool:
@@ -187,12 +190,11 @@ def _read_stage(folder: Path) -> StageRun:
     series: dict[str, Points] | None = None
     if files[0].is_file():
         series = {k: v for file in files if file.is_file() for k, v in read_metrics(file).items()}
-    config = folder / CONFIG_FILE
     return StageRun(
         name=folder.name,
         series=series,
         pictures=_read_pictures(folder / "pictures"),
-        config=_read_text(config) if config.is_file() else None,
+        config=_read_text(folder / CONFIG_FILE),
     )
 
 
@@ -238,25 +240,18 @@ def _read_pictures(folder: Path) -> dict[int, dict[str, dict[str, Path]]]:
             raise ReportError(f"{step}: expected a folder named by its step")
         names = pictures.setdefault(int(step.name), {})
         for path in sorted(step.rglob("*")):
-            if path.suffix not in (".png", *SOUNDS):
-                continue
             if path.suffix == ".png":
                 with path.open("rb") as file:
                     if file.read(len(_PNG)) != _PNG:
                         raise ReportError(f"{path}: not a PNG file")
+            elif path.suffix not in SOUNDS:
+                continue
             name = path.relative_to(step).with_suffix("").as_posix()
             names.setdefault(name, {})[path.suffix] = path
     return dict(sorted(pictures.items()))
 
 
 # --- evaluations --------------------------------------------------------------------------------
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise ReportError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -283,12 +278,9 @@ def read_figures(path: Path) -> tuple[dict[str, float | None], dict[str, str]]:
     Raises:
       ReportError: other values than numbers, null, texts, intervals and one level of dicts.
     """
-    content = _read_json(path)
-    if not isinstance(content, dict):
-        raise ReportError(f"{path}: expected an object of figures, got {content!r:.80}")
     figures: dict[str, float | None] = {}
     notes: dict[str, str] = {}
-    for name, value in content.items():
+    for name, value in _parse_object(_read_text(path), path).items():
         nested = value if isinstance(value, dict) else {"": value}
         if isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)):
             nested = {"low": value[0], "high": value[1]}
@@ -313,14 +305,7 @@ def read_items(path: Path) -> list[SuiteItem]:
     for number, line in enumerate(_read_text(path).split("\n"), 1):
         if not line.strip():
             continue
-        where = f"{path}:{number}"
-        try:
-            content = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ReportError(f"{where}: not JSON: {error.msg}") from error
-        if not isinstance(content, dict):
-            raise ReportError(f"{where}: expected an object, got {content!r:.80}")
-        items.append(_item(content, where, path.parent))
+        items.append(_item(_parse_object(line, path, number), f"{path}:{number}", path.parent))
     return items
 
 
@@ -351,11 +336,11 @@ def _item(content: Mapping[str, Any], where: str, folder: Path) -> SuiteItem:
 
 def _sounds(entry: Any, where: str, folder: Path) -> tuple[Sound, ...]:
     """Parse label -> path, or a list of {"label", "path"}; an empty path means no recording."""
+    if not isinstance(entry, dict | list | None):
+        raise ReportError(f"{where} = {entry!r:.80}: expected label -> path")
     pairs = list(entry.items()) if isinstance(entry, dict) else []
     for row in entry if isinstance(entry, list) else ():
         pairs.append((row.get("label"), row.get("path")) if isinstance(row, dict) else (None, row))
-    if not isinstance(entry, dict | list | None):
-        raise ReportError(f"{where} = {entry!r:.80}: expected label -> path")
     return tuple(_sound(label, name, where, folder) for label, name in pairs)
 
 
@@ -371,24 +356,3 @@ def _sound(label: Any, name: Any, where: str, folder: Path) -> Sound:
     if path.suffix.lower() not in SOUNDS:
         raise ReportError(f"{where}: {name!r}: expected one of {', '.join(SOUNDS)}")
     return Sound(label, name, path if path.is_file() else None)
-
-
-# --- the whole job ------------------------------------------------------------------------------
-
-
-def _read_minutes(path: Path) -> dict[str, float] | None:
-    if not path.is_file():
-        return None
-    content = _read_json(path)
-    if not isinstance(content, dict):
-        raise ReportError(f"{path}: expected an object of minutes, got {content!r:.80}")
-    for stage, value in content.items():
-        if not (_is_number(value) and 0 <= value < math.inf):
-            raise ReportError(f"{path}: {stage} = {value!r:.80}: expected minutes, 0 or more")
-    return content
-
-
-def _read_commands(path: Path) -> tuple[str, ...] | None:
-    if not path.is_file():
-        return None
-    return tuple(line.rstrip() for line in _read_text(path).splitlines() if line.strip())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,11 +15,10 @@ from ba_jax.report.runs import JobRuns, ReportError
 
 # Key of summary.json -> (checkpoints, of which the first with the figure counts; the figure).
 SOURCES: Mapping[str, tuple[tuple[str, ...], str]] = {
-    "asr_wer": (("stage2",), "asr_wer"),
-    "qa_s2t": (("stage2",), "qa_s2t"),
-    "qa_s2s": (("stage2",), "qa_s2s"),
-    "tts_judge_wer": (("stage2",), "tts_judge_wer"),
-    "judge_wer_on_reference": (("stage2",), "judge_wer_on_reference"),
+    **{
+        key: (("stage2",), key)
+        for key in ("asr_wer", "qa_s2t", "qa_s2s", "tts_judge_wer", "judge_wer_on_reference")
+    },
     "mel_mae_by_codebooks": (("tokenizer", "flow", "stage2"), "mel_mae_by_codebooks"),
     "t2t_before": (("text_lm",), "qa_t2t"),
     "t2t_after": (("stage2",), "qa_t2t"),
@@ -60,18 +60,6 @@ def percent(value: float | None) -> str:
     return f"{100 * value:.1f} %" if math.isfinite(value) else "not a number"
 
 
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f} points"
-
-
-def _minutes(value: float) -> str:
-    return f"{value:.1f} min"
-
-
-def _read_key(key: str) -> Callable[[Summary], float | None]:
-    return lambda summary: summary[key]
-
-
 def total_minutes(minutes: Mapping[str, float]) -> float:
     """Return the stated total (stages may run in parallel), or else the sum."""
     stages = [value for name, value in minutes.items() if name != TOTAL]
@@ -100,7 +88,7 @@ def _share_target(
     """Make the target of a share that the summary holds; bounds are in percent."""
     bound = at_least if at_most is None else at_most
     asked = f"{'at least' if at_most is None else 'at most'} {bound} %"
-    measure = _read_key(key)
+    measure = operator.itemgetter(key)
     return Target(label, measure, at_most is not None, bound / 100, asked, percent, (key,))
 
 
@@ -131,16 +119,16 @@ TARGETS = (
         False,
         -0.05,
         "at least -5 points",
-        _points,
+        lambda change: f"{100 * change:+.1f} points",
         ("t2t_before", "t2t_after"),
     ),
     Target(
         "Time of the whole job",
-        _read_key(MINUTES),
+        operator.itemgetter(MINUTES),
         True,
         25.0,
         "at most 25 min",
-        _minutes,
+        lambda minutes: f"{minutes:.1f} min",
         (MINUTES,),
     ),
 )
@@ -217,13 +205,12 @@ def headline(summary: Summary, origin: Mapping[str, str]) -> list[HeadlineRow]:
     rows = []
     for target in TARGETS:
         value = target.measure(summary)
+        reached, verdict = "", "not measured"
+        if value is not None:
+            reached = target.show(value) if math.isfinite(value) else "not a number"
+            met = value <= target.bound if target.at_most else value >= target.bound
+            verdict = "pass" if met else "fail"
         sources = ", ".join(dict.fromkeys(origin[key] for key in target.keys if key in origin))
-        if value is None:
-            rows.append(HeadlineRow(target.label, "", target.asked, "not measured", sources))
-            continue
-        reached = target.show(value) if math.isfinite(value) else "not a number"
-        met = value <= target.bound if target.at_most else value >= target.bound
-        verdict = "pass" if met else "fail"
         rows.append(HeadlineRow(target.label, reached, target.asked, verdict, sources))
     return rows
 
