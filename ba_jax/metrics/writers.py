@@ -9,11 +9,13 @@ workdir/pictures/<step>/<name>.png, .wav
 from __future__ import annotations
 
 import collections
+import contextlib
 import io
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,18 +28,16 @@ from ba_jax.metrics import pictures
 CSV_HEADER = "step,name,value\n"
 
 
-def _check_name(name: str) -> None:
-    parts = name.split("/")
-    if not name or any(c in name for c in ',"\\\r\n\0') or {"", ".", ".."} & set(parts):
-        raise ValueError(
-            f"metric name {name!r}: expected words joined by '/', without commas, quotes,"
-            " backslashes or line ends"
-        )
-
-
-def _check_step(step: int) -> int:
+def _check_step(step: int, names: Iterable[str] = ()) -> int:
+    """Check a step and names of its values; return the step as a plain integer."""
     if isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 0:
         raise ValueError(f"step {step!r}: expected an integer >= 0")
+    for name in names:
+        if re.search(r'[,"\\\r\n\0]', name) or {"", ".", ".."} & set(name.split("/")):
+            raise ValueError(
+                f"metric name {name!r}: expected words joined by '/', without commas, quotes,"
+                " backslashes or line ends"
+            )
     return int(step)
 
 
@@ -46,6 +46,15 @@ def _to_float(name: str, value: Any) -> float:
     if array.shape != () or array.dtype.kind in "cOSU":
         raise ValueError(f"metric {name} is {array.dtype}{array.shape}: expected one real number")
     return float(array)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in errors of the system."""
+    try:
+        yield
+    except OSError as error:
+        raise with_path(error, path) from error
 
 
 class CSVFile:
@@ -63,27 +72,24 @@ class CSVFile:
         self._path = path
         self._last: dict[str, tuple[int, float]] = {}
         kept = [CSV_HEADER]
+        lines = []
         if resume_step is not None and path.exists():
-            for line, step, name, value in self._read():
-                if step <= resume_step:
-                    kept.append(line)
-                    self._last[name] = step, value
-        write_whole(path, "".join(kept).encode())
-
-    def _read(self) -> Iterable[tuple[str, int, str, float]]:
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         for number, line in enumerate(lines, 1):
-            if number == 1 and line == CSV_HEADER:
+            is_header = number == 1 and line == CSV_HEADER
+            if is_header or (number == len(lines) and not line.endswith("\n")):
                 continue
             try:
                 step, name, value = line.rstrip("\n").split(",")
-                yield line, int(step), name, float(value)
+                step, value = int(step), float(value)
             except ValueError as error:
                 raise ValueError(
-                    f"{self._path}, line {number}: {line!r}, expected {CSV_HEADER.strip()}"
+                    f"{path}, line {number}: {line!r}, expected {CSV_HEADER.strip()}"
                 ) from error
+            if step <= resume_step:
+                kept.append(line)
+                self._last[name] = step, value
+        write_whole(path, "".join(kept))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append and flush. The same value again is not written twice.
@@ -105,11 +111,8 @@ class CSVFile:
             lines.append(f"{step},{name},{value!r}\n")
         if not lines:
             return
-        try:
-            with open(self._path, "a", encoding="utf-8") as stream:
-                stream.write("".join(lines))
-        except OSError as error:
-            raise with_path(error, self._path) from error
+        with _naming(self._path), open(self._path, "a", encoding="utf-8") as stream:
+            stream.write("".join(lines))
         self._last.update({name: (step, value) for name, value in values.items()})
 
 
@@ -128,57 +131,33 @@ class EventFile:
         from tensorboard.compat.proto import event_pb2
 
         self._path = path
-        try:
+        with _naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = open(path, "wb")
-        except OSError as error:
-            raise with_path(error, path) from error
-        self._write([event_pb2.Event(file_version="brain.Event:2")])
+        self._write(event_pb2.Event(file_version="brain.Event:2"))
         if purge_step is not None:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._write([event_pb2.Event(step=purge_step, session_log=start)])
+            self._write(event_pb2.Event(step=purge_step, session_log=start))
 
-    def _write(self, events: Iterable[Any]) -> None:
+    def _write(self, event: Any) -> None:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
+        event.wall_time = time.time()
         records = RecordWriter(self._stream)
-        try:
-            for event in events:
-                event.wall_time = time.time()
-                records.write(event.SerializeToString())
+        with _naming(self._path):
+            records.write(event.SerializeToString())
             records.flush()
-        except OSError as error:
-            raise with_path(error, self._path) from error
 
-    def _summarize(self, step: int, values: Iterable[Mapping[str, Any]]) -> None:
+    def write(self, step: int, values: Iterable[Mapping[str, Any]]) -> None:
+        """Write the values of a step, each with the fields of a `Summary.Value`."""
         from tensorboard.compat.proto import event_pb2, summary_pb2
 
         summary = summary_pb2.Summary(value=[summary_pb2.Summary.Value(**v) for v in values])
-        self._write([event_pb2.Event(step=step, summary=summary)])
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._summarize(step, [{"tag": k, "simple_value": v} for k, v in values.items()])
-
-    def image(self, step: int, name: str, png: bytes, height: int, width: int) -> None:
-        image = {"height": height, "width": width, "colorspace": 3, "encoded_image_string": png}
-        self._summarize(step, [{"tag": name, "image": image}])
-
-    def audio(self, step: int, name: str, wav: bytes, samples: int, rate: int) -> None:
-        """Add a mono WAV file."""
-        audio = {
-            "sample_rate": rate,
-            "num_channels": 1,
-            "length_frames": samples,
-            "encoded_audio_string": wav,
-            "content_type": "audio/wav",
-        }
-        self._summarize(step, [{"tag": name, "audio": audio}])
+        self._write(event_pb2.Event(step=step, summary=summary))
 
     def close(self) -> None:
-        try:
+        with _naming(self._path):
             self._stream.close()
-        except OSError as error:
-            raise with_path(error, self._path) from error
 
 
 class Writers:
@@ -220,11 +199,9 @@ class Writers:
         self, step: int, metrics: Mapping[str, Any], timings: Mapping[str, Any] | None = None
     ) -> None:
         """Write metrics of a step, and `timings`, which differ between equal runs."""
-        step = _check_step(step)
         groups = []
         for group in (metrics, timings or {}):
-            for name in group:
-                _check_name(name)
+            step = _check_step(step, group)
             groups.append({name: _to_float(name, value) for name, value in group.items()})
         if double := sorted(groups[0].keys() & groups[1].keys()):
             raise ValueError(f"{double}: both among the metrics and the timings")
@@ -232,21 +209,16 @@ class Writers:
             return
         self._metrics.write(step, groups[0])
         self._timings.write(step, groups[1])
-        self._events.scalars(step, groups[0] | groups[1])
-
-    def _file(self, step: int, name: str, suffix: str) -> Path:
-        return self._workdir / "pictures" / str(step) / (name + suffix)
+        values = (groups[0] | groups[1]).items()
+        self._events.write(step, [{"tag": k, "simple_value": v} for k, v in values])
 
     def picture(self, step: int, name: str, mel_TM: np.ndarray) -> None:
         """Write a mel as `pictures.draw_mel` draws it."""
-        step = _check_step(step)
-        _check_name(name)
         pixels = pictures.draw_mel(mel_TM)
-        if not self._is_writer:
-            return
         png = pictures.encode_png(pixels)
-        write_whole(self._file(step, name, ".png"), png)
-        self._events.image(step, name, png, *pixels.shape[:2])
+        height, width, _ = pixels.shape
+        image = {"height": height, "width": width, "colorspace": 3, "encoded_image_string": png}
+        self._write_file(step, name, ".png", png, image=image)
 
     def audio(self, step: int, name: str, wave_S: np.ndarray, rate: int) -> None:
         """Write a mono waveform, full scale +-1 (clipped), as 16-bit WAV.
@@ -254,23 +226,27 @@ class Writers:
         Raises:
           AudioError: a waveform that is empty, not floating, not (S,), or not finite.
         """
-        step = _check_step(step)
-        _check_name(name)
         wave = check_wave(wave_S, name=name)
-        if not self._is_writer:
-            return
         stream = io.BytesIO()
         write_audio(stream, wave, rate, "wav")
-        write_whole(self._file(step, name, ".wav"), stream.getvalue())
-        self._events.audio(step, name, stream.getvalue(), len(wave), rate)
+        audio = {
+            "sample_rate": rate,
+            "num_channels": 1,
+            "length_frames": len(wave),
+            "encoded_audio_string": stream.getvalue(),
+            "content_type": "audio/wav",
+        }
+        self._write_file(step, name, ".wav", stream.getvalue(), audio=audio)
+
+    def _write_file(self, step: int, name: str, suffix: str, content: bytes, **value: Any) -> None:
+        step = _check_step(step, [name])
+        if self._is_writer:
+            write_whole(self._workdir / "pictures" / str(step) / (name + suffix), content)
+            self._events.write(step, [{"tag": name, **value}])
 
     def close(self) -> None:
         if self._is_writer:
             self._events.close()
-
-
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 class ProgressBar:
@@ -326,7 +302,8 @@ class ProgressBar:
         """Show that `step` steps are done, and `figures` by name: {"loss": ...}."""
         now = self._clock()
         self._times.append((step, now))
-        self._figures |= {name: _figure(float(v)) for name, v in (figures or {}).items()}
+        for name, value in (figures or {}).items():
+            self._figures[name] = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
         if not self._shown:
             return
         text = ", ".join(f"{name} {value}" for name, value in self._figures.items())
