@@ -30,7 +30,7 @@ def check_at_least(settings: Any, **least: float) -> None:
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], path: str = "model") -> T:
-    """Build a frozen dataclass, and those nested in it, from a mapping (a ConfigDict, JSON).
+    """Build a frozen dataclass, nested ones too, from a mapping (a ConfigDict or JSON).
 
     Raises:
       ConfigError: an unknown or missing key, or a value of the wrong type; names the key.

@@ -101,7 +101,7 @@ def is_complete(step: Step, folder: Path, marks: Path) -> bool:
 
 
 def printable(command: Sequence[str]) -> str:
-    """A command as a line for a shell."""
+    """Quote a command as a line for a shell."""
     return shlex.join(command)
 
 

@@ -91,7 +91,7 @@ def train(
     layout = make_layout(config, mesh)
     stage = layout.stage
     for name, (total, training) in layout.counts.items():
-        logging.info("%s: %s %d parameters, %d train", stage.name, name, total, training)
+        logging.info("%s: %s: %d parameters, %d trained", stage.name, name, total, training)
     trains = {path.split("/")[0] for path, rate in layout.multipliers.items() if rate}
     sources = components.initial_sources(config.init, stage.components, trains)
 
@@ -102,7 +102,7 @@ def train(
     if config.eval_data:
         evaluate = Evaluator(layout, _open_batches(config.eval_data, config.model))
     elif settings.evaluate_every or config.checkpoint.keep_best:
-        logging.warning("eval_data is empty: nothing is evaluated, and no checkpoint is the best")
+        logging.warning("eval_data is empty: no evaluation, and no best checkpoints to keep")
 
     # On exit, `run` saves the last good state if there was an error, and closes everything.
     with Run(workdir, layout, batches, command) as run:

@@ -201,7 +201,7 @@ def initialize(
         check_weights(folder)
         reader = Reader(folder)
         wanted = {name: leaf for name, leaf in flat.items() if name.split("/")[1] in components}
-        logging.info("%s from %s", ", ".join(components), folder)
+        logging.info("%s: weights from %s", ", ".join(components), folder)
         derived = derive(reader, wanted) if derive else {}
         loaded |= {n: jax.device_put(value, flat_shardings[n]) for n, value in derived.items()}
         stored = {

@@ -255,7 +255,7 @@ class AudioBatches:
         return drawn
 
     def ids(self, step: int, rows: Sequence[int] | None = None) -> list[list[str]]:
-        """List each clip's "dataset/split/audio:record id", in a list of its own; decodes no audio.
+        """List "dataset/split/audio:record id" of each clip, each in a list; decodes no audio.
 
         A record that cannot be read has its number in place of its id.
         """

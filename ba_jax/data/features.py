@@ -59,7 +59,7 @@ class ModelFormat:
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """Places for chunks of up to `seconds` seconds: `count` a row (in audio batches: a batch)."""
+    """Places for chunks of up to `seconds`: `count` per packed row, or per batch of audio alone."""
 
     seconds: float
     count: int
@@ -111,7 +111,7 @@ def chunk_samples(samples: int, max_seconds: float) -> tuple[int, ...]:
 
 
 def bucket_of(samples: int, buckets: Sequence[Bucket]) -> int:
-    """Index of the shortest bucket that holds a chunk; buckets are in order, the last one does."""
+    """Index of the shortest bucket that holds a chunk; `buckets` are sorted, the last holds any."""
     return next(i for i, bucket in enumerate(buckets) if samples <= bucket.samples)
 
 

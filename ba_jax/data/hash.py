@@ -3,9 +3,9 @@
     python -m ba_jax.data.hash --config=configs/lm_stage2.py:nano --steps=100:105 \
         --hosts=2 --workers=2
 
-One line a step, `step hash`, when all steps are loaded. Each host is a process that loads its rows
-as in training, with `--workers` processes. Two runs that print the same lines see the same data; a
-resumed run can be checked against the lines of the first run.
+Prints a line per step, `step hash`, once all steps are loaded. Each host is a process that loads
+its rows as in training, with `--workers` processes. Two runs that print the same lines see the same
+data; a resumed run can be checked against the lines of the first run.
 """
 
 from __future__ import annotations

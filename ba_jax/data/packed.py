@@ -56,8 +56,8 @@ class PackedSettings:
       unit: unit of the mixture's weights: shares of "tokens", or of "hours" of speech.
       audio: "features": the audio tokenizer runs in the training step, on mels; "codes": codes are
         stored.
-      buckets: lengths of mels; `count` chunks a row. Recordings are cut into chunks of the longest
-        one (the encoder takes up to 30 s). Ignored with codes.
+      buckets: lengths of mels, each with `count` chunks per row. Recordings are cut into chunks of
+        the longest one (the encoder takes up to 30 s). Ignored with codes.
       targets: "hifigan_mel": chunks come with the audio decoder's target, the mel of the chunk
         without augmentation but speed. Only with audio = "features".
       augmentation: augmentation of the audio; none by default.
@@ -97,7 +97,7 @@ class PackedSettings:
 
 
 class AudioChunks(NamedTuple):
-    """Chunks of one bucket: C places a row, in no particular order. Empty places have 0 frames.
+    """Chunks of one bucket: C places per row, in no particular order. Empty places have 0 frames.
 
     Attributes:
       mel_BCTM: float32, Whisper's mel; 0 past a chunk's frames.

@@ -40,7 +40,7 @@ class PlayerError(RuntimeError):
 
 @dataclasses.dataclass
 class Timing:
-    """Seconds of wall-clock time since the end of the user's turn, before its recording is read.
+    """Wall-clock seconds since the end of the user's turn, including reading its recording.
 
     Attributes:
       first_text, first_audio: until the first text id and the first samples; None: never.

@@ -1,8 +1,8 @@
 """Losses of the audio tokenizer (paper 3.1): mel reconstruction at two scales, commitment.
 
-Each loss is a value an item, float32, summed over its valid frames and averaged over the bins: the
-caller adds the items and divides by the frames of the whole batch. Padding may hold anything, NaN
-included. Mels are natural logarithms.
+Each loss is one float32 value per item, summed over its valid frames and averaged over the bins:
+the caller adds the items and divides by the frames of the whole batch. Padding may hold anything,
+NaN included. Mels are natural logarithms.
 """
 
 from __future__ import annotations

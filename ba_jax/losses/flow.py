@@ -1,8 +1,8 @@
 """Losses of the flow-matching decoder (paper 3.2): prior of mu, conditional flow matching.
 
-Each loss is a value an item, float32, summed over its valid frames and averaged over the bins: the
-caller adds the items and divides by the frames of the whole batch. Padding may hold anything, NaN
-included.
+Each loss is one float32 value per item, summed over its valid frames and averaged over the bins:
+the caller adds the items and divides by the frames of the whole batch. Padding may hold anything,
+NaN included.
 """
 
 from __future__ import annotations

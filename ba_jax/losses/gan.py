@@ -1,10 +1,10 @@
 """Losses of the vocoder: least-squares GAN, feature matching, multi-scale mel.
 
-Follows HiFi-GAN (arXiv 2010.05646, section 2.4), with a value an item, float32, so that the caller
-can weigh items. Crops may be shorter than their array: `samples_B` are real, and means run over
-them alone. Feature maps are (B, rows, columns, C), rows in time; a row counts if the middle of its
-part of the waveform is real. That is exact for full crops. At the end of a shorter crop a row also
-sees the zeros that follow, in the recording and in the generated waveform alike.
+Follows HiFi-GAN (arXiv 2010.05646, section 2.4), with one float32 value per item, so that the
+caller can weigh items. Crops may be shorter than their array: `samples_B` are real, and means run
+over them alone. Feature maps are (B, rows, columns, C), rows in time; a row counts if the middle of
+its part of the waveform is real. That is exact for full crops. At the end of a shorter crop a row
+also sees the zeros that follow, in the recording and in the generated waveform alike.
 """
 
 from __future__ import annotations

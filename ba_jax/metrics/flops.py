@@ -6,7 +6,7 @@ the optimiser, and recomputation by remat. Padding and masked pairs of positions
 is the work that the model needs, the device does more. Convolutions count all taps, those on the
 zeros around an item too. XLA's count is no substitute: it counts the body of a scan once.
 
-Lengths are an integer or any array of integers, one an item; results are integers.
+Lengths are an integer or an array of integers, one per item; results are integers.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def flow_prenet(config: FlowPrenetConfig, lengths: Any) -> int:
 
 
 def flow_unet(config: FlowUNetConfig, lengths: Any) -> int:
-    """One evaluation; `lengths` in mel frames (50 Hz). Guidance takes two a step."""
+    """One evaluation; `lengths` in mel frames (50 Hz). Guidance takes two per step."""
     c = config
     frames = _integers("lengths", lengths)
     items, total, width = len(frames), int(frames.sum()), c.channels

@@ -1,4 +1,4 @@
-"""Audio embeddings: one table a codebook, summed over the codebooks of a frame (paper 3.3).
+"""Audio embeddings: one table per codebook, summed over the codebooks of a frame (paper 3.3).
 
 They embed audio for the language model, and the sampled codes that the audio head feeds back.
 """

@@ -71,7 +71,7 @@ class Snake(nn.Module):
 
 
 class ResBlock(Layer):
-    """Residual block of HiFi-GAN with Snake: one pair of convolutions a dilation.
+    """Residual block of HiFi-GAN with Snake: one pair of convolutions per dilation.
 
     Input and output are zero past the lengths, which are in frames of this block's resolution.
     """

@@ -152,7 +152,7 @@ def mesh_settings(settings: MeshSettings, topology: Topology) -> MeshSettings:
     if replica != -1 and replica % topology.slices:
         raise PlanError(
             f"mesh.replica = {replica} on {topology.slices} slices: expected a multiple, or 1 for "
-            "a copy a slice"
+            "one copy per slice"
         )
     return dataclasses.replace(settings, replica=replica, slices=topology.slices)
 

@@ -39,7 +39,7 @@ class Topology:
       chip: kind of chip.
       chips: their number in all slices.
       slices: number of slices.
-      devices: devices for a mesh; two a chip if a chip is two devices.
+      devices: devices for a mesh; two per chip if a chip is two devices.
       compiles: whether programs can be compiled for them.
     """
 

@@ -270,7 +270,7 @@ class Session:
     def generate(
         self, *, text_limit: int | None = None, frame_limit: int | Sequence[int] | None = None
     ) -> list[Generated | None]:
-        """Generate the turns that `read` began to their ends; None for a row without a turn.
+        """Generate the turns that `read` began, to their ends; None for a row without a turn.
 
         The output includes what was streamed of a turn, unless the stream reached its end. A turn
         that reaches a limit or the end of the cache is not complete.
@@ -299,7 +299,7 @@ class Session:
         text_limit: int | None = None,
         frame_limit: int | None = None,
     ) -> Iterator[list[Event]]:
-        """Generate the same turns, and yield the events of at most `chunk` steps at a time.
+        """Generate the turns that `read` began; yield the events of up to `chunk` steps at a time.
 
         If the caller stops early, the turns stay as they are: `generate` or `stream` continues
         them, `read` ends them.

@@ -26,7 +26,7 @@ PICTURES = 2
 
 
 class StageError(ValueError):
-    """A stage that cannot run: a batch without anything to learn, a component it lacks."""
+    """A stage that cannot run: a batch without anything to learn, or a missing component."""
 
 
 class Aux(NamedTuple):
@@ -103,7 +103,7 @@ class Stage:
         return self.model.init({"params": key}, method="initialize")
 
     def derive(self, reader: Reader, shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Start values that another stage's checkpoint implies but does not store.
+        """Compute start values that another stage's checkpoint implies but does not store.
 
         Args:
           reader: reader of the checkpoint's weights.

@@ -37,7 +37,9 @@ def derive_embeddings(reader: Reader, shapes: Mapping[str, Any]) -> dict[str, np
     stored = reader.arrays
     if not names or f"{_EMBEDDING}0" in stored or f"{_PROJECTION}kernel" not in stored:
         return {}
-    logging.info("audio_embed from codebooks and text projection of %s", reader.directory)
+    logging.info(
+        "audio_embed: initialised from codebooks and text projection of %s", reader.directory
+    )
     kernel_ED = reader.read(f"{_PROJECTION}kernel").astype(np.float32)
     bias_D = reader.read(f"{_PROJECTION}bias").astype(np.float32)
     embeddings = {}

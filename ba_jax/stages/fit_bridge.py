@@ -89,7 +89,9 @@ def fit_bridge(
     for name in tables:
         if name.startswith(("cluster_size_", "embed_avg_")):
             tables[name] = tables[name] / batches  # averages of a batch
-    logging.info("bridge fitted to %d frames of %d batches", len(frames_KE), batches)
+    logging.info(
+        "vq_bridge: norm and codebooks fitted to %d frames of %d batches", len(frames_KE), batches
+    )
     bridge = {**variables["params"]["vq_bridge"]}
     bridge["norm"] = _place_like(norm, bridge["norm"])
     return {

@@ -1,4 +1,4 @@
-"""Host side of the language-model stages: settings, and packed rows checked and made arrays."""
+"""Settings of the language-model stages, and packed rows checked and converted to arrays."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class LMSettings:
 def make_arrays(
     batch: PackedBatch, stage: str, config: BaichuanAudioConfig, settings: LMSettings
 ) -> dict[str, Any]:
-    """A `PackedBatch` as the arrays of a step, with everything checked.
+    """Check a `PackedBatch` and convert it to the arrays of a step.
 
     Args:
       batch: a host's rows.

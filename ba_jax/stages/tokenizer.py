@@ -56,7 +56,7 @@ class TokenizerSettings:
         nearest.
       quantizer_dropout: share of the items that use only their first 1 to Q - 1 codebooks.
       restart_after: steps after which an unused row restarts.
-      restart_candidates: frames a step that each codebook may restart rows from.
+      restart_candidates: frames per step from which each codebook may restart rows.
       replace_from, replace_steps: share of the items that are passed on quantised: linear from the
         first number to 1 at that step. The commitment weight has the same ramp.
       kmeans_init_frames: frames of the first batches (at most an eighth from a bucket of a batch)

@@ -31,7 +31,7 @@ def best_cuts(
     """
     count = len(lengths_U)
     if len(costs_U) != count:
-        raise ValueError(f"{count} lengths and {len(costs_U)} costs, expected as many")
+        raise ValueError(f"{count} lengths and {len(costs_U)} costs, expected equal numbers")
     if not 0 <= low <= target <= high or target <= 0:
         raise ValueError(f"low {low}, target {target}, high {high}: expected them in this order")
     if not count:

@@ -1,1 +1,1 @@
-"""Corpus sources, one file a corpus layout."""
+"""Corpus sources, one file per corpus layout."""

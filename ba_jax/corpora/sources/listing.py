@@ -66,7 +66,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, str] | Rejection]:
     """The lines of a UTF-8 file, with or without a byte-order mark, without their ends.
 
     Yields:
-      ("file:line", text), or a Rejection for a line that is no UTF-8 or is over MAX_LINE bytes.
+      ("file:line", text), or a Rejection for a line that is not UTF-8 or is over MAX_LINE bytes.
     """
     try:
         with open(path, "rb") as file:

@@ -121,7 +121,7 @@ def _read_jsonl(path: pathlib.Path) -> _Rows:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise EvalError(f"{path}: no UTF-8: {error}") from None
+        raise EvalError(f"{path}: not UTF-8: {error}") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
