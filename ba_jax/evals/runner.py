@@ -15,12 +15,12 @@ import collections
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ba_jax.data.record import LANGUAGES
 from ba_jax.evals.bench import Bench
-from ba_jax.evals.items import EvalError, EvalItem, Items, Line, Outputs
+from ba_jax.evals.items import EvalError, EvalItem, Line, Outputs
 from ba_jax.evals.lines import Journal, read_lines, read_matching_lines, write_lines
 from ba_jax.evals.suite import Suite
 from ba_jax.types import Failure
@@ -33,10 +33,9 @@ STARTS = ("resume", "generate", "judge", "score")
 
 @dataclasses.dataclass(frozen=True)
 class Hosts:
-    """The processes that share a run.
+    """This process among the `count` that share a run.
 
     Attributes:
-      index, count: number of this process, and of all processes.
       together: all compute the same on one mesh; else each has its share of the items.
       wait: waits until every process calls it with the same name.
     """
@@ -51,10 +50,6 @@ class Hosts:
         """This process saves its results."""
         return self.index == 0 or not self.together
 
-    def share(self, items: Items) -> Items:
-        """Return the items of this process."""
-        return items if self.together else items[self.index :: self.count]
-
 
 def run(
     suite: Suite,
@@ -66,132 +61,171 @@ def run(
     """Run a suite: returns its figures, items and failed items; None on hosts other than the first.
 
     Args:
-      suite: the suite to run.
       bench: model, data and tools; `bench.out` gets the files.
       made_with: phase -> hash of the settings it depends on; lines with another hash are not used.
-      hosts: this process among all of the run.
       start: an entry of STARTS. "score" and "judge" use saved lines whatever their hash.
 
     Raises:
       EvalError: no items, two with one id, or saved lines that are damaged or missing.
     """
-    items = suite.items(bench)
-    if not items:
-        raise EvalError(f"{suite.name}: no items in the data")
-    items += _damaged_items(bench, len(items))
-    _check_ids(suite, items)
-    folder = bench.out
-    phases = [phase for phase in FOLDERS if phase == "generate" or suite.judged]
+    run = _SuiteRun(suite, bench, made_with, hosts)
+    phases = list(run.hashes)
     redone = {"resume": (), "generate": phases, "judge": phases[2:], "score": ()}[start]
     reused = {"judge": phases[:2], "score": phases}.get(start, ())
     for phase in redone:
-        _host_path(folder, hosts, phase, suite.name).unlink(missing_ok=True)
+        run.host_path(phase).unlink(missing_ok=True)
         if hosts.index == 0:
-            _merged_path(folder, phase, suite.name).unlink(missing_ok=True)
+            run.path(phase).unlink(missing_ok=True)
     if redone:
         hosts.wait(f"{suite.name} cleared")
-    hashes = dict(made_with)
     for phase in reused:
-        path = _merged_path(folder, phase, suite.name)
-        header, _ = read_lines(path)
+        header, _ = read_lines(run.path(phase))
         if header is None:
-            raise EvalError(f"{path}: no such file; expected the lines of a completed run")
-        hashes[phase] = header["made_with"]
+            raise EvalError(
+                f"{run.path(phase)}: no such file; expected the lines of a completed run"
+            )
+        run.hashes[phase] = header["made_with"]
     for phase in phases:
         if phase not in reused:
-            _run_phase(suite, bench, items, phase, phases, hashes, hosts)
+            run.run_phase(phase)
     hosts.wait(f"{suite.name} done")
     if hosts.index:
         return None
-    lines = _merge(folder, suite, items, phases, hashes)
-    _remove_host_files(folder, suite.name)
-    rows, failed = _score(suite, bench, items, lines)
+    rows, failed = run.score(run.merge())
     figures = suite.figures(bench, rows)
     figures[f"{suite.name}_failed"] = len(failed)
+    hashes = {**made_with, **run.hashes}
     return {"made_with": hashes, "figures": figures, "items": rows, "failed": failed}
 
 
-def _check_ids(suite: Suite, items: Items) -> None:
-    (most, count), *_ = collections.Counter(item.id for item in items).most_common(1)
-    if count > 1:
-        raise EvalError(f"{suite.name}: {count} items with the id {most!r}, expected one")
+class _SuiteRun:
+    """A suite, its items, and the files of its lines; `hashes` has the phases that it has."""
 
+    def __init__(self, suite: Suite, bench: Bench, made_with: Mapping[str, str], hosts: Hosts):
+        self.suite, self.bench, self.hosts = suite, bench, hosts
+        self.hashes = {p: made_with[p] for p in FOLDERS if p == "generate" or suite.judged}
+        self.items = suite.items(bench)
+        if not self.items:
+            raise EvalError(f"{suite.name}: no items in the data")
+        # Records that could not be read: their questions are unknown.
+        for place, reason in sorted(bench.records.damaged.items()):
+            item = EvalItem(f"record-{place}", len(self.items), "", None, trouble=reason)
+            self.items.append(item)
+        (name, count), *_ = collections.Counter(item.id for item in self.items).most_common(1)
+        if count > 1:
+            raise EvalError(f"{suite.name}: {count} items with the id {name!r}, expected one")
 
-def _damaged_items(bench: Bench, first: int) -> list[EvalItem]:
-    """Make items of the records that could not be read, whose questions are unknown."""
-    return [
-        EvalItem(f"record-{place}", first + i, "", None, trouble=reason)
-        for i, (place, reason) in enumerate(sorted(bench.records.damaged.items()))
-    ]
+    def path(self, phase: str) -> pathlib.Path:
+        """Return the file of all lines of a phase."""
+        return self.bench.out / FOLDERS[phase] / f"{self.suite.name}.jsonl"
 
+    def host_path(self, phase: str) -> pathlib.Path:
+        """Return this host's file of the lines of a phase."""
+        folder = self.bench.out / "hosts" / str(self.hosts.index)
+        return folder / FOLDERS[phase] / f"{self.suite.name}.jsonl"
 
-def _merged_path(folder: pathlib.Path, phase: str, name: str) -> pathlib.Path:
-    return folder / FOLDERS[phase] / f"{name}.jsonl"
+    def read_saved(self, phase: str) -> dict[str, Line]:
+        """Read all lines of a phase with its hash, from any host."""
+        name = f"{FOLDERS[phase]}/{self.suite.name}.jsonl"
+        lines: dict[str, Line] = {}
+        for path in (self.path(phase), *sorted(self.bench.out.glob(f"hosts/*/{name}"))):
+            lines |= read_matching_lines(path, self.hashes[phase])
+        return lines
 
+    def run_phase(self, phase: str) -> None:
+        """Run a phase on this host's share of the items that have no line yet."""
+        bench, hosts = self.bench, self.hosts
+        if phase == "judge" and not hosts.writes:  # it needs no model
+            return
+        in_step = hosts.together and phase != "judge"
+        if in_step:  # the lines of the phase before are all written,
+            hosts.wait(f"{self.suite.name} before {phase}")
+        phases = list(self.hashes)
+        saved = {name: self.read_saved(name) for name in phases[: phases.index(phase) + 1]}
+        if in_step:  # and read by all before host 0 writes more
+            hosts.wait(f"{self.suite.name} read {phase}")
+        done = saved.pop(phase)
+        remaining = [
+            item
+            for item in (self.items if hosts.together else self.items[hosts.index :: hosts.count])
+            if item.id not in done
+            and all("failed" not in lines[item.id] for lines in saved.values())
+        ]
+        if not remaining:
+            return
+        work: Callable = getattr(self.suite, phase)
+        size = bench.settings.save_every
+        bench.begin(len(remaining))
+        with contextlib.ExitStack() as stack:
+            journal = None
+            if hosts.writes:
+                journal = stack.enter_context(Journal(self.host_path(phase), self.hashes[phase]))
+            for first in range(0, len(remaining), size):
+                batch = remaining[first : first + size]
+                usable = [item for item in batch if not _trouble(item)]
+                # The last phase before this one has the input.
+                inputs = [[lines[item.id] for item in usable] for lines in [*saved.values()][-1:]]
+                results = work(bench, usable, *inputs) if usable else []
+                by_id = {item.id: result for item, result in zip(usable, results, strict=True)}
+                if journal is not None:
+                    journal.add(
+                        _make_line(item, by_id.get(item.id) or Failure(_trouble(item)))
+                        for item in batch
+                    )
+                bench.advance(len(batch))
 
-def _host_path(folder: pathlib.Path, hosts: Hosts, phase: str, name: str) -> pathlib.Path:
-    return folder / "hosts" / str(hosts.index) / FOLDERS[phase] / f"{name}.jsonl"
+    def merge(self) -> dict[str, dict[str, Line]]:
+        """Write the merged files, and remove the hosts' files, and folders that become empty.
 
-
-def _saved_lines(folder: pathlib.Path, phase: str, name: str, made_with: str) -> dict[str, Line]:
-    """Read all lines of a phase with this hash, from any host."""
-    lines = read_matching_lines(_merged_path(folder, phase, name), made_with)
-    for path in sorted(folder.glob(f"hosts/*/{FOLDERS[phase]}/{name}.jsonl")):
-        lines |= read_matching_lines(path, made_with)
-    return lines
-
-
-def _run_phase(
-    suite: Suite,
-    bench: Bench,
-    items: Items,
-    phase: str,
-    phases: Sequence[str],
-    hashes: Mapping[str, str],
-    hosts: Hosts,
-) -> None:
-    """Run a phase on this host's share of the items that have no line yet."""
-    folder = bench.out
-    if phase == "judge" and not hosts.writes:  # it needs no model
-        return
-    in_step = hosts.together and phase != "judge"
-    if in_step:  # the lines of the phase before are all written,
-        hosts.wait(f"{suite.name} before {phase}")
-    saved = {
-        name: _saved_lines(folder, name, suite.name, hashes[name])
-        for name in phases[: phases.index(phase) + 1]
-    }
-    if in_step:  # and read by all before host 0 writes more
-        hosts.wait(f"{suite.name} read {phase}")
-    done = saved.pop(phase)
-    remaining = [
-        item
-        for item in hosts.share(items)
-        if item.id not in done and all("failed" not in lines[item.id] for lines in saved.values())
-    ]
-    if not remaining:
-        return
-    work: Callable = getattr(suite, phase)
-    size = bench.settings.save_every
-    bench.begin(len(remaining))
-    with contextlib.ExitStack() as stack:
-        journal = None
-        if hosts.writes:
-            path = _host_path(folder, hosts, phase, suite.name)
-            journal = stack.enter_context(Journal(path, hashes[phase]))
-        for first in range(0, len(remaining), size):
-            batch = remaining[first : first + size]
-            usable = [item for item in batch if not _trouble(item)]
-            # The last phase before this one has the input.
-            inputs = [[lines[item.id] for item in usable] for lines in [*saved.values()][-1:]]
-            results = work(bench, usable, *inputs) if usable else []
-            by_id = {item.id: result for item, result in zip(usable, results, strict=True)}
-            if journal is not None:
-                journal.add(
-                    _make_line(item, by_id.get(item.id) or Failure(_trouble(item)))
-                    for item in batch
+        Returns:
+          Phase -> id -> line, in the order of the items.
+        """
+        name, merged = self.suite.name, {}
+        failed: set[str] = set()
+        for phase, made_with in self.hashes.items():
+            saved = self.read_saved(phase)
+            wanted = [item.id for item in self.items if item.id not in failed]
+            if missing := [key for key in wanted if key not in saved]:
+                raise EvalError(
+                    f"{self.path(phase).parent}: no line for {len(missing)} of {len(wanted)} items "
+                    f"of {name}, such as {missing[0]!r}"
                 )
-            bench.advance(len(batch))
+            merged[phase] = {key: saved[key] for key in wanted}
+            failed |= {key for key in wanted if "failed" in saved[key]}
+            write_lines(self.path(phase), made_with, merged[phase].values())
+        for path in self.bench.out.glob(f"hosts/*/*/{name}.jsonl"):
+            path.unlink()
+            with contextlib.suppress(OSError):  # not empty: lines of other suites
+                for parent in list(path.parents)[:3]:
+                    parent.rmdir()
+        return merged
+
+    def score(
+        self, lines: Mapping[str, Mapping[str, Line]]
+    ) -> tuple[list[Line], list[dict[str, str]]]:
+        """Return (each item's row, the failed items with phase and reason)."""
+        rows, failed = [], []
+        for item in self.items:
+            outputs: list[Line] = []
+            trouble: tuple[str, str] | None = None
+            for phase in FOLDERS:
+                line = lines.get(phase, {}).get(item.id, {})
+                if "failed" in line:
+                    trouble, line = (phase, line["failed"]), {}
+                outputs.append(line)
+            row = {"id": item.id, "language": item.language}
+            scores = {"reference": "", "hypothesis": "", "errors": 0, "units": 0, "correct": False}
+            if not _trouble(item):
+                try:
+                    scores = self.suite.score(self.bench, item, Outputs(*outputs))
+                except ValueError as error:
+                    trouble = trouble or ("score", str(error))
+            row |= scores
+            if trouble:
+                row["failed"] = ": ".join(trouble)
+                failed.append({"id": item.id, "stage": trouble[0], "reason": trouble[1]})
+            rows.append(row)
+        return rows, failed
 
 
 def _trouble(item: EvalItem) -> str:
@@ -202,76 +236,5 @@ def _trouble(item: EvalItem) -> str:
 
 
 def _make_line(item: EvalItem, result: Line | Failure) -> Line:
-    if isinstance(result, Failure):
-        return {"id": item.id, "failed": result.reason}
-    return {"id": item.id, **result}
-
-
-def _remove_host_files(folder: pathlib.Path, name: str) -> None:
-    """Remove the hosts' files of a suite, which have been merged, and folders that become empty."""
-    for path in folder.glob(f"hosts/*/*/{name}.jsonl"):
-        path.unlink()
-        with contextlib.suppress(OSError):  # not empty: lines of other suites
-            for parent in list(path.parents)[:3]:
-                parent.rmdir()
-
-
-def _merge(
-    folder: pathlib.Path,
-    suite: Suite,
-    items: Items,
-    phases: Sequence[str],
-    hashes: Mapping[str, str],
-) -> dict[str, dict[str, Line]]:
-    """Write the merged files; returns phase -> id -> line, in the order of the items.
-
-    Raises:
-      EvalError: an item without a line.
-    """
-    merged: dict[str, dict[str, Line]] = {}
-    failed: set[str] = set()
-    for phase in phases:
-        saved = _saved_lines(folder, phase, suite.name, hashes[phase])
-        wanted = [item.id for item in items if item.id not in failed]
-        missing = [name for name in wanted if name not in saved]
-        if missing:
-            raise EvalError(
-                f"{folder / FOLDERS[phase]}: no line for {len(missing)} of {len(wanted)} items of "
-                f"{suite.name}, such as {missing[0]!r}"
-            )
-        merged[phase] = {name: saved[name] for name in wanted}
-        failed |= {name for name in wanted if "failed" in saved[name]}
-        path = _merged_path(folder, phase, suite.name)
-        write_lines(path, hashes[phase], merged[phase].values())
-    return merged
-
-
-def _score(
-    suite: Suite,
-    bench: Bench,
-    items: Items,
-    lines: Mapping[str, Mapping[str, Line]],
-) -> tuple[list[Line], list[dict[str, str]]]:
-    """Return (each item's row, the failed items with phase and reason)."""
-    rows, failed = [], []
-    for item in items:
-        outputs: list[Line] = []
-        trouble: tuple[str, str] | None = None
-        for phase in FOLDERS:
-            line = lines.get(phase, {}).get(item.id, {})
-            if "failed" in line:
-                trouble, line = (phase, line["failed"]), {}
-            outputs.append(line)
-        row = {"id": item.id, "language": item.language}
-        scores = {"reference": "", "hypothesis": "", "errors": 0, "units": 0, "correct": False}
-        if not _trouble(item):
-            try:
-                scores = suite.score(bench, item, Outputs(*outputs))
-            except ValueError as error:
-                trouble = trouble or ("score", str(error))
-        row |= scores
-        if trouble:
-            row["failed"] = ": ".join(trouble)
-            failed.append({"id": item.id, "stage": trouble[0], "reason": trouble[1]})
-        rows.append(row)
-    return rows, failed
+    content = {"failed": result.reason} if isinstance(result, Failure) else result
+    return {"id": item.id, **content}
