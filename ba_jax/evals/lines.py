@@ -15,10 +15,8 @@ from ba_jax.files import write_whole
 def read_lines(path: pathlib.Path) -> tuple[dict[str, Any] | None, dict[str, Line]]:
     """Read (the header, id -> line) of a file; (None, {}) if there is none.
 
-    A last line without its newline was cut short by a kill and is left out.
-
-    Raises:
-      EvalError: a malformed line.
+    A last line without its newline was cut short by a kill and is left out. Another line that is
+    malformed raises EvalError.
     """
     try:
         raw_lines = path.read_bytes().split(b"\n")[:-1]
@@ -38,11 +36,7 @@ def read_lines(path: pathlib.Path) -> tuple[dict[str, Any] | None, dict[str, Lin
 
 
 def read_matching_lines(path: pathlib.Path, made_with: str) -> dict[str, Line]:
-    """Read a file's lines; none if they were made with other settings.
-
-    Raises:
-      EvalError: as `read_lines`.
-    """
+    """Read a file's lines; none if they were made with other settings."""
     header, lines = read_lines(path)
     return lines if header is not None and header["made_with"] == made_with else {}
 

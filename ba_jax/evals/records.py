@@ -23,12 +23,7 @@ class EvalRecords:
 
     @functools.cached_property
     def selected(self) -> list[Record]:
-        """All selected records, in order.
-
-        Raises:
-          EvalError: there is none.
-          RecordError: no such dataset or split.
-        """
+        """All selected records, in order; raises EvalError if there is none."""
         s = self._settings
         source = RecordSource(s.dataset, s.split)
         records, counts = [], {}

@@ -34,34 +34,28 @@ from ba_jax.evals.items import EvalError
 from ba_jax.evals.judges import recogniser
 from ba_jax.evals.scoring import bootstrap
 from ba_jax.evals.settings import EvalSettings
+from ba_jax.evals.suite import Suite
 from ba_jax.evals.suites import registry
 from ba_jax.files import write_whole
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.speech_model import SpeechModel, load_speech_model
 
-_JUDGE_SETTINGS = ("judge", "verdict")
-_PRESENT_SETTINGS = ("synthesis",)
-
 
 def hash_inputs(config: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, str]:
-    """Hash the settings and checkpoints that each phase's lines depend on.
+    """Hash the settings and checkpoints (component -> folder) that each phase's lines depend on.
 
     Generation does not depend on the settings of synthesis and judges.
-
-    Args:
-      config: as `evaluate`.
-      sources: component -> folder of its checkpoint.
     """
     stamps = {name: (folder, stamp(folder)) for name, folder in sorted(sources.items())}
     settings = json.loads(json.dumps(config["eval"]))
     # These change no line: the number of judging processes, and the size of saved batches.
     settings.get("judge", {}).pop("processes", None)
     settings.pop("save_every", None)
-    later = {key: settings.pop(key, None) for key in (*_PRESENT_SETTINGS, *_JUDGE_SETTINGS)}
+    later = {key: settings.pop(key, None) for key in ("synthesis", "judge", "verdict")}
     base = [config["model"], settings, stamps]
     inputs = {
         "generate": base,
-        "present": [*base, [later[key] for key in _PRESENT_SETTINGS]],
+        "present": [*base, [later["synthesis"]]],
         "judge": [*base, later],
     }
     return {
@@ -84,7 +78,6 @@ def evaluate(
       config: with `model`, `eval` and perhaps `mesh` and `hosts`, as `configs/eval.py` makes it.
       checkpoints: runs' WORKDIRs or checkpoints; a component comes from the last one that holds it.
         With start "judge" or "score" none is needed.
-      out: folder for the results.
       suites: names of `ba_jax.evals.suites.registry.SUITES`.
       start: first phase, an entry of `ba_jax.evals.runner.STARTS`.
 
@@ -112,16 +105,18 @@ def evaluate(
         sharing == "together",
         multihost_utils.sync_global_devices,
     )
-    plans = [
-        _plan_suite(name, config, sources, vocoder, out / "suites" / f"{name}.json")
-        for name in suites
-    ]
+    plans = []
+    for name in suites:
+        parts = registry.components([name], vocoder) if sources else ()
+        used = {part: sources[part] for part in parts}
+        path = out / "suites" / f"{name}.json"
+        plans.append(_SuitePlan(registry.SUITES[name], used, hash_inputs(config, used), path))
     # Hosts agree on the first one's view of the folder.
     is_done = [start == "resume" and plan.is_done() for plan in plans]
     is_done = sharding.broadcast_from_first(is_done)
     for plan, done in zip(plans, is_done, strict=True):
         if not done:
-            registry.SUITES[plan.name].require()
+            plan.suite.require()
 
     progress = _Progress()
     results: dict[str, dict] = {}
@@ -135,16 +130,15 @@ def evaluate(
                 speech_model = SpeechModel(model, {}, settings)
             bench = Bench(speech_model, settings, out, judge, progress, hosts.writes)
         for number, (plan, done) in enumerate(zip(plans, is_done, strict=True), 1):
-            progress.suite = f"{number}/{len(plans)} {plan.name}"
+            progress.suite = f"{number}/{len(plans)} {plan.suite.name}"
             if done:
-                results[plan.name] = plan.read_saved()
-                failed = len(results[plan.name].get("failed", ()))
+                result = results[plan.suite.name] = plan.read_saved()
+                failed = len(result.get("failed", ()))
                 suffix = f", {failed} items failed" if failed else ""
                 print(f"{progress.suite}: done before{suffix}", flush=True)
                 continue
             started = time.monotonic()
-            suite = registry.SUITES[plan.name]
-            result = runner.run(suite, bench, plan.made_with, hosts, start)
+            result = runner.run(plan.suite, bench, plan.made_with, hosts, start)
             progress.close()
             seconds = round(time.monotonic() - started, 1)
             print(f"{progress.suite}: {seconds} s", flush=True)
@@ -153,7 +147,7 @@ def evaluate(
                 saved = {} if needs_model else plan.read_saved()
                 result["checkpoints"] = saved.get("checkpoints", plan.sources)
                 result["seconds"] = saved.get("seconds", seconds)
-                results[plan.name] = result
+                results[plan.suite.name] = result
                 write_whole(plan.path, json.dumps(result, ensure_ascii=False, indent=1))
                 _print_failed(progress.suite, result["failed"], len(result["items"]))
     return {} if hosts.index else _write_results(out, results)
@@ -163,7 +157,7 @@ def evaluate(
 class _SuitePlan:
     """A suite to run: its components' checkpoints, the hashes of its inputs, its results' file."""
 
-    name: str
+    suite: Suite
     sources: Mapping[str, str]
     made_with: Mapping[str, str]
     path: Path
@@ -180,35 +174,24 @@ class _SuitePlan:
         return self.read_saved().get("made_with") == self.made_with
 
 
-def _plan_suite(
-    name: str, config: Mapping[str, Any], sources: Mapping[str, str], vocoder: str, path: Path
-) -> _SuitePlan:
-    parts = registry.components([name], vocoder) if sources else ()
-    sources = {part: sources[part] for part in parts}
-    return _SuitePlan(name, sources, hash_inputs(config, sources), path)
-
-
 class _Progress:
     """A bar on a terminal, else a line when a task is done."""
 
-    def __init__(self, stream=None):
-        self._stream = stream or sys.stdout
-        self._bar, self._task = None, ""
-        self.suite = ""
+    def __init__(self):
+        self.suite = self._task = ""
+        self._bar = None
 
     def __call__(self, task: str, done: int, total: int) -> None:
-        if task != self._task:
-            self._task = task
-            if self._stream.isatty():
-                self.close()
-                self._bar = tqdm.tqdm(total=total, desc=f"{self.suite} {task}", file=self._stream)
-        if self._bar is not None:
-            self._bar.update(done - self._bar.n)
-        if done >= total:
-            if self._bar is None:
-                print(f"{self.suite} {task}: {total}", file=self._stream, flush=True)
+        if self._bar is None or task != self._task:
             self.close()
-            self._task = ""
+            self._task, title = task, f"{self.suite} {task}"
+            # disable=None: on a terminal alone.
+            self._bar = tqdm.tqdm(total=total, desc=title, file=sys.stdout, disable=None)
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            if self._bar.disable:
+                print(f"{self.suite} {task}: {total}", flush=True)
+            self.close()
 
     def close(self) -> None:
         """Remove the bar."""

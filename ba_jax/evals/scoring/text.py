@@ -42,11 +42,7 @@ class Tally(NamedTuple):
 
 
 def normalise(text: str, language: str) -> str:
-    """Normalise a text for comparison; signs between and before numbers become words.
-
-    Raises:
-      ValueError: a language that is not in LANGUAGES.
-    """
+    """Normalise a text for comparison; signs between and before numbers become words."""
     if language not in LANGUAGES:
         raise ValueError(f"language {language!r}, expected one of {LANGUAGES}")
     if language != "en":
@@ -60,11 +56,7 @@ def normalise(text: str, language: str) -> str:
 
 
 def split_units(text: str, language: str, unit: str) -> list[str]:
-    """Normalise a text and split it into the units it is scored in.
-
-    Raises:
-      ValueError: an unknown language or unit, or a unit of another language.
-    """
+    """Normalise a text and split it into words, characters or syllables."""
     text = normalise(text, language)
     if unit not in UNITS or (unit == "word") != (language == "en"):
         raise ValueError(f"unit {unit!r} of language {language!r}, expected one of {UNITS}")
