@@ -37,8 +37,7 @@ from ba_jax.corpora.sources.base import Item, Rejection, Source, SourceError
 from ba_jax.corpora.sources.common_voice import CommonVoice, Covost2
 from ba_jax.corpora.sources.crawl import Crawl
 from ba_jax.corpora.sources.fleurs import Fleurs
-from ba_jax.corpora.sources.libri import LibriSpeech, LibriTTS
-from ba_jax.corpora.sources.ljspeech import LJSpeech
+from ba_jax.corpora.sources.libri import LibriSpeech, LibriTTS, LJSpeech
 from ba_jax.corpora.sources.manifest import Manifest
 from ba_jax.corpora.sources.plain_text import PlainText
 from ba_jax.corpora.sources.spliced import Spliced
@@ -288,7 +287,6 @@ def _clear(directory: Path) -> None:
 
 
 def _finish(config: PrepareConfig, plan: ShardPlan, directory: Path) -> dict[str, Any]:
-    """Write metadata and report from the shards' side files."""
     sides: dict[str, list] = {}
     for job in plan.jobs:
         side = json.loads(job.side_path(directory).read_text(encoding="utf-8"))

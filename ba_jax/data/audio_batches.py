@@ -375,5 +375,4 @@ def empty_batch(features: Sequence[str], bucket: Bucket, rows: int, mel_bins: in
 
 
 def _samples_at(rate: int, samples: int) -> int:
-    """Convert a number of 16 kHz samples to another rate."""
     return samples * rate // lengths.SAMPLE_RATE

@@ -275,7 +275,6 @@ class ExampleMaker:
         return pairs, [part for part in record.parts for _ in range(2)]
 
     def _cut(self, part: Part) -> list[tuple[str, np.ndarray]]:
-        """Cut a part into (text, codes) of `pieces` words each."""
         if self.frames is not None:
             raise NotForTask("no codes")
         text, codes_NQ = _text(part), part.codes_NQ

@@ -27,7 +27,6 @@ from ba_jax.files import first_line
 
 
 def _arrays(value: Any, name: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (name, array) of every array of a batch."""
     if isinstance(value, np.ndarray):
         yield name, value
     elif isinstance(value, tuple):
@@ -58,7 +57,6 @@ def batch_hash(digests: list[bytes]) -> str:
 def _hash_rows(
     config: Mapping, steps: range, host: int, hosts: int, workers: int
 ) -> list[list[bytes]]:
-    """Load one host's rows of each step and return their digests."""
     logging.set_verbosity(logging.WARNING)
     try:
         batches = open_batches(config["data"], config["model"])

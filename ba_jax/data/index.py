@@ -58,7 +58,7 @@ def count(
     """Check every record of a source and measure it.
 
     Args:
-      width: of the rows of `measure`.
+      width: number of integers in a row of `measure`.
       key: JSON; everything that `measure` depends on beside the records.
       on_error: "fail" or "skip" (and count) damaged records.
       workers: processes; 0 counts in this one.
@@ -176,7 +176,6 @@ def _cache_path(
 
 
 def _load(path: pathlib.Path) -> Count | None:
-    """Read the file that `_store` wrote; None without a readable one."""
     if not path.is_file():
         return None
     try:

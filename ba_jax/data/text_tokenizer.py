@@ -437,7 +437,6 @@ def _text(content: bytes, path: str) -> str:
 
 
 def _eos_in_config(file: pathlib.Path) -> str | None:
-    """Read `eos_token` of a tokenizer_config.json, a string or an object with `content`."""
     if not file.is_file():
         return None
     token = _json_object(_text(_read(file), str(file)), str(file)).get("eos_token")

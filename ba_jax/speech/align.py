@@ -28,7 +28,6 @@ _MIN_SECONDS = 0.1
 
 
 def _check_text(text: str, language: str) -> str:
-    """The text with single spaces, if it has words."""
     if language not in LANGUAGES:
         raise SpeechToolError(f"language {language!r}, expected one of {LANGUAGES}")
     text = " ".join(text.split())

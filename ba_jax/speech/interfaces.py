@@ -45,7 +45,7 @@ class Heard:
 
     Attributes:
       text: Mandarin in simplified characters.
-      words: with their times.
+      words: words with their times.
       confidence: mean probability of its tokens, 0 to 1.
       no_speech: probability of no speech, 0 to 1.
     """

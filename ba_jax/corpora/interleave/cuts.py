@@ -58,34 +58,31 @@ def best_cuts(
 
 
 def fill_records(
-    seconds_P: Sequence[float], is_kept_P: Sequence[bool], *, limit: float, least: int = 2
-) -> list[tuple[int, int]]:
-    """Put consecutive parts into as few records as possible.
+    seconds_P: Sequence[float], is_kept_P: Sequence[bool], *, limit: float
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """Put consecutive parts into as few records of two or more parts as possible.
 
-    A part that is not kept ends a record: records are continuous. A run of parts that is too long
-    for a single record is divided evenly, so that no record is a crumb.
-
-    Args:
-      seconds_P: length of each part.
-      is_kept_P: whether the part is used.
-      limit: seconds; every record is shorter.
-      least: parts of a record; shorter runs and parts as long as the limit are omitted.
+    A part that is not kept ends a record: records are continuous and shorter than `limit` seconds.
+    A run of parts that is too long for a single record is divided evenly, so that no record is a
+    crumb.
 
     Returns:
-      (first part, end) of each record, in order.
+      ((first part, end) of each record, kept parts that are in no record), in order.
     """
     records, start = [], 0
     kept_P = [k and s < limit for k, s in zip(is_kept_P, seconds_P, strict=True)]
     for end in range(len(kept_P) + 1):
         if end < len(kept_P) and kept_P[end]:
             continue
-        if end - start >= least:
-            records += _divide(seconds_P, start, end, limit, least)
+        if end - start >= 2:
+            records += _divide(seconds_P, start, end, limit)
         start = end + 1
-    return records
+    used = {part for first, end in records for part in range(first, end)}
+    lone = [part for part, is_kept in enumerate(is_kept_P) if is_kept and part not in used]
+    return records, lone
 
 
-def _divide(seconds_P, start: int, end: int, limit: float, least: int) -> list[tuple[int, int]]:
+def _divide(seconds_P, start: int, end: int, limit: float) -> list[tuple[int, int]]:
     """Divide a run into the smallest number of even records within the limit."""
     total = sum(seconds_P[start:end])
     count = int(total // limit) + 1
@@ -103,5 +100,5 @@ def _divide(seconds_P, start: int, end: int, limit: float, least: int) -> list[t
             groups.append((first, last))
             first, done = last, done + length
         if first == end or count > end - start:
-            return [(a, b) for a, b in groups if b - a >= least]
+            return [(a, b) for a, b in groups if b - a >= 2]
         count += 1

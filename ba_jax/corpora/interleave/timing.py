@@ -175,7 +175,7 @@ def cut_into_parts(
     Args:
       words: their texts join to the text.
       pauses: see `find_pauses`, in seconds in the recording.
-      start, end: of the speech in the recording.
+      start, end: bounds of the speech in the recording.
     """
     if not words:
         return []

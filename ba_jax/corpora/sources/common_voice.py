@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
@@ -21,6 +21,8 @@ LANGUAGE_OF = {"en": "en", "zh-CN": "zh", "zh-TW": "zh"}
 SPEAKER_DIGITS = 16
 """Digits kept of a client's 128 hexadecimal ones; 16 tell all clients apart."""
 _REQUIRED = ("client_id", "path", "sentence")
+ItemMaker = Callable[[str, Mapping[str, str], str], Item]
+"""Makes an item of ("file:line", column -> value, split)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,7 @@ class CommonVoice(ClipSource):
     def items(self) -> Iterator[Item | Rejection]:
         """List the utterances of each table."""
         root = require_folder(self.folder, "source.folder")
-        make_item = _ItemMaker(root, self.language or root.resolve().name, _read_durations(root))
+        make_item = _item_maker(root, self.language or root.resolve().name, _read_durations(root))
         for split in self.splits:
             table = require_file(root / f"{split}.tsv", "Common Voice")
             yield from list_items(
@@ -89,7 +91,7 @@ class Covost2(ClipSource):
     def items(self) -> Iterator[Item | Rejection]:
         """List the utterances that have a translation."""
         root = require_folder(self.folder, "source.folder")
-        make_item = _ItemMaker(root, self.spoken, {}, translated=True)
+        make_item = _item_maker(root, self.spoken, {}, translated=True)
         stem = f"covost_v2.{self.spoken}_{self.written}"
         folders = [Path(self.translations)] if self.translations else [root, root.resolve().parent]
         for folder in folders:
@@ -108,7 +110,7 @@ class Covost2(ClipSource):
         raise SourceError(f"{looked}: neither {stem}.tsv nor {stem}.train.tsv and the like")
 
     def _join_tables(
-        self, table: Path, root: Path, make_item: _ItemMaker
+        self, table: Path, root: Path, make_item: ItemMaker
     ) -> Iterable[Item | Rejection]:
         """Join Common Voice's transcripts and CoVoST 2's translations by their clips."""
         transcripts = require_file(root / "validated.tsv", "Common Voice 4")
@@ -133,38 +135,36 @@ class Covost2(ClipSource):
         yield from list_items(rows, make_joined)
 
 
-class _ItemMaker:
-    """Makes the item of a row of a locale's table.
+def _item_maker(
+    root: Path, locale: str, seconds: Mapping[str, float], translated: bool = False
+) -> ItemMaker:
+    """Make the function that makes the item of a row of a locale's table, if its clips are there.
 
     `seconds` is clip -> its length, as far as it is known.
     """
+    if locale not in LANGUAGE_OF:
+        raise SourceError(f"language {locale!r}, expected one of {sorted(LANGUAGE_OF)}")
+    clips = require_folder(root / "clips", "clips")
 
-    def __init__(
-        self, root: Path, locale: str, seconds: Mapping[str, float], translated: bool = False
-    ):
-        if locale not in LANGUAGE_OF:
-            raise SourceError(f"language {locale!r}, expected one of {sorted(LANGUAGE_OF)}")
-        self._language = LANGUAGE_OF[locale]
-        self._clips = require_folder(root / "clips", "clips")
-        self._seconds, self._translated = seconds, translated
-
-    def __call__(self, where: str, fields: Mapping[str, str], split: str) -> Item:
+    def make_item(where: str, fields: Mapping[str, str], split: str) -> Item:
         name, text = fields["path"], fields["sentence"].strip()
-        seconds = self._seconds.get(name, 0.0)
-        translation = fields["translation"].strip() if self._translated else ""
+        length = seconds.get(name, 0.0)
+        translation = fields["translation"].strip() if translated else ""
         if not text:
-            raise Rejected("empty transcript", f"of {name}", seconds)
-        if self._translated and not translation:
-            raise Rejected("empty translation", f"of {name}", seconds)
+            raise Rejected("empty transcript", f"of {name}", length)
+        if translated and not translation:
+            raise Rejected("empty translation", f"of {name}", length)
         # The first versions left the suffix out.
         file = name if name.endswith((".mp3", ".wav")) else f"{name}.mp3"
         try:
-            path = find_inside(self._clips, file)
+            path = find_inside(clips, file)
         except Rejected as rejected:
-            raise Rejected(rejected.reason, rejected.detail, seconds) from None
+            raise Rejected(rejected.reason, rejected.detail, length) from None
         speaker = fields["client_id"][:SPEAKER_DIGITS]
         clip = Clip(text=text, path=path, translation=translation, speaker=speaker)
-        return speech_item(Path(file).stem, split, where, self._language, clip, seconds)
+        return speech_item(Path(file).stem, split, where, LANGUAGE_OF[locale], clip, length)
+
+    return make_item
 
 
 def _read_durations(root: Path) -> Mapping[str, float]:

@@ -316,7 +316,6 @@ class _WindowPipeline:
             yield from self._make_records(run, speaker)
 
     def _recognise(self, spans: list[regions.Span]) -> RecognisedUtterance | Rejection:
-        """Recognise, check and align an utterance."""
         crawl = self.crawl
         start, end = self.edges[spans[0]][0], self.edges[spans[-1]][1]
         if end - start > _RECOGNISED:
@@ -367,7 +366,6 @@ class _WindowPipeline:
     def _make_records(
         self, run: list[RecognisedUtterance], speaker: str
     ) -> Iterator[Record | Rejection]:
-        """Cut consecutive utterances into parts, and fill records with them."""
         crawl = self.crawl
         start, end, language = run[0].start, run[-1].end, run[0].language
         pauses = [
@@ -383,13 +381,11 @@ class _WindowPipeline:
             lengths=crawl.parts,
         )
         is_kept = [part.seconds <= crawl.parts.high for part in parts]
-        records = fill_records([p.seconds for p in parts], is_kept, limit=crawl.max_seconds)
+        records, lone = fill_records([p.seconds for p in parts], is_kept, limit=crawl.max_seconds)
         for part in [p for p, kept in zip(parts, is_kept, strict=True) if not kept]:
             yield self._reject(part.start, part.end, "no pause", f"a part of {part.seconds:.1f} s")
-        used = {i for first, last in records for i in range(first, last)}
-        for i, part in enumerate(parts):
-            if is_kept[i] and i not in used:
-                yield self._reject(part.start, part.end, "a lone part", part.text[:60])
+        for part in (parts[number] for number in lone):
+            yield self._reject(part.start, part.end, "a lone part", part.text[:60])
         for first, last in records:
             at = self.window.offset + parts[first].start
             yield Record(

@@ -96,7 +96,6 @@ class Fleurs(ClipSource):
 
 
 def _find_tables(root: Path, language: str) -> dict[str, Path]:
-    """The table of each split that a language has."""
     folders = (root / language, root / "metadata" / language)
     tables = {}
     for split in SPLITS:

@@ -66,7 +66,7 @@ class Manifest(ClipSource):
     """A JSONL manifest; `folder` is the root of its paths, "" for the manifest's own folder.
 
     Attributes:
-      language, split: of lines that name none.
+      language, split: values of lines that name none.
       needs_text: reject speech without a transcript.
       allow_absolute: accept absolute paths, wherever they lead.
       extra_keys: ignore keys that are not named above, instead of rejecting the line.

@@ -17,7 +17,7 @@ class PlainText(Source):
     """A UTF-8 text file, or a folder of .txt files at any depth.
 
     Attributes:
-      language, split: of all of it.
+      language, split: values of all paragraphs.
       paragraphs: end at a "blank_line", or at each "line".
       max_characters: largest number of characters of a paragraph; longer ones are rejected.
     """

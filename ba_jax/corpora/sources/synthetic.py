@@ -156,7 +156,6 @@ class Synthetic(InterleavedSource):
             yield join_run()
 
     def _cut(self, document: Item) -> Iterator[Item | Rejection]:
-        """Cut a document of `_read_documents` into items."""
         language, pieces = document.payload
         paragraphs = [(w, line) for w, text in pieces for line in tidy(text, language).split("\n")]
         number, run, first = 0, [], document.where
@@ -192,10 +191,9 @@ class Synthetic(InterleavedSource):
         texts = [piece.strip() for piece in segment(text, language, self.parts)]
         texts = [between.join(piece.split("\n")) for piece in texts]
         seconds = [estimate_seconds(piece, language) for piece in texts]
-        items = fill_records(seconds, [True] * len(texts), limit=_ITEM * self.max_seconds)
-        used = {i for first, end in items for i in range(first, end)}
+        items, lone = fill_records(seconds, [True] * len(texts), limit=_ITEM * self.max_seconds)
         yield from (tuple(texts[first:end]) for first, end in items)
-        yield from (text for i, text in enumerate(texts) if i not in used)
+        yield from (texts[number] for number in lone)
 
     def records(self, item: Item) -> Iterator[Record | Rejection]:
         """Speak and check an item's parts."""
@@ -217,11 +215,9 @@ class Synthetic(InterleavedSource):
             if isinstance(result, Rejection):
                 yield result
         seconds = [part.seconds for part in parts]
-        records = fill_records(seconds, is_kept, limit=self.max_seconds)
-        used = {i for first, end in records for i in range(first, end)}
-        for i, part in enumerate(parts):
-            if is_kept[i] and i not in used:
-                yield Rejection(item.where, "a lone part", repr(part.text[:80]), part.seconds)
+        records, lone = fill_records(seconds, is_kept, limit=self.max_seconds)
+        for part in (parts[number] for number in lone):
+            yield Rejection(item.where, "a lone part", repr(part.text[:80]), part.seconds)
         for first, end in records:
             yield Record(
                 id=f"{item.id}-{first:03d}",

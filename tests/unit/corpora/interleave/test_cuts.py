@@ -78,28 +78,32 @@ def test_bad_arguments(units, costs, bounds):
 )
 def test_records_are_continuous_and_short(parts, limit):
     seconds, is_kept = [s for s, _ in parts], [k for _, k in parts]
-    records = fill_records(seconds, is_kept, limit=limit)
+    records, lone = fill_records(seconds, is_kept, limit=limit)
     last = 0
     for start, end in records:
         assert last <= start and end - start >= 2
         assert all(is_kept[start:end])
         assert sum(seconds[start:end]) < limit
         last = end
+    used = [part for start, end in records for part in range(start, end)]
+    assert sorted(used + lone) == [part for part, kept in enumerate(is_kept) if kept]
 
 
 @given(st.lists(st.floats(1.0, 15.0), min_size=2, max_size=120))
 def test_no_part_of_a_run_is_left_out(seconds):
-    records = fill_records(seconds, [True] * len(seconds), limit=300.0)
+    records, lone = fill_records(seconds, [True] * len(seconds), limit=300.0)
+    assert lone == []
     assert [i for start, end in records for i in range(start, end)] == list(range(len(seconds)))
     # The fewest possible records, up to one where parts do not divide evenly.
     assert len(records) <= sum(seconds) // 300 + 2
 
 
 def test_records_of_a_run_are_even():
-    assert fill_records([10.0] * 32, [True] * 32, limit=300) == [(0, 16), (16, 32)]
+    assert fill_records([10.0] * 32, [True] * 32, limit=300)[0] == [(0, 16), (16, 32)]
 
 
 def test_a_lost_part_ends_a_record():
     kept = [True, True, False, True, False, True, True, True]
-    assert fill_records([5.0] * 8, kept, limit=300) == [(0, 2), (5, 8)]
-    assert fill_records([5.0, 5.0, 300.0, 5.0, 5.0], [True] * 5, limit=300) == [(0, 2), (3, 5)]
+    assert fill_records([5.0] * 8, kept, limit=300) == ([(0, 2), (5, 8)], [3])
+    seconds = [5.0, 5.0, 300.0, 5.0, 5.0]
+    assert fill_records(seconds, [True] * 5, limit=300) == ([(0, 2), (3, 5)], [2])
