@@ -139,14 +139,8 @@ class WhisperAligner:
     little from the speech. Arguments: see `ba_jax.speech.whisper.WhisperModel`.
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike | None = None,
-        *,
-        threads: int = 1,
-        compute_type: str = "float32",
-    ):
-        self._whisper = WhisperModel(model, threads=threads, compute_type=compute_type)
+    def __init__(self, model: str | os.PathLike | None = None, **options):
+        self._whisper = WhisperModel(model, **options)
 
     def align(self, wave_S: np.ndarray, rate: int, text: str, language: str) -> tuple[Word, ...]:
         """Align the words (in Mandarin characters) of the text, in order; up to 30 seconds."""

@@ -43,6 +43,7 @@ class TimedPiece:
     probability: float
 
 
+@dataclasses.dataclass(eq=False)
 class WhisperModel:
     """A Whisper model in CTranslate2's format, picklable because it is opened on first use.
 
@@ -53,26 +54,18 @@ class WhisperModel:
         sentences short.
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike | None = None,
-        *,
-        threads: int = 1,
-        compute_type: str = "float32",
-    ):
-        self._model = model
-        self._threads = threads
-        self._compute_type = compute_type
+    model: str | os.PathLike | None = None
+    threads: int = 1
+    compute_type: str = "float32"
 
     def __getstate__(self):
-        kept = ("_model", "_threads", "_compute_type")
-        return {name: self.__dict__[name] for name in kept}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @functools.cached_property
     def opened(self):
         """The `faster_whisper.WhisperModel`."""
         faster_whisper = import_tool("faster_whisper", "faster-whisper")
-        folder = Path(self._model or assets.ensure("whisper-base"))
+        folder = Path(self.model or assets.ensure("whisper-base"))
         for name in ("model.bin", "config.json", "tokenizer.json"):
             # Checked here because faster-whisper would try to download missing files.
             if not (folder / name).is_file():
@@ -81,8 +74,8 @@ class WhisperModel:
             return faster_whisper.WhisperModel(
                 str(folder),
                 device="cpu",
-                compute_type=self._compute_type,
-                cpu_threads=self._threads,
+                compute_type=self.compute_type,
+                cpu_threads=self.threads,
                 local_files_only=True,
             )
         except (RuntimeError, ValueError) as error:
@@ -180,12 +173,11 @@ class Whisper:
         self,
         model: str | os.PathLike | None = None,
         *,
-        threads: int = 1,
-        compute_type: str = "float32",
         beam: int = 5,
         vad=None,
+        **options,
     ):
-        self._whisper = WhisperModel(model, threads=threads, compute_type=compute_type)
+        self._whisper = WhisperModel(model, **options)
         self._beam = beam
         self._vad = vad if vad is not None else Silero()
 

@@ -97,9 +97,7 @@ def loudness(wave_S: np.ndarray, rate: int, window: float = 0.03) -> tuple[np.nd
     return 10 * np.log10(smooth_T + 1e-10), hop / rate
 
 
-def find_pauses(
-    wave_S: np.ndarray, rate: int, shortest: float = PAUSE
-) -> list[tuple[float, float]]:
+def find_pauses(wave_S: np.ndarray, rate: int) -> list[tuple[float, float]]:
     """Find the pauses, (start, end) in seconds, of mostly speech of a single voice.
 
     A pause is quieter than 35 dB below the loud (95th percentile) windows, or, in noise, than the
@@ -116,7 +114,7 @@ def find_pauses(
     is_quiet_T = level_T < max(loud - 35, floor + (loud - floor) / 3)
     edges = np.flatnonzero(np.diff(np.concatenate([[0], is_quiet_T.astype(np.int8), [0]])))
     spans = [(a * hop, b * hop) for a, b in edges.reshape(-1, 2)]
-    return [(a, b) for a, b in spans if b - a >= shortest]
+    return [(a, b) for a, b in spans if b - a >= PAUSE]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -172,12 +172,25 @@ def bad(folder: pathlib.Path, data: bytes, name: str = "bad.wav") -> dict:
     return {"id": "bad", "audio": name, "text": "bad"}
 
 
-def test_zero_length(folder):
-    rejects(folder, bad(folder, b""), "empty file", "0 bytes")
+def with_nan(seconds: float) -> bytes:
+    wave_S = tone(seconds)
+    wave_S[100] = np.nan
+    return wav_bytes(wave_S, RATE)
 
 
-def test_no_samples(folder):
-    rejects(folder, bad(folder, wav_bytes(np.zeros(0, "i2"), RATE)), "empty file", "0 samples")
+@pytest.mark.parametrize(
+    ("data", "reason", "word"),
+    (
+        (b"", "empty file", "0 bytes"),
+        (wav_bytes(np.zeros(0, "i2"), RATE), "empty file", "0 samples"),
+        (with_nan(0.5), "NaN or infinite samples", "sample 100 is nan"),
+        (wav_bytes(np.zeros(8000, "i2"), 1), "bad sample rate", "1 Hz"),
+        (wav_bytes(np.zeros(8000, "i2"), 2_000_000), "bad sample rate", "2000000 Hz"),
+    ),
+    ids=("zero length", "no samples", "NaN", "rate too low", "rate too high"),
+)
+def test_unusable_files(folder, data, reason, word):
+    rejects(folder, bad(folder, data), reason, word)
 
 
 @pytest.mark.parametrize("format", ("wav", "flac", "opus", "mp3"))
@@ -187,17 +200,8 @@ def test_truncated(folder, format):
     rejects(folder, line, "truncated audio", "cut short")
 
 
-def test_nan(folder):
-    wave_S = tone()
-    wave_S[100] = np.nan
-    line = bad(folder, wav_bytes(wave_S, RATE))
-    rejects(folder, line, "NaN or infinite samples", "sample 100 is nan")
-
-
 def test_nan_in_a_stretch(folder):
-    wave_S = tone(2.0)
-    wave_S[20000] = np.inf
-    line = bad(folder, wav_bytes(wave_S, RATE)) | {"offset": 1.0, "duration": 0.5}
+    line = bad(folder, with_nan(2.0)) | {"offset": 0.0, "duration": 0.5}
     rejects(folder, line, "NaN or infinite samples")
 
 
@@ -218,12 +222,6 @@ def test_stereo_is_averaged(folder):
 def test_eight_channels(folder, cut):
     data = wav_bytes(np.zeros((4000, 8), "i2"), RATE, channels=8)
     rejects(folder, bad(folder, data) | cut, "too many channels", "8 channels")
-
-
-@pytest.mark.parametrize("rate", (1, 2_000_000))
-def test_wrong_rate_in_the_header(folder, rate):
-    samples = (tone() * 32767).astype("i2")
-    rejects(folder, bad(folder, wav_bytes(samples, rate)), "bad sample rate", f"{rate} Hz")
 
 
 def test_wrong_but_possible_rate_in_the_header(folder):
@@ -304,13 +302,18 @@ def test_stretches_outside_of_the_file(folder):
 # --- bad paths ----------------------------------------------------------------------------------
 
 
-def test_missing_file(folder):
-    rejects(folder, GOOD | {"id": "bad", "audio": "none.wav"}, "missing file", "none.wav")
-
-
-def test_a_folder_is_no_file(folder):
+@pytest.mark.parametrize(
+    ("name", "reason", "word"),
+    (
+        ("none.wav", "missing file", "none.wav"),
+        ("sub", "missing file", "not a regular file"),
+        ("", "bad path", "name"),
+        ("a\0b", "bad path", "name"),
+    ),
+)
+def test_names_of_no_file(folder, name, reason, word):
     (folder / "sub").mkdir()
-    rejects(folder, GOOD | {"id": "bad", "audio": "sub"}, "missing file", "not a regular file")
+    rejects(folder, GOOD | {"id": "bad", "audio": name}, reason, word)
 
 
 def test_absolute_path(folder):
@@ -339,11 +342,6 @@ def test_links_inside_the_root_are_fine(folder):
     (folder / "link.wav").symlink_to("good.wav")
     records, _ = run(folder, GOOD | {"id": "link", "audio": "link.wav"})
     assert list(records) == ["link"]
-
-
-@pytest.mark.parametrize("name", ("", "a\0b"))
-def test_empty_names_are_rejected(folder, name):
-    rejects(folder, GOOD | {"id": "bad", "audio": name}, "bad path")
 
 
 # --- bad lines ----------------------------------------------------------------------------------
