@@ -169,26 +169,23 @@ class HloProgram:
     """
 
     def __init__(self, text: str, slice_size: int = 0, slices: int = 1):
-        self.computations: dict[str, list[HloInstruction]] = {}
+        self.computations: dict[str, dict[str, HloInstruction]] = {}
         self.entry, self._slice_size, self._slices = "", slice_size, slices
         self.unknown_loops: list[str] = []
-        current: list[HloInstruction] | None = None
+        current: dict[str, HloInstruction] | None = None
         for line in text.splitlines():
             if line.endswith("{") and not line.startswith((" ", "HloModule")):
                 name = _NAME.search(line)
                 if name and " -> " in line:
-                    current = self.computations.setdefault(name[1], [])
+                    current = self.computations.setdefault(name[1], {})
                     if line.startswith("ENTRY"):
                         self.entry = name[1]
             elif line.startswith("}"):
                 current = None
             elif current is not None and (instruction := _parse_instruction(line)):
-                current.append(instruction)
+                current[instruction.name] = instruction
         if not self.entry:
             raise ValueError("HLO: text without an entry computation")
-        self._by_name = {
-            name: {line.name: line for line in body} for name, body in self.computations.items()
-        }
         self._bytes: dict[str, float] = {}
         self.weights: dict[str, float] = {}
         self._weigh(self.entry, 1.0)
@@ -200,12 +197,11 @@ class HloProgram:
         if known:
             return int(known[1])
         condition = self.computations[loop.called("condition")]
-        by_name = self._by_name[loop.called("condition")]
-        root = condition[-1]
+        root = list(condition.values())[-1]
         constants = [
-            int(operand.inside)
+            int(condition[name].inside)
             for name in root.operands
-            if (operand := by_name.get(name)) is not None and operand.opcode == "constant"
+            if name in condition and condition[name].opcode == "constant"
         ]
         if root.opcode == "compare" and "direction=LT" in root.rest and len(constants) == 1:
             return constants[0]
@@ -231,12 +227,12 @@ class HloProgram:
     def _weigh(self, name: str, times: float) -> None:
         """Add `times` runs of a computation and of those that it calls."""
         self.weights[name] = self.weights.get(name, 0.0) + times
-        for line in self.computations[name]:
+        for line in self.computations[name].values():
             for called, trips in self._called(line):
                 self._weigh(called, times * trips)
             if line.opcode == "fusion":
                 called = line.called("calls")
-                if any(map(_kind, self.computations.get(called, ()))):
+                if any(map(_kind, self.computations.get(called, {}).values())):
                     self._weigh(called, times)
 
     # --- bytes
@@ -248,7 +244,7 @@ class HloProgram:
             self._bytes[name] = sum(
                 self._moved_by(name, line)
                 + sum(trips * self._moved(called) for called, trips in self._called(line))
-                for line in self.computations[name]
+                for line in self.computations[name].values()
             )
         return self._bytes[name]
 
@@ -258,47 +254,34 @@ class HloProgram:
             return 0.0
         if line.opcode == "custom-call" and any(f'="{call}' in line.rest for call in _FREE_CALLS):
             return 0.0
-        by_name = self._by_name[name]
+        operands = [self.computations[name].get(operand) for operand in line.operands]
+        in_hbm = [o is not None and any(a.space == 0 for a in o.arrays) for o in operands]
         if line.opcode == "fusion":
             called = line.called("calls")
             total = self._written(called, line)
-            for number, operand in enumerate(line.operands):
-                if self._in_hbm(by_name, operand):
-                    size = by_name[operand].bytes
-                    read, is_result = self._used(called, number, size)
-                    total += size if is_result else read
+            for number, operand in enumerate(operands):
+                if in_hbm[number]:
+                    read, is_result = self._used(called, number, operand.bytes)
+                    total += operand.bytes if is_result else read
             return total
-        out = line.hbm_bytes
         if line.opcode in _SLICES:
-            return 2 * out if self._in_hbm(by_name, line.operands[0]) else out
+            return line.hbm_bytes * (2 if in_hbm[0] else 1)
         if line.opcode in _UPDATES:
-            return 2 * self._size(by_name, line.operands[_UPDATES[line.opcode]])
+            update = operands[_UPDATES[line.opcode]]
+            return 2 * update.bytes if update else 0.0
         if line.opcode.endswith("-start"):  # (operand, result, contexts)
             return sum(array.bytes for array in line.arrays[:2] if array.space == 0)
-        return out + sum(
-            self._size(by_name, operand)
-            for operand in line.operands
-            if self._in_hbm(by_name, operand)
-        )
-
-    @staticmethod
-    def _size(by_name: dict[str, HloInstruction], operand: str) -> float:
-        return by_name[operand].bytes if operand in by_name else 0.0
-
-    @staticmethod
-    def _in_hbm(by_name: dict[str, HloInstruction], operand: str) -> bool:
-        line = by_name.get(operand)
-        return line is not None and any(array.space == 0 for array in line.arrays)
+        read = sum(o.bytes for o, is_read in zip(operands, in_hbm, strict=True) if is_read)
+        return line.hbm_bytes + read
 
     def _used(self, name: str, number: int, size: float) -> tuple[float, bool]:
         """Return bytes read of a parameter, and whether the computation returns it unchanged."""
+        body = self.computations[name].values()
         parameter = next(
-            line.name
-            for line in self.computations[name]
-            if line.opcode == "parameter" and int(line.inside) == number
+            line.name for line in body if line.opcode == "parameter" and int(line.inside) == number
         )
         same, total = {parameter}, 0.0
-        for line in self.computations[name]:  # operands come before their uses
+        for line in body:  # operands come before their uses
             if not same.intersection(line.operands):
                 continue
             if line.opcode == "bitcast":
@@ -316,11 +299,12 @@ class HloProgram:
                             same.add(line.name)
             else:
                 return size, False
-        return min(total, size), self.computations[name][-1].name in same
+        return min(total, size), list(body)[-1].name in same
 
     def _written(self, name: str, fusion: HloInstruction) -> float:
         """Bytes that a fusion writes; an update in place writes only the new values."""
-        root, by_name = self.computations[name][-1], self._by_name[name]
+        by_name = self.computations[name]
+        root = list(by_name.values())[-1]
         roots = [root]
         if root.opcode == "tuple":
             roots = [by_name[operand] for operand in root.operands]
@@ -332,11 +316,11 @@ class HloProgram:
                 continue
             while result.opcode == "bitcast":
                 result = by_name[result.operands[0]]
-            total += (
-                self._size(by_name, result.operands[_UPDATES[result.opcode]])
-                if result.opcode in _UPDATES
-                else array.bytes
-            )
+            if result.opcode in _UPDATES:
+                update = by_name.get(result.operands[_UPDATES[result.opcode]])
+                total += update.bytes if update else 0.0
+            else:
+                total += array.bytes
         return total
 
     @property
@@ -351,11 +335,11 @@ class HloProgram:
         fused = {
             line.called("calls")
             for body in self.computations.values()
-            for line in body
+            for line in body.values()
             if line.opcode == "fusion"
         }
         for name, times in self.weights.items():
-            body = self.computations[name]
+            body = self.computations[name].values()
             for line in body:
                 if line.opcode == "recv" and (transfer := _TRANSFER.search(line.rest)):
                     kind = transfer[1].lower().replace("_", "-")
