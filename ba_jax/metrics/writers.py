@@ -57,6 +57,24 @@ def _naming(path: Path) -> Iterator[None]:
         raise with_path(error, path) from error
 
 
+def parse_csv(text: str, path: Path) -> Iterator[tuple[int, str, float]]:
+    """Yield step, name and value of the lines of a metrics file, without a cut-off last line.
+
+    Raises:
+      ValueError: names the malformed line of `path`.
+    """
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        if number == 1 and f"{line}\n" == CSV_HEADER:
+            continue
+        try:
+            step, name, value = line.split(",")
+            yield int(step), name, float(value)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {number}: {line!r}, expected {CSV_HEADER.strip()}"
+            ) from error
+
+
 class CSVFile:
     """Lines `step,name,value`, values as their `repr`, without loss of digits.
 
@@ -72,23 +90,11 @@ class CSVFile:
         self._path = path
         self._last: dict[str, tuple[int, float]] = {}
         kept = [CSV_HEADER]
-        lines = []
         if resume_step is not None and path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        for number, line in enumerate(lines, 1):
-            is_header = number == 1 and line == CSV_HEADER
-            if is_header or (number == len(lines) and not line.endswith("\n")):
-                continue
-            try:
-                step, name, value = line.rstrip("\n").split(",")
-                step, value = int(step), float(value)
-            except ValueError as error:
-                raise ValueError(
-                    f"{path}, line {number}: {line!r}, expected {CSV_HEADER.strip()}"
-                ) from error
-            if step <= resume_step:
-                kept.append(line)
-                self._last[name] = step, value
+            for step, name, value in parse_csv(path.read_text(encoding="utf-8"), path):
+                if step <= resume_step:
+                    kept.append(f"{step},{name},{value!r}\n")
+                    self._last[name] = step, value
         write_whole(path, "".join(kept))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

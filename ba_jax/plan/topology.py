@@ -109,20 +109,16 @@ def open_topology(name: str, slices: int = 1) -> Topology:
         return Topology(name, chip, chips, slices, devices, True)
     if slices > 1:
         raise PlanError(f"slices = {slices} with {name}: expected 1, GPUs have none")
-    gpus = [gpu for gpu in _gpus() if chip.name in gpu.device_kind.lower()]
+    try:
+        gpus = [gpu for gpu in jax.devices("gpu") if chip.name in gpu.device_kind.lower()]
+    except RuntimeError:  # JAX has no GPU backend
+        gpus = []
     if len(gpus) >= chips:
         return Topology(name, chip, chips, 1, gpus[:chips], True)
     devices = jax.devices("cpu")
     if len(devices) < chips:
         raise PlanError(f"{name}: {len(devices)} simulated devices, expected {chips}")
     return Topology(name, chip, chips, 1, devices[:chips], False)
-
-
-def _gpus() -> list[Any]:
-    try:
-        return jax.devices("gpu")
-    except RuntimeError:
-        return []
 
 
 def _tpu_devices(name: str, chip: Chip, shape: tuple[int, ...], slices: int) -> list[Any]:

@@ -13,7 +13,6 @@ Malformed input is a `ReportError` that names the file and, if possible, the lin
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import math
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ba_jax.checkpoints.layout import CONFIG_FILE
+from ba_jax.metrics.writers import CSV_HEADER, parse_csv
 
 EVAL = "eval"
 # Order of the stages; others follow by name.
@@ -208,28 +208,15 @@ def read_metrics(path: Path) -> dict[str, Points]:
       ReportError: naming the malformed line.
     """
     values: dict[str, dict[int, float]] = {}
-    lines = _read_text(path).split("\n")[:-1]
-    rows = csv.reader(lines, strict=True)
+    text = _read_text(path)
+    if not text.startswith(CSV_HEADER):
+        first = text.split("\n")[0]
+        raise ReportError(f"{path}, line 1: {first!r}, expected the header step,name,value")
     try:
-        for row in rows:
-            where = f"{path}:{rows.line_num}"
-            if rows.line_num == 1:
-                if row != ["step", "name", "value"]:
-                    raise ReportError(f"{where}: header {row!r}, expected step,name,value")
-                continue
-            if len(row) != 3:
-                raise ReportError(f"{where}: {len(row)} fields {row!r}, expected step,name,value")
-            try:
-                step, value = int(row[0]), float(row[2])
-            except ValueError as error:
-                raise ReportError(
-                    f"{where}: {row!r}: expected a whole step and a number"
-                ) from error
-            values.setdefault(row[1], {})[step] = value
-    except csv.Error as error:
-        raise ReportError(f"{path}:{rows.line_num}: {error}") from error
-    if not rows.line_num:
-        raise ReportError(f"{path}: no line, expected the header step,name,value")
+        for step, name, value in parse_csv(text, path):
+            values.setdefault(name, {})[step] = value
+    except ValueError as error:
+        raise ReportError(str(error)) from error
     return {name: tuple(sorted(points.items())) for name, points in values.items()}
 
 

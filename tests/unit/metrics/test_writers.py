@@ -100,7 +100,7 @@ def test_a_run_that_begins_keeps_nothing(tmp_path):
 def test_a_damaged_file_is_named_and_left_alone(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,name,value\n1,loss,0.5\nhello\n2,loss,0.4\n")
-    with pytest.raises(ValueError, match=r"metrics\.csv, line 3: 'hello\\n', expected step,name"):
+    with pytest.raises(ValueError, match=r"metrics\.csv, line 3: 'hello', expected step,name"):
         Writers(tmp_path, 2)
     assert "hello" in path.read_text()
 
