@@ -144,13 +144,13 @@ def compare(single: dict[str, Any], many: dict[str, Any]) -> dict[str, float]:
     """Largest differences of losses and norms (relative) and of the values of the state."""
     result = {}
     for name in ("loss", "grad_norm"):
-        here, there = np.array(single[name]), np.array(many[name])
-        result[name] = float(np.max(np.abs(there / here - 1)))
+        expected, actual = np.array(single[name]), np.array(many[name])
+        result[name] = float(np.max(np.abs(actual / expected - 1)))
     result["state"] = 0.0
-    for (_, here), (_, there) in zip(single["state"], many["state"], strict=True):
-        if jax.dtypes.issubdtype(here.dtype, jax.dtypes.prng_key):
+    for (_, expected), (_, actual) in zip(single["state"], many["state"], strict=True):
+        if jax.dtypes.issubdtype(expected.dtype, jax.dtypes.prng_key):
             continue
-        apart = np.abs(np.asarray(there, np.float64) - here) / (1 + np.abs(here))
+        apart = np.abs(np.asarray(actual, np.float64) - expected) / (1 + np.abs(expected))
         result["state"] = max(result["state"], float(np.max(apart, initial=0)))
     return result
 

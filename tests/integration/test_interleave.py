@@ -90,35 +90,37 @@ class Tape:
 @pytest.fixture(scope="module")
 def tape(tmp_path_factory):
     """(folder with the recording, its seconds, the spoken text)."""
-    made, kokoro = Tape(), make_tool("synthesiser", "kokoro")
-    made.pause(2.0)
-    made.add(jingle(3.0))
-    made.pause(1.0)
+    recording, kokoro = Tape(), make_tool("synthesiser", "kokoro")
+    recording.pause(2.0)
+    recording.add(jingle(3.0))
+    recording.pause(1.0)
     for voice, sentences in SENTENCES.items():
         for sentence in sentences:
             spoken = kokoro.speak(sentence, voice)
-            at = made.seconds
+            at = recording.seconds
             words = tuple((at + word.start, at + word.end) for word in spoken.words)
             end = at + len(spoken.wave_S) / RATE
-            made.said.append(Said(voice, sentence, words[0][0], words[-1][1], words))
-            made.add(spoken.wave_S)
-            assert made.seconds == pytest.approx(end)
-            made.pause(0.35)
-        made.pause(0.3)
-    made.add(jingle(3.0))
-    made.pause(1.0)
+            recording.said.append(Said(voice, sentence, words[0][0], words[-1][1], words))
+            recording.add(spoken.wave_S)
+            assert recording.seconds == pytest.approx(end)
+            recording.pause(0.35)
+        recording.pause(0.3)
+    recording.add(jingle(3.0))
+    recording.pause(1.0)
     wave_S, _ = read_audio(ROOT / "tests" / "data" / "speech" / "1889.flac", sample_rate=RATE)
-    loudness = np.sqrt(np.mean(np.square(np.concatenate(made.pieces))))
+    loudness = np.sqrt(np.mean(np.square(np.concatenate(recording.pieces))))
     wave_S *= loudness / np.sqrt(np.mean(np.square(wave_S)))
-    made.said.append(Said("person", PERSON, made.seconds, made.seconds + len(wave_S) / RATE))
-    made.add(wave_S)
-    made.pause(1.5)
-    clean_S = np.concatenate(made.pieces)
+    recording.said.append(
+        Said("person", PERSON, recording.seconds, recording.seconds + len(wave_S) / RATE)
+    )
+    recording.add(wave_S)
+    recording.pause(1.5)
+    clean_S = np.concatenate(recording.pieces)
     rng = np.random.default_rng(0)
     noise_S = 10 ** (-25 / 20) * loudness * rng.standard_normal(len(clean_S))
     folder = tmp_path_factory.mktemp("tape")
     write_audio(folder / "tape.flac", (clean_S + noise_S).astype(np.float32), RATE)
-    return folder, made.seconds, made.said
+    return folder, recording.seconds, recording.said
 
 
 @pytest.fixture(scope="module")
@@ -136,15 +138,15 @@ def crawled(tape, tmp_path_factory):
 @pytest.fixture(scope="module")
 def synthesised(tmp_path_factory):
     """(records, report) of each language's text, made in another process."""
-    made = {}
+    result = {}
     for language, text in TEXTS.items():
         folder = tmp_path_factory.mktemp("synthetic")
         (folder / "text.txt").write_text(text, encoding="utf-8")
         source = {"path": str(folder / "text.txt"), "language": language, "parts": PARTS}
         config = config_from({"kind": "synthetic", "source": source, "max_rejected": 1.0})
         report = prepare(config, folder / "set", workers=1)
-        made[language] = list(RecordSource(folder / "set", "train")), report
-    return made
+        result[language] = list(RecordSource(folder / "set", "train")), report
+    return result
 
 
 def times(record: Record) -> list[float]:
@@ -170,7 +172,7 @@ def test_the_crawl_finds_speech_and_separates_voices(tape, crawled):
         assert len({part.speaker for part in record.parts}) == 1
         speakers.setdefault(voice_of(record, spoken), set()).add(record.parts[0].speaker)
     assert set(speakers) == set(SENTENCES)
-    assert all(len(own) == 1 for own in speakers.values())
+    assert all(len(voices) == 1 for voices in speakers.values())
     assert len(set.union(*speakers.values())) == 2
     speech = sum(s.end - s.start for s in spoken if s.voice in SENTENCES)
     assert report["seconds"] > 0.9 * speech

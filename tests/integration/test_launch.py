@@ -258,11 +258,11 @@ def documented_commands():
         at = next((i for i, word in enumerate(words) if word.startswith("launch/")), None)
         if at is not None and "--dry-run" not in words:
             first = next(i for i, word in enumerate(words) if not re.match("[A-Z]+=", word))
-            own = dict(word.split("=") for word in words[:first])
+            variables = dict(word.split("=") for word in words[:first])
             script = words[at].removeprefix("launch/").removesuffix(".sh")
             rest = words[at + 1 :]
             rest.insert(1 if script in ("run_pod", "xpk") else 0, "--dry-run")
-            yield script, rest, {**settings, **own}
+            yield script, rest, {**settings, **variables}
 
 
 def test_commands_of_docs_pods():

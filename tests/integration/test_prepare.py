@@ -79,9 +79,11 @@ def undisturbed(corpus, tmp_path_factory) -> pathlib.Path:
 
 def same(out: pathlib.Path, other: pathlib.Path) -> None:
     """The same files with the same bytes, but for prepare.json, which holds the whole config."""
-    left, right = contents(out), contents(other)
-    assert sorted(left) == sorted(right)
-    assert [name for name in left if left[name] != right[name] and name != "prepare.json"] == []
+    expected, actual = contents(out), contents(other)
+    assert sorted(expected) == sorted(actual)
+    assert [
+        name for name in expected if expected[name] != actual[name] and name != "prepare.json"
+    ] == []
 
 
 def wait_for(condition, seconds: float = 60.0) -> None:
@@ -235,12 +237,12 @@ def test_beam_resumes_a_local_run(corpus, undisturbed, tmp_path):
     run_config = config("manifest", PER_SHARD, path=corpus / "m.jsonl")
     plan = runner.make_plan(run_config)
 
-    def some(plan, jobs, directory):
+    def make_five(plan, jobs, directory):
         pool.make_shards(plan, jobs[:5], directory, 0, False)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        runner.prepare(run_config, out, run_jobs=some)
+        runner.prepare(run_config, out, run_jobs=make_five)
     assert len(done(out)) == 5
     seen = []
     options = "--runner=DirectRunner --direct_num_workers=2 --direct_running_mode=multi_threading"

@@ -33,9 +33,9 @@ def folder(tmp_path_factory) -> pathlib.Path:
     config = models.get_config("nano")
     config.audio_encoder.update(width=16, layers=1, ffn_width=32)
     config.vq_bridge.width = 16
-    made = from_mapping(BaichuanAudioConfig, config).only("audio_encoder", "vq_bridge")
-    made_by = jax.jit(lambda key: init_variables(made, key))
-    save_variables(folder / "weights", made_by(jax.random.key(0)))
+    sizes = from_mapping(BaichuanAudioConfig, config).only("audio_encoder", "vq_bridge")
+    initialise = jax.jit(lambda key: init_variables(sizes, key))
+    save_variables(folder / "weights", initialise(jax.random.key(0)))
     return folder
 
 
@@ -66,7 +66,7 @@ def contents(directory: pathlib.Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def made(folder) -> pathlib.Path:
+def undisturbed(folder) -> pathlib.Path:
     """The dataset made by a single process with a single device."""
     out, err = finish(start(command(folder, folder / "out")))
     assert "14 records, 0.01 h with codes in" in out and "# small: 14 records" in out
@@ -74,14 +74,16 @@ def made(folder) -> pathlib.Path:
     return folder / "out"
 
 
-def test_a_second_run_does_nothing(folder, made):
-    before = {path: path.stat().st_mtime_ns for path in made.iterdir()}
-    out, err = finish(start(command(folder, made, "--on-error=skip")))
+def test_a_second_run_does_nothing(folder, undisturbed):
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.iterdir()}
+    out, err = finish(start(command(folder, undisturbed, "--on-error=skip")))
     assert "14 records" in out and "s of audio" not in err
-    assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == before
-    _, err = finish(start(command(folder, made, "--drop-audio")), FAILED)
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.iterdir()} == before
+    _, err = finish(start(command(folder, undisturbed, "--drop-audio")), FAILED)
     assert "source.drop_audio was False, is True" in err and "Traceback" not in err
-    codes = [part.codes_NQ for r in RecordSource(made, "train") for part in r.parts if part.audio]
+    codes = [
+        part.codes_NQ for r in RecordSource(undisturbed, "train") for part in r.parts if part.audio
+    ]
     assert len(codes) == 24 and all(code.shape[1] == 8 for code in codes)
 
 
@@ -100,14 +102,14 @@ def test_errors_name_the_cause(folder, tmp_path, arguments, message):
 
 
 @pytest.mark.slow
-def test_eight_devices_give_the_same(folder, made, tmp_path):
+def test_eight_devices_give_the_same(folder, undisturbed, tmp_path):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     finish(start(command(folder, tmp_path / "out", "--batch-seconds=3"), XLA_FLAGS=flags))
-    assert contents(tmp_path / "out") == contents(made)
+    assert contents(tmp_path / "out") == contents(undisturbed)
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_same(folder, made, tmp_path):
+def test_two_processes_give_the_same(folder, undisturbed, tmp_path):
     """Joined as Slurm joins them."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -128,11 +130,11 @@ def test_two_processes_give_the_same(folder, made, tmp_path):
     for process in processes:
         out, _ = finish(process)
         assert "14 records" in out
-    assert contents(tmp_path / "out") == contents(made)
+    assert contents(tmp_path / "out") == contents(undisturbed)
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_can_be_resumed(folder, made, tmp_path):
+def test_an_interrupted_run_can_be_resumed(folder, undisturbed, tmp_path):
     out = tmp_path / "out"
     process = start(command(folder, out))
     end = time.monotonic() + 120
@@ -146,4 +148,4 @@ def test_an_interrupted_run_can_be_resumed(folder, made, tmp_path):
         and "Traceback" not in err
     )
     finish(start(command(folder, out)))
-    assert contents(out) == contents(made)
+    assert contents(out) == contents(undisturbed)

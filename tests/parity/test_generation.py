@@ -49,7 +49,7 @@ def test_golden(tiny_checkpoint, mode):
     assert len(output.pieces[0].ids) == len(text) + (mode == "reference")
     np.testing.assert_array_equal(output.pieces[1].codes_NQ, golden["greedy_audio"])
     assert not output.complete  # it would have spoken on
-    events = [event for some in generator.stream([prompt]) for event in some]
+    events = [event for batch in generator.stream([prompt]) for event in batch]
     streamed = collect(events, codes.shape[1])[0]
     assert streamed.ids == output.ids
     np.testing.assert_array_equal(streamed.codes_NQ, output.codes_NQ)

@@ -1,4 +1,4 @@
-"""The rules of the house, proved from the syntax tree: who may import what, and when.
+"""The rules of the house, checked on syntax trees: imports, length of files, and language.
 
 Each rule is a function of (module name, source) that returns its violations, run over every file
 it covers and, in a second test, over a source that breaks it.
@@ -168,15 +168,15 @@ def layer(module: str) -> int | None:
 
 def check_layers(name: str, source: str) -> Violations:
     """Imports run downwards only, lazy ones included; every module has a layer."""
-    own = layer(name)
-    if own is None:
+    own_layer = layer(name)
+    if own_layer is None:
         return [f"{name}: in no layer; add it to LAYERS"]
     violations = []
     for target in imports(name, source):
         # `from ba_jax.vocab import X` yields ba_jax.vocab.X too: same row, no harm.
         target_layer = layer(target) if is_under(target, "ba_jax") else None
-        if target_layer is not None and target_layer > own:
-            violations.append(f"{name} (layer {own}) imports {target} (layer {target_layer})")
+        if target_layer is not None and target_layer > own_layer:
+            violations.append(f"{name} (layer {own_layer}) imports {target} (layer {target_layer})")
         if target.split(".")[0] in ("tests", "benchmarks"):
             violations.append(f"{name} imports {target}")
     return violations

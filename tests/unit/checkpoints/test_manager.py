@@ -60,7 +60,7 @@ def test_restore_returns_what_was_saved(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "left"),
+    ("settings", "kept"),
     [
         (CheckpointSettings(keep_last=1), [5]),
         (CheckpointSettings(keep_last=2), [4, 5]),
@@ -68,12 +68,12 @@ def test_restore_returns_what_was_saved(tmp_path):
         (CheckpointSettings(keep_last=1, keep_best=2), [2, 4, 5]),
     ],
 )
-def test_last_and_best_are_kept(tmp_path, settings, left):
+def test_last_and_best_are_kept(tmp_path, settings, kept):
     losses = {1: 0.9, 2: 0.1, 3: None, 4: 0.5, 5: 0.7}
     with Checkpoints(tmp_path, settings) as checkpoints:
         for step, loss in losses.items():
             save(checkpoints, step, loss)
-    assert complete_steps(tmp_path / "checkpoints") == left
+    assert complete_steps(tmp_path / "checkpoints") == kept
 
 
 def test_the_best_checkpoint_is_kept_over_a_restart(tmp_path):

@@ -59,9 +59,9 @@ def test_a_shorter_crop_is_judged_by_its_own_rows():
         for m in maps:
             m[1, int(np.ceil(m.shape[1] / 2)) :] = 1e3
     want, whole = losses(real, fake, half), losses(real, fake, FULL)
-    for own, same, full in zip(losses(real, spoilt, half), want, whole, strict=True):
-        np.testing.assert_array_equal(own, same)
-        assert own[0] == full[0] and own[1] != full[1]
+    for actual, expected, full in zip(losses(real, spoilt, half), want, whole, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+        assert actual[0] == full[0] and actual[1] != full[1]
     # Rows whose middle is in the first half: 2 of 5 (the third one's middle is the end), 2 of 4.
     own_rows = [f[-1][1, :2] for f in fake]
     np.testing.assert_allclose(want[1][1], sum(np.mean((s - 1) ** 2) for s in own_rows), rtol=1e-6)

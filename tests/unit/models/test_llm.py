@@ -113,13 +113,13 @@ def test_a_row_that_exceeds_the_cache_loses_only_its_tail(config, step):
 def test_left_and_right_padding_agree(run):
     ids = ids_of(1, 5)
     want, _ = run("hidden", ids)
-    for left in (0, 3):
+    for offset in (0, 3):
         padded = np.full((1, 8), 10**6, np.int32)
-        padded[:, left : left + 5] = ids
+        padded[:, offset : offset + 5] = ids
         segments = np.zeros((1, 8), np.int32)
-        segments[:, left : left + 5] = 1
+        segments[:, offset : offset + 5] = 1
         got, _ = run("hidden", padded, None, None, segments)
-        np.testing.assert_allclose(got[:, left : left + 5], want, atol=2e-5)
+        np.testing.assert_allclose(got[:, offset : offset + 5], want, atol=2e-5)
         assert (np.asarray(got)[segments == 0] == 0).all()
 
 

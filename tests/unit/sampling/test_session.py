@@ -77,12 +77,12 @@ def test_stream_equals_the_loop(config, drawn, chunk):
     whole = drawn(prompts, seeds=seeds)
     loops, shares = drawn.traces["loop"], []
     events = []
-    for some in drawn.stream(prompts, seeds=seeds, chunk=chunk):
+    for batch in drawn.stream(prompts, seeds=seeds, chunk=chunk):
         for row in range(4):
-            kinds = [event.kind for event in some if event.row == row]
+            kinds = [event.kind for event in batch if event.row == row]
             assert kinds.count(TEXT) + kinds.count(FRAME) <= chunk
-        shares.append(len(some))
-        events += some
+        shares.append(len(batch))
+        events += batch
     assert drawn.traces["loop"] == loops == 1  # the very same compiled loop
     outputs = collect(events, len(whole[0].codes_NQ.T))
     for row, want in enumerate(whole):
@@ -252,8 +252,8 @@ def test_prompt_after_an_interrupted_stream(config, whole, talking):
     first, second = (prompt(config, 9, seed, wants_speech=True) for seed in (4, 5))
     session.read([first])
     events = []
-    for some in session.stream(chunk=2):
-        events += some
+    for batch in session.stream(chunk=2):
+        events += batch
         if sum(event.kind == FRAME for event in events) >= 3:
             break
     heard = collect(events, 3)[0]

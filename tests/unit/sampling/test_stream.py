@@ -102,9 +102,9 @@ def test_stream_equals_the_whole_for_any_cuts(streamer, segments, whole, first, 
     waiting = [pieces_of(segments[0], first), pieces_of(segments[1], second)]
     parts = [[], []]
     while any(waiting):
-        some = [i for i in (0, 1) if waiting[i]]
-        pushed = streamer.push([streams[i] for i in some], [waiting[i].pop(0) for i in some])
-        for i, samples in zip(some, pushed, strict=True):
+        active = [i for i in (0, 1) if waiting[i]]
+        pushed = streamer.push([streams[i] for i in active], [waiting[i].pop(0) for i in active])
+        for i, samples in zip(active, pushed, strict=True):
             assert samples.dtype == np.float32
             parts[i].append(samples)
     for i, samples in enumerate(streamer.finish(streams)):

@@ -50,18 +50,24 @@ def records() -> tuple[Record, ...]:
 
 def model() -> dict[str, Any]:
     """The nano model's formats around a language model of one layer of width 16."""
-    made = models.get_config("nano").to_dict()
-    made["llm"] = dict(LLM)
-    made["audio_embed"] = {"width": 16, "codebook_sizes": CODEBOOKS}
-    made["audio_head"] = {
+    config = models.get_config("nano").to_dict()
+    config["llm"] = dict(LLM)
+    config["audio_embed"] = {"width": 16, "codebook_sizes": CODEBOOKS}
+    config["audio_head"] = {
         "width": 16,
         "layers": 1,
         "codebook_sizes": CODEBOOKS,
         "head_dim": 8,
     }
-    made["audio_encoder"] = {"mel_bins": 128, "width": 16, "layers": 1, "heads": 2, "ffn_width": 24}
-    made["vq_bridge"] = {"width": 16, "pooling": 4, "codebook_sizes": CODEBOOKS}
-    made["audio_decoder"] = {
+    config["audio_encoder"] = {
+        "mel_bins": 128,
+        "width": 16,
+        "layers": 1,
+        "heads": 2,
+        "ffn_width": 24,
+    }
+    config["vq_bridge"] = {"width": 16, "pooling": 4, "codebook_sizes": CODEBOOKS}
+    config["audio_decoder"] = {
         "width": 16,
         "layers": 1,
         "heads": 2,
@@ -69,7 +75,7 @@ def model() -> dict[str, Any]:
         "mel_bins": 80,
         "refine_channels": (8,),
     }
-    return made
+    return config
 
 
 def _mixture(dataset: pathlib.Path, **members: Mapping[str, Any]) -> dict[str, Any]:

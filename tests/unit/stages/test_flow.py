@@ -178,8 +178,8 @@ def test_the_decoder_trains_if_its_weight_is_set(variables, arrays, gradient):
     batch = batch_of(0.5, 0.3)
     mel = np.zeros((2, 31, 80), np.float32)
     for i, seconds in enumerate((0.5, 0.3)):
-        own = log_mel(gliding_tone(seconds, 16000, 120 + 60 * i), HIFIGAN_MEL)
-        mel[i, : len(own)] = own
+        frames = log_mel(gliding_tone(seconds, 16000, 120 + 60 * i), HIFIGAN_MEL)
+        mel[i, : len(frames)] = frames
     batch = batch._replace(hifigan_mel_BTM=mel, hifigan_lengths_B=np.array([31, 18]))
     heard = stage.arrays(batch)
     # 6 and 4 code frames, 46 and 30 of the coarse mel at 100 Hz.
@@ -321,10 +321,12 @@ def test_rotated_codes_and_mels_stay_aligned():
     mel = np.tile(np.arange(10), (3, 1))[..., None]
     turned = np.asarray(rotate(codes, by, lengths, lengths))[..., 0]
     assert turned.tolist() == [[1, 2, 3, 0, 4], [2, 0, 1, 3, 4], [0, 1, 2, 3, 4]]
-    own = np.asarray(rotate(mel, 2 * by, 2 * lengths, np.maximum(2 * lengths - 1, 0)))[..., 0]
-    assert own[0].tolist() == [2, 3, 4, 5, 6, 6, 0, 7, 8, 9]
-    assert own[1].tolist() == [4, 4, 0, 1, 2, 5, 6, 7, 8, 9]
-    assert own[2].tolist() == list(range(10))
+    turned_mel = np.asarray(rotate(mel, 2 * by, 2 * lengths, np.maximum(2 * lengths - 1, 0)))[
+        ..., 0
+    ]
+    assert turned_mel[0].tolist() == [2, 3, 4, 5, 6, 6, 0, 7, 8, 9]
+    assert turned_mel[1].tolist() == [4, 4, 0, 1, 2, 5, 6, 7, 8, 9]
+    assert turned_mel[2].tolist() == list(range(10))
 
 
 def test_every_draw_of_an_item_has_its_key():

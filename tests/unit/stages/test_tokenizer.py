@@ -50,7 +50,7 @@ def chunks_of(bucket: float, seconds: list[list[float]], starts, fill: float) ->
     """(rows, places) clips of these lengths, 0 for an empty place, filled up with `fill`."""
     shape = np.shape(seconds)
     samples = round(bucket * 16000)
-    made = AudioChunks(
+    chunks = AudioChunks(
         mel_BCTM=np.full((*shape, samples // 160 + 1, 80), fill, np.float32),
         mel_lengths_BC=np.zeros(shape, np.int32),
         starts_BC=np.asarray(starts, np.int32),
@@ -62,11 +62,11 @@ def chunks_of(bucket: float, seconds: list[list[float]], starts, fill: float) ->
         place = tuple(place)
         wave = gliding_tone(np.asarray(seconds)[place], 16000, 100 + 40 * sum(place) + 100 * bucket)
         heard, wanted = whisper_log_mel(wave, WHISPER_MEL_80), log_mel(wave, HIFIGAN_MEL)
-        made.mel_BCTM[place][: len(heard)] = heard
-        made.hifigan_mel_BCTM[place][: len(wanted)] = wanted
-        made.mel_lengths_BC[place], made.hifigan_lengths_BC[place] = len(heard), len(wanted)
-        made.frames_BC[place] = lengths.bridge_length(lengths.encoder_length(len(heard)))
-    return made
+        chunks.mel_BCTM[place][: len(heard)] = heard
+        chunks.hifigan_mel_BCTM[place][: len(wanted)] = wanted
+        chunks.mel_lengths_BC[place], chunks.hifigan_lengths_BC[place] = len(heard), len(wanted)
+        chunks.frames_BC[place] = lengths.bridge_length(lengths.encoder_length(len(heard)))
+    return chunks
 
 
 def batch_of(fill: float = 0.0, text_only: bool = False) -> PackedBatch:
@@ -109,11 +109,11 @@ def stage() -> TokenizerStage:
 
 @pytest.fixture(scope="module")
 def variables(stage):
-    made = jax.jit(stage.init, compiler_options=QUICK)(jax.random.key(0))
+    initial = jax.jit(stage.init, compiler_options=QUICK)(jax.random.key(0))
     # An untrained output layer is too small to say anything about words.
-    llm = made["params"]["llm"]
+    llm = initial["params"]["llm"]
     llm["lm_head"] = 20 * llm["lm_head"]
-    return made
+    return initial
 
 
 @pytest.fixture(scope="module")
@@ -223,13 +223,13 @@ def test_a_new_bridge_is_fitted_to_its_first_batches(stage, variables, arrays):
         np.testing.assert_allclose(counts.sum(), 40 / len(taken), rtol=1e-5)
         assert counts.shape == (size,)
         assert (np.asarray(fitting.init_extra(fitted)[f"age_{q}"]) == 0).all()
-    left = (
+    residual = (
         z
         - np.asarray(codebook["embed_0"])[
             ((z[:, None] - np.asarray(codebook["embed_0"])[None]) ** 2).sum(-1).argmin(1)
         ]
     )
-    assert (left**2).mean() < 0.9 * (z**2).mean()
+    assert (residual**2).mean() < 0.9 * (z**2).mean()
     unchanged = ("gate", "up", "down", "decoder_proj")
     for name in unchanged:
         jax.tree.map(

@@ -60,10 +60,10 @@ def batch_of(*seconds: float, padding: float = 0.0) -> AudioBatch:
     mel = np.full((count, int(SECONDS * 50), 80), padding, np.float32)
     samples, frames = np.zeros((2, count), np.int32)
     for i, length in enumerate(seconds):
-        own = tone(length, 150 + 60 * i)
-        target = log_mel(own, FLOW_MEL)
-        wave[i, : len(own)], mel[i, : len(target)] = own, target
-        samples[i], frames[i] = len(own), len(target)
+        crop = tone(length, 150 + 60 * i)
+        target = log_mel(crop, FLOW_MEL)
+        wave[i, : len(crop)], mel[i, : len(target)] = crop, target
+        samples[i], frames[i] = len(crop), len(target)
     return AudioBatch(
         samples_B=samples,
         wave_BS=wave,
@@ -148,8 +148,10 @@ def test_gradients_equal_those_of_two_separate_losses(stage, variables, arrays, 
     judges = Discriminators(JUDGES)
 
     def fake_of(vocoder):
-        own = {"params": {"vocoder": vocoder}}
-        return stage.model.apply(own, full["mel_BTM"], full["lengths_B"], KEY, method=generate)
+        variables = {"params": {"vocoder": vocoder}}
+        return stage.model.apply(
+            variables, full["mel_BTM"], full["lengths_B"], KEY, method=generate
+        )
 
     def generator_loss(vocoder):
         fake, f0 = fake_of(vocoder)
