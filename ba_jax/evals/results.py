@@ -85,7 +85,8 @@ def evaluate(
       The content of figures.json; {} on hosts other than the first.
 
     Raises:
-      ConfigError, CheckpointError, EvalError, RecordError, ShardingError: see there.
+      ConfigError, CheckpointError, EvalError, RecordError, ShardingError: a wrong config,
+        checkpoint, suite, dataset or mesh.
     """
     if start not in runner.STARTS:
         raise EvalError(f"stage {start!r}, expected one of {runner.STARTS[1:]}")

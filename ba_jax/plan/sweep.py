@@ -108,7 +108,7 @@ def run_sweep(
     Args:
       candidates: settings to try, in order.
       attempt: returns a result, see `attempt`.
-      limit: compile at most so many in this run.
+      limit: most candidates to compile in this run.
       path: JSONL file of results; lines with another label are ignored.
       label: name of the config and the topology.
 

@@ -29,7 +29,7 @@ def require_folder(value: str | Path, name: str) -> Path:
 
 
 def require_file(path: Path, layout: str) -> Path:
-    """The path of a file without which a layout makes no sense; SourceError if there is none."""
+    """The path of a file that a layout requires; SourceError if it does not exist."""
     if not path.is_file():
         raise SourceError(f"{path}: no such file, expected as part of {layout}")
     return path
