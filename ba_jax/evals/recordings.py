@@ -57,3 +57,13 @@ def _make_path(suite: str, name: str) -> str:
     if plain != name or not name or name.startswith(".") or len(name) > _LONGEST_NAME:
         plain = f"{plain.strip('.')[:_LONGEST_NAME]}-{stable_hash(name):08x}"
     return f"audio/{suite}/{plain}.wav"
+
+
+def read_part(audio: pathlib.Path | bytes, role: str = "") -> Part | Failure:
+    """Make a part of a benchmark's recording, a file or its bytes; fails if it cannot be read."""
+    try:
+        data = audio if isinstance(audio, bytes) else audio.read_bytes()
+        wave_S, rate = read_audio(data)
+    except (AudioError, OSError) as error:
+        return Failure(f"recording: {error}")
+    return Part(audio=data, seconds=len(wave_S) / rate, role=role)

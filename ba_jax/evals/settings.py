@@ -3,12 +3,62 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
 
-from ba_jax.config import check_at_least
-from ba_jax.evals.benchmarks.folders import Benchmarks
+from ba_jax.config import check_at_least, check_choices
+from ba_jax.evals.items import EvalError
 from ba_jax.evals.judges.answers import AnswerJudgeSettings
 from ba_jax.evals.judges.recogniser import SpeechJudgeSettings
 from ba_jax.sampling.settings import SpeechModelSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmarks:
+    """Folders of downloaded benchmarks, "" for none; `ba_jax.evals.benchmarks` has their layouts.
+
+    Attributes:
+      story_cloze: StoryCloze's CSV file.
+      spoken_story_cloze: folder of pairs of recordings.
+      subsets: subsets of a benchmark to load; () for all.
+      limit: most items of a subset; 0 for all.
+      style: layout of a question: "sft", a turn of a dialogue; "aqa", the base model's task.
+    """
+
+    openaudiobench: str = ""
+    voicebench: str = ""
+    s2sbench: str = ""
+    cmmlu: str = ""
+    story_cloze: str = ""
+    spoken_story_cloze: str = ""
+    subsets: tuple[str, ...] = ()
+    limit: int = 0
+    style: str = "sft"
+
+    def __post_init__(self):
+        check_at_least(self, limit=0)
+        check_choices(self, style=("sft", "aqa"))
+
+    def folder(self, name: str) -> pathlib.Path:
+        """Return a benchmark's folder or file; raises EvalError if it is not set or not there."""
+        value = getattr(self, name)
+        if not value:
+            raise EvalError(f"benchmarks.{name} is not set, expected the benchmark's folder")
+        path = pathlib.Path(value).expanduser()
+        if not path.exists():
+            raise EvalError(f"benchmarks.{name} = {value!r}: no such file or folder")
+        return path
+
+    def apply_limit(self, items: Sequence[Any]) -> list[Any]:
+        """Return the first `limit` items of each subset."""
+        counts: dict[str, int] = {}
+        selected = []
+        for item in items:
+            counts[item.subset] = counts.get(item.subset, 0) + 1
+            if not self.limit or counts[item.subset] <= self.limit:
+                selected.append(item)
+        return selected
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,16 +67,13 @@ class EvalSettings(SpeechModelSettings):
 
     Attributes:
       dataset: folder, or "embedded".
-      split: split of the dataset.
       sources: sources (`Record.source`) to evaluate on; () takes all.
       limit: most records of each kind and language; 0: all.
       transcribe_first: the model transcribes speech before it answers
         (`ExampleMaker.transcribe_first`); likelihoods of endings are then those below the
         transcript that it writes.
-      judge: settings of the recogniser.
+      judge, verdict: settings of the recogniser, and of the judge of open answers.
       save_every: items between two writes of lines.
-      benchmarks: folders of public benchmarks.
-      verdict: settings of the judge of open answers.
     """
 
     dataset: str

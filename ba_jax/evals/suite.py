@@ -38,11 +38,7 @@ class Suite:
     judged: bool = False
 
     def require(self) -> None:
-        """Check that the packages that the suite needs are installed, before generating.
-
-        Raises:
-          EvalError: a package is missing.
-        """
+        """Raise EvalError, before generating, if a package that the suite needs is missing."""
 
     def items(self, bench: Bench) -> list[EvalItem]:
         """Return the items, the same on every host: by default the dataset's single utterances."""
@@ -61,10 +57,9 @@ class Suite:
         raise NotImplementedError
 
     def score(self, bench: Bench, item: EvalItem, outputs: Outputs) -> Line:
-        """Score an item: reference, hypothesis, errors, units, correct, audio.
+        """Score an item, without a model: reference, hypothesis, errors, units, correct, audio.
 
-        Uses no model. An item with a failed phase counts as wrong. The item's id and language are
-        added to its row.
+        An item with a failed phase counts as wrong. Its id and language are added to the row.
         """
         raise NotImplementedError
 

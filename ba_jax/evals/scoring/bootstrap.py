@@ -95,10 +95,7 @@ def rate_figures(
 ) -> dict[str, Any]:
     """Return `name`, errors per unit pooled over all rows, and its interval; None without units.
 
-    Args:
-      name: name of the figure.
-      rows: results of items; a row without the keys has neither errors nor units.
-      errors, units: keys of the rows.
+    A row without the keys `errors` and `units` has neither.
     """
     numerators, denominators = ([row.get(key, 0) for row in rows] for key in (errors, units))
     if sum(denominators) <= 0:

@@ -42,11 +42,7 @@ MEASURES = ("pesq_wb", "stoi", *_MOS.values())
 
 
 def require() -> None:
-    """Check that the packages are installed.
-
-    Raises:
-      EvalError: a package is missing.
-    """
+    """Raise EvalError if a package is not installed."""
     for name in _PACKAGES:
         try:
             importlib.import_module(name)
@@ -61,10 +57,7 @@ WavePair = tuple[Wave | Failure | None, Wave | Failure | None]
 
 
 def measure(waves: WavePair) -> dict[str, float | str]:
-    """Measure a wave: MEASURES and `dnsmos_overall_on_reference`.
-
-    `NAME_failed` takes the place of a measure that fails, with the reason.
-    """
+    """Measure a wave: MEASURES and `dnsmos_overall_on_reference`; `NAME_failed` is the reason."""
     results: dict[str, float | str] = {}
     wave_S, reference_S = (_resample_to_16k(wave) for wave in waves)
     length = min(len(wave_S), len(reference_S))

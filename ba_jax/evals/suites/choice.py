@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from ba_jax.audio import AudioError
 from ba_jax.data.corpus import facts
 from ba_jax.data.examples import TRANSCRIPT_END, ExampleMaker
 from ba_jax.data.record import Part, Record
@@ -30,7 +29,6 @@ from ba_jax.data.sequence import to_sequence
 from ba_jax.evals.bench import Bench
 from ba_jax.evals.benchmarks import choices
 from ba_jax.evals.benchmarks.choices import Choice
-from ba_jax.evals.benchmarks.folders import Benchmarks, spoken_part
 from ba_jax.evals.items import (
     EvalError,
     EvalItem,
@@ -41,7 +39,9 @@ from ba_jax.evals.items import (
     Results,
     replace_usable,
 )
+from ba_jax.evals.recordings import read_part
 from ba_jax.evals.scoring import bootstrap
+from ba_jax.evals.settings import Benchmarks
 from ba_jax.evals.suite import Suite
 from ba_jax.sampling.likelihood import LENGTHS, Scored
 from ba_jax.sampling.prompt import Prompt
@@ -259,11 +259,7 @@ class ChoiceBenchmark(Comparison):
         self._benchmark, self._is_spoken = benchmark, is_spoken
 
     def items(self, bench: Bench) -> list[EvalItem]:
-        """Return choices.
-
-        Raises:
-          EvalError: a choice without such a context, or another layout of the folder.
-        """
+        """Return choices; raises EvalError for one without such a context."""
         settings = bench.settings.benchmarks
         items = []
         for choice in settings.apply_limit(_LOADERS[self._benchmark](settings)):
@@ -317,10 +313,11 @@ class ChoiceBenchmark(Comparison):
             if self._is_spoken and choice.audio is not None:
                 recordings.append((-1, choice.audio))
             for number, audio in recordings:
-                try:
-                    parts[item.id, number] = spoken_part(audio)
-                except (AudioError, OSError) as error:
-                    failed[item.id] = Failure(f"recording: {error}")
+                part = read_part(audio)
+                if isinstance(part, Failure):
+                    failed[item.id] = part
+                else:
+                    parts[item.id, number] = part
         encoded = {}
         for key, codes_NQ in zip(parts, bench.encode(list(parts.values())), strict=True):
             if isinstance(codes_NQ, Failure):
@@ -346,11 +343,7 @@ class Cloze(Comparison):
         self._task, self._maker = task, ExampleMaker(task, **options)
 
     def items(self, bench: Bench) -> list[EvalItem]:
-        """Return dialogues.
-
-        Raises:
-          EvalError: an answer is of no closed fact.
-        """
+        """Return dialogues; raises EvalError for an answer of no closed fact."""
         items = []
         for number, dialogue in enumerate(bench.records.dialogues):
             question, answer = dialogue.parts
@@ -382,11 +375,7 @@ class Cloze(Comparison):
 
 
 def wrong_answer(dialogue: Record) -> str:
-    """Choose another answer of the category of a closed question, the same in every process.
-
-    Raises:
-      EvalError: the answer is of no closed fact.
-    """
+    """Choose another answer of the category of a closed question, the same in every process."""
     language, answer = dialogue.language, dialogue.parts[1].text
     answers = _other_answers(language).get(answer)
     if not answers:

@@ -15,22 +15,14 @@ from ba_jax.evals.suites import (
     s2tt,
     spoken_qa,
     tts,
-)
+)  # fmt: skip
 
 _FILES = (asr, s2tt, qa, tts, reconstruction, flow_steps, choice, spoken_qa)
 SUITES: Mapping[str, Suite] = {suite.name: suite for file in _FILES for suite in file.SUITES}
 
 
 def components(names: Iterable[str], vocoder: str) -> tuple[str, ...]:
-    """Return the components that the named suites use, each once.
-
-    Args:
-      names: names of suites.
-      vocoder: `SynthesisSettings.vocoder`.
-
-    Raises:
-      EvalError: an unknown name.
-    """
+    """Return the components that the named suites use, each once; `vocoder` is the setting."""
     needed: dict[str, None] = {}
     for name in names:
         if name not in SUITES:

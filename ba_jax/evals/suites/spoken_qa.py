@@ -13,10 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ba_jax.audio import AudioError
 from ba_jax.data.record import Part, Record
 from ba_jax.evals.bench import Bench
-from ba_jax.evals.benchmarks.folders import Benchmarks, spoken_part
 from ba_jax.evals.benchmarks.questions import Question, load_openaudiobench, load_voicebench
 from ba_jax.evals.items import (
     EvalError,
@@ -29,7 +27,9 @@ from ba_jax.evals.items import (
     replace_usable,
 )
 from ba_jax.evals.judges import answers as answer_judge
+from ba_jax.evals.recordings import read_part
 from ba_jax.evals.scoring import bootstrap
+from ba_jax.evals.settings import Benchmarks
 from ba_jax.evals.suite import Suite
 from ba_jax.evals.suites import spoken
 from ba_jax.types import Failure
@@ -58,11 +58,7 @@ class SpokenQuestions(Suite):
         self.components = tuple(dict.fromkeys(parts))
 
     def items(self, bench: Bench) -> list[EvalItem]:
-        """Return questions.
-
-        Raises:
-          EvalError: style "aqa" with spoken answers, or another layout of the folder.
-        """
+        """Return questions; raises EvalError for style "aqa" with spoken answers."""
         settings = bench.settings.benchmarks
         if self.speaks and settings.style != "sft":
             raise EvalError(
@@ -89,10 +85,9 @@ class SpokenQuestions(Suite):
 
     def _make_record(self, bench: Bench, question: Question) -> Record | Failure:
         """Make a dialogue; its answer lies past the prompt's end and is never read."""
-        try:
-            part = spoken_part(question.audio, "user")
-        except (AudioError, OSError) as error:
-            return Failure(f"recording: {error}")
+        part = read_part(question.audio, "user")
+        if isinstance(part, Failure):
+            return part
         part = dataclasses.replace(part, text=question.text)
         answer = Part("-", role="assistant")
         if self.speaks:

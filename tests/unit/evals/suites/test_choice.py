@@ -12,9 +12,8 @@ from ba_jax.data.corpus import facts
 from ba_jax.data.examples import ExampleMaker
 from ba_jax.data.sequence import to_sequence
 from ba_jax.evals import runner
-from ba_jax.evals.benchmarks.folders import Benchmarks
 from ba_jax.evals.items import EvalError
-from ba_jax.evals.settings import EvalSettings
+from ba_jax.evals.settings import Benchmarks, EvalSettings
 from ba_jax.evals.suites import choice
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.likelihood import LENGTHS, Likelihood, Scored, Scorer

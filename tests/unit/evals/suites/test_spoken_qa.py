@@ -9,9 +9,8 @@ import pytest
 from ba_jax.audio import write_audio
 from ba_jax.config import from_mapping
 from ba_jax.evals import lines, runner
-from ba_jax.evals.benchmarks.folders import Benchmarks
 from ba_jax.evals.items import EvalError
-from ba_jax.evals.settings import EvalSettings
+from ba_jax.evals.settings import Benchmarks, EvalSettings
 from ba_jax.evals.suites.spoken_qa import SUITES as SPOKEN_QA
 from ba_jax.evals.suites.spoken_qa import figures_of_verdicts
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
