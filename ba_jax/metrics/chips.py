@@ -25,7 +25,6 @@ class Chip:
       ici_bandwidth: bytes a second sent over all links to other chips of the slice (and received).
       dcn_bandwidth: the same to chips of other slices, its share of the host's network.
       dimensions: dimensions of a slice's torus; 0 for GPUs.
-      cores: JAX devices of a chip. With 2, a device has half of everything.
       tensor_cores: TensorCores of a TPU chip; several may be fused into one device.
     """
 
@@ -37,7 +36,6 @@ class Chip:
     ici_bandwidth: float
     dcn_bandwidth: float
     dimensions: int
-    cores: int = 1
     tensor_cores: int = 1
 
     @property
@@ -59,7 +57,7 @@ CHIPS: dict[str, Chip] = {
         Chip("v5e", _V5E, 197e12, 16 * _GIB, 819e9, 200e9, 25 * _GBIT, 2),
         Chip("v5p", _V5P, 459e12, 95 * _GIB, 2765e9, 600e9, 50 * _GBIT, 3, tensor_cores=2),
         Chip("v6e", _V6E, 918e12, 32 * _GIB, 1638e9, 400e9, 100 * _GBIT, 2),
-        Chip("tpu7x", _V7X, 2307e12, 192 * _GIB, 7380e9, 600e9, 100 * _GBIT, 3, 2, 2),
+        Chip("tpu7x", _V7X, 2307e12, 192 * _GIB, 7380e9, 600e9, 100 * _GBIT, 3, tensor_cores=2),
         # Eight in a host; InfiniBand NDR, a port a card, between hosts.
         Chip("h100", _H100, 989e12, 80 * _GB, 3350e9, 450e9, 400 * _GBIT, 0),
         Chip("h200", _H200, 989e12, 141 * _GB, 4800e9, 450e9, 400 * _GBIT, 0),

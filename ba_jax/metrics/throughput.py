@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 
@@ -52,11 +53,8 @@ class Throughput:
         self._devices, self._peak, self._processes = devices, peak, processes
         self._skip, self._clock = skip, clock
         self._mark: float | None = None
-        self._clear()
-
-    def _clear(self) -> None:
         self._steps, self._seconds, self._flops = 0, 0.0, 0.0
-        self._amounts: dict[str, float] = {}
+        self._amounts: Counter[str] = Counter()
 
     def start(self) -> None:
         """Begin a step now, without the time since the last one."""
@@ -78,8 +76,7 @@ class Throughput:
         self._steps += 1
         self._seconds += seconds
         self._flops += flops
-        for name, amount in amounts.items():
-            self._amounts[name] = self._amounts.get(name, 0.0) + amount
+        self._amounts.update(amounts)
 
     def report(self) -> dict[str, float]:
         """Rates since the last report: `throughput/<amount>_per_second`, `/step_seconds`, `/mfu`.
@@ -87,7 +84,7 @@ class Throughput:
         Empty if no counted step ended since. Begins a new window.
         """
         steps, seconds, flops, amounts = self._steps, self._seconds, self._flops, self._amounts
-        self._clear()
+        self._steps, self._seconds, self._flops, self._amounts = 0, 0.0, 0.0, Counter()
         if not steps or seconds <= 0:
             return {}
         rates = {

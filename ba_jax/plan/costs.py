@@ -171,8 +171,9 @@ def parse_out_of_memory(message: str) -> tuple[int, int, list[tuple[int, str, st
     largest = []
     for block in re.split(r"\n\s*(?=\d+\. Size:)", message)[1:]:
         shape = re.search(r"Shape: (\S+?)(?:\{|\s|$)", block)
+        source = re.search(r'op_name="([^"]*)"', block)
         entry = size(re.search(rf"Size: {_SIZE}", block))
-        largest.append((entry, shape[1] if shape else "", hlo.operation_name(block)))
+        largest.append((entry, shape[1] if shape else "", source[1] if source else ""))
     return used, limit, largest
 
 

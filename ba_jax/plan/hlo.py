@@ -100,7 +100,6 @@ class Collective:
       group: number of devices that take part together.
       times: how often it runs.
       crosses: devices of several slices take part.
-      source: JAX's name of the operation.
     """
 
     kind: str
@@ -108,7 +107,6 @@ class Collective:
     group: int
     times: float
     crosses: bool
-    source: str
 
     @property
     def received(self) -> float:
@@ -344,10 +342,7 @@ class HloProgram:
                 if line.opcode == "recv" and (transfer := _TRANSFER.search(line.rest)):
                     kind = transfer[1].lower().replace("_", "-")
                     kind = kind if kind in _ACROSS else "collective-permute"
-                    size = line.arrays[0].bytes
-                    yield Collective(
-                        kind, size, self._slices, times, True, operation_name(line.rest)
-                    )
+                    yield Collective(kind, line.arrays[0].bytes, self._slices, times, True)
                     continue
                 kind = _kind(line)
                 groups = replica_groups(line.rest) if kind else []
@@ -362,9 +357,7 @@ class HloProgram:
                 )
                 if kind == "all-reduce" and sliced and name in fused:
                     kind, size = "reduce-scatter", size / group
-                yield Collective(
-                    kind, size, group, times, self._crosses(line, groups), operation_name(line.rest)
-                )
+                yield Collective(kind, size, group, times, self._crosses(line, groups))
 
     def _crosses(self, line: HloInstruction, groups: list[list[int]]) -> bool:
         if self._slices == 1:
@@ -377,12 +370,6 @@ class HloProgram:
 def _kind(line: HloInstruction) -> str:
     opcode = line.opcode.removesuffix("-start")
     return opcode if opcode in KINDS and not line.opcode.endswith("-done") else ""
-
-
-def operation_name(text: str) -> str:
-    """JAX's name of the operation in an instruction's attributes, or ""."""
-    match = re.search(r'op_name="([^"]*)"', text)
-    return match[1] if match else ""
 
 
 def _result_bytes(line: HloInstruction, kind: str) -> float:

@@ -50,11 +50,8 @@ def plan_training(
 ) -> StepPlan:
     """Plan a stage's training step.
 
-    Args:
-      config: the run's; its mesh is laid over the topology.
-      topology: devices to plan for.
-      rows: rows of each share of the batch (replica x fsdp); None: the config's.
-      audio_share: see `batch.make_full_batch`.
+    The config's mesh is laid over the topology. `rows` are those of each share of the batch
+    (replica x fsdp), None: the config's; for `audio_share` see `batch.make_full_batch`.
 
     Raises:
       DoesNotFit: the compiler reports it.
@@ -104,13 +101,8 @@ def plan_decoding(
 ) -> StepPlan:
     """Plan a step of generation in bfloat16; the model is divided over `tensor` alone.
 
-    Args:
-      model: the model's config.
-      settings: the mesh's, from which only `tensor` is used.
-      topology: devices to plan for.
-      kind: "text" or "frame".
-      rows: rows of each copy of the model.
-      context: positions that each row attends to.
+    `kind` is "text" or "frame", `rows` those of each copy of the model, `context` the positions
+    that each row attends to.
 
     Raises:
       DoesNotFit: the compiler reports it.

@@ -25,7 +25,6 @@ def test_a_loop_counts_as_often_as_it_runs():
     gather, scatter = collectives["all-gather"], collectives["reduce-scatter"]
     assert (gather.times, gather.bytes, gather.group) == (3, 4 * LAYER, 4)
     assert gather.received == 3 * 3 * LAYER  # of four parts it has one
-    assert gather.source == "jit(step)/layers/up"
     assert (scatter.times, scatter.bytes) == (1, LAYER)
     assert scatter.received == 3 * LAYER
 
