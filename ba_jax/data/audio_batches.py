@@ -279,7 +279,10 @@ class AudioBatches:
             if self.settings.on_error == "fail":
                 raise RecordError(where) from None
             logging.warning("skipped: %s", where)
-            self._clear(batch, place)
+            for array in batch:
+                if array is not None:
+                    array[place] = 0
+            batch.skipped_B[place] = 1
 
     def _waves(self, record: Record, clip: Sequence[int], rng) -> tuple[int, dict[int, np.ndarray]]:
         """Decode a clip: (its 16 kHz samples, rate -> its wave)."""
@@ -324,12 +327,6 @@ class AudioBatches:
                 mel_BTM[place, : len(mel_TM)] = mel_TM
                 lengths_B[place] = len(mel_TM)
         batch.samples_B[place] = _samples_at(WAVE_RATE, samples)
-
-    def _clear(self, batch: AudioBatch, place: int) -> None:
-        for array in batch:
-            if array is not None:
-                array[place] = 0
-        batch.skipped_B[place] = 1
 
     def report(self) -> dict[str, dict]:
         """Figures of each member (clips, hours), and how full each bucket's clips are."""

@@ -35,22 +35,21 @@ def batch_settings(data: Mapping[str, Any]) -> PackedSettings | AudioSettings:
     if not hasattr(members, "items"):
         raise ConfigError(f"data.mixture = {members!r}: expected a mapping of members")
     try:
-        values["mixture"] = [
-            _in_folder(Selection.from_mapping(member, f"data.mixture.{name}"), folder)
+        selections = [
+            Selection.from_mapping(member, f"data.mixture.{name}")
             for name, member in sorted(members.items())
             if member.get("weight", 1) != 0
+        ]
+        # Without a folder the join changes nothing.
+        values["mixture"] = [
+            dataclasses.replace(selection, dataset=os.path.join(folder, selection.dataset))
+            for selection in selections
         ]
         return from_mapping(KINDS[kind][0], values, "data")
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(f"data: {error}") from error
-
-
-def _in_folder(selection: Selection, folder: str) -> Selection:
-    if not folder:
-        return selection
-    return dataclasses.replace(selection, dataset=os.path.join(folder, selection.dataset))
 
 
 def open_batches(

@@ -196,7 +196,9 @@ class ExampleMaker:
         return self._first(record, lambda part: (self._question(part, record), _text(part)))
 
     def _s2tt(self, record: Record):
-        return self._first(record, lambda part: (self._question(part, record), _translation(part)))
+        return self._first(
+            record, lambda part: (self._question(part, record), _text(part, "translation"))
+        )
 
     def _tts(self, record: Record):
         if self.pieces:
@@ -367,16 +369,11 @@ def _check_kind(record: Record, kind: str) -> None:
         raise NotForTask(f"a record of kind {record.kind}")
 
 
-def _text(part: Part) -> str:
-    if not part.text.strip():
-        raise NotForTask("no text")
-    return part.text
-
-
-def _translation(part: Part) -> str:
-    if not part.translation.strip():
-        raise NotForTask("no translation")
-    return part.translation
+def _text(part: Part, field: str = "text") -> str:
+    text = getattr(part, field)
+    if not text.strip():
+        raise NotForTask(f"no {field}")
+    return text
 
 
 def audio_segments(example: Example) -> list[Segment]:

@@ -181,8 +181,9 @@ _FOOD = (
 
 def _fact(id: str, category: str, phrasings: str, en: dict, zh: dict) -> Fact:
     rows = _PHRASINGS[phrasings]
+    english = [row[0].format(**en) for row in rows]
     texts = {
-        "en": [_capitalise(row[0].format(**en)) for row in rows],
+        "en": [text[0].upper() + text[1:] for text in english],
         "zh": [row[1].format(**zh) for row in rows],
     }
     return Fact(
@@ -192,10 +193,6 @@ def _fact(id: str, category: str, phrasings: str, en: dict, zh: dict) -> Fact:
         statements={language: tuple(texts[language][QUESTIONS:-1]) for language in LANGUAGES},
         answers={language: texts[language][-1] for language in LANGUAGES},
     )
-
-
-def _capitalise(text: str) -> str:
-    return text[0].upper() + text[1:]
 
 
 def facts() -> tuple[Fact, ...]:
