@@ -31,6 +31,12 @@ from ba_jax.audio.complete import check_complete, cut_short
 from ba_jax.audio.decoders import FfmpegDecoder, SndfileDecoder
 from ba_jax.audio.resample import resample
 
+AUDIO_SUFFIXES = (
+    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
+    *(".m4a", ".mp4", ".aac", ".webm", ".mka"),
+)
+"""Suffixes of the files that a folder of recordings is searched for, in lower case."""
+
 MAX_SECONDS = 600.0  # default bound on the length of a file
 MAX_BYTES = 1 << 28  # default bound on the size of a file (256 MiB)
 

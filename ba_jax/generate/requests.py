@@ -22,12 +22,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ba_jax.audio.read import AUDIO_SUFFIXES
 from ba_jax.data.record import LANGUAGES
 
 TASKS = ("asr", "tts", "translate", "chat", "reconstruct")
 HEARS = ("asr", "translate", "reconstruct")
 """Tasks whose requests are recordings."""
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3")
 _KEYS = {"id", "language", "meta"}
 
 

@@ -38,6 +38,7 @@ from typing import ClassVar
 import numpy as np
 
 from ba_jax.audio import AudioError, AudioReader, resample
+from ba_jax.audio.read import AUDIO_SUFFIXES
 from ba_jax.config import check_choices
 from ba_jax.corpora.encode import encode_speech
 from ba_jax.corpora.interleave import regions, timing
@@ -59,7 +60,6 @@ from ba_jax.speech.interfaces import SpeechToolError
 
 AGREEMENTS = ("halves", "speed", "second", "")
 """Second recognition of an utterance: in halves, 10 % slower, by the second recogniser, none."""
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
 
 _ROW_KEYS = ("audio", "id", "language", "split")
 _RATE = 16000  # Hz of the tools: resampled once for all of them
@@ -141,7 +141,7 @@ class Crawl(InterleavedSource):
 
     def _list_folder(self, folder: Path) -> Iterator[Item]:
         for path in sorted_files([folder], "*"):
-            if path.suffix.lower() in SUFFIXES and path.is_file():
+            if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file():
                 # The suffix stays: a.wav and a.mp3 may lie side by side.
                 id = path.relative_to(folder).as_posix().replace("/", "-")
                 yield Item(id, self.split, str(path), (str(path), self.language))

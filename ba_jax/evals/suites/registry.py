@@ -17,8 +17,10 @@ from ba_jax.evals.suites import (
     tts,
 )  # fmt: skip
 
-_FILES = (asr, s2tt, qa, tts, reconstruction, flow_steps, choice, spoken_qa)
-SUITES: Mapping[str, Suite] = {suite.name: suite for file in _FILES for suite in file.SUITES}
+SUITE_MODULES = (asr, s2tt, qa, tts, reconstruction, flow_steps, choice, spoken_qa)
+SUITES: Mapping[str, Suite] = {
+    suite.name: suite for module in SUITE_MODULES for suite in module.SUITES
+}
 
 
 def components(names: Iterable[str], vocoder: str) -> tuple[str, ...]:
