@@ -15,7 +15,7 @@ def lines(path, *rows):
 
 
 def test_file_and_folder_of_recordings(tmp_path):
-    for name in ("b.wav", "deep/a.FLAC", "deep/notes.md", "c.txt"):
+    for name in ("b.wav", "deep/a.M4A", "deep/notes.md", "c.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     (request,) = read_requests("asr", tmp_path / "b.wav", "zh")

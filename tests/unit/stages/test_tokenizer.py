@@ -216,7 +216,8 @@ def test_a_new_bridge_is_fitted_to_its_first_batches(stage, variables, arrays):
         for z_NE, length in zip(features.z_INE, features.lengths_I, strict=True):
             z.append(np.asarray(z_NE)[: int(length)])
     z = np.concatenate(z)
-    np.testing.assert_allclose(z.mean(axis=0), 0, atol=0.2)
+    # 40 of the frames were drawn: the standard error of a mean is about 0.12, and 64 are compared.
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=0.35)
     np.testing.assert_allclose(z.std(), 1, atol=0.1)
     for q, size in enumerate(CONFIG.vq_bridge.codebook_sizes):
         counts = np.asarray(codebook[f"cluster_size_{q}"])
