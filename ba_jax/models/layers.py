@@ -409,7 +409,6 @@ def stack_layers(
         split_rngs={"params": True},
         in_axes=in_axes,
         length=length,
-        check_constancy_invariants=False,  # it would trace each level of nested scans twice
         unroll=1 if scan else length,
     )
 
