@@ -6,17 +6,7 @@ import io
 
 import numpy as np
 
-# Dark to light; brightness rises evenly, so that the picture is readable in grey too.
-COLOURS = (
-    (0, 0, 4),
-    (40, 11, 84),
-    (101, 21, 110),
-    (159, 42, 99),
-    (212, 72, 66),
-    (245, 125, 21),
-    (250, 193, 39),
-    (252, 255, 164),
-)
+COLOURS = "inferno"  # dark to light with even steps of brightness, so readable in grey too
 NOT_FINITE = (0, 90, 255)
 MIN_HEIGHT = 160  # pixels; each bin is repeated until the picture is at least as high
 
@@ -30,25 +20,23 @@ def draw_mel(mel_TM: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: an array that is not real numbers (T, M) with T, M >= 1.
     """
+    from matplotlib import colormaps  # takes a third of a second: loaded for the first picture
+
     mel = np.asarray(mel_TM)
     if mel.ndim != 2 or not mel.size or mel.dtype.kind in "cOSU":
         raise ValueError(f"mel is {mel.dtype}{mel.shape}: expected real numbers (frames, bins)")
-    mel = mel.astype(np.float64)  # bfloat16 too
-    finite = np.isfinite(mel)
-    low, high = (mel[finite].min(), mel[finite].max()) if finite.any() else (0.0, 0.0)
-    level = np.where(finite, mel - low, 0) / (high - low or 1.0)
-    anchors = np.linspace(0, 1, len(COLOURS))
-    channels = [np.interp(level, anchors, [c[i] for c in COLOURS]) for i in range(3)]
-    pixels_TM3 = np.where(finite[:, :, None], np.stack(channels, axis=-1), NOT_FINITE)
-    pixels = pixels_TM3.transpose(1, 0, 2)[::-1].round().astype(np.uint8)
+    mel = np.ma.masked_invalid(mel.astype(np.float64))  # bfloat16 too
+    low, high = (mel.min(), mel.max()) if mel.count() else (0.0, 0.0)
+    colours = colormaps[COLOURS].with_extremes(bad=np.array(NOT_FINITE) / 255)
+    pixels = colours((mel - low) / (high - low or 1.0), bytes=True)[..., :3]
     zoom = -(-MIN_HEIGHT // mel.shape[1])
-    return pixels.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    return pixels.transpose(1, 0, 2)[::-1].repeat(zoom, axis=0).repeat(zoom, axis=1)
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
     """Pixels (height, width, 3), uint8, as a PNG file."""
-    from PIL import Image
+    from matplotlib import image
 
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG")
+    image.imsave(stream, pixels, format="png")
     return stream.getvalue()

@@ -6,9 +6,12 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from PIL import Image
 
-from ba_jax.metrics.pictures import COLOURS, NOT_FINITE, draw_mel, encode_png
+from ba_jax.metrics.pictures import NOT_FINITE, draw_mel, encode_png
+
+DARKEST, BRIGHTEST = (colormaps["inferno"](level, bytes=True)[:3] for level in (0.0, 1.0))
 
 
 def test_time_runs_right_and_frequency_up():
@@ -16,15 +19,15 @@ def test_time_runs_right_and_frequency_up():
     mel_TM[29, 0] = 1.0  # the last frame, the lowest bin
     pixels = draw_mel(mel_TM)
     assert pixels.shape == (160, 60, 3) and pixels.dtype == np.uint8
-    bright = np.argwhere((pixels == COLOURS[-1]).all(axis=-1))
+    bright = np.argwhere((pixels == BRIGHTEST).all(axis=-1))
     assert bright.min(axis=0).tolist() == [158, 58] and bright.max(axis=0).tolist() == [159, 59]
-    assert (pixels[0, 0] == COLOURS[0]).all()
+    assert (pixels[0, 0] == DARKEST).all()
 
 
 def test_brighter_is_louder():
     pixels = draw_mel(np.linspace(-11, 2, 200)[:, None]).astype(int)
     grey = pixels[0, ::160] @ (299, 587, 114)
-    assert (np.diff(grey) > 0).all()
+    assert (np.diff(grey) >= 0).all() and len(set(grey)) > 150
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "int32"])
@@ -40,16 +43,16 @@ def test_nan_and_inf_are_visible():
     mel_TM = np.array([[0.0, np.nan], [np.inf, 1.0]])
     pixels = draw_mel(mel_TM)[::80, ::80]
     assert pixels.tolist() == [
-        [list(NOT_FINITE), list(COLOURS[-1])],
-        [list(COLOURS[0]), list(NOT_FINITE)],
+        [list(NOT_FINITE), [*BRIGHTEST]],
+        [[*DARKEST], list(NOT_FINITE)],
     ]
     assert (draw_mel(np.full((2, 80), np.nan)) == NOT_FINITE).all()
-    assert (draw_mel(np.full((2, 80), -4.0)) == COLOURS[0]).all()  # a constant divides by nothing
+    assert (draw_mel(np.full((2, 80), -4.0)) == DARKEST).all()  # a constant divides by nothing
 
 
 def test_png_gives_the_pixels_back():
     pixels = draw_mel(np.random.default_rng(0).normal(size=(20, 80)))
-    read = np.asarray(Image.open(io.BytesIO(encode_png(pixels))))
+    read = np.asarray(Image.open(io.BytesIO(encode_png(pixels))).convert("RGB"))
     np.testing.assert_array_equal(read, pixels)
 
 

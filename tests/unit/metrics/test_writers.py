@@ -199,7 +199,9 @@ def test_tensorboard_reads_what_was_written(tmp_path):
     (image,) = read.Images("mel/test-1")
     png = (tmp_path / "pictures/3/mel/test-1.png").read_bytes()
     assert image.encoded_image_string == png and (image.width, image.height) == (40, 160)
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), draw_mel(mel_TM))
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(io.BytesIO(png)).convert("RGB")), draw_mel(mel_TM)
+    )
     (audio,) = read.Audio("audio/test-1")
     wav = (tmp_path / "pictures/3/audio/test-1.wav").read_bytes()
     assert audio.encoded_audio_string == wav and audio.length_frames == 4800
