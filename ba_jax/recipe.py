@@ -212,17 +212,17 @@ class Runner:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     stdin=subprocess.DEVNULL,
-                    text=True,
-                    errors="replace",
                     start_new_session=True,  # a Ctrl-C reaches it once, from `_stop`
                 )
                 self._processes[name] = process
             with process:
                 for line in process.stdout:
-                    file.write(line)
+                    # A progress bar rewrites its line: its last state is kept.
+                    text = line.decode("utf-8", "replace").rstrip("\r\n").rsplit("\r", 1)[-1]
+                    file.write(f"{text}\n")
                     file.flush()
-                    if not _QUIET.match(line):
-                        print(f"[{name}] {line}", end="", flush=True)
+                    if not _QUIET.match(text):
+                        print(f"[{name}] {text}", flush=True)
             with self._lock:
                 del self._processes[name]
             return process.returncode

@@ -52,6 +52,12 @@ def test_a_step_is_complete_if_its_output_exists(tmp_path):
         Runner(tmp_path, [Step("b", [write()], complete="other.txt")]).run()
 
 
+def test_the_last_state_of_a_progress_bar_is_kept(tmp_path, capsys):
+    Runner(tmp_path, [Step("a", [("printf", r"10%%\r50%%\r100%%\nend\r\n")])]).run()
+    assert capsys.readouterr().out == "[a] 100%\n[a] end\n"
+    assert (tmp_path / "logs" / "a.log").read_text().splitlines()[1:] == ["100%", "end"]
+
+
 def test_a_failed_command_ends_the_recipe_and_names_its_log(tmp_path):
     steps = [
         Step("bad", [("sh", "-c", "echo why; exit 3"), write()]),
