@@ -5,8 +5,9 @@
 
 configs/recipes.py has the recipes. A step runs when the steps that it needs are complete, up to
 `jobs` side by side. Interrupt it at any time (Ctrl-C, SIGTERM) and run the same command again:
-complete steps are skipped, the others resume. The folder of the outputs gets logs/STEP.log,
-done/STEP (seconds of each step), minutes.json and commands.txt for the report.
+complete steps are skipped, the others resume; what needs a step that runs is run again too. The
+folder of the outputs gets logs/STEP.log, done/STEP (seconds of each step), minutes.json and
+commands.txt for the report.
 
 Exit codes: 0, all steps are complete; 1, a step failed (its log is named); 2, wrong command line;
 130, interrupted.
@@ -156,11 +157,10 @@ class Runner:
         lines = "".join(f"{printable(command)}\n" for _, command in self.commands())
         write_whole(self.root / "commands.txt", lines)
         names = [step.name for step in self.steps]
-        todo = {step.name: step for step in self.steps}
-        for name, step in list(todo.items()):
-            if not step.always and is_complete(step, self.folder(name), self._marks):
+        todo = self._incomplete(names)
+        for name in names:
+            if name not in todo:
                 print(f"[{name}] complete", flush=True)
-                del todo[name]
         running: dict[Future, str] = {}
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
@@ -180,6 +180,18 @@ class Runner:
             except BaseException:
                 self._stop()
                 raise
+
+    def _incomplete(self, names: Sequence[str]) -> dict[str, Step]:
+        """Steps to run, by name: without complete output, or after a step that runs."""
+        todo: dict[str, Step] = {}
+        size = -1
+        while size < len(todo):
+            size = len(todo)
+            for step in self.steps:
+                done = is_complete(step, self.folder(step.name), self._marks) and not step.always
+                if not done or set(needed(step, names)) & set(todo):
+                    todo[step.name] = step
+        return {name: todo[name] for name in names if name in todo}
 
     def _run_step(self, step: Step) -> None:
         out, started = self.folder(step.name), time.monotonic()

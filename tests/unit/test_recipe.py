@@ -52,6 +52,25 @@ def test_a_step_is_complete_if_its_output_exists(tmp_path):
         Runner(tmp_path, [Step("b", [write()], complete="other.txt")]).run()
 
 
+def test_what_stands_on_a_step_that_runs_again_runs_again(tmp_path):
+    """A longer run replaces a shorter one; its evaluation must not stay."""
+    log = tmp_path / "order"
+
+    def steps(complete):
+        return [
+            Step("other", [write()]),
+            Step("eval", [("sh", "-c", f"echo eval >>{log}", "{run}")]),
+            Step("run", [write(name=complete), ("sh", "-c", f"echo run >>{log}")], complete),
+        ]
+
+    Runner(tmp_path, steps("10")).run()
+    Runner(tmp_path, steps("10")).run()
+    assert log.read_text().split() == ["run", "eval"]
+    Runner(tmp_path, steps("20")).run()
+    assert log.read_text().split() == ["run", "eval"] * 2
+    assert (tmp_path / "other" / "out.txt").read_text() == "x\n"
+
+
 def test_the_last_state_of_a_progress_bar_is_kept(tmp_path, capsys):
     Runner(tmp_path, [Step("a", [("printf", r"10%%\r50%%\r100%%\nend\r\n")])]).run()
     assert capsys.readouterr().out == "[a] 100%\n[a] end\n"
