@@ -284,8 +284,16 @@ class Bench:
             texts = self.judge.hear(inputs, languages, self._counter(description, len(waves)))
         except (SpeechToolError, OSError) as error:
             texts = [Failure(f"judge: {error}")] * len(waves)
-        pairs = zip(waves, texts, strict=True)
-        return [wave if isinstance(wave, Failure) else text for wave, text in pairs]
+        if len(texts) != len(waves):
+            texts = [Failure(f"judge: {len(texts)} answers to {len(waves)} recordings")] * len(
+                waves
+            )
+        results: list[str | Failure] = []
+        for wave, text in zip(waves, texts, strict=True):
+            if not isinstance(text, str | Failure):
+                text = Failure(f"judge: answered {text!r:.80}, expected a text")
+            results.append(wave if isinstance(wave, Failure) else text)
+        return results
 
     def judge_answers(self, questions: Sequence[Line], description: str) -> list[Line]:
         """Judge written answers, see `ba_jax.evals.judges.answers`."""

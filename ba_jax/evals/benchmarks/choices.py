@@ -74,6 +74,15 @@ class Choice:
     text: str = ""
     audio: pathlib.Path | None = None
 
+    def __post_init__(self):
+        if len(self.endings) < 2 or not 0 <= self.right < len(self.endings):
+            raise EvalError(
+                f"{self.id}: {len(self.endings)} endings, number {self.right} right: expected two "
+                "or more, one of them right"
+            )
+        if len({isinstance(ending, str) for ending in self.endings}) > 1:
+            raise EvalError(f"{self.id}: written and spoken endings, expected one kind")
+
     @property
     def is_spoken(self) -> bool:
         """The endings are recordings."""

@@ -47,6 +47,7 @@ from collections.abc import Iterable, Iterator
 
 from ba_jax.evals.benchmarks.tables import TableRow, language_of, read_table
 from ba_jax.evals.items import EvalError
+from ba_jax.evals.judges.rules import RUBRICS
 
 OPENAUDIOBENCH = {
     "alpaca_eval": ("instruction", "output", "scale"),
@@ -95,6 +96,10 @@ class Question:
     text: str
     references: tuple[str, ...]
     rubric: str
+
+    def __post_init__(self):
+        if self.rubric not in RUBRICS:
+            raise EvalError(f"{self.id}: rubric {self.rubric!r}, expected one of {RUBRICS}")
 
 
 def load_openaudiobench(folder: pathlib.Path, subsets: Iterable[str] = ()) -> list[Question]:

@@ -139,7 +139,17 @@ class AnswerJudge:
     def __call__(
         self, questions: Sequence[dict[str, Any]], progress: Callable[[int], None] | None = None
     ) -> list[dict[str, Any]]:
-        """Judge answers; returns verdicts in order, an error as the verdict's reason."""
+        """Judge answers; returns verdicts in order, an error as the verdict's reason.
+
+        Raises:
+          EvalError: a question of an unknown rubric.
+        """
+        for question in questions:
+            if question["rubric"] not in rules.RUBRICS:
+                raise EvalError(
+                    f"{question['id']}: rubric {question['rubric']!r}, expected one of "
+                    f"{rules.RUBRICS}"
+                )
         verdicts = []
         workers = 1 if self.settings.kind == "rules" else self.settings.concurrency
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:

@@ -11,6 +11,8 @@ from typing import Any
 from ba_jax.evals.scoring import text
 
 NAME = "rules: letters, refusals, and references contained in normalised answers"
+RUBRICS = ("correct", "scale", "letter", "refusal", "instructions")
+"""Ways to judge an answer; `benchmarks.questions.Question` says what each means."""
 _REFUSALS = (
     "sorry", "apologize", "apologise", "cannot", "can not", "can't", "unable to", "won't",
     "will not", "not able to", "not going to", "not comfortable", "not appropriate",

@@ -32,7 +32,13 @@ def bleu(target: str):
 def corpus_bleu(
     hypotheses: Sequence[str], references: Sequence[str], target: str
 ) -> tuple[float, list[float], str]:
-    """Return (BLEU of the corpus from 0 to 100, its interval, sacreBLEU's signature)."""
+    """Return (BLEU of the corpus from 0 to 100, its interval, sacreBLEU's signature).
+
+    Raises:
+      EvalError: no texts, or no sacrebleu.
+    """
+    if not hypotheses:
+        raise EvalError("BLEU of no texts, expected at least one")
     metric = bleu(target)
     score = metric.corpus_score(list(hypotheses), [list(references)]).score
     sentences = [

@@ -25,9 +25,9 @@ def test_time_runs_right_and_frequency_up():
 
 
 def test_brighter_is_louder():
-    pixels = draw_mel(np.linspace(-11, 2, 200)[:, None]).astype(int)
+    pixels = draw_mel(np.linspace(-11, 2, 100)[:, None]).astype(int)
     grey = pixels[0, ::160] @ (299, 587, 114)
-    assert (np.diff(grey) >= 0).all() and len(set(grey)) > 150
+    assert (np.diff(grey) > 0).all()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "int32"])

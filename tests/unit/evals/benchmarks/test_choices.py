@@ -127,3 +127,11 @@ def test_cmmlu(tmp_path):
         choices_lib.load_cmmlu(tmp_path)
     with pytest.raises(EvalError, match="no SUBJECT.csv"):
         choices_lib.load_cmmlu(tmp_path / "test")
+
+
+def test_choices_are_checked(tmp_path):
+    for endings, right in ((("a",), 0), (("a", "b"), 2)):
+        with pytest.raises(EvalError, match="expected two or more, one of them right"):
+            choices_lib.Choice("x", "s", "en", endings, right)
+    with pytest.raises(EvalError, match="written and spoken endings"):
+        choices_lib.Choice("x", "s", "en", ("a", tmp_path), 0)

@@ -199,3 +199,5 @@ def test_bad_settings(monkeypatch):
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(EvalError, match="variable NO_SUCH_KEY is not set"):
         AnswerJudge(settings("http://localhost:1", key_variable="NO_SUCH_KEY"))
+    with pytest.raises(EvalError, match="rubric 'taste', expected one of"):
+        AnswerJudge(AnswerJudgeSettings())([question("a", rubric="taste")])

@@ -40,6 +40,8 @@ def test_interval_is_of_the_corpus_level_figure():
 def test_empty_hypotheses():
     value, interval, _ = s2tt.corpus_bleu(["", ""], REFERENCES[:2], "en")
     assert value == 0 and interval == [0, 0]
+    with pytest.raises(EvalError, match="BLEU of no texts"):
+        s2tt.corpus_bleu([], [], "en")
 
 
 def test_without_the_package(monkeypatch):

@@ -44,11 +44,13 @@ def test_corpus_level_and_macro_rates(bench):
     [
         (SpeechToolError("no weights"), "judge: no weights"),
         (ConnectionRefusedError("down"), "judge: down"),
+        (lambda waves: [None] * len(waves), "judge: answered None, expected a text"),
+        (lambda waves: ["a"], "judge: 1 answers to 4 recordings"),
         (lambda waves: [Failure("judge: no zh")] * len(waves), "judge: no zh"),
     ],
-    ids=["tool", "down", "language"],
+    ids=["tool", "down", "no text", "too few", "language"],
 )
-def test_a_judge_that_is_down(bench, tmp_path, judge, reason):
+def test_a_judge_that_is_down_or_answers_nonsense(bench, tmp_path, judge, reason):
     """Items fail with its reason; judged again by a working judge, they do not."""
 
     def hear(waves, languages, progress=None):
