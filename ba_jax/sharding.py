@@ -292,6 +292,17 @@ def broadcast_from_first(values: Sequence[bool]) -> list[bool]:
     return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(values, bool))).tolist()
 
 
+def text_from_first(text: str) -> str:
+    """Broadcast a text from process 0. All processes must call it."""
+    if jax.process_count() == 1:
+        return text
+    encoded = np.frombuffer(text.encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(encoded.size)))
+    message = np.zeros(size, np.uint8)
+    message[: encoded.size] = encoded[:size]
+    return np.asarray(multihost_utils.broadcast_one_to_all(message)).tobytes().decode()
+
+
 def row_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
     """(index, number) of the shares of a batch's rows: which share a process loads.
 

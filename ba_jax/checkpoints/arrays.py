@@ -259,7 +259,7 @@ class Reader:
                 self.arrays[path] = opened.result()
             except ValueError as error:
                 raise CheckpointError(
-                    f"{self.directory}: array {path} cannot be opened: {first_line(error)}"
+                    f"{self.directory}: array {path} cannot be opened: {_reason(error)}"
                 ) from error
 
     def check_chunks(self, paths: Iterable[str]) -> None:
@@ -313,8 +313,13 @@ class Reader:
             return np.asarray(self._array(path)[index].read().result())
         except (ValueError, IndexError) as error:
             raise CheckpointError(
-                f"{self.directory}: {path}[{index}] cannot be read: {first_line(error)}"
+                f"{self.directory}: {path}[{index}] cannot be read: {_reason(error)}"
             ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """First line of an error, without the settings that TensorStore appends."""
+    return first_line(error).partition(" [tensorstore_spec=")[0]
 
 
 def check_files(folder: str | os.PathLike) -> None:
@@ -325,6 +330,7 @@ def check_files(folder: str | os.PathLike) -> None:
     """
     folder = Path(folder).absolute()
     refuse_damage(checksums.damage(folder.parent, folder.name))
+    checksums.warn_if_lost(folder.parent)
 
 
 def refuse_damage(problem: str | None) -> None:

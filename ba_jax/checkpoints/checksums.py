@@ -15,6 +15,10 @@ import os
 import zlib
 from pathlib import Path
 
+from absl import logging
+
+from ba_jax.checkpoints.layout import CHECKPOINTS_FOLDER
+
 FILE = "checksums.json"
 BLOCK_BYTES = 16 << 20
 MAX_THREADS = 16
@@ -56,15 +60,13 @@ def damage(
       share, shares: check every `shares`-th file from `share` on, to divide the work among hosts.
     """
     path = Path(folder) / FILE
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists():
         return None
     try:
-        content = json.loads(text)
-        files = content["files"]
+        content = json.loads(path.read_bytes())
+        files = {name: [size, crc] for name, (size, crc) in content["files"].items()}
         intact = content["crc32"] == _crc_of_entries(files)
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         intact = False
     if not intact:
         return f"{path}: damaged itself"
@@ -73,6 +75,12 @@ def damage(
     with _threads(len(names)) as pool:
         compared = pool.map(lambda name: _compare(Path(folder) / name, files[name]), names)
         return next((problem for problem in compared if problem), None)
+
+
+def warn_if_lost(folder: Path) -> None:
+    """Warn if a step's folder of a run has no checksums; other folders never have any."""
+    if folder.parent.name == CHECKPOINTS_FOLDER and not (folder / FILE).exists():
+        logging.warning("%s: missing, so a changed bit would not be noticed", folder / FILE)
 
 
 def _threads(files: int) -> concurrent.futures.ThreadPoolExecutor:

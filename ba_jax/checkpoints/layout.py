@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,20 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, incomplete, damaged, or not what the caller asked for."""
 
 
-def complete_steps(folder: str | os.PathLike) -> list[int]:
-    """Steps whose checkpoint in a run's `checkpoints` folder is complete, in order."""
+def named_steps(folder: str | os.PathLike) -> list[int]:
+    """Steps that something in a run's `checkpoints` folder is named for, in order."""
     folder = Path(folder)
     if not folder.is_dir():
         return []
-    return sorted(int(f.name) for f in folder.iterdir() if f.name.isdecimal() and f.is_dir())
+    return sorted(int(f.name) for f in folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", f.name))
+
+
+def complete_steps(folder: str | os.PathLike) -> list[int]:
+    """Steps with a folder in a run's `checkpoints` folder, in order.
+
+    A folder gets its name when it is complete; `manager.Checkpoints` checks that it still is.
+    """
+    return [step for step in named_steps(folder) if (Path(folder) / str(step)).is_dir()]
 
 
 def orbax_folder(directory: str | os.PathLike) -> Path:
@@ -69,6 +78,11 @@ def weights_folder(path: str | os.PathLike) -> Path:
         if not steps:
             raise CheckpointError(f"{path}: a run without a complete checkpoint")
         path = path / CHECKPOINTS_FOLDER / str(steps[-1])
+        if not (path / WEIGHTS_FOLDER / METADATA_FILE).is_file():
+            raise CheckpointError(
+                f"{path}: damaged, has no {WEIGHTS_FOLDER}/{METADATA_FILE}; resume the run, which "
+                f"sets it aside, or name another of its checkpoints, {steps[:-1] or 'none'}"
+            )
     for folder in (path / WEIGHTS_FOLDER, path):
         if (folder / METADATA_FILE).is_file():
             return folder
@@ -98,7 +112,7 @@ def read_run_config(folder: str | os.PathLike) -> dict[str, Any] | None:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         return config if config.keys() & {"model", "train"} else None
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path}: damaged, expected the config of a run ({error!r})") from error
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,13 +29,20 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from ba_jax import sharding
 from ba_jax.checkpoints import arrays, checksums
-from ba_jax.checkpoints.layout import CHECKPOINTS_FOLDER, CheckpointError, complete_steps
+from ba_jax.checkpoints.layout import (
+    CHECKPOINTS_FOLDER,
+    CheckpointError,
+    complete_steps,
+    named_steps,
+)
 from ba_jax.files import first_line
 from ba_jax.tree import flatten
 
 DAMAGED = "damaged"
 _METRICS = "metrics"  # Orbax's own name
+_OTHER_METADATA = ("_CHECKPOINT_METADATA", "metrics/metrics", "*/array_metadatas/process_*")
 _MESSAGE_BYTES = 1024
 
 
@@ -73,16 +81,17 @@ class _StepFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
 class Checkpoints:
     """The checkpoints of a run; close it, or use it in a `with`.
 
-    The last complete step is compared with its checksums. If it is damaged, it is moved to
-    damaged-STEP, and the one before becomes the last. All hosts construct it together: each checks
-    its share of the files, and all get the same answer.
+    The last step is compared with its checksums; all its arrays are read if checksums.json is
+    missing. If it is damaged, empty or no folder, it is moved to damaged-STEP, and the one before
+    becomes the last. All hosts construct it together: each checks its share of the files, and all
+    get the same answer.
 
     Args:
       workdir: folder of the run.
       settings: when to save, and which checkpoints to keep.
 
     Raises:
-      CheckpointError: all are damaged; they stay in their place.
+      CheckpointError: there are damaged ones alone; they stay in their place.
     """
 
     def __init__(
@@ -95,7 +104,7 @@ class Checkpoints:
         if settings.keep_best:
             policies.append(
                 BestN(
-                    get_metric_fn=lambda metrics: metrics[settings.best_metric],
+                    get_metric_fn=lambda metrics: metrics.get(settings.best_metric, np.inf),
                     reverse=True,
                     n=settings.keep_best,
                     keep_checkpoints_without_metrics=False,
@@ -105,7 +114,7 @@ class Checkpoints:
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
-                best_fn=(lambda metrics: metrics[settings.best_metric])
+                best_fn=(lambda metrics: metrics.get(settings.best_metric, np.inf))
                 if settings.keep_best
                 else None,
                 best_mode="min",
@@ -226,21 +235,21 @@ def _set_damaged_aside(folder: Path) -> None:
     """Move damaged steps away, until the last step is good and Orbax can read all metrics."""
     damaged: dict[int, str] = {}
     good = None
-    for step in reversed(complete_steps(folder)):
-        problem = shared_damage(folder / str(step), "" if good is None else _METRICS)
+    for step in reversed(json.loads(sharding.text_from_first(json.dumps(named_steps(folder))))):
+        check = _step_damage if good is None else _metrics_damage
+        problem = _agree(check(folder / str(step), jax.process_index(), jax.process_count()))
         if problem is not None:
             damaged[step] = problem
         elif good is None:
             good = step
-    if damaged and good is None:
-        raise CheckpointError(
-            f"{next(iter(damaged.values()))}; every checkpoint is damaged, steps "
-            f"{sorted(damaged)}: expected a good one. Copy one back, or use a new workdir"
-        )
+    if good is None:
+        _refuse_without_good(folder, damaged)
+        return
+    checksums.warn_if_lost(folder / str(good))
     sync = multihost_utils.sync_global_devices
     for step, problem in damaged.items():
         aside, number = folder / f"{DAMAGED}-{step}", 1
-        while aside.exists():
+        while os.path.lexists(aside):
             number += 1
             aside = folder / f"{DAMAGED}-{step}-{number}"
         logging.warning("%s; moved to %s, step %d is the last good one", problem, aside, good)
@@ -251,14 +260,82 @@ def _set_damaged_aside(folder: Path) -> None:
         sync("ba_jax moved aside")
 
 
-def shared_damage(folder: Path, within: str = "") -> str | None:
-    """`checksums.damage` with the files divided among the hosts; all get the same answer."""
-    hosts = jax.process_count()
-    problem = checksums.damage(folder, within, jax.process_index(), hosts)
-    if hosts == 1:
+def _refuse_without_good(folder: Path, damaged: Mapping[int, str]) -> None:
+    """Raise `CheckpointError` if a run has damaged checkpoints alone."""
+    advice = "expected a good one. Copy one back, or use a new workdir"
+    if damaged:
+        raise CheckpointError(
+            f"{next(iter(damaged.values()))}; every checkpoint is damaged, steps "
+            f"{sorted(damaged)}: {advice}"
+        )
+    if aside := sorted(path.name for path in folder.glob(f"{DAMAGED}-*")):
+        raise CheckpointError(f"{folder}: holds damaged checkpoints alone, {aside}: {advice}")
+
+
+def _step_damage(folder: Path, share: int, shares: int) -> str | None:
+    """`checksums.damage` of all that a run needs to resume; arrays without checksums are read.
+
+    Args:
+      folder: a step's.
+      share, shares: see `checksums.damage`.
+    """
+    if not folder.is_dir():
+        return f"{folder}: is not a folder"
+    if (problem := checksums.damage(folder, "", share, shares)) is not None:
+        return problem
+    lost = not (folder / checksums.FILE).exists()
+    try:
+        step = _read_object(folder / "note" / "metadata").get("step")
+        if step != int(folder.name):
+            return f"{folder}: holds step {step}"
+        for item in ("weights", "train"):
+            reader = arrays.Reader(folder / item)
+            if not reader.arrays:
+                return f"{folder / item}: holds no arrays"
+            for path in sorted(reader.arrays)[share::shares] if lost else ():
+                reader.read(path)
+        for pattern in _OTHER_METADATA if lost else ():
+            for path in sorted(folder.glob(pattern)):
+                _read_object(path)
+    except CheckpointError as error:
+        return first_line(error)
+    return None
+
+
+def _metrics_damage(folder: Path, share: int, shares: int) -> str | None:
+    """`_step_damage` of the metrics alone: Orbax reads those of all steps when it lists them."""
+    if not folder.is_dir():
+        return f"{folder}: is not a folder"
+    problem = checksums.damage(folder, _METRICS, share, shares)
+    path = folder / _METRICS / _METRICS
+    if problem is None and path.exists():
+        try:
+            _read_object(path)
+        except CheckpointError as error:
+            return str(error)
+    return problem
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object of Orbax's; anything else is a `CheckpointError`."""
+    try:
+        content = json.loads(path.read_bytes())
+        if isinstance(content, dict):
+            return content
+        reason = f"{content!r:.40}"
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        reason = first_line(error)
+    raise CheckpointError(f"{path}: expected a JSON object ({reason})")
+
+
+def _agree(problem: str | None) -> str | None:
+    """The first problem of any host, on all of them."""
+    if jax.process_count() == 1:
         return problem
     message = np.zeros(_MESSAGE_BYTES, np.uint8)
-    encoded = (problem or "").encode()[:_MESSAGE_BYTES]
+    encoded = (problem or "").encode(errors="replace")[:_MESSAGE_BYTES]
     message[: len(encoded)] = np.frombuffer(encoded, np.uint8)
     for host_message in multihost_utils.process_allgather(message):
         if host_message.any():
@@ -272,7 +349,9 @@ def check_weights(folder: Path) -> None:
     Raises:
       CheckpointError: a file is damaged; on all hosts.
     """
-    arrays.refuse_damage(shared_damage(folder.parent, folder.name))
+    problem = checksums.damage(folder.parent, folder.name, jax.process_index(), jax.process_count())
+    arrays.refuse_damage(_agree(problem))
+    checksums.warn_if_lost(folder.parent)
 
 
 def _check_names(folder: Path, expected: Mapping[str, Any]) -> None:

@@ -61,10 +61,16 @@ def test_other_damage_is_named(tmp_path):
     (folder / "weights/a").unlink()
     assert checksums.damage(folder) == f"{folder / 'weights/a'}: missing"
     path = folder / checksums.FILE
-    for text in ("", "{", "{}", "[]", '{"files": {}, "crc32": 0}', path.read_text()[:-9] + "1}"):
+    other = [
+        f'{{"files": {files}, "crc32": 0}}' for files in ("{}", "[]", '{"a": 1}', '{"a": "xy"}')
+    ]
+    for text in ("", "{", "{}", "[]", "[" * 10_000, "\0", *other, path.read_text()[:-9] + "1}"):
         path.write_text(text)
         assert checksums.damage(folder) == f"{path}: damaged itself", text
     path.unlink()
+    path.mkdir()
+    assert checksums.damage(folder) == f"{path}: damaged itself"
+    path.rmdir()
     assert checksums.damage(folder) is None  # nothing can be said
 
 

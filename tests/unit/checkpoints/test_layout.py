@@ -42,10 +42,13 @@ def test_paths_without_weights_are_refused(tmp_path):
     (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
     file = tmp_path / "file"
     file.write_text("x")
+    make_weights(tmp_path / "cut" / "checkpoints" / "1" / "weights")
+    (tmp_path / "cut" / "checkpoints" / "2").mkdir()
     for path, message in {
         tmp_path / "none": "no such folder",
         file: "no such folder",
         tmp_path / "begun": "a run without a complete checkpoint",
+        tmp_path / "cut": r"/checkpoints/2: damaged, .* another of its checkpoints, \[1\]",
         tmp_path: "neither a checkpoint nor a run's workdir",
     }.items():
         with pytest.raises(CheckpointError, match=re.escape(str(path)) + ".*" + message):

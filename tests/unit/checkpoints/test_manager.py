@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -142,17 +143,126 @@ def test_an_interrupted_write_is_ignored(run, tmp_path):
     np.testing.assert_array_equal(restore(work, 3)[1]["step"], 3)
 
 
-@pytest.mark.parametrize("item", ["weights", "train"])
-def test_a_damaged_checkpoint_without_checksums_is_named(run, tmp_path, item):
+def empty(folder: pathlib.Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def without(*patterns: str):
+    """Remove what the patterns match, and the checksums."""
+
+    def change(folder: pathlib.Path) -> None:
+        for pattern in (checksums.FILE, *patterns):
+            for path in sorted(folder.glob(pattern)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return change
+
+
+def shortened(pattern: str, length: int = 0):
+    """Shorten the files that the pattern matches; without checksums."""
+
+    def change(folder: pathlib.Path) -> None:
+        (folder / checksums.FILE).unlink()
+        for path in sorted(folder.glob(pattern)):
+            path.write_bytes(path.read_bytes()[:length])
+
+    return change
+
+
+def replaced(by):
+    """Replace the folder by something else."""
+
+    def change(folder: pathlib.Path) -> None:
+        shutil.rmtree(folder)
+        by(folder)
+
+    return change
+
+
+DAMAGES = {
+    "empty": (empty, "2/note/metadata: No such file"),
+    "checksums alone": (lambda f: [shutil.rmtree(p) for p in f.iterdir() if p.is_dir()], "missing"),
+    "no weights": (without("weights"), "2/weights: no such folder"),
+    "no train": (without("train"), "2/train: no such folder"),
+    "no note": (without("note"), "2/note/metadata: No such file"),
+    "no tree": (without("train/_METADATA"), "2/train: neither it .* holds _METADATA"),
+    "no manifest": (without("weights/manifest.ocdbt"), "embedding cannot be opened: NOT_FOUND"),
+    "no chunks": (without("train/d", "train/*/d"), "2/train: array .* cannot be opened"),
+    "empty chunks": (shortened("weights/**/d/*"), "2/weights: array .* cannot be opened"),
+    "cut chunks": (shortened("train/**/d/*", 100), "2/train: array .* cannot be opened"),
+    "empty tree": (shortened("weights/_METADATA"), "2/weights/_METADATA: not Orbax metadata"),
+    "cut tree": (shortened("train/_METADATA", 99), "2/train/_METADATA: not Orbax metadata"),
+    "cut note": (shortened("note/metadata", 9), "2/note/metadata: expected a JSON object"),
+    "cut sizes": (shortened("train/array_metadatas/*", 9), "process_0: expected a JSON object"),
+    "cut list": (shortened("_CHECKPOINT_METADATA", 9), "_CHECKPOINT_METADATA: expected a JSON"),
+    "a file": (replaced(lambda f: f.write_text("x")), "2: is not a folder"),
+    "a dead link": (replaced(lambda f: f.symlink_to("gone")), "2: is not a folder"),
+    "a loop": (replaced(lambda f: f.symlink_to(f.name)), "2: is not a folder"),
+    "a link to another": (replaced(lambda f: f.symlink_to("1")), "2: holds step 1"),
+    "a copy of another": (replaced(lambda f: shutil.copytree(f.parent / "1", f)), "holds step 1"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_last_step_is_set_aside(run, tmp_path, name, caplog):
+    """Without its checksums too, and whatever has its name; nothing is deleted."""
     work = tmp_path / "run"
     shutil.copytree(run, work)
-    (work / "checkpoints" / "2" / checksums.FILE).unlink()
-    for file in (work / "checkpoints" / "2" / item).rglob("*"):
-        if file.is_file() and "METADATA" not in file.name and not file.name.startswith("_"):
-            file.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=f"checkpoints/2.*{item}|checkpoints/2: cannot be"):
-        restore(work, 2)
-    np.testing.assert_array_equal(restore(work, 1)[1]["step"], 1)
+    damage, message = DAMAGES[name]
+    damage(work / "checkpoints" / "2")
+    left = sorted(path.name for path in (work / "checkpoints" / "2").glob("**/*"))
+    caplog.set_level(logging.WARNING, "absl")  # other tests set it
+    with Checkpoints(work, CheckpointSettings(keep_last=2)) as checkpoints:
+        assert checkpoints.latest() == 1
+    aside = work / "checkpoints" / "damaged-2"
+    (line,) = [record.getMessage() for record in caplog.records if "moved" in record.getMessage()]
+    assert re.search(message + f".*; moved to {aside}, step 1 is the last good one$", line), line
+    assert os.path.lexists(aside) and sorted(path.name for path in aside.glob("**/*")) == left
+
+
+def test_other_names_are_no_steps(run, tmp_path):
+    """Orbax skips them too; they stay."""
+    work = tmp_path / "run"
+    shutil.copytree(run, work)
+    folder = work / "checkpoints"
+    (folder / "1").rename(tmp_path / "elsewhere")
+    (folder / "1").symlink_to(tmp_path / "elsewhere")  # a good checkpoint on another disk
+    names = {"2 (copy)", "0002", "\u0663", "\u00b2", "-1", "2.0", "2_5", "lost+found"}
+    for name in names:
+        (folder / name).mkdir()
+    for name in (".DS_Store", "._2"):
+        (folder / name).write_text("x")
+    (folder / "2" / "weights" / ".DS_Store").write_text("x")
+    assert complete_steps(folder) == [1, 2]
+    with Checkpoints(work, CheckpointSettings(keep_last=2)) as checkpoints:
+        assert checkpoints.latest() == 2
+    assert {path.name for path in folder.iterdir()} == names | {"1", "2", ".DS_Store", "._2"}
+
+
+def test_another_process_follows_the_first(run, tmp_path, monkeypatch):
+    """It checks the steps that process 0 lists, gets its answer, and renames nothing."""
+    work = tmp_path / "run"
+    shutil.copytree(run, work)
+    (work / "checkpoints" / "3").mkdir()  # process 0 does not see it yet
+    problem = b"3/train/d: missing"  # process 0 checked that file
+    gathered = iter([problem, b""])
+
+    def gather(message):
+        assert not message.any()
+        first = np.zeros_like(message)
+        first[: len(line)] = np.frombuffer(line := next(gathered), np.uint8)
+        return np.stack([first, message])
+
+    waits = []
+    monkeypatch.setattr(manager.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(manager.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(manager.sharding, "text_from_first", lambda text: "[1, 2]")
+    monkeypatch.setattr(manager.multihost_utils, "process_allgather", gather)
+    monkeypatch.setattr(manager.multihost_utils, "sync_global_devices", waits.append)
+    manager._set_damaged_aside(work / "checkpoints")
+    assert waits == ["ba_jax damaged 2", "ba_jax moved aside"]
+    assert complete_steps(work / "checkpoints") == [1, 2, 3]
 
 
 def flip(work: pathlib.Path, step: int, item: str) -> pathlib.Path:
@@ -205,12 +315,20 @@ def test_damaged_metrics_fall_back_to_another_checkpoint(tmp_path):
 def test_without_an_intact_checkpoint_nothing_is_moved(run, tmp_path):
     work = tmp_path / "run"
     shutil.copytree(run, work)
+    folder = work / "checkpoints"
     flip(work, 1, "train")
     file = flip(work, 2, "weights")
     for _ in range(2):
         with pytest.raises(CheckpointError, match=f"{file}: .*every .* damaged, steps .1, 2."):
             Checkpoints(work, CheckpointSettings(keep_last=2))
-    assert complete_steps(work / "checkpoints") == [1, 2]
+    assert complete_steps(folder) == [1, 2]
+    shutil.rmtree(folder / "1")
+    empty(folder / "2")
+    with pytest.raises(CheckpointError, match="2/note/metadata: No such.*damaged, steps .2.: expe"):
+        Checkpoints(work)
+    (folder / "2").rename(folder / "damaged-2")
+    with pytest.raises(CheckpointError, match=f"{folder}: holds damaged checkpoints alone"):
+        Checkpoints(work)
 
 
 def test_readers_of_weights_refuse_a_flipped_bit(run, tmp_path):
@@ -225,12 +343,17 @@ def test_readers_of_weights_refuse_a_flipped_bit(run, tmp_path):
     load_variables(work / "checkpoints" / "1")
 
 
-def test_a_checkpoint_without_checksums_is_accepted(run, tmp_path):
+def test_lost_checksums_are_named_and_the_checkpoint_is_used(run, tmp_path, caplog):
     work = tmp_path / "run"
     shutil.copytree(run, work)
-    (work / "checkpoints" / "2" / "checksums.json").unlink()
+    file = work / "checkpoints" / "2" / "checksums.json"
+    file.unlink()
+    caplog.set_level(logging.WARNING, "absl")  # other tests set it
     with Checkpoints(work, CheckpointSettings(keep_last=2)) as checkpoints:
         assert checkpoints.latest() == 2
+    for read in (check_files, manager.check_weights):
+        read(weights_folder(work))
+    assert caplog.text.count(f"{file}: missing, so a changed bit would not be noticed") == 3
 
 
 FULL_DISK = """
