@@ -54,6 +54,35 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], path: str = "model") -
     return cls(**{k: _convert(hints[k], v, f"{path}.{k}") for k, v in values.items()})
 
 
+def defaults(cls: type) -> dict[str, Any]:
+    """Plain values of the fields of a dataclass that have a default."""
+    values = {}
+    for field in dataclasses.fields(cls):
+        if field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+        elif field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+        if dataclasses.is_dataclass(values.get(field.name)):
+            values[field.name] = dataclasses.asdict(values[field.name])
+    return _plain(values)
+
+
+def with_defaults(cls: type, values: Any) -> Any:
+    """Plain values of a dataclass, nested ones too, with the defaults of the keys that are absent.
+
+    Values with a key that `cls` has not are another version's: the absent keys may be there under
+    other names, so nothing is added.
+    """
+    hints = typing.get_type_hints(cls)
+    if not isinstance(values, Mapping) or set(values) - set(hints):
+        return values
+    filled = {}
+    for key, value in values.items():
+        inner = _without_none(hints[key])
+        filled[key] = with_defaults(inner, value) if dataclasses.is_dataclass(inner) else value
+    return defaults(cls) | filled
+
+
 def to_mapping(config: Any) -> dict[str, Any]:
     """Inverse of `from_mapping`: nested dicts, lists and scalars, ready for JSON."""
     return _plain(dataclasses.asdict(config))
@@ -67,13 +96,18 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _without_none(hint: Any) -> Any:
+    """T of `T | None`; any other hint itself."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint
+    (inner,) = [a for a in typing.get_args(hint) if a is not type(None)]
+    return inner
+
+
 def _convert(hint: Any, value: Any, path: str) -> Any:
+    if (inner := _without_none(hint)) is not hint:
+        return None if value is None else _convert(inner, value, path)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):  # Optional
-        if value is None:
-            return None
-        (inner,) = [a for a in args if a is not type(None)]
-        return _convert(inner, value, path)
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else from_mapping(hint, value, path)
     if origin is tuple:

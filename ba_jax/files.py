@@ -35,6 +35,15 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
         raise with_path(error, path) from error
 
 
+def unused(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... that does not exist."""
+    free, number = path, 1
+    while os.path.lexists(free):
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
 def first_line(error: BaseException) -> str:
     """First line of an error message; the class name of an error without one."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

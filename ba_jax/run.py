@@ -20,20 +20,19 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from ba_jax import distributed, sharding
-from ba_jax.checkpoints.layout import CONFIG_FILE, CheckpointError, complete_steps
+from ba_jax import distributed, resume, sharding
+from ba_jax.checkpoints.layout import DONE_FILE, CheckpointError, complete_steps
 from ba_jax.checkpoints.manager import Checkpoints
-from ba_jax.config import ConfigError, to_mapping
+from ba_jax.config import ConfigError
 from ba_jax.data.hash import batch_hash, row_digests
 from ba_jax.data.loader import BatchError, Batches
-from ba_jax.files import first_line, write_whole
+from ba_jax.files import first_line
 from ba_jax.metrics.chips import peak_flops
 from ba_jax.metrics.throughput import Throughput
 from ba_jax.metrics.writers import ProgressBar, Writers
 from ba_jax.run_config import TrainSettings
 from ba_jax.train_state import TrainLayout, TrainState, from_checkpoint, to_checkpoint
 
-DONE_FILE = "done"
 _LEAST_SPREAD = 1e-3
 """Least standard deviation of the spike check, relative to the mean."""
 
@@ -136,9 +135,7 @@ class Run:
         resume_step = self.step or None
         self._saved_step = self.step or -1
         if self._is_writer:
-            values = to_mapping(self.config)
-            text = json.dumps(values, indent=1, ensure_ascii=False, default=str)
-            write_whole(self.workdir / CONFIG_FILE, text + "\n")
+            resume.write(self.workdir, self.config, self.step)
         if self.step < settings.steps:
             self._mark_done(False)
         writers = Writers(self.workdir, resume_step, is_writer=self._is_writer)

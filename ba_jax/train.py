@@ -17,7 +17,8 @@ Exit codes:
          saved a checkpoint: run the same command to resume.
     1    A person has to act: the config, the data, a checkpoint, a full disk, or a loss that is
          not finite or that spiked. The last line, `ba_jax.train: ...`, says which.
-    2    The command line is wrong.
+    2    The command line is wrong, or its settings make another model or other data than those
+         that the run in WORKDIR was trained with (`--accept_changes` resumes it all the same).
     75   Another host was lost, or a step took longer than `train.step_timeout_seconds`. Start the
          command again on all hosts; it resumes from the last checkpoint.
     129 and above, as a shell reports it: killed by a signal (137: SIGKILL, 134: JAX ended the
@@ -47,7 +48,7 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from ba_jax import distributed, sharding
+from ba_jax import distributed, resume, sharding
 from ba_jax.checkpoints import components
 from ba_jax.config import ConfigError
 from ba_jax.data.batches import open_batches
@@ -58,7 +59,10 @@ from ba_jax.train_state import TrainLayout, TrainState, init_state, make_layout,
 
 
 def train(
-    config: Mapping[str, Any], workdir: str | os.PathLike, command: str = "python -m ba_jax.train"
+    config: Mapping[str, Any],
+    workdir: str | os.PathLike,
+    command: str = "python -m ba_jax.train",
+    accept_changes: bool = False,
 ) -> TrainState:
     """Train a stage to its last step, resuming the run in `workdir` if there is one.
 
@@ -69,11 +73,13 @@ def train(
       config: config of the run.
       workdir: folder of the run, which all hosts see.
       command: command line that resumes the run, for messages.
+      accept_changes: resume with settings of another model or other data, see `resume`.
 
     Returns:
       The last state: after the last step, or when a signal stopped the run.
 
     Raises:
+      ChangedSettingsError: the run in `workdir` has another model or other data.
       ConfigError, OptimError, StageError, ShardingError, CheckpointError, RecordError: something
         is wrong from the start; nothing was trained.
       TrainError: the run stopped; the last good state is saved.
@@ -85,6 +91,7 @@ def train(
         raise ConfigError(f"workdir {workdir}: expected a folder; mount the bucket that it is in")
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+    resume.check(workdir, config, accept_changes)
 
     # Mesh and model: the stage, its trained parameters, and where everything lies.
     mesh = sharding.make_mesh(config.mesh)
@@ -228,6 +235,7 @@ def define_flags() -> None:
 
     config_flags.DEFINE_config_file("config", None, "Config of a stage: configs/STAGE.py:SIZE.")
     flags.DEFINE_string("workdir", None, "Folder of the run.")
+    flags.DEFINE_bool("accept_changes", False, "Resume with another model or other data.")
     distributed.define_flags()
     flags.mark_flags_as_required(["config", "workdir"])
 
@@ -245,13 +253,15 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.INFO)
     _filter_logs()
     command = distributed.command_line("ba_jax.train")
-    resume = distributed.resume_line(command)
+    resume_line = distributed.resume_line(command)
     try:
         if joined := distributed.initialize_from_flags(command):
             logging.info("%s", joined)
-        state = train(config, values.workdir, command)
+        state = train(config, values.workdir, command, values.accept_changes)
     except TrainError as error:
-        distributed.exit_with_error(command, error, 1, resume)
+        distributed.exit_with_error(command, error, 1, resume_line)
+    except resume.ChangedSettingsError as error:
+        distributed.exit_with_error(command, error, 2)
     except (ValueError, OSError, distributed.HostLostError) as error:
         logging.debug("", exc_info=True)
         distributed.exit_with_error(command, error)
@@ -263,7 +273,7 @@ def main(argv: list[str]) -> None:
     step, minutes = int(state.step), (time.time() - started) / 60
     logging.info("%s: at step %d after %.1f min", values.workdir, step, minutes)
     if step < config["train"]["steps"]:
-        logging.info("%s", resume)
+        logging.info("%s", resume_line)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Names and folders of checkpoints on disk. Imports no JAX, so that any tool may ask.
 
 WORKDIR/config.json                    the config of the run
+WORKDIR/done                           exists once the run is at its last step
 WORKDIR/checkpoints/STEP/weights/      variables, an Orbax tree
 WORKDIR/checkpoints/STEP/{train,note}  see `manager`
 FOLDER/weights/                        a converted checkpoint, beside its config files
@@ -19,6 +20,7 @@ from ba_jax.config import ConfigError
 CHECKPOINTS_FOLDER = "checkpoints"
 WEIGHTS_FOLDER = "weights"
 CONFIG_FILE = "config.json"
+DONE_FILE = "done"
 METADATA_FILE = "_METADATA"  # Orbax's name
 
 

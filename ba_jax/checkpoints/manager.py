@@ -37,7 +37,7 @@ from ba_jax.checkpoints.layout import (
     complete_steps,
     named_steps,
 )
-from ba_jax.files import first_line
+from ba_jax.files import first_line, unused
 from ba_jax.tree import flatten
 
 DAMAGED = "damaged"
@@ -248,10 +248,7 @@ def _set_damaged_aside(folder: Path) -> None:
     checksums.warn_if_lost(folder / str(good))
     sync = multihost_utils.sync_global_devices
     for step, problem in damaged.items():
-        aside, number = folder / f"{DAMAGED}-{step}", 1
-        while os.path.lexists(aside):
-            number += 1
-            aside = folder / f"{DAMAGED}-{step}-{number}"
+        aside = unused(folder / f"{DAMAGED}-{step}")
         logging.warning("%s; moved to %s, step %d is the last good one", problem, aside, good)
         sync(f"ba_jax damaged {step}")  # no process looks for a name while another takes it
         if jax.process_index() == 0:

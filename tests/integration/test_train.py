@@ -26,6 +26,7 @@ from ba_jax.data.packed import PackedBatches
 from ba_jax.data.record import RecordError
 from ba_jax.distributed import Signals
 from ba_jax.optim import OptimError
+from ba_jax.resume import ChangedSettingsError
 from ba_jax.stages.base import StageError
 from ba_jax.stages.lm import TextLMStage
 from ba_jax.train import TrainError, train
@@ -183,10 +184,21 @@ def test_more_steps_resume_and_fewer_are_refused(copied):
         train(config, workdir)
 
 
-def test_resume_with_other_optimizer_settings(copied):
+def test_resume_with_other_settings(copied):
+    """Those of the optimizer may change; those of the data are accepted or refused."""
     config, workdir = copied
     changes = {"train__steps": 9, "optimizer__clip_norm": 0.0, "optimizer__weight_decay": 0.0}
     assert int(train(small_run.changed(config, changes), workdir).step) == 9
+    changes |= {"train__steps": 10, "data__mixture__text__weight": 2.0}
+    with pytest.raises(ChangedSettingsError, match=r"\n  data.mixture.text.weight: 1.0 -> 2.0\n"):
+        train(small_run.changed(config, changes), workdir)
+    state = train(small_run.changed(config, changes), workdir, accept_changes=True)
+    assert int(state.step) == 10
+    history = json.loads((workdir / "config.json").read_text())["history"]
+    assert [(record["step"], sorted(record["changes"])) for record in history] == [
+        (8, ["optimizer.clip_norm", "optimizer.weight_decay", "train.steps"]),
+        (9, ["data.mixture.text.weight", "train.steps"]),
+    ]
 
 
 # --- errors during training ----------------------------------------------------------------------
@@ -382,8 +394,11 @@ def test_workdir_of_another_config_is_refused_and_unchanged(copied):
         ({"optimizer__rules": (("llm/embedding", None), (".*", 1.0))}, "not"),
         ({"stage": {"name": "lm"}}, "missing|random|frozen"),
     ):
+        other = small_run.changed(config, changes)
+        with pytest.raises(ChangedSettingsError, match=next(iter(changes)).replace("__", ".")):
+            train(other, workdir)
         with pytest.raises((CheckpointError, StageError), match=message):
-            train(small_run.changed(config, changes), workdir)
+            train(other, workdir, accept_changes=True)
     assert (workdir / "metrics.csv").read_bytes() == before
     assert complete_steps(workdir / "checkpoints") == [6, 8]
     assert int(train(config, workdir).step) == STEPS
@@ -401,6 +416,7 @@ def test_command_prints_errors_in_a_line(dataset, tmp_path, monkeypatch, changes
     values = types.SimpleNamespace(
         config=ConfigDict(text_run(dataset, **changes)),
         workdir=str(tmp_path / "run"),
+        accept_changes=False,
         distributed=False,
     )
     monkeypatch.setattr(train_module, "flags", types.SimpleNamespace(FLAGS=values))

@@ -46,6 +46,7 @@ LAYERS = {
     "ba_jax.evals": 4,
     "ba_jax.generate": 4,
     "ba_jax.run": 5,
+    "ba_jax.resume": 5,
     "ba_jax.run_config": 5,
     "ba_jax.train_state": 5,
     "ba_jax.recipe": 5,
