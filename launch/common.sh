@@ -64,7 +64,7 @@ whole_number() { # NAME VALUE LEAST
 
 pack() { # FILE: packs the tree of $root, without caches and outputs, into a .tar.gz
   local folder left=()
-  for folder in .git .venv .cache .hypothesis .ruff_cache build dist runs report; do
+  for folder in .git '.venv*' .cache .hypothesis .ruff_cache build dist runs report; do
     left+=(--exclude="./$folder")
   done
   run mkdir -p "$(dirname "$1")" &&

@@ -8,13 +8,12 @@
 #   RUNS=/data/runs REPORT=/data/report bash launch/demo.sh
 #
 # Installs the package into .venv, then runs the recipe configs/recipes.py:nano (`python -m
-# ba_jax.recipe`). Stop it at any point (Ctrl-C) and run it again to resume. Needs Python 3.11 or
-# later with its venv module and the package index; no GPU. Logs are in runs/logs.
+# ba_jax.recipe`). Stop it at any point (Ctrl-C) and run it again to resume. Needs Python 3.11 to
+# 3.13 with its venv module and the package index; no GPU. Logs are in runs/logs.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
-venv=$root/.venv
 # shellcheck source=launch/venv.sh
 . "$root/launch/venv.sh"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes a TPU host ready: Python 3.11 or later, .venv with this package, the bucket as a folder,
+# Makes a TPU host ready: Python 3.11 to 3.13, .venv with this package, the bucket as a folder,
 # and a look at the devices. It skips each part that is done, so run it as often as you like.
 # On a pod run it on all hosts at once (run_pod.sh does): the devices answer when all ask.
 #
@@ -17,7 +17,6 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=$root/.venv
 # shellcheck source=launch/venv.sh
 . "$root/launch/venv.sh"
 
@@ -46,7 +45,7 @@ fi
 
 # 1. Python. Ubuntu 22.04, which TPU hosts run, has 3.10; deadsnakes has builds of the others.
 if [ -n "$dry" ] || ! (find_python) >/dev/null 2>&1; then
-  [ -z "$dry" ] || echo "# unless there is Python 3.11 or later"
+  [ -z "$dry" ] || echo "# unless there is Python 3.11, 3.12 or 3.13"
   run sudo add-apt-repository --yes ppa:deadsnakes/ppa
   run sudo apt-get update
   run sudo apt-get install --yes python3.11 python3.11-venv
@@ -57,7 +56,8 @@ if [ -n "$dry" ]; then
   echo "# unless $venv has it"
   run cd "$root"
   run "${PYTHON:-python3.11}" -m venv "$venv"
-  run "$venv/bin/python" -m pip install --quiet --editable ".[tpu]"
+  run "$venv/bin/python" -m pip install --quiet --constraint launch/constraints.txt \
+    --editable ".[tpu]"
 else
   ensure_venv ".[tpu]"
 fi

@@ -5,20 +5,18 @@
 #   bash launch/test.sh -m "not slow"        the quick part; any pytest arguments are passed on
 #   bash launch/test.sh tests/unit/test_house.py -k torch
 #
-# Needs Python 3.11 or later with its venv module (Debian: apt-get install python3 python3-venv).
-# PYTHON=... names another interpreter. The install is skipped while setup.cfg is unchanged.
+# PYTHON, VENV and VERSIONS choose another interpreter, folder and versions (launch/venv.sh):
+#
+#   PYTHON=python3.13 VENV=.venv-3.13 VERSIONS=newest bash launch/test.sh -m "not slow"
+#
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
-venv=$root/.venv
 # shellcheck source=launch/venv.sh
 . "$root/launch/venv.sh"
 
-# torch comes first and pinned, by itself: where the package index offers a CPU build of this
-# version, that one wins, and what is installed next finds torch already there.
-ensure_venv ".[convert,test]" "torch==2.13.0"
-
+ensure_venv ".[convert,test]"
 export PATH="$venv/bin:$PATH"
 ruff check .
 ruff format --check .

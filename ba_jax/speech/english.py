@@ -8,14 +8,13 @@ would be recorded as if it were correct.
 from __future__ import annotations
 
 import functools
-import importlib.resources
 import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 
 from ba_jax.speech import arpabet, assets
-from ba_jax.speech.interfaces import SpeechToolError, import_tool
+from ba_jax.speech.interfaces import SpeechToolError
 
 VOWELS = frozenset("AIOQWYaiuæɑɒɔəɛɜɪʊʌᵻɐ")
 _PRIMARY, _SECONDARY = "ˈ", "ˌ"
@@ -35,7 +34,7 @@ _BEFORE_PARTICIPLE = frozenset("have has had having i've you've we've they've".s
 @functools.cache
 def _lexicon(british: bool) -> Mapping[str, str | Mapping[str, str | None]]:
     """Word -> phonemes, or part of speech -> phonemes."""
-    folder = importlib.resources.files(import_tool("misaki.data", "misaki[zh]"))
+    folder = assets.ensure("misaki")
     words = {}
     # The second, checked by hand, overrides the first.
     for grade in ("silver", "gold"):

@@ -12,10 +12,17 @@ from ba_jax.speech import english
 from ba_jax.speech.interfaces import SpeechToolError, import_tool
 from ba_jax.speech.text_norm import is_han
 
+# IPA -> phonemes of Kokoro, in this order: affricates in one letter, syllabic consonants as a
+# vowel, tones (of which some contain others) as arrows, no bridge below a glide.
+_PHONEMES = {
+    **{"ts": "ʦ", "tɕ": "ʨ", "ʈʂ": "\uab67", "ɻ\u0329": "ɨ", "ɹ\u0329": "ɨ"},
+    **{"˧˩˧": "↓", "˧˥": "↗", "˥˩": "↘", "˥": "→", "\u032f": ""},
+}
+
 
 @functools.cache
 def _segmenter():
-    jieba = import_tool("jieba", "misaki[zh]")
+    jieba = import_tool("jieba", "jieba")
     jieba.setLogLevel(logging.WARNING)  # it reports its dictionary's loading on stderr
     segmenter = jieba.Tokenizer()
     segmenter.initialize()
@@ -24,16 +31,23 @@ def _segmenter():
 
 def syllables(word: str) -> list[str]:
     """Phonemes of each character of a word, read as a part of it."""
-    from misaki.zh import ZHG2P
     from pypinyin import Style, lazy_pinyin
+
+    to_ipa = import_tool("pinyin_to_ipa", "pinyin-to-ipa").pinyin_to_ipa
 
     pinyin = lazy_pinyin(
         word, style=Style.TONE3, neutral_tone_with_five=True, errors=lambda part: [None] * len(part)
     )
     if len(pinyin) != len(word) or None in pinyin:
         raise SpeechToolError(f"no pinyin for each character of {word!r}, expected Chinese words")
-    # Kokoro has no phoneme for the combining bridge (U+032F).
-    return [ZHG2P.py2ipa(syllable).replace("\u032f", "") for syllable in pinyin]
+    return [_kokoro("".join(to_ipa(syllable)[0])) for syllable in pinyin]
+
+
+def _kokoro(ipa: str) -> str:
+    """Write a syllable's IPA in the phonemes that Kokoro was trained on."""
+    for sound, phoneme in _PHONEMES.items():
+        ipa = ipa.replace(sound, phoneme)
+    return ipa
 
 
 def pronounce(spoken: Sequence[str], pauses: Sequence[bool]) -> list[tuple[str, bool]]:

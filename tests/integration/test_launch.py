@@ -103,9 +103,8 @@ def test_setup_tpu_dry_run(tmp_path):
     ]
     venv = str(LAUNCH.parent / ".venv")
     assert ["python3.11", "-m", "venv", venv] in commands
-    assert [f"{venv}/bin/python", "-m", "pip", "install", "--quiet", "--editable", ".[tpu]"] in (
-        commands
-    )
+    install = [f"{venv}/bin/python", "-m", "pip", "install", "--quiet", "--constraint"]
+    assert [*install, "launch/constraints.txt", "--editable", ".[tpu]"] in commands
     mount = next(c for c in commands if c[0] == "gcsfuse")
     assert mount[-2:] == ["b", "/mnt/x y"] and "--rename-dir-limit=200000" in mount
     assert "--metadata-cache-ttl-secs=0" in mount
@@ -406,23 +405,38 @@ def test_exit_codes_of_a_stop_and_of_a_host_that_ends(tmp_path, by):
     assert "saved" in output and process.returncode == (75 if by == "--stop" else 76)
 
 
-def test_setup_tpu_skips_finished_parts(tmp_path):
+@pytest.fixture
+def tree(tmp_path):
+    """A tree to install, and a maker of interpreters that log their commands to `calls`."""
     shutil.copytree(LAUNCH, tmp_path / "tree" / "launch")
     for name in ("setup.cfg", "pyproject.toml"):
-        (tmp_path / "tree" / name).write_text("")
-    tools, log, mounted = tmp_path / "tools", tmp_path / "calls", tmp_path / "mounted"
-    python = tmp_path / "tools" / "python3.11"
+        shutil.copy(LAUNCH.parent / name, tmp_path / "tree")
+
+    def make_python(version, folder=tmp_path / "tools"):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"python{version}"
+        write_tool(
+            folder,
+            path.name,
+            f"""[ "$1" = -c ] && case $2 in *version_info*) echo {version} && exit ;; esac
+            echo "python $*" >>{tmp_path}/calls
+            [ "$2" != venv ] || {{ mkdir -p "$3/bin"; cp {path} "$3/bin/python"; }}""",
+        )
+
+    tmp_path.joinpath("tools").mkdir()
+    write_tool(tmp_path / "tools", "sudo", f'echo "sudo $*" >>{tmp_path}/calls')
+    return {"root": tmp_path / "tree", "tools": tmp_path / "tools"}, make_python
+
+
+def test_setup_tpu_skips_finished_parts(tmp_path, tree):
+    settings, make_python = tree
+    settings["BUCKET"] = "b"
+    log, mounted = tmp_path / "calls", tmp_path / "mounted"
+    make_python("3.11")
     write_tool(
-        tools,
-        "python3.11",
-        f"""[ "$1" = -c ] && [ "$#" = 2 ] && case $2 in *version_info*) exit ;; esac
-        echo "python $*" >>{log}
-        [ "$2" != venv ] || {{ mkdir -p "$3/bin"; cp {python} "$3/bin/python"; }}""",
+        settings["tools"], "gcsfuse", f'echo "gcsfuse ${{*: -2}}" >>{log}; echo b >{mounted}'
     )
-    write_tool(tools, "sudo", f'echo "sudo $*" >>{log}')
-    write_tool(tools, "gcsfuse", f'echo "gcsfuse ${{*: -2}}" >>{log}; echo b >{mounted}')
-    write_tool(tools, "findmnt", f"cat {mounted}")
-    settings = {"BUCKET": "b", "root": tmp_path / "tree", "tools": tools}
+    write_tool(settings["tools"], "findmnt", f"cat {mounted}")
     code, output = call("setup_tpu", **settings)
     assert code == 0, output
     calls = [line.split(" ")[:3] for line in log.read_text().splitlines()]
@@ -436,6 +450,56 @@ def test_setup_tpu_skips_finished_parts(tmp_path):
     mounted.write_text("another\n")
     code, output = call("setup_tpu", **settings)
     assert code == 2 and "has another, expected b" in output
+
+
+BARE = ("setup_tpu", "--no-mount", "--no-check")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"PYTHON": "python3.14"}, "python3.14 is 3.14, expected Python 3.11, 3.12, 3.13;"),
+        ({"PYTHON": "python9"}, "python9 is no Python that runs, expected Python 3.11,"),
+        ({"PYTHON": "python3.12"}, "VENV=.venv-3.12"),
+        ({"VERSIONS": "oldest"}, "VERSIONS=oldest: expected locked, newest or lowest"),
+    ],
+)
+def test_an_interpreter_or_versions_that_cannot_be_taken(tree, settings, message):
+    places, make_python = tree
+    for version in ("3.11", "3.12", "3.14"):
+        make_python(version)
+    assert call(*BARE, PYTHON="python3.11", **places)[0] == 0
+    code, output = call(*BARE, **places, **settings)
+    assert code == 2 and message in output.splitlines()[-1], output
+
+
+def test_an_interpreter_is_looked_for_where_pyenv_keeps_it(tmp_path, tree):
+    places, make_python = tree
+    write_tool(tmp_path / "tools", "python3.13", "echo 'pyenv: 3.13 is not chosen' >&2; exit 127")
+    make_python("3.13", tmp_path / "home" / ".pyenv" / "versions" / "3.13.0" / "bin")
+    code, output = call(*BARE, PYTHON="python3.13", HOME=str(tmp_path / "home"), **places)
+    assert code == 0, output
+
+
+@pytest.mark.parametrize(
+    ("versions", "options"),
+    [
+        ("locked", "--constraint {root}/launch/constraints.txt"),
+        ("newest", "--upgrade --upgrade-strategy eager"),
+        ("lowest", "--constraint {root}/.venv/lowest.txt"),
+    ],
+)
+def test_versions_that_are_installed(tmp_path, tree, versions, options):
+    places, make_python = tree
+    make_python("3.12")
+    code, output = call(*BARE, PYTHON="python3.12", VERSIONS=versions, **places)
+    assert code == 0, output
+    command = (tmp_path / "calls").read_text().splitlines()[-1]
+    options = options.format(root=places["root"])
+    assert command == f"python -m pip install --quiet {options} --editable .[tpu]"
+    if versions == "lowest":
+        lines = (places["root"] / ".venv" / "lowest.txt").read_text().splitlines()
+        assert "flax==0.12.8" in lines and all(re.fullmatch(r"[\w-]+==[\d.]+", x) for x in lines)
 
 
 # A pod.
