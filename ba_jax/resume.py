@@ -127,13 +127,13 @@ def _examine(workdir: Path, config: RunConfig) -> tuple[list[str], list[str], st
 
 def _read(workdir: Path) -> tuple[dict[str, Any], str]:
     """(contents of config.json, ""), or ({}, the reason why there are none)."""
+    path = workdir / CONFIG_FILE
     try:
         values = read_run_config(workdir)
     except (ConfigError, OSError) as error:
-        return {}, first_line(error)
+        return {}, first_line(error).removeprefix(f"{path}: ")
     if values is None:
-        exists = os.path.lexists(workdir / CONFIG_FILE)
-        return {}, "not the config of a run" if exists else "missing"
+        return {}, "not the config of a run" if os.path.lexists(path) else "missing"
     return values, ""
 
 

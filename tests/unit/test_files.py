@@ -26,3 +26,11 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
     with pytest.raises(OSError, match="x.json/y"):
         files.write_whole(path / "y", "below a file")
+
+
+def test_unused_names(tmp_path):
+    path = tmp_path / "x.json"
+    assert files.unused(path) == path
+    path.symlink_to("gone")  # a dead link has the name too
+    (tmp_path / "x.json-2").mkdir()
+    assert files.unused(path) == tmp_path / "x.json-3"

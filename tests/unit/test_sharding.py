@@ -190,3 +190,18 @@ def test_constrain_is_a_no_op_without_a_mesh():
         x
     )
     assert "sharding_constraint" not in text.as_text()
+
+
+@pytest.mark.parametrize("own", ["", "[1]", "[1, 2, 3]"])
+def test_all_processes_get_the_text_of_the_first(monkeypatch, own):
+    first = "[1, 2, '字']".encode()
+    sent = iter([np.int32(len(first)), np.frombuffer(first, np.uint8)])
+
+    def broadcast(value):
+        answer = next(sent)
+        assert np.shape(value) == np.shape(answer)  # JAX asks for equal shapes
+        return answer
+
+    monkeypatch.setattr(sharding.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(sharding.multihost_utils, "broadcast_one_to_all", broadcast)
+    assert sharding.text_from_first(own) == "[1, 2, '字']"
