@@ -373,9 +373,10 @@ def load_variables(
     Raises:
       CheckpointError: no checkpoint, a partial or damaged one, or arrays that differ from `shapes`.
     """
-    reader = Reader(directory)
+    directory = orbax_folder(directory)
     if not checked:
-        check_files(reader.directory)
+        check_files(directory)  # first: a damaged index cannot be opened, and names no file
+    reader = Reader(directory)
     stored = {p: (reader.shape(p), reader.dtype(p)) for p in reader.arrays}
     if components is not None:
         components = set(components)

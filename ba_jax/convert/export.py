@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ba_jax.checkpoints import arrays
-from ba_jax.checkpoints.layout import CONFIG_FILE
+from ba_jax.checkpoints.layout import CONFIG_FILE, orbax_folder
 from ba_jax.convert import engine, sources
 from ba_jax.convert.engine import ConversionError, Placement, TensorInfo, TensorSource
 from ba_jax.convert.importer import MANIFEST_FILE, SOURCE_FOLDER, progress_bar
@@ -81,8 +81,8 @@ def export_checkpoint(
     for path in (folder, base):
         if path is not None and out.resolve() in (path.resolve(), *path.resolve().parents):
             raise ConversionError(f"{out}: holds {path}, which is read; expected another folder")
+    arrays.check_files(orbax_folder(folder))
     reader = arrays.Reader(folder)
-    arrays.check_files(reader.directory)
     kind, config = sources.checkpoint_config(folder)
     manifest_path = folder / SOURCE_FOLDER / MANIFEST_FILE
     manifest = read_json(manifest_path, "manifest") if manifest_path.is_file() else {}

@@ -157,8 +157,8 @@ def join_checkpoints(
 def _open_run(label: str, out: Path) -> JoinedRun:
     folder = layout.weights_folder(label)
     check_apart(out, folder, f"run {label}")
-    reader = arrays.Reader(folder)
     arrays.check_files(folder)
+    reader = arrays.Reader(folder)
     config = _read_config(label, folder)
     modules = dict.fromkeys(path.split("/")[1] for path in reader.arrays if "/" in path)
     components = tuple(c for c in COMPONENTS if c in modules)

@@ -193,12 +193,15 @@ def test_log_mel_equals_the_definition(geometry, extra):
 
 # --- JAX ------------------------------------------------------------------------------------------
 
+TWO_FFTS = 2e-5
+"""Each FFT in float32 is within 1e-5 of float64 at faint bins; JAX 0.12 has another than SciPy."""
+
 
 @pytest.mark.parametrize("samples", [400, 16_123, 479_970])
 def test_whisper_in_jax_equals_numpy(samples):
     wave_S = noise(samples)
     got = jax.jit(functools.partial(whisper_log_mel, xp=jnp))(wave_S)
-    assert_close(np.asarray(got), whisper_log_mel(wave_S), 5e-6)
+    assert_close(np.asarray(got), whisper_log_mel(wave_S), TWO_FFTS)
 
 
 @pytest.mark.parametrize("geometry", [HIFIGAN_MEL, FLOW_MEL], ids=lambda g: str(g.sample_rate))
@@ -244,7 +247,7 @@ def test_batch_of_whole_windows():
     mel_BTM, mel_lengths = jax.jit(whisper_log_mel_batch)(waves, lengths)
     np.testing.assert_array_equal(mel_lengths, [3000, 3000])
     for i, length in enumerate(lengths):
-        assert_close(np.asarray(mel_BTM[i]), whisper_log_mel(waves[i, :length]), 5e-6)
+        assert_close(np.asarray(mel_BTM[i]), whisper_log_mel(waves[i, :length]), TWO_FFTS)
 
 
 @pytest.mark.parametrize(("batch", "single", "geometry", "shortest"), BATCHES)

@@ -269,10 +269,14 @@ def flip(work: pathlib.Path, step: int, item: str) -> pathlib.Path:
     """Flip a bit in the largest file of an item."""
     files = (work / "checkpoints" / str(step) / item).rglob("[!_]*")
     file = max((file for file in files if file.is_file()), key=lambda file: file.stat().st_size)
+    flip_in(file)
+    return file
+
+
+def flip_in(file: pathlib.Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    return file
 
 
 @pytest.mark.parametrize("item", ["weights", "train", "note"])
@@ -336,10 +340,13 @@ def test_readers_of_weights_refuse_a_flipped_bit(run, tmp_path):
     shutil.copytree(run, work)
     flip(work, 2, "train")
     load_variables(weights_folder(work))  # readers of weights ignore `train`
-    file = flip(work, 2, "weights")
-    for read in (load_variables, check_files, manager.check_weights):
-        with pytest.raises(CheckpointError, match=f"{file}: .* expected another of the run"):
-            read(weights_folder(work))
+    folder = weights_folder(work)
+    for file in (file for file in sorted(folder.rglob("*")) if file.is_file()):  # indices too
+        flip_in(file)
+        for read in (load_variables, check_files, manager.check_weights):
+            with pytest.raises(CheckpointError, match=f"{file}: .* expected another of the run"):
+                read(folder)
+        flip_in(file)
     load_variables(work / "checkpoints" / "1")
 
 
