@@ -44,6 +44,48 @@ def unused(path: Path) -> Path:
     return free
 
 
+def is_litter(name: str) -> bool:
+    """Whether a system left a file or folder of this name: `._a.wav`, `.DS_Store`, `Thumbs.db`."""
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
+
+
+def list_files(folder: str | os.PathLike, *suffixes: str, deep: bool = True) -> list[Path]:
+    """The files below a folder whose names end in one of the suffixes, in any case, in order.
+
+    Linked folders are followed, each real folder is searched once. Hidden files and folders, and
+    others that a system leaves beside a user's (`is_litter`), are left out. A link that leads
+    nowhere is listed, so that reading it reports it. A folder that is not there has no files.
+
+    Args:
+      suffixes: in lower case.
+      deep: search the folders in it too.
+
+    Raises:
+      OSError: a folder that cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    paths, searched = [], set()
+    for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(root)
+        if real in searched:
+            folders.clear()
+            continue
+        searched.add(real)
+        # Linked folders last: a file is listed under its real name if that is in the folder too.
+        wanted = [name for name in folders if deep and not is_litter(name)]
+        folders[:] = sorted(wanted, key=lambda n: (os.path.islink(os.path.join(root, n)), n))
+        for name in names:
+            path = Path(root, name)
+            if name.lower().endswith(suffixes) and not is_litter(name):
+                if path.is_file() or not path.exists():
+                    paths.append(path)
+    return sorted(paths)
+
+
 def first_line(error: BaseException) -> str:
     """First line of an error message; the class name of an error without one."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

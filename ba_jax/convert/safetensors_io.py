@@ -24,6 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from ba_jax.convert.engine import ConversionError, TensorInfo, report_problems
+from ba_jax.files import list_files
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -231,7 +232,7 @@ class SafetensorsFolder:
         if not self.path.is_dir():
             raise ConversionError(f"{path}: no such folder, expected safetensors shards")
         index_path = self.path / INDEX_FILE
-        file_names = sorted(p.name for p in self.path.glob("*.safetensors"))
+        file_names = [p.name for p in list_files(self.path, ".safetensors", deep=False)]
         self.index: bytes | None = None
         if index_path.exists():
             weight_map = self._read_index(index_path)

@@ -27,6 +27,7 @@ from ba_jax.convert.safetensors_io import SafetensorsFile, SafetensorsFolder, re
 from ba_jax.convert.tables import audio_encoder
 from ba_jax.convert.tables import vocoder as vocoder_table
 from ba_jax.convert.torch_pickle import PickleFile
+from ba_jax.files import list_files
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.models.vocoder_config import VocoderConfig
 
@@ -97,7 +98,9 @@ def detect_kind(path: Path) -> str:
         return "vocoder"
     if not path.is_dir():
         raise ConversionError(f"{path}: no such file or folder")
-    if (path / ctranslate2.MODEL_FILE).is_file() and not list(path.glob("*.safetensors")):
+    if (path / ctranslate2.MODEL_FILE).is_file() and not list_files(
+        path, ".safetensors", deep=False
+    ):
         return "ctranslate2"
     if (path / CONFIG_FILE).is_file():
         model_type = read_json(path / CONFIG_FILE, "config").get("model_type")

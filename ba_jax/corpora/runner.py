@@ -21,7 +21,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -33,22 +32,23 @@ from ba_jax.corpora import report as reports
 from ba_jax.corpora.embedded import EmbeddedCorpus
 from ba_jax.corpora.shards import STATE, WORK, Job, PrepareError, ShardPlan, divide, write_json
 from ba_jax.corpora.sources.aishell import Aishell
-from ba_jax.corpora.sources.base import Item, Rejection, Source, SourceError
+from ba_jax.corpora.sources.base import Item, Rejected, Rejection, Source, SourceError
 from ba_jax.corpora.sources.common_voice import CommonVoice, Covost2
 from ba_jax.corpora.sources.crawl import Crawl
 from ba_jax.corpora.sources.fleurs import Fleurs
 from ba_jax.corpora.sources.libri import LibriSpeech, LibriTTS, LJSpeech
+from ba_jax.corpora.sources.listing import check_unicode
 from ba_jax.corpora.sources.manifest import Manifest
 from ba_jax.corpora.sources.plain_text import PlainText
 from ba_jax.corpora.sources.spliced import Spliced
 from ba_jax.corpora.sources.synthetic import Synthetic
 from ba_jax.corpora.sources.wenetspeech import WenetSpeech
-from ba_jax.data.record import Shard, write_metadata
+from ba_jax.data.record import RecordError, Shard, check_name, write_metadata
+from ba_jax.files import is_litter
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 128 + 2
 """Exit codes of the commands that make datasets."""
 VERSION = 1  # of the records written for a listing; part of the fingerprint
-_NAME = re.compile("[A-Za-z][A-Za-z0-9_]*")
 
 SOURCES: dict[str, type] = {
     "manifest": Manifest,
@@ -96,8 +96,9 @@ class PrepareConfig:
             raise SourceError(f"kind = {self.kind!r}, expected one of {sorted(SOURCES)}")
         with _values_checked("config.source"):
             source = from_mapping(SOURCES[self.kind], self.source, "config.source")
-            if not _NAME.fullmatch(source.name):
-                raise ValueError(f"name = {source.name!r}, expected letters, digits and _")
+            check_name(source.name, "name =")
+            for split in (getattr(source, "split", "train"), *getattr(source, "splits", ())):
+                check_name(split, "split =")
             return source
 
 
@@ -129,12 +130,17 @@ def make_plan(config: PrepareConfig) -> ShardPlan:
         elif listed.id in places:
             detail = f"{listed.id!r} is also at {places[listed.id]}"
             rejected.append(Rejection(listed.where, "duplicate id", detail, listed.seconds))
-        elif not _NAME.fullmatch(listed.split):
-            detail = f"split {listed.split!r}, expected letters, digits and _"
-            rejected.append(Rejection(listed.where, "bad value", detail, listed.seconds))
         else:
-            places[listed.id] = listed.where
-            items.append(listed)
+            try:
+                check_unicode(listed.id, "id")
+                check_name(listed.split, "split")
+            except Rejected as error:
+                rejected.append(error.at(listed.where))
+            except RecordError as error:
+                rejected.append(Rejection(listed.where, "bad value", str(error), listed.seconds))
+            else:
+                places[listed.id] = listed.where
+                items.append(listed)
     return ShardPlan(
         source,
         tuple(divide(items, config.items_per_shard)),
@@ -208,7 +214,7 @@ def _open_run(config: PrepareConfig, plan: ShardPlan, directory: Path, overwrite
             stored = json.loads(state.read_text(encoding="utf-8"))
         except ValueError as error:
             raise PrepareError(f"{state}: no JSON ({error}), expected a run's state") from None
-    elif any(directory.iterdir()):
+    elif not all(is_litter(path.name) for path in directory.iterdir()):
         raise PrepareError(
             f"{directory}: holds something, but no {STATE}: not made by prepare, choose another "
             "--out"
@@ -341,7 +347,8 @@ def dry_run(config: PrepareConfig) -> str:
     report = reports.summarise(plan.source.name, {}, plan.rejected)
     rows = reports.all_rejections({}, plan.rejected)
     lines += ["", *reports.rejection_lines(report["rejected"], report["reasons"], rows, full="")]
-    text = "\n".join(lines)
+    # File names may hold bytes that are no Unicode, which cannot be printed.
+    text = "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
     if not plan.items:
         raise PrepareError(f"{text}\nnothing to make records of")
     return text

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import zlib
 from collections.abc import Callable
 
@@ -57,10 +58,12 @@ def word_bounds(part: Part) -> tuple[list[int], list[int]]:
         raise NotForTask("no codes")
     if not part.words:
         raise NotForTask("no word times")
+    if not all(math.isfinite(word.start) for word in part.words):
+        raise NotForTask("word times that are no numbers")
     text, letters, at = _text(part), [], 0
     for word in part.words:
-        first = word.text.split()[0]
-        at = text.find(first, at)
+        first = "".join(word.text.split()[:1])
+        at = text.find(first, at) if first else -1
         if at < 0:
             raise NotForTask("words that are not those of the text")
         letters.append(at)

@@ -164,7 +164,7 @@ def _cache_path(
         ).hexdigest(),
         "shards": [
             (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-            for path in sorted(source.directory.glob(f"*-{source.split}.array_record*"))
+            for path in sorted(source.directory.glob(f"[!.]*-{source.split}.array_record*"))
         ],
         "split": source.split,
         "width": width,

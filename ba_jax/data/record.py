@@ -19,6 +19,8 @@ import dataclasses
 import functools
 import os
 import pathlib
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -30,10 +32,40 @@ HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """Unicode ranges of Han characters, for a character class of a regular expression."""
 EMBEDDED = "embedded"
 """Name, in place of a folder, of the corpus in the package."""
+# TFDS makes files and slices ("train[:10]") of names; "all" is its word for all splits.
+_NAME = re.compile("(?!all$)[A-Za-z][A-Za-z0-9_]{0,79}")
+# Characters without a shape that Unicode counts as letters, marks or symbols.
+_SHAPELESS = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\ufffc\ufffe\uffff"
+    "\U000e0100-\U000e01ef]"
+)
 
 
 class RecordError(ValueError):
     """A record or a dataset that cannot be written, read, or made an example of a task."""
+
+
+def check_name(value: str, field: str) -> str:
+    """Return the name of a dataset or a split if TFDS can read it back, or raise RecordError."""
+    if not _NAME.fullmatch(value):
+        raise RecordError(
+            f"{field} {value!r}, expected letters, digits and _, 80 at most, a letter first, not "
+            "'all', which is all splits"
+        )
+    return value
+
+
+def drop_invisible(text: str) -> str:
+    """Remove control and format characters, private ones and others without a shape.
+
+    White space stays, and so do characters that this Python's Unicode does not know yet.
+    """
+    text = _SHAPELESS.sub("", text)
+    if text.isprintable():
+        return text
+    return "".join(
+        c for c in text if c.isprintable() or c.isspace() or unicodedata.category(c) == "Cn"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

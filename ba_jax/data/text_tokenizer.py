@@ -26,6 +26,7 @@ from collections.abc import Iterable, Mapping
 import sentencepiece
 import tokenizers
 
+from ba_jax.files import list_files
 from ba_jax.vocab import AudioTokens
 
 AUDIO_TOKEN_NAMES = {
@@ -414,7 +415,7 @@ def _tokenizer_file(path: pathlib.Path) -> pathlib.Path:
         return path
     if (path / "tokenizer.json").is_file():
         return path / "tokenizer.json"
-    models = sorted(path.glob("*.model"))
+    models = list_files(path, ".model", deep=False)
     if len(models) != 1:
         names = ", ".join(model.name for model in models) or "neither"
         raise TokenizerError(f"{path}: found {names}, expected tokenizer.json or one *.model")

@@ -24,6 +24,7 @@ from typing import Any
 
 from ba_jax.audio.read import AUDIO_SUFFIXES
 from ba_jax.data.record import LANGUAGES
+from ba_jax.files import list_files
 
 TASKS = ("asr", "tts", "translate", "chat", "reconstruct")
 HEARS = ("asr", "translate", "reconstruct")
@@ -89,7 +90,7 @@ def read_requests(
     source = Path(source)
     suffixes = _suffixes(task)
     if source.is_dir():
-        paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+        paths = list_files(source, *suffixes)
         if not paths:
             raise RequestError(f"{source}: no {', '.join(suffixes)} files, expected at least one")
         requests = [

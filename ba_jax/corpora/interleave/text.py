@@ -13,7 +13,7 @@ import re
 import unicodedata
 
 from ba_jax.corpora.interleave.cuts import best_cuts
-from ba_jax.data.record import HAN
+from ba_jax.data.record import HAN, drop_invisible
 
 PARAGRAPH, SENTENCE, CLAUSE = 3, 2, 1
 """Strengths of breaks; a line break ends a paragraph."""
@@ -70,11 +70,12 @@ class Lengths:
 def tidy(text: str, language: str) -> str:
     """Text as it is stored and spoken: NFC, single spaces, the language's own punctuation.
 
-    A single line break separates paragraphs. Invisible characters (control and format characters)
-    are removed; no word changes. Full-width letters and digits become ASCII; in Mandarin,
-    punctuation between or after characters becomes full width and spaces between them are removed.
+    A single line break separates paragraphs. Invisible characters are removed; no
+    word changes. Full-width letters and digits become ASCII; in Mandarin, punctuation between or
+    after characters becomes full width and spaces between them are removed.
     """
-    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = drop_invisible(text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = unicodedata.normalize("NFC", text)
     kept = []
     for c in text:
         if "\uff10" <= c <= "\uff5a" and unicodedata.normalize("NFKC", c).isalnum():
@@ -83,7 +84,7 @@ def tidy(text: str, language: str) -> str:
             kept.append("\n")
         elif c.isspace():
             kept.append(" ")
-        elif unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"):
+        else:
             kept.append(c)
     text = "".join(kept)
     if language == "zh":

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
 from ba_jax.corpora.sources.clips import Clip, ClipSource, reject_unlisted, speech_item
 from ba_jax.corpora.sources.listing import (
+    clean_text,
+    find_recordings,
     list_items,
     read_lines,
     require_file,
     require_folder,
-    sorted_files,
 )
 
 _TRANSCRIPT = "transcript/aishell_transcript_v0.8.txt"
@@ -42,26 +43,28 @@ class Aishell(ClipSource):
         if (root / "data_aishell").is_dir():
             root = root / "data_aishell"
         table = require_file(root / _TRANSCRIPT, "data_aishell/")
-        recordings, splits = {}, {}
-        for split in self.splits:
-            part = require_folder(root / "wav" / split, "a split of source.splits")
-            for path in sorted_files([part], "*.wav"):
-                recordings[path.stem], splits[path.stem] = path, split
+        wav = root / "wav"
+        folders = [require_folder(wav / split, "a split of source.splits") for split in self.splits]
+        recordings, doubles = find_recordings(folders, ".wav")
+        yield from doubles
+        unlisted = dict(recordings)
         if not recordings:
-            raise SourceError(f"{root / 'wav'}: no .wav files; unpack wav/S*.tar.gz first")
+            raise SourceError(f"{wav}: no .wav files; unpack wav/S*.tar.gz first")
         has_all_splits = set(self.splits) >= set(_SPLITS)
 
         def make_item(where: str, line: str) -> Item | None:
             if not line.strip():
                 return None
             id, *words = line.split()
-            path = recordings.pop(id, None)
+            path = recordings.get(id)
             if path is None:
                 if has_all_splits:  # else it may belong to another split
-                    raise Rejected("missing file", f"no {id}.wav below {root / 'wav'}")
+                    raise Rejected("missing file", f"no {id}.wav below {wav}")
                 return None
-            clip = Clip(text="".join(words), path=str(path), speaker=path.parent.name)
-            return speech_item(id, splits[id], where, "zh", clip)
+            unlisted.pop(id, None)
+            text = clean_text("".join(words))
+            clip = Clip(text=text, path=str(path), speaker=path.parent.name)
+            return speech_item(id, path.relative_to(wav).parts[0], where, "zh", clip)
 
         yield from list_items(read_lines(table), make_item)
-        yield from reject_unlisted(recordings, f"is not in {table}")
+        yield from reject_unlisted(unlisted, f"is not in {table}")

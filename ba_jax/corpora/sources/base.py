@@ -112,7 +112,10 @@ class DerivedSource(Source):
         try:
             if not self.dataset:
                 raise OSError("no source.dataset")
-            return json.loads(path.read_text(encoding="utf-8"))
+            info = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(info, dict) or not isinstance(info.get("splits"), list):
+                raise ValueError("no object with a list 'splits'")
+            return info
         except (OSError, ValueError) as error:
             raise SourceError(f"{path}: {error}, expected a dataset's {INFO}") from None
 

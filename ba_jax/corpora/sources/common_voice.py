@@ -9,6 +9,7 @@ from pathlib import Path
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
 from ba_jax.corpora.sources.clips import Clip, ClipSource, speech_item
 from ba_jax.corpora.sources.listing import (
+    clean_text,
     find_inside,
     list_items,
     parse_seconds,
@@ -28,7 +29,8 @@ ItemMaker = Callable[[str, Mapping[str, str], str], Item]
 @dataclasses.dataclass(frozen=True)
 class CommonVoice(ClipSource):
     """cv-corpus-VERSION/LOCALE/{train,dev,test,validated,...}.tsv with at least the columns
-    client_id, path and sentence, and clips/*.mp3. Newer versions add clip_durations.tsv.
+    client_id, path and sentence, and clips/*.mp3. Newer versions add clip_durations.tsv, with the
+    columns clip and duration[ms].
 
     Attributes:
       language: the locale, "en", "zh-CN" or "zh-TW"; "" for the folder's name.
@@ -50,7 +52,7 @@ class CommonVoice(ClipSource):
         for split in self.splits:
             table = require_file(root / f"{split}.tsv", "Common Voice")
             yield from list_items(
-                read_rows(table, required=_REQUIRED),
+                read_rows(table, _REQUIRED),
                 lambda where, fields, split=split: make_item(where, fields, split),
             )
 
@@ -102,7 +104,7 @@ class Covost2(ClipSource):
             if all(table.is_file() for table in tables.values()):
                 for split, table in tables.items():
                     yield from list_items(
-                        read_rows(table, required=(*_REQUIRED, "translation"), escaped=True),
+                        read_rows(table, (*_REQUIRED, "translation"), escaped=True),
                         lambda where, fields, split=split: make_item(where, fields, split),
                     )
                 return
@@ -115,7 +117,7 @@ class Covost2(ClipSource):
         """Join Common Voice's transcripts and CoVoST 2's translations by their clips."""
         transcripts = require_file(root / "validated.tsv", "Common Voice 4")
         utterances: dict[str, Mapping[str, str]] = {}
-        for row in read_rows(transcripts, required=_REQUIRED, escaped=True):
+        for row in read_rows(transcripts, _REQUIRED, escaped=True):
             if isinstance(row, Rejection):
                 yield row
             else:
@@ -131,31 +133,31 @@ class Covost2(ClipSource):
                 raise Rejected("no transcript", f"{path} is not in {transcripts}")
             return make_item(where, {**utterances[path], **fields}, split)
 
-        rows = read_rows(table, required=("path", "translation", "split"), escaped=True)
+        rows = read_rows(table, ("path", "translation", "split"), escaped=True)
         yield from list_items(rows, make_joined)
 
 
 def _item_maker(
-    root: Path, locale: str, seconds: Mapping[str, float], translated: bool = False
+    root: Path, locale: str, durations: Mapping[str, str], translated: bool = False
 ) -> ItemMaker:
     """Make the function that makes the item of a row of a locale's table, if its clips are there.
 
-    `seconds` is clip -> its length, as far as it is known.
+    `durations` is clip -> its length in ms, as far as it is known.
     """
     if locale not in LANGUAGE_OF:
         raise SourceError(f"language {locale!r}, expected one of {sorted(LANGUAGE_OF)}")
     clips = require_folder(root / "clips", "clips")
 
     def make_item(where: str, fields: Mapping[str, str], split: str) -> Item:
-        name, text = fields["path"], fields["sentence"].strip()
-        length = seconds.get(name, 0.0)
-        translation = fields["translation"].strip() if translated else ""
+        name, text = fields["path"], clean_text(fields["sentence"])
+        length = parse_seconds(durations.get(name, ""), 1e-3)
+        translation = clean_text(fields["translation"]) if translated else ""
         if not text:
             raise Rejected("empty transcript", f"of {name}", length)
         if translated and not translation:
             raise Rejected("empty translation", f"of {name}", length)
         # The first versions left the suffix out.
-        file = name if name.endswith((".mp3", ".wav")) else f"{name}.mp3"
+        file = name if name.lower().endswith((".mp3", ".wav")) else f"{name}.mp3"
         try:
             path = find_inside(clips, file)
         except Rejected as rejected:
@@ -167,11 +169,10 @@ def _item_maker(
     return make_item
 
 
-def _read_durations(root: Path) -> Mapping[str, float]:
-    """Clip -> seconds, for the versions that list them."""
-    table = root / "clip_durations.tsv"
+def _read_durations(root: Path) -> Mapping[str, str]:
+    """Clip -> its length in ms, for the versions that list them."""
+    table, needed = root / "clip_durations.tsv", ("clip", "duration[ms]")
     if not table.is_file():
         return {}
-    rows = [row[1] for row in read_rows(table) if not isinstance(row, Rejection)]
-    pairs = [tuple(row.values())[:2] for row in rows]
-    return {clip: parse_seconds(length, 1e-3) for clip, length in pairs}
+    rows = [row[1] for row in read_rows(table, needed) if not isinstance(row, Rejection)]
+    return {row["clip"]: row["duration[ms]"] for row in rows}

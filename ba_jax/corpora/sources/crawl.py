@@ -48,12 +48,13 @@ from ba_jax.corpora.interleave.text import tidy
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
 from ba_jax.corpora.sources.interleaved import InterleavedSource
 from ba_jax.corpora.sources.listing import (
-    check_unicode,
+    check_fields,
+    clean_text,
+    find_files,
     find_inside,
     list_items,
     parse_object,
     read_lines,
-    sorted_files,
 )
 from ba_jax.data.record import LANGUAGES, Part, Record, Word
 from ba_jax.speech.interfaces import SpeechToolError
@@ -61,7 +62,7 @@ from ba_jax.speech.interfaces import SpeechToolError
 AGREEMENTS = ("halves", "speed", "second", "")
 """Second recognition of an utterance: in halves, 10 % slower, by the second recogniser, none."""
 
-_ROW_KEYS = ("audio", "id", "language", "split")
+_ROW_KEYS = dict.fromkeys(("audio", "id", "language", "split"), (str,))
 _RATE = 16000  # Hz of the tools: resampled once for all of them
 _SLOWER = 14400  # Hz: 16 kHz sound played at this rate is 10 % slower and lower
 _SHORT_SILENCE = 0.3  # seconds; between words, not between utterances
@@ -140,32 +141,22 @@ class Crawl(InterleavedSource):
             raise SourceError(f"path = {self.path!r}: no such folder or JSONL file")
 
     def _list_folder(self, folder: Path) -> Iterator[Item]:
-        for path in sorted_files([folder], "*"):
-            if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file():
-                # The suffix stays: a.wav and a.mp3 may lie side by side.
-                id = path.relative_to(folder).as_posix().replace("/", "-")
-                yield Item(id, self.split, str(path), (str(path), self.language))
+        for path in find_files(folder, *AUDIO_SUFFIXES):
+            # The suffix stays: a.wav and a.mp3 may lie side by side.
+            id = path.relative_to(folder).as_posix().replace("/", "-")
+            yield Item(id, self.split, str(path), (str(path), self.language))
 
     def _make_item(self, where: str, text: str, root: Path) -> Item | None:
         if not text.strip():
             return None
-        row = parse_object(text)
-        if not all(isinstance(value, str) for value in row.values()):
-            raise Rejected("malformed JSON", f"expected an object of strings: {text[:80]!r}")
-        if unknown := sorted(set(row) - set(_ROW_KEYS)):
-            detail = f"{unknown}, expected some of {_ROW_KEYS}"
-            raise Rejected("unknown key", ascii(detail)[1:-1])
-        for key, value in row.items():
-            check_unicode(value, key)
-        audio = find_inside(root, row.get("audio", ""))
+        row = check_fields(parse_object(text), _ROW_KEYS, needed=("audio",))
+        audio = find_inside(root, row["audio"])
         language, split = row.get("language", self.language), row.get("split", self.split)
         if language not in ("", *LANGUAGES):
             raise Rejected("unknown language", f"{language!r}, expected one of {LANGUAGES}")
-        if not split.isidentifier() or not split.isascii():
-            raise Rejected("bad value", f"split {split!r}, expected letters, digits and _")
         id = row.get("id", row["audio"].replace("/", "-"))
-        if not id:
-            raise Rejected("bad value", "id '', expected some text")
+        if not clean_text(id):
+            raise Rejected("bad value", f"id {id!r}, expected some text")
         return Item(id, split, where, (audio, language))
 
     def records(self, item: Item) -> Iterator[Record | Rejection]:

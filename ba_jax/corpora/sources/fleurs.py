@@ -10,6 +10,7 @@ from ba_jax.config import check_choices
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
 from ba_jax.corpora.sources.clips import Clip, ClipSource, speech_item
 from ba_jax.corpora.sources.listing import (
+    clean_text,
     find_inside,
     list_items,
     parse_seconds,
@@ -19,7 +20,8 @@ from ba_jax.corpora.sources.listing import (
 
 LANGUAGE_OF = {"en_us": "en", "cmn_hans_cn": "zh"}
 SPLITS = ("train", "dev", "test")
-_COLUMNS = ("id", "file", "raw", "normalized", "characters", "samples", "gender")
+_TEXTS = {"raw": "raw_transcription", "normalized": "transcription"}
+_COLUMNS = ("id", "file_name", *_TEXTS.values(), "characters", "num_samples", "gender")
 _RATE = 16000
 
 
@@ -48,7 +50,7 @@ class Fleurs(ClipSource):
     licence = "CC BY 4.0"
 
     def __post_init__(self):
-        check_choices(self, text=("raw", "normalized"))
+        check_choices(self, text=_TEXTS)
         for language in self.languages:
             if language not in LANGUAGE_OF:
                 raise ValueError(f"language {language!r}, expected some of {sorted(LANGUAGE_OF)}")
@@ -59,9 +61,9 @@ class Fleurs(ClipSource):
         tables = {language: _find_tables(root, language) for language in self.languages}
         sentences = {
             language: {
-                row[1]["id"]: row[1][self.text].strip()
+                row[1]["id"]: clean_text(row[1][_TEXTS[self.text]])
                 for table in paths.values()
-                for row in read_rows(table, _COLUMNS)
+                for row in self._read_rows(table)
                 if not isinstance(row, Rejection)
             }
             for language, paths in tables.items()
@@ -79,20 +81,24 @@ class Fleurs(ClipSource):
         language, wavs = folder.name, _find_wavs(folder, split)
 
         def make_item(where: str, fields: Mapping[str, str]) -> Item:
-            text = fields[self.text].strip()
-            seconds = parse_seconds(fields["samples"], 1 / _RATE)
+            text = clean_text(fields[_TEXTS[self.text]])
+            seconds = parse_seconds(fields["num_samples"], 1 / _RATE)
             if not text:
-                raise Rejected("empty transcript", f"of {fields['file']}", seconds)
+                raise Rejected("empty transcript", f"of {fields['file_name']}", seconds)
             try:
-                path = find_inside(wavs, fields["file"])
+                path = find_inside(wavs, fields["file_name"])
             except Rejected as rejected:
                 raise Rejected(rejected.reason, rejected.detail, seconds) from None
             translations = (texts[fields["id"]] for texts in others if fields["id"] in texts)
             clip = Clip(text, path, stated_seconds=seconds, translation=next(translations, ""))
-            id = f"{language}-{Path(fields['file']).stem}"
+            id = f"{language}-{Path(fields['file_name']).stem}"
             return speech_item(id, split, where, LANGUAGE_OF[language], clip)
 
-        yield from list_items(read_rows(table, _COLUMNS), make_item)
+        yield from list_items(self._read_rows(table), make_item)
+
+    def _read_rows(self, table: Path) -> Iterator[tuple[str, Mapping[str, str]] | Rejection]:
+        needed = ("id", "file_name", _TEXTS[self.text], "num_samples")
+        return read_rows(table, needed, columns=_COLUMNS)
 
 
 def _find_tables(root: Path, language: str) -> dict[str, Path]:

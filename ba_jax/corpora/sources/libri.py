@@ -10,14 +10,17 @@ from ba_jax.config import check_choices
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
 from ba_jax.corpora.sources.clips import Clip, ClipSource, reject_unlisted, speech_item
 from ba_jax.corpora.sources.listing import (
+    clean_text,
+    find_files,
     find_inside,
+    find_recordings,
     list_items,
     read_lines,
     read_rows,
     require_file,
     require_folder,
-    sorted_files,
 )
+from ba_jax.data.record import RecordError, check_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +47,12 @@ class _LibriSource(ClipSource):
             raise SourceError(f"{root}: no folders train-*, dev-* or test-*, expected {layout}")
         for part in parts:
             split = "train" if part.name.startswith("train") else part.name.replace("-", "_")
-            recordings = {path.stem: path for path in sorted_files([part], f"*{self._suffix}")}
+            try:
+                check_name(split, "split")
+            except RecordError as error:
+                raise SourceError(f"{part}: {error}") from None
+            recordings, doubles = find_recordings([part], self._suffix)
+            yield from doubles
             yield from self._list_part(part, split, recordings)
 
     def _list_part(
@@ -73,20 +81,24 @@ class LibriSpeech(_LibriSource):
         check_choices(self, case=("lower", "as_is"))
 
     def _list_part(self, part, split, recordings):
+        unlisted = dict(recordings)
+
         def make_item(where: str, line: str) -> Item | None:
-            id, _, text = line.partition(" ")
-            if not id:
+            if not line.strip():
                 return None
+            id, *rest = line.split(maxsplit=1)
             folder = Path(where).parent
             if id not in recordings or recordings[id].parent != folder:
                 raise Rejected("missing file", f"{folder / id}.flac: no such file")
-            text = text.strip().lower() if self.case == "lower" else text.strip()
-            clip = Clip(text=text, path=str(recordings.pop(id)), speaker=id.split("-")[0])
+            unlisted.pop(id, None)
+            text = clean_text("".join(rest))
+            text = text.lower() if self.case == "lower" else text
+            clip = Clip(text=text, path=str(recordings[id]), speaker=id.split("-")[0])
             return speech_item(id, split, where, "en", clip)
 
-        for transcripts in sorted_files([part], "*.trans.txt"):
+        for transcripts in find_files(part, ".trans.txt"):
             yield from list_items(read_lines(transcripts), make_item)
-        yield from reject_unlisted(recordings, "is in no .trans.txt beside it")
+        yield from reject_unlisted(unlisted, "is in no .trans.txt beside it")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,27 +122,31 @@ class LibriTTS(_LibriSource):
         check_choices(self, text=("normalized", "original"))
 
     def _list_part(self, part, split, recordings):
+        unlisted = dict(recordings)
+
         def make_item(where: str, path: Path, text: str) -> Item:
-            clip = Clip(text=text.strip(), path=str(path), speaker=path.stem.split("_")[0])
+            clip = Clip(text=clean_text(text), path=str(path), speaker=path.stem.split("_")[0])
             return speech_item(path.stem, split, where, "en", clip)
 
         def make_row_item(where: str, fields: Mapping[str, str]) -> Item:
-            path = recordings.pop(fields["id"], None)
+            path = recordings.get(fields["id"])
             if path is None:
                 wav = Path(where).parent / f"{fields['id']}.wav"
                 raise Rejected("missing file", f"{wav}: no such file")
+            unlisted.pop(fields["id"], None)
             return make_item(where, path, fields[self.text])
 
-        for table in sorted_files([part], "*.trans.tsv"):
-            rows = read_rows(table, ("id", "original", "normalized"))
+        for table in find_files(part, ".trans.tsv"):
+            rows = read_rows(table, ("id", self.text), columns=("id", "original", "normalized"))
             yield from list_items(rows, make_row_item)
         # A release without the tables has the text beside each file.
-        for path in recordings.values():
-            text_file = path.with_suffix(f".{self.text}.txt")
-            if not text_file.is_file():
-                yield Rejection(str(path), "no transcript", f"{text_file}: no such file")
+        for path in unlisted.values():
+            try:
+                text_file = find_inside(path.parent, f"{path.stem}.{self.text}.txt")
+            except Rejected as rejected:
+                yield Rejection(str(path), "no transcript", rejected.detail)
                 continue
-            lines = list(read_lines(text_file))
+            lines = list(read_lines(Path(text_file)))
             bad = [line for line in lines if isinstance(line, Rejection)]
             if bad:
                 yield bad[0]
@@ -162,14 +178,16 @@ class LJSpeech(ClipSource):
         """List the utterances."""
         root = require_folder(self.folder, "source.folder")
         table = require_file(root / "metadata.csv", "LJSpeech-1.1/")
-        recordings = {path.stem: path for path in sorted_files([root / "wavs"], "*.wav")}
+        recordings, doubles = find_recordings([require_folder(root / "wavs", "wavs")], ".wav")
+        yield from doubles
 
         def make_item(where: str, fields: Mapping[str, str]) -> Item:
             path = find_inside(root / "wavs", f"{fields['id']}.wav")
             recordings.pop(fields["id"], None)
-            clip = Clip(text=fields[self.text].strip(), path=path, speaker="LJ")
+            clip = Clip(text=clean_text(fields[self.text]), path=path, speaker="LJ")
             return speech_item(fields["id"], "train", where, "en", clip)
 
-        rows = read_rows(table, ("id", "original", "normalized"), separator="|")
+        columns = ("id", "original", "normalized")
+        rows = read_rows(table, ("id", self.text), columns=columns, separator="|")
         yield from list_items(rows, make_item)
         yield from reject_unlisted(recordings, f"is not in {table}")

@@ -6,18 +6,23 @@ A file that cannot be read raises SourceError, a bad value in a line Rejected.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
+from ba_jax.data.record import drop_invisible
+from ba_jax.files import list_files
 
 MAX_LINE = 1 << 24
 """Bytes of the longest line that is read."""
 _BOM = b"\xef\xbb\xbf"
-_MAX_FILE_SECONDS = 48 * 3600.0  # longer lengths in a table are not believed
+MAX_SECONDS = 1e6
+"""Bound on the seconds that a corpus states, ten days: no recording is as long."""
 _Content = TypeVar("_Content")
 
 
@@ -35,10 +40,30 @@ def require_file(path: Path, layout: str) -> Path:
     return path
 
 
-def sorted_files(folders: Iterable[Path], pattern: str) -> list[Path]:
-    """Files below folders, in order, without the "._" files that macOS leaves."""
-    paths = [path for folder in folders for path in folder.rglob(pattern)]
-    return sorted(path for path in paths if not path.name.startswith("._"))
+def find_files(folder: Path, *suffixes: str) -> list[Path]:
+    """`list_files`; SourceError for a folder that cannot be read."""
+    try:
+        return list_files(folder, *suffixes)
+    except OSError as error:
+        raise SourceError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+
+def find_recordings(
+    folders: Iterable[Path], suffix: str
+) -> tuple[dict[str, Path], list[Rejection]]:
+    """Map the name of each recording below folders to its path; reject those of a name again."""
+    paths: dict[str, Path] = {}
+    doubles = []
+    for path in (path for folder in folders for path in find_files(folder, suffix)):
+        if paths.setdefault(path.stem, path) is not path:
+            detail = f"{path.stem!r} is also at {paths[path.stem]}"
+            doubles.append(Rejection(str(path), "duplicate id", detail))
+    return paths, doubles
+
+
+def clean_text(text: str) -> str:
+    """A transcript without invisible characters and the white space at its ends."""
+    return drop_invisible(text).strip()
 
 
 def list_items(
@@ -94,25 +119,30 @@ def read_lines(path: Path) -> Iterator[tuple[str, str] | Rejection]:
 
 def read_rows(
     path: Path,
-    columns: Sequence[str] | None = None,
+    needed: Sequence[str],
     *,
+    columns: Sequence[str] | None = None,
     separator: str = "\t",
-    required: Sequence[str] = (),
     escaped: bool = False,
 ) -> Iterator[tuple[str, Mapping[str, str]] | Rejection]:
-    """The rows of a text table, one per line; quotation marks are plain text.
+    """The rows of a text table, one per line, by the names of their columns.
+
+    Most corpora have tables without quoting, where quotation marks are text. They are undone in a
+    row that a CSV writer would write just so (marks round the values with a mark or a separator,
+    marks inside doubled), and in all rows of a table whose header has marks round every name.
 
     Args:
       path: the file.
-      columns: names of the columns; None reads them from the first line.
+      needed: columns that the table must have.
+      columns: names of the columns of a table without a header. A first line with the names of the
+        needed ones is a header all the same. None: there must be one.
       separator: between columns.
-      required: columns that the first line must name.
-      escaped: a backslash makes a following separator or backslash plain text.
+      escaped: a backslash makes the next character text.
 
     Yields:
       ("file:line", column -> value), or a Rejection of a malformed line.
     """
-    is_first = True
+    is_first, quoted = True, False
     for line in read_lines(path):
         if isinstance(line, Rejection):
             if is_first and columns is None:
@@ -120,63 +150,156 @@ def read_rows(
             yield line
             continue
         where, text = line
-        if escaped and "\\" in text:
-            try:
-                row = next(
-                    csv.reader([text], delimiter=separator, quoting=csv.QUOTE_NONE, escapechar="\\")
-                )
-            except csv.Error as error:
-                yield Rejection(where, "not a row", f"{error}: {text[:80]!r}")
-                continue
-        else:
-            row = text.split(separator)
-        if is_first:
-            is_first = False
-            if columns is None:
-                columns = row
-                if missing := sorted(set(required) - set(columns)):
-                    raise SourceError(f"{where}: columns {columns}, expected also {missing}")
-                continue
         if not text.strip():
             continue
+        if is_first:
+            names = text.split(separator)
+            quoted = all(len(name) > 1 and name[0] == name[-1] == '"' for name in names)
+        try:
+            row = _split(text, separator, quoted, escaped and "\\" in text)
+        except csv.Error as error:
+            yield Rejection(where, "not a row", f"{error}: {text[:80]!r}")
+            continue
+        if is_first:
+            is_first = False
+            names = [name.strip() for name in row]
+            if columns is None or set(needed) <= set(names):
+                columns = names
+                if missing := sorted(set(needed) - set(names)):
+                    raise SourceError(f"{where}: columns {columns}, expected also {missing}")
+                if twice := sorted(name for name in set(needed) if names.count(name) > 1):
+                    raise SourceError(f"{where}: columns {columns}, expected {twice} once")
+                continue
         if len(row) != len(columns):
             detail = f"{len(row)} columns, expected {len(columns)}: {text[:80]!r}"
             yield Rejection(where, "wrong number of columns", detail)
             continue
         yield where, dict(zip(columns, row, strict=True))
+    if is_first and columns is None:
+        raise SourceError(f"{path}: is empty, expected columns {list(needed)}")
+
+
+def _split(text: str, separator: str, quoted: bool, escaped: bool) -> list[str]:
+    """The values of a row; `quoted` if its table is known to have quoting."""
+    if escaped:
+        none = csv.QUOTE_NONE
+        return next(csv.reader([text], delimiter=separator, quoting=none, escapechar="\\"))
+    plain = text.split(separator)
+    if '"' not in text:
+        return plain
+    try:
+        row = next(csv.reader([text], delimiter=separator, strict=True))
+    except csv.Error:
+        if quoted:
+            raise
+        return plain
+    line = io.StringIO()
+    csv.writer(line, delimiter=separator, lineterminator="").writerow(row)
+    return row if quoted or line.getvalue() == text else plain
+
+
+def parse_seconds(value: str, scale: float = 1.0) -> float:
+    """A length from a table times `scale`; 0 for a blank one."""
+    if not value.strip():
+        return 0.0
+    try:
+        seconds = float(value) * scale
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < MAX_SECONDS:
+        raise Rejected("bad times", f"length {value[:80]!r}, expected a number over 0")
+    return seconds
 
 
 def parse_object(text: str) -> dict[str, Any]:
     """A line of a JSONL file."""
     try:
-        fields = json.loads(text, parse_constant=_refuse_constant)
+        fields = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_to_object)
     except (ValueError, RecursionError) as error:
         raise Rejected("malformed JSON", f"{error}: {text[:80]!r}") from None
     if not isinstance(fields, dict):
-        kind = type(fields).__name__
-        raise Rejected("malformed JSON", f"a {kind}, expected an object: {text[:80]!r}")
+        raise Rejected("malformed JSON", f"{ascii(fields)[:80]}, expected an object")
     return fields
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, with any NaN and infinities in it; SourceError if it has none."""
+    try:
+        data = path.read_bytes()
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_to_object)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        detail = f"byte 0x{data[error.start]:02x} at position {error.start}, expected UTF-8"
+        raise SourceError(f"{path}:{line}: {detail}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{path}: no JSON ({error})") from None
+
+
+class _RepeatedKey:
+    """Stands for a JSON object with two values of a key, so that it alone is refused."""
+
+    def __init__(self, key: str):
+        self.key = key
+
+    def __repr__(self):
+        return f"an object with {self.key!r} twice"
+
+
+def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _RepeatedKey:
+    fields = dict(pairs)
+    if len(fields) == len(pairs):
+        return fields
+    keys = [key for key, _ in pairs]
+    return _RepeatedKey(next(key for key in keys if keys.count(key) > 1))
 
 
 def _refuse_constant(name: str):
     raise ValueError(f"{name} is not JSON")
 
 
-def parse_seconds(value: str, scale: float = 1.0) -> float:
-    """A length from a table times `scale`, or 0 if it is not a sensible number."""
-    try:
-        number = float(value) * scale
-    except ValueError:
-        return 0.0
-    return number if 0 < number < _MAX_FILE_SECONDS else 0.0
+def check_fields(
+    fields: Any,
+    known: Mapping[str, tuple[type, ...]],
+    *,
+    needed: Sequence[str] = (),
+    extra_keys: bool = False,
+    name: str = "",
+) -> dict[str, Any]:
+    """The values of a JSON object by its keys; null is as if the key were absent.
+
+    Args:
+      known: key -> the types that its value may have.
+      needed: keys that must have a value.
+      extra_keys: leave out keys that are not known, instead of rejecting the object.
+      name: of the object, for messages: "segment 3: ".
+    """
+    if not isinstance(fields, dict):
+        raise Rejected("bad value", f"{name}{ascii(fields)[:80]}, expected an object")
+    unknown = sorted(key for key in set(fields) - set(known) if fields[key] is not None)
+    if unknown and not extra_keys:
+        detail = f"{name}{unknown}, expected some of {sorted(known)}"
+        raise Rejected("unknown key", ascii(detail)[1:-1])
+    values = {key: fields[key] for key in known if fields.get(key) is not None}
+    for key in (*needed, *values):
+        types, value = known[key], values.get(key)
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            content = ascii(value)[:80] if key in values else "null" if key in fields else "missing"
+            expected = " or ".join(t.__name__ for t in types)
+            raise Rejected("bad value", f"{name}{key} {content}, expected {expected}")
+        if isinstance(value, str):
+            check_unicode(value, name + key)
+    return values
 
 
 def check_unicode(value: str, name: str) -> str:
-    """Reject a value with half of a surrogate pair, which JSON's "\\ud800" encodes."""
+    """Reject a value with half of a surrogate pair: JSON's "\\ud800", a file name not in UTF-8."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        detail = f"{name} holds {value[error.start]!r}, expected whole characters"
+        half = value[error.start]
+        # Python's sign of a byte in the name of a file.
+        byte = f" (byte 0x{ord(half) - 0xDC00:02x})" if "\udc80" <= half <= "\udcff" else ""
+        detail = f"{name} holds {half!r}{byte}, expected whole characters"
         raise Rejected("lone surrogate", detail) from None
     return value
 
@@ -184,20 +307,25 @@ def check_unicode(value: str, name: str) -> str:
 def find_inside(root: Path, name: str, *, allow_absolute: bool = False) -> str:
     """The path of an existing regular file under a root, symbolic links resolved.
 
-    `allow_absolute` accepts absolute names, wherever they lead.
+    The suffix may be in another case: "a.wav" finds a.WAV if there is no a.wav. `allow_absolute`
+    accepts absolute names, wherever they lead.
     """
     check_unicode(name, "path")
-    if not name or "\0" in name:
+    if not name or "\0" in name or re.match(r"file:|\w+://", name):
         raise Rejected("bad path", f"path {name!r}, expected a file's name")
-    if os.path.isabs(name):
-        if not allow_absolute:
-            raise Rejected("absolute path", f"path {name!r}, expected one relative to {root}")
-        path = name
-    else:
-        path = os.path.join(root, name)
-        real, real_root = os.path.realpath(path), os.path.realpath(root)
-        if os.path.commonpath([real, real_root]) != real_root:
-            raise Rejected("path leaves the root", f"path {name!r} leads to {real}, not {root}")
+    if os.path.basename(name).startswith("._"):
+        raise Rejected("bad path", f"path {name!r}, a file that macOS leaves beside another")
+    is_absolute = os.path.isabs(name)
+    if is_absolute and not allow_absolute:
+        raise Rejected("absolute path", f"path {name!r}, expected one relative to {root}")
+    path = os.path.join(root, name)
+    if not os.path.exists(path):
+        stem, suffix = os.path.splitext(path)
+        cases = (suffix.lower(), suffix.upper(), suffix[:1] + suffix[1:].capitalize())
+        path = next((stem + case for case in cases if os.path.exists(stem + case)), path)
+    real, real_root = os.path.realpath(path), os.path.realpath(root)
+    if not is_absolute and os.path.commonpath([real, real_root]) != real_root:
+        raise Rejected("path leaves the root", f"path {name!r} leads to {real}, not {root}")
     if not os.path.exists(path):
         raise Rejected("missing file", f"{path}: no such file")
     if not os.path.isfile(path):

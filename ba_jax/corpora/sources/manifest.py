@@ -11,7 +11,8 @@ Further keys of an utterance:
                        file's length, and is checked
     sample_rate        Hz, checked against the file's header
     codes              a .npy file of audio codes (N, codebooks), instead of audio or beside it
-    words              [["Good", 0.1, 0.4], ...]: start and end of each word in seconds
+    words              [["Good", 0.1, 0.4], ...]: start and end of each word in seconds, in the
+                       order of the starts; blank ones (silence) are left out
     loss               false: never a target
 
 `segments` is a list of such objects: interleaved speech and text, or, if each has a `role`
@@ -21,7 +22,8 @@ Further keys of an utterance:
       {"role": "user", "text": "What is two and two?", "audio": "q.wav"},
       {"role": "assistant", "text": "Four."}]}
 
-A line with `text` alone is text.
+A line with `text` alone is text. A key with the value null is as if it were absent, except the only
+one of `audio` and `codes`.
 """
 
 from __future__ import annotations
@@ -34,13 +36,16 @@ from typing import Any
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
 from ba_jax.corpora.sources.clips import Clip, ClipSource, Recipe
 from ba_jax.corpora.sources.listing import (
+    MAX_SECONDS,
+    check_fields,
     check_unicode,
+    clean_text,
     find_inside,
     list_items,
     parse_object,
     read_lines,
 )
-from ba_jax.data.record import LANGUAGES, ROLES, Word
+from ba_jax.data.record import LANGUAGES, ROLES, Word, drop_invisible
 
 _NUMBER = (int, float)
 # Key -> the types that its value may have.
@@ -98,18 +103,23 @@ class Manifest(ClipSource):
         if not text.strip():
             return None
         fields = parse_object(text)
+        is_alone = fields.get("segments") is None
+        speech = [fields[key] for key in ("audio", "codes") if key in fields]
+        if is_alone and speech and not any(value is not None for value in speech):
+            # Text alone would be made of lost speech.
+            raise Rejected("bad value", "audio null, expected a path, or no such key for text")
+        fields = self._check(fields, _LINE_KEYS | _CLIP_KEYS if is_alone else _LINE_KEYS)
         parts = fields.get("segments")
-        self._check_keys(fields, _LINE_KEYS if parts is not None else _LINE_KEYS | _CLIP_KEYS)
         number = where.rsplit(":", 1)[1]
         id = fields.get("id", f"{Path(self.path).stem}-{number}")
-        if not id:
-            raise Rejected("bad value", "id '', expected some text")
+        if not clean_text(id):
+            raise Rejected("bad value", f"id {id!r}, expected some text")
         language = fields.get("language", self.language)
         if language not in LANGUAGES:
             detail = f"language {language!r}, expected one of {LANGUAGES}"
             raise Rejected("unknown language", detail)
         split = fields.get("split", self.split)
-        if parts is None:
+        if is_alone:
             if "role" in fields:
                 raise Rejected("unknown key", "role outside of segments")
             clips = (self._make_clip(fields, root, alone=True),)
@@ -119,10 +129,7 @@ class Manifest(ClipSource):
             if not 2 <= len(parts) <= _MAX_SEGMENTS:
                 detail = f"{len(parts)} segments, expected 2 to {_MAX_SEGMENTS}"
                 raise Rejected("bad value", detail)
-            for number, part in enumerate(parts):
-                if not isinstance(part, dict):
-                    raise Rejected("bad value", f"segment {number}: {part!r}, expected an object")
-                self._check_keys(part, _CLIP_KEYS, f"segment {number}: ")
+            parts = [self._check(p, _CLIP_KEYS, f"segment {n}: ") for n, p in enumerate(parts)]
             clips = tuple(self._make_clip(part, root, alone=False) for part in parts)
             roles = [bool(clip.role) for clip in clips]
             if any(roles) and not all(roles):
@@ -131,52 +138,39 @@ class Manifest(ClipSource):
         seconds = sum(_known_seconds(clip) for clip in clips)
         return Item(id, split, where, (Recipe(id, kind, language, clips),), seconds)
 
-    def _check_keys(
-        self, fields: Mapping[str, Any], known: Mapping[str, tuple], name: str = ""
-    ) -> None:
-        unknown = sorted(set(fields) - set(known))
-        if unknown and not self.extra_keys:
-            detail = f"{name}{unknown}, expected some of {sorted(known)}"
-            raise Rejected("unknown key", ascii(detail)[1:-1])
-        for key, types in known.items():
-            if key not in fields:
-                continue
-            value = fields[key]
-            is_bool = isinstance(value, bool) and bool not in types
-            if not isinstance(value, types) or is_bool:
-                expected = " or ".join(t.__name__ for t in types)
-                detail = f"{name}{key} {ascii(value)[:80]}, expected {expected}"
-                raise Rejected("bad value", detail)
-            if isinstance(value, str):
-                check_unicode(value, name + key)
+    def _check(self, fields: Any, known: Mapping[str, tuple], name: str = "") -> dict[str, Any]:
+        return check_fields(fields, known, extra_keys=self.extra_keys, name=name)
 
     def _make_clip(self, fields: Mapping[str, Any], root: Path, alone: bool) -> Clip:
-        text = fields.get("text", "")
+        text = clean_text(fields.get("text", ""))
         audio, codes = fields.get("audio", ""), fields.get("codes", "")
         is_spoken = "audio" in fields or "codes" in fields
-        if not text.strip() and (not is_spoken or "text" in fields or self.needs_text):
-            raise Rejected("empty transcript", f"text {text!r}, expected some")
+        if not text and (not is_spoken or "text" in fields or self.needs_text):
+            raise Rejected("empty transcript", f"text {fields.get('text')!r}, expected some")
         if not is_spoken and not alone and "role" not in fields:
             raise Rejected("bad value", "a segment without audio or codes")
         role = fields.get("role", "")
         if role not in ROLES or ("role" in fields and not role):
             raise Rejected("bad value", f"role {role!r}, expected one of {ROLES[1:]}")
         offset, duration = fields.get("offset"), fields.get("duration")
-        if duration is not None and not 0 < duration < 1e6:
+        if duration is not None and not 0 < duration < MAX_SECONDS:
             raise Rejected("bad times", f"duration {duration}, expected more than 0 s")
-        if offset is not None and not 0 <= offset < 1e6:
+        if offset is not None and not 0 <= offset < MAX_SECONDS:
             raise Rejected("bad times", f"offset {offset}, expected 0 s or more")
+        rate = fields.get("sample_rate")
+        if rate is not None and rate < 1:
+            raise Rejected("bad value", f"sample_rate {rate}, expected 1 Hz or more")
         is_cut = offset is not None
         return Clip(
-            text=text.strip(),
+            text=text,
             path=self._find_file(root, audio) if "audio" in fields else "",
             start=float(offset) if is_cut else None,
             end=float(offset + duration) if is_cut and duration is not None else None,
             stated_seconds=float(duration) if duration is not None and not is_cut else 0.0,
-            stated_rate=fields.get("sample_rate", 0),
+            stated_rate=rate or 0,
             codes_path=self._find_file(root, codes) if "codes" in fields else "",
             codes_seconds=float(duration or 0.0),
-            translation=fields.get("translation", "").strip(),
+            translation=clean_text(fields.get("translation", "")),
             role=role,
             speaker=fields.get("speaker", ""),
             words=_parse_words(fields.get("words", ())),
@@ -194,11 +188,18 @@ def _known_seconds(clip: Clip) -> float:
 
 
 def _parse_words(rows) -> tuple[Word, ...]:
-    words = []
+    words: list[Word] = []
     for row in rows:
         is_row = isinstance(row, list) and len(row) == 3 and isinstance(row[0], str)
         if not is_row or not all(type(value) in _NUMBER for value in row[1:]):
             raise Rejected("bad word timings", f"{ascii(row)[:80]}, expected [word, start, end]")
-        check_unicode(row[0], "words")
-        words.append(Word(row[0], float(row[1]), float(row[2])))
+        text, start, end = row
+        check_unicode(text, "words")
+        least = words[-1].start if words else 0
+        if not (least <= start < MAX_SECONDS and 0 <= end < MAX_SECONDS):
+            detail = f"{ascii(row)[:80]}, expected a start from {least} s on, and an end"
+            raise Rejected("bad word timings", detail)
+        text = drop_invisible(text)
+        if text.strip():
+            words.append(Word(text, float(start), float(end)))
     return tuple(words)

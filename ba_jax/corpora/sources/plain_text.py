@@ -8,13 +8,13 @@ from pathlib import Path
 
 from ba_jax.config import check_choices
 from ba_jax.corpora.sources.base import Item, Rejection, Source, SourceError
-from ba_jax.corpora.sources.listing import read_lines, sorted_files
+from ba_jax.corpora.sources.listing import clean_text, find_files, read_lines
 from ba_jax.data.record import LANGUAGES, Part, Record
 
 
 @dataclasses.dataclass(frozen=True)
 class PlainText(Source):
-    """A UTF-8 text file, or a folder of .txt files at any depth.
+    """A UTF-8 text file, or a folder of .txt files at any depth, without invisible characters.
 
     Attributes:
       language, split: values of all paragraphs.
@@ -39,7 +39,7 @@ class PlainText(Source):
         root = Path(self.path)
         if not self.path or not root.exists():
             raise SourceError(f"source.path = {self.path!r}: no such file or folder")
-        files = [root] if root.is_file() else sorted_files([root], "*.txt")
+        files = [root] if root.is_file() else find_files(root, ".txt")
         if not files:
             raise SourceError(f"{root}: no .txt files")
         for file in files:
@@ -68,7 +68,7 @@ class PlainText(Source):
 
         for line in read_lines(file):
             is_bad = isinstance(line, Rejection)
-            text = "" if is_bad else line[1].strip()
+            text = "" if is_bad else clean_text(line[1])
             if not is_bad and not text:
                 if lines or bad:
                     yield end()

@@ -31,11 +31,11 @@ from ba_jax.corpora.interleave import voices
 from ba_jax.corpora.interleave.cuts import fill_records
 from ba_jax.corpora.interleave.filters import script_share
 from ba_jax.corpora.interleave.text import estimate_seconds, find_unspeakable, segment, tidy
-from ba_jax.corpora.sources.base import INFO, Item, Rejection
+from ba_jax.corpora.sources.base import INFO, Item, Rejection, SourceError
 from ba_jax.corpora.sources.interleaved import InterleavedSource
 from ba_jax.corpora.sources.manifest import Manifest
 from ba_jax.corpora.sources.plain_text import PlainText
-from ba_jax.data.record import LANGUAGES, Part, Record, RecordSource
+from ba_jax.data.record import LANGUAGES, Part, Record, RecordError, RecordSource
 from ba_jax.speech.interfaces import SpeechToolError
 from ba_jax.speech.text_norm import error_rate
 
@@ -95,7 +95,7 @@ class Synthetic(InterleavedSource):
         path = Path(self.path)
         if self.path and (path / INFO).is_file():
             yield from self._read_records()
-        elif path.suffix == ".jsonl":
+        elif path.suffix.lower() == ".jsonl":
             yield from self._read_manifest()
         else:
             yield from self._read_files()
@@ -113,8 +113,17 @@ class Synthetic(InterleavedSource):
             yield dataclasses.replace(listed, payload=payload)
 
     def _read_records(self) -> Iterator[Item | Rejection]:
-        for number, record in enumerate(RecordSource(self.path, self.read_split)):
+        try:
+            records = RecordSource(self.path, self.read_split)
+        except RecordError as error:
+            raise SourceError(str(error)) from None
+        for number in range(len(records)):
             where = f"{self.path}:{self.read_split}:{number}"
+            try:
+                record = records[number]
+            except RecordError as error:
+                yield Rejection(where, "damaged record", str(error))
+                continue
             if record.kind != "text":
                 yield _reject_kind(where, record.kind)
                 continue

@@ -23,6 +23,7 @@ from ba_jax.data import features
 from ba_jax.data.augment import Augmentation
 from ba_jax.data.features import Bucket
 from ba_jax.data.record import Part, Record, RecordError, RecordSource, Word, dataset_directory
+from ba_jax.files import is_litter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,7 @@ class TokenizedSource(DerivedSource):
         """Copy the files beside the dataset's records, and add the tokenizer to the report."""
         for path in sorted(dataset_directory(self.dataset).iterdir()):
             is_own = path.name in reports.WRITTEN or ".array_record-" in path.name
-            if path.is_file() and not is_own:
+            if path.is_file() and not is_own and not is_litter(path.name):
                 shutil.copyfile(path, directory / path.name)
         report = json.loads((directory / reports.REPORT_JSON).read_text(encoding="utf-8"))
         write_json(directory / reports.REPORT_JSON, report | {"tokenizer": self.weights})

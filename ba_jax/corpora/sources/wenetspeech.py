@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,20 @@ from typing import Any
 from ba_jax.config import check_choices
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
 from ba_jax.corpora.sources.clips import Clip, ClipSource, Recipe
-from ba_jax.corpora.sources.listing import check_unicode, find_inside, require_file, require_folder
+from ba_jax.corpora.sources.listing import (
+    MAX_SECONDS,
+    check_fields,
+    clean_text,
+    find_inside,
+    read_json,
+    require_file,
+    require_folder,
+)
 
 EVALUATION = {"DEV": "dev", "TEST_NET": "test_net", "TEST_MEETING": "test_meeting"}
+_NUMBER = (int, float)
+_RECORDING = {"aid": (str,), "path": (str,), "duration": _NUMBER, "segments": (list,)}
+_SEGMENT = {"sid": (str,), "text": (str,), "begin_time": _NUMBER, "end_time": _NUMBER}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +56,7 @@ class WenetSpeech(ClipSource):
         """List the recordings that have segments of the subset or of an evaluation set."""
         root = require_folder(self.folder, "source.folder")
         path = require_file(root / "WenetSpeech.json", "WenetSpeech")
-        try:
-            content = json.loads(path.read_bytes().decode("utf-8-sig"))
-        except ValueError as error:
-            raise SourceError(f"{path}: no JSON ({error})") from None
+        content = read_json(path)
         recordings = content.get("audios") if isinstance(content, dict) else None
         if not isinstance(recordings, list):
             raise SourceError(f"{path}: expected an object with a list 'audios'")
@@ -65,24 +72,27 @@ class WenetSpeech(ClipSource):
 def _list_recording(
     recording: Any, where: str, root: Path, splits: dict[str, str]
 ) -> Iterator[Item | Rejection]:
-    aid, name = _get_field(recording, "aid", str), _get_field(recording, "path", str)
-    duration = _get_field(recording, "duration", (int, float))
+    fields = _check(recording, **_RECORDING)
+    aid, name, duration = fields["aid"], fields["path"], fields["duration"]
+    if not 0 < duration < MAX_SECONDS:
+        raise Rejected("bad times", f"duration {ascii(duration)[:80]}, expected more than 0 s")
     recipes: list[Recipe] = []
     used_splits: dict[str, None] = {}
     rejections = []
     path = ""
-    for number, segment in enumerate(_get_field(recording, "segments", list)):
+    for number, segment in enumerate(fields["segments"]):
         try:
-            subsets = _get_field(segment, "subsets", list)
+            subsets = _check(segment, subsets=(list,))["subsets"]
             split = next((splits[key] for key in splits if key in subsets), "")
             if not split:
                 continue
-            sid = _get_field(segment, "sid", str)
-            text = _get_field(segment, "text", str).strip()
+            content = _check(segment, **_SEGMENT)
+            sid, text = content["sid"], clean_text(content["text"])
             if not sid.startswith(aid):
                 raise Rejected("bad value", f"sid {sid!r}, expected to begin with {aid!r}")
-            begin = _get_field(segment, "begin_time", (int, float))
-            end = _get_field(segment, "end_time", (int, float))
+            begin, end = content["begin_time"], content["end_time"]
+            if not (0 <= begin < MAX_SECONDS and 0 <= end < MAX_SECONDS):
+                raise Rejected("bad times", f"{sid}: from {begin!s:.80} s to {end!s:.80} s")
             if not text:
                 raise Rejected("empty transcript", f"of {sid}", max(0.0, end - begin))
         except Rejected as rejected:
@@ -107,10 +117,6 @@ def _list_recording(
         yield Item(aid, split, f"{where} {aid}", tuple(recipes), seconds)
 
 
-def _get_field(fields: Any, name: str, types) -> Any:
-    if not isinstance(fields, dict):
-        raise Rejected("bad value", f"{ascii(fields)[:80]}, expected an object")
-    value = fields.get(name)
-    if not isinstance(value, types) or isinstance(value, bool):
-        raise Rejected("bad value", f"{name} {ascii(value)[:80]}")
-    return check_unicode(value, name) if isinstance(value, str) else value
+def _check(fields: Any, **needed: tuple[type, ...]) -> dict[str, Any]:
+    """The values of keys of a JSON object, all of them needed."""
+    return check_fields(fields, needed, needed=tuple(needed), extra_keys=True)

@@ -42,6 +42,7 @@ from collections.abc import Iterable, Iterator
 
 from ba_jax.evals.benchmarks.tables import TableRow, read_table
 from ba_jax.evals.items import EvalError
+from ba_jax.files import list_files
 
 LETTERS = ("A", "B", "C", "D")
 S2SBENCH = {
@@ -151,7 +152,7 @@ def _read_rewritten_cmmlu(folder: pathlib.Path, subset: str) -> Iterator[Choice]
 def load_cmmlu(folder: pathlib.Path) -> list[Choice]:
     """Load the questions of all subjects, by name; the endings are the texts of A to D."""
     choices = []
-    for path in sorted((folder / "test").glob("*.csv")):
+    for path in list_files(folder / "test", ".csv", deep=False):
         recordings = folder / "audios" / path.stem
         spoken = recordings.is_dir()
         for row in read_table(path, ("Question", *LETTERS, "Answer")):
@@ -192,10 +193,15 @@ def load_spoken_story_cloze(folder: pathlib.Path) -> list[Choice]:
     """Load pairs of whole spoken stories in English, the right one first."""
     pair = ("correct", "incorrect")
     if all((folder / side).is_dir() for side in pair):
-        right, wrong = ({p.stem: p for p in (folder / side).glob("*.wav")} for side in pair)
+        right, wrong = (
+            {p.stem: p for p in list_files(folder / side, ".wav", deep=False)} for side in pair
+        )
     else:
         right, wrong = (
-            {p.stem.removesuffix(f"_{side}"): p for p in folder.glob(f"*_{side}.wav")}
+            {
+                p.stem.removesuffix(f"_{side}"): p
+                for p in list_files(folder, f"_{side}.wav", deep=False)
+            }
             for side in pair
         )
     if not right and not wrong:

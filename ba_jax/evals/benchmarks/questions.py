@@ -48,6 +48,7 @@ from collections.abc import Iterable, Iterator
 from ba_jax.evals.benchmarks.tables import TableRow, language_of, read_table
 from ba_jax.evals.items import EvalError
 from ba_jax.evals.judges.rules import RUBRICS
+from ba_jax.files import list_files
 
 OPENAUDIOBENCH = {
     "alpaca_eval": ("instruction", "output", "scale"),
@@ -140,7 +141,7 @@ def load_voicebench(folder: pathlib.Path, subsets: Iterable[str] = ()) -> list[Q
 
 def _read_voicebench(folder: pathlib.Path, subset: str) -> Iterator[Question]:
     extra, rubric = VOICEBENCH[subset]
-    paths = [p for p in sorted(folder.glob("*")) if p.suffix in (".parquet", ".jsonl")]
+    paths = list_files(folder, ".parquet", ".jsonl", deep=False)
     if not paths:
         raise EvalError(f"{folder}: no table, expected SPLIT-NNNNN-of-NNNNN.parquet or SPLIT.jsonl")
     counts: dict[str, int] = {}

@@ -85,7 +85,9 @@ def read_table(path: pathlib.Path, columns: Sequence[str]) -> Iterator[TableRow]
     """
     if not path.is_file():
         raise EvalError(f"{path}: no such file; expected a table with columns {list(columns)}")
-    read = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[path.suffix]
+    read = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[
+        path.suffix.lower()
+    ]
     number = 0
     for number, values in read(path):
         where = f"{path}, row {number}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import ClassVar
@@ -254,12 +255,52 @@ def test_config_keys_are_checked(tmp_path):
         runner.make_plan(config("manifest", audio=audio))
 
 
-def test_names_that_are_no_file_names_are_refused(tmp_path):
-    with pytest.raises(SourceError, match="name = '../x', expected letters"):
-        runner.make_plan(config("manifest", name="../x"))
-    path = manifest(tmp_path, {"text": "t", "split": "../x"})
-    (rejection,) = runner.make_plan(config("manifest", path=path)).rejected
-    assert rejection.detail == "split '../x', expected letters, digits and _"
+NO_NAMES = ("all", "", " ", "a b", "a-b", "-", "../x", "a/b", "a+b", "train[:9]", "a:b", "a.b", "1")
+NO_NAMES += ("训练", "é", "_", "a\n", "a\0", "\ud800", "x" * 81)
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_names_that_tfds_does_not_read_back_are_refused(tmp_path, name):
+    with pytest.raises(SourceError, match="name = .*, expected letters, digits and _"):
+        runner.make_plan(config("manifest", name=name))
+    # Before the source, which is not there, is listed.
+    for kind in ("manifest", "text", "crawl", "synthetic", "spliced"):
+        with pytest.raises(SourceError, match="split = .*, expected letters, digits and _"):
+            runner.make_plan(config(kind, split=name))
+    for kind in ("common_voice", "covost2", "fleurs", "aishell"):
+        with pytest.raises(SourceError, match="split = .*, expected letters, digits and _"):
+            runner.make_plan(config(kind, splits=("train", name)))
+    path = manifest(tmp_path, json.dumps({"text": "t", "split": name}), {"text": "t"})
+    plan = runner.make_plan(config("manifest", path=path))
+    assert plan.items == 1
+    (rejection,) = plan.rejected
+    assert rejection.where == f"{path}:1" and "split" in rejection.detail
+
+
+@pytest.mark.parametrize("split", ("All", "train_1", "dev", "x" * 80))
+def test_names_that_tfds_reads_back(tmp_path, split):
+    path = manifest(tmp_path, {"text": "t"})
+    records, _ = made(config("manifest", path=path, split=split), tmp_path / "out")
+    assert list(records) == ["m-1"]
+
+
+def test_a_file_name_that_is_not_utf_8_is_a_rejection(tmp_path):
+    (tmp_path / "good.txt").write_text("good")
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.txt", "w") as file:
+        file.write("bad")
+    run = config("text", path=tmp_path)
+    plan = runner.make_plan(run)
+    assert plan.items == 1
+    (rejection,) = plan.rejected
+    assert rejection.reason == "lone surrogate" and "byte 0xe9" in rejection.detail
+    assert "byte 0xe9" in runner.dry_run(run).encode().decode()
+
+
+def test_a_new_folder_may_hold_what_a_file_manager_left(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".DS_Store").write_bytes(b"")
+    runner.prepare(config("numbers"), tmp_path / "out", workers=0)
+    assert len(texts(tmp_path / "out")) == 8
 
 
 @pytest.mark.parametrize("kind", sorted(runner.SOURCES))

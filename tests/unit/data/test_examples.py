@@ -253,6 +253,8 @@ def without(record: Record, number: int, **fields) -> Record:
         ("iasr", {"pieces": 1}, SPEECH, "no word times"),
         ("iasr", {"pieces": 1}, without(TIMED, 0, codes_NQ=None), "no codes"),
         ("iasr", {"pieces": 1}, without(TIMED, 0, text="a, x c."), "words that are not those"),
+        ("iasr", {"pieces": 1}, without(TIMED, 0, words=(Word(" ", 0, 1),)), "words that are not"),
+        ("iasr", {"pieces": 1}, without(TIMED, 0, words=(Word("a", np.nan, 1),)), "no numbers"),
         ("itts", {"pieces": 1}, without(TIMED, 0, codes_NQ=codes(2)), "shorter than a frame"),
         ("itts", {"pieces": 1}, TEXT_FIRST, "a record of kind interleaved"),
         ("text", {}, without(SPEECH, 0, text=""), "no text"),

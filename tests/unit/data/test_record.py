@@ -27,6 +27,7 @@ from ba_jax.data.record import (
     Word,
     check_record,
     dataset_directory,
+    drop_invisible,
     from_bytes,
     shard_name,
     to_bytes,
@@ -35,6 +36,36 @@ from ba_jax.data.record import (
 )
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
+
+# --- text ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    (
+        *("\u200b", "\ufeff", "\u00ad", "\u2060", "\u001a", "\0", "\u202a\u202c", "\u200e\u200f"),
+        *("\u2066\u2069", "\u061c", "\u180e", "\u3164", "\u2800", "\ufe0f", "\u034f", "\ue000"),
+        *("\U000e0041", "\ufffe", "\x7f", "\u115f\uffa0", "\ufff9\ufffb", "\ufffc"),
+    ),
+)
+def test_invisible_characters(text):
+    assert drop_invisible(text) == ""
+    assert drop_invisible(f"a{text}b {text}字") == "ab 字"
+
+
+@pytest.mark.parametrize(
+    "text",
+    (
+        "",
+        " a\tb\nc\u3000d\u00a0e\u2028",
+        "naïve e\u0301 — “5 €” 😀",
+        "\U0002ebf0\U00031350字",
+        "\x1c\x85",
+    ),
+)
+def test_visible_characters_and_white_space_stay(text):
+    assert drop_invisible(text) == text
+
 
 # --- making records -----------------------------------------------------------------------------
 

@@ -41,3 +41,19 @@ def test_aishell_with_packed_archives_is_refused(tmp_path):
     put_text(root / "transcript" / "aishell_transcript_v0.8.txt", "BAC009S0002W0122 而 对\n")
     with pytest.raises(SourceError, match="unpack"):
         listed(config("aishell", folder=root))
+
+
+def test_aishell_rows_and_recordings_of_a_name_again(tmp_path):
+    root = tmp_path / "data_aishell"
+    for path in ("train/S1/A.WAV", "dev/S2/B.wav", "test/S3/C.wav", "train/S9/A.wav"):
+        put_text(root / "wav" / path, b"")
+    lines = "\ufeffA 而 对\r\n B\u3000好\r\nC \u200b\r\nB 再\r\n"
+    put_text(root / "transcript" / "aishell_transcript_v0.8.txt", lines)
+    items, rejections = listed(config("aishell", folder=root))
+    texts = {id: item.payload[0].clips[0].text for id, item in items.items()}
+    assert texts == {"A": "而对", "B": "好"}
+    assert [(r.where.rsplit("/", 1)[1], r.reason) for r in rejections] == [
+        ("A.wav", "duplicate id"),
+        ("aishell_transcript_v0.8.txt:3", "empty transcript"),
+        ("aishell_transcript_v0.8.txt:4", "duplicate id"),
+    ]

@@ -85,6 +85,33 @@ def test_common_voice_wrong_header_and_language(tmp_path):
         listed(config("common_voice", folder=folder, language="fr"))
 
 
+def test_common_voice_durations_by_name(tmp_path):
+    folder = common_voice(tmp_path / "en")
+    durations = put_text(folder / "clip_durations.tsv", "")
+    run = config("common_voice", folder=folder, splits=("train",))
+    for content in ("", "clip\n", "clip\tduration[s]\n"):
+        put_text(durations, content)
+        with pytest.raises(SourceError, match=r"clip_durations.tsv.*duration\[ms\]"):
+            listed(run)
+    rows = "x\t500\tcommon_voice_en_1.mp3\nx\tNaN\tcommon_voice_en_2.mp3\n"
+    put_text(durations, "x\tduration[ms]\tclip\n" + rows)
+    items, (rejection,) = listed(run)
+    assert {id: item.seconds for id, item in items.items()} == {"common_voice_en_1": 0.5}
+    assert rejection.where == f"{folder / 'train.tsv'}:3" and rejection.reason == "bad times"
+
+
+def test_common_voice_quotes_invisible_text_and_suffixes(tmp_path):
+    folder = common_voice(tmp_path / "en")
+    (folder / "clips" / "common_voice_en_2.mp3").rename(folder / "clips" / "common_voice_en_2.MP3")
+    rows = ['1\t"""Doubled,"" she says."', "2.mp3\t\ufeffHi.", "3.MP3\t\u200b", '4.mp3\t"Hi."']
+    lines = "".join(f"{CLIENT}\tcommon_voice_en_{row}\t0\t0\t\t\t\n" for row in rows)
+    put_text(folder / "train.tsv", HEADER + lines)
+    items, (rejection,) = listed(config("common_voice", folder=folder, splits=("train",)))
+    texts = [item.payload[0].clips[0].text for item in items.values()]
+    assert texts == ['"Doubled," she says.', "Hi.", '"Hi."']
+    assert (rejection.where[-2:], rejection.reason) == (":4", "empty transcript")
+
+
 COVOST = (
     "path\ttranslation\tsplit\n"
     "common_voice_en_1.mp3\t第一句\\\t话\ttrain\n"

@@ -291,11 +291,11 @@ def test_rows(tmp_path, ears):
     rows = [
         {"audio": "a.wav"},
         {"audio": "a.wav", "id": "x", "split": "test", "language": "zh"},
+        {"audio": "a.wav", "id": "y", "split": None, "language": None},
         {"audio": "b.wav"},
         {"audio": "/a.wav"},
         {"audio": "../a.wav"},
         {"audio": "a.wav", "language": "fr"},
-        {"audio": "a.wav", "split": "a b"},
         {"audio": "a.wav", "text": "known"},
         {"audio": 3},
         ["a.wav"],
@@ -307,22 +307,23 @@ def test_rows(tmp_path, ears):
     path.write_bytes(b"\xef\xbb\xbf" + b"\n".join(lines))
     listed = list(make(path).items())
     audio = str(tmp_path / "a.wav")
-    assert listed[:2] == [
+    assert listed[:3] == [
         Item("a.wav", "train", f"{path}:1", (audio, "en")),
         Item("x", "test", f"{path}:2", (audio, "zh")),
+        Item("y", "train", f"{path}:3", (audio, "en")),
     ]
-    assert [(r.where, r.reason) for r in listed[2:]] == [
+    assert [(r.where, r.reason) for r in listed[3:]] == [
         (f"{path}:{line}", reason)
         for line, reason in enumerate(
             [
                 "missing file", "absolute path", "path leaves the root", "unknown language",
-                "bad value", "unknown key", "malformed JSON", "malformed JSON", "bad path",
-                "bad value", "malformed JSON", "not UTF-8",
+                "unknown key", "bad value", "malformed JSON", "bad value", "bad value",
+                "malformed JSON", "not UTF-8",
             ],
-            start=3,
+            start=4,
         )
     ]  # fmt: skip
-    assert all(r.detail for r in listed[2:])
+    assert all(r.detail for r in listed[3:])
 
 
 def test_missing_inputs_are_refused(tmp_path):

@@ -55,3 +55,20 @@ def test_fleurs_checks_the_stated_length(tmp_path):
     assert list(records) == ["en_us-102"]
     assert [r["reason"] for r in rejections] == ["header disagrees with the corpus"] * 2
     assert "0.17 s at 48000 Hz, expected 0.50 s" in rejections[1]["detail"]
+
+
+def test_fleurs_tables_with_a_header_and_bad_lengths(tmp_path):
+    folder = fleurs(tmp_path / "fleurs")
+    rows = "".join(
+        f"MALE\t{samples}\t{text}\t10{n}.wav\t{n}\n"
+        for n, samples, text in ((1, 8000, "Hi."), (2, "NaN", "Hi."), (3, 8000, "\u200b"))
+    )
+    header = "gender\tnum_samples\traw_transcription\tfile_name\tid\n"
+    put_text(folder / "en_us" / "train.tsv", header + rows)
+    run = config("fleurs", folder=folder, languages=("en_us",), splits=("train",))
+    items, rejections = listed(run)
+    assert list(items) == ["en_us-101"]
+    assert [(r.where[-2:], r.reason) for r in rejections] == [
+        (":3", "bad times"),
+        (":4", "empty transcript"),
+    ]

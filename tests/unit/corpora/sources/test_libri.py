@@ -58,7 +58,7 @@ def test_librispeech_counts_mismatched_files_and_lines(tmp_path):
     results = {(r.where.rsplit("/", 1)[1], r.reason) for r in rejections}
     assert results == {
         ("84-1240.trans.txt:1", "missing file"),
-        ("84-1240.trans.txt:3", "missing file"),
+        ("84-1240.trans.txt:3", "duplicate id"),
         ("84-1240.trans.txt:4", "empty transcript"),
         ("84-1240.trans.txt:5", "not UTF-8"),
         ("84-1240-0009.flac", "no transcript"),
@@ -104,3 +104,21 @@ def test_libritts(tmp_path, with_tables):
     assert records["103_1241_000000_000000"].parts[0].speaker == "103"
     items, _ = listed(config("libritts", folder=folder, text="original"))
     assert items["103_1241_000001_000000"].payload[0].clips[0].text == "Mr. Hyde?"
+
+
+def test_suffixes_in_any_case_and_files_of_macos(tmp_path):
+    speech, texts = librispeech(tmp_path / "a"), libritts(tmp_path / "b", with_tables=False)
+    for path in [path for path in tmp_path.rglob("*.*") if path.is_file()]:
+        path.rename(path.with_suffix(path.suffix.upper()))
+        put_text(path.with_name(f"._{path.name}"), b"\x00\x05\x16\x07")
+    items, rejections = listed(config("librispeech", folder=speech))
+    assert len(items) == 6 and rejections == []
+    items, rejections = listed(config("libritts", folder=texts))
+    assert len(items) == 2 and rejections == []
+
+
+def test_librispeech_a_part_that_is_no_split(tmp_path):
+    folder = librispeech(tmp_path)
+    (folder / "dev-clean").rename(folder / "dev-clean (copy)")
+    with pytest.raises(SourceError, match=r"dev-clean \(copy\): split"):
+        listed(config("librispeech", folder=folder))

@@ -403,6 +403,19 @@ def test_a_line_without_end(folder, monkeypatch):
         ({"words": [["a", 0]]}, "bad word timings", "[word, start, end]"),
         ({"words": [["a", 0.2, 0.1]]}, "bad word timings", "within 0.50 s"),
         ({"words": [["a", 0.2, 9]]}, "bad word timings", "within 0.50 s"),
+        ({"words": [["a", 0.2, 0.3], ["b", 0.1, 0.2]]}, "bad word timings", "from 0.2 s on"),
+        ({"words": [["a", -0.1, 0.1]]}, "bad word timings", "from 0 s on"),
+        ({"words": [["a", 0, 10**400]]}, "bad word timings", "from 0 s on"),
+        ({"words": [[" ", 0, 1e999]]}, "bad word timings", "from 0 s on"),
+        ({"words": [["a", None, 0.1]]}, "bad word timings", "[word, start, end]"),
+        ({"words": [["a", True, 0.1]]}, "bad word timings", "[word, start, end]"),
+        ({"text": None}, "empty transcript", "None"),
+        ({"text": "\u200b\ufeff \u001a"}, "empty transcript", "u200b"),
+        ({"audio": None}, "bad value", "audio null, expected a path"),
+        ({"offset": 10**400}, "bad times", "offset 1000"),
+        ({"sample_rate": 0}, "bad value", "sample_rate 0"),
+        ({"sample_rate": 16000.5}, "bad value", "sample_rate 16000.5, expected int"),
+        ({"id": "\u2060"}, "bad value", "id"),
         ({"segments": [{"text": "x"}]}, "unknown key", "audio"),
     ),
 )
@@ -430,6 +443,30 @@ def test_bad_values(folder, change, reason, word):
 )
 def test_bad_segments(folder, segments, reason, word):
     rejects(folder, {"id": "bad", "segments": segments}, reason, word)
+
+
+def test_null_is_as_if_a_key_were_absent(folder):
+    keys = ("split", "language", "segments", "codes", "speaker", "translation", "offset")
+    keys += ("duration", "sample_rate", "words", "loss", "role", "other")
+    lines = [dict.fromkeys(keys) | GOOD | {"id": None}]
+    part = dict.fromkeys(keys[3:]) | {"text": "t", "audio": "good.wav"}
+    lines.append({"id": "i", "audio": None, "segments": [part, part]})
+    turns = [{"role": role, "text": role, "audio": None} for role in ("user", "assistant")]
+    lines.append({"id": "d", "segments": turns})
+    records, rejections = run(folder, *lines)
+    assert rejections == []
+    kinds = {id: record.kind for id, record in records.items()}
+    assert kinds == {"m-1": "speech", "i": "interleaved", "d": "dialogue"}
+
+
+def test_invisible_characters_and_blank_words_are_left_out(folder):
+    words = [["", 0.0, 0.1], ["Go\u00adod", 0.1, 0.2], [" ", 0.2, 0.3], ["\u200b", 0.3, 0.4]]
+    line = GOOD | {"id": "a", "text": "\ufeffGo\u00adod.\u200b", "words": words}
+    records, rejections = run(folder, line | {"translation": "\u200b好"})
+    (part,) = records["a"].parts
+    assert rejections == []
+    assert (part.text, part.translation) == ("Good.", "好")
+    assert [word.text for word in part.words] == ["Good"]
 
 
 def test_extra_keys_may_be_ignored(folder):

@@ -35,3 +35,14 @@ def test_plain_text_line_by_line(tmp_path):
     assert [item.where for item in items.values()] == [f"{path}:{n}" for n in (1, 3, 4)]
     with pytest.raises(SourceError, match="paragraphs = 'page'"):
         listed(config("text", path=path, paragraphs="page"))
+
+
+def test_a_folder_of_texts_as_systems_leave_it(tmp_path):
+    for name in ("b.txt", "b.TXT", "sub/c.Txt"):
+        put_text(tmp_path / name, f"{name}\n\u200b\n\ufeff")
+    for name in ("._b.txt", ".git/d.txt", "__MACOSX/b.txt", "Thumbs.db", ".DS_Store"):
+        put_text(tmp_path / name, b"\x00\x05\x16\x07")
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path)
+    items, rejections = listed(config("text", path=tmp_path))
+    assert [item.payload for item in items.values()] == ["b.TXT", "b.txt", "sub/c.Txt"]
+    assert rejections == []

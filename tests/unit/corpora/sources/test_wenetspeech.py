@@ -96,3 +96,28 @@ def test_wenetspeech_subsets(tmp_path):
     with pytest.raises(SourceError, match="no JSON"):
         put_text(folder / "WenetSpeech.json", "[")
         listed(config("wenetspeech", folder=folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    (
+        *((f'"begin_time": {value}', "bad times") for value in ("NaN", "1e999", "-1", "9" * 400)),
+        *((f'"end_time": {value}', "bad times") for value in ("NaN", "-Infinity", "9" * 400)),
+        *((f'"end_time": {value}', "bad value") for value in ("null", "true", '"2"', "[2]")),
+        ('"text": null', "bad value"),
+        ('"text": "\\u200b"', "empty transcript"),
+        ('"text": "a", "text": "b"', "bad value"),
+        ('"sid": "Y\\ud800"', "lone surrogate"),
+    ),
+)
+def test_a_bad_segment_is_rejected_alone(tmp_path, change, reason):
+    put_text(tmp_path / "audio" / "y.opus", b"")
+    good = '"subsets": ["L"], "sid": "Y0", "text": "好", "begin_time": 0, "end_time": 1'
+    key = change.partition(":")[0]
+    rest = ", ".join(pair for pair in good.split(", ") if not pair.startswith(key))
+    segments = f"{{{good}}}, {{{rest}, {change}}}, {{{good.replace('Y0', 'Y2')}}}"
+    recording = f'{{"aid": "Y", "duration": 3, "path": "audio/y.opus", "segments": [{segments}]}}'
+    put_text(tmp_path / "WenetSpeech.json", f'{{"audios": [{recording}]}}')
+    items, (rejection,) = listed(config("wenetspeech", folder=tmp_path))
+    assert [recipe.id for recipe in items["Y"].payload] == ["Y0", "Y2"]
+    assert rejection.where.endswith("audios[0].segments[1]") and rejection.reason == reason
