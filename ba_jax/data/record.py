@@ -60,7 +60,8 @@ def drop_invisible(text: str) -> str:
 
     White space stays, and so do characters that this Python's Unicode does not know yet.
     """
-    text = _SHAPELESS.sub("", text)
+    if not text.isascii():
+        text = _SHAPELESS.sub("", text)
     if text.isprintable():
         return text
     return "".join(

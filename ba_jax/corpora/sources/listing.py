@@ -6,13 +6,14 @@ A file that cannot be read raises SourceError, a bad value in a line Rejected.
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
 from ba_jax.data.record import drop_invisible
@@ -214,7 +215,7 @@ def parse_seconds(value: str, scale: float = 1.0) -> float:
 def parse_object(text: str) -> dict[str, Any]:
     """A line of a JSONL file."""
     try:
-        fields = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_to_object)
+        fields = _line_decoder().decode(text)
     except (ValueError, RecursionError) as error:
         raise Rejected("malformed JSON", f"{error}: {text[:80]!r}") from None
     if not isinstance(fields, dict):
@@ -253,8 +254,12 @@ def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _RepeatedKey:
     return _RepeatedKey(next(key for key in keys if keys.count(key) > 1))
 
 
-def _refuse_constant(name: str):
-    raise ValueError(f"{name} is not JSON")
+@functools.cache
+def _line_decoder() -> json.JSONDecoder:
+    def refuse(name: str):
+        raise ValueError(f"{name} is not JSON")
+
+    return json.JSONDecoder(parse_constant=refuse, object_pairs_hook=_to_object)
 
 
 def check_fields(
@@ -275,20 +280,28 @@ def check_fields(
     """
     if not isinstance(fields, dict):
         raise Rejected("bad value", f"{name}{ascii(fields)[:80]}, expected an object")
-    unknown = sorted(key for key in set(fields) - set(known) if fields[key] is not None)
+    values = {key: value for key, value in fields.items() if value is not None}
+    unknown = [key for key in values if key not in known]
     if unknown and not extra_keys:
-        detail = f"{name}{unknown}, expected some of {sorted(known)}"
+        detail = f"{name}{sorted(unknown)}, expected some of {sorted(known)}"
         raise Rejected("unknown key", ascii(detail)[1:-1])
-    values = {key: fields[key] for key in known if fields.get(key) is not None}
-    for key in (*needed, *values):
-        types, value = known[key], values.get(key)
+    for key in unknown:
+        del values[key]
+    for key in needed:
+        if key not in values:
+            _refuse_value(name + key, "null" if key in fields else "missing", known[key])
+    for key, value in values.items():
+        types = known[key]
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            content = ascii(value)[:80] if key in values else "null" if key in fields else "missing"
-            expected = " or ".join(t.__name__ for t in types)
-            raise Rejected("bad value", f"{name}{key} {content}, expected {expected}")
+            _refuse_value(name + key, ascii(value)[:80], types)
         if isinstance(value, str):
             check_unicode(value, name + key)
     return values
+
+
+def _refuse_value(name: str, content: str, types: Iterable[type]) -> NoReturn:
+    expected = " or ".join(t.__name__ for t in types)
+    raise Rejected("bad value", f"{name} {content}, expected {expected}")
 
 
 def check_unicode(value: str, name: str) -> str:
@@ -319,15 +332,15 @@ def find_inside(root: Path, name: str, *, allow_absolute: bool = False) -> str:
     if is_absolute and not allow_absolute:
         raise Rejected("absolute path", f"path {name!r}, expected one relative to {root}")
     path = os.path.join(root, name)
-    if not os.path.exists(path):
+    is_file = os.path.isfile(path)
+    if not is_file:
         stem, suffix = os.path.splitext(path)
         cases = (suffix.lower(), suffix.upper(), suffix[:1] + suffix[1:].capitalize())
-        path = next((stem + case for case in cases if os.path.exists(stem + case)), path)
+        path = next((stem + case for case in cases if os.path.isfile(stem + case)), path)
     real, real_root = os.path.realpath(path), os.path.realpath(root)
     if not is_absolute and os.path.commonpath([real, real_root]) != real_root:
         raise Rejected("path leaves the root", f"path {name!r} leads to {real}, not {root}")
-    if not os.path.exists(path):
-        raise Rejected("missing file", f"{path}: no such file")
-    if not os.path.isfile(path):
-        raise Rejected("missing file", f"{path}: not a regular file")
+    if not is_file and not os.path.isfile(path):
+        problem = "not a regular file" if os.path.exists(path) else "no such file"
+        raise Rejected("missing file", f"{path}: {problem}")
     return str(path)

@@ -63,6 +63,7 @@ _CLIP_KEYS: Mapping[str, tuple[type, ...]] = {
     "role": (str,),
 }
 _LINE_KEYS = {"id": (str,), "split": (str,), "language": (str,), "segments": (list,)}
+_ALONE_KEYS = _LINE_KEYS | _CLIP_KEYS
 _MAX_SEGMENTS = 10_000
 
 
@@ -108,7 +109,7 @@ class Manifest(ClipSource):
         if is_alone and speech and not any(value is not None for value in speech):
             # Text alone would be made of lost speech.
             raise Rejected("bad value", "audio null, expected a path, or no such key for text")
-        fields = self._check(fields, _LINE_KEYS | _CLIP_KEYS if is_alone else _LINE_KEYS)
+        fields = self._check(fields, _ALONE_KEYS if is_alone else _LINE_KEYS)
         parts = fields.get("segments")
         number = where.rsplit(":", 1)[1]
         id = fields.get("id", f"{Path(self.path).stem}-{number}")
