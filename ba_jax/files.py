@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
 
 def with_path(error: OSError, path: Path) -> OSError:
@@ -84,6 +86,13 @@ def list_files(folder: str | os.PathLike, *suffixes: str, deep: bool = True) -> 
                 if path.is_file() or not path.exists():
                     paths.append(path)
     return sorted(paths)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, see `write_whole`."""
+    text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+    # A lone surrogate from a file's name becomes its JSON escape.
+    write_whole(path, text.encode("utf-8", "backslashreplace"))
 
 
 def first_line(error: BaseException) -> str:

@@ -77,16 +77,17 @@ def write_audio(
     if coding not in ("FLOAT", "DOUBLE"):
         wave_SC = np.clip(wave_SC, -1.0, 1.0)
 
+    # In memory: the target need not be seekable, and the encoder hides the error of a full disk.
+    encoded = io.BytesIO()
+    _encode(encoded, name, wave_SC, sample_rate, container, coding)
     if not is_path:
-        encoded = io.BytesIO()  # the target need not be seekable
-        _encode(encoded, name, wave_SC, sample_rate, container, coding)
         target.write(encoded.getvalue())
         return
     folder, base = os.path.split(os.path.abspath(name))
     temporary = os.path.join(folder, f".{base}.{secrets.token_hex(6)}.tmp")
     try:
         with open(temporary, "xb") as stream:
-            _encode(stream, name, wave_SC, sample_rate, container, coding)
+            stream.write(encoded.getvalue())
         os.replace(temporary, name)
     except OSError as error:
         raise AudioError(f"{name}: cannot be written ({error})") from error

@@ -30,7 +30,7 @@ from ba_jax.config import ConfigError, check_at_least, from_mapping, to_mapping
 from ba_jax.corpora import pool
 from ba_jax.corpora import report as reports
 from ba_jax.corpora.embedded import EmbeddedCorpus
-from ba_jax.corpora.shards import STATE, WORK, Job, PrepareError, ShardPlan, divide, write_json
+from ba_jax.corpora.shards import STATE, WORK, Job, PrepareError, ShardPlan, divide
 from ba_jax.corpora.sources.aishell import Aishell
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, Source, SourceError
 from ba_jax.corpora.sources.common_voice import CommonVoice, Covost2
@@ -44,7 +44,7 @@ from ba_jax.corpora.sources.spliced import Spliced
 from ba_jax.corpora.sources.synthetic import Synthetic
 from ba_jax.corpora.sources.wenetspeech import WenetSpeech
 from ba_jax.data.record import RecordError, Shard, check_name, write_metadata
-from ba_jax.files import is_litter
+from ba_jax.files import is_litter, write_json
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 128 + 2
 """Exit codes of the commands that make datasets."""

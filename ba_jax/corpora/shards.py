@@ -21,7 +21,7 @@ from ba_jax.audio import AudioError
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, Source
 from ba_jax.data.features import one_blas_thread
 from ba_jax.data.record import Record, RecordError, check_record, shard_name, write_shard
-from ba_jax.files import write_whole
+from ba_jax.files import write_json
 
 STATE = "prepare.json"
 """File of a dataset's folder with its config and fingerprint."""
@@ -219,10 +219,3 @@ def _records_of(item: Item, source: Source, rejected: list[Rejection]) -> list[R
         raise PrepareError(f"{item.where}: item {item.id!r}: {error!r}") from error
     rejected.extend(pieces)
     return records
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically."""
-    text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
-    # A lone surrogate from a file's name becomes its JSON escape.
-    write_whole(path, text.encode("utf-8", "backslashreplace"))

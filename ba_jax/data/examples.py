@@ -45,7 +45,7 @@ class NotForTask(ValueError):  # noqa: N818 (a record that another task may use)
 
 def stable_hash(text: str) -> int:
     """Hash a string to 32 bits, the same in every process."""
-    return zlib.crc32(text.encode("utf-8"))
+    return zlib.crc32(text.encode("utf-8", "surrogatepass"))
 
 
 def word_bounds(part: Part) -> tuple[list[int], list[int]]:

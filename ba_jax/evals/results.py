@@ -24,7 +24,7 @@ import jax
 import tqdm
 from jax.experimental import multihost_utils
 
-from ba_jax import sharding
+from ba_jax import json_lines, sharding
 from ba_jax.checkpoints.components import find
 from ba_jax.checkpoints.layout import stamp
 from ba_jax.config import from_mapping
@@ -36,7 +36,7 @@ from ba_jax.evals.scoring import bootstrap
 from ba_jax.evals.settings import EvalSettings
 from ba_jax.evals.suite import Suite
 from ba_jax.evals.suites import registry
-from ba_jax.files import write_whole
+from ba_jax.files import write_json, write_whole
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.speech_model import SpeechModel, load_speech_model
 
@@ -149,7 +149,7 @@ def evaluate(
                 result["checkpoints"] = saved.get("checkpoints", plan.sources)
                 result["seconds"] = saved.get("seconds", seconds)
                 results[plan.suite.name] = result
-                write_whole(plan.path, json.dumps(result, ensure_ascii=False, indent=1))
+                write_json(plan.path, result)
                 _print_failed(progress.suite, result["failed"], len(result["items"]))
     return {} if hosts.index else _write_results(out, results)
 
@@ -166,9 +166,10 @@ class _SuitePlan:
     def read_saved(self) -> dict[str, Any]:
         """Read the saved results; {} if there are none, or the file is damaged."""
         try:
-            return json.loads(self.path.read_text(encoding="utf-8"))
+            saved = json.loads(self.path.read_bytes())
         except (FileNotFoundError, ValueError):
             return {}
+        return saved if isinstance(saved, dict) else {}
 
     def is_done(self) -> bool:
         """The saved results were made with the same inputs."""
@@ -225,7 +226,6 @@ def _write_results(out: Path, results: Mapping[str, dict]) -> dict[str, Any]:
         for part, folder in result["checkpoints"].items()
     }
     for key, values in lines.items():
-        text = "".join(f"{json.dumps(value, ensure_ascii=False)}\n" for value in values)
-        write_whole(out / f"{key}.jsonl", text)
-    write_whole(out / "figures.json", json.dumps(figures, ensure_ascii=False, indent=1) + "\n")
+        write_whole(out / f"{key}.jsonl", b"".join(map(json_lines.encode, values)))
+    write_json(out / "figures.json", figures)
     return figures

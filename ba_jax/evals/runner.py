@@ -79,12 +79,13 @@ def run(
     if redone:
         hosts.wait(f"{suite.name} cleared")
     for phase in reused:
-        header, _ = read_lines(run.path(phase))
-        if header is None:
+        before, _ = read_lines(run.path(phase))
+        if before is None:
             raise EvalError(
-                f"{run.path(phase)}: no such file; expected the lines of a completed run"
+                f"{run.path(phase)}: no such file, or no header; expected the lines of a completed "
+                "run"
             )
-        run.hashes[phase] = header["made_with"]
+        run.hashes[phase] = before
     for phase in phases:
         if phase not in reused:
             run.run_phase(phase)
@@ -156,23 +157,20 @@ class _SuiteRun:
         work: Callable = getattr(self.suite, phase)
         size = bench.settings.save_every
         bench.begin(len(remaining))
-        with contextlib.ExitStack() as stack:
-            journal = None
-            if hosts.writes:
-                journal = stack.enter_context(Journal(self.host_path(phase), self.hashes[phase]))
-            for first in range(0, len(remaining), size):
-                batch = remaining[first : first + size]
-                usable = [item for item in batch if not _trouble(item)]
-                # The last phase before this one has the input.
-                inputs = [[lines[item.id] for item in usable] for lines in [*saved.values()][-1:]]
-                results = work(bench, usable, *inputs) if usable else []
-                by_id = {item.id: result for item, result in zip(usable, results, strict=True)}
-                if journal is not None:
-                    journal.add(
-                        _make_line(item, by_id.get(item.id) or Failure(_trouble(item)))
-                        for item in batch
-                    )
-                bench.advance(len(batch))
+        journal = Journal(self.host_path(phase), self.hashes[phase]) if hosts.writes else None
+        for first in range(0, len(remaining), size):
+            batch = remaining[first : first + size]
+            usable = [item for item in batch if not _trouble(item)]
+            # The last phase before this one has the input.
+            inputs = [[lines[item.id] for item in usable] for lines in [*saved.values()][-1:]]
+            results = work(bench, usable, *inputs) if usable else []
+            by_id = {item.id: result for item, result in zip(usable, results, strict=True)}
+            if journal is not None:
+                journal.add(
+                    _make_line(item, by_id.get(item.id) or Failure(_trouble(item)))
+                    for item in batch
+                )
+            bench.advance(len(batch))
 
     def merge(self) -> dict[str, dict[str, Line]]:
         """Write the merged files, and remove the hosts' files, and folders that become empty.

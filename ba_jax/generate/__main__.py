@@ -28,7 +28,6 @@ requests failed, 130 interrupted.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
@@ -95,7 +94,8 @@ def generate(
 
     Raises:
       RequestError, ResultsError, ConfigError, CheckpointError, ShardingError, TokenizerError,
-      PlayerError, ValueError: for the user to correct.
+      ValueError: for the user to correct.
+      OSError: results that cannot be written (a full disk); the run can be resumed.
     """
     several = jax.process_count() > 1
     if stream and (task == "reconstruct" or several):
@@ -248,13 +248,15 @@ def main(argv: list[str]) -> int:
     before, failed = counts["done_before"], counts["failed"]
     more = f", {before} of them before" if before else ""
     if jax.process_index() == 0:
-        print(f"{counts['requests']} requests{more}, {failed} failed: {values.out}/results.jsonl")
+        summary = f"{counts['requests']} requests{more}, {failed} failed"
+        _print(f"{summary}: {values.out}/results.jsonl\n")
     return SOME_FAILED if failed else 0
 
 
 def _print(text: str) -> None:
-    with contextlib.suppress(UnicodeEncodeError):
-        print(text, end="", flush=True)
+    """Print text at once, with "?" for what the terminal's encoding lacks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ba_jax.audio import AudioError
 from ba_jax.generate.requests import Request
 from ba_jax.generate.results import Results
 from ba_jax.generate.turns import Line, TaskModel, segments_of
@@ -54,7 +55,7 @@ def _reconstruct(task: TaskModel, accepted: _Accepted, results: Results) -> None
     waves = task.model.speak(segments, seeds, [0] * len(encoded))
     for (request, line, codes_NQ), wave in zip(encoded, waves, strict=True):
         line |= {"frames": len(codes_NQ), "complete": True}
-        _save(line, results, request, None, wave)
+        _save(task, results, request, line, line, 0, wave)
 
 
 def _single_turn(task: TaskModel, accepted: _Accepted, results: Results) -> None:
@@ -75,7 +76,8 @@ def _single_turn(task: TaskModel, accepted: _Accepted, results: Results) -> None
         segments = [[output.codes_NQ] for output in outputs]
         waves = task.model.speak(segments, seeds, [0] * len(segments))
     for (request, line, _), output, wave in zip(prompted, outputs, waves, strict=True):
-        _save(task.add_turn(line, request, 0, output), results, request, None, wave)
+        values = task.add_turn(line, request, 0, output)
+        _save(task, results, request, line, values, 0, wave)
 
 
 def _chat(task: TaskModel, accepted: _Accepted, results: Results) -> None:
@@ -107,15 +109,25 @@ def _chat(task: TaskModel, accepted: _Accepted, results: Results) -> None:
         for row, (request, line) in enumerate(accepted):
             if prompts[row] is not None:
                 segments_before[row] += len(segments[row])
-                turn = task.add_turn(line, request, number, outputs[row])
-                _save(turn, results, request, number, waves[row])
+                values = task.add_turn(line, request, number, outputs[row])
+                _save(task, results, request, line, values, number, waves[row])
 
 
 def _save(
-    line: Line, results: Results, request: Request, turn: int | None, wave: Wave | None
+    task: TaskModel,
+    results: Results,
+    request: Request,
+    line: Line,
+    values: Line,
+    number: int,
+    wave: Wave | None,
 ) -> None:
-    """Save a wave, if there is one, and add it to a line."""
-    if wave is not None:
-        path = results.wave_path(request.id, turn)
-        line["audio"] = results.save(path, wave.wave_S, wave.rate)
-        line["seconds"] = round(len(wave.wave_S) / wave.rate, 3)
+    """Save a turn's wave, if there is one, and add it to the turn's values."""
+    if wave is None:
+        return
+    path = results.wave_path(request.id, number if task.chats else None)
+    try:
+        values["audio"] = results.save(path, wave.wave_S, wave.rate)
+        values["seconds"] = round(len(wave.wave_S) / wave.rate, 3)
+    except AudioError as error:  # NaN, for example
+        task.fail_turn(line, number, Failure(str(error)))

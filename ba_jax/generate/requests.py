@@ -10,11 +10,16 @@ chat                   a recording, or .txt,  all of both in it     {"turns": [{
 
 A line of JSONL may also have "id" (names the outputs; default its number), "language" ("en",
 "zh"), "system" (prompt of a chat) and "meta" (anything; copied to the result). Its paths are
-relative to the file's folder.
+relative to the file's folder. Files are in UTF-8; a line ends at a line feed alone.
+
+A line or file that is no request, and one whose id another has, becomes a `Request` with a refusal:
+it fails alone, and is reported with its place.
 """
 
 from __future__ import annotations
 
+import codecs
+import collections
 import dataclasses
 import json
 import os
@@ -24,16 +29,19 @@ from typing import Any
 
 from ba_jax.audio.read import AUDIO_SUFFIXES
 from ba_jax.data.record import LANGUAGES
+from ba_jax.data.text_tokenizer import check_unicode
 from ba_jax.files import list_files
 
 TASKS = ("asr", "tts", "translate", "chat", "reconstruct")
 HEARS = ("asr", "translate", "reconstruct")
 """Tasks whose requests are recordings."""
 _KEYS = {"id", "language", "meta"}
+_DEEPEST = 100
+"""Most levels of lists and objects in a request's meta."""
 
 
 class RequestError(ValueError):
-    """Input without requests, or with two requests of one id."""
+    """Input without requests, or that cannot be read as text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +78,7 @@ class Request:
 def read_requests(
     task: str, source: str | os.PathLike, language: str, system: str = ""
 ) -> list[Request]:
-    """All requests of a file or folder, in order.
-
-    An invalid line becomes a request with a refusal, so that it is reported like a failure.
+    """All requests of a file or folder, in order, each with an id of its own.
 
     Args:
       task: one of TASKS.
@@ -80,8 +86,7 @@ def read_requests(
       language, system: language and system prompt of requests that name none.
 
     Raises:
-      RequestError: no such file or folder, one that the task cannot use, no requests, or two
-        requests of one id.
+      RequestError: no such file or folder, one that the task cannot use, or no requests.
     """
     if task not in TASKS:
         raise RequestError(f"task {task!r}, expected one of {TASKS}")
@@ -93,11 +98,14 @@ def read_requests(
         paths = list_files(source, *suffixes)
         if not paths:
             raise RequestError(f"{source}: no {', '.join(suffixes)} files, expected at least one")
-        requests = [
-            request
-            for path in paths
-            for request in _from_file(path, path.relative_to(source), language, system)
-        ]
+        requests = []
+        for path in paths:
+            name = path.relative_to(source)
+            try:
+                requests += _from_file(path, name, language, system)
+            except RequestError as error:
+                refusal = str(error).removeprefix(f"{path}: ")
+                requests.append(Request(_id_of(name), os.fspath(path), language, refusal=refusal))
     elif not source.is_file():
         raise RequestError(f"{source}: no such file or folder")
     elif source.suffix.lower() == ".jsonl":
@@ -108,14 +116,30 @@ def read_requests(
         raise RequestError(f"{source}: {task} takes {', '.join((*suffixes, '.jsonl'))}")
     if not requests:
         raise RequestError(f"{source}: no request in it, expected at least one")
-    places: dict[str, str] = {}
+    return _with_own_ids(requests)
+
+
+def _with_own_ids(requests: Sequence[Request]) -> list[Request]:
+    """Refuse requests whose id another before them has, under a new id; refused ones own none."""
+    ids = {request.id for request in requests}
+    owners: dict[str, Request] = {}
     for request in requests:
-        if request.id in places:
-            raise RequestError(
-                f"{request.where}: id {request.id!r} is also that of {places[request.id]}"
-            )
-        places[request.id] = request.where
-    return requests
+        if not request.refusal:
+            owners.setdefault(request.id, request)
+    repeats = collections.Counter()
+    own = []
+    for request in requests:
+        owner = owners.setdefault(request.id, request)
+        if owner is not request:
+            reason = request.refusal or f"id {request.id!r:.80} is also that of {owner.where}"
+            id = request.id
+            while id in ids:
+                repeats[request.id] += 1
+                id = f"{request.id} ({repeats[request.id] + 1})"
+            ids.add(id)
+            request = dataclasses.replace(request, id=id, refusal=reason)
+        own.append(request)
+    return own
 
 
 def has_recordings(task: str, requests: Sequence[Request]) -> bool:
@@ -129,38 +153,70 @@ def _suffixes(task: str) -> tuple[str, ...]:
     return (".txt",) if task == "tts" else (*AUDIO_SUFFIXES, ".txt")
 
 
+def _id_of(name: Path) -> str:
+    """Id of a file's requests."""
+    return name.with_suffix("").as_posix()
+
+
 def _from_file(path: Path, name: Path, language: str, system: str) -> Iterator[Request]:
-    """The request of a recording, or those of a text file's lines; ids are made from `name`."""
-    stem = name.with_suffix("").as_posix()
+    """The request of a recording, or those of a text file's lines; ids are made from `name`.
+
+    Raises:
+      RequestError: a text file that cannot be read.
+    """
+    stem = _id_of(name)
     if path.suffix.lower() != ".txt":
         turn = UserTurn(audio=os.fspath(path))
         yield Request(stem, os.fspath(path), language, (turn,), system)
         return
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path}: {error}, expected a text file in UTF-8") from None
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    for number, line in numbered:
-        id = stem if len(numbered) == 1 else f"{stem}-{number}"
-        yield Request(id, f"{path}:{number}", language, (UserTurn(text=line),), system)
+    lines = _read_lines(path)
+    for number, line in lines:
+        id = stem if len(lines) == 1 else f"{stem}-{number}"
+        where = f"{path}:{number}"
+        if isinstance(line, UnicodeDecodeError):
+            yield Request(id, where, language, refusal=f"{line}, expected UTF-8")
+        else:
+            yield Request(id, where, language, (UserTurn(text=line),), system)
 
 
 def _from_list(task: str, path: Path, language: str, system: str) -> Iterator[Request]:
     """The requests of a JSONL file's lines."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            where, id = f"{path}:{number}", f"{number:06d}"
-            try:
-                fields = json.loads(line)
-                if not isinstance(fields, dict):
-                    raise ValueError(f"{type(fields).__name__}, expected an object")
-                id = _check_id(fields.get("id", id))
-                yield _from_fields(task, fields, id, where, path.parent, language, system)
-            except ValueError as error:
-                yield Request(id, where, language, refusal=str(error))
+    for number, line in _read_lines(path):
+        where, id = f"{path}:{number}", f"{number:06d}"
+        try:
+            if isinstance(line, UnicodeDecodeError):
+                raise line
+            fields = json.loads(line)
+            if not isinstance(fields, dict):
+                raise ValueError(f"{type(fields).__name__}, expected an object")
+            id = _check_id(fields.get("id", id))
+            yield _from_fields(task, fields, id, where, path.parent, language, system)
+        except (ValueError, RecursionError) as error:
+            yield Request(id, where, language, refusal=str(error))
+
+
+def _read_lines(path: Path) -> list[tuple[int, str | UnicodeDecodeError]]:
+    """Number and text of a file's lines that are not blank; an error for a line not in UTF-8.
+
+    Raises:
+      RequestError: a file that cannot be read, or is in UTF-16.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"{path}: {error}, expected a text file in UTF-8") from None
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in data:
+        raise RequestError(f"{path}: begins as UTF-16, expected a text file in UTF-8")
+    lines = []
+    for number, raw_line in enumerate(data.split(b"\n"), 1):
+        try:
+            # A mark of UTF-8 also begins a file that others were appended to.
+            line = raw_line.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            line = error
+        if line:
+            lines.append((number, line))
+    return lines
 
 
 def _from_fields(
@@ -181,39 +237,60 @@ def _from_fields(
     if task != "chat":
         allowed = _KEYS | {"audio" if task in HEARS else "text"}
     if unknown := sorted(set(fields) - allowed):
-        raise ValueError(f"keys {unknown}: {task} takes {sorted(allowed)}")
+        raise ValueError(f"keys {unknown!s:.80}: {task} takes {sorted(allowed)}")
     language = fields.get("language", language)
     if language not in LANGUAGES:
-        raise ValueError(f"language {language!r}, expected one of {LANGUAGES}")
+        raise ValueError(f"language {language!r:.80}, expected one of {LANGUAGES}")
     turns = fields.get("turns")
     if turns is None:
         turns = [{key: fields[key] for key in ("audio", "text") if key in fields}]
     elif "audio" in fields or "text" in fields:
         raise ValueError("both turns and a single question, expected one of them")
     if not isinstance(turns, list) or not turns:
-        raise ValueError(f"turns {turns!r}, expected a list of at least one")
+        raise ValueError(f"turns {turns!r:.80}, expected a list of at least one")
     user_turns = tuple(_user_turn(turn, folder) for turn in turns)
     system = fields.get("system", system)
     if not isinstance(system, str):
-        raise ValueError(f"system {system!r}, expected text")
-    return Request(id, where, language, user_turns, system, fields.get("meta"))
+        raise ValueError(f"system {system!r:.80}, expected text")
+    meta = _check_meta(fields.get("meta"))
+    return Request(id, where, language, user_turns, check_unicode(system, "system"), meta)
 
 
 def _user_turn(turn: Any, folder: Path) -> UserTurn:
     """A turn of a JSON list; its path is relative to `folder`."""
     if not isinstance(turn, dict) or len(turn) != 1 or not set(turn) <= {"audio", "text"}:
-        raise ValueError(f'{turn!r}, expected {{"audio": path}} or {{"text": ...}}')
+        raise ValueError(f'{turn!r:.80}, expected {{"audio": path}} or {{"text": ...}}')
     ((kind, value),) = turn.items()
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{kind} {value!r}, expected text that is not empty")
-    return UserTurn(audio=os.fspath(folder / value)) if kind == "audio" else UserTurn(text=value)
+        raise ValueError(f"{kind} {value!r:.80}, expected text that is not empty")
+    if kind == "audio":
+        return UserTurn(audio=os.fspath(folder / value))
+    return UserTurn(text=check_unicode(value))
 
 
 def _check_id(value: Any) -> str:
     """Return an id that names a file below the folder of results."""
     if not isinstance(value, str) or not value:
-        raise ValueError(f"id {value!r}, expected text")
+        raise ValueError(f"id {value!r:.80}, expected text")
     path = PurePosixPath(value)
     if path.is_absolute() or ".." in path.parts or "\0" in value or "\\" in value:
-        raise ValueError(f"id {value!r}, expected a name, or a relative path with '/'")
+        raise ValueError(f"id {value!r:.80}, expected a name, or a relative path with '/'")
+    return value
+
+
+def _check_meta(value: Any) -> Any:
+    """Return a value that JSON holds whole: without NaN, and no deeper than can be read back."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"meta: {error}") from None
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > _DEEPEST:
+            raise ValueError(f"meta of over {_DEEPEST} levels")
+        lists = (
+            v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)
+        )
+        level = [inner for outer in lists for inner in outer]
     return value

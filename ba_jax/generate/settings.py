@@ -6,6 +6,7 @@ import dataclasses
 import shlex
 
 from ba_jax.data.record import LANGUAGES
+from ba_jax.data.text_tokenizer import check_unicode
 from ba_jax.sampling.alternate import FIRST_TEXT, Alternation
 from ba_jax.sampling.logits import GREEDY, Sampling
 from ba_jax.sampling.settings import GenerationSettings, SpeechModelSettings
@@ -35,9 +36,11 @@ class StreamSettings:
         if self.chunk < 1:
             raise ValueError(f"chunk {self.chunk}: expected at least 1")
         try:
-            shlex.split(self.player)
+            words = shlex.split(self.player)
         except ValueError as error:
             raise ValueError(f"player {self.player!r}: {error}") from None
+        if self.player and not words:
+            raise ValueError(f"player {self.player!r}: expected a command")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,7 @@ class GenerateSettings(SpeechModelSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        check_unicode(self.system, "system")
         if self.answers not in ANSWERS:
             raise ValueError(f"answers {self.answers!r}, expected one of {ANSWERS}")
         if self.language not in LANGUAGES:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
+import os
+import select
 import shlex
 import subprocess
 import time
+import wave
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from ba_jax.audio import crossfade
+from ba_jax.audio import AudioError, crossfade
+from ba_jax.audio.checks import check_samples
 from ba_jax.audio.lengths import SAMPLE_RATE
+from ba_jax.files import with_path
 from ba_jax.generate.requests import Request, UserTurn
 from ba_jax.generate.results import Results
 from ba_jax.generate.turns import Line, TaskModel
@@ -33,9 +39,12 @@ from ba_jax.sampling.session import (
 from ba_jax.sampling.stream import StreamingSynthesizer, for_streaming
 from ba_jax.types import Failure
 
+_PATIENCE = 30.0
+"""Seconds without progress after which a player hangs."""
+
 
 class PlayerError(RuntimeError):
-    """A player that cannot be started, or that ended early."""
+    """A player that cannot be started, ended early, or hangs."""
 
 
 @dataclasses.dataclass
@@ -76,6 +85,66 @@ class Timing:
         return ", ".join(parts)
 
 
+class Player:
+    """A program that plays raw mono samples of 16 bits from its standard input.
+
+    Args:
+      command: see `StreamSettings.player`.
+      rate: Hz.
+
+    Raises:
+      PlayerError: it cannot be started.
+    """
+
+    def __init__(self, command: str, rate: int):
+        self._name = f"stream.player {command!r}"
+        words = [word.replace("{rate}", str(rate)) for word in shlex.split(command)]
+        try:
+            self._process = subprocess.Popen(words, stdin=subprocess.PIPE, bufsize=0)
+        except (OSError, ValueError) as error:
+            raise PlayerError(f"{self._name}: {error}") from None
+        self._rate, self._bytes = rate, 0
+        os.set_blocking(self._process.stdin.fileno(), False)
+        self._poll = select.poll()
+        self._poll.register(self._process.stdin, select.POLLOUT)
+
+    def write(self, samples: bytes) -> None:
+        """Pass samples on, at the pace at which they are played.
+
+        Raises:
+          PlayerError: the player has ended, or takes no more.
+        """
+        self._bytes += len(samples)
+        while samples:
+            if not self._poll.poll(1000 * _PATIENCE):
+                raise PlayerError(f"{self._name} took no samples for {_PATIENCE} s")
+            try:
+                samples = samples[self._process.stdin.write(samples) or 0 :]
+            except OSError as error:
+                raise PlayerError(f"{self._name} ended early: {error}") from None
+
+    def finish(self) -> None:
+        """Wait until everything is played.
+
+        Raises:
+          PlayerError: the player failed, or does not end.
+        """
+        self._process.stdin.close()
+        seconds = self._bytes / 2 / self._rate + _PATIENCE
+        try:
+            code = self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise PlayerError(f"{self._name} did not end in {seconds:.0f} s") from None
+        if code and self._bytes:
+            raise PlayerError(f"{self._name} ended with exit code {code}")
+
+    def stop(self) -> None:
+        """End the program if it still runs."""
+        self._process.stdin.close()
+        self._process.kill()
+        self._process.wait()
+
+
 class Speaker:
     """Writes samples to a growing WAV file, and to a player.
 
@@ -86,52 +155,77 @@ class Speaker:
 
     Raises:
       PlayerError: a player that cannot be started.
+      OSError: names the file that cannot be written.
     """
 
     def __init__(self, path: Path, rate: int, player: str):
         self._path, self._partial = path, path.with_name(path.name + ".partial")
-        self.samples = 0
+        self.samples, self._rate = 0, rate
+        self._stream = open(self._partial, "wb")
+        self._file = wave.open(self._stream, "wb")
+        self._file.setparams((1, 2, rate, 0, "NONE", ""))
         self._player = None
-        if player:
-            command = [word.replace("{rate}", str(rate)) for word in shlex.split(player)]
-            try:
-                self._player = subprocess.Popen(command, stdin=subprocess.PIPE)
-            except OSError as error:
-                raise PlayerError(f"stream.player {player!r}: {error}") from None
-        self._file = soundfile.SoundFile(
-            self._partial, "w", rate, 1, format="WAV", subtype="PCM_16"
-        )
+        try:
+            self._player = Player(player, rate) if player else None
+        except PlayerError:
+            self.drop()
+            raise
 
     def write(self, wave_S: np.ndarray) -> None:
         """Append samples, maybe none.
 
         Raises:
-          PlayerError: the player has ended.
+          AudioError: NaN.
+          PlayerError: the player has ended, or hangs.
+          OSError: names the file that cannot be written.
         """
         if not len(wave_S):
             return
-        wave_S = np.clip(wave_S, -1.0, 1.0)
-        self._file.write(wave_S)
-        self._file.flush()
+        check_samples(wave_S[:, None], str(self._path), self.samples)
+        # Rounded by libsndfile as in `write_audio`; written here, as it gives no reason for errors.
+        encoded = io.BytesIO()
+        soundfile.write(encoded, wave_S, self._rate, "PCM_16", format="RAW")
+        samples = encoded.getvalue()
+        with self._naming():
+            self._file.writeframes(samples)
+            self._stream.flush()
         self.samples += len(wave_S)
         if self._player is not None:
-            try:
-                self._player.stdin.write((wave_S * 32767).astype("<i2").tobytes())
-                self._player.stdin.flush()
-            except OSError as error:
-                raise PlayerError(f"stream.player ended early: {error}") from None
+            self._player.write(samples)
 
-    def close(self, keep: bool = True) -> None:
-        """Close the file and wait for the player; the file is kept if `keep`."""
-        self._file.close()
-        if keep and self.samples:
-            self._partial.replace(self._path)
-        else:
-            self._partial.unlink(missing_ok=True)
+    def finish(self) -> bool:
+        """Wait for the player, and complete the file; True if there is one.
+
+        Raises:
+          PlayerError: the player failed, or does not end.
+          OSError: names the file that cannot be written.
+        """
         if self._player is not None:
+            self._player.finish()
+        with self._naming():
+            self._file.close()
+            self._stream.close()
+            if self.samples:
+                self._partial.replace(self._path)
+        return bool(self.samples)
+
+    def drop(self) -> None:
+        """End the player and remove an incomplete file; does nothing after `finish`."""
+        if self._player is not None:
+            self._player.stop()
+        for file in (self._file, self._stream):
             with contextlib.suppress(OSError):
-                self._player.stdin.close()
-            self._player.wait()
+                file.close()
+        with contextlib.suppress(OSError):
+            self._partial.unlink()
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Add the file's name to errors of writing."""
+        try:
+            yield
+        except OSError as error:
+            raise with_path(error, self._path) from error
 
 
 class Streamer:
@@ -205,11 +299,16 @@ class Streamer:
             prompts = prompt if isinstance(prompt, list) else [prompt]
             path = results.wave_path(request.id, number if task.chats else None)
             speech = None
-            if task.speaks:
-                player = task.settings.stream.player
-                speaker = Speaker(path, self._synthesizer.rate, player)
-                speech = _TurnSpeech(self._synthesizer, speaker, task.seed(request), segments)
-            generated, timing, saved = self._stream_turn(session, prompts, speech, started)
+            try:
+                if task.speaks:
+                    player = task.settings.stream.player
+                    speaker = Speaker(path, self._synthesizer.rate, player)
+                    speech = _TurnSpeech(self._synthesizer, speaker, task.seed(request), segments)
+                generated, timing, saved = self._stream_turn(session, prompts, speech, started)
+            except (PlayerError, AudioError) as error:
+                self._write("\n")
+                task.fail_turn(line, number, Failure(str(error)))
+                return line
             values = task.add_turn(line, request, number, generated)
             if saved:
                 values["audio"] = results.relative(path)
@@ -231,7 +330,7 @@ class Streamer:
         model, timing = self._task.model, Timing()
         decoder = None if self._task.task == "tts" else model.tokenizer.stream()
         events = []
-        whole = saved = False
+        saved = False
         try:
             for event in self._events(session, prompts):
                 events.append(event)
@@ -244,12 +343,11 @@ class Streamer:
             if decoder is not None:
                 self._write(decoder.flush() + "\n")
             timing.total = time.monotonic() - started
-            whole = True
+            if speech is not None:
+                saved, timing.audio = speech.finish(), speech.seconds
         finally:
             if speech is not None:
-                saved = speech.close(whole)
-        if speech is not None:
-            timing.audio = speech.seconds
+                speech.drop()
         return collect(events, len(model.codebook_sizes))[0], timing, saved
 
     def _events(self, session: Session, prompts: Sequence[Prompt]) -> Iterator[Event]:
@@ -303,8 +401,8 @@ class _TurnSpeech:
         elif event.kind == FRAME:
             self._fade(self._stream.push(event.codes_Q[None]))
         elif event.kind == SEGMENT_END:
-            self._fade(self._stream.finish())
-            self._stream = None
+            stream, self._stream = self._stream, None
+            self._fade(stream.finish())
             self._speaker.write(self._fader.end_segment())
         elif event.kind == END:
             self._speaker.write(self._fader.finish())
@@ -314,9 +412,12 @@ class _TurnSpeech:
         if len(wave_S):
             self._speaker.write(self._fader.push(wave_S))
 
-    def close(self, whole: bool) -> bool:
-        """End the turn's speech; True if a file was kept."""
+    def finish(self) -> bool:
+        """Complete the turn's speech, see `Speaker.finish`."""
+        return self._speaker.finish()
+
+    def drop(self) -> None:
+        """End speech that is incomplete; does nothing after `finish`."""
         if self._stream is not None:
             self._stream.drop()
-        self._speaker.close(whole)
-        return whole and self._speaker.samples > 0
+        self._speaker.drop()

@@ -58,7 +58,7 @@ class TaskModel:
 
     def seed(self, request: Request) -> int:
         """Seed of a request, independent of the other requests in the batch."""
-        return zlib.crc32(f"{self.settings.seed}/{request.id}".encode())
+        return zlib.crc32(f"{self.settings.seed}/{request.id}".encode("utf-8", "surrogatepass"))
 
     # Prompts
 

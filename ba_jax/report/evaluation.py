@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ba_jax import json_lines
 from ba_jax.report import page
 from ba_jax.report.runs import ReportError, read_evaluation
 
@@ -42,10 +42,7 @@ def write(folder: Path) -> None:
     evaluation = read_evaluation(folder)
     if evaluation.figures is None:
         raise ReportError(f"{folder}: no figures.json, expected an evaluation")
-    failed = []
-    if (folder / "failed.jsonl").exists():
-        lines = (folder / "failed.jsonl").read_text(encoding="utf-8").splitlines()
-        failed = [json.loads(line) for line in lines]
+    failed = json_lines.read(folder / "failed.jsonl", "id")
     figures = make_rows(evaluation.figures)
     notes = list(evaluation.notes.items())
     html = page.render_template(

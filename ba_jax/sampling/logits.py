@@ -6,6 +6,7 @@ A row's choice depends on its logits and its key alone.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +29,10 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
-        good = self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1
-        if not good or self.repetition_penalty <= 0:
+        good = 0 <= self.temperature < math.inf and self.top_k >= 0 and 0 < self.top_p <= 1
+        if not good or not 0 < self.repetition_penalty < math.inf:  # NaN compares as false
             raise ValueError(
-                f"{self}: expected temperature >= 0, top_k >= 0, 0 < top_p <= 1 and "
+                f"{self}: expected finite temperature >= 0, top_k >= 0, 0 < top_p <= 1 and finite "
                 "repetition_penalty > 0"
             )
 

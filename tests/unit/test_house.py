@@ -25,6 +25,7 @@ LAYERS = {
     "ba_jax": 0,
     "ba_jax.config": 0,
     "ba_jax.files": 0,
+    "ba_jax.json_lines": 0,
     "ba_jax.tree": 0,
     "ba_jax.vocab": 0,
     "ba_jax.types": 0,

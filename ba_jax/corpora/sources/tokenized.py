@@ -17,13 +17,12 @@ import numpy as np
 
 from ba_jax.audio import lengths
 from ba_jax.corpora import report as reports
-from ba_jax.corpora.shards import write_json
 from ba_jax.corpora.sources.base import DerivedSource, Item, Rejected, Rejection, SourceError
 from ba_jax.data import features
 from ba_jax.data.augment import Augmentation
 from ba_jax.data.features import Bucket
 from ba_jax.data.record import Part, Record, RecordError, RecordSource, Word, dataset_directory
-from ba_jax.files import is_litter
+from ba_jax.files import is_litter, write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,7 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ba_jax import json_lines
 from ba_jax.config import check_at_least, check_choices
 from ba_jax.evals.items import EvalError
 from ba_jax.evals.judges import rules
@@ -168,7 +169,7 @@ class AnswerJudge:
             reason = "an empty answer"
             return rules.make_verdict(question, verdict, self.name, score=score, reason=reason)
         body = self._request_body(question)
-        key = hashlib.sha256(f"{self.settings.base_url}\n{body}".encode()).hexdigest()
+        key = hashlib.sha256(f"{self.settings.base_url}\n".encode() + body).hexdigest()
         reply = self._replies.get(key)
         if reply is None:
             limit = self.settings.give_up
@@ -186,7 +187,7 @@ class AnswerJudge:
             self._keep(key, reply)
         return verdict
 
-    def _request_body(self, question: dict[str, Any]) -> str:
+    def _request_body(self, question: dict[str, Any]) -> bytes:
         references = " | ".join(question["references"])
         prompt = PROMPTS[question["rubric"]].format(
             question=question["question"],
@@ -197,9 +198,10 @@ class AnswerJudge:
         messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
         s = self.settings
         body = {"model": s.model, "messages": messages, "temperature": 0}
-        return json.dumps(body | {"max_tokens": s.max_tokens}, ensure_ascii=False)
+        text = json.dumps(body | {"max_tokens": s.max_tokens}, ensure_ascii=False)
+        return text.encode("utf-8", "backslashreplace")  # half of a surrogate pair as its escape
 
-    def _request(self, body: str) -> tuple[str | None, str]:
+    def _request(self, body: bytes) -> tuple[str | None, str]:
         """Request a reply, with retries; returns (None, the reason) if there is no readable one."""
         import httpx
 
@@ -238,22 +240,12 @@ class AnswerJudge:
             if is_kept or self._path is None:
                 return
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            line = json.dumps({"key": key, "said": reply}, ensure_ascii=False)
-            with self._path.open("a", encoding="utf-8") as file:
-                # The newline comes first: it ends a line that was cut short.
-                file.write(f"\n{line}")
+            json_lines.append(self._path, [{"key": key, "said": reply}])
 
 
 def _read_replies(path: pathlib.Path | None) -> dict[str, str]:
-    replies: dict[str, str] = {}
-    if path is not None and path.is_file():
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            try:
-                value = json.loads(line)
-                replies[value["key"]] = value["said"]
-            except (ValueError, KeyError, TypeError):
-                continue  # a line that was cut short: it is requested again
-    return replies
+    lines = [] if path is None else json_lines.read(path, "key")
+    return {line["key"]: line["said"] for line in lines if isinstance(line.get("said"), str)}
 
 
 def parse_reply(question: dict[str, Any], reply: str, judge: str) -> dict[str, Any]:

@@ -1,22 +1,24 @@
 """The command: batches, streams, conversations, failures and resuming."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 
-from ba_jax.audio import read_audio, write_audio
+from ba_jax.audio import AudioError, read_audio, write_audio
 from ba_jax.config import from_mapping
 from ba_jax.data.sequence import to_sequence
 from ba_jax.data.tasks import make_example
-from ba_jax.generate import batched
+from ba_jax.generate import batched, streamed
 from ba_jax.generate.__main__ import generate
 from ba_jax.generate.requests import Request, RequestError, UserTurn, has_recordings
-from ba_jax.generate.results import ResultsError
+from ba_jax.generate.results import Results, ResultsError
 from ba_jax.generate.settings import GenerateSettings
-from ba_jax.generate.streamed import PlayerError, Speaker
+from ba_jax.generate.streamed import PlayerError, Speaker, Streamer
 from ba_jax.generate.turns import TaskModel
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+from ba_jax.sampling.session import END, SEGMENT, SEGMENT_END, Event
 from ba_jax.sampling.speech_model import SpeechModel
 from ba_jax.types import Failure
 from ba_jax.vocab import LANGUAGE_MODEL
@@ -285,6 +287,8 @@ def test_unknown_language_is_a_failure(config):
         ({"alternation": {"segment": 50}}, "alternation.segment 50, synthesis.frames"),
         ({"stream": {"chunk": 0}}, "chunk 0: expected at least 1"),
         ({"stream": {"player": "a 'b"}}, "No closing quotation"),
+        ({"stream": {"player": " "}}, "player ' ': expected a command"),
+        ({"system": "\ud800"}, "system: lone surrogate"),
     ],
 )
 def test_invalid_settings(config, changes, message):
@@ -299,10 +303,72 @@ def test_speaker_and_its_player(tmp_path):
     wave_S = np.linspace(-1, 1, 400, dtype=np.float32)
     speaker.write(wave_S[:100])
     speaker.write(wave_S[100:])
-    speaker.close()
+    assert speaker.finish()
+    speaker.drop()
     played = np.frombuffer((tmp_path / "played-16000").read_bytes(), "<i2")
     np.testing.assert_allclose(played / 32767, wave_S, atol=1 / 32767)
-    np.testing.assert_allclose(read_audio(tmp_path / "b.wav")[0], wave_S, atol=1e-4)
+    write_audio(tmp_path / "whole.wav", wave_S, 16000)
+    assert (tmp_path / "b.wav").read_bytes() == (tmp_path / "whole.wav").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("player", "samples", "patience", "message"),
+    [
+        ("no-such-player", 9, 9, "No such file"),
+        ("x\0y", 9, 9, "null byte"),
+        ("true", 100_000, 9, "ended early: "),
+        ("head -c 2", 100_000, 9, "ended early: "),
+        ("sh -c 'cat >/dev/null; exit 3'", 100_000, 9, "ended with exit code 3"),
+        ("sleep 100", 100_000, 0.1, "took no samples for 0.1 s"),
+        ("sleep 100", 9, 0.1, "did not end in 0 s"),
+    ],
+)
+def test_a_player_that_fails_fails_its_request_alone(
+    config, tmp_path, monkeypatch, player, samples, patience, message
+):
+    """The first error is kept, and no file is left, though the segment's stream was finished."""
+    monkeypatch.setattr(streamed, "_PATIENCE", patience)
+    task = make_task("tts", changed(config, stream={"player": player}))
+    stub = StubSynthesizer(samples)
+    session = types.SimpleNamespace(session=lambda seeds: None)
+    monkeypatch.setattr(SpeechModel, "generator", session)
+    monkeypatch.setattr(SpeechModel, "streaming_synthesizer", lambda *_: stub)
+    events = [Event(0, SEGMENT), Event(0, SEGMENT_END), Event(0, END)]
+    monkeypatch.setattr(Streamer, "_events", lambda *_: iter(events))
+    request = Request("a", "a", "en", (UserTurn(text="x"),))
+    line = Streamer(task, lambda text: None)(request, Results(tmp_path, {}))
+    assert message in line["error"] and not line["complete"]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+class StubSynthesizer:
+    """Stands for the synthesizer and for its streams, which cannot be dropped once finished."""
+
+    rate = 16000
+
+    def __init__(self, samples: int):
+        self._samples, self._is_finished = samples, False
+
+    def open(self, *_):
+        return self
+
+    def finish(self):
+        self._is_finished = True
+        return np.zeros(self._samples, np.float32)
+
+    def drop(self):
+        assert not self._is_finished
+
+
+def test_speech_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "a.wav.partial").symlink_to("/dev/full")
+    speaker = Speaker(tmp_path / "a.wav", 16000, "")
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.wav'"):
+        speaker.write(np.zeros(9, np.float32))
+    with pytest.raises(AudioError, match="a.wav: sample 1 is nan"):
+        speaker.write(np.array([0, np.nan], np.float32))
+    speaker.drop()
+    assert not list(tmp_path.iterdir())
 
 
 def test_reconstruct_cannot_stream(config, weights, recordings, tmp_path):

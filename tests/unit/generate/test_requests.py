@@ -39,9 +39,63 @@ def test_texts_line_by_line(tmp_path):
         ("say-1", "one", f"{path}:1"),
         ("say-3", "two", f"{path}:3"),
     ]
-    path.write_bytes(b"\xff\xfe")
-    with pytest.raises(RequestError, match="say.txt: .*expected a text file in UTF-8"):
+    path.write_bytes(
+        b"\xef\xbb\xbfone\r\n \r\n\xff bad\na\xe2\x80\xa8b\xc2\x85c\x0bd\re\n"
+        b"\xef\xbb\xbftwo\ncut \xe4\xbd"
+    )
+    requests = read_requests("tts", path, "en")
+    assert [r.turns[0].text for r in requests if r.turns] == ["one", "a\u2028b\x85c\x0bd\re", "two"]
+    assert [r.where for r in requests if r.refusal] == [f"{path}:3", f"{path}:6"]
+    assert "0xff in position 0" in requests[1].refusal
+    path.write_bytes("字\n".encode("utf-16"))
+    with pytest.raises(
+        RequestError, match="say.txt: begins as UTF-16, expected a text file in UTF-8"
+    ):
         read_requests("tts", path, "en")
+    (tmp_path / "good.txt").write_text("one")
+    good, bad = read_requests("tts", tmp_path, "en")
+    assert not good.refusal and (bad.id, bad.refusal[:16]) == ("say", "begins as UTF-16")
+
+
+@pytest.mark.parametrize(
+    ("line", "refusal"),
+    [
+        (b'\xef\xbb\xbf{"text": "a"}\r', ""),
+        ('{"text": "a\u2028b\x85c"}'.encode(), ""),
+        (b'{"text": "a", "meta": "\\ud800"}', ""),
+        (b'{"text": "a", "id": "\\ud800"}', ""),
+        (b'{"text": "\\ud800"}', "text: lone surrogate U+D800 at position 0"),
+        (b'{"turns": [{"text": "a"}, {"text": "b\\udcff"}]}', "text: lone surrogate U+DCFF"),
+        (b'{"text": "a", "system": "\\ud800"}', "system: lone surrogate U+D800"),
+        (b'{"text": "\xff"}', "can't decode byte 0xff in position 10"),
+        (b'{"text": "\xed\xa0\x80"}', "can't decode byte 0xed"),
+        (b'{"text": "a\rb"}', "Invalid control character"),
+        (b"[" * 100_000, "maximum recursion depth"),
+        (b'{"text": "a", "meta": %s1%s}' % (b"[" * 200, b"]" * 200), "meta of over 100 levels"),
+        (b'{"text": "a", "meta": {"a": NaN}}', "meta: Out of range float values"),
+        (b'{"text": "a", "meta": 1e999}', "meta: Out of range float values"),
+        (b'{"text": "a", "meta": 1%s}' % (b"0" * 5000), "Exceeds the limit"),
+        (b'{"text": %s}' % (b"1" * 4000), "text 111"),
+        *[
+            (b'{"text": %s}' % value, "expected text that is not empty")
+            for value in (b"null", b"1", b"true", b"NaN", b"[]", b'["a"]', b"{}", b'" \\n"')
+        ],
+        *[
+            (b'{"text": "a", "id": %s}' % value, "expected text")
+            for value in (b"null", b"7", b"1.5", b"false", b"[]", b"{}", b'""')
+        ],
+        (b'{"turns": [{"role": "assistant", "text": "a"}]}', "{'role': 'assistant', 'text': 'a'}"),
+        (b'{"turns": [null]}', "None, expected"),
+        (b'{"text": "a", "seed": 1}', "keys ['seed']"),
+    ],
+)
+def test_a_line_gives_a_request_or_a_short_reason(tmp_path, line, refusal):
+    path = tmp_path / "list.jsonl"
+    path.write_bytes(line + b'\n{"text": "good"}\n')
+    odd, good = read_requests("chat", path, "en")
+    assert good.turns and not good.refusal
+    assert refusal in odd.refusal and bool(odd.refusal) == bool(refusal) == (not odd.turns)
+    assert len(odd.refusal) < 250
 
 
 def test_list_with_invalid_lines(tmp_path):
@@ -119,8 +173,14 @@ def test_duplicate_ids_and_an_empty_folder(tmp_path):
         read_requests("asr", tmp_path, "en")
     for name in ("a.wav", "a.mp3"):
         (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(RequestError, match=r"a\.wav: id 'a' is also that of .*a\.mp3"):
-        read_requests("asr", tmp_path, "en")
+    first, second = read_requests("asr", tmp_path, "en")
+    assert (first.id, first.refusal, second.id) == ("a", "", "a (2)")
+    assert second.refusal == f"id 'a' is also that of {first.where}"
+    rows = [{"id": id, "audio": "x"} for id in ("a", "a", "a (2)", "a", "000007", "000001", "b")]
+    requests = read_requests("asr", lines(tmp_path / "list.jsonl", "{", *rows, {"id": "b"}), "en")
+    ids = ["000001 (2)", "a", "a (3)", "a (2)", "a (4)", "000007", "000001", "b", "b (2)"]
+    assert [r.id for r in requests] == ids
+    assert [r.id for r in requests if r.refusal] == ["000001 (2)", "a (3)", "a (4)", "b (2)"]
 
 
 @given(st.text(st.characters(exclude_categories=("Cs",))))

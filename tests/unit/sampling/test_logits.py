@@ -1,5 +1,7 @@
 """Sampling from logits, against NumPy."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,10 +97,19 @@ def test_mask_and_penalty_apply_before_the_choice():
 
 
 @pytest.mark.parametrize(
-    "values", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"repetition_penalty": 0.0}]
+    "values",
+    [
+        {"temperature": -1.0},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"repetition_penalty": 0.0},
+        {"temperature": math.inf},
+        *[{name: math.nan} for name in ("temperature", "top_p", "repetition_penalty")],
+        {"repetition_penalty": math.inf},
+    ],
 )
 def test_invalid_settings(values):
-    with pytest.raises(ValueError, match="expected temperature"):
+    with pytest.raises(ValueError, match="expected finite temperature"):
         Sampling(**values)
 
 

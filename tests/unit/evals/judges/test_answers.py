@@ -130,10 +130,19 @@ def test_a_saved_reply_that_was_cut_short_is_requested_again(tmp_path):
     with endpoint(lambda number, body: says("No")) as (url, requests):
         AnswerJudge(settings(url), tmp_path)([question("Lyon")])
         path = tmp_path / "verdicts.jsonl"
-        path.write_text(path.read_text()[:-5])
+        path.write_bytes(path.read_bytes()[:-5] + "字".encode()[:2])
         for _ in range(2):
             assert AnswerJudge(settings(url), tmp_path)([question("Lyon")])[0]["verdict"] == "wrong"
         assert len(requests) == 2
+
+
+def test_half_a_surrogate_pair_is_sent(tmp_path):
+    with endpoint(lambda number, body: says("Yes")) as (url, requests):
+        for _ in range(2):
+            (verdict,) = AnswerJudge(settings(url), tmp_path)([question("Paris \udcff")])
+            assert verdict["verdict"] == "right"
+        assert len(requests) == 1
+        assert "Paris \udcff" in requests[0][2]["messages"][-1]["content"]
 
 
 def test_nonsense_is_invalid_and_requested_again_later(tmp_path):
