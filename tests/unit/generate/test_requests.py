@@ -64,6 +64,9 @@ def test_texts_line_by_line(tmp_path):
         ('{"text": "a\u2028b\x85c"}'.encode(), ""),
         (b'{"text": "a", "meta": "\\ud800"}', ""),
         (b'{"text": "a", "id": "\\ud800"}', ""),
+        (b'{"audio": "a\\u0000.wav"}', ""),  # fails when it is read
+        (b'{"audio": "\\udcff.wav"}', ""),
+        (b'{"audio": "%s.wav"}' % (b"a" * 5000), ""),
         (b'{"text": "\\ud800"}', "text: lone surrogate U+D800 at position 0"),
         (b'{"turns": [{"text": "a"}, {"text": "b\\udcff"}]}', "text: lone surrogate U+DCFF"),
         (b'{"text": "a", "system": "\\ud800"}', "system: lone surrogate U+D800"),
