@@ -5,7 +5,6 @@ import os
 
 import numpy as np
 import pytest
-import soundfile
 
 from ba_jax.audio import AudioError, read_audio, write_audio
 from tests.unit.audio.test_read import FORMATS, RATE, encode, refused, speech
