@@ -36,6 +36,7 @@ from ba_jax.convert.safetensors_io import (
 from ba_jax.convert.sources import VOCODER_CONFIG_FILE, VOCODER_FILES, open_vocoder
 from ba_jax.convert.tables import vocoder as vocoder_table
 from ba_jax.convert.torch_pickle import import_torch, save_state_dict
+from ba_jax.files import is_litter
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
 from ba_jax.tree import flatten
 from ba_jax.vocab import COMPONENTS
@@ -392,7 +393,8 @@ def _copy_text_files(base: Path, out: Path) -> list[str]:
     paths = [
         path
         for path in sorted(base.iterdir())
-        if path.is_file() and path.suffix in TEXT_SUFFIXES and path.name not in skipped
+        if path.is_file() and path.suffix in TEXT_SUFFIXES
+        if path.name not in skipped and not is_litter(path.name)
     ]
     for path in paths:
         shutil.copyfile(path, out / path.name)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ba_jax.checkpoints.layout import CONFIG_FILE
+from ba_jax.files import is_litter, list_files
 from ba_jax.metrics.writers import CSV_HEADER, parse_csv
 
 EVAL = "eval"
@@ -155,7 +156,8 @@ def stage_rank(name: str) -> tuple[int, str]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in paths if path.is_dir() and not is_litter(path.name))
 
 
 def _read_text(path: Path) -> str | None:
@@ -226,13 +228,11 @@ def _read_pictures(folder: Path) -> dict[int, dict[str, dict[str, Path]]]:
         if not step.name.isdecimal():
             raise ReportError(f"{step}: expected a folder named by its step")
         names = pictures.setdefault(int(step.name), {})
-        for path in sorted(step.rglob("*")):
+        for path in list_files(step, ".png", *SOUNDS):
             if path.suffix == ".png":
                 with path.open("rb") as file:
                     if file.read(len(_PNG)) != _PNG:
                         raise ReportError(f"{path}: not a PNG file")
-            elif path.suffix not in SOUNDS:
-                continue
             name = path.relative_to(step).with_suffix("").as_posix()
             names.setdefault(name, {})[path.suffix] = path
     return dict(sorted(pictures.items()))

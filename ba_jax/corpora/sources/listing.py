@@ -89,7 +89,7 @@ def list_items(
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str] | Rejection]:
-    """The lines of a UTF-8 file, with or without a byte-order mark, without their ends.
+    """The lines of a UTF-8 file, without byte-order marks before them and without their ends.
 
     Yields:
       ("file:line", text), or a Rejection for a line that is not UTF-8 or is over MAX_LINE bytes.
@@ -105,9 +105,8 @@ def read_lines(path: Path) -> Iterator[tuple[str, str] | Rejection]:
                         line = file.readline(MAX_LINE)
                     yield Rejection(where, "line too long", f"expected under {MAX_LINE} bytes")
                     continue
-                if number == 1:
-                    line = line.removeprefix(_BOM)
-                line = line.rstrip(b"\r\n")
+                # Files that were joined have one in each part.
+                line = line.removeprefix(_BOM).rstrip(b"\r\n")
                 try:
                     yield where, line.decode("utf-8")
                 except UnicodeDecodeError as error:
@@ -166,10 +165,11 @@ def read_rows(
             names = [name.strip() for name in row]
             if columns is None or set(needed) <= set(names):
                 columns = names
+                shown = f"{where}: columns {str(names)[:200]}"
                 if missing := sorted(set(needed) - set(names)):
-                    raise SourceError(f"{where}: columns {columns}, expected also {missing}")
+                    raise SourceError(f"{shown}, expected also {missing}")
                 if twice := sorted(name for name in set(needed) if names.count(name) > 1):
-                    raise SourceError(f"{where}: columns {columns}, expected {twice} once")
+                    raise SourceError(f"{shown}, expected {twice} once")
                 continue
         if len(row) != len(columns):
             detail = f"{len(row)} columns, expected {len(columns)}: {text[:80]!r}"

@@ -173,7 +173,7 @@ class Manifest(ClipSource):
             codes_seconds=float(duration or 0.0),
             translation=clean_text(fields.get("translation", "")),
             role=role,
-            speaker=fields.get("speaker", ""),
+            speaker=clean_text(fields.get("speaker", "")),
             words=_parse_words(fields.get("words", ())),
             loss=fields.get("loss", True),
         )

@@ -158,9 +158,10 @@ def test_speech_without_a_transcript_can_be_accepted(folder):
 
 def test_a_byte_order_mark_and_windows_lines_are_fine(folder):
     path = folder / "m.jsonl"
-    put_text(path, b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n\r\n")
+    lines = [json.dumps(GOOD | {"id": id}).encode() for id in ("good", "joined")]
+    put_text(path, b"".join(b"\xef\xbb\xbf" + line + b"\r\n\r\n" for line in lines))
     records, rejections = made(config("manifest", path=path), folder.parent / "out")
-    assert list(records) == ["good"] and rejections == []
+    assert list(records) == ["good", "joined"] and rejections == []
 
 
 # --- bad audio ----------------------------------------------------------------------------------
