@@ -45,7 +45,7 @@ from ba_jax.files import first_line
 LOST = 75
 """Exit code after a lost host or a timeout: run the command again (EX_TEMPFAIL)."""
 HEARTBEAT_SECONDS = 100
-START_SECONDS = 300
+START_SECONDS = 600
 SHUTDOWN_SECONDS = 10.0
 
 _ADDRESS = "JAX_COORDINATOR_ADDRESS"
@@ -230,7 +230,8 @@ def first_process_first(name: str) -> Iterator[None]:
 class Signals:
     """Signal handlers of a run: SIGTERM and Ctrl-C request a stop, SIGUSR1 a profiler trace.
 
-    A second Ctrl-C interrupts at once. Handlers are restored at the end of the `with`.
+    A second Ctrl-C interrupts at once. SIGINT stays ignored where it was: a background job of a
+    shell is stopped by SIGTERM. Handlers are restored at the end of the `with`.
 
     Attributes:
       stop: this process was asked to stop.
@@ -245,7 +246,12 @@ class Signals:
         self._count_stops = _device_sum() if jax.process_count() > 1 else None
 
     def __enter__(self) -> Signals:
-        self._previous = {number: signal.signal(number, self._handle) for number in self.NUMBERS}
+        ignores_interrupts = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        self._previous = {
+            number: signal.signal(number, self._handle)
+            for number in self.NUMBERS
+            if not (number == signal.SIGINT and ignores_interrupts)
+        }
         return self
 
     def __exit__(self, *_) -> None:

@@ -26,7 +26,7 @@ Exit codes:
 
 All hosts exit with the same code, except that a host with an error of its own (an unreadable file)
 exits with 1 and the hosts that lose it with 75: if any host exits with 1, end all. A host waits
-300 s for the others to start and then exits with 75.
+600 s for the others to start and then exits with 75.
 
 So a restart loop runs the command again while it exits with 0 without WORKDIR/done, with 75 or with
 more than 128, and ends otherwise. WORKDIR/done is removed when a run with steps to go starts, and

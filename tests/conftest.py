@@ -6,6 +6,7 @@ command lines that tests start as subprocesses inherit them.
 
 import os
 import pathlib
+import signal
 
 import hypothesis
 
@@ -16,6 +17,10 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+# The background jobs of a shell ignore SIGINT, and so would the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run; compile time must not count against an example's deadline.
 hypothesis.settings.register_profile("ba_jax", deadline=None, derandomize=True, database=None)

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 from ba_jax import evaluate
 from ba_jax.evals import lines
 from ba_jax.evals.judges import recogniser
+from tests.processes import PATIENCE
 from tests.unit.evals.small_bench import LengthJudge
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -44,7 +45,7 @@ def start(
 
     def wait() -> subprocess.CompletedProcess:
         try:
-            out, err = process.communicate(timeout=480)
+            out, err = process.communicate(timeout=PATIENCE)
         finally:
             process.kill()
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -14,6 +14,7 @@ from ba_jax.data.batches import open_batches
 from ba_jax.data.hash import batch_hash, global_hashes, parse_steps, row_digests
 from ba_jax.data.loader import BatchError, Loader, LoaderSettings
 from configs import lm_stage2, mixtures, models
+from tests.processes import PATIENCE
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -79,7 +80,7 @@ def test_audio_batches_are_the_same_for_two_hosts():
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "ba_jax.data.hash", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_command_line(config, expected):
@@ -112,10 +113,8 @@ def test_errors_name_the_invalid_setting(arguments, message):
 
 def test_a_host_that_dies_is_an_error(config):
     broken = config | {"data": config["data"] | {"tokenizer": "/no/such"}}
-    start = time.monotonic()
     with pytest.raises(BatchError, match="host 0: TokenizerError: /no/such"):
         list(global_hashes(broken, range(2), hosts=2))
-    assert time.monotonic() - start < 30
 
 
 def test_parse_steps():

@@ -16,6 +16,8 @@ import sys
 
 import pytest
 
+from tests.processes import PATIENCE
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN = "# Not run by a test: "
@@ -114,7 +116,7 @@ def test_a_pages_commands_run(page, tmp_path):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=PATIENCE,
         )
         assert result.returncode == 0, f"{block}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import socket
 
 import pytest
 
@@ -12,6 +11,7 @@ from ba_jax.distributed import LOST
 from ba_jax.evals.judges import recogniser
 from ba_jax.evals.results import evaluate
 from tests.integration import evaluate_driver
+from tests.processes import free_port
 from tests.unit.evals import small_bench
 
 SUITES = ["asr", "codec"]
@@ -85,10 +85,7 @@ def test_rows_that_do_not_divide_among_the_devices(config, checkpoints, tmp_path
 
 def two_processes(config, out, *flags, kill_after=0, devices=2):
     """Run two processes; the first is killed after `kill_after` batches."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = ("--distributed", f"--coordinator=127.0.0.1:{port}", "--processes=2")
+    shared = ("--distributed", f"--coordinator=127.0.0.1:{free_port()}", "--processes=2")
     waits = [
         evaluate_driver.start(
             config,

@@ -10,9 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+
+from tests.processes import PATIENCE, is_alive, wait_for
 
 PODS = pathlib.Path(__file__).parents[2] / "docs" / "pods.md"
 LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
@@ -28,8 +29,6 @@ GKE = {
     "CLUSTER": "c",
     "STORAGE": "b",
 }
-PATIENCE = 120
-"""Timeout in seconds; the steps take one or two on an idle machine."""
 
 
 def start(script, *arguments, tools=None, root=LAUNCH.parent, **settings):
@@ -66,19 +65,6 @@ def write_tool(folder, name, text):
     path = folder / name
     path.write_text(f"#!/usr/bin/env bash\nset -eu\n{text}\n")
     path.chmod(0o755)
-
-
-def wait_for(condition):
-    end = time.time() + PATIENCE
-    while not condition():
-        assert time.time() < end
-        time.sleep(0.02)
-
-
-def alive(pid):
-    """Whether the process runs; a zombie does not."""
-    status = pathlib.Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 # Dry runs.
@@ -712,7 +698,7 @@ def test_local_mesh_ends_when_a_process_fails(tmp_path, grace):
         "local_mesh", 2, "--processes", f"--grace={grace}", "bash", "-c", script, "x"
     )
     assert code == 137 and ("[0] saved" in output) == bool(grace), output
-    assert not alive(int((tmp_path / "pid--process=0").read_text()))
+    assert not is_alive(int((tmp_path / "pid--process=0").read_text()))
 
 
 def test_local_mesh_returns_a_permanent_exit_code(tmp_path):

@@ -17,6 +17,8 @@ import sys
 
 import pytest
 
+from tests.processes import PATIENCE
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STORED = json.loads((ROOT / "tests" / "data" / "plan" / "v5e_2x2.json").read_text())
 TOLERANCE = 0.25
@@ -30,7 +32,7 @@ def plans(tmp_path_factory) -> dict:
     out = tmp_path_factory.mktemp("plan") / "plans.json"
     names = ("as it is", "frame", "two slices", "too large", "no remat", "replicated")
     line = [sys.executable, "-m", "tests.integration.plan_driver", str(out), *names]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text())
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import pathlib
 import signal
-import subprocess
 import sys
-import time
 
 import pytest
 
@@ -17,9 +14,9 @@ from ba_jax.corpora import pool, runner
 from ba_jax.corpora.beam import BeamRunner
 from ba_jax.corpora.sources.base import SourceError
 from ba_jax.data.record import RecordSource
+from tests.processes import finish, is_alive, start, wait_for
 from tests.unit.corpora.corpora import config, contents, manifest, put, tone
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 CLIPS, PER_SHARD = 48, 4
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
@@ -53,20 +50,8 @@ def command(corpus: pathlib.Path, out: pathlib.Path | None, *extra: str) -> list
     return words if out is None else [*words, f"--out={out}"]
 
 
-def start(words: list[str]) -> subprocess.Popen:
-    pipe = subprocess.PIPE
-    # A shell's background jobs ignore SIGINT, and so do these, unless told otherwise.
-    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(
-        words, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, preexec_fn=heeding
-    )
-
-
 def run(words: list[str], code: int = 0) -> tuple[str, str]:
-    process = start(words)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == code, err
-    return out, err
+    return finish(start(words), code)
 
 
 @pytest.fixture(scope="module")
@@ -84,20 +69,6 @@ def same(out: pathlib.Path, other: pathlib.Path) -> None:
     assert [
         name for name in expected if expected[name] != actual[name] and name != "prepare.json"
     ] == []
-
-
-def wait_for(condition, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.005)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def claims(out: pathlib.Path) -> list[tuple[int, str]]:
@@ -147,7 +118,7 @@ def test_a_run_killed_with_sigkill_resumes(corpus, undisturbed, tmp_path):
     assert 3 <= len(kept) < CLIPS // PER_SHARD
     assert not (out / "dataset_info.json").exists()
     # Its workers end with it, so that none writes during the next run.
-    wait_for(lambda: not any(is_alive(pid) for pid in workers), 5.0)
+    wait_for(lambda: not any(is_alive(pid) for pid in workers))
     shards = {p: p.stat().st_mtime_ns for p in out.glob("*.array_record*")}
     run(command(corpus, out, "--workers=2", "--quiet"))
     same(out, undisturbed)
@@ -161,10 +132,7 @@ def test_a_worker_that_dies_is_reported_and_the_run_can_be_resumed(corpus, undis
     wait_for(lambda: len(done(out)) >= 1 and claims(out))
     pid, _ = claims(out)[0]
     os.kill(pid, signal.SIGKILL)
-    since = time.monotonic()
-    _, err = process.communicate(timeout=30)
-    assert time.monotonic() - since < 10
-    assert process.returncode == FAILED
+    _, err = finish(process, FAILED)
     assert "a worker process died" in err and f"process {pid} (exit code -9) at item u" in err
     assert "of split 'train', items u" in err or "of split 'dev', items u" in err
     assert "run the same command again to resume" in err
@@ -178,8 +146,7 @@ def test_an_interrupted_run_can_be_resumed(corpus, undisturbed, tmp_path):
     wait_for(lambda: claims(out))
     workers = {pid for pid, _ in claims(out)}
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == INTERRUPTED
+    _, err = finish(process, INTERRUPTED)
     assert err.strip().endswith("interrupted: run the same command again to resume")
     assert "Traceback" not in err
     assert not any(is_alive(pid) for pid in workers)

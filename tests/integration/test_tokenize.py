@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
-import socket
-import subprocess
 import sys
-import time
 
 import jax
 import pytest
@@ -17,10 +14,10 @@ from ba_jax.config import from_mapping
 from ba_jax.data.record import RecordSource
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, init_variables
 from configs import models
+from tests.processes import finish, free_port, start, wait_for
 from tests.unit.checkpoints.small_checkpoint import save_variables
 from tests.unit.data import small_corpus
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = {"audio_encoder.width": 16, "audio_encoder.layers": 1, "audio_encoder.ffn_width": 32}
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
@@ -47,18 +44,6 @@ def command(folder: pathlib.Path, out: pathlib.Path, *more: str) -> list[str]:
         *(f"--checkpoint={folder / 'weights'}", f"--dataset={folder / 'in'}", f"--out={out}"),
         *("--chunk-seconds=3", *more),
     ]
-
-
-def start(words: list[str], **environment: str) -> subprocess.Popen:
-    pipe = subprocess.PIPE
-    environment = os.environ | environment
-    return subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=environment)
-
-
-def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
-    out, err = process.communicate(timeout=180)
-    assert process.returncode == code, err
-    return out, err
 
 
 def contents(directory: pathlib.Path) -> dict[str, bytes]:
@@ -111,9 +96,7 @@ def test_eight_devices_give_the_same(folder, undisturbed, tmp_path):
 @pytest.mark.slow
 def test_two_processes_give_the_same(folder, undisturbed, tmp_path):
     """Joined as Slurm joins them."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = f"localhost:{free_port()}"
     processes = [
         start(
             command(folder, tmp_path / "out", "--distributed"),
@@ -137,10 +120,7 @@ def test_two_processes_give_the_same(folder, undisturbed, tmp_path):
 def test_an_interrupted_run_can_be_resumed(folder, undisturbed, tmp_path):
     out = tmp_path / "out"
     process = start(command(folder, out))
-    end = time.monotonic() + 120
-    while not (out / "prepare.json").exists():
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.01)
+    wait_for((out / "prepare.json").exists, process)
     process.send_signal(signal.SIGINT)
     _, err = finish(process, INTERRUPTED)
     assert (

@@ -12,6 +12,7 @@ import pytest
 
 from ba_jax.train import train
 from tests.integration import mesh_driver, train_driver
+from tests.processes import PATIENCE
 from tests.unit.data import small_corpus
 from tests.unit.stages import small_run
 
@@ -50,7 +51,7 @@ def on_eight_devices(dataset, out: pathlib.Path, *stages: str) -> dict:
         cwd=train_driver.ROOT,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())

@@ -21,6 +21,7 @@ from ba_jax.data.record import RecordSource
 from ba_jax.distributed import LOST
 from ba_jax.train import train
 from tests.integration import train_driver
+from tests.processes import PATIENCE
 from tests.unit.data import small_corpus
 from tests.unit.stages import small_run
 
@@ -163,7 +164,7 @@ def test_run_killed_while_saving_resumes_exactly(config, tmp_path):
         cwd=train_driver.ROOT,
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=PATIENCE,
         check=True,
     )
     ended = [line for line in done.stdout.splitlines() if line.startswith("killed")]

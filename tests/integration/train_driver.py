@@ -13,7 +13,6 @@ import os
 import pathlib
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,8 +26,7 @@ from ba_jax import train
 from ba_jax.data.packed import PackedBatches
 from ba_jax.data.record import RecordSource
 from ba_jax.run import BatchHashes
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests.processes import PATIENCE, ROOT, free_port
 
 
 def full_disk() -> None:
@@ -86,7 +84,7 @@ def start(config, workdir, event="none", step=0, *flags: str, **environment: str
 
     def wait() -> subprocess.CompletedProcess:
         try:
-            out, err = process.communicate(timeout=240)
+            out, err = process.communicate(timeout=PATIENCE)
         finally:
             process.kill()
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
@@ -102,10 +100,7 @@ def together(
     *flags: str,
 ) -> list[subprocess.CompletedProcess]:
     """Run the processes of one run together; `events`: process -> (event, step)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = ("--distributed", f"--coordinator=127.0.0.1:{port}", f"--processes={processes}")
+    shared = ("--distributed", f"--coordinator=127.0.0.1:{free_port()}", f"--processes={processes}")
     waits = [
         start(
             config,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 from absl import flags as absl_flags
 
 from ba_jax import distributed
-from ba_jax.distributed import DistributedError, HostLostError
+from ba_jax.distributed import DistributedError, HostLostError, Signals
 
 COMMAND = "python -m ba_jax.train --workdir=x"
 FLAGS = ("host:1", 4, 3)
@@ -158,3 +161,19 @@ def test_exit_with_error_of_a_single_process(capfd):
         distributed.exit_with_error(COMMAND, ValueError("wrong"), 2)
     assert error.value.code == 2
     assert capfd.readouterr().err == "ba_jax.train: wrong\n"
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_ctrl_c_stops_unless_it_was_ignored(ignored):
+    """Background jobs of a shell start with SIGINT ignored; SIGTERM stops them."""
+    handler = signal.SIG_IGN if ignored else signal.default_int_handler
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signals.stop is not ignored
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.stop
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, previous)

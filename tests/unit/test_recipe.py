@@ -5,14 +5,13 @@ import json
 import pathlib
 import re
 import signal
-import subprocess
 import sys
-import time
 
 import pytest
 
 from ba_jax.recipe import RecipeError, Runner, Step
 from configs import recipes
+from tests.processes import finish, start, wait_for
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -122,14 +121,11 @@ def test_an_interrupt_is_forwarded_and_the_command_resumes(tmp_path):
         "recipe.define_flags(); recipe.app.run(recipe.main)\n"
     )
     command = [sys.executable, "-c", code, "--config=configs/recipes.py:nano"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 120
-    while not (tmp_path / "up").exists():
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.05)
+    process = start(command)
+    wait_for((tmp_path / "up").exists, process)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130 and "run the same command to resume" in errors
+    _, errors = finish(process, 130)
+    assert "run the same command to resume" in errors
 
 
 RECIPES = {

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ba_jax.audio import bridge_length, encoder_length, mel_length
+from tests.processes import PATIENCE
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -62,4 +63,4 @@ audio.stft(wave, 16, 4, audio.hann_window(16))
 loaded = {"jax", "jaxlib", "flax", "torch", "librosa", "numba"} & set(sys.modules)
 assert not loaded, loaded
 """
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=PATIENCE)

@@ -20,6 +20,7 @@ from ba_jax.checkpoints import checksums, manager
 from ba_jax.checkpoints.arrays import check_files, load_variables
 from ba_jax.checkpoints.layout import CheckpointError, complete_steps, weights_folder
 from ba_jax.checkpoints.manager import Checkpoints, CheckpointSettings
+from tests.processes import PATIENCE
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 NOTE = {"stage": "toy", "seed": 0}
@@ -399,7 +400,7 @@ def test_a_full_disk(tmp_path):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith(("wait", "save", "no"))]

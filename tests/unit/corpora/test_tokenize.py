@@ -39,6 +39,7 @@ from ba_jax.models.audio_encoder import AudioEncoderConfig
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig, init_variables
 from ba_jax.models.vq_bridge import VQBridgeConfig
 from ba_jax.tree import flatten, unflatten
+from tests.processes import PATIENCE
 from tests.unit.checkpoints.small_checkpoint import save_variables
 from tests.unit.data import small_corpus
 
@@ -378,7 +379,7 @@ def test_a_workdir_stands_for_its_latest_checkpoint(tokenizer, checkpoints, tmp_
 
 def test_processes_share_the_shards(tokenizer, dataset, made, tmp_path):
     """Each makes its own shards; a single process makes the same."""
-    out, meeting = tmp_path / "out", threading.Barrier(2, timeout=60)
+    out, meeting = tmp_path / "out", threading.Barrier(2, timeout=PATIENCE)
     calls, reports, errors = [[], []], [None, None], []
 
     def work(host: int) -> None:

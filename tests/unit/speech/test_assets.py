@@ -14,6 +14,7 @@ import pytest
 from ba_jax.speech import assets
 from ba_jax.speech.assets import Asset, Package
 from ba_jax.speech.interfaces import SpeechToolError
+from tests.processes import PATIENCE
 
 FILES = {"one/part.bin": b"first ", "two/part.bin": b"second", "two/v/a.bin": b"A"}
 
@@ -114,7 +115,7 @@ def test_a_folder_that_cannot_be_written_is_named(registry, tmp_path, monkeypatc
 
 
 def test_two_processes_may_fetch_at_once(registry, tmp_path, monkeypatch):
-    barrier = threading.Barrier(2, timeout=10)
+    barrier = threading.Barrier(2, timeout=PATIENCE)
     collect = assets._collect
 
     def slow(*arguments):
