@@ -47,11 +47,11 @@ COPIES = {"replica": 2, "fsdp": 2, "tensor": 2}
 ALL = {"replica": 1, "fsdp": 2, "tensor": 2, "sequence": 2}
 CASES = {
     "text_lm": (EIGHT,),
-    "lm": (SPLIT, ALL),
+    "lm": (ALL,),
     "tokenizer": (COPIES,),
 }
-# The longest steps to compile (90 s of a core together): run only if they are named.
-NAMED = {"flow": (SPLIT,), "vocoder": ({"replica": 4, "fsdp": 2},)}
+# The longest steps to compile (90 s of a core together): run only if their stage is named.
+NAMED = {"lm": (SPLIT,), "flow": (SPLIT,), "vocoder": ({"replica": 4, "fsdp": 2},)}
 # Rows, heads and positions sharded; more devices along tensor than key heads.
 ATTENTION = {"splash": ALL, "splash_shared": {"replica": 1, "fsdp": 2, "tensor": 4}}
 
@@ -196,7 +196,7 @@ def main(dataset: str, out: str, *stages: str) -> None:
     """Run the cases (of these stages) and write the results."""
     results: dict[str, Any] = {}
     for stage in stages or CASES:
-        meshes = (CASES | NAMED)[stage]
+        meshes = NAMED[stage] if stages else CASES[stage]
         config = parse_config(config_of(stage, pathlib.Path(dataset)))
         alone_layout = make_layout(config, mesh_of(None))
         batches, values = batches_of(stage, alone_layout), values_of(alone_layout.shapes)

@@ -57,6 +57,7 @@ def test_loading_is_compared(tmp_path):
         assert f"{row['ours_audio_seconds_per_second']:,.0f}" in done.stdout
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_generation_is_compared_and_agrees(tmp_path):
     """On a single CPU, to which the benchmark restarts itself: torch's threads cannot spin."""

@@ -95,11 +95,22 @@ def test_links_and_paths_of_a_page_exist(page):
 
 
 def runnable(page: pathlib.Path) -> list[str]:
-    """Blocks that the test runs."""
+    """Blocks that the test runs; commands of README that a page of docs has too run there."""
+    if page.stem == "pods":
+        return []
+    elsewhere = {
+        tuple(words)
+        for other in PAGES
+        if page.stem == "README" and other != page
+        for block in runnable(other)
+        for words in commands(block)
+    }
     return [
         block
         for block in blocks(page, "bash")
-        if not block.startswith(NOT_RUN) and TEST_COMMAND not in block and page.stem != "pods"
+        if not block.startswith(NOT_RUN)
+        and TEST_COMMAND not in block
+        and not elsewhere.issuperset(map(tuple, commands(block)))
     ]
 
 

@@ -119,6 +119,7 @@ def test_two_processes_of_two_devices_each(config, checkpoints, single, tmp_path
     assert_same(single, tmp_path / "out", ["asr"])
 
 
+@pytest.mark.deep
 def test_two_processes_that_share_a_mesh(config, checkpoints, single, tmp_path):
     """Each has half of every large parameter; both run every item, and the first writes."""
     meshed = {**config, "hosts": "together", "mesh": {"replica": 1, "fsdp": 2}}
@@ -131,6 +132,7 @@ def test_two_processes_that_share_a_mesh(config, checkpoints, single, tmp_path):
     assert_same(single, out, ["asr"])
 
 
+@pytest.mark.deep
 def test_killed_in_the_middle(config, checkpoints, single, tmp_path):
     out = tmp_path / "out"
     done = evaluate_driver.start(config, out, *flags(checkpoints, ["asr"]), kill_after=2)()

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import json
 import pathlib
-import subprocess
 import sys
 
 import pytest
 
-from tests.processes import PATIENCE
+from tests.processes import finish, start
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STORED = json.loads((ROOT / "tests" / "data" / "plan" / "v5e_2x2.json").read_text())
@@ -30,10 +29,12 @@ pytestmark = pytest.mark.slow
 def plans(tmp_path_factory) -> dict:
     """Name -> plan."""
     out = tmp_path_factory.mktemp("plan") / "plans.json"
-    names = ("as it is", "frame", "two slices", "too large", "no remat", "replicated")
-    line = [sys.executable, "-m", "tests.integration.plan_driver", str(out), *names]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr[-3000:]
+    return plan(out, "as it is", "frame", "too large", "replicated")
+
+
+def plan(out: pathlib.Path, *names: str) -> dict:
+    """Run `plan_driver`; return name -> plan."""
+    finish(start([sys.executable, "-m", "tests.integration.plan_driver", str(out), *names]))
     return json.loads(out.read_text())
 
 
@@ -75,13 +76,14 @@ def test_a_generation_step_reads_little_beyond_its_weights(plans):
     assert frame["needed_bytes"] < frame["bytes_accessed"] < 1.6 * frame["needed_bytes"]
 
 
-def test_only_gradients_cross_slices(plans):
+@pytest.mark.deep
+def test_only_gradients_cross_slices(plans, tmp_path):
     """Each slice holds a copy of the model; devices exchange their part of the gradients."""
-    plan = plans["two slices"]
-    across = sum(kind["received_across"] for kind in plan["collectives"].values())
-    trained = plan["argument_kinds"]["trained parameters"]  # float32; gradients may be bfloat16
+    slices = plan(tmp_path / "plans.json", "two slices")["two slices"]
+    across = sum(kind["received_across"] for kind in slices["collectives"].values())
+    trained = slices["argument_kinds"]["trained parameters"]  # float32; gradients may be bfloat16
     assert 0.45 * trained < across < 1.2 * trained
-    assert plan["argument_kinds"] == plans["as it is"]["argument_kinds"]
+    assert slices["argument_kinds"] == plans["as it is"]["argument_kinds"]
 
 
 def test_weights_are_gathered_and_activations_are_not(plans):
@@ -98,8 +100,10 @@ def test_a_replicated_parameter_is_detected(plans):
     assert "arguments, trained parameters" in wrong and "arguments, optimiser" in wrong
 
 
-def test_missing_remat_is_detected(plans):
-    wrong = "\n".join(differences(plans["no remat"], STORED["as it is"]))
+@pytest.mark.deep
+def test_missing_remat_is_detected(tmp_path):
+    without = plan(tmp_path / "plans.json", "no remat")["no remat"]
+    wrong = "\n".join(differences(without, STORED["as it is"]))
     assert "FLOPs of the devices" in wrong and "temporaries" in wrong
 
 
