@@ -5,7 +5,9 @@ import pytest
 
 from ba_jax.config import from_mapping
 from ba_jax.data.record import EMBEDDED, RecordSource
+from ba_jax.generate import __main__ as command
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, init_variables
+from ba_jax.sampling.speech_model import load_speech_model
 from configs.generate import get_config
 from tests.unit.checkpoints.small_checkpoint import save_variables
 
@@ -62,3 +64,19 @@ def recordings(tmp_path_factory):
     for number, record in enumerate(records):
         (folder / f"q{number}.ogg").write_bytes(record.parts[0].audio)
     return folder
+
+
+@pytest.fixture(scope="package", autouse=True)
+def shared_models():
+    """Load, and so compile, each model with each of its settings once for all tests."""
+    models = {}
+
+    def load(*args, **options):
+        key = repr((args, options))
+        if key not in models:
+            models[key] = load_speech_model(*args, **options)
+        return models[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "load_speech_model", load)
+        yield
