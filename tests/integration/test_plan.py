@@ -34,7 +34,8 @@ def plans(tmp_path_factory) -> dict:
 
 def plan(out: pathlib.Path, *names: str) -> dict:
     """Run `plan_driver`; return name -> plan."""
-    finish(start([sys.executable, "-m", "tests.integration.plan_driver", str(out), *names]))
+    words = [sys.executable, "-m", "tests.integration.plan_driver", str(out), *names]
+    finish(start(words, JAX_DISABLE_MOST_OPTIMIZATIONS="0"))
     return json.loads(out.read_text())
 
 

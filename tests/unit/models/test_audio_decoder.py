@@ -59,7 +59,7 @@ def hidden_jacobian(config, variables, frozen_norm: bool) -> np.ndarray:
         with nn.intercept_methods(freeze):
             return module.apply(params, x, np.array([5], np.int32)).hidden_BTD[0]
 
-    jacobian = jax.jacobian(hidden)(features(5))  # (T, D, 1, N, D)
+    jacobian = jax.jit(jax.jacobian(hidden))(features(5))  # (T, D, 1, N, D)
     return np.abs(np.asarray(jacobian)).sum(axis=(1, 2, 4))
 
 

@@ -35,7 +35,8 @@ def test_the_cached_head_equals_the_naive_one(run, config):
     np.testing.assert_array_equal(got, naive_frame(run, hidden, config.audio_head.depth))
 
 
-def test_logits_of_the_cached_head_equal_the_teacher_forced_ones(run, config):
+def test_logits_of_the_cached_head_equal_the_teacher_forced_ones(run, config, variables):
+    model = BaichuanAudio(config)
     hidden = hidden_of(4)
     codes = np.random.default_rng(1).integers(0, 8, (4, config.audio_head.depth)).astype(np.int32)
     seen = []
@@ -44,8 +45,12 @@ def test_logits_of_the_cached_head_equal_the_teacher_forced_ones(run, config):
         seen.append(logits)
         return codes[:, q]
 
-    run("generate_frame", hidden, choose=forced, jit=False)
-    for got, want in zip(seen, run("audio_logits", hidden, codes), strict=True):
+    def cached_logits(variables):
+        model.apply(variables, hidden, choose=forced, method="generate_frame")
+        return seen
+
+    cached = jax.jit(cached_logits)(variables)
+    for got, want in zip(cached, run("audio_logits", hidden, codes), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
@@ -54,13 +59,13 @@ def test_fewer_depths_give_the_same_logits(run, config):
     codes = np.random.default_rng(1).integers(0, 8, (4, config.audio_head.depth)).astype(np.int32)
     want = run("audio_logits", hidden, codes)
     for depths in (1, 3):
-        got = run("audio_logits", hidden, codes, depths, jit=False)
+        got = run("audio_logits", hidden, codes, depths=depths)
         assert len(got) == depths
         for got_q, want_q in zip(got, want, strict=False):
             np.testing.assert_allclose(got_q, want_q, atol=1e-5)
 
 
-def test_a_frame_costs_one_evaluation_a_depth(run, config):
+def test_a_frame_costs_one_evaluation_a_depth(config, variables):
     """Each depth's feed-forward runs once, on one position: 8 evaluations, not 64."""
     calls = []
 
@@ -69,8 +74,13 @@ def test_a_frame_costs_one_evaluation_a_depth(run, config):
             calls.append((context.module.parent.name, context.module.name, args[0].shape))
         return next_call(*args, **kwargs)
 
+    def generate(variables):
+        return BaichuanAudio(config).apply(
+            variables, hidden_of(2), choose=choose, method="generate_frame"
+        )
+
     with nn.intercept_methods(count):
-        run("generate_frame", hidden_of(2), choose=choose, jit=False)
+        jax.eval_shape(generate, variables)
     head = config.audio_head
     want = [
         (f"layers_{layer}", f"ffn_in_{depth}", (2, 128))
@@ -111,7 +121,7 @@ def test_causality_by_gradient(config, variables):
         logits = AudioHead(config.audio_head).apply(params, hidden_of(1), embeddings)
         return jnp.stack([jnp.sum(x * jnp.arange(x.shape[-1])[None]) for x in logits])
 
-    jacobian = np.abs(np.asarray(jax.jacobian(sums)(embeddings))).sum(axis=(1, 3))
+    jacobian = np.abs(np.asarray(jax.jit(jax.jacobian(sums))(embeddings))).sum(axis=(1, 3))
     for i in range(depth):
         assert (jacobian[i, :i] > 0).all(), i
         assert (jacobian[i, i:] == 0).all(), i

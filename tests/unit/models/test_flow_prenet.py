@@ -18,7 +18,7 @@ def test_causality_by_gradient(config, variables):
     def mu(x):
         return FlowPrenet(config.flow_prenet).apply(params, x, np.array([6], np.int32))[0][0]
 
-    jacobian = np.abs(np.asarray(jax.jacobian(mu)(noise(1, 6, 32)))).sum(axis=(1, 2, 4))
+    jacobian = np.abs(np.asarray(jax.jit(jax.jacobian(mu))(noise(1, 6, 32)))).sum(axis=(1, 2, 4))
     assert (jacobian[np.triu_indices(6, 1)] == 0).all()
     assert (jacobian[np.tril_indices(6)] > 0).all()
 

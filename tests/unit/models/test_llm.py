@@ -140,7 +140,7 @@ def test_causality_by_gradient(config, variables):
         return LLM(config.llm).apply(llm, x)[0][0]
 
     x = np.random.default_rng(0).normal(size=(1, 6, 128)).astype(np.float32)
-    jacobian = np.abs(np.asarray(jax.jacobian(hidden)(x))).sum(axis=(1, 2, 4))
+    jacobian = np.abs(np.asarray(jax.jit(jax.jacobian(hidden))(x))).sum(axis=(1, 2, 4))
     assert (jacobian[np.triu_indices(6, 1)] == 0).all()
     assert (jacobian[np.tril_indices(6)] > 0).all()
 

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -29,8 +28,8 @@ def item(config, rng, length, *, texts=(), frames=()):
 
 
 @functools.cache
-def _hidden(model):
-    return jax.jit(lambda *args: model.apply(*args, method="hidden")[0])
+def _jitted(model, method):
+    return jax.jit(functools.partial(model.apply, method=method))
 
 
 def expected(config, variables, item):
@@ -39,20 +38,21 @@ def expected(config, variables, item):
     # Causal: later positions do not matter, so that one length serves all.
     ids_L, codes_LQ = (np.pad(x, ((0, 32 - len(x)),) + ((0, 0),) * (x.ndim - 1))
                        for x in (item.ids_L, item.codes_LQ))  # fmt: skip
-    hidden_LD = np.asarray(_hidden(model)(variables, ids_L[None], codes_LQ[None]))[0]
+    hidden_LD = np.asarray(_jitted(model, "hidden")(variables, ids_L[None], codes_LQ[None])[0])[0]
 
     def log_softmax(logits):
         logits = np.asarray(logits, np.float64)
         return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
-    text_LV = log_softmax(model.apply(variables, hidden_LD, method="text_logits"))
+    text_LV = log_softmax(_jitted(model, "text_logits")(variables, hidden_LD))
     text = sum(text_LV[i - 1, item.ids_L[i]] for i in np.flatnonzero(item.text_L))
     audio = 0.0
     at = np.flatnonzero(item.audio_L)
     if len(at):
-        logits = model.apply(
-            variables, hidden_LD[at - 1], jnp.asarray(item.codes_LQ[at]), method="audio_logits"
-        )
+        # Positions without a target fill up, so that one shape serves all.
+        before = np.resize(at - 1, len(hidden_LD))
+        codes_LQ = item.codes_LQ[np.resize(at, len(hidden_LD))]
+        logits = _jitted(model, "audio_logits")(variables, hidden_LD[before], codes_LQ)
         for q, logprobs in enumerate(map(log_softmax, logits)):
             audio += logprobs[np.arange(len(at)), item.codes_LQ[at, q]].sum()
     return text, audio

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -228,8 +229,11 @@ def test_feedback_codebooks_limit_the_frames_read_back(config, biased, make):
             x = jnp.where(spoken, shown, model.embed(ids, codes, real))
             return model.llm(x, None, real.astype(np.int32))[0]
 
-        hidden = model.apply(biased, method=run)[0, len(spoken_prompt) - 1 : -1]
-        return model.apply(biased, hidden, output.codes_NQ, method="audio_logits")[0]
+        def first_codebook(variables):
+            hidden = model.apply(variables, method=run)[0, len(spoken_prompt) - 1 : -1]
+            return model.apply(variables, hidden, output.codes_NQ, method="audio_logits")[0]
+
+        return jax.jit(first_codebook)(biased)
 
     chosen, others = (np.asarray(after(count)).argmax(-1) for count in (1, None))
     np.testing.assert_array_equal(chosen, output.codes_NQ[:, 0])
