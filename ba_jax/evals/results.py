@@ -1,11 +1,13 @@
 """Runs suites and writes their results into a folder.
 
     suites/SUITE.json   a suite's figures, rows of items, failed items, checkpoints and seconds
-    figures.json        figures of all suites, with their 95 % intervals and how they were made
+    figures.json        figures of all suites, with their 95 % intervals and how they were made;
+                        `normalisers` names each normalisation with its version
     items.jsonl         each item's reference, hypothesis and score
     failed.jsonl        items that failed, with phase and reason; they count as wrong
 
-A suite whose file was made with the same settings and checkpoints is not run again.
+A suite whose file was made with the same settings and checkpoints is not run again. One that other
+versions of the normalisations scored is scored again, and judged again where a judge's changed.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from ba_jax.config import from_mapping
 from ba_jax.evals import runner
 from ba_jax.evals.bench import Bench
 from ba_jax.evals.items import EvalError
-from ba_jax.evals.judges import recogniser
-from ba_jax.evals.scoring import bootstrap
+from ba_jax.evals.judges import answers, recogniser, rules
+from ba_jax.evals.scoring import bootstrap, text
 from ba_jax.evals.settings import EvalSettings
 from ba_jax.evals.suite import Suite
 from ba_jax.evals.suites import registry
@@ -41,10 +43,17 @@ from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.speech_model import SpeechModel, load_speech_model
 
 
+def normalisers() -> dict[str, str]:
+    """Return what texts, answers and replies are normalised by, each with its version."""
+    replies = f"replies of a judge of answers; version {answers.VERSION}"
+    return {**text.normalisers(), "rules": rules.NAME, "replies": replies}
+
+
 def hash_inputs(config: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, str]:
     """Hash the settings and checkpoints (component -> folder) that each phase's lines depend on.
 
-    Generation does not depend on the settings of synthesis and judges.
+    Generation does not depend on the settings of synthesis and judges. Scores depend on the
+    `normalisers`, and so do verdicts by rules.
     """
     stamps = {name: (folder, stamp(folder)) for name, folder in sorted(sources.items())}
     settings = json.loads(json.dumps(config["eval"]))
@@ -56,7 +65,8 @@ def hash_inputs(config: Mapping[str, Any], sources: Mapping[str, str]) -> dict[s
     inputs = {
         "generate": base,
         "present": [*base, [later["synthesis"]]],
-        "judge": [*base, later],
+        "judge": [*base, later, rules.VERSION, answers.VERSION],
+        "score": [normalisers()],
     }
     return {
         phase: hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
@@ -138,6 +148,8 @@ def evaluate(
                 suffix = f", {failed} items failed" if failed else ""
                 print(f"{progress.suite}: done before{suffix}", flush=True)
                 continue
+            if plan.is_outdated():
+                print(f"{progress.suite}: other normalisers scored it: scored again", flush=True)
             started = time.monotonic()
             result = runner.run(plan.suite, bench, plan.made_with, hosts, start)
             progress.close()
@@ -170,6 +182,11 @@ class _SuitePlan:
         except (FileNotFoundError, ValueError):
             return {}
         return saved if isinstance(saved, dict) else {}
+
+    def is_outdated(self) -> bool:
+        """The saved results were scored by other versions of the normalisers."""
+        saved = self.read_saved()
+        return bool(saved) and saved.get("made_with", {}).get("score") != self.made_with["score"]
 
     def is_done(self) -> bool:
         """The saved results were made with the same inputs."""
@@ -219,6 +236,7 @@ def _write_results(out: Path, results: Mapping[str, dict]) -> dict[str, Any]:
         for key in lines:
             lines[key] += [{"suite": name, **line} for line in result[key]]
     figures["ci95"] = bootstrap.DECLARED
+    figures["normalisers"] = normalisers()
     figures["seconds"] = {name: result["seconds"] for name, result in results.items()}
     figures["checkpoints"] = {
         part: folder

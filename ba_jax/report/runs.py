@@ -103,6 +103,11 @@ class Evaluation:
     notes: Mapping[str, str]
     items: tuple[SuiteItem, ...]
 
+    @property
+    def normalisers(self) -> dict[str, str]:
+        """Names and versions of the normalisations; {} in files from before they had versions."""
+        return {key: text for key, text in self.notes.items() if key.startswith("normalisers/")}
+
 
 @dataclasses.dataclass(frozen=True)
 class JobRuns:

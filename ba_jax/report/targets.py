@@ -27,6 +27,9 @@ SOURCES: Mapping[str, tuple[tuple[str, ...], str]] = {
 MINUTES = "minutes"
 TOTAL = "total"  # key of the whole job in minutes.json
 
+OTHER_VERSION = " (scored by another version)"
+"""Mark of an origin whose figure must not be compared with that of stage 2."""
+
 Summary = Mapping[str, Any]
 
 
@@ -136,7 +139,7 @@ TARGETS = (
 
 @dataclasses.dataclass(frozen=True)
 class HeadlineRow:
-    """A row of the headline table; `verdict` is pass, fail or not measured."""
+    """A row of the headline table; `verdict` is pass, fail, not measured or not comparable."""
 
     label: str
     reached: str
@@ -165,6 +168,9 @@ def summarise(runs: JobRuns) -> tuple[dict[str, Any], dict[str, str]]:
             if value is not None:
                 _check(key, value, where)
                 summary[key], origin[key] = value, f"eval/{name}"
+                main = runs.evaluations.get("stage2", evaluation)
+                if key.startswith("t2t_") and evaluation.normalisers != main.normalisers:
+                    origin[key] += OTHER_VERSION
                 break
     summary[MINUTES] = None
     if runs.minutes is not None:
@@ -210,6 +216,8 @@ def headline(summary: Summary, origin: Mapping[str, str]) -> list[HeadlineRow]:
             reached = target.show(value) if math.isfinite(value) else "not a number"
             met = value <= target.bound if target.at_most else value >= target.bound
             verdict = "pass" if met else "fail"
+            if any(origin.get(key, "").endswith(OTHER_VERSION) for key in target.keys):
+                verdict = "not comparable"
         sources = ", ".join(dict.fromkeys(origin[key] for key in target.keys if key in origin))
         rows.append(HeadlineRow(target.label, reached, target.asked, verdict, sources))
     return rows

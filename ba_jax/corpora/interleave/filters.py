@@ -39,9 +39,7 @@ class TranscriptLimits:
 def to_units(text: str, language: str) -> list[str]:
     """The units that differences are counted in: normalised English words, Mandarin characters."""
     normalised = for_scoring(text, language)
-    if language == "zh":
-        return list(normalised)
-    return [word for word in normalised.split() if any(c.isalnum() for c in word)]
+    return list(normalised) if language == "zh" else normalised.split()
 
 
 def disagreement(first: str, second: str, language: str) -> float:

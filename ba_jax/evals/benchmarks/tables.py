@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ba_jax.evals.items import EvalError
+from ba_jax.speech.text_norm import is_han, unify
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +32,13 @@ class TableRow:
     def text(self, column: str) -> str:
         """Return a column's text, which is not empty, without white space around it."""
         value = self.values[column]
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or not unify(value).strip():
             raise EvalError(f"{self.where}: column {column!r} holds {value!r}, expected text")
         return value.strip()
 
     def one_of(self, column: str, known: Sequence[str]) -> str:
-        """Return a column's text, one of `known`."""
-        value = str(self.values[column]).strip()
+        """Return a column's text, one of `known`, of any width."""
+        value = unify(str(self.values[column])).strip()
         if value not in known:
             raise EvalError(
                 f"{self.where}: column {column!r} holds {value!r}, expected one of {list(known)}"
@@ -153,4 +154,4 @@ def _read_parquet(path: pathlib.Path) -> _Rows:
 
 def language_of(text: str) -> str:
     """Return "zh" for a text with a Chinese character, else "en"."""
-    return "zh" if re.search("[\u3400-\u9fff]", text) else "en"
+    return "zh" if any(map(is_han, text)) else "en"

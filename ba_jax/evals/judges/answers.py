@@ -30,6 +30,7 @@ from ba_jax import json_lines
 from ba_jax.config import check_at_least, check_choices
 from ba_jax.evals.items import EvalError
 from ba_jax.evals.judges import rules
+from ba_jax.speech.text_norm import unify
 
 KINDS = ("rules", "http")
 LOWEST, HIGHEST = 1, 10
@@ -55,6 +56,8 @@ PROMPTS = {
     ),
 }
 """Rubric -> the endpoint's prompt."""
+VERSION = 2
+"""Version of `parse_reply`: raise it when a reply becomes another verdict."""
 _RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
 
 
@@ -163,7 +166,7 @@ class AnswerJudge:
     def _judge(self, question: dict[str, Any]) -> dict[str, Any]:
         if self.settings.kind == "rules" or question["rubric"] not in PROMPTS:
             return rules.judge_by_rules(question)
-        if not question["answer"].strip():
+        if not unify(question["answer"] or "").strip():
             is_scale = question["rubric"] == "scale"
             verdict, score = ("scored", float(LOWEST)) if is_scale else ("wrong", None)
             reason = "an empty answer"
@@ -248,16 +251,72 @@ def _read_replies(path: pathlib.Path | None) -> dict[str, str]:
     return {line["key"]: line["said"] for line in lines if isinstance(line.get("said"), str)}
 
 
+_YES = "yes|true|correct|right|是的?|对|正确"
+_NO = "no|false|incorrect|wrong|否|不是|不对|不正确|错误?"
+_NUMBERS = {
+    name: number
+    for names in (
+        "one two three four five six seven eight nine ten".split(),
+        "一二三四五六七八九十",
+    )
+    for number, name in enumerate(names, 1)
+}
+_NUMBER = rf"(?<![\w.,-])(\d+(?:\.\d+)?|{'|'.join(_NUMBERS)})(?![\d%])(?!\.\d)"
+_OUT_OF = rf"\s*(?:/|out of|of|分之)\s*(?:{HIGHEST}|ten|十)(?![\d.]*\d)"
+_RANGE = r"(?!\s*(?:-|~|/|to\b|or\b|到|至|或)\s*\w)"
+_LABEL = (
+    r"\b(?:answer|verdict|judge?ment|grade|score|rating|result|response|decision|correct"
+    r"|conclusion)(?:\s*\([^()]{0,30}\))?[\"']?(?:\s*[:=]|\s+(?:is|would be)\b:?)"
+    r"|(?:答案|结论|判断|评分|得分|分数)[是为:]"
+)
+_OPEN, _CLOSE = r"[\s\"'(\[{]*", r"(?=[\s\"')\]}]*(?:[.,;!。,;!、\n—]|-\s|$))"
+
+
 def parse_reply(question: dict[str, Any], reply: str, judge: str) -> dict[str, Any]:
-    """Turn a judge's reply into a verdict; an unexpected reply is "invalid"."""
-    plain = reply.strip().strip("*.'\"。 \n").lower()
+    """Turn a judge's reply into a verdict; an unexpected reply is "invalid".
+
+    The answer may stand in a code fence or JSON, behind a label ("Answer:") or before its reasons,
+    in any case, width and quotes; thoughts are left out. Two different answers are none.
+    """
+    plain = unify(rules.drop_thoughts(reply)).lower()
+    plain = re.sub(r"```\w*|[*_`#]+", "", plain).strip()
     score = None
     if question["rubric"] == "correct":
-        verdict = {"yes": "right", "no": "wrong"}.get(plain, "invalid")
+        opinions = _read_opinions(plain)
+        verdict = opinions.pop() if len(opinions) == 1 else "invalid"
     else:
-        number = re.fullmatch(rf"(\d+(?:\.\d+)?)(?:\s*/\s*{HIGHEST})?", plain)
-        if number and LOWEST <= float(number[1]) <= HIGHEST:
-            score = float(number[1])
+        scores = _read_scores(plain)
+        score = scores.pop() if len(scores) == 1 else None
+        if score is not None and not LOWEST <= score <= HIGHEST:
+            score = None
         verdict = "invalid" if score is None else "scored"
     reason = "" if verdict != "invalid" else f"the judge said {reply[:80]!r}"
     return rules.make_verdict(question, verdict, judge, score=score, reason=reason, reply=reply)
+
+
+def _read_opinions(plain: str) -> set[str]:
+    """Read "right" or "wrong" behind labels, or else at the beginning and in the last line."""
+    word = rf"(?:({_YES})|({_NO}))"
+    matches = list(re.finditer(rf"(?:{_LABEL}){_OPEN}{word}{_CLOSE}", plain))
+    if not matches:
+        lines = plain.split("\n")
+        # "Yes and no", "Yes, no" and "No contradiction" are no answers; "Yes, correct" is.
+        other = rf"[^\w\n]*(?:and |or |but )?(?(1)(?:{_NO})|(?:{_YES})){_CLOSE}"
+        first = re.match(rf"{_OPEN}{word}{_CLOSE}(?!{other})", plain)
+        last = re.fullmatch(rf"{_OPEN}{word}[^\w?]*", lines[-1])
+        matches = [match for match in (first, last) if match]
+    return {"right" if match[1] else "wrong" for match in matches}
+
+
+def _read_scores(plain: str) -> set[float]:
+    """Read numbers behind labels, or else "8 out of 10", or else a line with a number alone."""
+    patterns = (
+        rf"(?:{_LABEL}){_OPEN}{_NUMBER}(?:{_OUT_OF})?{_RANGE}",
+        rf"(?<!to )(?<!or )(?<!- ){_NUMBER}{_OUT_OF}",
+        rf"^{_OPEN}{_NUMBER}(?:\s*(?:points?|stars?|分))?[^\w\n/+-]*$",
+    )
+    for pattern in patterns:
+        numbers = re.findall(pattern, plain, re.M)
+        if numbers:
+            return {float(_NUMBERS.get(number, number)) for number in numbers}
+    return set()

@@ -74,7 +74,9 @@ class TableMaker:
         )  # fmt: skip
         if not 1 <= number <= len(makers):
             raise EvalError(f"table {number}, expected 1 to {len(makers)}")
-        return makers[number - 1]()
+        table = makers[number - 1]()
+        table.notes = [*table.notes, *(f"{name}." for name in text.normalisers().values())]
+        return table
 
     # Tools
 

@@ -1,22 +1,23 @@
 """Scores of texts: errors and units, summed over a corpus before they are divided.
 
-Units are words in English and, in Mandarin, characters or toneless syllables. Texts are normalised
-by `ba_jax.speech.text_norm.for_scoring` (Whisper's normaliser in English). A recogniser of
-Mandarin guesses among homophones (ten, four and is sound alike), so speech is scored in syllables
-and written text in characters.
+Units are words in English (a sign is a word) and, in Mandarin, characters or toneless syllables.
+Texts are normalised by `ba_jax.speech.text_norm.readings` (Whisper's normaliser in English); of the
+ways to read numbers such as 3-2, the one with the fewest errors counts. A recogniser of Mandarin
+guesses among homophones (ten, four and is sound alike), so speech is scored in syllables and
+written text in characters.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from ba_jax.data.corpus import facts
-from ba_jax.data.record import LANGUAGES
-from ba_jax.speech.text_norm import for_scoring
+from ba_jax.speech.text_norm import SCORING_VERSION, is_mark, readings
 
 UNITS = ("word", "character", "syllable")
 WRITTEN_UNIT = {"en": "word", "zh": "character"}
@@ -24,14 +25,33 @@ WRITTEN_UNIT = {"en": "word", "zh": "character"}
 SPOKEN_UNIT = {"en": "word", "zh": "syllable"}
 """Language -> unit that recognised speech is scored in."""
 NORMALISERS = {
-    "en": "English: Whisper's normaliser (package whisper-normalizer), signs between numbers said",
+    "en": "English: Whisper's normaliser, signs of numbers said",
     "zh": "Mandarin: simplified (OpenCC t2s), numbers in characters, no punctuation, no spaces",
 }
 """Language -> normalisation of reference and hypothesis before they are compared."""
+_PACKAGES = {
+    "en": ("whisper-normalizer",),
+    "zh": ("opencc-python-reimplemented", "cn2an", "pypinyin"),
+}
+"""Language -> packages that a normalisation depends on."""
 MOST_ERRORS = 1 / 3
 """Error rate that an answer may have around its key, see `is_answer`."""
 
-_BETWEEN_NUMBERS = (("+", "plus"), ("-\u2212\u2013", "minus"), ("=", "equals"))
+
+def normalisers() -> dict[str, str]:
+    """Return each language's normalisation by name and version, for the results."""
+    return {
+        language: f"{name}; version {SCORING_VERSION} with "
+        + ", ".join(map(_installed, _PACKAGES[language]))
+        for language, name in NORMALISERS.items()
+    }
+
+
+def _installed(package: str) -> str:
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"no {package}"
 
 
 class Tally(NamedTuple):
@@ -41,40 +61,54 @@ class Tally(NamedTuple):
     units: int
 
 
-def normalise(text: str, language: str) -> str:
-    """Normalise a text for comparison; signs between and before numbers become words."""
-    if language not in LANGUAGES:
-        raise ValueError(f"language {language!r}, expected one of {LANGUAGES}")
-    if language != "en":
-        return for_scoring(text, language)
-    for signs, word in _BETWEEN_NUMBERS:
-        text = re.sub(rf"(?<=\d)\s*[{re.escape(signs)}]\s*(?=\d)", f" {word} ", text)
-    # The normaliser writes plus four as +4 and minus one as -one.
-    text = for_scoring(text, language)
-    text = re.sub(r"(?<!\S)\+(?=\S)", "plus ", text)
-    return re.sub(r"(?<!\S)-(?=\S)", "minus ", text)
+def split_readings(text: str, language: str, unit: str) -> list[list[str]]:
+    """Split each of a text's `readings` into words, characters or syllables.
+
+    In Mandarin, a letter of another script is a unit, with its accents and vowel signs.
+    """
+    normalised = readings(text, language)
+    if unit not in UNITS or (unit == "word") != (language == "en"):
+        raise ValueError(f"unit {unit!r} of language {language!r}, expected one of {UNITS}")
+    return [_split(reading, unit) for reading in normalised]
 
 
 def split_units(text: str, language: str, unit: str) -> list[str]:
-    """Normalise a text and split it into words, characters or syllables."""
-    text = normalise(text, language)
-    if unit not in UNITS or (unit == "word") != (language == "en"):
-        raise ValueError(f"unit {unit!r} of language {language!r}, expected one of {UNITS}")
-    if unit == "word":
-        return text.split()
-    if unit == "character":
-        return list(text)
-    import pypinyin
+    """Split the usual reading of a text into units."""
+    return split_readings(text, language, unit)[0]
 
-    return pypinyin.lazy_pinyin(text)
+
+def _split(text: str, unit: str) -> list[str]:
+    if unit == "word":
+        text = re.sub(r"(?<!\S)\+(?=\S)", "plus ", text)
+        return re.sub(r"(?<!\S)-(?=\S)", "minus ", text).split()
+    characters: Iterable[str] = text
+    if unit == "syllable":
+        import pypinyin
+
+        characters = pypinyin.lazy_pinyin(text, errors=list)
+    units: list[str] = []
+    for character in characters:
+        if units and len(character) == 1 and is_mark(character):
+            units[-1] += character
+        else:
+            units.append(character)
+    return units
 
 
 def tally(reference: str, hypothesis: str, language: str, unit: str) -> Tally:
-    """Count the errors of a text; for an empty reference, every unit is an insertion."""
+    """Count the errors of a text; for an empty reference, every unit is an insertion.
+
+    The readings of both texts with the fewest errors count.
+    """
+    wanted = split_readings(reference, language, unit)
+    written = split_readings(hypothesis, language, unit)
+    pairs = [_count_errors(want, units) for want in wanted for units in written]
+    return min(pairs, key=lambda tally: tally.errors)
+
+
+def _count_errors(wanted: Sequence[str], written: Sequence[str]) -> Tally:
     import jiwer
 
-    wanted = split_units(reference, language, unit)
-    written = split_units(hypothesis, language, unit)
     if not wanted:
         return Tally(len(written), 0)
     result = jiwer.process_words(" ".join(wanted), " ".join(written))
@@ -106,14 +140,12 @@ def is_answer(reference: str, heard: str, language: str) -> bool:
     heard, and no other key of its category is.
     """
     unit = SPOKEN_UNIT[language]
-    wanted, units = split_units(reference, language, unit), split_units(heard, language, unit)
-    if wanted == units:
-        return True
-    keys = _answer_keys(language).get(tuple(wanted))
-    if keys is None:
-        return False
     errors, count = tally(reference, heard, language, unit)
-    if errors / count > MOST_ERRORS:
+    if not errors:
+        return True
+    wanted, units = split_units(reference, language, unit), split_units(heard, language, unit)
+    keys = _answer_keys(language).get(tuple(wanted))
+    if keys is None or errors / count > MOST_ERRORS:
         return False
     key, other_keys = keys
     return contains(units, key) and not any(contains(units, other) for other in other_keys)

@@ -41,7 +41,7 @@ class Recognition(Suite):
             if selected := [row for row in rows if row.get("group") == group]:
                 figures |= bootstrap.rate_figures(f"asr_wer_{group}", selected)
         figures["asr_scored"] = "words in English, characters in Mandarin, corpus level"
-        figures["asr_normaliser"] = dict(text.NORMALISERS)
+        figures["asr_normaliser"] = text.normalisers()
         return figures
 
 

@@ -101,7 +101,7 @@ class Codec(Suite):
         figures |= bootstrap.rate_figures(_WITHOUT_FLOW, rows, "errors_without_flow")
         figures["reconstruction_items"] = len(rows)
         figures["reconstruction_judge"] = bench.judge.names
-        figures["reconstruction_normaliser"] = dict(text.NORMALISERS)
+        figures["reconstruction_normaliser"] = text.normalisers()
         return figures
 
 

@@ -73,7 +73,7 @@ class Synthesis(Suite):
             "mean of each utterance's own rate, as Seed-TTS-eval: words in English, in Mandarin "
             "syllables (all), characters (cer)"
         )
-        figures["tts_normaliser"] = dict(text.NORMALISERS)
+        figures["tts_normaliser"] = text.normalisers()
         return figures
 
 

@@ -15,6 +15,7 @@ from ba_jax.evals.bench import Bench
 from ba_jax.evals.items import EvalError
 from ba_jax.evals.judges import recogniser as judge_lib
 from ba_jax.evals.results import evaluate
+from ba_jax.evals.scoring import text
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.report import evaluation
 from ba_jax.sharding import ShardingError
@@ -88,7 +89,9 @@ def test_results_of_written_suites_and_resuming(tiny, checkpoints, tmp_path, pro
     assert prompt_counts == [4, 4]
 
 
-def test_scoring_again_without_a_model(tiny, checkpoints, tmp_path, prompt_counts):
+def test_scoring_again_without_a_model(
+    tiny, checkpoints, tmp_path, prompt_counts, monkeypatch, capsys
+):
     figures = evaluate(tiny, checkpoints, tmp_path, ["asr"])
     path = tmp_path / "generations" / "asr.jsonl"
     header, *lines = map(json.loads, path.read_text().splitlines())
@@ -101,6 +104,13 @@ def test_scoring_again_without_a_model(tiny, checkpoints, tmp_path, prompt_count
     assert again["checkpoints"] == figures["checkpoints"]
     with pytest.raises(EvalError, match="stage 'sing', expected one of"):
         evaluate(tiny, [], tmp_path, ["asr"], start="sing")
+    # Figures of another version of the normalisers are never taken over.
+    assert "version 2 " in again["normalisers"]["en"]
+    monkeypatch.setattr(text, "SCORING_VERSION", 99)
+    capsys.readouterr()
+    again = evaluate(tiny, checkpoints, tmp_path, ["asr"])
+    assert "version 99 " in again["normalisers"]["en"] and not prompt_counts
+    assert "1/1 asr: other normalisers scored it: scored again" in capsys.readouterr().out
 
 
 def read_items(folder):

@@ -244,6 +244,13 @@ def test_headline_judges_by_the_targets(runs, report):
         assert f"{row.label}{row.reached or '–'}{row.asked}{row.verdict}" in report[1].text
 
 
+def test_figures_of_other_versions_are_not_compared(runs):
+    write(runs / "eval/text_lm/figures.json", {"qa_t2t": 0.96, "normalisers": {"en": "version 1"}})
+    rows = targets.headline(*targets.summarise(read_runs(runs)))
+    assert rows[5].verdict == "not comparable" and rows[0].verdict == "pass"
+    assert rows[5].source == f"eval/text_lm{targets.OTHER_VERSION}, eval/stage2"
+
+
 def test_targets():
     asked = {t.keys[0]: (t.at_most, t.bound) for t in targets.TARGETS}
     assert asked["asr_wer"] == (True, 0.10)

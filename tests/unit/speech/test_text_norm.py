@@ -23,6 +23,8 @@ ENGLISH = [
     ("5 km, 1kg at 60 km/h", "five kilometers, one kilogram at sixty kilometers per hour"),
     ("Ｆｕｌｌ　ｗｉｄｔｈ　１２！", "Full width twelve!"),
     ("No. 5 \U0001f600 is alive", "No. five is alive"),
+    ("he\u200bllo cafe\u0301", "hello café"),
+    ("−5 or ±3, 10−1", "minus five or plus or minus three, ten minus one"),
 ]
 MANDARIN = [
     ("你好，世界！", "你好,世界!"),
@@ -36,6 +38,13 @@ MANDARIN = [
     ("电话01012345", "电话零一零一二三四五"),
     ("他说：“ＯＫ。”", "他说:“OK.”"),
     ("100以内", "一百以内"),
+    ("拨打13800138000或010-12345678", "拨打一三八零零一三八零零零或零一零一二三四五六七八"),
+    ("热线是400-800-1234", "热线是四零零八零零一二三四"),
+    ("气温−5到+3度，±2", "气温负五到正三度,正负二"),
+    ("6−4，比分3:2，5‰", "六减四,比分三比二,千分之五"),
+    ("50%-60%，50-60%", "百分之五十到百分之六十,百分之五十到六十"),
+    ("1914-1918年，¥1.5万", "一九一四到一九一八年,一点五万元"),
+    ("𠮷野家привет cafe\u0301", "𠮷野家приветcafé"),
 ]
 
 
@@ -98,6 +107,18 @@ def test_error_rates():
     assert error_rate("你好", "", "zh") == 1.0
     with pytest.raises(ValueError, match="no words"):
         error_rate("...", "hello", "en")
+
+
+def test_texts_that_look_alike_are_one():
+    assert text_norm.unify("ｄｏｎ’ｔ\u200b e\u0301 ﬁ٣　\ufeff–") == "don't é fi3 -"
+    assert text_norm.unify("10² 1½ 12\u202f345\n−") == "10 2 1 1/2 12345\n−"
+
+
+def test_readings():
+    assert text_norm.readings("10-1", "en") == ["10 one", "10 to one", "10 -one"]
+    assert text_norm.readings("1-10", "en") == ["one 10", "one to 10"]  # no difference
+    assert text_norm.readings("3-2", "zh") == ["三到二", "三二", "三比二", "三减二"]
+    assert text_norm.readings("2024-05-01", "en") == ["2024 5 one"]
 
 
 def test_simplified():

@@ -113,3 +113,11 @@ def test_files_stay_inside(tmp_path):
 
 def test_languages():
     assert language_of("What is 3 plus 4?") == "en" and language_of("ABC的和?") == "zh"
+    assert language_of("\U00020bb7\uff1f") == "zh"  # a rare character
+
+
+def test_letters_of_any_width_and_texts_that_are_not_seen():
+    row = TableRow("t, row 1", 1, {"c": " \uff22\u200b", "d": "\ufeff \u200b"})
+    assert row.one_of("c", ("A", "B")) == "B"
+    with pytest.raises(EvalError, match="column 'd' holds"):
+        row.text("d")

@@ -14,6 +14,7 @@ from ba_jax.evals.judges.answers import (
     parse_reply,
 )
 from ba_jax.evals.suites.spoken_qa import figures_of_verdicts
+from tests.unit.evals.score_cases import read_cases
 
 
 def question(answer, references=("Paris",), rubric="correct", language="en", id="x"):
@@ -49,6 +50,17 @@ def test_replies(rubric, reply, verdict, score):
     result = parse_reply(question("x", rubric=rubric), reply, "j")
     assert (result["verdict"], result["score"], result["said"]) == (verdict, score, reply)
     assert bool(result["reason"]) == (verdict == "invalid")
+
+
+@pytest.mark.parametrize(("reply", "verdict"), read_cases("yes_no"))
+def test_odd_replies(reply, verdict):
+    """Fences, JSON, thoughts, labels, quotes, cases, widths, reasons and contradictions."""
+    assert parse_reply(question("x"), reply, "j")["verdict"] == verdict
+
+
+@pytest.mark.parametrize(("reply", "score"), read_cases("scale"))
+def test_odd_scores(reply, score):
+    assert parse_reply(question("x", rubric="scale"), reply, "j")["score"] == score
 
 
 @contextlib.contextmanager

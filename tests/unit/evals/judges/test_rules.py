@@ -2,7 +2,8 @@
 
 import pytest
 
-from ba_jax.evals.judges.rules import chosen_letter, judge_by_rules
+from ba_jax.evals.judges.rules import NAME, VERSION, chosen_letter, judge_by_rules
+from tests.unit.evals.score_cases import read_cases
 
 
 def question(answer, references=("Paris",), rubric="correct", language="en"):
@@ -57,6 +58,33 @@ def test_letters(answer, letter):
     assert chosen_letter(answer) == letter
     verdict = judge_by_rules(question(answer, [letter or "A"], "letter"))["verdict"]
     assert verdict == ("right" if letter else "wrong")
+
+
+@pytest.mark.parametrize(("answer", "letter"), read_cases("letters"))
+def test_odd_letters(answer, letter):
+    """Cases, widths, brackets, JSON, thoughts, negations, articles and abbreviations."""
+    assert chosen_letter(answer) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("", False),
+        (" \n", False),
+        ("\u200b", False),
+        (None, False),
+        ("<think>I'm sorry, I can't", False),
+        ("I\u2019m sorry", True),
+        ("I can\u02bct", True),
+        ("I c\u00adannot", True),
+        ("\u6211\u65e0\u6cd5\u56de\u7b54", True),
+    ],
+)
+def test_an_empty_answer_is_no_refusal(answer, right):
+    verdict = judge_by_rules(question(answer, [], "refusal"))
+    assert verdict["verdict"] == ("right" if right else "wrong")
+    assert verdict["judge"] == NAME and NAME.endswith(f"version {VERSION}")
+    assert right or answer == "<think>I'm sorry, I can't" or verdict["reason"] == "an empty answer"
 
 
 def test_refusals_and_rubrics_without_rules():

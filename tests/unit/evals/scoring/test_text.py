@@ -5,6 +5,27 @@ import pytest
 from ba_jax.data.corpus import facts
 from ba_jax.evals.scoring import text
 from ba_jax.evals.scoring.text import Tally
+from tests.unit.evals.score_cases import read_cases
+
+
+@pytest.mark.parametrize(("reference", "hypothesis", "errors"), read_cases("english"))
+def test_odd_english(reference, hypothesis, errors):
+    """Signs, hyphens, telephone numbers, quotes, invisible characters, widths and accents."""
+    assert text.tally(reference, hypothesis, "en", "word").errors == errors
+
+
+@pytest.mark.parametrize(("reference", "hypothesis", "errors"), read_cases("mandarin"))
+def test_odd_mandarin(reference, hypothesis, errors):
+    """Letters of other scripts, rare characters, and numbers of many kinds."""
+    for unit in ("character", "syllable"):
+        assert text.tally(reference, hypothesis, "zh", unit).errors == errors
+
+
+def test_normalisers_have_versions():
+    for name in text.normalisers().values():
+        assert (
+            f"version {text.SCORING_VERSION} with " in name and "no " not in name.split(" with ")[1]
+        )
 
 
 @pytest.mark.parametrize(
@@ -96,3 +117,10 @@ def test_bad_input():
     with pytest.raises(ValueError, match="language 'de'"):
         text.split_units("vier", "de", "word")
     assert text.tally("?", "four", "en", "word") == Tally(1, 0)
+    assert text.tally("", "", "zh", "syllable") == Tally(0, 0)
+    failed = text.score_text("four legs", None, "en", "word")
+    assert (failed["errors"], failed["units"], failed["correct"]) == (2, 2, False)
+    # Numbers that Python does not parse, halves of surrogate pairs, and bytes that are no text.
+    for odd in ("1" * 5000, "\ud800", "\x00\x1a"):
+        for language, unit in text.SPOKEN_UNIT.items():
+            assert text.tally(odd, odd, language, unit).errors == 0
