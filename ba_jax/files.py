@@ -1,4 +1,4 @@
-"""Write files atomically, and name the file in error messages."""
+"""Write files atomically, and say in error messages which file is wrong, and in what way."""
 
 from __future__ import annotations
 
@@ -13,6 +13,29 @@ from typing import Any
 def with_path(error: OSError, path: Path) -> OSError:
     """Copy an OSError of `write` with the file name, which it lacks (a full disk, for example)."""
     return OSError(error.errno, error.strerror, str(path))
+
+
+# Beginnings of files that stand where a download should.
+_STAND_INS = {
+    b"version https://git-lfs": "a pointer of git-lfs; `git lfs pull` fetches the file",
+    b"<!doctype html": "a web page, no download",
+    b"<html": "a web page, no download",
+    b"entry not found": "the answer of a server, no download",
+    b"<?xml": "the answer of a server, no download",
+}
+
+
+def stand_in(head: bytes) -> str:
+    """Describe a file that stands where a download should, from its first bytes; "" for others."""
+    head = head.lstrip().lower()
+    return next((text for start, text in _STAND_INS.items() if head.startswith(start)), "")
+
+
+def missing(path: str | os.PathLike) -> str:
+    """Message for a path that is no file, with the target of a broken link."""
+    if os.path.islink(path):
+        return f"{path}: a link to {os.readlink(path)}, which is no file"
+    return f"{path}: no such file"
 
 
 def write_whole(path: str | os.PathLike, content: str | bytes) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ba_jax.files import missing, stand_in
+
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file older than torch 1.6
 _STORAGES = {
     "DoubleStorage": np.dtype("<f8"),
@@ -90,13 +92,16 @@ def load_torch(path: str | os.PathLike, max_bytes: int = 2 << 30) -> tuple[Any, 
     """
     path = Path(path)
     if not path.is_file():
-        raise TorchFileError(f"{path}: no such file, expected a torch pickle")
+        raise TorchFileError(f"{missing(path)}, expected a torch pickle")
     size = path.stat().st_size
+    with open(path, "rb") as file:
+        if other := stand_in(file.read(64)):
+            raise TorchFileError(f"{path}: {other}, expected a torch pickle")
     if size > max_bytes:
         raise TorchFileError(f"{path}: {size} bytes, expected a torch pickle under {max_bytes}")
     try:
         value, storages = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
-        return _resolve(value, storages), getattr(value, "_metadata", None)
+        return _resolve(value, storages, {}), getattr(value, "_metadata", None)
     except _ForbiddenGlobal as error:
         raise TorchFileError(
             f"{path}: refused: not a torch file of plain tensors, it {error}"
@@ -110,6 +115,9 @@ def load_torch(path: str | os.PathLike, max_bytes: int = 2 << 30) -> tuple[Any, 
 
 def _read_zip(path: Path) -> tuple[Any, Mapping[str, bytes]]:
     with zipfile.ZipFile(path) as file:
+        # Torch does not compress: a small file that expands to a large one is none of its.
+        if (size := sum(entry.file_size for entry in file.infolist())) > 4 * os.path.getsize(path):
+            raise pickle.UnpicklingError(f"expands to {size} bytes")
         (name,) = [name for name in file.namelist() if name.endswith("/data.pkl")]
         folder = name.removesuffix("data.pkl")
         if f"{folder}byteorder" in file.namelist():
@@ -138,19 +146,24 @@ def _read_legacy(path: Path) -> tuple[Any, Mapping[str, bytes]]:
         return value, storages
 
 
-def _resolve(value: Any, storages: Mapping[str, bytes]) -> Any:
-    """Replace the tensors in nested containers by arrays."""
+def _resolve(value: Any, storages: Mapping[str, bytes], done: dict[int, Any]) -> Any:
+    """Replace the tensors in nested containers by arrays, every object once (`done`, by id)."""
+    if id(value) in done:
+        return done[id(value)]
     if isinstance(value, Mapping):
-        return {name: _resolve(item, storages) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_resolve(item, storages) for item in value]
-    if not isinstance(value, _StoredTensor):
+        result: Any = {name: _resolve(item, storages, done) for name, item in value.items()}
+    elif isinstance(value, list | tuple):
+        result = [_resolve(item, storages, done) for item in value]
+    elif isinstance(value, _StoredTensor):
+        result = _array(value, storages[value.key])
+    else:
         return value
-    numbers = np.frombuffer(storages[value.key], value.dtype)
-    extents = zip(value.shape, value.strides, strict=True)
-    last = value.offset + sum((length - 1) * stride for length, stride in extents)
-    if 0 not in value.shape and last >= len(numbers):
-        raise pickle.UnpicklingError(f"{len(numbers)} numbers, expected {last + 1}")
-    steps = [stride * value.dtype.itemsize for stride in value.strides]
-    view = np.lib.stride_tricks.as_strided(numbers[value.offset :], value.shape, steps)
-    return np.array(view)
+    done[id(value)] = result
+    return result
+
+
+def _array(tensor: _StoredTensor, data: bytes) -> np.ndarray:
+    """View the numbers of a tensor; NumPy checks that all of them lie inside."""
+    itemsize = tensor.dtype.itemsize
+    strides = [stride * itemsize for stride in tensor.strides]
+    return np.ndarray(tensor.shape, tensor.dtype, data, tensor.offset * itemsize, strides)

@@ -112,7 +112,7 @@ def read_run_config(folder: str | os.PathLike) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_bytes())
         return config if config.keys() & {"model", "train"} else None
     except (ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path}: damaged, expected the config of a run ({error!r})") from error

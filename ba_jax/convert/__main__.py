@@ -9,9 +9,10 @@ python -m ba_jax.convert verify --checkpoint DIR --golden FILE.npz
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,19 +125,32 @@ def run_export(argv: Sequence[str]) -> list[str]:
     return [*(f"note: {note}" for note in notes), f"wrote {args.out}"]
 
 
-COMMANDS = {"import": run_import, "join": run_join, "export": run_export}
+def run_verify(argv: Sequence[str]) -> int:
+    from ba_jax.convert import verify
+
+    return verify.main(argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], list[str] | int]] = {
+    "import": run_import,
+    "join": run_join,
+    "export": run_export,
+    "verify": run_verify,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code: 0, 1 (verify failed), 2 (user error), 130 (SIGINT)."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    command = argv.pop(0) if argv and argv[0] in (*COMMANDS, "verify") else "import"
-    if command == "verify":
-        from ba_jax.convert import verify
-
-        return verify.main(argv)
-    # Only the host is needed: leave accelerators free.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    command = argv.pop(0) if argv and not argv[0].startswith("-") else "import"
+    if command not in COMMANDS:
+        nearest = difflib.get_close_matches(command, COMMANDS, 1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        listing = ", ".join(COMMANDS)
+        print(f"error: unknown command {command!r}, expected {listing}{hint}", file=sys.stderr)
+        return USER_ERROR
+    if command != "verify":  # Only the host is needed: leave accelerators free.
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from absl import logging
 
     from ba_jax.checkpoints.layout import CheckpointError
@@ -145,13 +159,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Orbax logs a traceback when a write fails; the message below is enough.
     logging.set_verbosity(logging.FATAL)
     try:
-        print("\n".join(COMMANDS[command](argv)))
+        result = COMMANDS[command](argv)
     except (ConversionError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return INTERRUPTED
+    if isinstance(result, int):
+        return result
+    print("\n".join(result))
     return 0
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from ba_jax.convert.engine import ConversionError, TensorInfo
 from ba_jax.convert.safetensors_io import read_rows
+from ba_jax.files import missing, stand_in
 
 MODEL_FILE = "model.bin"
 VERSIONS = range(4, 7)
@@ -50,9 +51,12 @@ class CTranslate2File:
         self.aliases: dict[str, str] = {}
         self._offsets: dict[str, int] = {}
         if not self.path.is_file():
-            raise ConversionError(f"{path}: no such file, expected a CTranslate2 model")
+            raise ConversionError(f"{missing(path)}, expected a CTranslate2 model")
         with open(self.path, "rb") as file:
             self._size = os.fstat(file.fileno()).st_size
+            if other := stand_in(file.read(64)):
+                raise ConversionError(f"{path}: {other}, expected a CTranslate2 model")
+            file.seek(0)
             (version,) = self._unpack(file, "<I")
             if version not in VERSIONS:
                 raise ConversionError(

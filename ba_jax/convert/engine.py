@@ -23,16 +23,20 @@ from ba_jax.tree import flatten, unflatten
 FLOAT_DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 
+MAX_PROBLEMS = 20
+
+
 class ConversionError(ValueError):
     """A source, table or checkpoint cannot be converted; the message names file and value."""
 
 
 def report_problems(label: str, problems: Sequence[str]) -> None:
-    """Raise `ConversionError` with all `problems`, if there are any."""
+    """Raise `ConversionError` with the number of problems and the first of them, if any."""
     if len(problems) == 1:
         raise ConversionError(f"{label}: {problems[0]}")
     if problems:
-        lines = "\n  ".join(problems)
+        more = ["..."] if len(problems) > MAX_PROBLEMS else []
+        lines = "\n  ".join([*problems[:MAX_PROBLEMS], *more])
         raise ConversionError(f"{label}: {len(problems)} problems:\n  {lines}")
 
 
@@ -204,6 +208,11 @@ class Placement:
             yield start, min(start + step, last)
 
 
+def source_names(rows: Iterable[WeightRow]) -> set[str]:
+    """Return the reference's names of tables."""
+    return {name for row in rows for name, _ in _indexed_names(row)}
+
+
 def expand(rows: Iterable[WeightRow], shapes: Mapping[str, Any]) -> dict[str, list[Placement]]:
     """Expand tables to one entry per source tensor, with the placement of each of its parts.
 
@@ -267,17 +276,22 @@ def _expand_row(row: WeightRow, variables: Mapping[str, tuple[int, ...]]) -> lis
     lengths = [part[axis] if part else 1 for part in parts]
     starts = [0, *itertools.accumulate(lengths)]
     placements = []
-    for index in itertools.product(*(range(n) for n in stack)):
-        fields = {field: i for (field, _), i in zip(row.stack, index, strict=True)}
-        try:
-            source = row.source.format(**fields)
-        except (KeyError, IndexError) as error:
-            raise ConversionError(f"stack {row.stack} does not give the field {error}") from error
+    for source, index in _indexed_names(row):
         for path, shape, start, length in zip(row.targets, slices, starts, lengths, strict=False):
             placements.append(
                 Placement(source, path, index, axis, start, length, shape, source_shape, row.layout)
             )
     return placements
+
+
+def _indexed_names(row: WeightRow) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield each name of a row and its index in the stacked axes."""
+    for index in itertools.product(*(range(n) for _, n in row.stack)):
+        fields = {field: i for (field, _), i in zip(row.stack, index, strict=True)}
+        try:
+            yield row.source.format(**fields), index
+        except (KeyError, IndexError) as error:
+            raise ConversionError(f"stack {row.stack} does not give the field {error}") from error
 
 
 def _slice_shape(path: str, stack: tuple[int, ...], variables) -> tuple[int, ...]:
@@ -350,6 +364,11 @@ def make_plan(
     """
     placements = expand(rows, shapes)
     variables = flatten(shapes)
+    if source.tensors and not placements.keys() & source.tensors.keys():
+        raise ConversionError(
+            f"{source.label}: holds none of the model's tensors: {next(iter(source.tensors))} and "
+            f"others, expected {next(iter(placements))} and others"
+        )
     skipped = {
         name: prefix
         for name in source.tensors
@@ -414,6 +433,21 @@ def check_zeros(plan: ImportPlan) -> None:
                 f"{plan.source.label}: {part.source}[{part.start}:{part.start + part.size}] is "
                 "not zero, and the model has no place for it"
             )
+
+
+def check_copy(source: TensorSource, name: str, original: str) -> None:
+    """Raise `ConversionError` unless two matrices are equal bit by bit."""
+    info = source.tensors[name]
+    equal = info == source.tensors[original]
+    step = max(1, arrays.MAX_CHUNK_BYTES * info.shape[0] // max(1, info.nbytes)) if equal else 1
+    for start in range(0, info.shape[0] if equal else 0, step):
+        rows = (source.read(n, start, start + step).tobytes() for n in (name, original))
+        equal = equal and len(set(rows)) == 1
+    if not equal:
+        raise ConversionError(
+            f"{source.label}: {name} is not equal to {original}, and the model's config.json says "
+            "tie_word_embeddings: expected a copy, or tie_word_embeddings: false"
+        )
 
 
 def lazy_variables(

@@ -34,6 +34,7 @@ from ba_jax.convert.safetensors_io import (
     write_file,
 )
 from ba_jax.convert.sources import VOCODER_CONFIG_FILE, VOCODER_FILES, open_vocoder
+from ba_jax.convert.tables import llm
 from ba_jax.convert.tables import vocoder as vocoder_table
 from ba_jax.convert.torch_pickle import import_torch, save_state_dict
 from ba_jax.files import is_litter
@@ -281,6 +282,9 @@ def _recorded_header(folder: Path, name: str) -> Header:
 def _export_layout(layout: ShardLayout, tensors: ExportTensors, out: Path) -> list[str]:
     """Write shards of a known layout; tensors that are nowhere are left out of it."""
     known = {name for _, infos, _ in layout.headers.values() for name in infos}
+    if llm.HEAD in known and llm.EMBEDDING in tensors.placements:  # a copy, if it is no variable
+        tied = {llm.HEAD: tensors.placements[llm.EMBEDDING]}
+        tensors = dataclasses.replace(tensors, placements=tied | dict(tensors.placements))
     absent = [name for name in tensors.placements if name not in known]
     engine.report_problems(layout.label, [f"{name}: {layout.hint}" for name in absent])
     weight_map, total, skipped, changed = {}, 0, [], False

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +18,46 @@ from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.vocab import COMPONENTS, AudioTokens
 
 MISSING = object()
+MAX_SIZE = 2**31 - 1
+MAX_LAYERS = 256
+MAX_TABLE = 2**26  # numbers of a table of positions, which is made while shapes are traced
 
 
 # --- kinds of values ------------------------------------------------------------------------------
 
 
 def _typed(value: Any, kind: type) -> Any:
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and value.bit_length() < 1024:
         value = float(value)
     if type(value) is not kind:
-        raise ConversionError(f"{value!r}, expected {kind.__name__}")
+        raise ConversionError(f"{value!r:.60}, expected {kind.__name__}")
+    if kind is float and not math.isfinite(value):
+        raise ConversionError(f"{value!r}, expected a finite number")
     if kind in (int, float) and value < 0:
         raise ConversionError(f"{value!r} is negative")
     return value
 
 
-def _size(value: Any) -> int:
+def _positive(value: Any) -> float:
+    value = _typed(value, float)
+    if not value:
+        raise ConversionError(f"{value!r}, expected more than 0")
+    return value
+
+
+def _size(value: Any, most: int = MAX_SIZE) -> int:
     if _typed(value, int) < 1:
         raise ConversionError(f"{value}, expected at least 1")
+    if value > most:
+        raise ConversionError(f"{value!r:.60}, expected at most {most}")
     return value
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
-    if not _typed(values, list) or any(type(v) is not int or v < 1 for v in values):
-        raise ConversionError(f"{values}, expected positive integers")
+    if not _typed(values, list) or any(
+        type(v) is not int or not 1 <= v <= MAX_SIZE for v in values
+    ):
+        raise ConversionError(f"{values!r:.60}, expected positive integers")
     return tuple(values)
 
 
@@ -58,14 +75,97 @@ class ValueKind:
     format: Callable[[Any], Any] = lambda value: value
 
 
+def _schedule(value: Any) -> str:
+    if value not in ("cosine", "linear"):
+        raise ConversionError(f"{value!r:.60}, expected 'cosine' or 'linear'")
+    return value
+
+
 SIZE = ValueKind(_size)
+LAYERS = ValueKind(lambda value: _size(value, MAX_LAYERS))
 SIZES = ValueKind(_sizes, list)
 SINGLE = ValueKind(_single, lambda value: [value])
 # The list's last entry stands for the projection back to mel bins and is not used.
 ALL_BUT_LAST = ValueKind(lambda values: _sizes(values)[:-1], lambda values: [*values, values[-1]])
-TOKEN_ID, NUMBER, FLAG, NAME = (
-    ValueKind(lambda value, kind=kind: _typed(value, kind)) for kind in (int, float, bool, str)
+TOKEN_ID, NUMBER, FLAG = (
+    ValueKind(lambda value, kind=kind: _typed(value, kind)) for kind in (int, float, bool)
 )
+POSITIVE, SCHEDULE = ValueKind(_positive), ValueKind(_schedule)
+
+
+# --- values in several places ---------------------------------------------------------------------
+
+Lookup = Callable[[Mapping[str, Any]], Any]
+# Settings of RoPE that leave the rotation as it is.
+PLAIN_ROPE = {
+    "rope_type": "default",
+    "type": "default",
+    "factor": 1.0,
+    "attention_factor": 1.0,
+    "partial_rotary_factor": 1.0,
+}
+
+
+def _unsupported(where: str, value: Any, expected: Any) -> ConversionError:
+    return ConversionError(f"{where} = {value!r:.80} is not supported, expected {expected!r}")
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Compare JSON values, in which `true` is no number."""
+    return a == b and (type(a) is bool) == (type(b) is bool)
+
+
+def _agreed(places: Mapping[str, Any]) -> Any:
+    """Return the value that all places give, or `MISSING` if none gives any."""
+    given = {where: value for where, value in places.items() if value is not None}
+    value, *others = given.values() or [MISSING]
+    if any(other != value for other in others):
+        listing = ", ".join(f"{where} = {other!r:.60}" for where, other in given.items())
+        raise ConversionError(f"{listing}: expected the same value")
+    return value
+
+
+def _rope_settings(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the settings of transformers 4 (`rope_scaling`) and 5, those of layer types apart."""
+    for name in ("rope_scaling", "rope_parameters"):
+        settings = values.get(name) or {}
+        if type(settings) is not dict:
+            raise ConversionError(f"{name} = {settings!r:.60}, expected dict")
+        for key, inner in settings.items():
+            if type(inner) is dict:
+                yield f"{name}: {key}: ", inner
+        yield f"{name}: ", {k: v for k, v in settings.items() if type(v) is not dict}
+
+
+def _rope_theta(values: Mapping[str, Any]) -> Any:
+    """Look up the base of RoPE; whatever else would change the rotation is refused."""
+    thetas = {"rope_theta": values.get("rope_theta")}
+    for where, settings in _rope_settings(values):
+        thetas[f"{where}rope_theta"] = settings.get("rope_theta")
+        for key, value in settings.items():
+            plain = PLAIN_ROPE.get(key)
+            if key in ("rope_type", "type") and value == "linear" and settings.get("factor") == 1:
+                continue  # positions are divided by 1
+            if key != "rope_theta" and value is not None and not _equal(value, plain):
+                raise _unsupported(f"{where}{key}", value, plain)
+    return _agreed(thetas)
+
+
+def _qkv_bias(values: Mapping[str, Any]) -> Any:
+    return _agreed({key: values.get(key) for key in ("attention_qkv_bias", "attention_bias")})
+
+
+def _window(values: Mapping[str, Any]) -> Any:
+    """Look up the window, which `use_sliding_window: false` switches off."""
+    return None if values.get("use_sliding_window") is False else values.get("sliding_window")
+
+
+def _layer_types(values: Mapping[str, Any]) -> Any:
+    """Look up the kinds of attention other than full attention."""
+    kinds = values.get("layer_types")
+    if type(kinds) is list:
+        kinds = [kind for kind in kinds if kind != "full_attention"]
+    return kinds or None
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -82,6 +182,7 @@ class ConfigKey:
       kind: how the value is checked and converted.
       default: value if the key is missing or null; `MISSING`: the key is required.
       write_default: write the key even if the field has its default.
+      lookup: how the value is read, of its section, if not by the key.
     """
 
     path: str
@@ -89,16 +190,18 @@ class ConfigKey:
     kind: ValueKind = SIZE
     default: Any = MISSING
     write_default: bool = True
+    lookup: Lookup | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class FixedKey:
-    """A key with a constant value, the only one supported if `checked`."""
+    """A key with a constant value, the only one supported, beside null, if `checked`."""
 
     path: str
     value: Any
     checked: bool = True
     written: bool = True
+    lookup: Lookup | None = None
 
 
 ConfigTable = Sequence[ConfigKey | FixedKey]
@@ -108,23 +211,45 @@ def _section(name: str, *rows: ConfigKey | FixedKey) -> list[ConfigKey | FixedKe
     return [dataclasses.replace(row, path=f"{name}.{row.path}") for row in rows]
 
 
+# Settings of other decoders, with the values that leave the computation as it is.
+PLAIN_DECODER = {
+    "use_sliding_window": False,
+    "partial_rotary_factor": 1.0,
+    "use_mrope": False,
+    "is_causal": True,
+    "add_cross_attention": False,
+    "attention_dropout": 0.0,
+    "attn_logit_softcapping": None,
+    "dual_chunk_attention_config": None,
+    "use_qk_norm": False,
+    "mlp_bias": False,
+    "residual_multiplier": 1.0,
+    "embedding_multiplier": 1.0,
+    "logit_scale": 1.0,
+    "logits_scaling": 1.0,
+    "final_logit_softcapping": None,
+    "quantization_config": None,
+    "text_config": None,
+}
 LLM_KEYS = (
+    *(FixedKey(key, value, written=False) for key, value in PLAIN_DECODER.items()),
+    FixedKey("sliding_window", None, written=False, lookup=_window),
+    FixedKey("layer_types", "full_attention", written=False, lookup=_layer_types),
     FixedKey("hidden_act", "silu"),
     ConfigKey("vocab_size", "llm.vocab_size"),
     ConfigKey("hidden_size", "llm.width"),
     ConfigKey("intermediate_size", "llm.ffn_width"),
-    ConfigKey("num_hidden_layers", "llm.layers"),
+    ConfigKey("num_hidden_layers", "llm.layers", LAYERS),
     ConfigKey("num_attention_heads", "llm.heads"),
     ConfigKey("num_key_value_heads", "llm.kv_heads", default=None),
     ConfigKey("head_dim", "llm.head_dim", default=None),
-    ConfigKey("rope_theta", "llm.rope_theta", NUMBER),
+    ConfigKey("rope_theta", "llm.rope_theta", POSITIVE, lookup=_rope_theta),
     ConfigKey("rms_norm_eps", "llm.norm_epsilon", NUMBER),
     ConfigKey("tie_word_embeddings", "llm.tied_embeddings", FLAG, False),
 )
 QWEN2_KEYS = (
     FixedKey("model_type", "qwen2"),
-    FixedKey("rope_scaling", None),
-    FixedKey("use_sliding_window", False),
+    FixedKey("attention_bias", True),
     *LLM_KEYS,
 )
 WHISPER_KEYS = (
@@ -133,7 +258,7 @@ WHISPER_KEYS = (
     FixedKey("scale_embedding", False),
     ConfigKey("num_mel_bins", "audio_encoder.mel_bins"),
     ConfigKey("d_model", "audio_encoder.width"),
-    ConfigKey("encoder_layers", "audio_encoder.layers"),
+    ConfigKey("encoder_layers", "audio_encoder.layers", LAYERS),
     ConfigKey("encoder_attention_heads", "audio_encoder.heads"),
     ConfigKey("encoder_ffn_dim", "audio_encoder.ffn_width"),
     ConfigKey("max_source_positions", "audio_encoder.max_positions"),
@@ -142,10 +267,10 @@ AUDIO_KEYS = (
     FixedKey("enable", True),
     ConfigKey("num_mel_bins", "audio_encoder.mel_bins"),
     ConfigKey("d_model", "audio_encoder.width vq_bridge.width audio_decoder.width"),
-    ConfigKey("encoder_layers", "audio_encoder.layers"),
+    ConfigKey("encoder_layers", "audio_encoder.layers", LAYERS),
     ConfigKey("encoder_attention_heads", "audio_encoder.heads"),
     ConfigKey("encoder_ffn_dim", "audio_encoder.ffn_width"),
-    ConfigKey("decoder_layers", "audio_decoder.layers"),
+    ConfigKey("decoder_layers", "audio_decoder.layers", LAYERS),
     ConfigKey("decoder_attention_heads", "audio_decoder.heads"),
     ConfigKey("decoder_ffn_dim", "audio_decoder.ffn_width"),
     ConfigKey("decoder_kernel_size", "audio_decoder.kernel_size"),
@@ -159,7 +284,7 @@ AUDIO_KEYS = (
     ConfigKey("sampling_rate", "audio_decoder.coarse_sample_rate"),
     ConfigKey("max_audio_seconds", "seconds"),
     FixedKey("split_overlap", 0.0, checked=False),
-    ConfigKey("audio_head_transformer_layers", "audio_head.layers"),
+    ConfigKey("audio_head_transformer_layers", "audio_head.layers", LAYERS),
     FixedKey("vq_config.enable", True),
     ConfigKey(
         "vq_config.codebook_sizes",
@@ -183,10 +308,10 @@ FLOW_KEYS = (
     ConfigKey("prenet_d_model", "flow_prenet.width"),
     ConfigKey("prenet_attention_heads", "flow_prenet.heads"),
     ConfigKey("prenet_ffn_dim", "flow_prenet.ffn_width"),
-    ConfigKey("prenet_nlayers", "flow_prenet.layers"),
+    ConfigKey("prenet_nlayers", "flow_prenet.layers", LAYERS),
     FixedKey("prenet_activation_function", "gelu"),
     ConfigKey("prenet_max_source_positions", "flow_prenet.max_positions"),
-    ConfigKey("prenet_target_mel_length_scale_ratio", "flow_prenet.length_ratio", NUMBER),
+    ConfigKey("prenet_target_mel_length_scale_ratio", "flow_prenet.length_ratio", POSITIVE),
     FixedKey("unet_use_omni_attn", False),
     ConfigKey("in_channels", "flow_unet.mel_bins"),
     FixedKey("spk_emb_dim", 0),
@@ -194,13 +319,13 @@ FLOW_KEYS = (
     ConfigKey("channels", "flow_unet.channels", SINGLE),
     FixedKey("dropout", 0.0, checked=False),
     ConfigKey("attention_head_dim", "flow_unet.head_dim"),
-    ConfigKey("n_blocks", "flow_unet.blocks"),
-    ConfigKey("num_mid_blocks", "flow_unet.mid_blocks"),
+    ConfigKey("n_blocks", "flow_unet.blocks", LAYERS),
+    ConfigKey("num_mid_blocks", "flow_unet.mid_blocks", LAYERS),
     ConfigKey("num_heads", "flow_unet.heads"),
     FixedKey("act_fn", "gelu"),
     ConfigKey("cfm_params.sigma_min", "flow_matching.sigma_min", NUMBER, 1e-4),
     FixedKey("cfm_params.solver", "euler"),
-    ConfigKey("cfm_params.t_scheduler", "flow_matching.schedule", NAME),
+    ConfigKey("cfm_params.t_scheduler", "flow_matching.schedule", SCHEDULE),
     ConfigKey("cfm_params.training_cfg_rate", "flow_matching.condition_dropout", NUMBER),
     ConfigKey("cfm_params.inference_cfg_rate", "flow_matching.guidance", NUMBER),
     FixedKey("cfm_params.reg_loss_type", "l1", checked=False),
@@ -219,7 +344,7 @@ BAICHUAN_KEYS = (
     FixedKey("architectures", ["OmniForCausalLM"], checked=False),
     FixedKey("model_type", "omni"),
     *LLM_KEYS,
-    ConfigKey("attention_qkv_bias", "llm.qkv_bias", FLAG, False),
+    ConfigKey("attention_qkv_bias", "llm.qkv_bias", FLAG, False, lookup=_qkv_bias),
     ConfigKey("attention_qkv_pack", "llm.qkv_packed", FLAG, True),
     FixedKey("max_position_embeddings", 8192, checked=False),
     FixedKey("multimodal", ["audio", "audiogen"], checked=False),
@@ -261,14 +386,13 @@ def _read_row(row: ConfigKey | FixedKey, values: Mapping[str, Any]) -> dict[str,
             raise ConversionError(f"{prefix}key {section!r} is missing")
         values = values[section]
         if type(values) is not dict:
-            raise ConversionError(f"{prefix}{section} = {values!r}, expected dict")
+            raise ConversionError(f"{prefix}{section} = {values!r:.60}, expected dict")
         prefix += f"{section}: "
-    value = values.get(key, MISSING)
+    value = values.get(key, MISSING) if row.lookup is None else row.lookup(values)
     if isinstance(row, FixedKey):
-        if row.checked and value is not MISSING and value != row.value:
-            raise ConversionError(
-                f"{prefix}{key} = {value!r} is not supported, expected {row.value!r}"
-            )
+        absent = value is MISSING or value is None
+        if row.checked and not absent and not _equal(value, row.value):
+            raise _unsupported(f"{prefix}{key}", value, row.value)
         return {}
     if row.default is not MISSING and (value is MISSING or value is None):
         return dict.fromkeys(row.fields.split(), row.default)
@@ -331,9 +455,17 @@ def _complete(fields: dict[str, Any]) -> dict[str, Any]:
 def _parse(table: ConfigTable, values: Any, where: str, **more: Any) -> BaichuanAudioConfig:
     fields = _complete(_read_fields(table, values, where))
     try:
-        return _build(fields | more)
+        config = _build(fields | more)
     except ValueError as error:
         raise ConversionError(f"{where}: {error}") from error
+    for name in ("audio_encoder", "audio_decoder", "flow_prenet"):
+        sizes = getattr(config, name)
+        if sizes and sizes.max_positions * sizes.width > MAX_TABLE:
+            raise ConversionError(
+                f"{where}: {name}: {sizes.max_positions} positions of width {sizes.width}, "
+                f"expected at most {MAX_TABLE} numbers"
+            )
+    return config
 
 
 # --- formats --------------------------------------------------------------------------------------
@@ -345,19 +477,20 @@ def parse_baichuan_config(values: Mapping[str, Any], where: str = "config") -> B
     Raises:
       ConversionError: naming `where`, key and value of everything missing or not supported.
     """
-    return _parse(BAICHUAN_KEYS, values, where)
+    config = _parse(BAICHUAN_KEYS, values, where)
+    ids = dataclasses.asdict(config.tokens)
+    size = config.llm.vocab_size
+    faulty = [f"{name}_token_id = {n}" for name, n in ids.items() if n >= size]
+    if faulty:
+        listing = ", ".join(faulty)
+        raise ConversionError(f"{where}: {listing}, expected less than vocab_size = {size}")
+    if len(set(ids.values())) < len(ids):
+        raise ConversionError(f"{where}: two of the audio tokens have the same id: {ids}")
+    return config
 
 
 def parse_qwen2_config(values: Mapping[str, Any], where: str = "config") -> BaichuanAudioConfig:
     """Parse config.json of a Qwen2.5 folder: the language model alone."""
-    rope = values.get("rope_parameters")
-    if "rope_theta" not in values and isinstance(rope, Mapping):  # transformers 5 moved it
-        if rope.get("rope_type", "default") != "default":
-            raise ConversionError(
-                f"{where}: rope_parameters: rope_type = {rope['rope_type']!r} is not supported, "
-                "expected 'default'"
-            )
-        values = {**values, **{k: v for k, v in rope.items() if k == "rope_theta"}}
     unpacked = {"llm.qkv_bias": True, "llm.qkv_packed": False}
     return _parse(QWEN2_KEYS, values, where, **unpacked)
 

@@ -25,9 +25,11 @@ import tqdm
 from ba_jax.checkpoints import arrays, layout
 from ba_jax.convert import engine, sources
 from ba_jax.convert.engine import ConversionError, ImportPlan
+from ba_jax.convert.names import RenamedSource
 from ba_jax.convert.safetensors_io import INDEX_FILE, SafetensorsFile, SafetensorsFolder
-from ba_jax.convert.sources import VocoderSource
+from ba_jax.convert.tables import llm
 from ba_jax.convert.torch_pickle import PickleFile
+from ba_jax.files import first_line
 from ba_jax.models.baichuan_audio import variable_shapes
 from ba_jax.tree import flatten, unflatten
 
@@ -71,6 +73,8 @@ def import_checkpoint(
         plans = _make_plans(opened, dtype)
         for plan in plans:
             engine.check_zeros(plan)
+            if llm.HEAD in plan.left_out:
+                engine.check_copy(plan.source, llm.HEAD, llm.EMBEDDING)
         with progress_bar(f"import {source.name}", progress) as bar:
             bar.total = sum(plan.nbytes for plan in plans)
             variables: dict[str, Any] = {}
@@ -101,7 +105,11 @@ def progress_bar(title: str, shown: bool) -> tqdm.tqdm:
 def _make_plans(opened: sources.WeightSource, dtype: Any) -> list[ImportPlan]:
     plans, problems = [], []
     for part in opened.parts:
-        shapes = variable_shapes(part.config)
+        try:
+            shapes = variable_shapes(part.config)
+        except (ValueError, TypeError, ArithmeticError) as error:
+            fault = f"sizes in its config do not fit together: {first_line(error)}"
+            raise ConversionError(f"{part.source.label}: {fault}") from error
         try:
             plans.append(engine.make_plan(part.rows, part.source, shapes, part.left_out, dtype))
         except ConversionError as error:
@@ -116,13 +124,14 @@ def _write_manifest(folder: Path, opened: sources.WeightSource) -> None:
     folder.mkdir()
     manifest: dict[str, Any] = {"kind": opened.kind}
     for part in opened.parts:
+        # A layout under other names is not restored: export writes the release's.
         if isinstance(part.source, SafetensorsFolder):
             manifest["files"] = list(part.source.files)
             for name, file in part.source.files.items():
                 (folder / f"{name}.header").write_bytes(file.header)
             if part.source.index is not None:
                 (folder / INDEX_FILE).write_bytes(part.source.index)
-        elif isinstance(part.source, VocoderSource):
+        elif part.config.vocoder is not None:
             file = part.source.source
             name = Path(file.label).name
             manifest["vocoder"] = {"file": name, "names": part.source.original}
@@ -153,6 +162,7 @@ def summarize(
     """Return the report's numbers, ready for JSON."""
     components: dict[str, dict[str, Any]] = {}
     left_out: dict[str, dict[str, int]] = {}
+    renamed: list[tuple[str, str]] = []
     for plan in plans:
         for path, parts in plan.targets.items():
             collection, component, *_ = path.split("/")
@@ -165,6 +175,8 @@ def summarize(
             entry["parameters" if collection == "params" else "statistics"] += size
             entry["bytes"] += size * plan.dtypes[path].itemsize
             entry["dtypes"].add(plan.dtypes[path].name)
+        if isinstance(plan.source, RenamedSource):
+            renamed += [(old, new) for new, old in plan.source.original.items() if new != old]
         for name, prefix in plan.left_out.items():
             group = left_out.setdefault(prefix, {"tensors": 0, "bytes": 0})
             group["tensors"] += 1
@@ -181,6 +193,7 @@ def summarize(
             for key in ("tensors", "parameters", "statistics", "bytes")
         },
         "left_out": left_out,
+        "renamed": {"tensors": len(renamed), "example": " -> ".join(renamed[0]) if renamed else ""},
         "seconds": round(seconds, 2),
         "peak_rss_bytes": peak_rss(),
     }
@@ -201,6 +214,8 @@ def format_report(report: Mapping[str, Any]) -> str:
         counts = (entry[key] for key in ("tensors", "parameters", "statistics", "bytes"))
         cells = [name, *(f"{count:,}" for count in counts), ", ".join(entry.get("dtypes", ()))]
         lines.append(f"| {' | '.join(cells)} |")
+    if count := report["renamed"]["tensors"]:
+        lines += ["", f"{count:,} tensors renamed, as `{report['renamed']['example']}`."]
     lines += ["", "## Left out", ""]
     for name, group in report["left_out"].items():
         lines.append(f"- `{name}*`: {group['tensors']:,} tensors, {group['bytes']:,} bytes")

@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from ba_jax.convert.engine import ConversionError, TensorInfo, report_problems
-from ba_jax.files import list_files
+from ba_jax.files import list_files, missing, stand_in
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -60,7 +60,7 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ConversionError(f"{path}: no such file, expected {kind}")
+        raise ConversionError(f"{missing(path)}, expected {kind}")
     size = path.stat().st_size
     if size > MAX_JSON_BYTES:
         raise ConversionError(f"{path}: {size} bytes, expected {kind} under {MAX_JSON_BYTES}")
@@ -82,7 +82,8 @@ def parse_json(data: bytes, path: Path, kind: str) -> dict[str, Any]:
     except ConversionError:
         raise
     except (ValueError, RecursionError) as error:
-        raise ConversionError(f"{path}: {kind} is not valid JSON: {error}") from error
+        fault = stand_in(data[:64]) or error
+        raise ConversionError(f"{path}: {kind} is not valid JSON: {fault}") from error
     if not isinstance(value, dict):
         raise ConversionError(f"{path}: {kind} is a {type(value).__name__}, expected an object")
     return value
@@ -106,10 +107,13 @@ class SafetensorsFile:
         self.path = Path(path)
         self.label = str(self.path)
         if not self.path.is_file():
-            raise ConversionError(f"{path}: no such file, expected safetensors")
+            raise ConversionError(f"{missing(path)}, expected safetensors")
         with open(self.path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
+            if other := stand_in(prefix + file.read(56)):
+                raise ConversionError(f"{path}: {other}, expected safetensors")
+            file.seek(8)
             if len(prefix) < 8:
                 raise ConversionError(f"{path}: cut short: {size} bytes, expected at least 8")
             (length,) = struct.unpack("<Q", prefix)
@@ -147,6 +151,10 @@ def parse_header(data: bytes, path: Path) -> tuple[dict[str, TensorInfo], dict[s
     header = parse_json(data, path, "safetensors header")
     metadata = header.pop("__metadata__", None)
     problems, entries = [], []
+    if metadata is not None and not (
+        isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
+    ):
+        problems.append(f"__metadata__: {metadata!r:.80}, expected an object of strings")
     for name, entry in header.items():
         parsed = _parse_entry(entry)
         if isinstance(parsed, str):
@@ -245,9 +253,14 @@ class SafetensorsFolder:
             )
         names = [SINGLE_FILE] if weight_map is None else sorted(set(weight_map.values()))
         absent = [name for name in names if not (self.path / name).is_file()]
-        report_problems(
-            self.label, [f"missing shard {name}, named by {INDEX_FILE}" for name in absent]
-        )
+        problems = [f"missing shard {name}, named by {INDEX_FILE}" for name in absent]
+        # Other weights may lie here too, such as a vocoder or an adapter.
+        problems += [
+            f"shard {name} is not named by {INDEX_FILE}, expected it there or elsewhere"
+            for name in file_names
+            if name.startswith("model") and name not in names
+        ]
+        report_problems(self.label, problems)
         self.files = {name: SafetensorsFile(self.path / name) for name in names}
         self.tensors: dict[str, TensorInfo] = {}
         self._file_of: dict[str, str] = {}

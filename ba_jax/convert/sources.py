@@ -5,34 +5,35 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ba_jax.checkpoints.layout import CONFIG_FILE
 from ba_jax.config import from_mapping
 from ba_jax.convert import ctranslate2, hf_config, tables
-from ba_jax.convert.engine import (
-    ConversionError,
-    TensorInfo,
-    TensorSource,
-    WeightRow,
-    report_problems,
-)
+from ba_jax.convert.engine import ConversionError, TensorSource, WeightRow, source_names
+from ba_jax.convert.names import RenamedSource, release_names
 from ba_jax.convert.safetensors_io import SafetensorsFile, SafetensorsFolder, read_json
-from ba_jax.convert.tables import audio_encoder
+from ba_jax.convert.tables import audio_encoder, llm
 from ba_jax.convert.tables import vocoder as vocoder_table
 from ba_jax.convert.torch_pickle import PickleFile
-from ba_jax.files import list_files
+from ba_jax.files import list_files, missing
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.models.vocoder_config import VocoderConfig
 
 VOCODER_CONFIG_FILE = "vocoder_config.json"
 VOCODER_FILES = ("hift.pt", "hift.safetensors")
+# Files of a model, beside which a vocoder is not the whole source.
+MODEL_FILES = (
+    "*.safetensors*",
+    "pytorch_model*",
+    "tokenizer*",
+    "generation_config.json",
+    "configuration_*.py",
+    "modeling_*.py",
+)
 
 # Prefixes of tensors that a source may hold and our model has no place for.
 LEFT_OUT = {
@@ -110,11 +111,22 @@ def detect_kind(path: Path) -> str:
                 f"{', '.join(_KIND_OF_MODEL_TYPE)}"
             )
         return _KIND_OF_MODEL_TYPE[model_type]
+    model = sorted({file.name for name in MODEL_FILES for file in path.glob(name)})
+    model = [name for name in model if name not in VOCODER_FILES]
+    if model or (path / CONFIG_FILE).is_symlink():
+        raise ConversionError(
+            f"{missing(path / CONFIG_FILE)}, expected the config of the model"
+            + (f" that {', '.join(model[:2])} belong to" if model else "")
+            + "; --kind vocoder imports a vocoder alone"
+        )
     if any((path / name).is_file() for name in VOCODER_FILES):
         return "vocoder"
+    places = ("*", "snapshots/*", "*/snapshots/*")  # Hugging Face's cache
+    inner = sorted(str(p.parent) for place in places for p in path.glob(f"{place}/{CONFIG_FILE}"))
     raise ConversionError(
         f"{path}: holds none of {CONFIG_FILE}, {ctranslate2.MODEL_FILE}, "
         f"{', '.join(VOCODER_FILES)}: not a folder that can be converted"
+        + (f"; did you mean {inner[0]}?" if inner else "")
     )
 
 
@@ -162,8 +174,14 @@ def _open_model(path: Path, kind: str) -> _Opened:
     file = path / CONFIG_FILE
     values = read_json(file, "config")
     config = _PARSERS[kind](values, str(file))
-    source = SafetensorsFolder(path)
-    part = SourcePart(source, model_rows(kind, config), config, LEFT_OUT[kind])
+    source: TensorSource = SafetensorsFolder(path)
+    rows, left_out = model_rows(kind, config), LEFT_OUT[kind]
+    if config.llm is not None and config.llm.tied_embeddings:
+        left_out += (llm.HEAD,)
+    names = release_names(source.tensors, source_names(rows), left_out)
+    if any(name != new for name, new in names.items()):
+        source = RenamedSource(source, names)
+    part = SourcePart(source, rows, config, left_out)
     return part, {CONFIG_FILE: file.read_bytes()}
 
 
@@ -205,8 +223,6 @@ def _to_json(values: dict) -> bytes:
 
 # --- vocoders -------------------------------------------------------------------------------------
 
-# Prefixes that data-parallel training and the GAN as a whole add.
-_PREFIX = re.compile(r"^(module\.)?(generator\.)?")
 # The names of torch.nn.utils.parametrizations.weight_norm: 0 is the magnitude, 1 the direction.
 _WEIGHT_NORM = {
     "parametrizations.weight.original0": "weight_g",
@@ -214,66 +230,38 @@ _WEIGHT_NORM = {
 }
 
 
-def canonical_name(name: str) -> str:
-    """Return `ups.0.weight_g` for `generator.ups.0.parametrizations.weight.original0`."""
-    name = _PREFIX.sub("", name)
+def _weight_norm_name(name: str) -> str:
+    """Return `ups.0.weight_g` for `ups.0.parametrizations.weight.original0`."""
     for long, short in _WEIGHT_NORM.items():
         if name.endswith(f".{long}"):
             return name.removesuffix(long) + short
     return name
 
 
-class VocoderSource:
-    """A vocoder file under the names of CosyVoice 2's released `hift.pt`.
-
-    These have no prefix, and weight norm as `weight_g` and `weight_v`.
-
-    Attributes:
-      label: the file.
-      tensors: canonical name -> `TensorInfo`, in the file's order.
-      original: canonical name -> the file's name, for export.
-
-    Raises:
-      ConversionError: two tensors with the same canonical name.
-    """
-
-    def __init__(self, source: TensorSource):
-        self.source = source
-        self.label = source.label
-        self.tensors: dict[str, TensorInfo] = {}
-        self.original: dict[str, str] = {}
-        problems = []
-        for name, info in source.tensors.items():
-            canonical = canonical_name(name)
-            if canonical in self.original:
-                problems.append(f"duplicate tensor {canonical}: {self.original[canonical]}, {name}")
-                continue
-            self.tensors[canonical] = info
-            self.original[canonical] = name
-        report_problems(self.label, problems)
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        return self.source.read(self.original[name], start, stop)
-
-
-def open_vocoder(path: str | os.PathLike) -> VocoderSource:
+def open_vocoder(path: str | os.PathLike) -> RenamedSource:
     """Open `hift.pt` or `hift.safetensors`; the format is detected from the content.
+
+    Names are those of CosyVoice 2's release: no prefix, weight norm as `weight_g` and `weight_v`.
 
     Raises:
       ConversionError: neither, or damaged.
     """
     path = Path(path)
     if not path.is_file():
-        raise ConversionError(f"{path}: no such file, expected a vocoder (hift.pt or safetensors)")
+        raise ConversionError(f"{missing(path)}, expected a vocoder (hift.pt or safetensors)")
     with open(path, "rb") as file:
         head = file.read(9)
-    if not zipfile.is_zipfile(path) and len(head) == 9 and head[8:] == b"{":
-        return VocoderSource(SafetensorsFile(path))
-    return VocoderSource(PickleFile(path))
+    pickled = zipfile.is_zipfile(path) or len(head) < 9 or head[8:] != b"{"
+    source = PickleFile(path) if pickled else SafetensorsFile(path)
+    names = {name: _weight_norm_name(name) for name in source.tensors}
+    # The names do not depend on the sizes.
+    expected = source_names(vocoder_table.rows(VocoderConfig(512, 512)))
+    renamed = release_names(names.values(), expected, LEFT_OUT["vocoder"])
+    return RenamedSource(source, {name: renamed[new] for name, new in names.items()})
 
 
 def _vocoder_file(folder: Path) -> Path | None:
-    names = [name for name in VOCODER_FILES if (folder / name).is_file()]
+    names = [name for name in VOCODER_FILES if os.path.lexists(folder / name)]
     if len(names) > 1:
         raise ConversionError(f"{folder}: holds {' and '.join(names)}: choose with --vocoder")
     return folder / names[0] if names else None

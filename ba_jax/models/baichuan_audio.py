@@ -47,6 +47,13 @@ class BaichuanAudioConfig:
     flow_matching: FlowMatchingConfig = FlowMatchingConfig()
     tokens: AudioTokens = AudioTokens()
 
+    def __post_init__(self):
+        for name in ("audio_encoder", "audio_decoder", "flow_prenet"):
+            if (sizes := getattr(self, name)) and sizes.width % sizes.heads:
+                raise ValueError(
+                    f"{name}: heads = {sizes.heads} does not divide width = {sizes.width}"
+                )
+
     @property
     def components(self) -> tuple[str, ...]:
         """Names of the components present, in the order of COMPONENTS."""

@@ -61,8 +61,11 @@ class VocoderConfig:
                 f"base_channels {self.base_channels}: expected a positive multiple of {2**stages},"
                 f" because {stages} upsamplings halve it"
             )
-        if self.f0_channels < 1:
-            raise ValueError(f"f0_channels {self.f0_channels}: expected >= 1")
+        for name, value in dataclasses.asdict(self).items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            least = 0 if isinstance(value, float) or name == "harmonics" else 1
+            if not all(least <= number < math.inf for number in numbers):
+                raise ValueError(f"{name} {value}: expected >= {least}")
         for name in ("upsample_kernels", "source_resblock_kernels"):
             if len(getattr(self, name)) != stages:
                 raise ValueError(f"{name} {getattr(self, name)}: expected {stages} numbers")

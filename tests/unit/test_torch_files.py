@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
 
+from ba_jax import torch_files
 from ba_jax.torch_files import TorchFileError, load_torch
 
 
@@ -49,6 +51,60 @@ def test_views_types_and_parameters(save):
     np.testing.assert_array_equal(brain.astype(int), whole.numpy())
     np.testing.assert_array_equal(parameter, [1, 1])
     assert empty.shape == (0, 3)
+
+
+def test_an_expanded_tensor_takes_no_memory(save):
+    (wide,), _ = load_torch(save([torch.arange(3.0).expand(1 << 40, 3)]))
+    assert wide.shape == (1 << 40, 3) and wide[-1].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("offset", "shape", "strides"),
+    [
+        (-1, (1,), (1,)),
+        (-6, (6,), (1,)),
+        (0, (2,), (-1,)),
+        (1, (6,), (1,)),
+        (0, (7,), (1,)),
+        (0, (2, 2), (1, 5)),
+        (0, (-2,), (1,)),
+        (1 << 62, (1,), (1,)),
+        (0, (1 << 62,), (1,)),
+        (0, ("a",), (1,)),
+        (0.5, (1,), (1,)),
+    ],
+)
+def test_views_outside_their_storage_are_refused(offset, shape, strides):
+    tensor = torch_files._StoredTensor(("0", np.dtype("<f4")), offset, shape, strides)
+    with pytest.raises((ValueError, TypeError, OverflowError)):
+        torch_files._resolve([tensor], {"0": bytes(24)}, {})
+
+
+def test_small_files_that_grow_large_are_refused(tmp_path):
+    nested = []
+    for _ in range(60):  # 2**60 lists, if each were followed
+        nested = [nested, nested]
+    torch.save(nested, tmp_path / "nested.pt")
+    assert len(load_torch(tmp_path / "nested.pt")[0]) == 2
+    torch.save(torch.zeros(1 << 20), tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as old:
+        with zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as new:
+            for name in old.namelist():
+                new.writestr(name, old.read(name))
+    with pytest.raises(TorchFileError, match=r"b.pt: \d+ bytes, .*expands to 4\d{6} bytes"):
+        load_torch(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize(
+    "head", [b"version https://git-lfs.github.com/spec/v1\n", b"<!DOCTYPE html>"]
+)
+def test_what_stands_for_a_download_is_named(tmp_path, head):
+    (tmp_path / "a.pt").write_bytes(head)
+    with pytest.raises(TorchFileError, match="a pointer of git-lfs|a web page"):
+        load_torch(tmp_path / "a.pt")
+    (tmp_path / "b.pt").symlink_to("gone")
+    with pytest.raises(TorchFileError, match="b.pt: a link to gone, which is no file"):
+        load_torch(tmp_path / "b.pt")
 
 
 class Attack:

@@ -6,6 +6,7 @@ from ba_jax.convert.engine import WeightRow, row
 from ba_jax.convert.tables import parts
 from ba_jax.models.llm import LLMConfig
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SOURCE, TARGET = "model.layers.{layer}", "llm/layers"
 
 
@@ -13,7 +14,7 @@ def rows(config: LLMConfig) -> list[WeightRow]:
     """Return the rows for the release's names, or, unpacked, for those of a Qwen2.5 folder."""
     stack = (("layer", config.layers),)
     table = [
-        row("model.embed_tokens.weight", "params/llm/embedding"),
+        row(EMBEDDING, "params/llm/embedding"),
         *parts.norm("model.norm", "llm/norm", bias=False),
         *parts.norm(f"{SOURCE}.input_layernorm", f"{TARGET}/attention_norm", False, stack),
         *(_packed if config.qkv_packed else _separate)(config, stack),
@@ -24,7 +25,7 @@ def rows(config: LLMConfig) -> list[WeightRow]:
         *parts.linear(f"{SOURCE}.mlp.down_proj", f"{TARGET}/down", False, stack),
     ]
     if not config.tied_embeddings:
-        table.append(row("lm_head.weight", "params/llm/lm_head"))
+        table.append(row(HEAD, "params/llm/lm_head"))
     return table
 
 

@@ -19,9 +19,10 @@ import transformers
 
 from ba_jax.checkpoints import arrays as checkpoint
 from ba_jax.convert import importer, sources
+from ba_jax.convert.__main__ import main
 from ba_jax.convert.engine import TensorInfo
+from ba_jax.convert.names import RenamedSource
 from ba_jax.convert.safetensors_io import SafetensorsFolder, make_header, write_file
-from ba_jax.convert.sources import VocoderSource
 from ba_jax.convert.torch_pickle import load_state_dict
 from ba_jax.tree import flatten
 from tests.unit.convert.helpers import TINY, run, user_error
@@ -201,6 +202,25 @@ def test_vision_is_left_out_and_restored_from_the_base(tmp_path):
     assert run("export", "--checkpoint", out, "--out", tmp_path / "x", "--base", other) == 2
 
 
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        ("exprot", "; did you mean export?"),
+        ("jion", "; did you mean join?"),
+        ("tests/data/tiny", ""),
+    ],
+)
+def test_unknown_command(capsys, command, hint):
+    message = user_error(capsys, command, "--checkpoint", "x", "--out", "y")
+    listing = "import, join, export, verify"
+    assert message == f"error: unknown command {command!r}, expected {listing}{hint}\n"
+
+
+def test_verify_of_what_is_missing(capsys, tmp_path):
+    assert main(["verify", "--checkpoint", "x", "--golden", str(tmp_path / "x.npz")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'x.npz'}: no such file")
+
+
 def test_both_weight_norm_namings_give_the_same_checkpoint(voice, tmp_path, imported):
     arrays, _ = load_state_dict(voice / "hift.pt")
     newer = {}
@@ -334,6 +354,16 @@ def test_planted_vocoder_is_refused(tmp_path, capsys):
             "base_channels = '32'",
         ),
         ("vocoder_config.json", b'{"base_channels": 33, "f0_channels": 16}', "vocoder_config.json"),
+        (
+            "vocoder_config.json",
+            b'{"base_channels": 32, "f0_channels": 16, "hop": 0}',
+            "hop 0: expected >= 1",
+        ),
+        (
+            "vocoder_config.json",
+            b'{"base_channels": 32, "f0_channels": 16, "noise_std": NaN}',
+            "noise_std nan: expected >= 0",
+        ),
         ("hift.pt", b"PK\x03\x04 not a zip", "hift.pt: 14 bytes, truncated"),
     ],
 )
@@ -375,7 +405,7 @@ def test_out_is_overwritten_only_on_request(voice, tmp_path, capsys):
 
 
 def test_failed_import_writes_nothing(voice, tmp_path, monkeypatch):
-    real, calls = VocoderSource.read, []
+    real, calls = RenamedSource.read, []
 
     def read(self, name, start=0, stop=None):
         calls.append(name)
@@ -383,7 +413,7 @@ def test_failed_import_writes_nothing(voice, tmp_path, monkeypatch):
             raise OSError("the disk broke")
         return real(self, name, start, stop)
 
-    monkeypatch.setattr(VocoderSource, "read", read)
+    monkeypatch.setattr(RenamedSource, "read", read)
     with pytest.raises(OSError, match="the disk broke"):
         importer.import_checkpoint(voice, tmp_path / "out", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["voice"]
@@ -395,9 +425,9 @@ def test_interrupted_import_writes_no_checkpoint(voice, tmp_path, sent):
     script = (
         "import os, sys, signal, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from ba_jax.convert.sources import VocoderSource\n"
+        "from ba_jax.convert.names import RenamedSource\n"
         "from ba_jax.convert.__main__ import main\n"
-        "real, calls = VocoderSource.read, []\n"
+        "real, calls = RenamedSource.read, []\n"
         "def read(self, *arguments):\n"
         "    calls.append(1)\n"
         "    if len(calls) == 101:\n"
@@ -405,7 +435,7 @@ def test_interrupted_import_writes_no_checkpoint(voice, tmp_path, sent):
         "    if len(calls) > 101:\n"
         "        time.sleep(0.5)\n"
         "    return real(self, *arguments)\n"
-        "VocoderSource.read = read\n"
+        "RenamedSource.read = read\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     arguments = ["--source", str(voice), "--out", str(tmp_path / "out")]

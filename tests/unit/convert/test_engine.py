@@ -208,6 +208,12 @@ def test_every_fault_is_listed_at_once():
     assert len(message.splitlines()) == 7
 
 
+def test_many_faults_are_counted():
+    faulty = arrays() | {f"extra.{i}": np.zeros(1, np.float32) for i in range(300)}
+    message = refused(Arrays(faulty), "300 problems", "extra.0")
+    assert len(message.splitlines()) == engine.MAX_PROBLEMS + 2
+
+
 @pytest.mark.parametrize("dtype", [np.int64, np.bool_, np.float64, ml_dtypes.float8_e4m3fn])
 def test_wrong_dtypes(dtype):
     faulty = {**arrays(), "embed.weight": np.zeros((11, 4), dtype)}

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from ba_jax.checkpoints import arrays, layout
 from ba_jax.config import from_mapping
@@ -16,11 +17,10 @@ from ba_jax.convert.export import export_checkpoint
 from ba_jax.convert.importer import import_checkpoint
 from ba_jax.convert.sources import checkpoint_config
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
+from ba_jax.models.llm import rope_table
 from configs.models import SIZES, get_config
 from tests.unit.checkpoints.small_checkpoint import save_variables
-
-DATA = Path(__file__).parents[2] / "data"
-TINY = DATA / "tiny"
+from tests.unit.convert.helpers import QWEN2, TINY
 
 
 def tiny_values() -> dict:
@@ -90,6 +90,175 @@ def test_errors_name_file_key_and_value(tmp_path, section, key, value, message):
         (tmp_path / "config.json").write_text(json.dumps(values))
         with pytest.raises(ConversionError, match=f"key '{key}' is missing"):
             checkpoint_config(tmp_path)
+
+
+# --- settings of RoPE, windows and other decoders -------------------------------------------------
+
+PARSERS = {
+    "omni": (hf_config.parse_baichuan_config, tiny_values()),
+    "qwen2": (hf_config.parse_qwen2_config, QWEN2),
+}
+NAN, INFINITY = float("nan"), float("inf")
+ROPE = {"rope_type": "default", "rope_theta": 5e5}
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@pytest.fixture(params=PARSERS)
+def parse(request):
+    """Parses the config of a kind with changes; None removes a key."""
+
+    def parse(**changes):
+        parser, values = PARSERS[request.param]
+        return parser({k: v for k, v in {**values, **changes}.items() if v is not REMOVED}).llm
+
+    return parse
+
+
+REMOVED = object()
+MOVED = {"rope_theta": REMOVED}
+
+
+@pytest.mark.parametrize(
+    ("changes", "theta"),
+    [
+        ({"rope_scaling": None, "rope_parameters": None}, 1e6),
+        ({"rope_scaling": {}, "rope_parameters": {}}, 1e6),
+        ({"rope_scaling": {"type": "default"}}, 1e6),
+        ({"rope_scaling": {"rope_type": "default", "type": "default"}}, 1e6),
+        ({"rope_scaling": {"rope_type": None, "factor": None}}, 1e6),
+        ({"rope_scaling": {"rope_type": "default", "factor": 1.0}}, 1e6),
+        ({"rope_scaling": {"type": "linear", "factor": 1.0}}, 1e6),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, 1e6),
+        ({"rope_parameters": {"partial_rotary_factor": 1.0}, "partial_rotary_factor": 1}, 1e6),
+        ({**MOVED, "rope_parameters": ROPE}, 5e5),
+        ({**MOVED, "rope_scaling": ROPE}, 5e5),
+        ({**MOVED, "rope_parameters": {"rope_theta": 500000}}, 5e5),
+        ({"rope_theta": None, "rope_parameters": ROPE, "rope_scaling": ROPE}, 5e5),
+        ({**MOVED, "rope_parameters": {FULL: ROPE}}, 5e5),
+        ({**MOVED, "rope_parameters": {FULL: ROPE, SLIDING: ROPE}}, 5e5),
+        ({"use_sliding_window": False, "sliding_window": 16, "max_window_layers": 1}, 1e6),
+        ({"use_sliding_window": None, "sliding_window": None}, 1e6),
+        ({"layer_types": [FULL, FULL], "mlp_bias": False, "attention_bias": True}, 1e6),
+        ({"num_key_value_heads": REMOVED, "head_dim": REMOVED}, 1e6),
+        ({"dtype": "float16", "torch_dtype": "bfloat16", "initializer_range": NAN}, 1e6),
+    ],
+)
+def test_settings_that_change_nothing(parse, changes, theta):
+    config = parse(**changes)
+    assert config.rope_theta == theta
+    if "num_key_value_heads" in changes:
+        assert config.kv_heads == config.heads
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (MOVED, "key 'rope_theta' is missing"),
+        (
+            {"rope_parameters": ROPE},
+            "rope_theta = 1000000.0, rope_parameters: rope_theta = 500000.0: expected the same",
+        ),
+        (
+            {**MOVED, "rope_parameters": {FULL: ROPE, SLIDING: {"rope_theta": 1e4}}},
+            "full_attention: rope_theta = 500000.0, rope_parameters: sliding_attention: rope_theta",
+        ),
+        *(
+            (
+                {place: {name: kind, "factor": 4.0}},
+                f"{place}: {name} = {kind!r} is not supported, expected 'default'",
+            )
+            for place, name, kind in [
+                ("rope_scaling", "type", "yarn"),
+                ("rope_scaling", "rope_type", "linear"),
+                ("rope_scaling", "type", "dynamic"),
+                ("rope_scaling", "type", "mrope"),
+                ("rope_parameters", "rope_type", "longrope"),
+                ("rope_parameters", "rope_type", "llama3"),
+                ("rope_parameters", "rope_type", "yarn"),
+            ]
+        ),
+        ({"rope_scaling": {"type": "yarn", "rope_type": "default"}}, "type = 'yarn' is not"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 1.0}}, "type = 'dynamic' is not"),
+        ({"rope_scaling": {"factor": 2.0}}, "factor = 2.0 is not supported, expected 1.0"),
+        ({"rope_scaling": {"mrope_section": [1, 2]}}, "mrope_section = .* expected None"),
+        ({"rope_scaling": {"factor": True}}, "factor = True is not supported"),
+        ({"rope_scaling": "yarn"}, "rope_scaling = 'yarn', expected dict"),
+        ({"rope_parameters": {FULL: {"type": "yarn"}}}, f"{FULL}: type = 'yarn' is not"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5 is"),
+        ({"partial_rotary_factor": 0.25}, "partial_rotary_factor = 0.25 is not supported"),
+        ({"use_sliding_window": True}, "use_sliding_window = True is not supported"),
+        ({"use_sliding_window": "false"}, "use_sliding_window = 'false' is not supported"),
+        ({"use_sliding_window": REMOVED, "sliding_window": 16}, "sliding_window = 16 is not"),
+        ({"layer_types": [FULL, SLIDING]}, f"layer_types = ['{SLIDING}'] is not"),
+        ({"layer_types": "x"}, "layer_types = 'x' is not supported, expected 'full_attention'"),
+        ({"attention_bias": False}, "attention_bias = False"),
+        ({"mlp_bias": True}, "mlp_bias = True is not supported, expected False"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported, expected 'silu'"),
+        ({"attention_dropout": 0.1}, "attention_dropout = 0.1 is not supported"),
+        ({"logit_scale": 0.5}, "logit_scale = 0.5 is not supported, expected 1.0"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0 is not"),
+        ({"is_causal": False}, "is_causal = False is not supported, expected True"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4} is not"),
+        ({"text_config": {"hidden_size": 3}}, "text_config = {'hidden_size': 3} is not"),
+        *(
+            ({key: value}, f"{key} = ")
+            for key in ("rope_theta", "rms_norm_eps", "hidden_size", "vocab_size")
+            for value in (NAN, INFINITY, -INFINITY, -1, True, "32", [], {}, 10**400)
+        ),
+        ({"rope_theta": 0}, "rope_theta = 0.0, expected more than 0"),
+        ({"rope_theta": "1" * 1000}, "rope_theta = '1{59}, expected float$"),
+        ({"num_hidden_layers": 10**7}, "num_hidden_layers = 10000000, expected at most 256"),
+        ({"num_attention_heads": 256, "head_dim": None}, "head_dim = 0 is too small"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings = 'false', expected bool"),
+    ],
+)
+def test_settings_that_change_the_computation(parse, changes, message):
+    with pytest.raises(ConversionError, match=message.replace("[", r"\[")):
+        parse(**changes)
+
+
+def test_rope_of_transformers():
+    """Whatever passes has transformers' own frequencies."""
+    rotary = transformers.models.qwen2.modeling_qwen2.Qwen2RotaryEmbedding
+    for settings in (ROPE, {**ROPE, "rope_type": "linear", "factor": 1.0}):
+        values = {k: v for k, v in QWEN2.items() if k not in ("rope_theta", "model_type")}
+        config = hf_config.parse_qwen2_config({**values, "rope_parameters": settings})
+        theirs = rotary(transformers.Qwen2Config(**values, rope_parameters=settings))
+        cos, _ = rope_table(np.arange(40)[None], config.llm.head_dim, config.llm.rope_theta)
+        expected, _ = theirs(torch.zeros(1), torch.arange(40)[None])
+        np.testing.assert_allclose(cos[0], expected[0, :, : config.llm.head_dim // 2], atol=1e-5)
+
+
+def test_a_config_that_transformers_5_saved(tmp_path):
+    values = tiny_values()
+
+    class OmniConfig(transformers.PretrainedConfig):
+        model_type = "omni"
+
+    theta = {"rope_parameters": {"rope_type": "default", "rope_theta": values.pop("rope_theta")}}
+    OmniConfig(**values, **theta).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert "dtype" in saved and "rope_theta" not in saved
+    again = hf_config.parse_baichuan_config(saved)
+    assert again == hf_config.parse_baichuan_config(tiny_values())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("audio_pad_token_id", 600, "audio_pad_token_id = 600, expected less than vocab_size"),
+        ("audio_pad_token_id", 575, "two of the audio tokens have the same id"),
+        ("encoder_attention_heads", 5, "heads = 5 does not divide width = 32"),
+        ("encoder_layers", 10**9, "encoder_layers = 1000000000, expected at most 256"),
+        ("max_audio_seconds", 10**6, "audio_encoder: 50000000 positions of width 32, expected"),
+        ("max_audio_seconds", NAN, "max_audio_seconds = nan, expected int"),
+    ],
+)
+def test_numbers_of_the_audio_config(key, value, message):
+    values = tiny_values()
+    values["audio_config"][key] = value
+    with pytest.raises(ConversionError, match=message):
+        hf_config.parse_baichuan_config(values)
 
 
 def test_a_model_from_scratch_is_exported_and_comes_back(tmp_path):

@@ -122,6 +122,12 @@ def test_missing_shard(folder):
     refused(SafetensorsFolder, folder, "missing shard model-2.safetensors")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "model-3.safetensors"])
+def test_shard_that_the_index_does_not_name(folder, name):
+    write(folder / name, {"c": np.ones(1)})
+    refused(SafetensorsFolder, folder, f"shard {name} is not named by {safetensors_io.INDEX_FILE}")
+
+
 def test_index_and_headers_disagree(folder):
     write(folder / "model-1.safetensors.new", {"a": np.ones(2, np.float32), "x": np.ones(1)})
     (folder / "model-1.safetensors.new").rename(folder / "model-1.safetensors")
@@ -229,6 +235,8 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
         ({"a": entry(), "b": entry(offsets=(4, 12))}, "b: data begin at 4, expected 8: overlaps"),
         ({"a": entry(), "b": entry(offsets=(12, 20))}, "b: data begin at 12, expected 8: leaves"),
         ({"a": entry(offsets=(1 << 50, (1 << 50) + 8))}, "leaves a hole"),
+        ({"__metadata__": ["pt"], "a": entry()}, "__metadata__: ['pt'], expected an object"),
+        ({"__metadata__": {"n": 3}, "a": entry()}, "__metadata__: {'n': 3}, expected an object"),
     ],
 )
 def test_corrupt_header(tmp_path, header, word):
