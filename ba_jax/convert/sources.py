@@ -112,7 +112,7 @@ def detect_kind(path: Path) -> str:
             )
         return _KIND_OF_MODEL_TYPE[model_type]
     model = sorted({file.name for name in MODEL_FILES for file in path.glob(name)})
-    model = [name for name in model if name not in VOCODER_FILES]
+    model = [name for name in model if name not in VOCODER_FILES and not name.startswith(".")]
     if model or (path / CONFIG_FILE).is_symlink():
         raise ConversionError(
             f"{missing(path / CONFIG_FILE)}, expected the config of the model"

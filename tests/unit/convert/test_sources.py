@@ -88,7 +88,7 @@ def test_a_tied_head_is_left_out_if_it_is_equal(tmp_path, capsys):
     ("files", "kind"),
     [
         (["hift.pt"], "vocoder"),
-        (["hift.safetensors", "cosyvoice2.yaml", "flow.pt"], "vocoder"),
+        (["hift.safetensors", "._hift.safetensors", "cosyvoice2.yaml", "flow.pt"], "vocoder"),
         (["model.bin", "config.json", "tokenizer.json"], "ctranslate2"),
         (["hift.pt", "model-00001-of-00002.safetensors"], None),
         (["hift.pt", INDEX_FILE], None),
