@@ -116,7 +116,7 @@ def detect_kind(path: Path) -> str:
     if model or (path / CONFIG_FILE).is_symlink():
         raise ConversionError(
             f"{missing(path / CONFIG_FILE)}, expected the config of the model"
-            + (f" that {', '.join(model[:2])} belong to" if model else "")
+            + (f", which goes with {', '.join(model[:2])}" if model else "")
             + "; --kind vocoder imports a vocoder alone"
         )
     if any((path / name).is_file() for name in VOCODER_FILES):
