@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
+
+from ba_jax.audio.complete import skip_tags
 
 BLOCK_FRAMES = 1 << 16
 """Samples decoded at a time."""
 _PREROLL_SECONDS = 1.0  # decoded and dropped before a stretch, for codecs with a memory
 # Demuxers that may open a file; others would follow playlists to other files, or read pictures.
 _FORMATS = "wav,w64,flac,ogg,mp3,aac,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
+# A frame; the one of a header that a joined file begins with.
+_FRAME = re.compile(rb"\xff[^\xff](?!(?:.{11}|.{19}|.{34})(?:Xing|Info))", re.DOTALL)
+_JOINED = re.compile(rb"\xff[^\xff](?:.{11}|.{19}|.{34})(?:Xing|Info)", re.DOTALL)
+_SKIP_MANUAL = 1 << 29  # flag of ffmpeg: padding is marked, not cut
+_FLAC_HEADER = b"fLaC\0\0\0\x22"
+_READ_AHEAD = 1 << 14  # bytes; libFLAC reads 8192 at a time
 _SCALES = {"u1": 2.0**-7, "i2": 2.0**-15, "i4": 2.0**-31, "f8": 1.0}  # of decoded samples
 
 
 class FfmpegDecoder:
     """The single audio stream of a file, by PyAV."""
 
-    def __init__(self, stream: BinaryIO):
-        self._stream = stream
+    def __init__(self, stream: BinaryIO, has_end: bool):
+        self._stream, self._has_end = stream, has_end
         self._open()
         self.format = self._container.format.name.split(",")[0]
         self.rate = self._audio.sample_rate
         self.channels = self._audio.codec_context.channels
+        self.coding = self._audio.codec_context.name
+        self._samples_per_tick = float(self._audio.time_base * self.rate)
+        is_pcm = self.coding.startswith("pcm_")
+        is_mp3 = self.coding.startswith("mp3") and self.format in ("mp3", "wav")
+        self._is_bare = is_mp3 or self.format in ("aac", "flac")
+        # Timestamps of the others are estimates, or start again (chained Ogg).
+        self._can_seek = is_pcm or self.format in ("mov", "matroska", "ogg" if has_end else "")
         self.frames = None
-        if self.format not in ("mp3", "aac", "ogg"):  # estimates, or the last chain's length
+        if has_end and (is_pcm or self.format not in ("wav", "mp3", "aac")):
             self.frames = round(self._stated_seconds() * self.rate) or None
 
     def _open(self) -> None:
@@ -34,9 +51,10 @@ class FfmpegDecoder:
 
         self._stream.seek(0)
         options = {"format_whitelist": _FORMATS}
-        if self._stream.read(4) in (b"RIFF", b"RIFX", b"RF64"):
+        if self._stream.read(4) in (b"RIFF", b"RIFX", b"RF64", b"BW64"):
             # ffmpeg would otherwise look for other codings inside of PCM, 40 times as long.
             options["probesize"] = "4096"
+            options["ignore_length"] = "0" if self._has_end else "1"
         self._stream.seek(0)
         self._container = av.open(self._stream, options=options)
         streams = self._container.streams.audio
@@ -54,27 +72,39 @@ class FfmpegDecoder:
 
     def decode(self, first: int) -> Iterator[np.ndarray]:
         """Yield blocks (S, C) of float32 samples from sample `first` on."""
-        frames = self._frames()
-        if not first:
-            yield from _gather(map(_to_array, frames))
-        elif (start := next(frames, None)) is not None:
-            at = 0
+        if self._is_bare:
+            return _gather(self._decode_bare(first))
+        frames, at = self._decode_packets(self._packets()), 0
+        if first and self._can_seek and (start := next(frames, None)) is not None:
+            frames = itertools.chain([start], frames)
             if self._seek(first, start):
-                frames = self._frames()
+                frames = self._decode_packets(self._packets())
                 # Positions count from the first frame, whatever its timestamp is.
                 origin, start = start.pts, next(frames, start)
                 at = round((start.pts - origin) * start.time_base * self.rate)
                 if at > first:
                     raise ValueError(f"no frame between samples {first} and {at}")
-            yield from _gather(_drop(first - at, itertools.chain([start], frames)))
+                frames = itertools.chain([start], frames)
+        return _gather(_drop(first - at, map(_to_array, frames)))
 
-    def _frames(self):
-        """Yield decoded frames, of one rate and one number of channels."""
-        packets = self._container.demux(self._audio)
-        for packet in _pass_mp3_frames(packets) if self.format == "mp3" else packets:
+    def _packets(self):
+        """Yield the packets."""
+        packets, expected = self._container.demux(self._audio), 0
+        if self._is_bare and self.format != "aac":
+            packets = _pass_frames(packets)
+        for packet in packets:
             # A WAV file of unknown size ends inside a packet.
             if packet.is_corrupt and self.format != "wav":
                 raise ValueError("a damaged packet")
+            if self.format == "flac" and packet.size:
+                if packet.pts != expected:
+                    raise ValueError(f"sample {packet.pts} follows, expected {expected}")
+                expected += packet.duration
+            yield packet
+
+    def _decode_packets(self, packets):
+        """Yield decoded frames, of one rate and one number of channels."""
+        for packet in packets:
             for frame in packet.decode():
                 channels = len(frame.layout.channels)
                 if (frame.sample_rate, channels) != (self.rate, self.channels):
@@ -93,28 +123,53 @@ class FfmpegDecoder:
         self._container.seek(timestamp, stream=self._audio)
         return True
 
+    def _decode_bare(self, first: int) -> Iterator[np.ndarray]:
+        """Yield arrays from sample `first` on of a format of frames and nothing else.
+
+        Nothing but the frames before one tells its position: they are counted, not decoded.
+        """
+        # Else ffmpeg cuts at the end that a Xing frame states, in the midst of joined files.
+        self._audio.codec_context.flags2 |= _SKIP_MANUAL
+        packets = self._packets()
+        at = -self._delay
+        for packet in packets:
+            count = self._count_samples(packet)
+            if at + count > first - _PREROLL_SECONDS * self.rate or not packet.size:
+                packets = itertools.chain([packet], packets)
+                break
+            at += count
+        return _drop(first - at, _trim_end(self._decode_packets(packets)))
+
+    @property
+    def _delay(self) -> int:
+        """Samples in front that the encoder of an MP3 added."""
+        return round((self._audio.start_time or 0) * self._samples_per_tick)
+
+    def _count_samples(self, packet) -> int:
+        return round((packet.duration or 0) * self._samples_per_tick)
+
     def count_frames(self) -> int:
-        """Count samples by the packets' durations, without decoding."""
-        packets = self._container.demux(self._audio)
-        units = sum(packet.duration or 0 for packet in packets if packet.size)
-        seconds = float(units * self._audio.time_base)
-        if self.format == "ogg":  # the first packets of Vorbis have no duration
-            seconds = max(seconds, self._stated_seconds())
+        """Count samples: by packets where each holds a frame, else by decoding."""
+        if self._is_bare:
+            count = sum(map(self._count_samples, self._packets())) - self._delay
+        else:
+            count = sum(map(len, self.decode(0)))
         self.close()
         self._open()
-        return round(seconds * self.rate)
+        return count
 
     def close(self) -> None:
         self._container.close()
 
 
 class SndfileDecoder:
-    """Ogg Opus with a single stream, or a FLAC that states its length, by libsndfile."""
+    """A FLAC that states its length, a single Ogg Opus stream or an NMS ADPCM, by libsndfile."""
 
     def __init__(self, stream: BinaryIO, format: str):
         import soundfile
 
-        self._file = soundfile.SoundFile(stream)
+        self._stream, self._file = stream, soundfile.SoundFile(stream)
+        self._can_seek = self._file.seekable()
         self._file.seekable = lambda: False  # it would seek behind each block
         self.format = format
         self.rate, self.channels = self._file.samplerate, self._file.channels
@@ -122,8 +177,13 @@ class SndfileDecoder:
 
     def decode(self, first: int) -> Iterator[np.ndarray]:
         """Yield blocks (S, C) of float32 samples from sample `first` on."""
+        if first and not self._can_seek:
+            return _drop(first, self.decode(0))
+        return self._decode(min(first, self.frames))
+
+    def _decode(self, first: int) -> Iterator[np.ndarray]:
         if first:
-            self._file.seek(min(first, self.frames))
+            self._file.seek(first)
         # Never more than the stated samples: FLAC with a tag behind them would lose sync.
         for start in range(first, self.frames, BLOCK_FRAMES):
             count = min(BLOCK_FRAMES, self.frames - start)
@@ -132,6 +192,9 @@ class SndfileDecoder:
                 yield block_SC
             if len(block_SC) < count:
                 return
+        self._stream.seek(max(4, self._stream.tell() - _READ_AHEAD))
+        if self.format == "flac" and _FLAC_HEADER in self._stream.read(1 << 24):
+            raise ValueError("a second FLAC file behind the first")
 
     def close(self) -> None:
         self._file.close()
@@ -143,13 +206,27 @@ def _to_array(frame) -> np.ndarray:
     return array.T if frame.format.is_planar else array.reshape(-1, len(frame.layout.channels))
 
 
-def _drop(count: int, frames) -> Iterator[np.ndarray]:
-    """Yield the samples of frames without the first `count`."""
-    for frame in frames:
-        array = _to_array(frame)
+def _drop(count: int, arrays: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield arrays without the first `count` samples."""
+    for array in arrays:
         if count < len(array):
             yield array[max(0, count) :]
         count -= len(array)
+
+
+def _trim_end(frames) -> Iterator[np.ndarray]:
+    """Yield the samples of frames without the padding that the last frames are marked to hold."""
+    held = []
+    for frame in frames:
+        marks = frame.side_data.get("SKIP_SAMPLES")
+        padding = int.from_bytes(bytes(marks)[4:8], "little") if marks else 0
+        if not padding:
+            yield from (array for array, _ in held)
+            held = []
+            yield _to_array(frame)
+        else:
+            held.append((_to_array(frame), padding))
+    yield from (array[: max(0, len(array) - padding)] for array, padding in held)
 
 
 def _scale(arrays: list[np.ndarray]) -> np.ndarray:
@@ -158,35 +235,45 @@ def _scale(arrays: list[np.ndarray]) -> np.ndarray:
     kind = joined.dtype.str[1:]
     if kind == "f4":
         return joined
-    scaled = joined.astype(np.float32) * np.float32(_SCALES[kind])
+    with np.errstate(over="ignore"):  # to infinity, which is refused
+        scaled = joined.astype(np.float32) * np.float32(_SCALES[kind])
     return scaled - np.float32(1.0) if kind == "u1" else scaled
 
 
-def _pass_mp3_frames(packets):
-    """Pass on the frames of an MP3 without the tags between and the padding behind them.
+def _pass_frames(packets):
+    """Pass on the frames of an MP3 or FLAC without the tags between and the padding behind them.
 
     Raises:
-      ValueError: padding in the place of frames, or a last frame that is cut.
+      ValueError: padding in the place of frames, or a last frame of an MP3 that is cut.
     """
     import av
 
-    last, has_padding = b"", False
+    last, inside, has_padding = None, 0, False
     for packet in packets:
-        if packet.size:
+        if packet.size and (inside or has_padding or not _FRAME.match(packet)):
             data = bytes(packet)
-            if not data.strip(b"\0\xff"):
-                has_padding = True
-                continue
-            if data[:3] in (b"ID3", b"TAG", b"APE", b"LYR"):
+            # The parser hands out a tag with the frame behind it, or in parts.
+            start = inside or skip_tags(io.BytesIO(data), 0)
+            has_padding |= not inside and start > 0 and data[:1] in (b"\0", b"\xff")
+            inside = max(0, start - len(data))
+            if start >= len(data):
                 continue
             if has_padding:
                 raise ValueError("padding between frames")
-            last = data
-        elif last:
+            if _JOINED.match(data, start):
+                continue  # no sound
+            if start:
+                frame = av.Packet(data[start:])
+                frame.stream, frame.time_base = packet.stream, packet.time_base
+                frame.pts, frame.duration = packet.pts, packet.duration
+                packet = frame
+        if packet.size:
+            last = packet
+        elif last is not None and last.stream.codec_context.name.startswith("mp3"):
             # Given more bytes than a frame can have, the parser tells how many it wants.
-            parsed = av.CodecContext.create("mp3", "r").parse(last + bytes(1 << 13))
-            if parsed and parsed[0].size > len(last):
-                raise ValueError(f"the last frame lacks {parsed[0].size - len(last)} bytes")
+            parsed = av.CodecContext.create("mp3", "r").parse(bytes(last) + bytes(1 << 13))
+            if parsed and parsed[0].size > last.size:
+                raise ValueError(f"the last frame lacks {parsed[0].size - last.size} bytes")
         yield packet
 
 

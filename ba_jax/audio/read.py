@@ -1,7 +1,8 @@
 """Reading audio files, whole, in blocks or in stretches: WAV, FLAC, Ogg, MP3, AAC, M4A, WebM, MKA.
 
-PyAV (ffmpeg) decodes all of them but the two codings in which records are stored; those are decoded
-by libsndfile, for measured reasons (150 clips of the embedded corpus, 2 s each):
+PyAV (ffmpeg) decodes all of them but NMS ADPCM, which it does not know, and the two codings in which
+records are stored; those are decoded by libsndfile, for measured reasons (150 clips of the embedded
+corpus, 2 s each):
 
   Ogg Opus with a single stream   libsndfile decodes at the rate that the header states (24 kHz),
                                   ffmpeg at 48 kHz. Brought to 16 kHz, samples differ by up to 0.16
@@ -27,7 +28,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ba_jax.audio.checks import AudioError, check_channels, check_rate, check_samples
-from ba_jax.audio.complete import check_complete, cut_short
+from ba_jax.audio.complete import Container, check_complete, cut_short
 from ba_jax.audio.decoders import FfmpegDecoder, SndfileDecoder
 from ba_jax.audio.resample import resample
 
@@ -41,8 +42,7 @@ MAX_SECONDS = 600.0  # default bound on the length of a file
 MAX_BYTES = 1 << 28  # default bound on the size of a file (256 MiB)
 
 _LOUDEST = 32.0  # +30 dB over full scale: no recording, but integers stored as floats
-_STATED_SLACK = 0.05  # seconds by which containers that do not count samples overstate lengths
-_STRETCH_SLACK = 0.25  # seconds by which the end of a stretch may be past the file's
+_SLACK = 0.25  # seconds by which a stretch, or a length not counted in samples, may be past the end
 
 
 def read_audio(
@@ -114,20 +114,19 @@ class AudioReader:
         self._closing = contextlib.ExitStack()
         with contextlib.ExitStack() as opening:
             stream, size = opening.enter_context(_open_stream(source, self.name, max_bytes))
-            head = stream.read(26)
-            is_single_opus = check_complete(stream, size, self.name)
+            head = stream.read(8)
+            container = check_complete(stream, size, self.name)
+            if (container.start, container.end) != (0, size):
+                stream = _Window(stream, container.start, container.end)
             stream.seek(0)
             try:
-                if is_single_opus or _states_flac_length(head):
-                    self._decoder = SndfileDecoder(stream, "ogg" if is_single_opus else "flac")
-                else:
-                    self._decoder = FfmpegDecoder(stream)
+                self._decoder = _open_decoder(stream, container)
             except _decoding_errors() as error:
                 if isinstance(error, AudioError):
                     raise
                 raise AudioError(
-                    f"{self.name}: {_reason(error)}: starts with {head[:8]!r}, expected a WAV, "
-                    "FLAC, Ogg, MP3, AAC, M4A or Matroska file",
+                    f"{self.name}: {_reason(error)}: starts with {head!r}, expected a WAV, FLAC, "
+                    "Ogg, MP3, AAC, M4A or Matroska file",
                     "not audio",
                 ) from error
             opening.callback(self._decoder.close)
@@ -142,10 +141,13 @@ class AudioReader:
     def seconds(self) -> float:
         """Length; exact where the file counts its samples, else within a few hundredths.
 
-        An MP3's packets are counted for it.
+        A file that states none is counted: by packets (MP3, raw AAC), else by decoding.
         """
         if self.frames is None:
-            self.frames = self._decoder.count_frames()
+            try:
+                self.frames = self._decoder.count_frames()
+            except _decoding_errors() as error:
+                raise self._damaged(error) from error
         return self.frames / self.rate
 
     def read(self, first: int = 0) -> Iterator[np.ndarray]:
@@ -163,18 +165,23 @@ class AudioReader:
         except _decoding_errors() as error:
             if isinstance(error, AudioError):
                 raise
-            raise AudioError(
-                f"{self.name}: {self.format} file that cannot be decoded at {count / self.rate:.2f}"
-                f" s ({_reason(error)}): cut short or damaged, expected a whole file",
-                "truncated audio",
-            ) from error
-        slack = 0 if self.format == "flac" else int(_STATED_SLACK * self.rate)
+            raise self._damaged(error, count / self.rate) from error
+        is_exact = self.format in ("wav", "w64", "flac")
+        slack = 0 if is_exact else int(_SLACK * self.rate)
         if count < (self._decoder.frames or 0) - slack:
             raise cut_short(
                 self.name, self.format, f"{count} samples decoded, expected {self._decoder.frames}"
             )
         if not count:
             raise AudioError(f"{self.name}: holds 0 samples, expected at least 1", "empty file")
+
+    def _damaged(self, error: Exception, seconds: float = 0.0) -> AudioError:
+        """The error of a file that a decoder refuses, `seconds` after its start."""
+        return AudioError(
+            f"{self.name}: {self.format} file that cannot be decoded at {seconds:.2f} s "
+            f"({_reason(error)}): cut short or damaged, expected a whole file",
+            "truncated audio",
+        )
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield mono waves (S,) of some seconds that follow each other.
@@ -188,7 +195,7 @@ class AudioReader:
         """Read the mono wave (S,) of `count` samples from `first` on, or of all to the end.
 
         The part before it is skipped, not decoded, and the samples are those of the whole file
-        (Opus: within 0.01). An end up to 0.25 s past the file's is taken as the file's.
+        (Opus: within 0.01; AAC: except for noise that its decoder makes up). An end up to 0.25 s past the file's is taken as the file's.
 
         Raises:
           AudioError: as `read`, or an end past the file's.
@@ -199,7 +206,7 @@ class AudioReader:
             total += len(block_SC)
             if count is not None and total >= count:
                 break
-        if count is not None and total < count - int(_STRETCH_SLACK * self.rate):
+        if count is not None and total < count - int(_SLACK * self.rate):
             problem = f"{total} samples decoded from {first} on, expected {count}"
             raise cut_short(self.name, self.format, problem)
         return np.concatenate(blocks)[:count] if blocks else np.zeros(0, np.float32)
@@ -236,10 +243,18 @@ def _decoding_errors() -> tuple[type[Exception], ...]:
     return (OSError, RuntimeError, ValueError, *([av.FFmpegError] if av else []))
 
 
-def _states_flac_length(head: bytes) -> bool:
-    """Whether a file's first 26 bytes are those of a FLAC that states its number of samples."""
-    is_flac = head[:4] == b"fLaC" and len(head) == 26
-    return is_flac and (head[21] & 0x0F or any(head[22:26])) != 0
+def _open_decoder(stream: BinaryIO, container: Container) -> FfmpegDecoder | SndfileDecoder:
+    if container.is_single_opus or container.format == "flac" and container.has_end:
+        return SndfileDecoder(stream, container.format)
+    decoder = FfmpegDecoder(stream, container.has_end)
+    if decoder.format != container.format:
+        raise ValueError(f"{decoder.format} behind other bytes")
+    if decoder.format == "wav" and decoder.coding.startswith("amr"):
+        # ffmpeg takes NMS ADPCM for it; libsndfile knows both.
+        decoder.close()
+        stream.seek(0)
+        return SndfileDecoder(stream, "wav")
+    return decoder
 
 
 def _average(block_SC: np.ndarray) -> np.ndarray:
@@ -281,6 +296,30 @@ def _open_stream(source, name: str, max_bytes: int | None) -> Iterator[tuple[Bin
         )
     _check_size(len(data), name, max_bytes)
     yield io.BytesIO(data), len(data)
+
+
+class _Window(io.RawIOBase):
+    """A part of a stream as a stream of its own: a file without the tags around it."""
+
+    def __init__(self, stream: BinaryIO, start: int, end: int):
+        self._stream, self._start, self._size, self._at = stream, start, max(0, end - start), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = max(0, offset + (0, self._at, self._size)[whence])
+        return self._at
+
+    def readinto(self, buffer) -> int:
+        self._stream.seek(self._start + self._at)
+        data = self._stream.read(min(len(buffer), max(0, self._size - self._at)))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def _open_file(path, name: str) -> BinaryIO:

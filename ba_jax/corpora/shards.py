@@ -210,7 +210,7 @@ def _records_of(item: Item, source: Source, rejected: list[Rejection]) -> list[R
         rejected.append(error.at(item.where))
         return []
     except AudioError as error:
-        rejected.append(Rejection(item.where, "unusable audio", str(error)))
+        rejected.append(Rejection(item.where, error.reason, str(error)))
         return []
     except PrepareError:
         raise

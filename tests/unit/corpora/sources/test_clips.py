@@ -82,3 +82,13 @@ def test_whole_files_and_stretches_fail_for_the_same_reasons(tmp_path):
     with pytest.raises(Rejected) as caught:
         read_clip(Clip(path=str(tmp_path / "gone.wav")), AudioConfig())
     assert caught.value.reason == "missing file"
+
+
+def test_reasons_are_values_and_not_words_of_the_message(tmp_path):
+    folder = tmp_path / "5 channels, 0 samples, not audio"
+    folder.mkdir()
+    path = put(folder / "a.wav", seconds=3.0)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(Rejected) as caught:
+        read_clip(Clip(path=str(path)), AudioConfig())
+    assert caught.value.reason == "truncated audio"
