@@ -1,8 +1,8 @@
 """Reading audio files, whole, in blocks or in stretches: WAV, FLAC, Ogg, MP3, AAC, M4A, WebM, MKA.
 
-PyAV (ffmpeg) decodes all of them but NMS ADPCM, which it does not know, and the two codings in which
-records are stored; those are decoded by libsndfile, for measured reasons (150 clips of the embedded
-corpus, 2 s each):
+PyAV (ffmpeg) decodes all of them but NMS ADPCM, which it does not know, and the two codings that
+records are stored in; those are decoded by libsndfile, for measured reasons (150 clips of the
+embedded corpus, 2 s each):
 
   Ogg Opus with a single stream   libsndfile decodes at the rate that the header states (24 kHz),
                                   ffmpeg at 48 kHz. Brought to 16 kHz, samples differ by up to 0.16
@@ -194,8 +194,9 @@ class AudioReader:
     def stretch(self, first: int, count: int | None = None) -> np.ndarray:
         """Read the mono wave (S,) of `count` samples from `first` on, or of all to the end.
 
-        The part before it is skipped, not decoded, and the samples are those of the whole file
-        (Opus: within 0.01; AAC: except for noise that its decoder makes up). An end up to 0.25 s past the file's is taken as the file's.
+        The part before it is skipped, not decoded, but in chained Ogg and compressed WAV. The
+        samples are those of the whole file (Opus: within 0.01; AAC: except for noise that its
+        decoder makes up). An end up to 0.25 s past the file's is taken as the file's.
 
         Raises:
           AudioError: as `read`, or an end past the file's.
