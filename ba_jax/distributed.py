@@ -40,6 +40,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ba_jax.config import ConfigError, LocalPath, convert
 from ba_jax.files import first_line
 
 LOST = 75
@@ -60,7 +61,7 @@ _SIGNS_OF_LOSS = re.compile(
 )
 
 
-class DistributedError(ValueError):
+class DistributedError(ConfigError):
     """A setting that is needed to find the other processes is missing or wrong."""
 
 
@@ -210,7 +211,9 @@ def command_line(module: str) -> str:
 def use_compilation_cache(folder: str) -> None:
     """Keep compiled programs in `folder` so that a restart takes seconds; "" does nothing."""
     if folder:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+        jax.config.update(
+            "jax_compilation_cache_dir", convert(LocalPath, folder, "compilation_cache")
+        )
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
@@ -349,16 +352,20 @@ def exit_host_lost(command: str, reason: str) -> NoReturn:
     exit_now(LOST, *_lost_lines(command, f"another process was lost: {reason}"))
 
 
-def exit_with_error(command: str, error: BaseException, code: int = 1, *more: str) -> NoReturn:
+def exit_with_error(
+    command: str, error: BaseException, code: int | None = None, *more: str
+) -> NoReturn:
     """End a command with an error message.
 
     Args:
       command: command line that resumes the run.
       error: printed; if the loss of another host explains it, the exit code is `LOST`.
-      code: exit code otherwise.
+      code: exit code otherwise; None: 2 for a ConfigError, else 1.
       more: further lines to print.
     """
     name = command.split()[2]
+    if code is None:
+        code = 2 if isinstance(error, ConfigError) else 1
     if isinstance(error, HostLostError):
         exit_now(LOST, f"{name}: {error}", resume_line(command))
     if is_host_loss(error):

@@ -30,20 +30,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
+
+from ba_jax import cli
 
 # Functions import JAX and everything on top of it: the judge's processes import this module.
 
 
 def define_flags() -> None:
     """Define the command line."""
-    from ml_collections import config_flags
-
     from ba_jax import distributed
 
-    config_flags.DEFINE_config_file("config", None, "A config with `model` and `eval`.")
-    flags.DEFINE_list("checkpoint", None, "WORKDIRs or checkpoints; the last that holds a part.")
-    flags.DEFINE_string("out", None, "Folder for the results.")
+    cli.define_config("A config with `model` and `eval`.")
+    cli.define_paths("checkpoint", None, "WORKDIRs or checkpoints; the last that holds a part.")
+    cli.define_path("out", None, "Folder for the results.")
     flags.DEFINE_list(
         "suite", "asr,s2tt,qa_s2t,qa_t2t,qa_s2s,tts,reconstruction", "Suites to run, in this order."
     )
@@ -55,25 +55,25 @@ def define_flags() -> None:
     )
     flags.DEFINE_bool("overwrite", False, "The same as --stage=generate.")
     distributed.define_flags()
-    for name in ("config", "out"):
-        flags.mark_flag_as_required(name)
+    flags.mark_flag_as_required("out")
 
 
 def main(argv: list[str]) -> None:
     """Evaluate, write the report and print the figures."""
     from ba_jax import distributed
+    from ba_jax.config import ConfigError
     from ba_jax.evals import results
     from ba_jax.report import evaluation
 
     values = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)  # Orbax and TFDS log every success
+    if not values.suite:
+        raise ConfigError("--suite: expected one or more suites")
     config = values.config.to_dict()
-    distributed.use_compilation_cache(config.get("compilation_cache", ""))
     start = values.stage or ("generate" if values.overwrite else "resume")
     command = distributed.command_line("ba_jax.evaluate")
     try:
+        distributed.use_compilation_cache(config.get("compilation_cache", ""))
         joined = distributed.initialize_from_flags(command)
         if joined:
             print(joined, flush=True)
@@ -100,5 +100,4 @@ def _print_figures(figures: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run("ba_jax.evaluate", define_flags, main)

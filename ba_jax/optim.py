@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ba_jax.config import expected
+
 SCHEDULES = ("cosine", "linear", "constant")
 
 
@@ -61,7 +63,7 @@ class OptimizerSettings:
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
-            raise OptimError(f"schedule {self.schedule!r}, expected one of {SCHEDULES}")
+            raise OptimError(f"schedule {expected(self.schedule, SCHEDULES)}")
         if not 0 < self.learning_rate < math.inf:
             raise OptimError(f"learning_rate = {self.learning_rate}: expected above 0")
         for name in ("warmup_steps", "clip_norm", "weight_decay", "epsilon"):

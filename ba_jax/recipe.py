@@ -29,8 +29,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
+from ba_jax import cli
 from ba_jax.files import write_whole
 
 _PLACE = re.compile(r"\{([^{}]*)\}")
@@ -273,28 +274,22 @@ def load(config: Mapping) -> Runner:
     from configs import recipes
 
     root, steps = recipes.steps(config)
-    return Runner(Path(root).expanduser(), steps, config.jobs)
+    return Runner(Path(root), steps, config.jobs)
 
 
 def define_flags() -> None:
     """Define the flags of the command."""
-    from ml_collections import config_flags
-
-    config_flags.DEFINE_config_file("config", None, "configs/recipes.py:RECIPE.")
-    flags.DEFINE_bool("dry-run", False, "Print the commands, run none.")
-    flags.mark_flag_as_required("config")
+    cli.define_config("configs/recipes.py:RECIPE.")
+    flags.DEFINE_bool("dry_run", False, "Print the commands, run none.")
 
 
 def main(argv: list[str]) -> int:
     """Run the recipe, or print it."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
     try:
         runner = load(flags.FLAGS.config)
-    except ValueError as error:
-        print(f"ba_jax.recipe: {error}", file=sys.stderr)
-        return 2
-    if flags.FLAGS["dry-run"].value:
+    except (RecipeError, ValueError) as error:
+        return cli.fail("ba_jax.recipe", error)
+    if flags.FLAGS.dry_run:
         for name, command in runner.commands():
             print(f"# {name}\n{printable(command)}")
         return 0
@@ -302,14 +297,11 @@ def main(argv: list[str]) -> int:
     try:
         runner.run()
     except RecipeError as error:
-        print(f"ba_jax.recipe: {error}", file=sys.stderr)
-        return 1
+        return cli.fail("ba_jax.recipe", error, 1)
     except KeyboardInterrupt:
-        print("ba_jax.recipe: interrupted; run the same command to resume", file=sys.stderr)
-        return 130
+        return cli.interrupted("ba_jax.recipe")
     return 0
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run("ba_jax.recipe", define_flags, main)

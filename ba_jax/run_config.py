@@ -14,7 +14,14 @@ import jax.numpy as jnp
 
 from ba_jax import optim, sharding
 from ba_jax.checkpoints.manager import CheckpointSettings
-from ba_jax.config import ConfigError, from_mapping
+from ba_jax.config import (
+    ConfigError,
+    LocalPath,
+    check_at_least,
+    check_choices,
+    expected,
+    from_mapping,
+)
 from ba_jax.data.loader import LoaderSettings
 from ba_jax.models import packed_attention
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
@@ -81,33 +88,29 @@ class TrainSettings:
     profile_start_step: int = -1
     profile_steps: int = 3
     peak_flops_per_device: float = 0.0
-    compilation_cache: str = "~/.cache/ba_jax/jax"
+    compilation_cache: LocalPath = "~/.cache/ba_jax/jax"
 
     def __post_init__(self):
-        minima = {
+        check_at_least(
+            self,
             **dict.fromkeys(("steps", "accumulation_steps", "log_every"), 1),
             **dict.fromkeys(("evaluate_batches", "profile_steps"), 1),
             **dict.fromkeys(("evaluate_every", "peak_flops_per_device"), 0),
             **dict.fromkeys(("spike_standard_deviations", "step_timeout_seconds"), 0),
-            "spike_window_steps": 2,
-        }
-        for name, minimum in minima.items():
-            if getattr(self, name) < minimum:
-                raise ValueError(f"{name} = {getattr(self, name)}, expected at least {minimum}")
-        choices = {
-            "dtype": DTYPES,
-            "frozen_param_dtype": DTYPES,
-            "attention": packed_attention.KINDS,
-            "remat": REMAT_POLICIES,
-        }
-        for name, values in choices.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name} {getattr(self, name)!r}, expected one of {tuple(values)}")
+            spike_window_steps=2,
+        )
+        check_choices(
+            self,
+            dtype=DTYPES,
+            frozen_param_dtype=DTYPES,
+            attention=packed_attention.KINDS,
+            remat=REMAT_POLICIES,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Config of a run, checked except for the data sections.
+    """Config of a run, checked except for the data sections and the stage's settings.
 
     Attributes:
       seed: seed of the parameters and of everything drawn in a step; data have their own.
@@ -136,6 +139,10 @@ class RunConfig:
     train: TrainSettings
     checkpoint: CheckpointSettings
 
+    def __post_init__(self):
+        if (name := self.stage.get("name")) not in STAGES:
+            raise ConfigError(f"stage.name = {expected(name, sorted(STAGES))}")
+
 
 def parse_config(config: Mapping[str, Any]) -> RunConfig:
     """Check a config (a ConfigDict or a dict); the data sections are checked where they are opened.
@@ -145,33 +152,21 @@ def parse_config(config: Mapping[str, Any]) -> RunConfig:
     """
     # A ConfigDict's sections are no dicts.
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config.items())
-    return _checked(RunConfig, values, "config")
-
-
-def _checked(cls: type, values: Mapping[str, Any], path: str) -> Any:
-    """`from_mapping`; errors of the dataclasses' own checks become ConfigErrors."""
-    try:
-        return from_mapping(cls, values, path)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    return from_mapping(RunConfig, values, "config")
 
 
 def make_stage(config: RunConfig, platform: str = "cpu") -> Stage:
     """Build the stage of a config, to run on "cpu", "gpu" or "tpu".
 
     Raises:
-      ConfigError: an unknown stage or stage setting, or attention that the stage lacks or that the
+      ConfigError: an unknown stage setting, or attention that the stage lacks or that the
         platform does not support.
     """
     values = dict(config.stage.items())
-    name = values.pop("name", None)
-    if name not in STAGES:
-        raise ConfigError(f"stage.name = {name!r}, expected one of {sorted(STAGES)}")
+    name = values.pop("name")
     stage_class = STAGES[name]
     model = from_mapping(BaichuanAudioConfig, config.model, "model")
-    settings = _checked(stage_class.settings_class, values, "stage")
+    settings = from_mapping(stage_class.settings_class, values, "stage")
     dtype, attention = DTYPES[config.train.dtype], config.train.attention
     try:
         kind = packed_attention.on_platform(attention, platform, dtype)

@@ -26,7 +26,7 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ba_jax.config import ConfigError
+from ba_jax.config import ConfigError, expected
 from ba_jax.tree import flatten, unflatten
 
 
@@ -481,5 +481,5 @@ def check_hosts(hosts: str) -> str:
       ConfigError: it is not.
     """
     if hosts not in HOSTS:
-        raise ConfigError(f"hosts {hosts!r}, expected one of {HOSTS}")
+        raise ConfigError(f"hosts = {expected(hosts, HOSTS)}")
     return hosts

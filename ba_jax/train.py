@@ -15,9 +15,9 @@ Exit codes:
 
     0    If WORKDIR/done exists, the run is at its last step. Otherwise a signal stopped it and it
          saved a checkpoint: run the same command to resume.
-    1    A person has to act: the config, the data, a checkpoint, a full disk, or a loss that is
+    1    A person has to act: the data, a checkpoint, a full disk, or a loss that is
          not finite or that spiked. The last line, `ba_jax.train: ...`, says which.
-    2    The command line is wrong, or its settings make another model or other data than those
+    2    The command line or the config is wrong, or they make another model or other data than those
          that the run in WORKDIR was trained with (`--accept_changes` resumes it all the same).
     75   Another host was lost, or a step took longer than `train.step_timeout_seconds`. Start the
          command again on all hosts; it resumes from the last checkpoint.
@@ -46,11 +46,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
-from ba_jax import distributed, resume, sharding
+from ba_jax import cli, distributed, resume, sharding
 from ba_jax.checkpoints import components
-from ba_jax.config import ConfigError
+from ba_jax.config import local_path
 from ba_jax.data.batches import open_batches
 from ba_jax.data.loader import Batches, Loader, host_rows
 from ba_jax.run import Run, TrainError
@@ -87,9 +87,7 @@ def train(
     """
     config = parse_config(config)
     settings = config.train
-    if "://" in str(workdir):
-        raise ConfigError(f"workdir {workdir}: expected a folder; mount the bucket that it is in")
-    workdir = Path(workdir)
+    workdir = Path(local_path(os.fspath(workdir)))
     workdir.mkdir(parents=True, exist_ok=True)
     resume.check(workdir, config, accept_changes)
 
@@ -231,19 +229,15 @@ def _filter_logs() -> None:
 
 def define_flags() -> None:
     """Define the command-line flags."""
-    from ml_collections import config_flags
-
-    config_flags.DEFINE_config_file("config", None, "Config of a stage: configs/STAGE.py:SIZE.")
-    flags.DEFINE_string("workdir", None, "Folder of the run.")
+    cli.define_config("Config of a stage: configs/STAGE.py:SIZE.")
+    cli.define_path("workdir", None, "Folder of the run.")
     flags.DEFINE_bool("accept_changes", False, "Resume with another model or other data.")
     distributed.define_flags()
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("workdir")
 
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
     values, started = flags.FLAGS, time.time()
     config = values.config.to_dict()
     train_section = dict(config.get("train", {}))
@@ -277,5 +271,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run("ba_jax.train", define_flags, main)

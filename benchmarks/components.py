@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
+from ba_jax import cli
+from ba_jax.config import expected
 from benchmarks import cases, timing
 
 LEGEND = """
@@ -47,17 +49,15 @@ def measure(case: cases.Case, seconds: float) -> Iterator[dict]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.components", description=__doc__.splitlines()[0]
-    )
+    parser = cli.Parser("benchmarks.components", __doc__.splitlines()[0])
     names = ",".join(cases.CASES)
     parser.add_argument("--size", choices=sorted(cases.SIZES), default="medium")
     parser.add_argument("--only", default=names, help=f"comma-separated, from {names}")
     timing.add_arguments(parser, seconds=15.0)
     options = parser.parse_args(argv)
     options.only = [name.strip() for name in options.only.split(",")]
-    if unknown := [name for name in options.only if name not in cases.CASES]:
-        parser.error(f"--only: no component {unknown}; expected names from {list(cases.CASES)}")
+    for name in set(options.only) - set(cases.CASES):
+        parser.error(f"--only: component {expected(name, cases.CASES)}")
     return options
 
 

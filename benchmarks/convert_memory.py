@@ -11,7 +11,6 @@ checkpoint's size on disk: 8 GB for 4 layers, 21 GB for the full 28 layers.
 
 from __future__ import annotations
 
-import argparse
 import filecmp
 import json
 import re
@@ -24,12 +23,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ba_jax import cli
 from ba_jax.config import from_mapping
 from ba_jax.convert import engine, export, hf_config, tables
 from ba_jax.convert.engine import TensorInfo
 from ba_jax.convert.safetensors_io import DTYPES, INDEX_FILE, make_header, write_file
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
-from configs.models import get_config
+from configs.models import SIZES, get_config
 
 VISION = TensorInfo((16, 1 << 20), DTYPES["BF16"])
 
@@ -99,12 +99,14 @@ def measure(arguments: list[str]) -> tuple[int, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="folder on a disk with room")
-    parser.add_argument("--size", default="7b", help="size in configs/models.py")
-    parser.add_argument("--layers", type=int, default=4, help="language-model layers; 0: all")
+    parser = cli.Parser("benchmarks.convert_memory", __doc__.splitlines()[0])
+    parser.add_argument("--work", type=cli.path, required=True, help="folder on a disk with room")
+    parser.add_argument("--size", choices=SIZES, default="7b", help="size in configs/models.py")
+    parser.add_argument(
+        "--layers", type=cli.at_least(0), default=4, help="language-model layers; 0: all"
+    )
     parser.add_argument("--dtype", choices=("BF16", "F16", "F32"), default="BF16")
-    parser.add_argument("--limit-gb", type=float, default=3.0)
+    parser.add_argument("--limit-gb", type=cli.at_least(0.0), default=3.0)
     parser.add_argument("--keep", action="store_true", help="keep the written folders")
     args = parser.parse_args(argv)
     source, checkpoint, again = (args.work / n for n in ("source", "checkpoint", "exported"))

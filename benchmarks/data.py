@@ -17,7 +17,6 @@ with what a training step takes: log-mels of 128 bins and token ids.
 from __future__ import annotations
 
 import abc
-import argparse
 import io
 import itertools
 import pathlib
@@ -32,6 +31,7 @@ import soundfile
 import torch
 import transformers
 
+from ba_jax import cli
 from ba_jax.audio import lengths
 from ba_jax.data.examples import ExampleMaker
 from ba_jax.data.features import Bucket, ModelFormat
@@ -244,14 +244,22 @@ def measure(records: list[Record], tokenizer: str, count: int, budget: float) ->
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__)
-    parser.add_argument("--dataset", default=EMBEDDED, help="folder of records, or 'embedded'")
+    parser = cli.Parser("benchmarks.data", __doc__)
+    parser.add_argument(
+        "--dataset", type=cli.path, default=EMBEDDED, help="folder of records, or 'embedded'"
+    )
     parser.add_argument("--split", default="train")
-    parser.add_argument("--tokenizer", default=EMBEDDED, help="file, folder, or 'embedded'")
-    parser.add_argument("--recordings", type=int, default=96, help="spoken recordings with text")
-    parser.add_argument("--codes", type=int, default=2000, help="records with codes")
-    parser.add_argument("--seconds", type=float, default=30.0, help="timing budget of a case")
-    parser.add_argument("--json", type=pathlib.Path, help="file for the numbers")
+    parser.add_argument(
+        "--tokenizer", type=cli.path, default=EMBEDDED, help="file, folder, or 'embedded'"
+    )
+    parser.add_argument(
+        "--recordings", type=cli.at_least(1), default=96, help="spoken recordings with text"
+    )
+    parser.add_argument("--codes", type=cli.at_least(1), default=2000, help="records with codes")
+    parser.add_argument(
+        "--seconds", type=cli.at_least(0.0), default=30.0, help="timing budget of a case"
+    )
+    parser.add_argument("--json", type=cli.path, help="file for the numbers")
     options = parser.parse_args(argv)
     facts = timing.prepare(1)
     records = first_recordings(options.dataset, options.split, options.recordings)

@@ -25,6 +25,7 @@ import jax
 import numpy as np
 import torch
 
+from ba_jax import cli
 from ba_jax.config import from_mapping
 from ba_jax.convert.tables import rows_for
 from ba_jax.models import cpu_layout
@@ -352,9 +353,7 @@ def measure(case: Case, seconds: float) -> Iterator[dict]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.generate", description=__doc__.splitlines()[0]
-    )
+    parser = cli.Parser("benchmarks.generate", __doc__.splitlines()[0])
     parser.add_argument("--size", choices=sorted(SIZES), default="small")
     parser.add_argument(
         "--synthesis",

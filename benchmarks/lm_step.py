@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ba_jax import cli
 from ba_jax.plan.batch import make_full_batch
 from ba_jax.run_config import make_stage, parse_config
 from benchmarks import timing
@@ -69,6 +70,13 @@ def make_candidate(changes: dict[str, Any], rows: int, audio: float) -> tuple[Ca
     return lambda: jax.block_until_ready(step(variables["params"], arrays))[0], batch.flops
 
 
+def settings(text: str) -> str:
+    """Check that an argument is a JSON object, and return it."""
+    if not isinstance(json.loads(text), dict):
+        raise ValueError("expected an object")
+    return text
+
+
 def measure(options: argparse.Namespace) -> Iterator[dict]:
     """Yield a row for each of the settings."""
     candidates = {
@@ -91,9 +99,11 @@ def measure(options: argparse.Namespace) -> Iterator[dict]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), help="JSON, see above")
-    parser.add_argument("--rows", type=int, default=8, help="rows of 256 positions")
+    parser = cli.Parser("benchmarks.lm_step", __doc__.splitlines()[0])
+    parser.add_argument(
+        "--settings", type=settings, nargs="+", default=list(SETTINGS), help="JSON, see above"
+    )
+    parser.add_argument("--rows", type=cli.at_least(1), default=8, help="rows of 256 positions")
     parser.add_argument("--audio", type=float, default=2 / 3, help="share of frames")
     timing.add_arguments(parser, seconds=60.0)
     options = parser.parse_args(argv)

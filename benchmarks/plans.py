@@ -9,13 +9,14 @@ too.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from ba_jax import cli
 
 STAGES = ("lm_stage1:7b", "lm_stage2:7b", "tokenizer:1b5")
 # Rows of each chip, for the language model and for the tokenizer (230 s of audio a row).
@@ -61,8 +62,8 @@ def table_row(arguments: Sequence[str], plan: Mapping[str, Any]) -> tuple[str, .
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of JSON and output")
+    parser = cli.Parser("benchmarks.plans", __doc__.splitlines()[0])
+    parser.add_argument("--out", type=cli.path, required=True, help="folder of JSON and output")
     parser.add_argument("--only", default="", help="only stages with this in their name")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

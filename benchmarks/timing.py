@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
+from ba_jax import cli
+
 # Long enough for the thread pools' workers to stop spinning after their last task.
 PAUSE_SECONDS = 0.01
 # Shorter calls are repeated within a sample.
@@ -156,8 +158,10 @@ def interleave(
 def add_arguments(parser: argparse.ArgumentParser, seconds: float) -> None:
     """Add the options that the timed benchmarks share."""
     cpus = len(os.sched_getaffinity(0))
-    parser.add_argument("--seconds", type=float, default=seconds, help="timing budget of a case")
-    parser.add_argument("--json", type=pathlib.Path, help="file for the numbers")
+    parser.add_argument(
+        "--seconds", type=cli.at_least(0.0), default=seconds, help="timing budget of a case"
+    )
+    parser.add_argument("--json", type=cli.path, help="file for the numbers")
     parser.add_argument(
         "--threads",
         type=int,

@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ba_jax.checkpoints.manager import CheckpointSettings
+from ba_jax.config import ConfigError, expected
 from ba_jax.data.loader import LoaderSettings
 from ba_jax.optim import OptimizerSettings
 from ba_jax.run_config import STAGES, TrainSettings
@@ -84,10 +85,10 @@ def choose(size: str, sizes: tuple[str, ...]) -> str:
     """Return `size` if it is one of `sizes`.
 
     Raises:
-      ValueError: it is not.
+      ConfigError: it is not.
     """
     if size not in sizes:
-        raise ValueError(f"size {size!r}: expected one of {sizes}")
+        raise ConfigError(f"size {expected(size, sizes)}")
     return size
 
 

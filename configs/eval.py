@@ -39,11 +39,9 @@ def get_config(size: str = "nano") -> ConfigDict:
     """The evaluation's config.
 
     Raises:
-      ValueError: for an unknown size.
+      ConfigError: for an unknown size.
     """
-    if size not in ARGUMENTS:
-        raise ValueError(f"size {size!r}: expected one of {ARGUMENTS}")
-    nano = size.startswith("nano")
+    nano = common.choose(size, ARGUMENTS).startswith("nano")
     settings = EvalSettings(
         dataset="embedded",
         split="test",

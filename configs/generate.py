@@ -35,11 +35,9 @@ def get_config(size: str = "nano") -> ConfigDict:
     """The command's config.
 
     Raises:
-      ValueError: for an unknown size.
+      ConfigError: for an unknown size.
     """
-    if size not in ARGUMENTS:
-        raise ValueError(f"size {size!r}: expected one of {ARGUMENTS}")
-    nano = size.startswith("nano")
+    nano = common.choose(size, ARGUMENTS).startswith("nano")
     config = dataclasses.asdict(GenerateSettings(tokenizer="embedded"))
     config["synthesis"] = common.synthesis(nano, 500)
     if nano:

@@ -20,7 +20,7 @@ def get_config(size: str = "nano") -> ConfigDict:
     """Config of the stage.
 
     Raises:
-      ValueError: an unknown size.
+      ConfigError: an unknown size.
     """
     config = lm_stage2.get_config(size)
     rules = [rule for rule in config.optimizer.rules if rule[0] != lm_stage2.FROZEN]

@@ -22,7 +22,7 @@ def get_config(size: str = "nano") -> ConfigDict:
     """Config of the stage.
 
     Raises:
-      ValueError: an unknown size.
+      ConfigError: an unknown size.
     """
     config = lm_stage2.get_config(size)
     nano = size.startswith("nano")

@@ -43,7 +43,7 @@ def get_config(size: str = "nano") -> ConfigDict:
     """Config of the stage.
 
     Raises:
-      ValueError: an unknown size.
+      ConfigError: an unknown size.
     """
     common.choose(size, ARGUMENTS)
     nano = size.startswith("nano")

@@ -19,7 +19,7 @@ def get_config(size: str = "nano") -> ConfigDict:
     """Config of the stage.
 
     Raises:
-      ValueError: an unknown size.
+      ConfigError: an unknown size.
     """
     config = common.base(common.choose(size, ARGUMENTS), "text_lm")
     config.data = mixtures.get_config("text_nano")

@@ -18,6 +18,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from ba_jax.config import ConfigError, expected
 from ba_jax.data.augment import Augmentation
 
 # Paper, Table 4, in thousand hours.
@@ -43,10 +44,10 @@ def get_config(name: str = "lm_nano") -> ConfigDict:
     """A `data` section.
 
     Raises:
-      ValueError: an unknown name.
+      ConfigError: an unknown name.
     """
     if name not in MIXTURES:
-        raise ValueError(f"mixture {name!r}: expected one of {sorted(MIXTURES)}")
+        raise ConfigError(f"mixture {expected(name, sorted(MIXTURES))}")
     return ConfigDict(MIXTURES[name]())
 
 

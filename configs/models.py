@@ -19,6 +19,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from ba_jax.config import ConfigError, expected
 from ba_jax.vocab import CODEBOOK_SIZES, AudioTokens
 
 TOKENS = tuple(field.name for field in dataclasses.fields(AudioTokens))
@@ -28,10 +29,10 @@ def get_config(size: str = "nano") -> ConfigDict:
     """Sizes of a model, keyed like `ba_jax.models.baichuan_audio.BaichuanAudioConfig`.
 
     Raises:
-      ValueError: an unknown size.
+      ConfigError: an unknown size.
     """
     if size not in SIZES:
-        raise ValueError(f"model size {size!r}: expected one of {sorted(SIZES)}")
+        raise ConfigError(f"model size {expected(size, sorted(SIZES))}")
     return ConfigDict(SIZES[size]())
 
 
@@ -189,9 +190,11 @@ ARGUMENTS = tuple(SIZES)
 
 def main() -> None:
     """Print parameter counts by component."""
+    from ba_jax import cli
     from ba_jax.config import from_mapping
     from ba_jax.models.baichuan_audio import BaichuanAudioConfig, parameter_counts
 
+    cli.Parser("configs.models", main.__doc__).parse_args()
     for size in SIZES:
         counts = parameter_counts(from_mapping(BaichuanAudioConfig, get_config(size)))
         print(f"{size}: {sum(counts.values()):,} values")

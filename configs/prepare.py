@@ -30,6 +30,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ba_jax.config import ConfigError, expected
 from ba_jax.corpora.runner import SOURCES, PrepareConfig
 
 ARGUMENTS = tuple(SOURCES)
@@ -51,10 +52,10 @@ def get_config(kind: str = "embedded") -> ConfigDict:
     """The config of a kind, keyed like `ba_jax.corpora.runner.PrepareConfig`.
 
     Raises:
-      ValueError: for an unknown kind.
+      ConfigError: for an unknown kind.
     """
     if kind not in SOURCES:
-        raise ValueError(f"kind {kind!r}, expected one of {ARGUMENTS}")
+        raise ConfigError(f"kind {expected(kind, ARGUMENTS)}")
     values = _defaults(PrepareConfig) | {"kind": kind, "source": _defaults(SOURCES[kind])}
     return ConfigDict(values | CHANGES.get(kind, {}))
 

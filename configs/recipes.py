@@ -23,12 +23,15 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from ba_jax.config import ConfigError, LocalPath, convert, expected
 from ba_jax.recipe import Step
 from ba_jax.speech.assets import asset_folder
 from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_TOKENIZER
 from configs.mixtures import ASSISTANT
 
 ARGUMENTS = ("nano", "full")
+# Settings that are paths.
+PATHS = ("runs", "report", "root", "base")
 
 # Optimiser steps of the nano stages: short (25 minutes on two idle cores), long.
 NANO_STEPS = {
@@ -50,27 +53,26 @@ def get_config(name: str = "nano") -> ConfigDict:
     """Settings of a recipe.
 
     Raises:
-      ValueError: an unknown recipe.
+      ConfigError: an unknown recipe.
     """
     if name == "nano":
         settings = {"model": "nano_whisper", "long": False, "runs": "runs", "report": "report"}
-        return ConfigDict({"recipe": name, **settings, "jobs": 2})
+        return ConfigDict({**settings, "jobs": 2})
     if name == "full":
-        return ConfigDict(
-            {"recipe": name, "size": "7b", "root": "/data/baichuan", "base": "", "jobs": 1}
-        )
-    raise ValueError(f"recipe {name!r}: expected one of {ARGUMENTS}")
+        return ConfigDict({"size": "7b", "root": "/data/baichuan", "base": "", "jobs": 1})
+    raise ConfigError(f"recipe {expected(name, ARGUMENTS)}")
 
 
 def steps(config: ConfigDict) -> tuple[str, list[Step]]:
     """(Folder of the steps' outputs, steps in the order of their commands).
 
     Raises:
-      ValueError: a setting with an unknown value.
+      ConfigError: a setting with an unknown value.
     """
-    if config.recipe == "nano":
-        return config.runs, nano(config.model, config.long, config.report)
-    return config.root, full(config.size, config.base)
+    paths = {key: convert(LocalPath, config[key], key) for key in PATHS if key in config}
+    if "runs" in paths:
+        return paths["runs"], nano(config.model, config.long, paths["report"])
+    return paths["root"], full(config.size, paths["base"])
 
 
 def _python(module: str, *flags: str) -> tuple[str, ...]:
@@ -89,10 +91,10 @@ def nano(model: str, long: bool = False, report: str = "report") -> list[Step]:
     """Every part of a nano model, evaluated on held-out voices and sentences.
 
     Raises:
-      ValueError: an unknown model.
+      ConfigError: an unknown model.
     """
-    if model not in ("nano", "nano_whisper"):
-        raise ValueError(f"model {model!r}: expected nano or nano_whisper")
+    if model not in (models := ("nano", "nano_whisper")):
+        raise ConfigError(f"model {expected(model, models)}")
     whisper = model == "nano_whisper"
 
     def train(name: str, config: str, *flags: str) -> Step:
@@ -203,10 +205,10 @@ def full(size: str, base: str = "") -> list[Step]:
     """The released sizes: data, weights, tokenizer, flow, vocoder, language model, SFT, export.
 
     Raises:
-      ValueError: an unknown size.
+      ConfigError: an unknown size.
     """
-    if size not in ("1b5", "7b"):
-        raise ValueError(f"size {size!r}: expected 1b5 or 7b")
+    if size not in (sizes := ("1b5", "7b")):
+        raise ConfigError(f"size {expected(size, sizes)}")
     qwen = "Qwen2.5-7B" if size == "7b" else "Qwen2.5-1.5B"
 
     def prepare(task: str, kind: str, key: str, place: str) -> Step:

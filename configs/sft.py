@@ -27,7 +27,7 @@ def get_config(size: str = "nano") -> ConfigDict:
     """Config of the stage.
 
     Raises:
-      ValueError: an unknown size.
+      ConfigError: an unknown size.
     """
     common.choose(size, ARGUMENTS)
     model, _, lora = size.partition("_")

@@ -31,7 +31,7 @@ def get_config(size: str = "nano") -> ConfigDict:
     """Config of the stage.
 
     Raises:
-      ValueError: an unknown size.
+      ConfigError: an unknown size.
     """
     config = common.base(common.choose(size, ARGUMENTS), "tokenizer")
     encoder_rules = ()

@@ -19,7 +19,7 @@ def get_config(size: str = "nano") -> ConfigDict:
     """Config of the stage.
 
     Raises:
-      ValueError: an unknown size.
+      ConfigError: an unknown size.
     """
     config = common.base(common.choose(size, ARGUMENTS), "vocoder")
     nano = size == "nano"

@@ -21,7 +21,7 @@ from ba_jax.checkpoints import layout
 from ba_jax.checkpoints.arrays import Reader, checkpoint_shapes, load_variables
 from ba_jax.checkpoints.layout import CheckpointError, weights_folder
 from ba_jax.checkpoints.manager import check_weights
-from ba_jax.config import ConfigError, from_mapping
+from ba_jax.config import ConfigError, LocalPath, convert, expected, from_mapping
 from ba_jax.models import cpu_layout, layers
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
 from ba_jax.tree import flatten, unflatten
@@ -150,12 +150,9 @@ def initial_sources(
     Raises:
       ConfigError: an unknown component, or a frozen one without a checkpoint.
     """
-    unknown = sorted(set(init) - set(COMPONENTS))
-    if unknown:
-        raise ConfigError(f"init: {unknown}, expected components, some of {COMPONENTS}")
-    wrong = sorted(name for name, path in init.items() if not isinstance(path, str))
-    if wrong:
-        raise ConfigError(f"init.{wrong[0]} = {init[wrong[0]]!r}: expected a path, 'random' or ''")
+    for name in set(init) - set(COMPONENTS):
+        raise ConfigError(f"init: component {expected(name, COMPONENTS)}")
+    init = {name: convert(LocalPath, path, f"init.{name}") for name, path in init.items()}
     training, sources = set(training), {}
     for name in components:
         path = init.get(name, "")

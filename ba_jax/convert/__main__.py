@@ -9,24 +9,23 @@ python -m ba_jax.convert verify --checkpoint DIR --golden FILE.npz
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-USER_ERROR = 2
-INTERRUPTED = 128 + 2  # SIGINT, as shells report it
+from ba_jax import cli
+from ba_jax.config import ConfigError, expected
+
+NAME = "ba_jax.convert"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def _parser(command: str, description: str) -> argparse.ArgumentParser:
+def _parser(command: str, description: str) -> cli.Parser:
     """Make a parser with the arguments that all commands share."""
-    program = f"python -m ba_jax.convert {command}".rstrip()
-    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser = cli.Parser(NAME, description, command)
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder to write")
+    add("--out", type=cli.path, required=True, help="folder to write")
     add("--dtype", choices=DTYPES, help="cast parameters (default: kept as stored)")
     add("--overwrite", action="store_true", help="replace the contents of --out")
     add("--quiet", action="store_true", help="no progress bar")
@@ -41,21 +40,7 @@ def _shared(args: argparse.Namespace) -> dict[str, Any]:
     return {"dtype": dtype, "overwrite": args.overwrite, "progress": not args.quiet}
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}, expected at least 1")
-    return value
-
-
-def _paths(text: str) -> list[str]:
-    paths = text.split(",")
-    if not all(paths):
-        raise argparse.ArgumentTypeError(f"{text!r}, expected paths separated by commas")
-    return paths
-
-
-def run_import(argv: Sequence[str]) -> list[str]:
+def run_import(argv: Sequence[str]) -> int:
     from ba_jax.convert import importer, sources
 
     parser = _parser(
@@ -64,17 +49,22 @@ def run_import(argv: Sequence[str]) -> list[str]:
         "(each has --help).",
     )
     add = parser.add_argument
-    add("--source", type=Path, required=True, help="Hugging Face or CTranslate2 folder, or hift.pt")
+    add(
+        "--source",
+        type=cli.path,
+        required=True,
+        help="Hugging Face or CTranslate2 folder, or hift.pt",
+    )
     add("--kind", choices=sources.KINDS, help="kind of the source (default: detected)")
-    add("--vocoder", type=Path, help="vocoder file to import with a Baichuan folder")
+    add("--vocoder", type=cli.path, help="vocoder file to import with a Baichuan folder")
     args = parser.parse_args(argv)
     report = importer.import_checkpoint(
         args.source, args.out, kind=args.kind, vocoder=args.vocoder, **_shared(args)
     )
-    return [importer.format_report(report), f"wrote {args.out}"]
+    return _print(importer.format_report(report), f"wrote {args.out}")
 
 
-def run_join(argv: Sequence[str]) -> list[str]:
+def run_join(argv: Sequence[str]) -> int:
     from ba_jax.convert import join
 
     parser = _parser(
@@ -84,26 +74,26 @@ def run_join(argv: Sequence[str]) -> list[str]:
     )
     parser.add_argument(
         "--checkpoint",
-        type=_paths,
+        type=cli.paths,
         required=True,
         help="WORKDIRs of runs, or folders that ba_jax.convert wrote, separated by commas",
     )
     parser.add_argument("--partial", action="store_true", help="components may be missing")
     args = parser.parse_args(argv)
     joined = join.join_checkpoints(args.checkpoint, args.out, partial=args.partial, **_shared(args))
-    return [*joined.lines(), f"wrote {args.out}"]
+    return _print(*joined.lines(), f"wrote {args.out}")
 
 
-def run_export(argv: Sequence[str]) -> list[str]:
+def run_export(argv: Sequence[str]) -> int:
     from ba_jax.convert import export
 
     parser = _parser("export", "Write an imported or joined checkpoint as the reference's files.")
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="folder with config.json and weights/")
-    add("--base", type=Path, help="original folder, for its left-out tensors and text files")
+    add("--checkpoint", type=cli.path, required=True, help="folder with config.json and weights/")
+    add("--base", type=cli.path, help="original folder, for its left-out tensors and text files")
     add(
         "--max-shard-bytes",
-        type=_positive,
+        type=cli.at_least(1),
         default=export.DEFAULT_SHARD_BYTES,
         help="size of shards if the import recorded none (default: %(default)s)",
     )
@@ -122,7 +112,7 @@ def run_export(argv: Sequence[str]) -> list[str]:
         vocoder_format=args.vocoder_format,
         **_shared(args),
     )
-    return [*(f"note: {note}" for note in notes), f"wrote {args.out}"]
+    return _print(*(f"note: {note}" for note in notes), f"wrote {args.out}")
 
 
 def run_verify(argv: Sequence[str]) -> int:
@@ -131,12 +121,12 @@ def run_verify(argv: Sequence[str]) -> int:
     return verify.main(argv)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], list[str] | int]] = {
-    "import": run_import,
-    "join": run_join,
-    "export": run_export,
-    "verify": run_verify,
-}
+def _print(*lines: str) -> int:
+    print("\n".join(lines))
+    return 0
+
+
+COMMANDS = {"import": run_import, "join": run_join, "export": run_export, "verify": run_verify}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -144,12 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     command = argv.pop(0) if argv and not argv[0].startswith("-") else "import"
     if command not in COMMANDS:
-        nearest = difflib.get_close_matches(command, COMMANDS, 1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
-        listing = ", ".join(COMMANDS)
-        print(f"error: unknown command {command!r}, expected {listing}{hint}", file=sys.stderr)
-        return USER_ERROR
-    if command != "verify":  # Only the host is needed: leave accelerators free.
+        return cli.fail(NAME, f"command {expected(command, COMMANDS)}")
+    if command != "verify":
+        # Only the host is needed: leave accelerators free.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from absl import logging
 
@@ -159,17 +146,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Orbax logs a traceback when a write fails; the message below is enough.
     logging.set_verbosity(logging.FATAL)
     try:
-        result = COMMANDS[command](argv)
-    except (ConversionError, CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+        return COMMANDS[command](argv)
+    except (ConversionError, CheckpointError, ConfigError, OSError) as error:
+        return cli.fail(NAME, error)
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return INTERRUPTED
-    if isinstance(result, int):
-        return result
-    print("\n".join(result))
-    return 0
+        return cli.fail(NAME, "interrupted; nothing was written", cli.INTERRUPTED)
 
 
 if __name__ == "__main__":

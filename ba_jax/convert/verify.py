@@ -7,7 +7,6 @@ within the tolerance of their peak. Sizes come from the checkpoint's config.json
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -21,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ba_jax import audio
+from ba_jax import audio, cli
 from ba_jax.checkpoints import arrays, layout
 from ba_jax.convert import importer, sources
 from ba_jax.convert.engine import ConversionError
@@ -451,20 +450,18 @@ def _imported(folder: Path) -> Iterator[Path]:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; return 0 if everything passes, 1 if a key fails."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ba_jax.convert verify", description="Compare with golden numbers."
-    )
+    parser = cli.Parser("ba_jax.convert", "Compare with golden numbers.", "verify")
     add = parser.add_argument
     add(
         "--checkpoint",
-        type=Path,
+        type=cli.path,
         help="folder that `python -m ba_jax.convert` wrote, or one that it can import",
     )
-    add("--golden", type=Path, help="golden.npz to run through the checkpoint")
-    add("--frontend", type=Path, help="frontend.npz to run through the audio front end")
+    add("--golden", type=cli.path, help="golden.npz to run through the checkpoint")
+    add("--frontend", type=cli.path, help="frontend.npz to run through the audio front end")
     add(
         "--tolerance",
-        type=float,
+        type=cli.at_least(0.0),
         default=TOLERANCE,
         help="relative to the peak (default: %(default)s)",
     )

@@ -26,13 +26,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ba_jax.config import ConfigError, check_at_least, from_mapping, to_mapping
+from ba_jax.config import ConfigError, check_at_least, expected, from_mapping, to_mapping
 from ba_jax.corpora import pool
 from ba_jax.corpora import report as reports
 from ba_jax.corpora.embedded import EmbeddedCorpus
 from ba_jax.corpora.shards import STATE, WORK, Job, PrepareError, ShardPlan, divide
 from ba_jax.corpora.sources.aishell import Aishell
-from ba_jax.corpora.sources.base import Item, Rejected, Rejection, Source, SourceError
+from ba_jax.corpora.sources.base import Item, Rejected, Rejection, Source
 from ba_jax.corpora.sources.common_voice import CommonVoice, Covost2
 from ba_jax.corpora.sources.crawl import Crawl
 from ba_jax.corpora.sources.fleurs import Fleurs
@@ -46,8 +46,8 @@ from ba_jax.corpora.sources.wenetspeech import WenetSpeech
 from ba_jax.data.record import RecordError, Shard, check_name, write_metadata
 from ba_jax.files import is_litter, write_json
 
-FAILED, USER_ERROR, INTERRUPTED = 1, 2, 128 + 2
-"""Exit codes of the commands that make datasets."""
+FAILED = 1
+"""Exit code of the commands that make datasets, of a run that failed."""
 VERSION = 1  # of the records written for a listing; part of the fingerprint
 
 SOURCES: dict[str, type] = {
@@ -91,32 +91,17 @@ class PrepareConfig:
             raise ValueError(f"max_rejected = {self.max_rejected}, expected 0 to 1")
 
     def make_source(self) -> Source:
-        """Make the source, or raise SourceError or ConfigError."""
+        """Make the source, or raise ConfigError."""
         if self.kind not in SOURCES:
-            raise SourceError(f"kind = {self.kind!r}, expected one of {sorted(SOURCES)}")
-        with _values_checked("config.source"):
-            source = from_mapping(SOURCES[self.kind], self.source, "config.source")
+            raise ConfigError(f"kind = {expected(self.kind, sorted(SOURCES))}")
+        source = from_mapping(SOURCES[self.kind], self.source, "config.source")
+        try:
             check_name(source.name, "name =")
             for split in (getattr(source, "split", "train"), *getattr(source, "splits", ())):
                 check_name(split, "split =")
-            return source
-
-
-def config_from(values: Mapping[str, Any]) -> PrepareConfig:
-    """Read a config from nested mappings, or raise SourceError or ConfigError."""
-    with _values_checked("config"):
-        return from_mapping(PrepareConfig, values, "config")
-
-
-@contextlib.contextmanager
-def _values_checked(path: str) -> Iterator[None]:
-    """Turn the ValueErrors of dataclasses' own checks into SourceErrors."""
-    try:
-        yield
-    except (ConfigError, SourceError):
-        raise
-    except ValueError as error:
-        raise SourceError(f"{path}: {error}") from None
+        except RecordError as error:
+            raise ConfigError(f"config.source: {error}") from None
+        return source
 
 
 def make_plan(config: PrepareConfig) -> ShardPlan:
@@ -355,14 +340,6 @@ def dry_run(config: PrepareConfig) -> str:
 
 
 # --- command lines --------------------------------------------------------------------------------
-
-
-def allow_hyphens(argv: list[str]) -> None:
-    """Replace hyphens in the names of flags, except in keys of a config."""
-    for number, word in enumerate(argv):
-        name, equals, value = word.partition("=")
-        if name.startswith("--") and not name.startswith("--config"):
-            argv[number] = "--" + name[2:].replace("-", "_") + equals + value
 
 
 def print_report(report: Mapping[str, Any], directory: str, codes: str = "") -> None:

@@ -18,7 +18,6 @@ import dataclasses
 import hashlib
 import logging
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from absl import app, flags
+from absl import flags
 from jax.experimental import multihost_utils
 
-from ba_jax import distributed
+from ba_jax import cli, distributed
 from ba_jax.audio.lengths import SAMPLE_RATE, code_length
 from ba_jax.checkpoints.arrays import load_variables
 from ba_jax.checkpoints.layout import CheckpointError, weights_folder
@@ -306,13 +305,11 @@ def _join_chunks(
 
 def define_flags() -> None:
     """Define the command line's flags."""
-    from ml_collections import config_flags
-
     default = {field.name: field.default for field in dataclasses.fields(TokenizeSettings)}
-    config_flags.DEFINE_config_file("config", None, "A config with `model`.")
-    flags.DEFINE_string("checkpoint", None, "Weights, or a training run's workdir.")
-    flags.DEFINE_string("dataset", "embedded", "Folder of records, or 'embedded'.")
-    flags.DEFINE_string("out", None, "Folder of the new dataset.")
+    cli.define_config("A config with `model`.")
+    cli.define_path("checkpoint", None, "Weights, or a training run's workdir.")
+    cli.define_path("dataset", "embedded", "Folder of records, or 'embedded'.")
+    cli.define_path("out", None, "Folder of the new dataset.")
     flags.DEFINE_list("splits", [], "Splits to encode; default: all.")
     flags.DEFINE_float("chunk_seconds", default["chunk_seconds"], "Longest chunk.")
     flags.DEFINE_bool("drop_audio", False, "Drop the audio of parts with codes.")
@@ -323,14 +320,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("workers", default["workers"], "Threads that decode audio.", 1)
     distributed.define_flags()
     flags.DEFINE_bool("quiet", False, "Show no progress bar.")
-    flags.mark_flags_as_required(["config", "checkpoint", "out"])
-
-
-def _parse(argv: list[str]) -> list[str]:
-    """Parse flags, with hyphens allowed in their names."""
-    runner.allow_hyphens(argv)
-    define_flags()
-    return app.parse_flags_with_usage(argv)
+    flags.mark_flags_as_required(["checkpoint", "out"])
 
 
 def _settings_from_flags(args) -> TokenizeSettings:
@@ -341,19 +331,10 @@ def _settings_from_flags(args) -> TokenizeSettings:
     )
 
 
-def _fail(command: str, error: Exception, code: int) -> int:
-    if flags.FLAGS.distributed:
-        distributed.exit_with_error(command, error, code)  # does not wait for other processes
-    print(f"error: {error}", file=sys.stderr)
-    return code
-
-
 def main(argv: list[str]) -> int:
     """Make the dataset."""
     args = flags.FLAGS
     logging.getLogger("absl").setLevel(logging.ERROR)
-    if argv[1:]:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
     command = distributed.command_line("ba_jax.corpora.tokenize")
     try:
         joined = distributed.initialize_from_flags(command)
@@ -370,19 +351,18 @@ def main(argv: list[str]) -> int:
             barrier=multihost_utils.sync_global_devices,  # returns at once in a single process
         )
     except (PrepareError, OSError) as error:
-        return _fail(command, error, runner.FAILED)
+        distributed.exit_with_error(command, error, runner.FAILED)
     except RuntimeError as error:
         if not distributed.is_host_loss(error):
             raise
         distributed.exit_with_error(command, error)
     except (ConfigError, CheckpointError, SourceError, ValueError) as error:
-        return _fail(command, error, runner.USER_ERROR)
+        distributed.exit_with_error(command, error, cli.USAGE)
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to resume", file=sys.stderr)
-        return runner.INTERRUPTED
+        return cli.interrupted("ba_jax.corpora.tokenize")
     runner.print_report(report, args.out, " with codes")
     return 0
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    cli.run("ba_jax.corpora.tokenize", define_flags, main)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ba_jax.audio import AudioError, lengths
 from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL, log_mel, whisper_log_mel
-from ba_jax.config import check_at_least, check_choices
+from ba_jax.config import LocalPath, check_at_least, check_choices
 from ba_jax.data import features
 from ba_jax.data.augment import Augmentation
 from ba_jax.data.examples import NotForTask
@@ -69,7 +69,7 @@ class AudioSettings:
     augmentation: Augmentation = Augmentation()
     seed: int = 0
     on_error: str = "fail"
-    index_cache: str = ""
+    index_cache: LocalPath = ""
     index_workers: int = 0
 
     def __post_init__(self):

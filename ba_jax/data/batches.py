@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ba_jax.config import ConfigError, from_mapping
+from ba_jax.config import ConfigError, LocalPath, convert, expected, from_mapping
 from ba_jax.data.audio_batches import AudioBatches, AudioSettings
 from ba_jax.data.features import ModelFormat
 from ba_jax.data.mixture import Selection
@@ -27,10 +27,8 @@ def batch_settings(data: Mapping[str, Any]) -> PackedSettings | AudioSettings:
     values = dict(data.items())
     kind = values.pop("kind", None)
     if kind not in KINDS:
-        raise ConfigError(f"data.kind = {kind!r}: expected one of {sorted(KINDS)}")
-    folder = values.pop("folder", "")
-    if not isinstance(folder, str):
-        raise ConfigError(f"data.folder = {folder!r}: expected a path, or ''")
+        raise ConfigError(f"data.kind = {expected(kind, sorted(KINDS))}")
+    folder = convert(LocalPath, values.pop("folder", ""), "data.folder")
     members = values.get("mixture")
     if not hasattr(members, "items"):
         raise ConfigError(f"data.mixture = {members!r}: expected a mapping of members")

@@ -19,8 +19,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
+from ba_jax import cli
+from ba_jax.config import ConfigError
 from ba_jax.data.batches import open_batches
 from ba_jax.data.loader import BatchError, Loader, LoaderSettings
 from ba_jax.files import first_line
@@ -91,34 +93,31 @@ def parse_steps(text: str) -> range:
     first, colon, last = text.partition(":")
     if colon and first.isdecimal() and last.isdecimal() and int(first) < int(last):
         return range(int(first), int(last))
-    raise ValueError(f"steps {text!r}: expected first:last with first < last, such as 100:105")
+    raise ConfigError(f"--steps={text}: expected first:last with first < last, such as 100:105")
 
 
 def define_flags() -> None:
     """Define the command line's flags."""
-    from ml_collections import config_flags
-
-    config_flags.DEFINE_config_file("config", None, "A config with `data` and `model`.")
+    cli.define_config("A config with `data` and `model`.")
     flags.DEFINE_string("steps", "0:10", "First step, and the one after the last: 100:105.")
     flags.DEFINE_integer("hosts", 1, "Processes that share the rows.", lower_bound=1)
     flags.DEFINE_integer("workers", 0, "Worker processes of each host.", lower_bound=0)
-    flags.mark_flag_as_required("config")
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     """Print the hashes."""
     values = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
     try:
         steps = parse_steps(values.steps)
         config = values.config.to_dict()
         for step, digest in global_hashes(config, steps, values.hosts, values.workers):
             print(step, digest, flush=True)
-    except (ValueError, RuntimeError) as error:
-        sys.exit(f"ba_jax.data.hash: {error}")
+    except ConfigError:
+        raise
+    except (ValueError, RuntimeError, OSError) as error:
+        return cli.fail("ba_jax.data.hash", error, 1)
+    return 0
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run("ba_jax.data.hash", define_flags, main)

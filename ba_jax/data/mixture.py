@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ba_jax.config import ConfigError, from_mapping
+from ba_jax.config import ConfigError, LocalPath, from_mapping
 from ba_jax.data.examples import ExampleMaker
 from ba_jax.data.record import LANGUAGES, RecordError, RecordSource
 
@@ -34,7 +34,7 @@ class Selection:
       languages: records in other languages are left out; () takes all.
     """
 
-    dataset: str
+    dataset: LocalPath
     maker: ExampleMaker
     weight: float = 1.0
     split: str = "train"

@@ -18,7 +18,7 @@ import numpy as np
 
 from ba_jax.audio import AudioError, lengths
 from ba_jax.audio.mel import HIFIGAN_MEL, log_mel
-from ba_jax.config import check_at_least, check_choices
+from ba_jax.config import LocalPath, check_at_least, check_choices
 from ba_jax.data import features, tasks
 from ba_jax.data.augment import Augmentation
 from ba_jax.data.examples import NotForTask, audio_segments
@@ -68,7 +68,7 @@ class PackedSettings:
     """
 
     mixture: tuple[Selection, ...]
-    tokenizer: str
+    tokenizer: LocalPath
     row_length: int
     rows: int
     unit: str = "tokens"
@@ -78,7 +78,7 @@ class PackedSettings:
     augmentation: Augmentation = Augmentation()
     seed: int = 0
     on_error: str = "fail"
-    index_cache: str = ""
+    index_cache: LocalPath = ""
     index_workers: int = 0
 
     def __post_init__(self):

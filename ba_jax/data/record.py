@@ -25,6 +25,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from ba_jax.config import expected
+
 KINDS = ("speech", "interleaved", "dialogue", "text")
 ROLES = ("", "system", "user", "assistant")
 LANGUAGES = ("en", "zh")
@@ -412,8 +414,7 @@ class RecordSource(Sequence[Record]):
             builder = tfds.builder_from_directory(self.directory)
             if self.split not in builder.info.splits:
                 raise RecordError(
-                    f"{self.directory}: no split {self.split!r}, expected one of "
-                    f"{sorted(builder.info.splits)}"
+                    f"{self.directory}: split {expected(self.split, sorted(builder.info.splits))}"
                 )
             if not builder.info.splits[self.split].num_examples:
                 raise RecordError(f"{self.directory}: split {self.split!r} has no record")

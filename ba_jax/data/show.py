@@ -15,8 +15,10 @@ import unicodedata
 from collections.abc import Iterator
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
+from ba_jax import cli
+from ba_jax.config import ConfigError, expected
 from ba_jax.data.batches import batch_settings, open_batches
 from ba_jax.data.examples import NotForTask
 from ba_jax.data.features import ModelFormat
@@ -143,7 +145,7 @@ def _choose_member(data, name: str | None) -> str:
     members = sorted(name for name, m in data["mixture"].items() if m.get("weight", 1) != 0)
     name = name or members[0]
     if name not in members:
-        raise ValueError(f"member {name!r}, expected one of {members}")
+        raise ConfigError(f"--member={expected(name, members)}")
     return name
 
 
@@ -203,39 +205,36 @@ def format_summary(batches: PackedBatches) -> str:
 
 def define_flags() -> None:
     """Define the command line's flags."""
-    from ml_collections import config_flags
-
-    config_flags.DEFINE_config_file("config", None, "A config with `data` and `model`.")
+    cli.define_config("A config with `data` and `model`.")
     flags.DEFINE_string("member", None, "Name in data.mixture; default: the first.")
     flags.DEFINE_integer("index", 0, "Which of the member's examples.", lower_bound=0)
     flags.DEFINE_integer("frames", 3, "Audio frames to print of each end of a run.", 1)
     flags.DEFINE_bool("summary", False, "Print a table of the members instead.")
     flags.DEFINE_enum("color", "auto", ["auto", "always", "never"], "Colour the output.")
-    flags.mark_flag_as_required("config")
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     """Print an example or the summary."""
     values = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
     config = values.config.to_dict()
     try:
         if values.summary:
             batches = open_batches(config["data"], config["model"])
             if not isinstance(batches, PackedBatches):
-                raise ValueError(f"data.kind {config['data']['kind']!r}: expected 'packed'")
+                raise ConfigError(f"data.kind {config['data']['kind']!r}: expected 'packed'")
             print(format_summary(batches))
-            return
+            return 0
         member = _choose_member(config["data"], values.member)
         example, sequence, tokenizer = find_example(config, member, values.index)
-    except (ValueError, RecordError) as error:
-        sys.exit(f"ba_jax.data.show: {error}")
+    except ConfigError:
+        raise
+    except (ValueError, RecordError, OSError) as error:
+        return cli.fail("ba_jax.data.show", error, 1)
     color = sys.stdout.isatty() if values.color == "auto" else values.color == "always"
     print(render(example, sequence, tokenizer, color=color, frames=values.frames))
+    return 0
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run("ba_jax.data.show", define_flags, main)

@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from ba_jax.config import expected
 from ba_jax.data.record import HAN, LANGUAGES, RecordError
 from ba_jax.types import Example, Segment
 
@@ -238,9 +239,9 @@ def make_example(
 ) -> Example:
     """Run a task; errors name the example."""
     if task not in TASKS:
-        raise RecordError(f"{source}:{id}: task {task!r}, expected one of {sorted(TASKS)}")
+        raise RecordError(f"{source}:{id}: task {expected(task, sorted(TASKS))}")
     if language not in LANGUAGES:
-        raise RecordError(f"{source}:{id}: language {language!r}, expected one of {LANGUAGES}")
+        raise RecordError(f"{source}:{id}: language {expected(language, LANGUAGES)}")
     if task in PROMPTS:
         options["language"] = language
     try:

@@ -29,7 +29,7 @@ from jax.experimental import multihost_utils
 from ba_jax import json_lines, sharding
 from ba_jax.checkpoints.components import find
 from ba_jax.checkpoints.layout import stamp
-from ba_jax.config import from_mapping
+from ba_jax.config import expected, from_mapping
 from ba_jax.evals import runner
 from ba_jax.evals.bench import Bench
 from ba_jax.evals.items import EvalError
@@ -99,7 +99,7 @@ def evaluate(
         checkpoint, suite, dataset or mesh.
     """
     if start not in runner.STARTS:
-        raise EvalError(f"stage {start!r}, expected one of {runner.STARTS[1:]}")
+        raise EvalError(f"stage {expected(start, runner.STARTS[1:])}")
     model = from_mapping(BaichuanAudioConfig, config["model"])
     settings = from_mapping(EvalSettings, config["eval"], "eval")
     mesh_settings = from_mapping(sharding.MeshSettings, config.get("mesh", {}), "mesh")

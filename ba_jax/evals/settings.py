@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from ba_jax.config import check_at_least, check_choices
+from ba_jax.config import LocalPath, check_at_least, check_choices
 from ba_jax.evals.items import EvalError
 from ba_jax.evals.judges.answers import AnswerJudgeSettings
 from ba_jax.evals.judges.recogniser import SpeechJudgeSettings
@@ -26,12 +26,12 @@ class Benchmarks:
       style: layout of a question: "sft", a turn of a dialogue; "aqa", the base model's task.
     """
 
-    openaudiobench: str = ""
-    voicebench: str = ""
-    s2sbench: str = ""
-    cmmlu: str = ""
-    story_cloze: str = ""
-    spoken_story_cloze: str = ""
+    openaudiobench: LocalPath = ""
+    voicebench: LocalPath = ""
+    s2sbench: LocalPath = ""
+    cmmlu: LocalPath = ""
+    story_cloze: LocalPath = ""
+    spoken_story_cloze: LocalPath = ""
     subsets: tuple[str, ...] = ()
     limit: int = 0
     style: str = "sft"
@@ -45,7 +45,7 @@ class Benchmarks:
         value = getattr(self, name)
         if not value:
             raise EvalError(f"benchmarks.{name} is not set, expected the benchmark's folder")
-        path = pathlib.Path(value).expanduser()
+        path = pathlib.Path(value)
         if not path.exists():
             raise EvalError(f"benchmarks.{name} = {value!r}: no such file or folder")
         return path
@@ -76,7 +76,7 @@ class EvalSettings(SpeechModelSettings):
       save_every: items between two writes of lines.
     """
 
-    dataset: str
+    dataset: LocalPath
     split: str
     sources: tuple[str, ...]
     limit: int = 0

@@ -30,17 +30,15 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import tqdm
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
-from ba_jax import distributed, sharding
+from ba_jax import cli, distributed, sharding
 from ba_jax.checkpoints.components import find
 from ba_jax.checkpoints.layout import stamp
 from ba_jax.config import ConfigError, from_mapping
@@ -60,7 +58,7 @@ from ba_jax.generate.turns import TaskModel
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sampling.speech_model import load_speech_model
 
-FAILED, USER_ERROR, SOME_FAILED, INTERRUPTED = 1, 2, 3, 128 + 2
+FAILED, SOME_FAILED = 1, 3
 _BATCHES = 4
 """Batches of single-turn requests between two writes of results."""
 
@@ -97,15 +95,15 @@ def generate(
       ValueError: for the user to correct.
       OSError: results that cannot be written (a full disk); the run can be resumed.
     """
+    model_config = from_mapping(BaichuanAudioConfig, config["model"])
+    settings = from_mapping(GenerateSettings, config["generate"], "generate")
+    mesh = from_mapping(sharding.MeshSettings, config.get("mesh", {}), "mesh")
     several = jax.process_count() > 1
     if stream and (task == "reconstruct" or several):
         raise RequestError(
             "--stream: expected one process, and a task that generates"
             f" (task {task}, {jax.process_count()} processes)"
         )
-    model_config = from_mapping(BaichuanAudioConfig, config["model"])
-    settings = from_mapping(GenerateSettings, config["generate"], "generate")
-    mesh = from_mapping(sharding.MeshSettings, config.get("mesh", {}), "mesh")
     requests = read_requests(task, source, settings.language, settings.system)
     components = settings.components(task, has_recordings(task, requests))
     sources = find(checkpoints, model_config, components)
@@ -203,28 +201,28 @@ def _made_with(
 
 def define_flags() -> None:
     """Define the command line."""
-    config_flags.DEFINE_config_file("config", None, "A config with `model` and `generate`.")
-    flags.DEFINE_list("checkpoint", None, "WORKDIRs or checkpoints; the last that has a component.")
-    flags.DEFINE_string("input", None, "File, folder or JSONL list of requests.")
-    flags.DEFINE_string("out", None, "Folder of results.")
+    cli.define_config("A config with `model` and `generate`.")
+    cli.define_paths("checkpoint", None, "WORKDIRs or checkpoints; the last that has a component.")
+    cli.define_path("input", None, "File, folder or JSONL list of requests.")
+    cli.define_path("out", None, "Folder of results.")
     flags.DEFINE_bool("stream", False, "One request at a time, with output as it comes.")
     flags.DEFINE_bool("overwrite", False, "Discard results of other settings in --out.")
     flags.DEFINE_bool("retry", False, "Repeat requests that failed.")
     flags.DEFINE_bool("quiet", False, "No progress bar, no text.")
     distributed.define_flags()
-    flags.mark_flags_as_required(["config", "checkpoint", "input", "out"])
+    flags.mark_flags_as_required(["checkpoint", "input", "out"])
 
 
 def main(argv: list[str]) -> int:
     """Process the requests and print a summary."""
     values = flags.FLAGS
     if len(argv) != 2:
-        raise app.UsageError(f"arguments {argv[1:]}: expected one task of {', '.join(TASKS)}")
+        raise ConfigError(f"no task, expected one of {TASKS}")
     logging.getLogger("absl").setLevel(logging.ERROR)
     config = values.config.to_dict()
-    distributed.use_compilation_cache(config.get("compilation_cache", ""))
     command = distributed.command_line("ba_jax.generate")
     try:
+        distributed.use_compilation_cache(config.get("compilation_cache", ""))
         distributed.initialize_from_flags(command)
         counts = generate(
             config,
@@ -239,12 +237,11 @@ def main(argv: list[str]) -> int:
             show_progress=not values.quiet and not values.stream,
         )
     except (ConfigError, RequestError, ResultsError, TokenizerError, ValueError) as error:
-        distributed.exit_with_error(command, error, USER_ERROR)
+        distributed.exit_with_error(command, error, cli.USAGE)
     except (RuntimeError, OSError) as error:
         distributed.exit_with_error(command, error, FAILED)
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to resume", file=sys.stderr)
-        return INTERRUPTED
+        return cli.interrupted("ba_jax.generate")
     before, failed = counts["done_before"], counts["failed"]
     more = f", {before} of them before" if before else ""
     if jax.process_index() == 0:
@@ -260,5 +257,4 @@ def _print(text: str) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run("ba_jax.generate", define_flags, main, words=1)

@@ -10,7 +10,8 @@ chat                   a recording, or .txt,  all of both in it     {"turns": [{
 
 A line of JSONL may also have "id" (names the outputs; default its number), "language" ("en",
 "zh"), "system" (prompt of a chat) and "meta" (anything; copied to the result). Its paths are
-relative to the file's folder. Files are in UTF-8; a line ends at a line feed alone.
+relative to the file's folder, or absolute; `~` and variables are expanded. Files are in UTF-8; a
+line ends at a line feed alone.
 
 A line or file that is no request, and one whose id another has, becomes a `Request` with a refusal:
 it fails alone, and is reported with its place.
@@ -28,6 +29,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ba_jax.audio.read import AUDIO_SUFFIXES
+from ba_jax.config import expected, local_path
 from ba_jax.data.record import LANGUAGES
 from ba_jax.data.text_tokenizer import check_unicode
 from ba_jax.files import list_files
@@ -89,7 +91,7 @@ def read_requests(
       RequestError: no such file or folder, one that the task cannot use, or no requests.
     """
     if task not in TASKS:
-        raise RequestError(f"task {task!r}, expected one of {TASKS}")
+        raise RequestError(f"task {expected(task, TASKS)}")
     if language not in LANGUAGES:
         raise RequestError(f"language {language!r}, expected one of {LANGUAGES}")
     source = Path(source)
@@ -257,15 +259,16 @@ def _from_fields(
 
 
 def _user_turn(turn: Any, folder: Path) -> UserTurn:
-    """A turn of a JSON list; its path is relative to `folder`."""
+    """A turn of a JSON list; its path is relative to `folder` or absolute."""
     if not isinstance(turn, dict) or len(turn) != 1 or not set(turn) <= {"audio", "text"}:
         raise ValueError(f'{turn!r:.80}, expected {{"audio": path}} or {{"text": ...}}')
     ((kind, value),) = turn.items()
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{kind} {value!r:.80}, expected text that is not empty")
-    if kind == "audio":
-        return UserTurn(audio=os.fspath(folder / value))
-    return UserTurn(text=check_unicode(value))
+    if kind == "text":
+        return UserTurn(text=check_unicode(value))
+    path = os.path.join(folder, value)
+    return UserTurn(audio=path if os.path.exists(path) else os.path.join(folder, local_path(value)))
 
 
 def _check_id(value: Any) -> str:

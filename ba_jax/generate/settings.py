@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 
+from ba_jax.config import expected
 from ba_jax.data.record import LANGUAGES
 from ba_jax.data.text_tokenizer import check_unicode
 from ba_jax.sampling.alternate import FIRST_TEXT, Alternation
@@ -77,9 +78,9 @@ class GenerateSettings(SpeechModelSettings):
         super().__post_init__()
         check_unicode(self.system, "system")
         if self.answers not in ANSWERS:
-            raise ValueError(f"answers {self.answers!r}, expected one of {ANSWERS}")
+            raise ValueError(f"answers {expected(self.answers, ANSWERS)}")
         if self.language not in LANGUAGES:
-            raise ValueError(f"language {self.language!r}, expected one of {LANGUAGES}")
+            raise ValueError(f"language {expected(self.language, LANGUAGES)}")
         if self.alternation.segment > self.synthesis.frames[-1]:
             raise ValueError(
                 f"alternation.segment {self.alternation.segment}, synthesis.frames "

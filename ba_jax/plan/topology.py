@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 
+from ba_jax.config import ConfigError, expected
 from ba_jax.metrics.chips import CHIPS, Chip
 
 # Without these libtpu asks a metadata server which TPU this is, and waits for it.
@@ -60,21 +61,21 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
     """Parse the name of a topology into chip and shape.
 
     Raises:
-      PlanError: another form, or another number of dimensions than the chip's.
+      ConfigError: another form, an unknown chip, or another number of dimensions than the chip's.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     if not match:
-        raise PlanError(
-            f"topology {name!r}: expected CHIP:SHAPE such as v5p:4x4x4, v6e:16x16 or h100:8; the "
+        raise ConfigError(
+            f"--topology={name}: expected CHIP:SHAPE such as v5p:4x4x4, v6e:16x16 or h100:8; the "
             f"chips are {', '.join(CHIPS)}"
         )
     if match[1] not in CHIPS:
-        raise PlanError(f"chip {match[1]!r}: expected one of {', '.join(CHIPS)}")
+        raise ConfigError(f"--topology={name}: chip {expected(match[1], CHIPS)}")
     chip = CHIPS[match[1]]
     shape = tuple(map(int, match[2].split("x")))
     if len(shape) != max(chip.dimensions, 1) or min(shape) < 1:
         form = "x".join("N" * chip.dimensions) or "N"
-        raise PlanError(f"topology {name!r}: expected {chip.name}:{form}, each N at least 1")
+        raise ConfigError(f"--topology={name}: expected {chip.name}:{form}, each N at least 1")
     return chip, shape
 
 

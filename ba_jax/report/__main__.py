@@ -7,7 +7,6 @@ report is replaced as a whole.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 import os
@@ -19,10 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ba_jax import cli
 from ba_jax.report import page, targets
 from ba_jax.report.runs import ReportError, read_runs
 
-USER_ERROR = 2
+NAME = "ba_jax.report"
 INDEX, SUMMARY = "index.html", "summary.json"
 
 
@@ -47,9 +47,7 @@ def write_report(runs_folder: Path, out: Path) -> dict[str, Any]:
             origin,
             page.Files(folder / page.FILES),
             written=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
-            command=shlex.join(
-                ["python", "-m", "ba_jax.report", f"--runs={runs_folder}", f"--out={out}"]
-            ),
+            command=shlex.join(["python", "-m", NAME, f"--runs={runs_folder}", f"--out={out}"]),
         )
         # JSON may hold half a surrogate pair, which UTF-8 cannot.
         (folder / INDEX).write_text(html, encoding="utf-8", errors="replace")
@@ -76,18 +74,16 @@ def _check_out(out: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, also if targets were missed, or 2 for an error of the input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ba_jax.report",
-        description="Write the report of a main job: index.html, summary.json and files/.",
+    parser = cli.Parser(
+        NAME, "Write the report of a main job: index.html, summary.json and files/."
     )
-    parser.add_argument("--runs", type=Path, required=True, help="folder of runs and eval/")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write")
+    parser.add_argument("--runs", type=cli.path, required=True, help="folder of runs and eval/")
+    parser.add_argument("--out", type=cli.path, default=Path("report"), help="folder to write")
     arguments = parser.parse_args(argv)
     try:
         write_report(arguments.runs, arguments.out)
     except (ReportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+        return cli.fail(NAME, error)
     print(f"\nreport: {arguments.out / INDEX}")
     return 0
 

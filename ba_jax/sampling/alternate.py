@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ba_jax.config import expected
 from ba_jax.data.text_tokenizer import TextTokenizer, TokenizerError
 from ba_jax.sampling.logits import Sampling
 from ba_jax.vocab import AudioTokens
@@ -68,7 +69,7 @@ class Alternation:
 
     def __post_init__(self):
         if self.mode not in MODES:
-            raise ValueError(f"mode {self.mode!r}: expected one of {MODES}")
+            raise ValueError(f"mode {expected(self.mode, MODES)}")
         if min(self.stretch, self.segment, self.segments) < 1:
             raise ValueError(
                 f"stretch {self.stretch}, segment {self.segment}, segments {self.segments}: "

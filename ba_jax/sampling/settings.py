@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from ba_jax.config import LocalPath
 from ba_jax.sampling.alternate import Alternation
 from ba_jax.sampling.logits import GREEDY, Sampling
 from ba_jax.sampling.synthesize import SynthesisSettings
@@ -68,7 +69,7 @@ class SpeechModelSettings:
       seed: seed of all random draws.
     """
 
-    tokenizer: str
+    tokenizer: LocalPath
     generation: GenerationSettings = GenerationSettings()
     synthesis: SynthesisSettings = SynthesisSettings()
     encode_rows: int = 16

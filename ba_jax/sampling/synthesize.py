@@ -17,6 +17,7 @@ import numpy as np
 
 from ba_jax.audio.griffin_lim import griffin_lim
 from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL, MelGeometry
+from ba_jax.config import expected
 from ba_jax.models import layers
 from ba_jax.models.baichuan_audio import (
     BaichuanAudio,
@@ -71,9 +72,9 @@ class SynthesisSettings:
 
     def __post_init__(self):
         if self.vocoder not in VOCODERS:
-            raise ValueError(f"vocoder {self.vocoder!r}, expected one of {VOCODERS}")
+            raise ValueError(f"vocoder {expected(self.vocoder, VOCODERS)}")
         if self.mel not in MELS:
-            raise ValueError(f"mel {self.mel!r}, expected one of {MELS}")
+            raise ValueError(f"mel {expected(self.mel, MELS)}")
         if self.mel == "decoder" and self.vocoder != "griffin_lim":
             raise ValueError("the vocoder reads the flow's mels: expected mel 'flow'")
         if self.rows < 1 or not self.frames or min(self.frames) < 1:

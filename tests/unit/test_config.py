@@ -24,7 +24,7 @@ def test_every_size_builds_and_round_trips_through_json(size):
 
 
 def test_unknown_size_is_an_error():
-    with pytest.raises(ValueError, match="model size '8b': expected one of"):
+    with pytest.raises(ValueError, match="model size '8b', expected one of"):
         get_config("8b")
 
 

@@ -118,14 +118,14 @@ def test_an_interrupt_is_forwarded_and_the_command_resumes(tmp_path):
         f"wait = '''trap \"exit 0\" TERM; touch {tmp_path}/up; while :; do sleep 0.05; done'''\n"
         f"recipe.load = lambda config: Runner(recipe.Path({str(tmp_path)!r}), [\n"
         "    Step('a', [('sh', '-c', wait)], complete='x')])\n"
-        "recipe.define_flags(); recipe.app.run(recipe.main)\n"
+        "recipe.cli.run('ba_jax.recipe', recipe.define_flags, recipe.main)\n"
     )
     command = [sys.executable, "-c", code, "--config=configs/recipes.py:nano"]
     process = start(command)
     wait_for((tmp_path / "up").exists, process)
     process.send_signal(signal.SIGINT)
     _, errors = finish(process, 130)
-    assert "run the same command to resume" in errors
+    assert "run the same command again to resume" in errors
 
 
 RECIPES = {

@@ -20,7 +20,7 @@ INFO = "dataset_info.json"
 
 
 class SourceError(ValueError):
-    """A corpus that is missing or not in the expected layout, or a config value out of range."""
+    """A corpus that is missing or not in the expected layout."""
 
 
 @dataclasses.dataclass(frozen=True)

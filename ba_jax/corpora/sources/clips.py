@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ba_jax.audio import AudioError, AudioReader, read_audio
-from ba_jax.config import check_choices
+from ba_jax.config import LocalPath, check_choices
 from ba_jax.corpora.encode import CODINGS, encode_speech
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, Source
 from ba_jax.data.record import Part, Record, Word
@@ -93,7 +93,7 @@ class ClipSource(Source):
     recipes.
     """
 
-    folder: str = ""
+    folder: LocalPath = ""
     audio: AudioConfig = AudioConfig()
 
     def records(self, item: Item) -> Iterator[Record | Rejection]:

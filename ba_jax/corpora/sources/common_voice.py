@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from ba_jax.config import expected
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
 from ba_jax.corpora.sources.clips import Clip, ClipSource, speech_item
 from ba_jax.corpora.sources.listing import (
@@ -145,7 +146,7 @@ def _item_maker(
     `durations` is clip -> its length in ms, as far as it is known.
     """
     if locale not in LANGUAGE_OF:
-        raise SourceError(f"language {locale!r}, expected one of {sorted(LANGUAGE_OF)}")
+        raise SourceError(f"language {expected(locale, sorted(LANGUAGE_OF))}")
     clips = require_folder(root / "clips", "clips")
 
     def make_item(where: str, fields: Mapping[str, str], split: str) -> Item:

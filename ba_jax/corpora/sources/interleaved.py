@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from ba_jax.config import check_choices
+from ba_jax.config import LocalPath, check_choices
 from ba_jax.corpora.encode import CODINGS
 from ba_jax.corpora.interleave.text import Lengths
 from ba_jax.corpora.sources.base import Source
@@ -32,7 +32,7 @@ class InterleavedSource(Source):
     name: str = ""
     description: str = ""
     licence: str = ""
-    path: str = ""
+    path: LocalPath = ""
     split: str = "train"
     coding: str = "opus"
     options: dict = dataclasses.field(default_factory=dict)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from ba_jax.config import ConfigError, local_path
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
 from ba_jax.data.record import drop_invisible
 from ba_jax.files import list_files
@@ -321,13 +322,19 @@ def find_inside(root: Path, name: str, *, allow_absolute: bool = False) -> str:
     """The path of an existing regular file under a root, symbolic links resolved.
 
     The suffix may be in another case: "a.wav" finds a.WAV if there is no a.wav. `allow_absolute`
-    accepts absolute names, wherever they lead.
+    accepts absolute names, wherever they lead, and expands `~` and variables in a name that is not
+    a file's.
     """
     check_unicode(name, "path")
     if not name or "\0" in name or re.match(r"file:|\w+://", name):
         raise Rejected("bad path", f"path {name!r}, expected a file's name")
     if os.path.basename(name).startswith("._"):
         raise Rejected("bad path", f"path {name!r}, a file that macOS leaves beside another")
+    if allow_absolute and not os.path.exists(os.path.join(root, name)):
+        try:
+            name = local_path(name)
+        except ConfigError as error:
+            raise Rejected("bad path", str(error)) from None
     is_absolute = os.path.isabs(name)
     if is_absolute and not allow_absolute:
         raise Rejected("absolute path", f"path {name!r}, expected one relative to {root}")

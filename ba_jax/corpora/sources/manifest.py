@@ -33,6 +33,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ba_jax.config import LocalPath
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
 from ba_jax.corpora.sources.clips import Clip, ClipSource, Recipe
 from ba_jax.corpora.sources.listing import (
@@ -78,7 +79,7 @@ class Manifest(ClipSource):
       extra_keys: ignore keys that are not named above, instead of rejecting the line.
     """
 
-    path: str = ""
+    path: LocalPath = ""
     name: str = "manifest"
     description: str = "Made from a JSONL manifest."
     licence: str = ""

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from ba_jax.config import check_choices
+from ba_jax.config import LocalPath, check_choices
 from ba_jax.corpora.sources.base import Item, Rejection, Source, SourceError
 from ba_jax.corpora.sources.listing import clean_text, find_files, read_lines
 from ba_jax.data.record import LANGUAGES, Part, Record
@@ -22,7 +22,7 @@ class PlainText(Source):
       max_characters: largest number of characters of a paragraph; longer ones are rejected.
     """
 
-    path: str = ""
+    path: LocalPath = ""
     name: str = "text"
     description: str = "Plain text."
     licence: str = ""

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ba_jax.audio.lengths import FRAME_SECONDS
-from ba_jax.config import check_at_least
+from ba_jax.config import LocalPath, check_at_least, expected
 from ba_jax.corpora.sources.base import DerivedSource, Item, Rejected, Rejection, SourceError
 from ba_jax.data.examples import NotForTask, space_between, stable_hash, word_bounds
 from ba_jax.data.record import Part, Record, RecordError, RecordSource, Word
@@ -47,7 +47,7 @@ class Spliced(DerivedSource):
       seed: seed of the draws.
     """
 
-    dataset: str = ""
+    dataset: LocalPath = ""
     split: str = "train"
     speakers: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
@@ -178,7 +178,7 @@ def _read_pool(source: Spliced) -> _Pool:
     pool = _Pool({}, set(), [])
     splits = [split["name"] for split in source.info["splits"]]
     if source.split not in splits:
-        raise SourceError(f"split = {source.split!r}, expected one of {sorted(splits)}")
+        raise SourceError(f"split = {expected(source.split, sorted(splits))}")
     coded = False
     for split in splits:
         try:

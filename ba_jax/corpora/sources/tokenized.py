@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ba_jax.audio import lengths
+from ba_jax.config import LocalPath
 from ba_jax.corpora import report as reports
 from ba_jax.corpora.sources.base import DerivedSource, Item, Rejected, Rejection, SourceError
 from ba_jax.data import features
@@ -47,7 +48,7 @@ class TokenizedSource(DerivedSource):
         other voices at another pace. Their audio is dropped, times are those of the codes.
     """
 
-    dataset: str
+    dataset: LocalPath
     weights: str
     splits: tuple[str, ...] = ()
     chunk_seconds: float = float(lengths.MAX_SECONDS)

@@ -17,6 +17,11 @@ import re
 import sys
 from collections.abc import Sequence
 
+from ba_jax import cli
+from ba_jax.config import expected
+
+NAME = "ba_jax.evals.paper"
+
 # Functions import JAX and everything on top of it: the judge's processes import this module.
 
 
@@ -34,13 +39,15 @@ def parse_numbers(text: str) -> list[int]:
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="python -m ba_jax.evals.paper", description=__doc__)
+    parser = cli.Parser(NAME, __doc__)
     parser.add_argument("--table", default="1,3,5", help="numbers and ranges: 1,3,5 or 1..8")
     parser.add_argument("--size", default="nano", help="nano, or nano_scratch without Whisper")
-    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs"))
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("paper"))
+    parser.add_argument("--runs", type=cli.path, default=pathlib.Path("runs"))
+    parser.add_argument("--out", type=cli.path, default=pathlib.Path("paper"))
     parser.add_argument("--retrain", action="store_true", help="Table 1: a tokenizer per row")
-    parser.add_argument("--limit", type=int, default=0, help="items of each kind; 0: all")
+    parser.add_argument(
+        "--limit", type=cli.at_least(0), default=0, help="items of each kind; 0: all"
+    )
     return parser.parse_args(argv)
 
 
@@ -50,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         make_tables(arguments)
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"ba_jax.evals.paper: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
+        return cli.fail(NAME, error, cli.USAGE if isinstance(error, ValueError) else 1)
     return 0
 
 
@@ -69,8 +75,8 @@ def make_tables(arguments: argparse.Namespace) -> None:
     from configs.eval import get_config
 
     numbers = parse_numbers(arguments.table)
-    if unknown := [number for number in numbers if number not in TITLES]:
-        raise ValueError(f"--table={arguments.table}: no table {unknown}, expected 1 to 8")
+    for number in set(numbers) - set(TITLES):
+        raise ValueError(f"--table={arguments.table}: table {expected(number, TITLES)}")
     logging.set_verbosity(logging.WARNING)
     out = arguments.out
     runs = NanoRuns([arguments.runs.absolute(), out.absolute() / "runs"], arguments.size)

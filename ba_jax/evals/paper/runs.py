@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from ba_jax.checkpoints import layout
+from ba_jax.config import ConfigError, expected
 from ba_jax.recipe import Step, printable
 
 MODELS: Mapping[str, str] = {"nano": "nano_whisper", "nano_scratch": "nano"}
@@ -36,7 +37,7 @@ class NanoRuns:
         from configs import recipes
 
         if size not in MODELS:
-            raise RunError(f"size {size!r}, expected one of {sorted(MODELS)}")
+            raise ConfigError(f"size {expected(size, sorted(MODELS))}")
         self.folders, self.model = [pathlib.Path(folder) for folder in folders], MODELS[size]
         self._execute = _call if execute is None else execute
         self._steps = {step.name: step for step in recipes.nano(self.model)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ba_jax.evals.items import EvalError
+from ba_jax.config import ConfigError, expected
 from ba_jax.evals.suite import Suite
 from ba_jax.evals.suites import (
     asr,
@@ -28,7 +28,7 @@ def components(names: Iterable[str], vocoder: str) -> tuple[str, ...]:
     needed: dict[str, None] = {}
     for name in names:
         if name not in SUITES:
-            raise EvalError(f"suite {name!r}, expected one of {sorted(SUITES)}")
+            raise ConfigError(f"suite {expected(name, sorted(SUITES))}")
         needed |= dict.fromkeys(SUITES[name].components)
         if SUITES[name].speaks and vocoder == "vocoder":
             needed["vocoder"] = None

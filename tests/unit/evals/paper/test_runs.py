@@ -6,6 +6,7 @@ import pathlib
 
 import pytest
 
+from ba_jax.config import ConfigError
 from ba_jax.evals.paper.__main__ import main, parse_arguments, parse_numbers
 from ba_jax.evals.paper.runs import NanoRuns, RunError
 from configs import recipes
@@ -100,7 +101,7 @@ def test_runs_that_cannot_be_made(tmp_path, trained):
     (tmp_path / "text" / "config.json").write_text('{"train": {"steps": 600}}')
     with pytest.raises(RunError, match="not complete"):
         stopped.get("text")
-    with pytest.raises(RunError, match="size '7b', expected one of"):
+    with pytest.raises(ConfigError, match="size '7b', expected one of"):
         NanoRuns([tmp_path], "7b")
 
 
@@ -108,7 +109,10 @@ def test_command_line(capsys, tmp_path):
     assert parse_numbers("1..3,5, 2") == [1, 2, 3, 5]
     given = parse_arguments(["--table=4", "--runs=a", "--retrain"])
     assert (given.table, str(given.runs), given.retrain, given.size) == ("4", "a", True, "nano")
-    for table, message in (("x", "expected numbers and ranges"), ("7..9", r"no table [9]")):
+    for table, message in (
+        ("x", "expected numbers and ranges"),
+        ("7..9", r"table 9, expected one of"),
+    ):
         assert main([f"--table={table}", f"--out={tmp_path}"]) == 2
         assert message in capsys.readouterr().err
     assert main(["--table=4", "--size=big", f"--out={tmp_path}"]) == 1
