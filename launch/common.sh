@@ -71,6 +71,24 @@ pack() { # FILE: packs the tree of $root, without caches and outputs, into a .ta
     run tar -czf "$1" "${left[@]}" --exclude=__pycache__ --exclude='*.egg-info' -C "$root" .
 }
 
+local_path() { # PATH: as ba_jax.config.local_path: ~, $NAME and ${NAME} expanded, addresses refused
+  local rest=$1 path='' name home
+  while [[ $rest =~ ^(.*)\$(\{([A-Za-z_][A-Za-z0-9_]*)\}|([A-Za-z_][A-Za-z0-9_]*))(.*)$ ]]; do
+    name=${BASH_REMATCH[3]}${BASH_REMATCH[4]}
+    [ -n "${!name+set}" ] || fail "$1: the variable \$$name is not set"
+    path=${!name}${BASH_REMATCH[5]}$path
+    rest=${BASH_REMATCH[1]}
+  done
+  path=$rest$path
+  if [[ $path =~ ^(~[A-Za-z0-9._-]*)(/.*)?$ ]]; then
+    eval "home=${BASH_REMATCH[1]}"
+    [ "$home" != "${BASH_REMATCH[1]}" ] || fail "$1: no home folder of $home"
+    path=$home${BASH_REMATCH[2]}
+  fi
+  [[ ! $path =~ ^[A-Za-z][A-Za-z0-9+.-]*:/ ]] || fail "$1: expected a path; mount the bucket"
+  printf '%s' "$path"
+}
+
 workdir_of() { # COMMAND...: the run's folder, out of its --workdir; nothing if it has none
   while [ $# -gt 0 ]; do
     case $1 in

@@ -19,7 +19,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/common.sh
 . "$root/launch/common.sh"
 
-folder=${FOLDER:-$HOME/.ba_jax_run}
+folder=$(local_path "${FOLDER:-$HOME/.ba_jax_run}")
 dry='' what=''
 while [ $# -gt 0 ]; do
   case $1 in

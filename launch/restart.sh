@@ -46,7 +46,8 @@ done
 [ $# -gt 0 ] || fail "no command (--help explains)"
 whole_number --restarts "$restarts" 0
 whole_number --delay "$delay" 0
-workdir=${workdir:-$(workdir_of "$@")}
+workdir=$(local_path "${workdir:-$(workdir_of "$@")}")
+status=$(local_path "$status")
 [ ! -d "$root/.venv/bin" ] || export PATH="$root/.venv/bin:$PATH"
 if [ -n "$dry" ]; then
   echo "# until done, at most $restarts times in a row without a new checkpoint in" \

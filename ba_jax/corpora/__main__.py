@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from ba_jax import cli
-from ba_jax.config import ConfigError, from_mapping
+from ba_jax.config import ConfigError
 from ba_jax.corpora import runner
 from ba_jax.corpora.sources.base import SourceError
 
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"--size: a source of kind {values.get('kind')!r} has no size")
         values["source"]["size"] = args.size
     try:
-        config = from_mapping(runner.PrepareConfig, values, "config")
+        config = runner.config_from(values)
         if args.dry_run:
             print(runner.dry_run(config))
             return 0

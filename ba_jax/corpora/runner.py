@@ -104,6 +104,11 @@ class PrepareConfig:
         return source
 
 
+def config_from(values: Mapping[str, Any]) -> PrepareConfig:
+    """Read a config from nested mappings, or raise ConfigError."""
+    return from_mapping(PrepareConfig, values, "config")
+
+
 def make_plan(config: PrepareConfig) -> ShardPlan:
     """List a source and divide it into shards."""
     source = config.make_source()

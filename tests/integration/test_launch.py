@@ -225,12 +225,29 @@ def test_local_mesh_dry_run():
         ("restart", [], {}, "no command"),
         ("restart", ["--restarts=many", "x"], {}, "--restarts=many"),
         ("restart", ["--never", "x"], {}, "--never"),
+        ("restart", ["--dry-run", "x", "--workdir=gs://b/x"], {}, "gs://b/x: expected a path"),
+        ("restart", ["--dry-run", "x", "--workdir=$NOT_SET/x"], {}, "$NOT_SET is not set"),
+        ("restart", ["--dry-run", "x", "--workdir=~nobody_here"], {}, "no home folder of ~nobody"),
         ("on_host", [], {}, "no command"),
     ],
 )
 def test_missing_or_invalid_arguments_are_named(script, arguments, settings, names):
     code, output = call(script, *arguments, **settings)
     assert code == 2 and names in output, output
+
+
+def test_the_restart_loop_looks_where_the_command_writes():
+    for path, place in {
+        "~/a": "/home/ann/a",
+        "$RUNS/a": "/data/a",
+        "${RUNS}$/$RUNS$RUNS": "/data$//data/data",
+        "~": "/home/ann",
+        "a~/b": "a~/b",
+    }.items():
+        code, output = call(
+            "restart", "--dry-run", "x", "--workdir", path, HOME="/home/ann", RUNS="/data"
+        )
+        assert code == 0 and output.splitlines()[0].endswith(f" in {shlex.quote(place)}"), output
 
 
 def documented_commands():

@@ -147,7 +147,7 @@ def test_an_interrupted_run_can_be_resumed(corpus, undisturbed, tmp_path):
     workers = {pid for pid, _ in claims(out)}
     process.send_signal(signal.SIGINT)
     _, err = finish(process, INTERRUPTED)
-    assert err.strip().endswith("interrupted: run the same command again to resume")
+    assert err.strip().endswith("interrupted; run the same command again to resume")
     assert "Traceback" not in err
     assert not any(is_alive(pid) for pid in workers)
     run(command(corpus, out, "--workers=1", "--quiet"))
@@ -167,7 +167,11 @@ def test_dry_run_writes_nothing(corpus, tmp_path):
 
 def test_wrong_command_lines(corpus, tmp_path):
     cases = [
-        (["--config.source.foldr=/data"], USER_ERROR, "--config: no key 'foldr'"),
+        (
+            ["--config.source.foldr=/data"],
+            USER_ERROR,
+            "--config.source.foldr: unknown key; did you mean source.folder?",
+        ),
         (["--size=large"], USER_ERROR, "a source of kind 'manifest' has no size"),
         (["--config.max_rejected=0.01"], FAILED, "expected at most max_rejected = 1.0%"),
     ]

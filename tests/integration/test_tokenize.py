@@ -124,7 +124,7 @@ def test_an_interrupted_run_can_be_resumed(folder, undisturbed, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = finish(process, INTERRUPTED)
     assert (
-        err.strip().endswith("interrupted: run the same command again to resume")
+        err.strip().endswith("interrupted; run the same command again to resume")
         and "Traceback" not in err
     )
     finish(start(command(folder, out)))

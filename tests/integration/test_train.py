@@ -377,7 +377,7 @@ def test_invalid_config_is_refused_before_training(dataset, whole, tmp_path):
             train(wrong, tmp_path / "run")
         assert complete_steps(tmp_path / "run" / "checkpoints") == []
     assert int(train(small_run.changed(fresh, frozen | {"train__steps": 1}), tmp_path / "ok").step)
-    with pytest.raises(ConfigError, match="gs://bucket/run: expected a folder"):
+    with pytest.raises(ConfigError, match="gs://bucket/run: expected a path"):
         train(fresh, "gs://bucket/run")
 
 
@@ -412,7 +412,7 @@ def test_workdir_of_another_config_is_refused_and_unchanged(copied):
         ({"init__llm": "/nowhere"}, "/nowhere: no such folder"),
     ],
 )
-def test_command_prints_errors_in_a_line(dataset, tmp_path, monkeypatch, changes, message):
+def test_command_prints_errors_in_a_line(dataset, tmp_path, monkeypatch, capfd, changes, message):
     values = types.SimpleNamespace(
         config=ConfigDict(text_run(dataset, **changes)),
         workdir=str(tmp_path / "run"),
@@ -423,7 +423,8 @@ def test_command_prints_errors_in_a_line(dataset, tmp_path, monkeypatch, changes
     monkeypatch.setattr(train_module.distributed, "initialize_from_flags", lambda command: None)
     with pytest.raises(SystemExit) as error:
         train_module.main(["train"])
-    assert re.match(f"ba_jax.train: .*{message}", str(error.value), re.DOTALL)
+    text = f"{error.value}\n{capfd.readouterr().err}"
+    assert re.search(f"^ba_jax.train: .*{message}", text, re.DOTALL | re.MULTILINE)
 
 
 def test_workdir_that_is_a_file(dataset, tmp_path, monkeypatch):

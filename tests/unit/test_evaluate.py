@@ -46,4 +46,4 @@ def test_all_suites_with_the_real_judge(tmp_path):
     failed = subprocess.run(
         [*command, "--suite=sing"], env=environment, capture_output=True, text=True
     )
-    assert failed.returncode == 1 and "suite 'sing', expected one of" in failed.stderr
+    assert failed.returncode == 2 and "suite 'sing', expected one of" in failed.stderr

@@ -169,7 +169,7 @@ def test_settings_of_the_recipes():
     for name in recipes.ARGUMENTS:
         root, steps = recipes.steps(recipes.get_config(name))
         assert root and steps
-    with pytest.raises(ValueError, match="model 'big': expected nano or nano_whisper"):
+    with pytest.raises(ValueError, match="model 'big', expected one of .'nano', 'nano_whisper'"):
         recipes.nano("big")
-    with pytest.raises(ValueError, match="size '3b': expected 1b5 or 7b"):
+    with pytest.raises(ValueError, match="size '3b', expected one of .'1b5', '7b'"):
         recipes.full("3b")

@@ -60,7 +60,7 @@ def user_error(capsys: pytest.CaptureFixture, *arguments: object) -> str:
     capsys.readouterr()
     assert run(*arguments) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: ") and "Traceback" not in captured.err
+    assert captured.err.startswith("ba_jax.convert: ") and "Traceback" not in captured.err
     return captured.err
 
 

@@ -322,7 +322,7 @@ def test_no_dataset_no_split_other_fields(tmp_path, monkeypatch):
     with pytest.raises(RecordError, match="no dataset_info.json"):
         RecordSource(tmp_path, "train")
     folder = dataset(tmp_path / "data")
-    with pytest.raises(RecordError, match="no split 'test', expected one of .'train'"):
+    with pytest.raises(RecordError, match=": split 'test', expected one of .'train'"):
         RecordSource(folder, "test")
     real = records_module.features()
     monkeypatch.setattr(records_module, "features", lambda: {**real, "colour": None})

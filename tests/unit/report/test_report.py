@@ -474,7 +474,7 @@ def test_command_names_the_fault_and_keeps_the_old_report(tmp_path, capsys, name
     write(tmp_path / "runs" / name, content)
     capsys.readouterr()
     assert main([f"--runs={tmp_path / 'runs'}", f"--out={out}"]) == 2
-    assert re.search("^error: .*" + message, capsys.readouterr().err)
+    assert re.search("^ba_jax.report: .*" + message, capsys.readouterr().err)
     assert (out / "index.html").read_bytes() == before
 
 

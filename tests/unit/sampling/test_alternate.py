@@ -365,7 +365,7 @@ def test_vocabulary_of_a_tokenizer():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "dirty"}, "mode 'dirty': expected one of"),
+        ({"mode": "dirty"}, "mode 'dirty', expected one of"),
         ({"stretch": 0}, "expected at least 1 of each"),
         ({"segments": 0}, "expected at least 1 of each"),
         ({"stops": ("...",)}, "expected strings of one character"),

@@ -200,7 +200,7 @@ def test_parts_that_cannot_be_cut_are_counted(tmp_path):
     [
         ({"dataset": ""}, SourceError, "no source.dataset"),
         ({"dataset": "/nowhere"}, SourceError, "/nowhere/dataset_info.json"),
-        ({"split": "dev"}, SourceError, r"split = 'dev', expected one of \['test', 'train'\]"),
+        ({"split": "dev"}, SourceError, r"split = 'dev', expected one of \('test', 'train'\)"),
         ({"speakers": ["eve"]}, SourceError, r"no codes by \('eve',\) from any source"),
         ({"sources": ["x"]}, SourceError, r"no codes by anyone from \('x',\)"),
         ({"pieces": [0, 2]}, SourceError, r"pieces = \(0, 2\), expected least and most"),

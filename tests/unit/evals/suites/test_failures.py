@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from ba_jax.evals.items import EvalError
+from ba_jax.config import ConfigError
 from ba_jax.evals.suites import registry
 from ba_jax.types import Failure
 from tests.unit.evals.small_bench import bench_of, run
@@ -80,5 +80,5 @@ def test_damaged_records_are_listed(tmp_path):
 
 
 def test_an_unknown_suite():
-    with pytest.raises(EvalError, match="suite 'sing', expected one of"):
+    with pytest.raises(ConfigError, match="suite 'sing', expected one of"):
         registry.components(["sing"], "vocoder")
