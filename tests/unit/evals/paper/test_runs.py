@@ -115,5 +115,5 @@ def test_command_line(capsys, tmp_path):
     ):
         assert main([f"--table={table}", f"--out={tmp_path}"]) == 2
         assert message in capsys.readouterr().err
-    assert main(["--table=4", "--size=big", f"--out={tmp_path}"]) == 1
+    assert main(["--table=4", "--size=big", f"--out={tmp_path}"]) == 2
     assert "size 'big'" in capsys.readouterr().err
