@@ -17,7 +17,7 @@ Exit codes:
          saved a checkpoint: run the same command to resume.
     1    A person has to act: the data, a checkpoint, a full disk, or a loss that is
          not finite or that spiked. The last line, `ba_jax.train: ...`, says which.
-    2    The command line or the config is wrong, or they make another model or other data than those
+    2    The command line or the config is wrong, or makes another model or other data than those
          that the run in WORKDIR was trained with (`--accept_changes` resumes it all the same).
     75   Another host was lost, or a step took longer than `train.step_timeout_seconds`. Start the
          command again on all hosts; it resumes from the last checkpoint.
@@ -254,8 +254,6 @@ def main(argv: list[str]) -> None:
         state = train(config, values.workdir, command, values.accept_changes)
     except TrainError as error:
         distributed.exit_with_error(command, error, 1, resume_line)
-    except resume.ChangedSettingsError as error:
-        distributed.exit_with_error(command, error, 2)
     except (ValueError, OSError, distributed.HostLostError) as error:
         logging.debug("", exc_info=True)
         distributed.exit_with_error(command, error)
