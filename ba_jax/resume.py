@@ -194,7 +194,7 @@ def _differences(old: Any, new: Any, key: str) -> Iterator[Change]:
 
 
 def _resolved(path: Any) -> str:
-    return os.path.realpath(os.path.expanduser(f"{path}"))
+    return os.path.realpath(os.path.expanduser(os.path.expandvars(f"{path}")))
 
 
 def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
