@@ -19,7 +19,7 @@
 #   0     done: the command ended with 0 and wrote WORKDIR/done, or has no WORKDIR
 #   75    stopped before it was done: the same command resumes
 #   1     --restarts is used up
-#   else  the command's own, which no restart helps against (1: config, data, loss; 2: flags). It is
+#   else  the command's own, which no restart helps against (1: data, loss; 2: flags, config). It is
 #         left in WORKDIR/failed too, which ends the loops of the other hosts, with 1
 set -euo pipefail
 

@@ -101,6 +101,18 @@ def test_a_line_gives_a_request_or_a_short_reason(tmp_path, line, refusal):
     assert len(odd.refusal) < 250
 
 
+def test_home_folders_and_variables_in_a_list(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    (tmp_path / "$HOME.wav").write_bytes(b"x")
+    names = ("~/x.wav", "${HOME}/x.wav", "$HOME.wav", "x.wav", "$NOT_SET/x.wav", "gs://b/x.wav")
+    path = lines(tmp_path / "list.jsonl", *({"audio": name} for name in names))
+    *good, unset, address = read_requests("asr", path, "en")
+    audio = [request.turns[0].audio for request in good]
+    assert audio[:2] == ["/home/ann/x.wav"] * 2
+    assert audio[2:] == [str(tmp_path / "$HOME.wav"), str(tmp_path / "x.wav")]
+    assert "$NOT_SET is not set" in unset.refusal and "expected a path" in address.refusal
+
+
 def test_list_with_invalid_lines(tmp_path):
     path = lines(
         tmp_path / "list.jsonl",

@@ -325,6 +325,19 @@ def test_absolute_path(folder):
     assert list(records) == ["bad"]
 
 
+def test_home_folders_and_variables_where_absolute_paths_are_allowed(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("CLIPS", str(folder))
+    put(folder / "Ke$ha.wav")
+    names = {"a": "~/good.wav", "b": "${CLIPS}/good.wav", "c": "Ke$ha.wav", "d": "s3://b/good.wav"}
+    lines = [GOOD | {"id": id, "audio": name} for id, name in names.items()]
+    records, rejections = run(folder, *lines, allow_absolute=True)
+    assert list(records) == ["a", "b", "c"]
+    assert [r["reason"] for r in rejections] == ["bad path"] and "expected a path" in str(
+        rejections
+    )
+
+
 @pytest.mark.parametrize("name", ("../secret.wav", "sub/../../secret.wav", "link.wav", "out/s.wav"))
 def test_paths_that_leave_the_root(folder, name):
     put(folder.parent / "secret.wav")
