@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ba_jax.audio import read_audio
+from ba_jax.config import ConfigError
 from ba_jax.corpora.sources.base import SourceError
 from tests.unit.corpora.corpora import config, listed, made, put, put_text
 
@@ -70,7 +71,7 @@ def test_librispeech_errors_name_the_expected_layout(tmp_path):
         listed(config("librispeech", folder=tmp_path))
     with pytest.raises(SourceError, match="no such folder"):
         listed(config("librispeech", folder=tmp_path / "nothing"))
-    with pytest.raises(SourceError, match="case = 'upper'"):
+    with pytest.raises(ConfigError, match="case = 'upper'"):
         listed(config("librispeech", folder=tmp_path, case="upper"))
 
 

@@ -333,9 +333,7 @@ def test_home_folders_and_variables_where_absolute_paths_are_allowed(folder, mon
     lines = [GOOD | {"id": id, "audio": name} for id, name in names.items()]
     records, rejections = run(folder, *lines, allow_absolute=True)
     assert list(records) == ["a", "b", "c"]
-    assert [r["reason"] for r in rejections] == ["bad path"] and "expected a path" in str(
-        rejections
-    )
+    assert [r["reason"] for r in rejections] == ["bad path"]
 
 
 @pytest.mark.parametrize("name", ("../secret.wav", "sub/../../secret.wav", "link.wav", "out/s.wav"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ba_jax.corpora.sources.base import SourceError
+from ba_jax.config import ConfigError
 from tests.unit.corpora.corpora import config, listed, made, put_text
 
 
@@ -33,7 +33,7 @@ def test_plain_text_line_by_line(tmp_path):
     items, _ = listed(config("text", path=path, paragraphs="line", language="zh"))
     assert [item.payload for item in items.values()] == ["一", "二", "三"]
     assert [item.where for item in items.values()] == [f"{path}:{n}" for n in (1, 3, 4)]
-    with pytest.raises(SourceError, match="paragraphs = 'page'"):
+    with pytest.raises(ConfigError, match="paragraphs = 'page'"):
         listed(config("text", path=path, paragraphs="page"))
 
 

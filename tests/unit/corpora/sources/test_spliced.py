@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ba_jax.config import ConfigError
 from ba_jax.corpora import runner
 from ba_jax.corpora.sources.base import SourceError
 from ba_jax.corpora.sources.spliced import Spliced
@@ -203,9 +204,9 @@ def test_parts_that_cannot_be_cut_are_counted(tmp_path):
         ({"split": "dev"}, SourceError, r"split = 'dev', expected one of \('test', 'train'\)"),
         ({"speakers": ["eve"]}, SourceError, r"no codes by \('eve',\) from any source"),
         ({"sources": ["x"]}, SourceError, r"no codes by anyone from \('x',\)"),
-        ({"pieces": [0, 2]}, SourceError, r"pieces = \(0, 2\), expected least and most"),
-        ({"words": [3, 2]}, SourceError, r"words = \(3, 2\)"),
-        ({"utterances": 0}, SourceError, "utterances = 0, expected at least 1"),
+        ({"pieces": [0, 2]}, ConfigError, r"pieces = \(0, 2\), expected least and most"),
+        ({"words": [3, 2]}, ConfigError, r"words = \(3, 2\)"),
+        ({"utterances": 0}, ConfigError, "utterances = 0, expected at least 1"),
     ],
 )
 def test_bad_configs(tmp_path, source, error, message):
