@@ -212,8 +212,8 @@ def test_vision_is_left_out_and_restored_from_the_base(tmp_path):
 )
 def test_unknown_command(capsys, command, hint):
     message = user_error(capsys, command, "--checkpoint", "x", "--out", "y")
-    listing = "import, join, export, verify"
-    assert message == f"error: unknown command {command!r}, expected {listing}{hint}\n"
+    listing = "one of ('import', 'join', 'export', 'verify')"
+    assert message == f"ba_jax.convert: command {command!r}, expected {listing}{hint}\n"
 
 
 def test_verify_of_what_is_missing(capsys, tmp_path):
