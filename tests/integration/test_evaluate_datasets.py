@@ -8,9 +8,17 @@ import pytest
 
 from ba_jax.corpora.runner import PrepareError
 from ba_jax.data.record import RecordError
+from ba_jax.evals import results
 from ba_jax.evals.results import evaluate
+from tests.shared_models import share_speech_models
 from tests.unit.corpora.corpora import config, made, manifest, put, put_text
 from tests.unit.evals import small_bench
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_models():
+    with share_speech_models(results):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from ba_jax.audio import write_audio
 from ba_jax.checkpoints.components import find, load
 from ba_jax.config import from_mapping
 from ba_jax.data.record import Part, Record, RecordError, shard_name, write_metadata, write_shard
+from ba_jax.evals import results
 from ba_jax.evals.bench import Bench
 from ba_jax.evals.items import EvalError
 from ba_jax.evals.judges import recogniser as judge_lib
@@ -19,6 +20,7 @@ from ba_jax.evals.scoring import text
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.report import evaluation
 from ba_jax.sharding import ShardingError
+from tests.shared_models import share_speech_models
 from tests.unit.checkpoints.small_checkpoint import save_variables
 from tests.unit.evals import small_bench
 
@@ -26,6 +28,12 @@ from tests.unit.evals import small_bench
 @pytest.fixture(scope="module")
 def tiny():
     return small_bench.tiny()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_models():
+    with share_speech_models(results):
+        yield
 
 
 @pytest.fixture(scope="module")

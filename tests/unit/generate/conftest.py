@@ -7,8 +7,8 @@ from ba_jax.config import from_mapping
 from ba_jax.data.record import EMBEDDED, RecordSource
 from ba_jax.generate import __main__ as command
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, init_variables
-from ba_jax.sampling.speech_model import load_speech_model
 from configs.generate import get_config
+from tests.shared_models import share_speech_models
 from tests.unit.checkpoints.small_checkpoint import save_variables
 
 COMPONENTS = ("audio_encoder", "vq_bridge", "audio_decoder", "llm", "audio_embed", "audio_head")
@@ -68,15 +68,5 @@ def recordings(tmp_path_factory):
 
 @pytest.fixture(scope="package", autouse=True)
 def shared_models():
-    """Load, and so compile, each model with each of its settings once for all tests."""
-    models = {}
-
-    def load(*args, **options):
-        key = repr((args, options))
-        if key not in models:
-            models[key] = load_speech_model(*args, **options)
-        return models[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "load_speech_model", load)
+    with share_speech_models(command):
         yield
