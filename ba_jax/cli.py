@@ -7,11 +7,13 @@ standard error: the command's module, the wrong word, and the nearest known one.
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import importlib.machinery
 import importlib.util
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -184,7 +186,16 @@ def run(
         except ConfigError as error:
             return fail(name, error)
 
+    sys.unraisablehook = _interrupt_again
     app.run(checked, flags_parser=parse)
+
+
+def _interrupt_again(unraisable: Any) -> None:
+    """Deliver Ctrl-C again after a callback, such as JAX's of garbage collection, swallowed it."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(0.05, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _with_underscores(word: str) -> str:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from ba_jax import cli
 from ba_jax.config import ConfigError
+from tests.processes import wait_for
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIGS = f"--config={ROOT}/configs"
@@ -245,3 +246,14 @@ def test_a_config_with_an_error_names_the_line(tmp_path):
         "from ml_collections import ConfigDict\ndef get_config(a): return ConfigDict({'a': a})"
     )
     assert cli.load_config(f"{path}:b:c") == ConfigDict({"a": "b:c"}).lock()
+
+
+def test_an_interrupt_that_a_callback_swallows_is_delivered_again(monkeypatch):
+    class Collected:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "unraisablehook", cli._interrupt_again)
+    with pytest.raises(KeyboardInterrupt):
+        Collected()
+        wait_for(lambda: False)
