@@ -218,7 +218,7 @@ def test_unknown_command(capsys, command, hint):
 
 def test_verify_of_what_is_missing(capsys, tmp_path):
     assert main(["verify", "--checkpoint", "x", "--golden", str(tmp_path / "x.npz")]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'x.npz'}: no such file")
+    assert capsys.readouterr().err.startswith(f"ba_jax.convert: {tmp_path / 'x.npz'}: no such file")
 
 
 def test_both_weight_norm_namings_give_the_same_checkpoint(voice, tmp_path, imported):

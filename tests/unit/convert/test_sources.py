@@ -81,7 +81,7 @@ def test_a_tied_head_is_left_out_if_it_is_equal(tmp_path, capsys):
     del tied[HEAD]
     folder = write_folder(tmp_path / "untied", QWEN2, tied)
     message = user_error(capsys, "--source", folder, "--out", tmp_path / "out")
-    assert message == f"error: {folder}: missing tensor {HEAD} (99, 32)\n"
+    assert message == f"ba_jax.convert: {folder}: missing tensor {HEAD} (99, 32)\n"
 
 
 @pytest.mark.parametrize(
