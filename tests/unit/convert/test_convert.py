@@ -362,7 +362,7 @@ def test_planted_vocoder_is_refused(tmp_path, capsys):
         (
             "vocoder_config.json",
             b'{"base_channels": 32, "f0_channels": 16, "noise_std": NaN}',
-            "noise_std nan: expected >= 0",
+            "noise_std = nan: expected a number",
         ),
         ("hift.pt", b"PK\x03\x04 not a zip", "hift.pt: 14 bytes, truncated"),
     ],
