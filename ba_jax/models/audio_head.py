@@ -42,9 +42,7 @@ class AudioHeadConfig:
 
     def __post_init__(self):
         if self.width % self.head_dim:
-            raise ValueError(
-                f"audio_head: width {self.width} is not a multiple of head_dim {self.head_dim}"
-            )
+            raise ValueError(f"width {self.width} is not a multiple of head_dim {self.head_dim}")
 
     @property
     def depth(self) -> int:

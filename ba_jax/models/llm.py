@@ -65,7 +65,7 @@ class LLMConfig:
             )
         if self.head_dim % 2 or self.head_dim < 2:
             kind = "odd" if self.head_dim % 2 else "too small"
-            raise ValueError(f"llm: head_dim = {self.head_dim} is {kind}; RoPE rotates pairs")
+            raise ValueError(f"head_dim = {self.head_dim} is {kind}; RoPE rotates pairs")
         targets = set(self.lora_targets) & set(lora.TARGETS)
         if self.lora_rank < 0 or not targets or len(targets) != len(self.lora_targets):
             raise ValueError(

@@ -362,7 +362,7 @@ def test_invalid_config_is_refused_before_training(dataset, whole, tmp_path):
         (OptimError, "no rule covers", {"optimizer__rules": (("llm/lm_head", 1.0),)}),
         (CheckpointError, "misshapen params/llm", {"init__llm": str(workdir)}),
         (CheckpointError, "no such folder", {"init__llm": str(tmp_path / "none")}),
-        (ConfigError, "expected components", {"init__lm": "x"}),
+        (ConfigError, "expected one of", {"init__lm": "x"}),
         (ConfigError, "expected one of", {"stage__name": "lmm"}),
         (ConfigError, "unknown keys", {"train__stps": 3}),
         (ConfigError, "expected one of", {"data__kind": "x"}),

@@ -278,7 +278,9 @@ def test_runs_of_different_models_are_refused(runs, variables, tmp_path, capsys)
     values["audio_embed"]["width"] = 16
     values["audio_head"] |= {"width": 16, "head_dim": 8}
     odd = make_run(tmp_path / "odd", only(variables, ("flow_unet",)), values)
-    assert "cannot describe this model: audio_head: width 16" in user_error(capsys, *join_, odd)
+    assert "cannot describe this model: model.audio_head: width 16" in user_error(
+        capsys, *join_, odd
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -140,7 +140,7 @@ def test_places_below_zero_are_errors():
     "fields, message",
     [
         ({"weight": 0.0}, "d/train/asr: weight 0.0, expected a number above 0"),
-        ({"weight": float("nan")}, "weight nan"),
+        ({"weight": float("nan")}, "weight = nan: expected a number"),
         ({"languages": ("en", "fr")}, r"languages \['fr'\], expected of"),
         ({"task": "dance"}, "task = 'dance', expected one of"),
         ({"task": "sft", "answers": "sung"}, "answers = 'sung'"),

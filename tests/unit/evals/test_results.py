@@ -227,7 +227,7 @@ def test_nothing_to_evaluate_on(tiny, checkpoints, tmp_path):
     for dataset, split, error, match in (
         (tmp_path / "none", "test", RecordError, "no dataset_info.json"),
         (tmp_path / "empty", "test", RecordError, "no dataset_info.json"),
-        ("embedded", "tset", RecordError, "no split 'tset'"),
+        ("embedded", "tset", RecordError, "split 'tset', expected one of"),
         (write_dataset(tmp_path / "nobody", []), "test", RecordError, "split 'test' has no record"),
     ):
         changed = {**tiny["eval"], "dataset": str(dataset), "split": split, "sources": ()}
