@@ -194,6 +194,7 @@ def test_tts_and_translate(config, weights, recordings, tmp_path):
     assert len(lines) == 3 and all(isinstance(line["text"], str) for line in lines.values())
 
 
+@pytest.mark.slow
 def test_texts_in_turns_and_streamed(config, brief, tmp_path):
     """A text that is read in pieces gives a single recording, streamed or not."""
     path = tmp_path / "say.txt"

@@ -58,6 +58,7 @@ def expected(config, variables, item):
     return text, audio
 
 
+@pytest.mark.slow
 def test_likelihoods_equal_a_pass_over_each_sequence(config, variables):
     """Rows of different lengths, targets in both kinds, more targets than a chunk."""
     rng = np.random.default_rng(1)

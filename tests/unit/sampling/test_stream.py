@@ -91,6 +91,7 @@ def mels_of(stream):
     return taken
 
 
+@pytest.mark.slow
 @hypothesis.settings(deadline=None, max_examples=8)
 @hypothesis.given(
     st.lists(st.integers(0, 23), max_size=6), st.lists(st.integers(0, 14), max_size=4)

@@ -289,6 +289,7 @@ def test_flops_count_real_frames_and_tokens(stage, arrays):
 # --- gradients ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_trained_parts_get_gradients_and_updates_count_all_frames(stage, grads_of, arrays):
     (loss, aux), grads = grads_of(arrays)
     assert np.isfinite(loss)
