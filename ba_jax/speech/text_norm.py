@@ -544,6 +544,10 @@ def _score_english(text: str) -> str:
     for sign, words in _SAID:
         text = re.sub(sign, words, text, flags=re.IGNORECASE)
     text = re.sub(r"\d{999}(?=\d)", r"\g<0> ", text)  # Python refuses numbers of 4301 digits
+    # It would look for the end of each open bracket; "|" is dropped like one.
+    for brackets, ends in (("[<[]", ">]"), ("[(]", ")")):
+        open_from = max(map(text.rfind, ends)) + 1
+        text = text[:open_from] + re.sub(brackets, "|", text[open_from:])
     text = _english_normaliser()(text)
     for word, name, sign in ((_PLUS, "plus", "+"), (_MINUS, "minus", "-")):
         text = re.sub(rf"{word} (?=[$£€¢]?\.?\d|one\b)", sign, text).replace(word, name)

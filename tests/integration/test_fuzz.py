@@ -605,7 +605,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "examples", [60, pytest.param(5000, marks=[pytest.mark.slow, pytest.mark.deep])]
+    "examples", [60, pytest.param(3000, marks=[pytest.mark.slow, pytest.mark.deep])]
 )
 def test_any_input_gives_a_result_or_its_error(kind, examples, tmp_path):
     make_strategy, check, error = KINDS[kind]

@@ -129,7 +129,7 @@ def _read_stories(folder: pathlib.Path, subset: str) -> Iterator[Choice]:
 def _parse_number(row: TableRow) -> int:
     uttid = row.values["uttid"]
     head = str(uttid).split("_")[0]
-    if not re.fullmatch(r"\d+", head):
+    if not re.fullmatch(r"\d{1,18}", head):
         raise EvalError(f"{row.where}: uttid {uttid!r}, expected it to begin with a number")
     return int(head)
 

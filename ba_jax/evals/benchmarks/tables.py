@@ -59,7 +59,12 @@ class TableRow:
                 return (text,)
             if _QUOTED.sub("", text[1:-1]).strip(" \t\r\n,"):
                 raise EvalError(f"{self.where}: column {column!r} holds {text!r}, expected strings")
-            values = [ast.literal_eval(quoted) for quoted in _QUOTED.findall(text)]
+            try:
+                values = [ast.literal_eval(quoted) for quoted in _QUOTED.findall(text)]
+            except (SyntaxError, ValueError) as error:  # a bad escape, a line's end
+                raise EvalError(
+                    f"{self.where}: column {column!r} holds {text!r}, expected strings ({error})"
+                ) from None
         texts = tuple(text.strip() for text in values if isinstance(text, str) and text.strip())
         if not texts:
             raise EvalError(f"{self.where}: column {column!r} holds {value!r}, expected texts")
@@ -68,9 +73,16 @@ class TableRow:
     def file(self, folder: pathlib.Path, name: str) -> pathlib.Path:
         """Return the path of a file that the row names, which exists inside the folder."""
         path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
+        try:
+            is_inside = path.resolve().is_relative_to(folder.resolve())
+            is_file = path.is_file()
+        except (OSError, ValueError) as error:  # too long, a null character, half a surrogate pair
+            raise EvalError(
+                f"{self.where}: {name!r:.80} is no file's name: {error!s:.80}"
+            ) from None
+        if not is_inside:
             raise EvalError(f"{self.where}: {name!r} lies outside {folder}")
-        if not path.is_file():
+        if not is_file:
             raise EvalError(f"{self.where}: no file {path}")
         return path
 
@@ -130,7 +142,7 @@ def _read_jsonl(path: pathlib.Path) -> _Rows:
             continue
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise EvalError(f"{path}, row {number}: no JSON: {error}") from None
         if not isinstance(values, dict):
             name = type(values).__name__

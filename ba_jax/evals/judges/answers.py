@@ -231,7 +231,7 @@ class AnswerJudge:
                 if isinstance(reply, str):
                     return reply, ""
                 reason = f"a reply that is no chat completion (content {reply!r})"
-            except (ValueError, KeyError, IndexError, TypeError) as error:
+            except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
                 content = response.content[:80]
                 reason = f"a reply that is no chat completion ({error!r}): {content!r}"
         return None, reason

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from ba_jax.speech import text_norm
@@ -112,6 +114,14 @@ def test_error_rates():
 def test_texts_that_look_alike_are_one():
     assert text_norm.unify("ｄｏｎ’ｔ\u200b e\u0301 ﬁ٣　\ufeff–") == "don't é fi3 -"
     assert text_norm.unify("10² 1½ 12\u202f345\n−") == "10 2 1 1/2 12345\n−"
+
+
+@pytest.mark.parametrize("bracket", "<[(")
+def test_brackets_left_open(bracket):
+    assert text_norm.readings(f"a [b] c (d) e {bracket}f {bracket}'s", "en") == ["a c e f is"]
+    start = time.process_time()
+    text_norm.readings(20_000 * bracket, "en")  # 1.5 s with a search from each to the end
+    assert time.process_time() - start < 1
 
 
 def test_readings():

@@ -64,6 +64,7 @@ def test_s2sbench(s2s):
         ([("1", "a", "x"), ("2", "a", "y")], "uttid '1' has no partner"),
         ([("0", "a", "x"), ("1", "b", "y")], "row 2: another context than"),
         ([("x", "a", "x"), ("1", "a", "y")], "uttid 'x', expected it to begin with a number"),
+        ([(9999 * "1", "a", "x")], "expected it to begin with a number"),
         ([("0", "a", "x"), ("1", "a", "")], "column 'last' holds '', expected text"),
         ([("4", "a", "x"), ("5", "a", "y")], r"no file .*4.wav"),
     ],

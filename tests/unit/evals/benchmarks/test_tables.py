@@ -52,6 +52,7 @@ def test_jsonl(tmp_path):
         ('{"a": 1}\n{"b": 1}\n', r"row 2: no column \['a'\]"),
         ('{"a": 1}\n{"a"\n', "row 2: no JSON"),
         ("[1]\n", "row 1: list, expected an object"),
+        ('{"a": ' + 9999 * "[", "row 1: no JSON"),
         ("\n", "no rows"),
     ):
         path.write_text(text, encoding="utf-8")
@@ -92,7 +93,9 @@ def test_lists_of_texts(value, texts):
     assert TableRow("t, row 1", 1, {"c": value}).texts("c") == texts
 
 
-@pytest.mark.parametrize("value", ["", "[]", "[1, 2]", "['a', 2]", [], [""], None])
+@pytest.mark.parametrize(
+    "value", ["", "[]", "[1, 2]", "['a', 2]", r"['\x']", "['a\nb']", [], [""], None]
+)
 def test_no_list_of_texts(value):
     with pytest.raises(EvalError, match="t, row 1: column 'c' holds"):
         TableRow("t, row 1", 1, {"c": value}).texts("c")
@@ -109,6 +112,9 @@ def test_files_stay_inside(tmp_path):
     for name in ("../b.wav", str(tmp_path / "b.wav")):
         with pytest.raises(EvalError, match="lies outside"):
             row.file(pathlib.Path(tmp_path / "in"), name)
+    for name in ("a\0", 300 * "a", "a\ud800"):
+        with pytest.raises(EvalError, match=r"row 1: 'a.* is no file's name"):
+            row.file(tmp_path / "in", name)
 
 
 def test_languages():

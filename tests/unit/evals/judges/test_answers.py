@@ -190,6 +190,7 @@ def test_a_judge_that_fails_leaves_items_unjudged(tmp_path):
         (lambda number, body: (200, "<html>"), {}, "no chat completion", 2),
         (lambda number, body: (200, '{"choices": []}'), {}, "no chat completion", 2),
         (lambda number, body: says(None), {}, "no chat completion", 2),
+        (lambda number, body: (200, 9999 * "["), {}, "no chat completion", 2),
         (lambda number, body: None, {"timeout": 0.05}, "imeout|timed out", 2),
     ]
     for answer, options, reason, tries in cases:
