@@ -31,6 +31,8 @@ SINGLE_FILE = "model.safetensors"
 # The limit of the safetensors library itself.
 MAX_HEADER_BYTES = 100_000_000
 MAX_JSON_BYTES = 256 << 20
+# The limits of NumPy's arrays.
+MAX_RANK, MAX_BYTES = 64, 2**63 - 1
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -186,12 +188,17 @@ def _parse_entry(entry: Any) -> tuple[int, int, TensorInfo] | str:
             return f"shape {shape!r:.80}, data_offsets {offsets!r:.80}, expected lists of sizes"
     if len(offsets) != 2 or offsets[0] > offsets[1]:
         return f"data_offsets {offsets}, expected [start, end]"
+    if len(shape) > MAX_RANK:
+        return f"shape {shape!r:.80}, expected at most {MAX_RANK} sizes"
     info = TensorInfo(tuple(shape), dtype)
     if offsets[1] - offsets[0] != info.nbytes:
         return (
             f"data_offsets {offsets} span {offsets[1] - offsets[0]} bytes, expected {info.nbytes} "
             f"for {entry['dtype']} {shape}"
         )
+    # The bytes of an empty tensor do not bound its other sizes.
+    if math.prod(n for n in shape if n) * dtype.itemsize > MAX_BYTES:
+        return f"shape {shape}, expected sizes of at most {MAX_BYTES} bytes"
     return offsets[0], offsets[1], info
 
 
@@ -290,6 +297,8 @@ class SafetensorsFolder:
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ConversionError(f"{path}: weight_map is {weight_map!r:.80}, expected names")
+        if not isinstance(metadata := index.get("metadata", {}), dict | None):
+            raise ConversionError(f"{path}: metadata is {metadata!r:.80}, expected an object")
         for name, file_name in weight_map.items():
             # Only plain names: an index must not make us read outside its folder.
             if (

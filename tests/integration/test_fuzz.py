@@ -11,6 +11,7 @@ import copy
 import functools
 import io
 import json
+import math
 import os
 import pathlib
 import re
@@ -350,14 +351,22 @@ def _header() -> dict:
 def weights():
     """A safetensors file; its length of the header may be wrong."""
     header = _header()
-    size = max(entry.get("data_offsets", [0, 0])[1] for entry in header.values())
-    size = st.just(size) | st.integers(0, 100)
-    valid = st.builds(
-        lambda header, size: struct.pack("<Q", len(header)) + header + bytes(size),
-        odd_json([header]),
-        size,
-    )
+    end = max(entry.get("data_offsets", [0, 0])[1] for entry in header.values())
+    sizes = st.sampled_from((0, 0, 1, 2, 2**31, 2**62, 2**63, 10**19))
+    shapes = st.lists(sizes, max_size=5) | st.lists(st.just(1), min_size=30, max_size=80)
+
+    def with_shape(shape):
+        size = min(math.prod(shape), 9)
+        entry = {"dtype": "U8", "shape": shape, "data_offsets": [0, size]}
+        return _safetensors(json.dumps({"a": entry}).encode(), size)
+
+    size = st.just(end) | st.integers(0, 100)
+    valid = st.builds(_safetensors, odd_json([header]), size) | shapes.map(with_shape)
     return valid | damaged(valid)
+
+
+def _safetensors(header: bytes, size: int) -> bytes:
+    return struct.pack("<Q", len(header)) + header + bytes(size)
 
 
 def check_weights(data, folder):
@@ -382,8 +391,7 @@ def check_index(data, folder):
     folder.mkdir(exist_ok=True)
     for number, name in enumerate("ab", 1):
         entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
-        header = json.dumps({name: entry}).encode()
-        content = struct.pack("<Q", len(header)) + header + bytes(4)
+        content = _safetensors(json.dumps({name: entry}).encode(), 4)
         (folder / f"model-{number}.safetensors").write_bytes(content)
     (folder / INDEX_FILE).write_bytes(data)
     assert {*SafetensorsFolder(folder).tensors} <= {"a", "b"}
