@@ -160,10 +160,10 @@ _PIECES = st.binary(max_size=8) | st.sampled_from(
 def damaged(draw, valid, most=4):
     """Bytes of a strategy, some of them flipped, cut, repeated, written over, or another's."""
     data = draw(valid)
-    actions = ("flip", "cut", "repeat", "insert", "write", "splice", "end")
+    actions = ("flip", "flip", "write", "write", "cut", "repeat", "insert", "splice", "end")
     for action in draw(st.lists(st.sampled_from(actions), max_size=most)):
         size = len(data)
-        start = draw(st.integers(0, min(size, 64)) | st.integers(0, size))
+        start = draw(st.integers(0, size) | st.integers(0, min(size, 200)) | st.integers(0, size))
         end = min(size, start + draw(st.integers(0, 16) | st.integers(0, size)))
         if action == "flip":
             mask = 1 << draw(st.integers(0, 7))
@@ -242,7 +242,7 @@ def audio_files():
     stereo = io.BytesIO()
     write_audio(stereo, np.stack([wave, -wave], axis=1), RATE, "flac")
     files.append(stereo.getvalue())
-    data = damaged(st.sampled_from(files), most=6)
+    data = damaged(st.sampled_from(files))
     return st.tuples(
         data | data.map(_with_ogg_checksums), st.floats(0, 0.2), st.none() | st.just(99)
     )
