@@ -4,8 +4,10 @@ They are environment variables, so that JAX reads them when a test first imports
 command lines that tests start as subprocesses inherit them.
 """
 
+import importlib.util
 import os
 import pathlib
+import re
 import signal
 
 import hypothesis
@@ -27,3 +29,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # The same examples in every run; compile time must not count against an example's deadline.
 hypothesis.settings.register_profile("ba_jax", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("ba_jax")
+
+# launch/test.sh installs PyTorch unless told otherwise (EXTRAS=test).
+collect_ignore = []
+if importlib.util.find_spec("torch") is None:
+    collect_ignore = [
+        str(path.relative_to(ROOT / "tests"))
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if re.search(r"^import torch$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+
+
+def pytest_terminal_summary(terminalreporter):
+    if collect_ignore:
+        terminalreporter.write_line(
+            f"PyTorch is not installed: {len(collect_ignore)} files that compare with it left out"
+        )
