@@ -59,21 +59,19 @@ CAN_MEASURE_MEMORY = os.access(_CLEAR, os.W_OK)  # on Linux; elsewhere memory is
 
 
 def _peak_megabytes() -> float:
+    if not CAN_MEASURE_MEMORY:
+        return 0.0
     status = pathlib.Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 1024
 
 
-@contextlib.contextmanager
-def limits():
-    """Allow a second of CPU time (other tests may run) and 256 MB beyond what is in use."""
+def measure(call) -> tuple[float, float]:
+    """Seconds of CPU time (other tests may run) and MB beyond those in use that a call takes."""
     if CAN_MEASURE_MEMORY:
         _CLEAR.write_text("5")  # sets the peak to what is in use
-        megabytes = _peak_megabytes()
-    seconds = time.process_time()
-    yield
-    assert time.process_time() - seconds < SECONDS
-    if CAN_MEASURE_MEMORY:
-        assert _peak_megabytes() - megabytes < MEGABYTES
+    megabytes, seconds = _peak_megabytes(), time.process_time()
+    call()
+    return time.process_time() - seconds, _peak_megabytes() - megabytes
 
 
 # --- odd values and damaged bytes -----------------------------------------------------------------
@@ -627,7 +625,13 @@ def test_any_input_gives_a_result_or_its_error(kind, examples, tmp_path):
     )
     @given(make_strategy())
     def run(value):
-        with limits(), contextlib.suppress(error):
-            check(value, tmp_path)
+        def call():
+            with contextlib.suppress(error):
+                check(value, tmp_path)
+
+        used = measure(call)
+        if not (used[0] < SECONDS and used[1] < MEGABYTES):
+            used = measure(call)  # the first call may have loaded libraries
+        assert used[0] < SECONDS and used[1] < MEGABYTES
 
     run()
