@@ -35,14 +35,14 @@ class Container(NamedTuple):
       has_end: whether it states its length, or where it ends; not "aac" and "mp3".
       start: offset behind tags in front.
       end: offset behind the last sample, or the file's size.
-      is_single_opus: Ogg Opus in a single stream that ends.
+      is_single_xiph: Ogg Opus or Vorbis in a single stream that ends.
     """
 
     format: str
     has_end: bool
     start: int
     end: int
-    is_single_opus: bool = False
+    is_single_xiph: bool = False
 
 
 class _File(NamedTuple):
@@ -89,9 +89,9 @@ def check_complete(stream: BinaryIO, size: int, name: str) -> Container:
     start = skip_tags(stream, 0)
     file = _File(stream, size, name, start)
     head = file.read(start, 26)
-    end, is_single_opus = size, False
+    end, is_single_xiph = size, False
     if head[:4] == b"OggS":
-        format, (has_end, is_single_opus) = "ogg", _check_ogg(file)
+        format, (has_end, is_single_xiph) = "ogg", _check_ogg(file)
     elif head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
         format, (has_end, end) = "wav", _check_wav(file)
     elif head[:4] == b"riff":
@@ -108,7 +108,7 @@ def check_complete(stream: BinaryIO, size: int, name: str) -> Container:
         format, has_end = "mp3", _check_mp3(file)
     if format in ("mp3", "aac", "flac") and not has_end:
         end = _skip_padding_behind(file)
-    return Container(format, has_end, start, end, is_single_opus)
+    return Container(format, has_end, start, end, is_single_xiph)
 
 
 def skip_tags(stream: BinaryIO, offset: int) -> int:
@@ -225,8 +225,8 @@ def _check_flac(file: _File, head: bytes) -> bool:
 
 
 def _check_ogg(file: _File) -> tuple[bool, bool]:
-    """Return whether it is a single stream that ends, and whether that is Opus."""
-    offset, streams, is_opus, open_streams = file.start, 0, False, {}
+    """Return whether it is a single stream that ends, and whether that is Opus or Vorbis."""
+    offset, streams, is_xiph, open_streams = file.start, 0, False, {}
     for count in itertools.count():
         if offset >= file.size:
             break
@@ -249,7 +249,7 @@ def _check_ogg(file: _File) -> tuple[bool, bool]:
         is_first = bool(flags & 2)
         if is_first:
             streams += 1
-            is_opus = page[27 + segments :].startswith(b"OpusHead")
+            is_xiph = page[27 + segments :].startswith((b"OpusHead", b"\x01vorbis"))
         elif number != open_streams.get(serial, number):
             problem = f"page {number} follows page {open_streams[serial] - 1}"
             raise file.cut_short("ogg", f"{problem} at byte {offset}")
@@ -257,12 +257,12 @@ def _check_ogg(file: _File) -> tuple[bool, bool]:
             open_streams[serial] = number + 1
         if flags & 4:
             open_streams.pop(serial, None)
-            is_opus &= segments > 0  # libsndfile refuses an end without a packet
+            is_xiph &= segments > 0  # libsndfile refuses an end without a packet
         offset += length
     if open_streams:
         file.warn_open("ogg", "has no mark of its end")
     is_single = streams == 1 and not open_streams
-    return is_single, is_single and is_opus
+    return is_single, is_single and is_xiph
 
 
 def _damaged_ogg(name: str, offset: int, problem: str) -> AudioError:

@@ -1,4 +1,4 @@
-"""Decoders of audio files: PyAV (ffmpeg), and libsndfile for two codings; `audio.read` chooses."""
+"""Decoders of audio files: PyAV (ffmpeg), and libsndfile for some codings; `audio.read` chooses."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ _JOINED = re.compile(rb"\xff[^\xff](?:.{11}|.{19}|.{34})(?:Xing|Info)", re.DOTAL
 _SKIP_MANUAL = 1 << 29  # flag of ffmpeg: padding is marked, not cut
 _FLAC_HEADER = b"fLaC\0\0\0\x22"
 _READ_AHEAD = 1 << 14  # bytes; libFLAC reads 8192 at a time
+# Samples of an Ogg Vorbis page at most: 255 packets, each of half a block. Behind a seek into the
+# last page, whose end is cut, libvorbis is off by what it cut.
+_VORBIS_PAGE = 255 * 4096
 _SCALES = {"u1": 2.0**-7, "i2": 2.0**-15, "i4": 2.0**-31, "f8": 1.0}  # of decoded samples
 
 
@@ -104,6 +107,10 @@ class FfmpegDecoder:
 
     def _decode_packets(self, packets):
         """Yield decoded frames, of one rate and one number of channels."""
+        if self._is_bare or (self.format, self.coding) == ("ogg", "vorbis"):
+            # Else ffmpeg cuts at the end that a Xing frame states, in the midst of joined files,
+            # and too much of short Vorbis.
+            self._audio.codec_context.flags2 |= _SKIP_MANUAL
         for packet in packets:
             for frame in packet.decode():
                 channels = len(frame.layout.channels)
@@ -128,8 +135,6 @@ class FfmpegDecoder:
 
         Nothing but the frames before one tells its position: they are counted, not decoded.
         """
-        # Else ffmpeg cuts at the end that a Xing frame states, in the midst of joined files.
-        self._audio.codec_context.flags2 |= _SKIP_MANUAL
         packets = self._packets()
         at = -self._delay
         for packet in packets:
@@ -163,7 +168,7 @@ class FfmpegDecoder:
 
 
 class SndfileDecoder:
-    """A FLAC that states its length, a single Ogg Opus stream or an NMS ADPCM, by libsndfile."""
+    """FLAC that states its length, a single Ogg Opus or Vorbis, or NMS ADPCM, by libsndfile."""
 
     def __init__(self, stream: BinaryIO, format: str):
         import soundfile
@@ -177,9 +182,10 @@ class SndfileDecoder:
 
     def decode(self, first: int) -> Iterator[np.ndarray]:
         """Yield blocks (S, C) of float32 samples from sample `first` on."""
-        if first and not self._can_seek:
-            return _drop(first, self.decode(0))
-        return self._decode(min(first, self.frames))
+        start = min(first, self.frames) if self._can_seek else 0
+        if self._file.subtype == "VORBIS":
+            start = min(start, max(0, self.frames - _VORBIS_PAGE))
+        return _drop(first - start, self._decode(start))
 
     def _decode(self, first: int) -> Iterator[np.ndarray]:
         if first:

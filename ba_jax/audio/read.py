@@ -1,14 +1,16 @@
 """Reading audio files, whole, in blocks or in stretches: WAV, FLAC, Ogg, MP3, AAC, M4A, WebM, MKA.
 
-PyAV (ffmpeg) decodes all of them but NMS ADPCM, which it does not know, and the two codings that
-records are stored in; those are decoded by libsndfile, for measured reasons (150 clips of the
-embedded corpus, 2 s each):
+PyAV (ffmpeg) decodes all of them but NMS ADPCM, which it does not know, and three codings that
+libsndfile decodes better. Records are stored in the first two (150 clips of the embedded corpus,
+2 s each):
 
   Ogg Opus with a single stream   libsndfile decodes at the rate that the header states (24 kHz),
                                   ffmpeg at 48 kHz. Brought to 16 kHz, samples differ by up to 0.16
                                   and log-mels by up to 0.2 (0.003 in the mean): models were trained
                                   on libsndfile's. Time is the same.
   FLAC that states its length     0.43 ms a clip against 0.66 ms; the samples are equal.
+  Ogg Vorbis with a single stream ffmpeg takes off or adds up to 1000 samples at the end of files
+                                  of a second or two, which have a single page.
 
 Both libraries return the samples that a file holds and say nothing of missing ones. So the sizes
 that a container states are checked (`audio.complete`): a file that is cut or damaged is an error,
@@ -245,7 +247,7 @@ def _decoding_errors() -> tuple[type[Exception], ...]:
 
 
 def _open_decoder(stream: BinaryIO, container: Container) -> FfmpegDecoder | SndfileDecoder:
-    if container.is_single_opus or container.format == "flac" and container.has_end:
+    if container.is_single_xiph or container.format == "flac" and container.has_end:
         return SndfileDecoder(stream, container.format)
     decoder = FfmpegDecoder(stream, container.has_end)
     if decoder.format != container.format:

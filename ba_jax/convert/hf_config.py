@@ -142,8 +142,8 @@ def _rope_theta(values: Mapping[str, Any]) -> Any:
     thetas = {"rope_theta": values.get("rope_theta")}
     for where, settings in _rope_settings(values):
         thetas[f"{where}rope_theta"] = settings.get("rope_theta")
-        for key, value in settings.items():
-            plain = PLAIN_ROPE.get(key)
+        for key in sorted(settings, key=lambda key: key not in ("rope_type", "type")):
+            value, plain = settings[key], PLAIN_ROPE.get(key)
             if key in ("rope_type", "type") and value == "linear" and settings.get("factor") == 1:
                 continue  # positions are divided by 1
             if key != "rope_theta" and value is not None and not _equal(value, plain):
@@ -233,7 +233,6 @@ PLAIN_DECODER = {
 }
 LLM_KEYS = (
     *(FixedKey(key, value, written=False) for key, value in PLAIN_DECODER.items()),
-    FixedKey("sliding_window", None, written=False, lookup=_window),
     FixedKey("layer_types", "full_attention", written=False, lookup=_layer_types),
     FixedKey("hidden_act", "silu"),
     ConfigKey("vocab_size", "llm.vocab_size"),
@@ -344,6 +343,8 @@ BAICHUAN_KEYS = (
     FixedKey("architectures", ["OmniForCausalLM"], checked=False),
     FixedKey("model_type", "omni"),
     *LLM_KEYS,
+    # Qwen2's windows are off unless use_sliding_window is true; other decoders lack that switch.
+    FixedKey("sliding_window", None, written=False, lookup=_window),
     ConfigKey("attention_qkv_bias", "llm.qkv_bias", FLAG, False, lookup=_qkv_bias),
     ConfigKey("attention_qkv_pack", "llm.qkv_packed", FLAG, True),
     FixedKey("max_position_embeddings", 8192, checked=False),

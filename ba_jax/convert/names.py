@@ -46,7 +46,9 @@ def release_names(
         return name in expected or name.startswith(left_out)
 
     def resolve(name: str) -> str:
-        renamed = (new + name.removeprefix(old) for old, new in prefixes if name.startswith(old))
+        # The head of a model whose other names lack `_ROOT` has none either.
+        matching = ((len(old), new) for old, new in prefixes if name.startswith(old))
+        renamed = (start + name[cut:] for cut, new in matching for start in (new, ""))
         return next(filter(known, (name, *renamed)), name)
 
     resolved = {name: resolve(bare) for name, bare in plain.items()}

@@ -74,10 +74,13 @@ def _list_recording(
 ) -> Iterator[Item | Rejection]:
     fields = _check(recording, **_RECORDING)
     aid, name, duration = fields["aid"], fields["path"], fields["duration"]
+    if not clean_text(aid):
+        raise Rejected("bad value", f"aid {aid!r}, expected some text")
     if not 0 < duration < MAX_SECONDS:
         raise Rejected("bad times", f"duration {ascii(duration)[:80]}, expected more than 0 s")
     recipes: list[Recipe] = []
     used_splits: dict[str, None] = {}
+    sids: set[str] = set()
     rejections = []
     path = ""
     for number, segment in enumerate(fields["segments"]):
@@ -95,6 +98,8 @@ def _list_recording(
                 raise Rejected("bad times", f"{sid}: from {begin!s:.80} s to {end!s:.80} s")
             if not text:
                 raise Rejected("empty transcript", f"of {sid}", max(0.0, end - begin))
+            if sid in sids:
+                raise Rejected("duplicate id", f"sid {sid!r} again", max(0.0, end - begin))
         except Rejected as rejected:
             rejections.append(rejected.at(f"{where}.segments[{number}]"))
             continue
@@ -107,6 +112,7 @@ def _list_recording(
             text=text, path=path, start=float(begin), end=float(end), stated_seconds=float(duration)
         )
         recipes.append(Recipe(sid, "speech", "zh", (clip,)))
+        sids.add(sid)
         used_splits[split] = None
     yield from rejections
     # No released recording has several splits; one that had would need two items of other ids.

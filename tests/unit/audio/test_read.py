@@ -268,6 +268,18 @@ def test_chained_ogg_is_read_whole(format):
     assert np.sqrt(np.mean(got[-rate:] ** 2)) > 0.3 * np.sqrt(np.mean(wave[-RATE:] ** 2))
 
 
+@pytest.mark.parametrize("rate", [16000, 24000, 44100])
+@pytest.mark.parametrize("seconds", [0.5, 1.5, 3.3])
+def test_short_vorbis_has_the_samples_that_were_written(rate, seconds):
+    wave = np.resize(speech(), round(seconds * rate))
+    data = encode(wave, rate, format="ogg")
+    got, _ = read_audio(data)
+    assert len(got) == len(wave)
+    with AudioReader(data) as reader:
+        np.testing.assert_array_equal(reader.stretch(len(wave) - 1000), got[-1000:])
+    assert 0 <= len(read_audio(2 * data)[0]) - 2 * len(wave) <= 2 * 1024
+
+
 def ogg_without_end(data: bytes) -> bytes:
     last = data.rfind(b"OggS")
     page = bytearray(data[last:])

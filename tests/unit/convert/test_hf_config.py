@@ -179,6 +179,7 @@ def test_settings_that_change_nothing(parse, changes, theta):
         ),
         ({"rope_scaling": {"type": "yarn", "rope_type": "default"}}, "type = 'yarn' is not"),
         ({"rope_scaling": {"type": "dynamic", "factor": 1.0}}, "type = 'dynamic' is not"),
+        ({"rope_scaling": {"factor": 4.0, "type": "yarn"}}, "type = 'yarn' is not"),
         ({"rope_scaling": {"factor": 2.0}}, "factor = 2.0 is not supported, expected 1.0"),
         ({"rope_scaling": {"mrope_section": [1, 2]}}, "mrope_section = .* expected None"),
         ({"rope_scaling": {"factor": True}}, "factor = True is not supported"),
@@ -188,7 +189,6 @@ def test_settings_that_change_nothing(parse, changes, theta):
         ({"partial_rotary_factor": 0.25}, "partial_rotary_factor = 0.25 is not supported"),
         ({"use_sliding_window": True}, "use_sliding_window = True is not supported"),
         ({"use_sliding_window": "false"}, "use_sliding_window = 'false' is not supported"),
-        ({"use_sliding_window": REMOVED, "sliding_window": 16}, "sliding_window = 16 is not"),
         ({"layer_types": [FULL, SLIDING]}, f"layer_types = ['{SLIDING}'] is not"),
         ({"layer_types": "x"}, "layer_types = 'x' is not supported, expected 'full_attention'"),
         ({"attention_bias": False}, "attention_bias = False"),
@@ -215,6 +215,16 @@ def test_settings_that_change_nothing(parse, changes, theta):
 def test_settings_that_change_the_computation(parse, changes, message):
     with pytest.raises(ConversionError, match=message.replace("[", r"\[")):
         parse(**changes)
+
+
+@pytest.mark.parametrize("switch", [{}, {"use_sliding_window": None}])
+def test_a_window_without_its_switch(switch):
+    """Transformers' Qwen2 has no window then; the switch is its own."""
+    hf_config.parse_qwen2_config({**QWEN2, **switch, "sliding_window": 16})
+    assert transformers.Qwen2Config(sliding_window=16).sliding_window is None
+    values = {k: v for k, v in tiny_values().items() if k != "use_sliding_window"}
+    with pytest.raises(ConversionError, match="sliding_window = 131072 is not supported"):
+        hf_config.parse_baichuan_config({**values, **switch})
 
 
 def test_rope_of_transformers():

@@ -32,6 +32,7 @@ LEFT_OUT = ("model.visual_model.",)
         "state_dict.{}".format,
         lambda name: name.removeprefix("model."),
         lambda name: f"module.{name.removeprefix('model.')}",
+        lambda name: f"language_model.{name.removeprefix('model.')}",
         lambda name: name.replace("model.", "model._orig_mod."),
         lambda name: name.replace("model.", "model.language_model.", 1),
         lambda name: name.replace(".mlp", "._fsdp_wrapped_module._checkpoint_wrapped_module.mlp"),

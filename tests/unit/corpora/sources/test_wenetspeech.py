@@ -108,6 +108,7 @@ def test_wenetspeech_subsets(tmp_path):
         ('"text": "\\u200b"', "empty transcript"),
         ('"text": "a", "text": "b"', "bad value"),
         ('"sid": "Y\\ud800"', "lone surrogate"),
+        ('"sid": "Y0"', "duplicate id"),
     ),
 )
 def test_a_bad_segment_is_rejected_alone(tmp_path, change, reason):
