@@ -35,14 +35,15 @@ class Container(NamedTuple):
       has_end: whether it states its length, or where it ends; not "aac" and "mp3".
       start: offset behind tags in front.
       end: offset behind the last sample, or the file's size.
-      is_single_xiph: Ogg Opus or Vorbis in a single stream that ends.
+      for_libsndfile: Ogg Opus or Vorbis in a single stream that ends, FLAC that states its length,
+        big-endian WAV.
     """
 
     format: str
     has_end: bool
     start: int
     end: int
-    is_single_xiph: bool = False
+    for_libsndfile: bool = False
 
 
 class _File(NamedTuple):
@@ -89,15 +90,17 @@ def check_complete(stream: BinaryIO, size: int, name: str) -> Container:
     start = skip_tags(stream, 0)
     file = _File(stream, size, name, start)
     head = file.read(start, 26)
-    end, is_single_xiph = size, False
+    end, for_libsndfile = size, False
     if head[:4] == b"OggS":
-        format, (has_end, is_single_xiph) = "ogg", _check_ogg(file)
+        format, (has_end, for_libsndfile) = "ogg", _check_ogg(file)
     elif head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
         format, (has_end, end) = "wav", _check_wav(file)
+        for_libsndfile = head[:4] == b"RIFX"
     elif head[:4] == b"riff":
         format, has_end = "w64", True  # ffmpeg tells what it states
     elif head[:4] == b"fLaC":
         format, has_end = "flac", _check_flac(file, head)
+        for_libsndfile = has_end
     elif head[4:8] in (b"ftyp", b"styp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         format, has_end = "mov", _check_mp4(file)
     elif head[:4] == b"\x1aE\xdf\xa3":
@@ -108,7 +111,7 @@ def check_complete(stream: BinaryIO, size: int, name: str) -> Container:
         format, has_end = "mp3", _check_mp3(file)
     if format in ("mp3", "aac", "flac") and not has_end:
         end = _skip_padding_behind(file)
-    return Container(format, has_end, start, end, is_single_xiph)
+    return Container(format, has_end, start, end, for_libsndfile)
 
 
 def skip_tags(stream: BinaryIO, offset: int) -> int:

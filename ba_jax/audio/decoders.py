@@ -71,7 +71,10 @@ class FfmpegDecoder:
     def _stated_seconds(self) -> float:
         if self._audio.duration:
             return float(self._audio.duration * self._audio.time_base)
-        return (self._container.duration or 0) / 1e6
+        if self._container.streams.video:
+            return 0.0  # what is stated is the longer of the two
+        start = (self._audio.start_time or 0) * (self._audio.time_base or 0)
+        return (self._container.duration or 0) / 1e6 - max(0.0, float(start))
 
     def decode(self, first: int) -> Iterator[np.ndarray]:
         """Yield blocks (S, C) of float32 samples from sample `first` on."""
@@ -168,7 +171,7 @@ class FfmpegDecoder:
 
 
 class SndfileDecoder:
-    """FLAC that states its length, a single Ogg Opus or Vorbis, or NMS ADPCM, by libsndfile."""
+    """A file of a coding that libsndfile decodes better, or alone, by libsndfile."""
 
     def __init__(self, stream: BinaryIO, format: str):
         import soundfile

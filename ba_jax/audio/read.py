@@ -1,6 +1,6 @@
 """Reading audio files, whole, in blocks or in stretches: WAV, FLAC, Ogg, MP3, AAC, M4A, WebM, MKA.
 
-PyAV (ffmpeg) decodes all of them but NMS ADPCM, which it does not know, and three codings that
+PyAV (ffmpeg) decodes all of them but NMS ADPCM, which it does not know, and four codings that
 libsndfile decodes better. Records are stored in the first two (150 clips of the embedded corpus,
 2 s each):
 
@@ -11,6 +11,7 @@ libsndfile decodes better. Records are stored in the first two (150 clips of the
   FLAC that states its length     0.43 ms a clip against 0.66 ms; the samples are equal.
   Ogg Vorbis with a single stream ffmpeg takes off or adds up to 1000 samples at the end of files
                                   of a second or two, which have a single page.
+  WAV with big-endian numbers     ffmpeg takes them for little-endian: noise.
 
 Both libraries return the samples that a file holds and say nothing of missing ones. So the sizes
 that a container states are checked (`audio.complete`): a file that is cut or damaged is an error,
@@ -247,7 +248,7 @@ def _decoding_errors() -> tuple[type[Exception], ...]:
 
 
 def _open_decoder(stream: BinaryIO, container: Container) -> FfmpegDecoder | SndfileDecoder:
-    if container.is_single_xiph or container.format == "flac" and container.has_end:
+    if container.for_libsndfile:
         return SndfileDecoder(stream, container.format)
     decoder = FfmpegDecoder(stream, container.has_end)
     if decoder.format != container.format:

@@ -215,6 +215,22 @@ def test_samples_are_those_of_libsndfile(subtype, channels):
     np.testing.assert_array_equal(read_audio(data, mono=False)[0], want)
 
 
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
+def test_big_endian_wav(subtype):
+    stream = io.BytesIO()
+    soundfile.write(stream, speech(), RATE, format="WAV", subtype=subtype, endian="BIG")
+    data = stream.getvalue()
+    assert data[:4] == b"RIFX"
+    np.testing.assert_allclose(read_audio(data)[0], speech(), atol=2**-15)
+    with AudioReader(data) as reader:
+        np.testing.assert_allclose(reader.stretch(999, 50), speech()[999:1049], atol=2**-15)
+    at = data.index(b"data") + 4
+    open_size = data[:at] + b"\xff" * 4 + data[at + 4 :]
+    np.testing.assert_allclose(read_audio(open_size)[0], speech(), atol=2**-15)
+    with refused(reason="truncated audio"):
+        read_audio(data[:-1000])
+
+
 @pytest.mark.parametrize("format", ["flac", "ogg", "opus", "mp3"])
 def test_decoders_agree_with_libsndfile(format):
     want, _ = soundfile.read(io.BytesIO(ENCODED[format]), dtype="float32")
@@ -332,18 +348,28 @@ def test_mp3_with_padding_in_the_place_of_frames():
 
 
 @functools.cache
-def encode_by_ffmpeg(format: str, codec: str, rate: int = 48000, options: tuple = ()) -> bytes:
+def encode_by_ffmpeg(
+    format: str, codec: str, rate: int = 48000, options: tuple = (), start: int = 0
+) -> bytes:
     wave = np.resize(speech(), 2 * rate)
     stream = io.BytesIO()
     with av.open(stream, "w", format=format, options=dict(options)) as container:
         audio = container.add_stream(codec, rate=rate, layout="mono")
         frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
-        frame.sample_rate, frame.pts = rate, 0
+        frame.sample_rate, frame.pts = rate, start
         resampler = av.AudioResampler(audio.format, "mono", rate, audio.frame_size or 1024)
         for part in [*resampler.resample(frame), *resampler.resample(None)]:
             container.mux(audio.encode(part))
         container.mux(audio.encode(None))
     return stream.getvalue()
+
+
+@pytest.mark.parametrize("codec", ["pcm_s16le", "libopus"])
+def test_matroska_that_starts_late(codec):
+    data = encode_by_ffmpeg("matroska", codec, start=5 * 48000)
+    assert len(read_audio(data)[0]) == 2 * 48000
+    with AudioReader(data) as reader:
+        assert reader.seconds == pytest.approx(2.0, abs=0.1)
 
 
 @pytest.mark.parametrize(
