@@ -16,7 +16,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from ba_jax.data.record import LANGUAGES
+from ba_jax.data.record import LANGUAGES, drop_invisible
 
 PAUSES = frozenset(",.!?;:…—")
 """Punctuation that is heard as a pause, in its ASCII form; other marks are silent."""
@@ -92,10 +92,6 @@ _ALIKE = str.maketrans(
     | dict.fromkeys("‐‑‒–﹘", "-")
     | {"⁻": "−", "…": " ", "，": "、"}  # a full-width comma never groups digits
 )
-_UNSEEN = frozenset("\u034f\u115f\u1160\u3164\uffa0\ufffc") | {
-    *map(chr, (*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)))
-}
-"""Fillers and variation selectors; the other invisible characters have categories of their own."""
 
 
 def unify(text: str) -> str:
@@ -108,19 +104,13 @@ def unify(text: str) -> str:
     text = text.translate(_ALIKE)
     # "10²" and "1½" are not 102 and 11/2.
     text = "".join(f" {c}" if unicodedata.category(c) == "No" else c for c in text)
-    return "".join(map(_see, unicodedata.normalize("NFKC", text)))
+    return _see(unicodedata.normalize("NFKC", text))
 
 
-@functools.cache
-def _see(character: str) -> str:
-    """The form of a character in `unify`."""
-    category = unicodedata.category(character)
-    if category == "Nd":
-        return str(unicodedata.decimal(character))
-    if character == "⁄":  # of a fraction such as ½
-        return "/"
-    is_unseen = category in ("Cc", "Cf", "Cs", "Co") and not character.isspace()
-    return "" if is_unseen or character in _UNSEEN else character
+def _see(text: str) -> str:
+    """Give digits of any script, and the line of fractions, their ASCII form; drop the unseen."""
+    digits = re.sub(r"(?![0-9])\d", lambda match: str(unicodedata.decimal(match[0])), text)
+    return drop_invisible(digits.replace("⁄", "/"))
 
 
 def join_words(words: Iterable[str], language: str) -> str:
@@ -186,7 +176,7 @@ def _split_english(text: str) -> list[SpokenWord]:
     tokens = text.split()
     pieces, unit = [], ""
     for token in tokens:
-        plain = "".join(map(_see, unicodedata.normalize("NFC", to_half_width(token))))
+        plain = _see(unicodedata.normalize("NFC", to_half_width(token)))
         match = _ENGLISH_TOKEN.fullmatch(plain)
         opening, core, closing = match["opening"], match["core"], match["closing"]
         # A scale word takes the unit of the amount before it: "$5 million".
@@ -327,7 +317,9 @@ _MANDARIN = re.compile(
     r"|(?P<other>.)",
     re.DOTALL,
 )
-_CALLED = re.compile("(?:拨打?|电话|致电|热线|号码|手机号?|传真|邮编)[是为号了:： ]*$")
+_CALLED = re.compile(
+    r"(?:拨打?|电话|致电|热线|手机|传真|邮编|码|(?<![\d零一二三四五六七八九十])号)[是为号了:： ]*$"
+)
 """Words after which a number is read digit by digit."""
 _MANDARIN_UNITS = {"$": "美元", "¥": "元", "￥": "元", "€": "欧元", "£": "英镑"}
 _MANDARIN_SYMBOLS = {
@@ -464,10 +456,12 @@ SCORING_VERSION = 2
 # Between digits, a hyphen is no minus but in a difference ("10-1 is 9"), and may be said or not.
 _TELEPHONE = re.compile(
     r"(?<![\w.:-])(?:(?:\+?\d{1,3}[-. ])?(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-. ]\d{4}"
-    r"|(?:\+\d{1,3}[-. ]?(?:\(0\) ?)?|\(?0)\d{1,4}\)?(?:[-. ]\d{2,4}){1,4}|\d{3}[- ]\d{4})"
+    r"|(?:\+\d{1,3}[-. ]?(?:\(0\) ?)?|\(?0)\d{1,4}\)?(?:[-. ]\d{2,4}){1,4}|\d{3}[- ]\d{4}"
+    r"|0\d{6,14}|\d{1,3}(?:-\d{1,4}){2,}|\d(?: \d){2,})"
     r"(?![\w%]|[.,:-]\d)"
 )
 _RANGE = re.compile(r"(?<![\d.-])(\d+(?:\.\d+)?)(?:-| - )(\d+(?:\.\d+)?)(?![\d-]|\.\d)")
+_YEARS = re.compile(r"(?<![\d.~—–-])\d{2,4}(?=年)")
 _CLOCK = re.compile(r"(?<![\d:])(\d+):(\d\d?)(?![\d:])")
 
 
@@ -493,6 +487,7 @@ _AMBIGUOUS = {
     "zh": {
         _RANGE: (r"\1-\2", r"\1、\2", r"\1比\2", _subtract),
         _CLOCK: (r"\1:\2", r"\1点\2", r"\1比\2"),
+        _YEARS: (r"\g<0>", lambda match: _number(match[0])),
     },
 }
 """Language -> ambiguous form -> the ways to read it."""
@@ -525,10 +520,11 @@ _PLUS, _MINUS = "xplusx", "xminusx"
 _SAID = (
     (r"±\s*(?=[$£€]?\.?\d)", " plus or minus "),
     (r"(?<=\d)\s*\+\s*(?=\d)|(?<![\w+])\+\s*(?=[$£€]?\.?\d)|\bplus\b", f" {_PLUS} "),
-    (r"−\s*(?=[$£€]?\.?\d)|(?<![\w.,)%-])-(?=[$£€]?\.?\d)|\bminus\b", f" {_MINUS} "),
+    (r"−\s*(?=[$£€]?\.?\d)|(?<![\w.)%-])-(?=[$£€]?\.?\d)|\bminus\b", f" {_MINUS} "),
     (r"(?<=\d)\s+%", "%"),
     (r"¥\s*(\d[\d,]*(?:\.\d+)?)", r"\1 yen"),
     (r"&", " and "),
+    (r"(?<=\d0)'s\b", "s"),
     (r"(?<=\d)\s*([ap])\.\s?m\b\.?", r" \1m"),
     (r"(?<=\d)\s*×\s*(?=\d)", " times "),
     (r"(?<=\d)\s*÷\s*(?=\d)", " divided by "),

@@ -252,7 +252,7 @@ def _read_replies(path: pathlib.Path | None) -> dict[str, str]:
 
 
 _YES = "yes|true|correct|right|是的?|对|正确"
-_NO = "no|false|incorrect|wrong|否|不是|不对|不正确|错误?"
+_NO = "no|false|incorrect|wrong|not (?:true|correct|right)|否|不是的?|不对|不正确|错误?"
 _NUMBERS = {
     name: number
     for names in (
@@ -261,15 +261,19 @@ _NUMBERS = {
     )
     for number, name in enumerate(names, 1)
 }
-_NUMBER = rf"(?<![\w.,-])(\d+(?:\.\d+)?|{'|'.join(_NUMBERS)})(?![\d%])(?!\.\d)"
+_NUMBER = rf"(?<![\w.,+−~≈-])(\d+(?:\.\d+)?|{'|'.join(_NUMBERS)})(?![\d%])(?!\.\d)"
 _OUT_OF = rf"\s*(?:/|out of|of|分之)\s*(?:{HIGHEST}|ten|十)(?![\d.]*\d)"
 _RANGE = r"(?!\s*(?:-|~|/|to\b|or\b|到|至|或)\s*\w)"
 _LABEL = (
     r"\b(?:answer|verdict|judge?ment|grade|score|rating|result|response|decision|correct"
-    r"|conclusion)(?:\s*\([^()]{0,30}\))?[\"']?(?:\s*[:=]|\s+(?:is|would be)\b:?)"
-    r"|(?:答案|结论|判断|评分|得分|分数)[是为:]"
+    r"|conclusion|overall|total)(?:\s*\([^()]{0,30}\))?[\"']?"
+    r"(?:\s*[:=]|\s+-\s|\s+(?:is|would be)\b:?)"
+    r"|\b(?:score|rating)\s+(?=\d)|\b(?:give|rate) (?:it|this|the response) (?:as )?an? "
+    r"|(?:答案|结论|判断|评分|打分|得分|总分|分数)[是为:]"
 )
-_OPEN, _CLOSE = r"[\s\"'(\[{]*", r"(?=[\s\"')\]}]*(?:[.,;!。,;!、\n—]|-\s|$))"
+_OPEN, _CLOSE = r"\W*", r"(?=[\s\"')\]}]*(?:[.,:;!。、\n—]|-\s|$))"
+_TAG = r"<(answer|verdict|judge?ment|grade|score|rating|result)>"
+_DRESS = r"```\w*|[*_`#|$]+|</?[a-z]+>|<\|\w+\|>|\\[a-z]+|\bon a scale (?:of|from) \d+(?: to |-)\d+"
 
 
 def parse_reply(question: dict[str, Any], reply: str, judge: str) -> dict[str, Any]:
@@ -279,7 +283,7 @@ def parse_reply(question: dict[str, Any], reply: str, judge: str) -> dict[str, A
     in any case, width and quotes; thoughts are left out. Two different answers are none.
     """
     plain = unify(rules.drop_thoughts(reply)).lower()
-    plain = re.sub(r"```\w*|[*_`#]+", "", plain).strip()
+    plain = re.sub(_DRESS, "", re.sub(_TAG, r"\n\1: ", plain)).strip()
     score = None
     if question["rubric"] == "correct":
         opinions = _read_opinions(plain)
@@ -309,11 +313,12 @@ def _read_opinions(plain: str) -> set[str]:
 
 
 def _read_scores(plain: str) -> set[float]:
-    """Read numbers behind labels, or else "8 out of 10", or else a line with a number alone."""
+    """Read numbers behind labels, or else "8 out of 10", a line with a number alone, "8: good"."""
     patterns = (
         rf"(?:{_LABEL}){_OPEN}{_NUMBER}(?:{_OUT_OF})?{_RANGE}",
         rf"(?<!to )(?<!or )(?<!- ){_NUMBER}{_OUT_OF}",
-        rf"^{_OPEN}{_NUMBER}(?:\s*(?:points?|stars?|分))?[^\w\n/+-]*$",
+        rf"^[^\w\n]*{_NUMBER}(?:\s*(?:points?|stars?|分))?[^\w\n/+-]*$",
+        rf"\A\W*{_NUMBER}\s*(?:[:(—]|-\s)\s*(?=[^\W\d])",
     )
     for pattern in patterns:
         numbers = re.findall(pattern, plain, re.M)

@@ -73,7 +73,9 @@ def judge_by_rules(question: dict[str, Any]) -> dict[str, Any]:
     return make_verdict(question, "right" if right else "wrong", NAME, reason=reason)
 
 
-_THOUGHT = re.compile(r"<(/?)(?:think|thinking|thought|reasoning|reflection)\b[^<>]{0,99}>", re.I)
+_THOUGHT = re.compile(
+    r"<(/?)(?:think|thinking|thought|reasoning|reflection)\b[^<>]{0,99}>|\[(/?)think\]", re.I
+)
 
 
 def drop_thoughts(answer: str) -> str:
@@ -82,9 +84,10 @@ def drop_thoughts(answer: str) -> str:
     for tag in _THOUGHT.finditer(answer):
         if not depth:
             kept.append(answer[place : tag.start()])
-        if tag[1] and not depth:
+        is_end = bool(tag[1] or tag[2])
+        if is_end and not depth:
             kept = []  # the beginning was a part of the prompt
-        depth = max(0, depth - 1) if tag[1] else depth + 1
+        depth = max(0, depth - 1) if is_end else depth + 1
         place = tag.end()
     return "".join(kept) + ("" if depth else answer[place:])
 
@@ -99,26 +102,36 @@ _AFTER_A = (
 _NO_ARTICLE = rf"(?!\s+(?!(?:{_AFTER_A})\b)[a-z])"
 _ANY = _ALONE.format(rf"(?:([B-Jb-j])|([Aa]){_NO_ARTICLE})")
 _CAPITAL = _ALONE.format(rf"(?:([B-HJ])|((?<=[a-z,;:] )A|A{_NO_ARTICLE}))")
+_AND = r"(?:or|nor|and|或者?|和|与|&)"
+_LISTED = rf"(?:(?:\s*[,、]\s*{_CAPITAL})*\W*{_AND}\W*(?:option\W+)?{_CAPITAL})?"
+_FALSE = r"(?:wrong|incorrect|false|unclear|unlikely|impossible|ruled out)\b"
 _NOT_CHOSEN = re.compile(
-    r"(?:(?i:\b(?:not|neither|nor|never|than|instead of|except|unlike)\b|n't)|不是|并非|非|不选)"
-    rf"\W*(?:(?:be|the|option|answer|choice)\W+)*{_CAPITAL}(?:\W*(?:or|nor|and|或|和)\W*{_CAPITAL})*"
-    rf"|{_CAPITAL}[)\"'\]]*\s*(?:选项)?(?:(?:is|was|seems|looks)\s*(?:not\b|n't)"
-    r"|(?:(?:is|was|seems|looks)\s+)?(?:wrong|incorrect|false)\b|是?(?:错|不(?:是|对|正确)))"
+    r"(?:(?i:\b(?:not|neither|nor|never|than|instead of|except|unlike|rul(?:e|ed|ing) out"
+    r"|eliminat(?:e|ed|ing)|exclud(?:e|ed|ing))\b|n't)|不是|并非|非|不选|排除)"
+    rf"\W*(?:(?:be|the|options?|answers?|choices?|think|believe|that|it|it's|is)\W+)*{_CAPITAL}"
+    + _LISTED
+    + rf"|{_CAPITAL}{_LISTED}[)\"'\]]*\s*(?:选项)?"
+    r"(?:(?:is|are|was|were|seems?|looks?)\s*(?:not\b|n't)"
+    rf"|(?:(?:is|are|was|were|seems?|looks?)\s+)?(?:(?:all|both)\s+)?{_FALSE}"
+    r"|[都均]?是?(?:错|不(?:是|对|正确)))"
+    rf"|{_CAPITAL}\s*\?\W*(?i:no)\b"
+    # Names that end in a letter.
+    rf"|(?i:\b(?:vitamins?|hepatitis|influenza|plan|type|grade|class))\s+{_CAPITAL}"
 )
+_ALSO = re.compile(rf"\W*(?:{_AND}|、)\W*{_CAPITAL}|\s*,\s*{_CAPITAL}(?=\W*(?:{_AND}|[,.;\n]|$))")
+"""A further letter behind a chosen one."""
 _CHOSEN = tuple(
     re.compile(pattern, flags)
     for pattern, flags in (
-        (r"^\W*([A-J])\W*$", re.I),  # nothing else
+        (r"^\W*([A-J])[^\w+#]*$", re.I),  # nothing else
         (
             r"(?i:\banswer|答案|\\boxed|正确的?选项|\bcorrect (?:option|choice)(?=\W*(?:is|:)))"
             r"(?:[^.!?。\n]{0,40}?(?i:\b(?:is|be)\b)|应该?[是为选]|[是为])?\W*"
             rf"(?:(?i:option|choice|letter|text|选项?)\W*)?{_ANY}",
             0,
         ),
-        (
-            rf"(?:\b(?i:options?|choices?|choose|pick|select|letter|go with)\b|选择?项?)\W*{_ANY}",
-            0,
-        ),
+        (rf"(?:\b(?i:choose|pick|select|go with)\b|选择?)\W*(?:(?i:option|letter)\W*)?{_ANY}", 0),
+        (rf"(?:\b(?i:options?|choices?|letter)\b|选项)\W*{_ANY}", 0),
         (rf"{_CAPITAL}[)\"'\]]*\s*(?:is |是)?(?:the )?(?:right|correct|best|true|正确|对)", 0),
         (r"^[^\w\n]{0,9}([A-HJa-hj])\s*[.):](?!\w\b)|[(\[]\s*([A-Ja-hj])\s*[)\]]", re.M),
         (_CAPITAL, 0),
@@ -136,7 +149,11 @@ def chosen_letter(answer: str) -> str | None:
     plain = re.sub(r"[*_`~$]+", "", unify(drop_thoughts(answer)))
     plain = _NOT_CHOSEN.sub(" ", plain)
     for pattern in _CHOSEN:
-        letters = {match[match.lastindex].upper() for match in pattern.finditer(plain)}
+        letters = set()
+        for match in pattern.finditer(plain):
+            while match:
+                letters.add(match[match.lastindex].upper())
+                match = _ALSO.match(plain, match.end())
         if letters:
             return letters.pop() if len(letters) == 1 else None
     return None

@@ -1,5 +1,7 @@
 """Scores of hypotheses."""
 
+import time
+
 import pytest
 
 from ba_jax.data.corpus import facts
@@ -19,6 +21,13 @@ def test_odd_mandarin(reference, hypothesis, errors):
     """Letters of other scripts, rare characters, and numbers of many kinds."""
     for unit in ("character", "syllable"):
         assert text.tally(reference, hypothesis, "zh", unit).errors == errors
+
+
+@pytest.mark.parametrize("brackets", ["(", "[", "<(", "a (b] "])
+def test_thousands_of_open_brackets_take_no_time(brackets):
+    start = time.process_time()
+    assert text.tally("well", "well " + brackets * 4000, "en", "word").units == 1
+    assert time.process_time() - start < 5
 
 
 def test_normalisers_have_versions():
