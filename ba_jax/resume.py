@@ -69,8 +69,11 @@ class Change:
     def is_refused(self) -> bool:
         """Whether it makes another model or other data.
 
-        A key that only one side has is another version's, but for the members of the mixture.
+        A key that only one side has is another version's, but for the members of the mixture. Data
+        that were moved are the same.
         """
+        if _PATH.fullmatch(self.key) and _is_moved(self.old, self.new):
+            return False
         if ABSENT in (self.old, self.new) and not _MEMBER.fullmatch(self.key):
             return False
         return bool(_REFUSED.fullmatch(self.key)) and not _HARMLESS.fullmatch(self.key)
@@ -195,6 +198,13 @@ def _differences(old: Any, new: Any, key: str) -> Iterator[Change]:
 
 def _resolved(path: Any) -> str:
     return os.path.realpath(os.path.expanduser(os.path.expandvars(f"{path}")))
+
+
+def _is_moved(old: Any, new: Any) -> bool:
+    """Whether a folder has gone from its place and there is one of its name elsewhere."""
+    before, now = _resolved(old), _resolved(new)
+    same_name = os.path.basename(before) == os.path.basename(now)
+    return "/" in f"{old}" and same_name and os.path.exists(now) and not os.path.lexists(before)
 
 
 def _filled(values: Mapping[str, Any]) -> dict[str, Any]:

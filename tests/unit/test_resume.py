@@ -121,6 +121,29 @@ def test_another_change_is_named(workdir, log, key):
     assert record.getMessage() == f"{workdir / 'config.json'}: {line}"
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "refused"),
+    [
+        ("gone/codes", "there/codes", False),
+        ("gone/codes", "there/other", True),
+        ("gone/codes", "gone_too/codes", True),
+        ("there/codes", "more/codes", True),
+    ],
+)
+def test_data_that_were_moved_are_the_same(tmp_path, log, old, new, refused):
+    for name in ("there/codes", "there/other", "more/codes"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    resume.write(tmp_path, config_of(data__folder=str(tmp_path / old)), 0)
+    moved = config_of(data__folder=str(tmp_path / new))
+    if refused:
+        with pytest.raises(ChangedSettingsError, match=new):
+            resume.check(tmp_path, moved)
+        return
+    resume.check(tmp_path, moved)
+    assert "data.folder: " in log.text
+
+
 def test_equal_settings_say_nothing(workdir, log):
     for changes in (
         {},
