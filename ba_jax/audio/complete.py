@@ -37,6 +37,7 @@ class Container(NamedTuple):
       end: offset behind the last sample, or the file's size.
       for_libsndfile: Ogg Opus or Vorbis in a single stream that ends, FLAC that states its length,
         big-endian WAV.
+      ogg_end: position at the end of an Ogg file; its samples, unless it was cut out of a stream.
     """
 
     format: str
@@ -44,6 +45,7 @@ class Container(NamedTuple):
     start: int
     end: int
     for_libsndfile: bool = False
+    ogg_end: int = 0
 
 
 class _File(NamedTuple):
@@ -90,9 +92,9 @@ def check_complete(stream: BinaryIO, size: int, name: str) -> Container:
     start = skip_tags(stream, 0)
     file = _File(stream, size, name, start)
     head = file.read(start, 26)
-    end, for_libsndfile = size, False
+    end, for_libsndfile, ogg_end = size, False, 0
     if head[:4] == b"OggS":
-        format, (has_end, for_libsndfile) = "ogg", _check_ogg(file)
+        format, (has_end, for_libsndfile, ogg_end) = "ogg", _check_ogg(file)
     elif head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
         format, (has_end, end) = "wav", _check_wav(file)
         for_libsndfile = head[:4] == b"RIFX"
@@ -111,7 +113,7 @@ def check_complete(stream: BinaryIO, size: int, name: str) -> Container:
         format, has_end = "mp3", _check_mp3(file)
     if format in ("mp3", "aac", "flac") and not has_end:
         end = _skip_padding_behind(file)
-    return Container(format, has_end, start, end, for_libsndfile)
+    return Container(format, has_end, start, end, for_libsndfile, ogg_end)
 
 
 def skip_tags(stream: BinaryIO, offset: int) -> int:
@@ -227,9 +229,9 @@ def _check_flac(file: _File, head: bytes) -> bool:
     return has_length
 
 
-def _check_ogg(file: _File) -> tuple[bool, bool]:
-    """Return whether it is a single stream that ends, and whether that is Opus or Vorbis."""
-    offset, streams, is_xiph, open_streams = file.start, 0, False, {}
+def _check_ogg(file: _File) -> tuple[bool, bool, int]:
+    """Return whether it is one stream that ends, whether that is Opus or Vorbis, and its end."""
+    offset, end, streams, is_xiph, open_streams = file.start, 0, 0, False, {}
     for count in itertools.count():
         if offset >= file.size:
             break
@@ -245,7 +247,7 @@ def _check_ogg(file: _File) -> tuple[bool, bool]:
         if len(head) < 27 + segments or offset + length > file.size:
             raise file.cut_short("ogg", f"its page at byte {offset} is incomplete")
         page = bytearray(file.read(offset, length))
-        flags, serial, number, stated = struct.unpack("<5xB8xIII", page[:26])
+        flags, end, serial, number, stated = struct.unpack("<5xBqIII", page[:26])
         page[22:26] = bytes(4)
         if (checksum := ogg_checksum(page)) != stated:
             raise _damaged_ogg(file.name, offset, f"checksum {checksum:08x}, expected {stated:08x}")
@@ -265,7 +267,7 @@ def _check_ogg(file: _File) -> tuple[bool, bool]:
     if open_streams:
         file.warn_open("ogg", "has no mark of its end")
     is_single = streams == 1 and not open_streams
-    return is_single, is_single and is_xiph
+    return is_single, is_single and is_xiph, end
 
 
 def _damaged_ogg(name: str, offset: int, problem: str) -> AudioError:

@@ -26,6 +26,7 @@ _READ_AHEAD = 1 << 14  # bytes; libFLAC reads 8192 at a time
 # Samples of an Ogg Vorbis page at most: 255 packets, each of half a block. Behind a seek into the
 # last page, whose end is cut, libvorbis is off by what it cut.
 _VORBIS_PAGE = 255 * 4096
+_OPUS_LEAD = 0.1  # seconds in front that an encoder adds, at most
 _SCALES = {"u1": 2.0**-7, "i2": 2.0**-15, "i4": 2.0**-31, "f8": 1.0}  # of decoded samples
 
 
@@ -173,7 +174,7 @@ class FfmpegDecoder:
 class SndfileDecoder:
     """A file of a coding that libsndfile decodes better, or alone, by libsndfile."""
 
-    def __init__(self, stream: BinaryIO, format: str):
+    def __init__(self, stream: BinaryIO, format: str, ogg_end: int = 0):
         import soundfile
 
         self._stream, self._file = stream, soundfile.SoundFile(stream)
@@ -182,6 +183,8 @@ class SndfileDecoder:
         self.format = format
         self.rate, self.channels = self._file.samplerate, self._file.channels
         self.frames = self._file.frames
+        if self._file.subtype == "OPUS" and ogg_end / 48000 > self.frames / self.rate + _OPUS_LEAD:
+            self._can_seek = False  # libsndfile would count from the first page's position
 
     def decode(self, first: int) -> Iterator[np.ndarray]:
         """Yield blocks (S, C) of float32 samples from sample `first` on."""

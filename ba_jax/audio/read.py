@@ -249,7 +249,7 @@ def _decoding_errors() -> tuple[type[Exception], ...]:
 
 def _open_decoder(stream: BinaryIO, container: Container) -> FfmpegDecoder | SndfileDecoder:
     if container.for_libsndfile:
-        return SndfileDecoder(stream, container.format)
+        return SndfileDecoder(stream, container.format, container.ogg_end)
     decoder = FfmpegDecoder(stream, container.has_end)
     if decoder.format != container.format:
         raise ValueError(f"{decoder.format} behind other bytes")

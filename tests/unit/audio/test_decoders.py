@@ -44,6 +44,7 @@ FILES = {
     "ALAC": lambda: encode_by_ffmpeg("ipod", "alac"),
     "ALAC, live": lambda: encode_by_ffmpeg("matroska", "alac", options=(("live", "1"),)),
     "WebM, live": lambda: encode_by_ffmpeg("webm", "libopus", options=(("live", "1"),)),
+    "Opus, out of a stream": lambda: encode_by_ffmpeg("ogg", "libopus", start=5 * 48000),
     "MP3 in Matroska": lambda: encode_by_ffmpeg("matroska", "libmp3lame", rate=16000),
 }
 
