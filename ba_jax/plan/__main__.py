@@ -22,7 +22,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 
 from ba_jax import cli
@@ -59,8 +58,7 @@ def main(argv: list[str]) -> int:
     values = flags.FLAGS
     config = values.config.to_dict() if values.decode else parse_config(values.config)
     try:
-        prepare_process(values.topology)
-        jax.config.update("jax_exec_time_optimization_effort", values.effort)
+        prepare_process(values.topology, values.effort)
         topology = open_topology(values.topology, values.slices)
         if values.sweep and not values.decode:
             _sweep(config, topology, values)

@@ -228,8 +228,11 @@ def count_kept_bytes(jaxpr: Any, rows: int) -> float:
     for equation in jaxpr.eqns:
         params = equation.params
         if equation.primitive.name == "scan":
-            for output in equation.outvars[params["num_carry"] :]:
-                if rows in output.aval.shape[1:2]:
+            for output, of_step in zip(
+                equation.outvars, params["jaxpr"].jaxpr.outvars, strict=True
+            ):
+                is_stacked = output.aval.ndim > of_step.aval.ndim
+                if is_stacked and rows in output.aval.shape[1:2]:
                     total += math.prod(output.aval.shape) * output.aval.dtype.itemsize
         total += sum(count_kept_bytes(inner, rows) for inner in jaxprs_in_params(params))
     return total

@@ -79,12 +79,22 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
     return chip, shape
 
 
-def prepare_process(name: str) -> None:
+def prepare_process(name: str, effort: float = -1.0) -> None:
     """Configure JAX for a topology; call it before JAX starts a backend.
 
     TPUs of the host are not opened: the compiled programs never run.
+
+    Args:
+      name: such as "v5e:8x8".
+      effort: XLA's optimisation effort, -1 to 1: -1 compiles fastest, 0 as users do. JAX 0.12 knows
+        its sign alone.
     """
     chip, shape = parse_topology(name)
+    if "jax_exec_time_optimization_effort" in jax.config.values:
+        jax.config.update("jax_exec_time_optimization_effort", effort)
+    else:
+        level = "UNKNOWN" if not effort else "O1" if effort < 0 else "O3"
+        jax.config.update("jax_optimization_level", level)
     # The cache cannot load programs for absent devices.
     jax.config.update("jax_enable_compilation_cache", False)
     if chip.is_tpu:

@@ -15,8 +15,6 @@ import sys
 from collections.abc import Callable
 from unittest import mock
 
-import jax
-
 from ba_jax import sharding
 from ba_jax.models import layers
 from ba_jax.plan import planner
@@ -96,7 +94,6 @@ def too_large(topology: Topology) -> dict:
 
 def main(out: str, *names: str) -> None:
     prepare_process(NAME)
-    jax.config.update("jax_exec_time_optimization_effort", -1.0)
     topology, plans = open_topology(NAME), {}
     for name in names:
         if name == "too large":
