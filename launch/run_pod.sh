@@ -76,6 +76,7 @@ if [ "$what" = run ] || [ "$what" = create ]; then
   runtime=${RUNTIME:-$runtime}
   [ -n "$runtime" ] || fail "TYPE=$TYPE is unknown here: set RUNTIME, its TPU software version"
 fi
+# shellcheck disable=SC2153 # NAME is a setting
 nodes=(--node-id="$NAME")
 [ "$SLICES" = 1 ] || nodes=(--node-count="$SLICES" --node-prefix="$NAME")
 read -ra create_flags <<<"${CREATE_FLAGS:-}"

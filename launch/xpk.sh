@@ -47,6 +47,7 @@ need ZONE "the cluster's zone"
 place=(--cluster="$CLUSTER" --project="$PROJECT" --zone="$ZONE")
 if [ "$what" != attach ]; then
   need NAME "a name for the workload"
+  # shellcheck disable=SC2153 # NAME is a setting
   [[ $NAME =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ && ${#NAME} -le 40 ]] ||
     fail "NAME=$NAME: expected at most 40 of a-z, 0-9 and -, a letter first"
 fi
