@@ -13,6 +13,7 @@ from benchmarks import cases, components, generate, lm_step
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_every_component_is_compared_and_agrees(tmp_path, capsys):
     out = tmp_path / "numbers.json"

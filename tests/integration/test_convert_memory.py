@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from benchmarks import convert_memory
 
 # A stacked variable like the full model's feed-forward weights, transposed: 256 MiB in slices of
@@ -64,6 +66,7 @@ def test_memory_is_bounded_by_chunks_not_by_arrays(tmp_path):
     assert peak["read"] - peak["before"] < total / 4, peak
 
 
+@pytest.mark.deep
 def test_benchmark_runs_at_a_small_size(tmp_path, capsys):
     """Importing and exporting a generated bfloat16 checkpoint restores it."""
     assert convert_memory.main(["--work", str(tmp_path), "--size", "tiny", "--layers", "0"]) == 0

@@ -101,6 +101,7 @@ def two_processes(config, out, *flags, kill_after=0, devices=2):
     return [wait() for wait in waits]
 
 
+@pytest.mark.deep
 def test_two_processes_of_two_devices_each(config, checkpoints, single, tmp_path):
     """Killed in the middle; the saved lines are not generated again."""
     meshed = {**config, "mesh": {"replica": 1, "fsdp": 2}}

@@ -13,6 +13,7 @@ from tests.unit.evals import small_bench
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_all_suites_with_the_real_judge(tmp_path):
     """Figures, report and audio of each suite are written."""

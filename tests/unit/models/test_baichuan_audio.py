@@ -34,6 +34,7 @@ def speak(model, mel, lengths, key):
     return codes, wave, flow_lengths
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_audio_to_audio_is_one_jitted_function(run):
     mel = np.random.default_rng(0).normal(size=(2, 40, 128)).astype(np.float32)
@@ -79,10 +80,11 @@ def losses(model, mel, lengths, ids, codes):
     return sum(jnp.mean(jnp.square(y.astype(jnp.float32))) for y in outputs)
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype",
-    [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.deep)],
+    [jnp.float32, jnp.bfloat16],
 )
 def test_gradients_reach_every_parameter_and_are_finite(config, variables, dtype):
     rng = np.random.default_rng(0)

@@ -139,6 +139,7 @@ def test_host_and_model_agree_on_lengths(stage, variables, arrays):
     assert stage.mu_lengths(np.array([0, 1, 7])).tolist() == [0, 0, 3]
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_overfits_one_batch(stage, variables, arrays, gradient, evaluate):
     key = jax.random.key(1)

@@ -118,6 +118,7 @@ def evaluate(stage):
     return jax.jit(lambda v, a, key: stage.evaluate(v, a, stage.totals(a), key))
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_overfits_one_batch(stage, variables, arrays, gradient, evaluate):
     """Adversarial losses start after 43 steps and stay finite."""
