@@ -4,6 +4,7 @@ They are environment variables, so that JAX reads them when a test first imports
 command lines that tests start as subprocesses inherit them.
 """
 
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -16,8 +17,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
-# Most of the time goes into the compiler. tests/parity and the plans compile as users do.
+# Most of the time goes into the compiler. tests/parity and the plans compile with optimisations.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    # One LLVM module for a program instead of one MLIR pipeline for each fusion: two fifths of the
+    # CPU time of tests/unit/stages/test_lm.py. Later versions have no such flag and refuse it.
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

@@ -15,7 +15,7 @@ from tests.processes import free_port
 from tests.unit.evals import small_bench
 
 SUITES = ["asr", "codec"]
-EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+EIGHT = {"JAX_NUM_CPU_DEVICES": "8"}
 pytestmark = pytest.mark.slow
 
 
@@ -94,7 +94,7 @@ def two_processes(config, out, *flags, kill_after=0, devices=2):
             *shared,
             f"--process={number}",
             kill_after=0 if number else kill_after,
-            XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+            JAX_NUM_CPU_DEVICES=str(devices),
         )
         for number in range(2)
     ]

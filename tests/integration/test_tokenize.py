@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import signal
 import sys
@@ -88,8 +87,7 @@ def test_errors_name_the_cause(folder, tmp_path, arguments, message):
 
 @pytest.mark.slow
 def test_eight_devices_give_the_same(folder, undisturbed, tmp_path):
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    finish(start(command(folder, tmp_path / "out", "--batch-seconds=3"), XLA_FLAGS=flags))
+    finish(start(command(folder, tmp_path / "out", "--batch-seconds=3"), JAX_NUM_CPU_DEVICES="8"))
     assert contents(tmp_path / "out") == contents(undisturbed)
 
 

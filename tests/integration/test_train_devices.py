@@ -18,7 +18,7 @@ from tests.unit.stages import small_run
 
 STEPS = 5
 CHANGES = {"train__steps": STEPS, "data__rows": 8, "eval_data": {}}
-EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+EIGHT = {"JAX_NUM_CPU_DEVICES": "8"}
 pytestmark = pytest.mark.slow
 
 

@@ -90,7 +90,7 @@ np.save(sys.argv[2], np.asarray(kernel).view(np.uint16))
 assert not any(name.startswith("ba_jax") for name in sys.modules)
 """
     out = tmp_path / "kernel.npy"
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    environment = {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
     subprocess.run(
         [sys.executable, "-c", script, str(folder), str(out)], check=True, env=environment
     )

@@ -682,7 +682,7 @@ def sharded_over_four_devices() -> None:
 @pytest.mark.slow
 def test_rows_on_several_devices_only_meet_in_the_sums():
     code = "from tests.unit.stages.test_lm import sharded_over_four_devices as f; f()"
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
