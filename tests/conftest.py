@@ -4,6 +4,7 @@ They are environment variables, so that JAX reads them when a test first imports
 command lines that tests start as subprocesses inherit them.
 """
 
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -30,6 +31,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # The background jobs of a shell ignore SIGINT, and so would the processes that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Tracing makes many objects and little garbage: 6 % of the CPU time of tests/unit/stages/test_lm.py.
+gc.set_threshold(100_000, 20, 100)
 
 # The same examples in every run; compile time must not count against an example's deadline.
 hypothesis.settings.register_profile("ba_jax", deadline=None, derandomize=True, database=None)
