@@ -32,7 +32,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Tracing makes many objects and little garbage: 6 % of the CPU time of tests/unit/stages/test_lm.py.
+# Tracing makes many objects, little garbage: 6 % of the CPU time of unit/stages/test_lm.py.
 gc.set_threshold(100_000, 20, 100)
 
 # The same examples in every run; compile time must not count against an example's deadline.
