@@ -22,7 +22,10 @@ STAGES = ("lm_stage1:7b", "lm_stage2:7b", "tokenizer:1b5")
 # Rows of each chip, for the language model and for the tokenizer (230 s of audio a row).
 ROWS = {"v5e:16x16": (1, 1), "v5p:4x4x4": (1, 1), "v6e:16x16": (2, 1)}
 SPLASH = "--config.train.attention=splash"
-HEAD = ("stage", "on", "rows a chip", "peak, GB of", "fits", "step, s", "bound by", "MFU", "a day")
+HEAD = (
+    *("stage", "on", "rows a chip", "peak, GB of", "fits"),
+    *("bound, s", "by", "serial, s", "expected, s", "MFU", "a day"),
+)
 
 
 def commands(only: str = "") -> dict[str, list[str]]:
@@ -50,15 +53,18 @@ def table_row(arguments: Sequence[str], plan: Mapping[str, Any]) -> tuple[str, .
     stage = Path(values["config"]).name.replace(".py", "")
     peak = f"{plan['peak_bytes'] / 1e9:.1f} of {plan['hbm_bytes'] / 1e9:.0f}"
     first = (stage, values["topology"], values["rows"], peak, "yes" if plan["fits"] else "no")
-    bound = plan["bound"]
-    if bound is None:
-        return (*first, "", "", "", "")
-    day = bound["a_day"]
+    time = plan["time"]
+    if time is None:
+        return (*first, *[""] * (len(HEAD) - len(first)))
+    day = time["a_day"]
     if stage.startswith("tokenizer"):
         amount = f"{day['audio_seconds'] / 3.6e9:.2f} M hours"
     else:
         amount = f"{day['tokens'] / 1e9:.1f} G tokens"
-    return (*first, f"{bound['seconds']:.2f}", bound["by"], f"{bound['mfu']:.0%}", amount)
+    seconds = (time[name] for name in ("serial", "expected"))
+    serial, expected = ("" if value is None else f"{value:.2f}" for value in seconds)
+    bound = (f"{time['bound']:.2f}", time["by"])
+    return (*first, *bound, serial, expected, f"{time['mfu']:.0%}", amount)
 
 
 def main() -> None:

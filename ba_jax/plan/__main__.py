@@ -9,7 +9,8 @@
 The real step of any stage, or with --decode a step of generation, is compiled by libtpu for the
 topology: v4, v5e, v5p, v6e, tpu7x (CHIP:NxN, CHIP:NxNxN), h100 or h200 (CHIP:N). The command prints
 XLA's figures: memory by kind, collectives, bytes; and with the chip's figures a lower bound of the
-step's time. GPU programs are compiled on such GPUs; elsewhere the figures are estimates, marked so.
+step's time, its serial roofline and, where steps were measured, the time to expect. GPU programs
+are compiled on such GPUs; elsewhere the figures are estimates, marked so.
 
 Exit code: 0 it fits, 3 it does not, 1 it cannot be planned, 2 a wrong command line or config.
 """
@@ -40,7 +41,12 @@ def define_flags() -> None:
     flags.DEFINE_string("topology", None, "CHIP:SHAPE, such as v5p:4x4x4 or h100:8.")
     flags.DEFINE_integer("slices", 1, "TPU slices; each has copies of the model.", 1)
     flags.DEFINE_integer("rows", None, "Rows of each share of the batch; default the config's.", 1)
-    flags.DEFINE_float("audio_share", 0.5, "Share of a packed row's positions that are audio.")
+    flags.DEFINE_float(
+        "audio_share",
+        None,
+        "Share of a packed row's positions that are targets of audio, the others of text; default: "
+        "kinds of positions as the mixture has them.",
+    )
     flags.DEFINE_bool("decode", False, "Plan generation: --config needs only a model.")
     flags.DEFINE_integer("context", 2048, "With --decode: positions that a row attends to.", 1)
     flags.DEFINE_bool("sweep", False, "Try meshes, rows and remat policies.")
@@ -123,13 +129,14 @@ def _sweep(config: RunConfig, topology: Topology, values: Any) -> None:
         lambda candidate: sweep.attempt(config, topology, candidate),
         limit=values.sweep_limit,
         path=Path(values.sweep_file) if values.sweep_file else None,
-        label=f"{name} {digest} {topology.name} x {topology.slices}",
+        # Results of before there were expected times have another label.
+        label=f"{name} {digest} {topology.name} x {topology.slices}, expected",
     ):
         results.append(result)
         if result["status"] != sweep.SKIPPED:
             line = f"{result['candidate']}: {result['status']} {result['reason']}"
             print(f"{len(results)} of {len(candidates)}: {line}", flush=True)
-    print("\n".join(["", "ranked by time per token", *sweep.format_ranking(results)]))
+    print("\n".join(["", "ranked by expected time per token", *sweep.format_ranking(results)]))
     if values.json:
         Path(values.json).write_text(json.dumps(results, indent=1) + "\n")
 

@@ -23,6 +23,7 @@ from ba_jax.data.batches import batch_settings
 from ba_jax.data.features import Bucket, ModelFormat
 from ba_jax.data.packed import AudioChunks, PackedBatch, PackedSettings
 from ba_jax.data.packing import PackedRows
+from ba_jax.plan.row_shares import RowShares, measure_shares
 from ba_jax.plan.topology import PlanError
 from ba_jax.run_config import RunConfig
 from ba_jax.stages.base import Stage
@@ -51,23 +52,28 @@ def make_full_batch(
     config: RunConfig,
     trained: Collection[str],
     rows: int | None = None,
-    audio_share: float = 0.5,
+    audio_share: float | None = None,
 ) -> FullBatch:
     """Make a stage's batch.
 
-    A packed row is a single example as long as the row: first text, all of it predicted, then
-    audio, a share `audio_share` of its positions. Clips come from the bucket with the most seconds
-    in a batch, the longest of those. `rows` None: those of the config's data.
+    A packed row is a single example as long as the row, with the kinds of positions that the
+    mixture has, or with a share `audio_share` of frames that are targets after text that is. Clips
+    come from the bucket with the most seconds in a batch, the longest of those. `rows` None: those
+    of the config's data.
 
     Raises:
       ConfigError: the config's data are wrong.
       PlanError: a share or a number of rows out of range.
     """
-    if not 0 <= audio_share < 1:
+    if audio_share is not None and not 0 <= audio_share < 1:
         raise PlanError(f"audio share {audio_share}: expected at least 0, below 1")
     settings, model = batch_settings(config.data), ModelFormat.of(config.model)
     if isinstance(settings, PackedSettings):
-        batch, text = _packed_row(settings, model, audio_share)
+        if audio_share is None:
+            shares = measure_shares(settings, model)
+        else:
+            shares = RowShares(0.0, audio_share, 1 - audio_share, "as asked for")
+        batch, text = _packed_row(settings, model, shares)
         rows = settings.rows if rows is None else rows
     else:
         bucket = max(settings.buckets, key=lambda b: (b.seconds * b.count, b.seconds))
@@ -103,25 +109,33 @@ def place_batch(batch: FullBatch, mesh: jax.sharding.Mesh) -> Any:
 
 
 def _packed_row(
-    settings: PackedSettings, model: ModelFormat, audio_share: float
+    settings: PackedSettings, model: ModelFormat, shares: RowShares
 ) -> tuple[PackedBatch, str]:
+    """Text that is read, text targets, frames heard, frames that are targets, in this order."""
     length, tokens = settings.row_length, model.tokens
-    frames = math.floor(audio_share * length)
+    spoken = math.floor(shares.spoken * length)
+    frames = spoken + math.floor(shares.heard * length)
+    written = min(math.ceil(shares.written * length), length - frames)
     audio: tuple[AudioChunks, ...] = ()
     if settings.audio == "features":
         audio, frames = _chunks(settings, model, length - frames, frames)
-    start = length - frames
-    is_audio_L = np.arange(length) >= start
+    place_L = np.arange(length)
+    is_audio_L = place_L >= length - frames
+    spoken_L = place_L >= length - min(spoken, frames)
+    # No position predicts the first.
+    written_L = (place_L >= max(length - frames - written, 1)) & ~is_audio_L
     rows = PackedRows(
         ids_BL=np.where(is_audio_L, tokens.audio_pad, 0).astype(np.int32)[None],
         codes_BLQ=np.zeros((1, length, len(model.codebook_sizes)), np.int32),
         positions_BL=np.arange(length, dtype=np.int32)[None],
         segments_BL=np.ones((1, length), np.int32),
-        # No position predicts the first.
-        text_target_BL=(~is_audio_L & (np.arange(length) > 0))[None],
-        audio_target_BL=is_audio_L[None],
+        text_target_BL=written_L[None],
+        audio_target_BL=spoken_L[None],
     )
-    text = f"rows of {length} positions, {frames} of them frames of audio"
+    text = (
+        f"rows of {length} positions, {frames} of them frames of audio; {int(spoken_L.sum())} "
+        f"targets of audio, {int(written_L.sum())} of text (shares {shares.source})"
+    )
     return PackedBatch(rows, audio, np.zeros(1, np.int32)), text
 
 

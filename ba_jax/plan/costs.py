@@ -1,23 +1,40 @@
-"""Costs of a step: compile it for devices that may not be there, and bound its time."""
+"""Costs of a step: compile it for devices that may not be there, and bound its time.
+
+Three times are given. The bound takes everything to overlap: no run can beat it. The serial
+roofline takes nothing to overlap but collectives that the program starts and ends in two
+instructions: each instruction takes the longest of its FLOPs at the chip's peak, its bytes at
+full bandwidth and its bytes from other devices at that of the links. Steps that were measured took
+a factor longer than it (`SLOWDOWN`), which gives the expected time.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
-from jax.extend.core import jaxprs_in_params
 
 from ba_jax.plan import hlo
+from ba_jax.plan.collectives import KINDS
 from ba_jax.plan.topology import Topology
+from ba_jax.plan.traced import count_flops
 
 DAY = 86400.0
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([BKMGT]?)"
+
+SLOWDOWN = {"v5p": 1.2, "v6e": 1.6}
+"""Chip -> measured time of a training step over its serial roofline.
+
+MaxText's published steps over their serial roofline, compiled like ours: Llama2-70B on 512 v5p (692
+tokens/s/chip) 23.68 s over 19.9: 1.19; on 256 v6e Llama3.1-8B 4.546 over 2.78: 1.63, Llama3.1-70B
+42.66 over 27.9: 1.53 (tpu-recipes, and MaxText's docs/reference/models/tiering.md; read in 2026).
+"""
+NEAREST = {"v4": "v5p", "v5e": "v6e"}
+"""Chip without a measured step -> the one of the same build (torus, cores) to take it from."""
 
 
 # --- compiling ------------------------------------------------------------------------------------
@@ -71,12 +88,14 @@ class CollectiveSum:
       bytes: size of their results on a device.
       received: bytes that a device receives from devices of its slice.
       received_across: bytes that it receives in collectives across slices.
+      asynchronous: bytes received, from anywhere, while other instructions run.
     """
 
     count: float = 0
     bytes: float = 0
     received: float = 0
     received_across: float = 0
+    asynchronous: float = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,20 +105,25 @@ class CompiledStep:
     Attributes:
       memory: bytes of a device.
       device_flops: FLOPs of all devices together, as traced: with padding and rematerialization.
+      program_flops: FLOPs of a device, counted in the compiled program.
       bytes_accessed: HBM traffic of a device; loop bodies count as often as they run.
       xla_bytes: XLA's own count, with the body of a loop once.
       collectives: sums by kind.
-      unknown_loops: loops that count once because their trip count could not be read.
+      serial: the serial roofline in seconds; None for GPUs, whose libraries hide their FLOPs.
+      unknown: loops that count once because their trip count could not be read, and kernels that
+        count no FLOPs.
       seconds: time of tracing and compiling.
       text: the program.
     """
 
     memory: StepMemory
     device_flops: float
+    program_flops: float
     bytes_accessed: float
     xla_bytes: float
     collectives: dict[str, CollectiveSum]
-    unknown_loops: tuple[str, ...]
+    serial: float | None
+    unknown: tuple[str, ...]
     seconds: float
     text: str = dataclasses.field(repr=False, default="")
 
@@ -123,7 +147,9 @@ def compile_step(function: Callable, arguments: Iterable[Any], topology: Topolog
     stats = compiled.memory_analysis()
     slice_size = len(topology.devices) // topology.slices
     text = compiled.as_text()
-    program = hlo.HloProgram(text, slice_size, topology.slices)
+    traced = count_flops(trace.jaxpr)
+    program = hlo.HloProgram(text, slice_size, topology.slices, traced.kernels)
+    costs = list(program.costs())
     return CompiledStep(
         StepMemory(
             stats.argument_size_in_bytes,
@@ -132,28 +158,46 @@ def compile_step(function: Callable, arguments: Iterable[Any], topology: Topolog
             stats.temp_size_in_bytes,
             stats.generated_code_size_in_bytes,
         ),
-        count_flops(trace.jaxpr),
-        program.bytes_accessed,
+        traced.total,
+        sum(cost.flops for cost in costs),
+        sum(cost.bytes for cost in costs),
         float((compiled.cost_analysis() or {}).get("bytes accessed", 0.0)),
-        sum_collectives(program.collectives()),
-        tuple(dict.fromkeys(program.unknown_loops)),
+        sum_collectives(costs),
+        serial_seconds(costs, topology) if topology.chip.is_tpu else None,
+        tuple(dict.fromkeys([*program.unknown_loops, *program.unknown_kernels])),
         seconds,
         text,
     )
 
 
-def sum_collectives(collectives: Iterable[hlo.Collective]) -> dict[str, CollectiveSum]:
-    """Sum collectives by kind, in the order of `hlo.KINDS`."""
+def sum_collectives(costs: Iterable[hlo.InstructionCost]) -> dict[str, CollectiveSum]:
+    """Sum a program's collectives by kind, in the order of `KINDS`."""
     sums: dict[str, CollectiveSum] = {}
-    for collective in collectives:
+    for collective in (collective for cost in costs for collective in cost.collectives):
         before = sums.get(collective.kind, CollectiveSum())
         sums[collective.kind] = CollectiveSum(
             before.count + collective.times,
             before.bytes + collective.times * collective.bytes,
             before.received + collective.received * (not collective.crosses),
             before.received_across + collective.received * collective.crosses,
+            before.asynchronous + collective.received * collective.is_async,
         )
-    return {kind: sums[kind] for kind in hlo.KINDS if kind in sums}
+    return {kind: sums[kind] for kind in KINDS if kind in sums}
+
+
+def serial_seconds(costs: Iterable[hlo.InstructionCost], topology: Topology) -> float:
+    """Sum the times of all instructions, each at its roofline."""
+    chip, share = topology.chip, topology.share
+    total = 0.0
+    for cost in costs:
+        waits = [c for c in cost.collectives if not c.is_async]
+        total += max(
+            cost.flops / (chip.peak * share),
+            cost.bytes / (chip.hbm_bandwidth * share),
+            sum(c.received for c in waits if not c.crosses) / (chip.ici_bandwidth * share),
+            sum(c.received for c in waits if c.crosses) / (chip.dcn_bandwidth * share),
+        )
+    return total
 
 
 def parse_out_of_memory(message: str) -> tuple[int, int, list[tuple[int, str, str]]]:
@@ -177,125 +221,87 @@ def parse_out_of_memory(message: str) -> tuple[int, int, list[tuple[int, str, st
     return used, limit, largest
 
 
-# --- counting in a traced program -----------------------------------------------------------------
-
-
-def count_flops(jaxpr: Any) -> float:
-    """FLOPs of a jaxpr (or a closed one) over all devices; loops count as often as they run.
-
-    Unlike the model's FLOPs (`ba_jax.metrics.flops`) they include padding, masked attention and
-    rematerialization. Two for each multiply-add of matrix products and convolutions, nothing else.
-    A loop without a fixed count counts once, a conditional as its largest branch, a Pallas kernel
-    as its cost estimate.
-    """
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    return float(sum(_equation_flops(equation) for equation in jaxpr.eqns))
-
-
-def _equation_flops(equation: Any) -> float:
-    name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-        (contracted, _), _ = params["dimension_numbers"]
-        shape = equation.invars[0].aval.shape
-        products = math.prod(shape[axis] for axis in contracted)
-        return 2.0 * products * math.prod(equation.outvars[0].aval.shape)
-    if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
-        features = kernel[params["dimension_numbers"].rhs_spec[0]]
-        outputs = math.prod(equation.outvars[0].aval.shape)
-        return 2.0 * outputs * math.prod(kernel) / features
-    if name == "pallas_call":
-        cost = params.get("cost_estimate")
-        return float(cost.flops) if cost else 0.0
-    if name == "while":
-        return count_flops(params["body_jaxpr"])
-    if name == "cond":
-        return max(map(count_flops, params["branches"]))
-    inner = sum(map(count_flops, jaxprs_in_params(params)), 0.0)
-    if name == "scan":
-        return params["length"] * inner
-    return inner * (math.prod(params["mesh"].shape.values()) if name == "shard_map" else 1)
-
-
-def count_kept_bytes(jaxpr: Any, rows: int) -> float:
-    """Bytes that scans keep of every step for the backward pass, over all devices.
-
-    Counts the arrays that a scan stacks and that have a batch of `rows` rows; gradients, which
-    scans stack too, have none.
-    """
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    total = 0.0
-    for equation in jaxpr.eqns:
-        params = equation.params
-        if equation.primitive.name == "scan":
-            for output, of_step in zip(
-                equation.outvars, params["jaxpr"].jaxpr.outvars, strict=True
-            ):
-                is_stacked = output.aval.ndim > of_step.aval.ndim
-                if is_stacked and rows in output.aval.shape[1:2]:
-                    total += math.prod(output.aval.shape) * output.aval.dtype.itemsize
-        total += sum(count_kept_bytes(inner, rows) for inner in jaxprs_in_params(params))
-    return total
-
-
-# --- bounds of the time ---------------------------------------------------------------------------
+# --- time -----------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class TimeBound:
-    """Lower bounds of a step's time in seconds, each as if everything else were free.
+class StepTime:
+    """Times of a step in seconds.
 
     Attributes:
       compute: the devices' FLOPs, rematerialization included, at their peak.
       hbm: memory traffic at full bandwidth.
       ici: bytes received from other devices of the slice over all links at once.
       dcn: bytes received from other slices.
-      seconds: the largest of them.
-      mfu: the model's FLOPs over the chips' peak for `seconds`.
-      a_day: amount -> how much of it a day of such steps processes.
+      model: the model's own FLOPs at the chips' peak.
+      serial: the serial roofline, None if unknown.
+      expected: the serial roofline times the measured slowdown of `measured_on`; None for a chip
+        without one.
+      measured_on: the chip that steps were measured on, "" for none.
     """
 
     compute: float
     hbm: float
     ici: float
     dcn: float
-    seconds: float
-    mfu: float
-    a_day: dict[str, float]
+    model: float
+    serial: float | None = None
+    expected: float | None = None
+    measured_on: str = ""
+
+    @property
+    def bound(self) -> float:
+        """Lower bound: the longest of the four, as if everything else were free."""
+        return max(self.compute, self.hbm, self.ici, self.dcn)
 
     @property
     def by(self) -> str:
         """Name of the largest bound."""
-        names = ("compute", "hbm", "ici", "dcn")
-        return max(names, key=lambda name: getattr(self, name))
+        return max(("compute", "hbm", "ici", "dcn"), key=lambda name: getattr(self, name))
+
+    @property
+    def best(self) -> tuple[str, float]:
+        """Name and value of the truest time: expected, else serial, else the bound."""
+        times = {"expected": self.expected, "serial": self.serial, "bound": self.bound}
+        return next((name, time) for name, time in times.items() if time is not None)
+
+    def mfu(self, seconds: float) -> float:
+        """Share of the chips' peak that the model's FLOPs take in a step of `seconds`."""
+        return self.model / seconds if seconds else 0.0
+
+    def a_day(self, amounts: Mapping[str, float]) -> dict[str, float]:
+        """Amounts that a day of steps of the best time processes, of those of a step."""
+        _, seconds = self.best
+        return {name: amount * DAY / seconds for name, amount in amounts.items() if seconds}
 
 
-def bound_time(
+def step_time(
     topology: Topology,
     model_flops: float,
     device_flops: float,
     bytes_accessed: float,
     collectives: Mapping[str, CollectiveSum],
-    amounts: Mapping[str, float],
-) -> TimeBound:
-    """Bound a step's time by the figures of the chip.
+    serial: float | None = None,
+    *,
+    trains: bool = False,
+) -> StepTime:
+    """Time a step by the figures of the chip.
 
-    FLOPs are those of all chips, bytes and collectives those of a device; `amounts` of a step are
-    "tokens" and the like.
+    FLOPs are those of all chips, bytes and collectives those of a device. The slowdowns are those
+    of training steps: without `trains` there is no expected time.
     """
     chip, share = topology.chip, topology.share
     inside = sum(kind.received for kind in collectives.values())
     across = sum(kind.received_across for kind in collectives.values())
-    bounds = (
+    measured_on = NEAREST.get(chip.name, chip.name)
+    slowdown = SLOWDOWN.get(measured_on) if trains and serial is not None else None
+    return StepTime(
         device_flops / (topology.chips * chip.peak),
         bytes_accessed / (chip.hbm_bandwidth * share),
         inside / (chip.ici_bandwidth * share),
         across / (chip.dcn_bandwidth * share),
-    )
-    seconds = max(bounds)
-    return TimeBound(
-        *bounds,
-        seconds,
-        model_flops / (topology.chips * chip.peak * seconds) if seconds else 0.0,
-        {name: amount * DAY / seconds for name, amount in amounts.items()} if seconds else {},
+        model_flops / (topology.chips * chip.peak),
+        serial,
+        slowdown and slowdown * serial,
+        measured_on if slowdown else "",
     )

@@ -1,35 +1,24 @@
-"""Read a compiled program's text (HLO): its collectives, and the bytes that it moves.
+"""Count a compiled program's bytes, FLOPs and collectives, instruction by instruction.
 
 XLA's own cost analysis counts the body of a loop once. Here every instruction counts as often as
 it runs: the body of a loop up to the constant in its condition (JAX's scans count from 0), and the
 branch of a conditional that moves most. A loop whose trip count cannot be read counts once, and is
-listed in `unknown_loops`.
+listed in `unknown_loops`; a kernel whose FLOPs are not given counts none, and is listed in
+`unknown_kernels`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-import numpy as np
+from ba_jax.plan import collectives
+from ba_jax.plan.collectives import Collective
+from ba_jax.plan.hlo_text import HloInstruction, find_names, parse_program
+from ba_jax.plan.products import product_flops
+from ba_jax.plan.traced import kernel_key
 
-_BYTES = {"pred": 1, "bf16": 2, "token": 0, "opaque": 0, "tuple": 0, "s4": 0.5, "u4": 0.5}
-_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
-_NAME = re.compile(r"%([\w.\-]+)")
-
-_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
-_ACROSS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all")
-# Share of its result that a device of a group of n receives.
-_RECEIVED = {
-    "all-gather": lambda n: (n - 1) / n,
-    "reduce-scatter": lambda n: n - 1,
-    "all-reduce": lambda n: 2 * (n - 1) / n,
-    "all-to-all": lambda n: (n - 1) / n,
-    "collective-permute": lambda n: 1,
-}
-KINDS = tuple(_RECEIVED)
 # Operations without traffic: they only name other results, or run computations counted separately.
 _FREE = set(
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all "
@@ -39,119 +28,25 @@ _FREE_CALLS = ("AllocateBuffer", "PrepareAsyncCall", "AssumeGatherIndicesInBound
 _SLICES = {"dynamic-slice", "slice", "gather"}
 # Written in place -> index of the operand with the new values.
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
+_KERNEL = 'custom_call_target="tpu_custom_call"'
+_ALIASES = re.compile(r"\{(\d*)\}: \((\d+), \{\}\)")
 
 
 @dataclasses.dataclass(frozen=True)
-class HloArray:
-    """Type, shape and memory space of an array; space 0 is HBM."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    space: int
-
-    @property
-    def bytes(self) -> float:
-        size = _BYTES.get(self.dtype)
-        if size is None:  # f32, s8, f8e4m3fn, c64: the first number counts bits
-            size = int(re.search(r"\d+", self.dtype)[0]) / 8
-        return math.prod(self.shape) * size
-
-
-@dataclasses.dataclass(frozen=True)
-class HloInstruction:
-    """A line of a program.
+class InstructionCost:
+    """Costs of an instruction on a device, all its runs together.
 
     Attributes:
-      name, arrays: the result and its arrays.
-      opcode: the operation.
-      inside: text in the parentheses after the opcode.
-      operands: names in it.
-      rest: text after the parentheses: attributes.
+      name: its name.
+      flops: FLOPs of products and kernels.
+      bytes: HBM traffic.
+      collectives: those that it runs; of instructions that share one, the first has it.
     """
 
     name: str
-    arrays: tuple[HloArray, ...]
-    opcode: str
-    inside: str
-    operands: tuple[str, ...]
-    rest: str
-
-    def called(self, key: str) -> str:
-        """Name of the computation in an attribute, or ""."""
-        match = re.search(rf"\b{key}=%([\w.\-]+)", self.rest)
-        return match[1] if match else ""
-
-    @property
-    def bytes(self) -> float:
-        return sum(array.bytes for array in self.arrays)
-
-    @property
-    def hbm_bytes(self) -> float:
-        return sum(array.bytes for array in self.arrays if array.space == 0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """A collective of a program.
-
-    Attributes:
-      kind: an entry of KINDS.
-      bytes: size of the result on each device: all of an all-gather, a part of a reduce-scatter.
-      group: number of devices that take part together.
-      times: how often it runs.
-      crosses: devices of several slices take part.
-    """
-
-    kind: str
+    flops: float
     bytes: float
-    group: int
-    times: float
-    crosses: bool
-
-    @property
-    def received(self) -> float:
-        """Bytes that each device receives, all times together."""
-        return self.times * _RECEIVED[self.kind](self.group) * self.bytes
-
-
-def _arrays(text: str) -> tuple[HloArray, ...]:
-    arrays = []
-    for dtype, dims, layout in _ARRAY.findall(text):
-        space = re.search(r"S\((\d+)\)", layout)
-        shape = tuple(int(n) for n in dims.split(",") if n)
-        arrays.append(HloArray(dtype, shape, int(space[1]) if space else 0))
-    return tuple(arrays)
-
-
-def _closing(text: str, start: int) -> int:
-    """Index of the parenthesis that closes the one at `start`."""
-    depth = 0
-    for index in range(start, len(text)):
-        if text[index] == "(":
-            depth += 1
-        elif text[index] == ")":
-            depth -= 1
-            if not depth:
-                return index
-    raise ValueError(f"HLO: no closing parenthesis in {text[:80]!r}")
-
-
-def _parse_instruction(line: str) -> HloInstruction | None:
-    match = re.match(r"\s+(?:ROOT )?%([\w.\-]+) = ", line)
-    if not match:
-        return None
-    start = match.end()
-    end = _closing(line, start) + 1 if line[start] == "(" else line.index(" ", start)
-    opening = line.index("(", end)
-    close = _closing(line, opening)
-    return HloInstruction(
-        match[1],
-        _arrays(line[start:end]),
-        line[end:opening].strip(),
-        line[opening + 1 : close],
-        tuple(_NAME.findall(line[opening:close])),
-        line[close + 1 :],
-    )
+    collectives: tuple[Collective, ...]
 
 
 class HloProgram:
@@ -161,31 +56,26 @@ class HloProgram:
       text: `compiled.as_text()`.
       slice_size, slices: devices of a slice and number of slices, to recognise collectives across
         slices. XLA:TPU writes these as transfers through the hosts (megascale), too.
+      kernels: FLOPs of Pallas kernels, see `traced.count_flops`.
 
     Raises:
       ValueError: text without a program.
     """
 
-    def __init__(self, text: str, slice_size: int = 0, slices: int = 1):
-        self.computations: dict[str, dict[str, HloInstruction]] = {}
-        self.entry, self._slice_size, self._slices = "", slice_size, slices
+    def __init__(
+        self,
+        text: str,
+        slice_size: int = 0,
+        slices: int = 1,
+        kernels: Mapping[str, float] | None = None,
+    ):
+        self.computations, self.entry = parse_program(text)
+        self._slice_size, self._slices, self._kernels = slice_size, slices, kernels or {}
         self.unknown_loops: list[str] = []
-        current: dict[str, HloInstruction] | None = None
-        for line in text.splitlines():
-            if line.endswith("{") and not line.startswith((" ", "HloModule")):
-                name = _NAME.search(line)
-                if name and " -> " in line:
-                    current = self.computations.setdefault(name[1], {})
-                    if line.startswith("ENTRY"):
-                        self.entry = name[1]
-            elif line.startswith("}"):
-                current = None
-            elif current is not None and (instruction := _parse_instruction(line)):
-                current[instruction.name] = instruction
-        if not self.entry:
-            raise ValueError("HLO: text without an entry computation")
+        self.unknown_kernels: list[str] = []
         self._bytes: dict[str, float] = {}
         self.weights: dict[str, float] = {}
+        self._asynchronous: set[str] = set()
         self._weigh(self.entry, 1.0)
 
     # --- how often a computation runs
@@ -216,7 +106,7 @@ class HloProgram:
         if line.opcode == "conditional":
             listed = re.search(r"branch_computations=\{([^}]*)\}", line.rest)
             both = (line.called("true_computation"), line.called("false_computation"))
-            branches = _NAME.findall(listed[1]) if listed else [name for name in both if name]
+            branches = find_names(listed[1]) if listed else [name for name in both if name]
             return [(max(branches, key=self._moved), 1)] if branches else []
         if line.opcode in ("call", "call-start"):
             return [(line.called("to_apply"), 1)]
@@ -228,10 +118,8 @@ class HloProgram:
         for line in self.computations[name].values():
             for called, trips in self._called(line):
                 self._weigh(called, times * trips)
-            if line.opcode == "fusion":
-                called = line.called("calls")
-                if any(map(_kind, self.computations.get(called, {}).values())):
-                    self._weigh(called, times)
+                if line.opcode == "async-start":
+                    self._asynchronous.add(called)
 
     # --- bytes
 
@@ -256,9 +144,10 @@ class HloProgram:
         in_hbm = [o is not None and any(a.space == 0 for a in o.arrays) for o in operands]
         if line.opcode == "fusion":
             called = line.called("calls")
-            total = self._written(called, line)
+            passed = self._passed_on(called, line)
+            total = self._written(called, line, passed)
             for number, operand in enumerate(operands):
-                if in_hbm[number]:
+                if in_hbm[number] and number not in passed.values():
                     read, is_result = self._used(called, number, operand.bytes)
                     total += operand.bytes if is_result else read
             return total
@@ -299,18 +188,29 @@ class HloProgram:
                 return size, False
         return min(total, size), list(body)[-1].name in same
 
-    def _written(self, name: str, fusion: HloInstruction) -> float:
+    def _passed_on(self, name: str, fusion: HloInstruction) -> dict[int, int]:
+        """Result -> operand of the buffers that a chain of fusions only hands on.
+
+        They hold a collective in flight; the first of the chain counts them.
+        """
+        if not any(map(_is_chained, self.computations[name].values())):
+            return {}
+        pairs = re.search(r"output_to_operand_aliasing=\{(.*?)\)\}", fusion.rest)
+        pairs = _ALIASES.findall(pairs[0]) if pairs else []
+        return {int(result or 0): int(operand) for result, operand in pairs}
+
+    def _written(self, name: str, fusion: HloInstruction, passed: Mapping[int, int]) -> float:
         """Bytes that a fusion writes; an update in place writes only the new values."""
         by_name = self.computations[name]
         root = list(by_name.values())[-1]
         roots = [root]
         if root.opcode == "tuple":
             roots = [by_name[operand] for operand in root.operands]
-        if len(roots) != len(fusion.arrays):
-            return fusion.hbm_bytes
+        elif len(fusion.arrays) > 1:
+            roots *= len(fusion.arrays)
         total = 0.0
-        for result, array in zip(roots, fusion.arrays, strict=True):
-            if array.space != 0:
+        for number, (result, array) in enumerate(zip(roots, fusion.arrays, strict=True)):
+            if array.space != 0 or number in passed:
                 continue
             while result.opcode == "bitcast":
                 result = by_name[result.operands[0]]
@@ -321,100 +221,66 @@ class HloProgram:
                 total += array.bytes
         return total
 
-    @property
-    def bytes_accessed(self) -> float:
-        """HBM traffic of a device."""
-        return self._moved(self.entry)
+    # --- costs
 
-    # --- collectives
-
-    def collectives(self) -> Iterator[Collective]:
-        """Yield the program's collectives."""
-        fused = {
-            line.called("calls")
-            for body in self.computations.values()
-            for line in body.values()
-            if line.opcode == "fusion"
-        }
+    def costs(self) -> Iterator[InstructionCost]:
+        """Yield the costs of every instruction that runs, fusions as a whole."""
+        started: set[str] = set()  # collectives that several instructions share
         for name, times in self.weights.items():
-            body = self.computations[name].values()
-            for line in body:
-                if line.opcode == "recv" and (transfer := _TRANSFER.search(line.rest)):
-                    kind = transfer[1].lower().replace("_", "-")
-                    kind = kind if kind in _ACROSS else "collective-permute"
-                    yield Collective(kind, line.arrays[0].bytes, self._slices, times, True)
-                    continue
-                kind = _kind(line)
-                groups = replica_groups(line.rest) if kind else []
-                group = 2 if kind == "collective-permute" else len(groups[0]) if groups else 1
-                if group == 1:
-                    continue
-                size = _result_bytes(line, kind)
-                # XLA:TPU writes a reduce-scatter as a fusion of an all-reduce and a slice.
-                sliced = any(
-                    user.opcode == "dynamic-slice" and user.operands[0] == line.name
-                    for user in body
+            for line in self.computations[name].values():
+                yield InstructionCost(
+                    line.name,
+                    times * self._flops(name, line),
+                    times * self._moved_by(name, line),
+                    tuple(self._collectives(name, line, times, started)),
                 )
-                if kind == "all-reduce" and sliced and name in fused:
-                    kind, size = "reduce-scatter", size / group
-                yield Collective(kind, size, group, times, self._crosses(line, groups))
 
-    def _crosses(self, line: HloInstruction, groups: list[list[int]]) -> bool:
-        if self._slices == 1:
-            return False
-        if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", line.rest):
-            groups = [list(map(int, p.split(","))) for p in re.findall(r"\{([\d,]+)", pairs[0])]
-        return any(len({device // self._slice_size for device in group}) > 1 for group in groups)
+    def _flops(self, name: str, line: HloInstruction) -> float:
+        """FLOPs of a run of an instruction, without those of the computations that it calls."""
+        if line.opcode == "fusion":
+            called = line.called("calls")
+            return sum(self._flops(called, part) for part in self.computations[called].values())
+        if line.opcode == "custom-call" and _KERNEL in line.rest:
+            key = kernel_key(re.sub(r"(\.clone|\.\d+)*$", "", line.name), line.arrays)
+            if key not in self._kernels and key not in self.unknown_kernels:
+                self.unknown_kernels.append(key)
+            return self._kernels.get(key, 0.0)
+        if line.opcode not in ("dot", "convolution"):
+            return 0.0
+        by_name = self.computations[name]
+        return product_flops(line, [by_name[operand].arrays[0] for operand in line.operands])
+
+    def _collectives(
+        self, name: str, line: HloInstruction, times: float, started: set[str]
+    ) -> Iterator[Collective]:
+        """Yield the collectives of an instruction, but those that `started` has already."""
+        is_fusion = line.opcode == "fusion"
+        parts = self.computations[line.called("calls")].values() if is_fusion else [line]
+        for part in parts:
+            if kind := collectives.transfer_kind(part):
+                yield Collective(kind, part.arrays[0].bytes, self._slices, times, True, True)
+            kind = collectives.kind_of(part)
+            groups = collectives.replica_groups(part.rest) if kind else []
+            group = 2 if kind == "collective-permute" else len(groups[0]) if groups else 1
+            if group == 1:
+                continue
+            is_async = part.opcode.endswith("-start") or name in self._asynchronous
+            if is_fusion and _is_chained(part):
+                channel, is_async = re.search(r"channel_id=\d+", part.rest)[0], True
+                if channel in started:
+                    continue
+                started.add(channel)
+            size = collectives.result_bytes(part, kind)
+            # XLA:TPU writes a reduce-scatter as a fusion of an all-reduce and a slice.
+            is_sliced = is_fusion and any(
+                user.opcode == "dynamic-slice" and user.operands[0] == part.name for user in parts
+            )
+            if kind == "all-reduce" and is_sliced:
+                kind, size = "reduce-scatter", size / group
+            crosses = collectives.crosses(part, groups, self._slice_size, self._slices)
+            yield Collective(kind, size, group, times, crosses, is_async)
 
 
-def _kind(line: HloInstruction) -> str:
-    opcode = line.opcode.removesuffix("-start")
-    return opcode if opcode in KINDS and not line.opcode.endswith("-done") else ""
-
-
-def _result_bytes(line: HloInstruction, kind: str) -> float:
-    """Size of a collective's result on a device."""
-    arrays = line.arrays
-    if line.opcode.endswith("-start") and kind != "all-reduce":
-        # (operands, results, contexts), with a result per operand
-        arrays = arrays[len(line.operands) : 2 * len(line.operands)]
-    return sum(array.bytes for array in arrays)
-
-
-def replica_groups(text: str) -> list[list[int]]:
-    """Parse the groups of devices in an instruction's attributes; [] if it has none.
-
-    Three forms: `{{0,1},{2,3}}`, `[2,4]<=[4,2]T(1,0)` (an iota, transposed), and
-    `mesh['a'=2,'b'=4] {'b'}` (axes of a mesh, or parts `'b':(1)2` of them, that vary in a group).
-    """
-    if match := re.search(r"replica_groups=\{(\{.*?\})\}", text):
-        return [list(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", match[1])]
-    pattern = r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?"
-    if match := re.search(pattern, text):
-        ids = np.arange(int(match[1]) * int(match[2]))
-        ids = ids.reshape([int(n) for n in match[3].split(",")])
-        if match[4]:
-            ids = ids.transpose([int(n) for n in match[4].split(",")])
-        return ids.reshape(int(match[1]), int(match[2])).tolist()
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):
-        return _mesh_groups(match[1], match[2])
-    return []
-
-
-def _mesh_groups(mesh: str, varying: str) -> list[list[int]]:
-    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh)}
-    parts: dict[str, list[tuple[int, int]]] = {}
-    for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", varying):
-        parts.setdefault(name, []).append((int(before or 1), int(size or sizes[name])))
-    shape, inside = [], []
-    for name, size in sizes.items():
-        split = 1  # product of the axis's sizes so far
-        for before, part in sorted(parts.get(name, [])):
-            shape += [before // split, part]
-            inside.append(len(shape) - 1)
-            split = before * part
-        shape.append(size // split)
-    ids = np.arange(math.prod(sizes.values())).reshape(shape)
-    outside = [axis for axis in range(len(shape)) if axis not in inside]
-    group = math.prod(shape[axis] for axis in inside)
-    return ids.transpose(outside + inside).reshape(-1, group).tolist()
+def _is_chained(line: HloInstruction) -> bool:
+    """Whether it is a collective that runs through several fusions, one after another."""
+    return "chain_id=" in line.rest and collectives.kind_of(line) != ""

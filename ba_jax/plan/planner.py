@@ -10,9 +10,10 @@ import jax
 
 from ba_jax import sharding
 from ba_jax.plan import batch, decode
-from ba_jax.plan.costs import OutOfMemory, bound_time, compile_step, count_flops, count_kept_bytes
+from ba_jax.plan.costs import OutOfMemory, compile_step, step_time
 from ba_jax.plan.report import StepPlan, format_bytes
 from ba_jax.plan.topology import PlanError, Topology
+from ba_jax.plan.traced import count_flops, count_kept_bytes
 from ba_jax.run_config import RunConfig
 from ba_jax.sharding import MeshSettings
 from ba_jax.train_state import make_layout, make_step
@@ -46,7 +47,11 @@ class DoesNotFit(Exception):
 
 
 def plan_training(
-    config: RunConfig, topology: Topology, *, rows: int | None = None, audio_share: float = 0.5
+    config: RunConfig,
+    topology: Topology,
+    *,
+    rows: int | None = None,
+    audio_share: float | None = None,
 ) -> StepPlan:
     """Plan a stage's training step.
 
@@ -82,6 +87,7 @@ def plan_training(
         hbm_bytes=round(topology.chip.hbm_bytes * topology.share),
         model_flops=full.flops,
         amounts=full.amounts,
+        trains=True,
     )
     step, arguments = make_step(layout), (state, arrays, key)
     if not topology.compiles:
@@ -160,17 +166,16 @@ def _compile(plan: StepPlan, function, arguments, advice: list[str]) -> StepPlan
             hbm_bytes=error.limit or plan.hbm_bytes,
         )
         raise DoesNotFit(plan, error, advice) from error
-    bound = bound_time(
+    time = step_time(
         plan.topology,
         plan.model_flops,
         compiled.device_flops,
         compiled.bytes_accessed,
         compiled.collectives,
-        plan.amounts,
+        compiled.serial,
+        trains=plan.trains,
     )
-    return dataclasses.replace(
-        plan, peak_bytes=compiled.memory.peak, compiled=compiled, bound=bound
-    )
+    return dataclasses.replace(plan, peak_bytes=compiled.memory.peak, compiled=compiled, time=time)
 
 
 def _estimate(plan: StepPlan, function, arguments, rows: int = 0, shards: int = 1) -> StepPlan:
@@ -182,11 +187,11 @@ def _estimate(plan: StepPlan, function, arguments, rows: int = 0, shards: int = 
     kept = count_kept_bytes(jaxpr, rows) / shards if rows else 0.0
     gradients = plan.kinds.get("trained parameters", 0)
     needed = plan.needed_bytes or 0.0
-    flops = count_flops(jaxpr)
+    flops = count_flops(jaxpr).total
     return dataclasses.replace(
         plan,
         peak_bytes=round(sum(plan.kinds.values()) + gradients + kept),
-        bound=bound_time(plan.topology, plan.model_flops, flops, needed, {}, plan.amounts),
+        time=step_time(plan.topology, plan.model_flops, flops, needed, {}),
         note=(
             "Estimated: none of these devices is here to compile for. The peak is arguments, "
             f"gradients ({format_bytes(gradients)}) and what scans keep for the backward pass "

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ba_jax.plan.costs import CompiledStep, TimeBound
+from ba_jax.plan.costs import CompiledStep, StepTime
 from ba_jax.plan.topology import Topology
 
 # Distinct for the colour-blind too (Okabe and Ito 2008).
@@ -29,7 +29,8 @@ class StepPlan:
       peak_bytes: memory that a device needs.
       needed_bytes: bytes that a device has to read at least, or None if unknown.
       compiled: figures of the compiled step, or None if it could not be compiled.
-      bound: lower bound of the time, or None.
+      time: times of the step, or None.
+      trains: it is a step of training, not of generation.
       note: limits of an estimate.
     """
 
@@ -44,7 +45,8 @@ class StepPlan:
     peak_bytes: int = 0
     needed_bytes: float | None = None
     compiled: CompiledStep | None = None
-    bound: TimeBound | None = None
+    time: StepTime | None = None
+    trains: bool = False
     note: str = ""
 
     @property
@@ -71,6 +73,7 @@ def as_dict(plan: StepPlan) -> dict[str, Any]:
         "argument_kinds": plan.kinds,
         "model_flops": plan.model_flops,
         "device_flops": compiled.device_flops if compiled else None,
+        "program_flops": compiled.program_flops if compiled else None,
         "bytes_accessed": compiled.bytes_accessed if compiled else None,
         "bytes_accessed_loops_once": compiled.xla_bytes if compiled else None,
         "needed_bytes": plan.needed_bytes,
@@ -78,11 +81,25 @@ def as_dict(plan: StepPlan) -> dict[str, Any]:
             kind: dataclasses.asdict(sums)
             for kind, sums in (compiled.collectives if compiled else {}).items()
         },
-        "unknown_loops": list(compiled.unknown_loops) if compiled else [],
+        "unknown": list(compiled.unknown) if compiled else [],
         "compile_seconds": compiled.seconds if compiled else None,
         "amounts": plan.amounts,
-        "bound": (dataclasses.asdict(plan.bound) | {"by": plan.bound.by}) if plan.bound else None,
+        "time": _time_figures(plan) if plan.time else None,
         "note": plan.note,
+    }
+
+
+def _time_figures(plan: StepPlan) -> dict[str, Any]:
+    time = plan.time
+    name, seconds = time.best
+    return dataclasses.asdict(time) | {
+        "bound": time.bound,
+        "by": time.by,
+        "best": name,
+        "seconds": seconds,
+        "mfu": time.mfu(seconds),
+        "mfu_at_most": time.mfu(time.bound),
+        "a_day": time.a_day(plan.amounts),
     }
 
 
@@ -139,16 +156,15 @@ def format_plan(plan: StepPlan) -> list[str]:
         *("", "a step", *_step(plan)),
     ]
     if compiled:
-        rows = [("", "count", "bytes", "received", "from other slices")]
+        rows = [("", "count", "bytes", "received", "from other slices", "asynchronous")]
         rows += [
-            (kind, f"{sums.count:,.0f}")
-            + tuple(map(format_bytes, (sums.bytes, sums.received, sums.received_across)))
+            (kind, f"{sums.count:,.0f}", *map(format_bytes, tuple(dataclasses.astuple(sums))[1:]))
             for kind, sums in compiled.collectives.items()
         ]
         table = format_table(rows) if compiled.collectives else ["  none"]
         lines += ["", "collectives of a device", *table]
-    if plan.bound:
-        lines += ["", "a step takes at least", *_bound(plan.bound)]
+    if plan.time:
+        lines += ["", "a step takes at least", *_times(plan)]
     return lines + (["", plan.note] if plan.note else [])
 
 
@@ -175,28 +191,42 @@ def _step(plan: StepPlan) -> list[str]:
     rows += [(name.replace("_", " "), format_amount(value)) for name, value in plan.amounts.items()]
     if plan.compiled:
         rows.append(("compiled in", format_seconds(plan.compiled.seconds)))
-        if loops := plan.compiled.unknown_loops:
-            rows.append(("loops that count once", str(len(loops))))
+        if unknown := plan.compiled.unknown:
+            rows.append(("loops that count once, kernels that count none", str(len(unknown))))
     return format_table(rows)
 
 
-def _bound(bound: TimeBound) -> list[str]:
+def _times(plan: StepPlan) -> list[str]:
+    time, chip = plan.time, plan.topology.chip.name
     rows = [
-        (name, format_seconds(getattr(bound, name)), "<- bounds it" if bound.by == name else "")
+        (name, format_seconds(getattr(time, name)), "<- bounds it" if time.by == name else "")
         for name in ("compute", "hbm", "ici", "dcn")
-        if getattr(bound, name)
+        if getattr(time, name)
     ]
+    lines = [*format_table(rows), f"  MFU at most {time.mfu(time.bound):.1%}"]
+    name, seconds = time.best
+    if time.serial is not None:
+        lines += [
+            "",
+            f"serial roofline: {format_seconds(time.serial)}, MFU {time.mfu(time.serial):.1%}",
+        ]
+    if time.expected is not None:
+        origin = "" if time.measured_on == chip else f"; {chip} is unmeasured, the nearest is taken"
+        lines += [
+            f"expected: {format_seconds(seconds)}, MFU {time.mfu(seconds):.1%} (measured steps of "
+            f"{time.measured_on} took {time.expected / time.serial:.2g} x the serial roofline"
+            f"{origin})"
+        ]
+    elif plan.trains:
+        lines += ["", f"expected: unknown, no step was measured on {chip} or one like it"]
     amounts = []
-    for name, value in bound.a_day.items():
-        if name == "audio_seconds":
+    for amount, value in time.a_day(plan.amounts).items():
+        if amount == "audio_seconds":
             amounts.insert(0, f"{format_amount(value / 3600)} hours of audio")
-        elif name != "examples":
-            amounts.append(f"{format_amount(value)} {name}")
-    return [
-        *format_table(rows),
-        f"  MFU at most {bound.mfu:.1%}",
-        f"  a day at most {', '.join(amounts)}",
-    ]
+        elif amount != "examples":
+            amounts.append(f"{format_amount(value)} {amount}")
+    most = "" if name == "expected" else "at most "
+    return [*lines, f"a day {most}(by the {name} time): {', '.join(amounts)}"]
 
 
 def memory_parts(plan: StepPlan) -> dict[str, int]:

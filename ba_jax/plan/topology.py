@@ -79,6 +79,21 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
     return chip, shape
 
 
+def wrapped_axes(chip: Chip, shape: tuple[int, ...]) -> tuple[bool, bool, bool]:
+    """Tell which axes of a slice have links from their last chip back to the first.
+
+    v4, v5p and tpu7x are built of cubes of 4 x 4 x 4: a slice of whole cubes is a torus, a smaller
+    one is open (docs.cloud.google.com/tpu/docs/v5p: "All 4x4x4 and larger slices (one cube) have
+    full 3D torus connectivity. Slices smaller than a full cube [...] don't have wrap-around
+    links"). A pod of v5e or v6e is 16 x 16: only an axis of 16 is closed. So does MaxText
+    (`accelerator_to_spec_map.py` of 0.2.5: v6e-128, 8x16, has (False, True, False)). In an open
+    slice XLA writes a gather as an all-reduce, which moves twice as much.
+    """
+    if chip.dimensions == 3:
+        return (all(size % 4 == 0 for size in shape),) * 3
+    return (shape[0] == 16, shape[1] == 16, False)
+
+
 def prepare_process(name: str, effort: float = -1.0) -> None:
     """Configure JAX for a topology; call it before JAX starts a backend.
 
@@ -135,7 +150,9 @@ def open_topology(name: str, slices: int = 1) -> Topology:
 def _tpu_devices(name: str, chip: Chip, shape: tuple[int, ...], slices: int) -> list[Any]:
     from jax.experimental import topologies
 
-    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    options: dict[str, Any] = {"wrap": wrapped_axes(chip, shape)}
+    if slices > 1:
+        options["num_slices"] = slices
     if math.prod(shape) == 1 and chip.name in _SINGLE:
         options["chips_per_host_bounds"] = _SINGLE[chip.name]
     try:

@@ -58,7 +58,8 @@ def replicate(topology: Topology) -> StepPlan:
     """Plan with a rule that replicates the largest matrices; shapes show it."""
     rule = (r"llm/layers/(gate|up|down)/kernel", ())
     with mock.patch.object(sharding, "RULES", (rule, *sharding.RULES)):
-        return planner.plan_training(config(), dataclasses.replace(topology, compiles=False))
+        topology = dataclasses.replace(topology, compiles=False)
+        return planner.plan_training(config(), topology, audio_share=0.5)
 
 
 def drop_remat(topology: Topology) -> StepPlan:
@@ -69,7 +70,7 @@ def drop_remat(topology: Topology) -> StepPlan:
         return stack_layers(*arguments, remat="none", **options)
 
     with mock.patch.object(layers, "stack_layers", without):
-        return planner.plan_training(config(), topology)
+        return planner.plan_training(config(), topology, audio_share=0.5)
 
 
 FAULTS: dict[str, Callable[[Topology], StepPlan]] = {
@@ -84,7 +85,8 @@ def too_large(topology: Topology) -> dict:
     data = dict(run.data) | {"row_length": 4096}
     train = dataclasses.replace(run.train, remat="none")
     try:
-        planner.plan_training(dataclasses.replace(run, data=data, train=train), topology, rows=64)
+        run = dataclasses.replace(run, data=data, train=train)
+        planner.plan_training(run, topology, rows=64, audio_share=0.5)
     except planner.DoesNotFit as error:
         plan = error.plan
         plans = {"peak_bytes": plan.peak_bytes, "hbm_bytes": plan.hbm_bytes}
@@ -104,11 +106,12 @@ def main(out: str, *names: str) -> None:
                 config().model, MeshSettings(), topology, "frame", rows=1, context=256
             )
         elif name == "two slices":
-            plan = planner.plan_training(config(), open_topology(NAME, 2), rows=1)
+            two = open_topology(NAME, 2)
+            plan = planner.plan_training(config(), two, rows=1, audio_share=0.5)
         elif name in FAULTS:
             plan = FAULTS[name](topology)
         else:
-            plan = planner.plan_training(config(), topology)
+            plan = planner.plan_training(config(), topology, audio_share=0.5)
         plans[name] = as_dict(plan)
     pathlib.Path(out).write_text(json.dumps(plans, indent=1) + "\n")
 

@@ -16,6 +16,8 @@ import sys
 
 import pytest
 
+from ba_jax.plan import hlo
+from tests.integration import plan_programs
 from tests.processes import finish, start
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -94,6 +96,22 @@ def test_weights_are_gathered_and_activations_are_not(plans):
     gathered = plan["collectives"]["all-gather"]["received"]
     # In bfloat16 or float32, forward, and again for the backward pass.
     assert 0.5 * 3 * weights < gathered < 4 * 3 * weights
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize(("closed", "kind"), [(True, "all-gather"), (False, "all-reduce")])
+def test_weights_are_gathered_on_a_torus_and_summed_in_an_open_cube(tmp_path, closed, kind):
+    """Links around a slice decide how XLA writes a gather: an all-reduce moves twice as much."""
+    out = tmp_path / "program.hlo"
+    options = [] if closed else ["open"]
+    words = [sys.executable, "-m", "tests.integration.plan_programs", str(out), "plain"]
+    finish(start([*words, "v5p:4x4x4", *options]))
+    costs = hlo.HloProgram(out.read_text()).costs()
+    gathers = [c for cost in costs for c in cost.collectives if c.bytes > 1e6]
+    weight = 2 * plan_programs.WIDTH * plan_programs.FFN
+    assert {c.kind for c in gathers} == {kind}
+    received = sum(c.received for c in gathers) / (2 * plan_programs.LAYERS * weight)
+    assert received == pytest.approx(63 / 64 if closed else 2 * 63 / 64)
 
 
 def test_a_replicated_parameter_is_detected(plans):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
+from ba_jax.data.batches import batch_settings
+from ba_jax.data.features import ModelFormat
 from ba_jax.metrics import flops
 from ba_jax.plan import batch
+from ba_jax.plan.row_shares import measure_shares
 from ba_jax.plan.topology import PlanError
 from ba_jax.run_config import make_stage, parse_config
 from ba_jax.sharding import AXES, ShardingError
@@ -26,15 +31,31 @@ def abstract(replica: int, fsdp: int, tensor: int, sequence: int) -> AbstractMes
 
 
 def test_a_row_of_the_language_model_by_hand():
-    stage, result = full(lm_stage2.get_config("7b"), rows=3)
+    stage, result = full(lm_stage2.get_config("7b"), rows=3, audio_share=0.5)
     length, frames = 4096, 2048
-    assert result.text == "3 rows of 4096 positions, 2048 of them frames of audio"
+    assert result.text == (
+        "3 rows of 4096 positions, 2048 of them frames of audio; 2048 targets of audio, 2047 of "
+        "text (shares as asked for)"
+    )
     assert result.amounts["tokens"] == 3 * length
     assert result.amounts["audio_seconds"] == pytest.approx(3 * frames * 0.08)
     pairs = length * (length + 1) // 2
     forward = flops.llm(stage.config.llm, length, pairs, length - frames - 1)
     forward += flops.audio_head(stage.config.audio_head, frames)
     assert result.flops == 3 * 3 * forward
+
+
+def test_a_row_has_the_kinds_of_positions_of_its_mixture():
+    config = lm_stage2.get_config("7b")
+    stage, result = full(config, rows=2)
+    run = parse_config(config)
+    shares = measure_shares(batch_settings(run.data), ModelFormat.of(run.model))
+    spoken, written = (result.row[f"{kind}_target_BL"].sum() for kind in ("audio", "text"))
+    assert spoken == int(4096 * shares.spoken)
+    assert written == math.ceil(4096 * shares.written)
+    frames = (result.row["ids_BL"] == stage.config.tokens.audio_pad).sum()
+    assert frames == spoken + int(4096 * shares.heard)
+    assert "tasks on the embedded corpus" in result.text  # the large datasets are absent
 
 
 def test_share_of_audio():

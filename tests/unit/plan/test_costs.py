@@ -1,69 +1,15 @@
-"""FLOPs of traced programs, out-of-memory messages, and bounds against counts by hand."""
+"""Out-of-memory messages, and times of a step against counts by hand."""
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from ba_jax.metrics.chips import CHIPS
 from ba_jax.plan import costs
-from ba_jax.plan.costs import CollectiveSum, OutOfMemory, bound_time
+from ba_jax.plan.collectives import Collective
+from ba_jax.plan.costs import CollectiveSum, OutOfMemory, step_time
+from ba_jax.plan.hlo import InstructionCost
 from ba_jax.plan.topology import Topology
-
-
-def flops(function, *shapes) -> float:
-    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return costs.count_flops(jax.make_jaxpr(function)(*arguments))
-
-
-def test_products_convolutions_and_loops():
-    assert flops(lambda a, b: a @ b, (4, 8), (8, 16)) == 2 * 4 * 8 * 16
-    assert flops(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), (3, 4, 8), (3, 8, 2)) == 2 * 3 * 64
-
-    def loop(x, w):
-        return jax.lax.scan(lambda c, w: (c @ w, None), x, w)[0]
-
-    assert flops(loop, (4, 8), (5, 8, 8)) == 5 * 2 * 4 * 8 * 8
-    # A backward pass has a product for the weights and one for the inputs.
-    assert flops(jax.grad(lambda x, w: loop(x, w).sum(), (0, 1)), (4, 8), (5, 8, 8)) == 3 * 2560
-
-    def convolve(x, w):
-        return jax.lax.conv_general_dilated(
-            x, w, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
-        )
-
-    assert flops(convolve, (2, 10, 3), (3, 3, 7)) == 2 * 2 * 8 * 7 * 3 * 3
-
-    def choose(x, w):
-        return jax.lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: x)
-
-    assert flops(choose, (8, 8), (8, 8)) == 2 * 8**3
-
-
-def test_remat_is_counted_again():
-    def layer(x, w):
-        return jnp.sin(jnp.sin(x @ w) @ w)
-
-    def loss(function):
-        return jax.grad(lambda x, w: function(x, w).sum(), (0, 1))
-
-    once = flops(loss(layer), (8, 8), (8, 8))
-    again = flops(loss(jax.checkpoint(layer)), (8, 8), (8, 8))
-    assert once == 6 * 2 * 8**3
-    assert once < again <= 8 * 2 * 8**3
-
-
-def test_bytes_that_scans_keep_for_the_backward_pass():
-    def loss(x, w):
-        return jax.lax.scan(lambda c, w: (jnp.sin(c @ w), None), x, w)[0].sum()
-
-    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((6, 8), (5, 8, 8))]
-    jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1)))(*shapes)
-    kept = costs.count_kept_bytes(jaxpr, rows=6)
-    # The input and the derivative of the sine, not the gradient of the weights.
-    assert kept in (5 * 6 * 8 * 4, 2 * 5 * 6 * 8 * 4)
-
 
 MESSAGE = """\
 RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used \
@@ -118,28 +64,62 @@ def make_topology(chip: str, chips: int, devices: int, slices: int = 1) -> Topol
     return Topology(f"{chip}:{chips}", CHIPS[chip], chips, slices, range(devices), True)
 
 
-def test_bound_by_hand():
+def test_times_by_hand():
     topology = make_topology("v5p", 4, 4)
     collectives = {
         "all-gather": CollectiveSum(1, 1, received=600e9, received_across=0.0),
         "all-reduce": CollectiveSum(1, 1, received=0.0, received_across=6.25e9 * 5),
     }
-    bound = bound_time(
-        topology, 4 * 459e12, 8 * 459e12, 2765e9 * 3, collectives, {"tokens": 1000.0}
-    )
-    assert bound.compute == pytest.approx(2) and bound.hbm == pytest.approx(3)
-    assert bound.ici == pytest.approx(1) and bound.dcn == pytest.approx(5)
-    assert bound.seconds == pytest.approx(5) and bound.by == "dcn"
-    assert bound.mfu == pytest.approx(1 / 5)
-    assert bound.a_day == {"tokens": pytest.approx(1000 * 86400 / 5)}
+    args = (topology, 4 * 459e12, 8 * 459e12, 2765e9 * 3, collectives)
+    time = step_time(*args, serial=10.0, trains=True)
+    assert time.compute == pytest.approx(2) and time.hbm == pytest.approx(3)
+    assert time.ici == pytest.approx(1) and time.dcn == pytest.approx(5)
+    assert time.bound == pytest.approx(5) and time.by == "dcn"
+    assert time.mfu(time.bound) == pytest.approx(1 / 5)
+    assert time.best == ("expected", pytest.approx(12)) and time.measured_on == "v5p"
+    assert time.a_day({"tokens": 1000.0}) == {"tokens": pytest.approx(1000 * 86400 / 12)}
+    assert step_time(*args, serial=10.0).best == ("serial", 10.0)  # generation
+    assert step_time(*args, trains=True).best == ("bound", time.bound)
+
+
+@pytest.mark.parametrize(
+    ("chip", "expected", "measured_on"),
+    [("v6e", 1.6, "v6e"), ("v5e", 1.6, "v6e"), ("v4", 1.2, "v5p"), ("tpu7x", None, "")],
+)
+def test_no_slowdown_is_invented(chip, expected, measured_on):
+    time = step_time(make_topology(chip, 4, 4), 1e12, 1e12, 1e9, {}, 1.0, trains=True)
+    assert (time.expected, time.measured_on) == (expected, measured_on)
 
 
 def test_a_device_may_be_half_a_chip():
     """A TPU7x is two devices."""
-    args = (1e15, 1e15, 1e12, {"all-gather": CollectiveSum(1, 1, 1e9, 0)}, {})
+    args = (1e15, 1e15, 1e12, {"all-gather": CollectiveSum(1, 1, 1e9, 0)})
     whole, half = (
-        bound_time(make_topology("tpu7x", 4, 4), *args),
-        bound_time(make_topology("tpu7x", 4, 8), *args),
+        step_time(make_topology("tpu7x", 4, 4), *args),
+        step_time(make_topology("tpu7x", 4, 8), *args),
     )
     assert half.compute == whole.compute
     assert half.hbm == pytest.approx(2 * whole.hbm) and half.ici == pytest.approx(2 * whole.ici)
+
+
+def test_serial_roofline_by_hand():
+    """Each instruction takes its longest part, and nothing hides but what is asynchronous."""
+    v5p = CHIPS["v5p"]
+    gather = {"kind": "all-gather", "bytes": v5p.ici_bandwidth * 2, "group": 2, "times": 1.0}
+    waited = Collective(**gather, crosses=False)
+    across = Collective(**gather, crosses=True)
+    hidden = Collective(**gather, crosses=False, is_async=True)
+    costs_ = [
+        InstructionCost("products", 3 * v5p.peak, 2 * v5p.hbm_bandwidth, ()),
+        InstructionCost("copy", 0.0, 5 * v5p.hbm_bandwidth, ()),
+        InstructionCost("gather", 0.0, 0.5 * v5p.hbm_bandwidth, (waited,)),
+        InstructionCost("start", 0.0, 0.25 * v5p.hbm_bandwidth, (hidden,)),
+        InstructionCost("other slice", 0.0, 0.0, (across,)),
+    ]
+    dcn = v5p.ici_bandwidth / v5p.dcn_bandwidth
+    whole, half = make_topology("v5p", 4, 4), make_topology("v5p", 4, 8)
+    assert costs.serial_seconds(costs_, whole) == pytest.approx(3 + 5 + 1 + 0.25 + dcn)
+    assert costs.serial_seconds(costs_, half) == pytest.approx(2 * (3 + 5 + 1 + 0.25 + dcn))
+    sums = costs.sum_collectives(costs_)["all-gather"]
+    assert (sums.count, sums.received) == (3, 2 * v5p.ici_bandwidth)
+    assert sums.received_across == sums.asynchronous == v5p.ici_bandwidth

@@ -91,7 +91,8 @@ def test_absent_gpus_are_estimated():
     assert 28 * 4096 * 3584 * 2 <= kept < 3 * 28 * 4096 * 3584 * 2
     assert "Estimated: none of these devices is here" in format_plan(plan)[-1]
     # Remat repeats the forward pass: four thirds of the model's FLOPs; masked attention adds more.
-    assert plan.bound.by == "compute" and 0.5 < plan.bound.mfu < 0.75
+    assert plan.time.by == "compute" and 0.5 < plan.time.mfu(plan.time.bound) < 0.75
+    assert plan.time.best[0] == "bound"
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ba_jax.metrics.chips import CHIPS
 from ba_jax.plan import report
-from ba_jax.plan.costs import CollectiveSum, CompiledStep, StepMemory, bound_time
+from ba_jax.plan.costs import CollectiveSum, CompiledStep, StepMemory, step_time
 from ba_jax.plan.topology import Topology
 
 GIB = 2**30
@@ -20,7 +20,7 @@ def make_plan(**changes) -> report.StepPlan:
     topology = Topology("v5e:2x2", CHIPS["v5e"], 4, 1, range(4), True)
     memory = StepMemory(6 * GIB, GIB, 5 * GIB, 4 * GIB, GIB // 2)
     collectives = {"all-gather": CollectiveSum(12, 3e9, 2e9, 0)}
-    compiled = CompiledStep(memory, 8e12, 5e10, 2e10, collectives, (), 12.0)
+    compiled = CompiledStep(memory, 8e12, 2e12, 5e10, 2e10, collectives, 0.08, (), 12.0)
     amounts = {"tokens": 4096.0, "audio_seconds": 163.84}
     values = {
         "what": "lm: 4 rows",
@@ -34,7 +34,8 @@ def make_plan(**changes) -> report.StepPlan:
         "needed_bytes": None,
         "amounts": amounts,
         "compiled": compiled,
-        "bound": bound_time(topology, 6e12, 8e12, 5e10, collectives, amounts),
+        "time": step_time(topology, 6e12, 8e12, 5e10, collectives, 0.08, trains=True),
+        "trains": True,
     }
     return report.StepPlan(**(values | changes))
 
@@ -47,7 +48,10 @@ def test_text():
     assert "6 T" in text and "all-gather" in text and "12 s" in text
     # 50 GB at 819 GB/s, more than 8 TFLOP on four chips and 2 GB received.
     assert "hbm" in text and "61.1 ms" in text and "<- bounds it" in text
-    assert "MFU at most 12.5%" in text and "hours of audio" in text and "G tokens" in text
+    assert "MFU at most 12.5%" in text and "serial roofline: 80 ms, MFU 9.5%" in text
+    assert "expected: 128 ms, MFU 5.9% (measured steps of v6e took 1.6 x the serial" in text
+    assert "v5e is unmeasured, the nearest is taken" in text
+    assert "a day (by the expected time): 30.7 k hours of audio, 2.76 G tokens" in text
     assert "DOES NOT FIT" in "\n".join(report.format_plan(make_plan(hbm_bytes=8 * GIB)))
 
 
@@ -57,7 +61,9 @@ def test_json():
     assert figures["fits"] is True and figures["model_flops"] == 6e12
     assert figures["bytes_accessed"] == 5e10 and figures["compile_seconds"] == 12.0
     assert figures["collectives"]["all-gather"]["received"] == 2e9
-    assert figures["bound"]["by"] == "hbm"
+    assert figures["time"]["by"] == "hbm" and figures["time"]["best"] == "expected"
+    assert figures["time"]["seconds"] == pytest.approx(0.128)
+    assert figures["time"]["a_day"]["tokens"] == pytest.approx(4096 * 86400 / 0.128)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def fits(candidate: SweepCandidate, seconds: float, tokens: float, peak: int = 1
     plan = {
         "peak_bytes": peak,
         "amounts": {"tokens": tokens},
-        "bound": {"seconds": seconds, "by": "hbm", "mfu": 0.5},
+        "time": {"seconds": seconds, "best": "expected", "by": "hbm", "mfu": 0.5},
     }
     return {"candidate": str(candidate), "status": FITS, "reason": "", "plan": plan}
 
