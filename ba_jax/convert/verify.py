@@ -73,7 +73,8 @@ def compare(key: str, got: Any, golden: Any, tolerance: float) -> KeyResult:
 
 def _pack(x_BTC: Any, lengths_B: Any) -> np.ndarray:
     """Concatenate the valid frames of all items."""
-    return np.concatenate([np.asarray(x)[:n] for x, n in zip(x_BTC, lengths_B, strict=True)])
+    x_BTC = np.asarray(x_BTC)
+    return np.concatenate([x_TC[:n] for x_TC, n in zip(x_BTC, lengths_B, strict=True)])
 
 
 def _unpack(x_XC: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
@@ -88,6 +89,12 @@ def _time_major(x_BCT: np.ndarray) -> np.ndarray:
     return np.swapaxes(x_BCT, -1, -2)
 
 
+def _read(model: BaichuanAudio, *args: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Hidden states and text logits of whole sequences."""
+    hidden, _ = model.hidden(*args)
+    return hidden, model.text_logits(hidden)
+
+
 class GoldenChecks:
     """Run the imported model on the inputs of a golden file.
 
@@ -100,13 +107,13 @@ class GoldenChecks:
         self.variables = variables
 
     def run(self, method: str | Callable, *args: Any, **static: Any) -> Any:
-        """Apply a method of the whole model, jitted."""
+        """Apply a method of the whole model, jitted; the results are NumPy's."""
 
         @jax.jit
         def call(variables, *args):
             return self.model.apply(variables, *args, method=method, **static)
 
-        return call(self.variables, *args)
+        return jax.device_get(call(self.variables, *args))
 
     def lengths(self, key: str) -> np.ndarray:
         return self.golden[key].astype(np.int32)
@@ -116,24 +123,33 @@ class GoldenChecks:
         g = self.golden
         mel, lengths = _time_major(g["mel"]), self.lengths("mel_len")
         extent = np.full_like(lengths, lengths.max())
-        out, encoder_len = self.run(lambda m, *a: m.audio_encoder(*a), mel, lengths, extent)
-        z, bridge_len = self.run(lambda m, *a: m.vq_bridge.features(*a), out, encoder_len)
-        quantized = self.run(lambda m, *a: m.vq_bridge.quantize(*a), z, bridge_len)
+
+        def encoded(model, *args):
+            out, encoder_len = model.audio_encoder(*args)
+            z, bridge_len = model.vq_bridge.features(out, encoder_len)
+            codes = model.vq_bridge.quantize(z, bridge_len).codes_BNQ
+            return out, encoder_len, z, bridge_len, codes
+
+        out, encoder_len, z, bridge_len, codes = self.run(encoded, mel, lengths, extent)
         golden_bridge_len = g["bridge_len"]
         return {
             "encoder_len": (encoder_len, g["encoder_len"]),
             "encoder_out": (out, g["encoder_out"]),
             "bridge_len": (bridge_len, golden_bridge_len),
             "bridge_out": (_pack(z, bridge_len), _pack(g["bridge_out"], golden_bridge_len)),
-            "codes": (_pack(quantized.codes_BNQ, bridge_len), g["codes"]),
+            "codes": (_pack(codes, bridge_len), g["codes"]),
         }
 
     def dequantize(self) -> dict[str, tuple]:
         """Check codes -> embeddings -> decoder input."""
         g, lengths = self.golden, self.lengths("bridge_len")
         codes = _unpack(g["codes"].astype(np.int32), lengths)
-        z = self.run(lambda m, *a: m.vq_bridge.dequantize(*a), codes, lengths)
-        projected = self.run(lambda m, *a: m.vq_bridge.project(*a), z)
+
+        def decoder_input(model, *args):
+            z = model.vq_bridge.dequantize(*args)
+            return z, model.vq_bridge.project(z)
+
+        z, projected = self.run(decoder_input, codes, lengths)
         return {
             "dequantized": (_pack(z, lengths), g["dequantized"]),
             "decoder_in": (_pack(projected, lengths), g["decoder_in"]),
@@ -180,8 +196,10 @@ class GoldenChecks:
             g["estimator_t"],
             self.lengths("flow_len"),
         )
-        mel, _ = self.run("flow_decode", flow_in, in_lengths, noise)
-        from_codes, _ = self.run("flow_decode", self.decoded.hidden_BTD, in_lengths, noise)
+        # Side by side, from the golden's features and from those of its codes.
+        twice = [np.concatenate([x, x]) for x in (in_lengths, noise)]
+        both = np.concatenate([flow_in, self.decoded.hidden_BTD])
+        mel, from_codes = np.split(self.run("flow_decode", both, *twice)[0], 2)
         return {
             "flow_len": (lengths, g["flow_len"]),
             "flow_mu": (_pack(mu, lengths), _pack(g["flow_mu"], g["flow_len"])),
@@ -196,8 +214,8 @@ class GoldenChecks:
 
     def text(self) -> dict[str, tuple]:
         """Check the language model on text alone."""
-        hidden, _ = self.run("hidden", self.golden["text_ids"].astype(np.int32))
-        return {"text_logits": (self.run("text_logits", hidden), self.golden["text_logits"])}
+        _, logits = self.run(_read, self.golden["text_ids"].astype(np.int32))
+        return {"text_logits": (logits, self.golden["text_logits"])}
 
     def mixed_codes(self, ids_BL: np.ndarray, codes_XQ: np.ndarray) -> np.ndarray:
         """Place codes at the audio positions of `ids_BL`, zero elsewhere."""
@@ -210,8 +228,7 @@ class GoldenChecks:
         g = self.golden
         ids, real = g["mixed_ids"].astype(np.int32), g["mixed_mask"].astype(np.int32)
         codes = self.mixed_codes(ids, g["mixed_codes"])
-        hidden, _ = self.run("hidden", ids, codes, np.cumsum(real, axis=1), real)
-        logits = np.asarray(self.run("text_logits", hidden))
+        hidden, logits = self.run(_read, ids, codes, np.cumsum(real, axis=1), real)
         return {
             "mixed_logits": (logits[real > 0], g["mixed_logits"][real > 0]),
             "mixed_last_hidden": (hidden[:, -1], g["mixed_last_hidden"]),
@@ -272,13 +289,15 @@ class GoldenChecks:
         g = self.golden
         mel = _time_major(g["voc_mel"])
         lengths = np.full((mel.shape[0],), mel.shape[1], np.int32)
-        f0 = self.run(lambda m, *a: m.vocoder.f0(*a), mel, lengths)
-        source, voiced = self.run(
-            lambda m, *a: m.vocoder.source(*a), f0, lengths, g["voc_phase"][:, :, 0]
-        )
+
+        def vocoded(model, mel, lengths, phase, golden_source):
+            f0 = model.vocoder.f0(mel, lengths)
+            source, voiced = model.vocoder.source(f0, lengths, phase)
+            return f0, source, voiced, model.vocoder.decode(mel, golden_source, lengths)
+
         # From the golden's source, so that its phase rounding does not count against `decode`.
-        golden_source = _time_major(g["voc_source"])
-        wave = self.run(lambda m, *a: m.vocoder.decode(*a), mel, golden_source, lengths)
+        arguments = mel, lengths, g["voc_phase"][:, :, 0], _time_major(g["voc_source"])
+        f0, source, voiced, wave = self.run(vocoded, *arguments)
         return {
             "voc_f0": (f0, g["voc_f0"]),
             "voc_source": (_time_major(source), g["voc_source"]),

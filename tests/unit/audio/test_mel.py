@@ -109,11 +109,13 @@ def test_filters_outside_the_spectrum(edges):
 @pytest.mark.parametrize("xp", [np, jnp])
 def test_goldens(xp):
     arrays = golden()
-    for got, key in (
-        (whisper_log_mel(arrays["wave16"], xp=xp), "whisper_mel"),
-        (log_mel(arrays["wave24"], FLOW_MEL, xp=xp), "mel24"),
+    jit = jax.jit if xp is jnp else lambda function: function
+    for function, wave, key in (
+        (functools.partial(whisper_log_mel, xp=xp), "wave16", "whisper_mel"),
+        (functools.partial(log_mel, geometry=FLOW_MEL, xp=xp), "wave24", "mel24"),
     ):
         want = arrays[key].T
+        got = jit(function)(arrays[wave])
         assert_close(np.asarray(got), want, 1e-4 * np.abs(want).max())
     assert len(arrays["whisper_mel"].T) == mel_length(len(arrays["wave16"])) == arrays["mel_frames"]
 
@@ -156,12 +158,15 @@ def test_maximum_in_a_frame_that_is_not_returned_or_the_last(samples):
 @pytest.mark.parametrize("samples", [400, 16_000, 480_000])
 def test_silence_is_finite(samples):
     silence = np.zeros(samples, np.float32)
-    for xp in (np, jnp):
-        np.testing.assert_allclose(whisper_log_mel(silence, xp=xp), -1.5, atol=1e-6)
-    for geometry in (HIFIGAN_MEL, FLOW_MEL):
-        for xp in (np, jnp):
-            if samples > 720:
-                assert np.isfinite(log_mel(silence, geometry, xp=xp)).all()
+    geometries = (HIFIGAN_MEL, FLOW_MEL) if samples > 720 else ()
+
+    def mels(wave_S, xp):
+        whisper = whisper_log_mel(wave_S, xp=xp)
+        return whisper, [log_mel(wave_S, geometry, xp=xp) for geometry in geometries]
+
+    for whisper, others in (mels(silence, np), jax.jit(lambda x: mels(x, jnp))(silence)):
+        np.testing.assert_allclose(whisper, -1.5, atol=1e-6)
+        assert all(np.isfinite(mel).all() for mel in others)
 
 
 def test_float64_and_loud_input_stay_finite_float32():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -41,6 +42,12 @@ def stage_of(config=CONFIG) -> LMStage:
     return LMStage(config, LMSettings())
 
 
+@functools.cache
+def initial(config):
+    """A stage's initialiser, compiled once."""
+    return jax.jit(stage_of(config).init)
+
+
 def sources(init, rules=STAGE1, stage=None):
     stage = stage or stage_of()
     names = flatten(jax.eval_shape(stage.init, KEY)["params"])
@@ -61,7 +68,7 @@ def begin(stage, sources):
 def stored(tmp_path_factory):
     """(folder, its arrays): a whole checkpoint with values of its own."""
     folder = tmp_path_factory.mktemp("stored") / "weights"
-    variables = jax.jit(stage_of().init)(jax.random.key(9))
+    variables = initial(CONFIG)(jax.random.key(9))
     save_variables(folder, variables)
     return folder, flatten(variables)
 
@@ -92,7 +99,7 @@ def test_unknown_components_and_values_are_refused():
 def test_loaded_components_replace_random_values(stored):
     folder, arrays = stored
     variables = begin(stage_of(), {"llm": str(folder), "audio_embed": str(folder)})
-    drawn = flatten(jax.jit(stage_of().init)(KEY))
+    drawn = flatten(initial(CONFIG)(KEY))
     assert sorted(variables) == sorted(drawn)
     for name, value in variables.items():
         source = drawn if name.split("/")[1] == "audio_head" else arrays
@@ -103,7 +110,7 @@ def test_loaded_components_replace_random_values(stored):
 
 def test_components_from_two_checkpoints(stored, tmp_path):
     folder, arrays = stored
-    other = {"params": jax.jit(stage_of().init)(jax.random.key(5))["params"]}
+    other = {"params": initial(CONFIG)(jax.random.key(5))["params"]}
     save_variables(tmp_path / "other", {"params": {"llm": other["params"]["llm"]}})
     variables = begin(stage_of(), {"llm": str(tmp_path / "other"), "audio_head": str(folder)})
     weights = flatten(other)
@@ -142,12 +149,12 @@ def test_adapters_may_be_absent_and_are_loaded_if_present(stored, tmp_path):
     variables = begin(stage_of(adapted), {"llm": str(folder)})
     adapters = [name for name in variables if "/lora_" in name]
     assert adapters
-    drawn = flatten(jax.jit(stage_of(adapted).init)(KEY))
+    drawn = flatten(initial(adapted)(KEY))
     for name, value in variables.items():
         if name.startswith("params/llm/"):
             source = drawn if name in adapters else arrays
             np.testing.assert_array_equal(value, source[name], err_msg=name)
-    trained = flatten(jax.jit(stage_of(adapted).init)(jax.random.key(3)))
+    trained = flatten(initial(adapted)(jax.random.key(3)))
     save_variables(tmp_path / "adapted", {"params": unflatten(trained)["params"]})
     again = begin(stage_of(adapted), {"llm": str(tmp_path / "adapted")})
     for name in adapters:

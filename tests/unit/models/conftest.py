@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,8 +13,11 @@ from configs.models import get_config
 
 @pytest.fixture(scope="session")
 def config() -> BaichuanAudioConfig:
-    """The tiny sizes."""
-    return from_mapping(BaichuanAudioConfig, get_config("tiny"))
+    """The tiny sizes with four codebooks: each is a part of the compiled programs."""
+    sizes = get_config("tiny")
+    for name in ("vq_bridge", "audio_embed", "audio_head"):
+        sizes[name].codebook_sizes = (64, 32, 16, 8)
+    return from_mapping(BaichuanAudioConfig, sizes)
 
 
 @pytest.fixture(scope="session")
@@ -36,19 +38,24 @@ def variables(config):
         return 0.05 * noise if name == "bias" else 0.5 * noise
 
     values = jax.tree_util.tree_map_with_path(draw, variable_shapes(config))
-    return jax.tree.map(jnp.asarray, values)
+    return jax.device_put(values)  # jnp.asarray would compile a copy for each shape
 
 
 @pytest.fixture(scope="session")
 def run(config, variables):
-    """run(method, *args): a method of the assembly on the random variables, jitted."""
+    """run(method, *args): a method of the assembly on the random variables, jitted once.
 
-    def call(method, *args, model=None, jit=True, **static):
+    The results are NumPy's: JAX would compile each slice that a test takes of them.
+    """
+    functions = {}
+
+    def call(method, *args, model=None, **static):
         model = BaichuanAudio(config) if model is None else model
 
         def apply(variables, *args):
             return model.apply(variables, *args, method=method, **static)
 
-        return (jax.jit(apply) if jit else apply)(variables, *args)
+        function = functions.setdefault((method, model, *static.items()), jax.jit(apply))
+        return jax.device_get(function(variables, *args))
 
     return call

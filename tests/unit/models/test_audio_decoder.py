@@ -20,7 +20,7 @@ def features(frames: int) -> np.ndarray:
     return np.random.default_rng(frames).normal(size=(1, frames, 32)).astype(np.float32)
 
 
-@pytest.mark.parametrize("frames", [1, 2, 5, 9])
+@pytest.mark.parametrize("frames", [1, 5])
 def test_result_does_not_depend_on_the_bucket(run, frames):
     x = features(frames)
     alone = run(decode, x, np.array([frames], np.int32))

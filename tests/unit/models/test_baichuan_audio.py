@@ -40,7 +40,7 @@ def test_audio_to_audio_is_one_jitted_function(run):
     mel = np.random.default_rng(0).normal(size=(2, 40, 128)).astype(np.float32)
     lengths = np.array([40, 24], np.int32)
     codes, wave, flow_lengths = run(speak, mel, lengths, jax.random.key(0))
-    assert codes.shape == (2, 5, 8) and flow_lengths.tolist() == [19, 11]
+    assert codes.shape == (2, 5, 4) and flow_lengths.tolist() == [19, 11]
     assert wave.shape == (2, 19 * 480)
     wave = np.asarray(wave)
     assert np.isfinite(wave).all() and np.abs(wave[0]).max() > 0
@@ -52,14 +52,14 @@ def test_audio_to_audio_is_one_jitted_function(run):
 
 def test_text_embedding_gives_way_to_audio(run, config, variables):
     ids = np.array([[5, config.tokens.audio_pad, 6, 10**6]], np.int32)
-    codes = np.random.default_rng(0).integers(0, 8, (1, 4, 8)).astype(np.int32)
+    codes = np.random.default_rng(0).integers(0, 8, (1, 4, 4)).astype(np.int32)
     codes[:, [0, 2, 3]] = 10**6  # ignored where the token is not audio
     real = np.array([[1, 1, 1, 0]], bool)
     out = np.asarray(run("embed", ids, codes, real))
     params = variables["params"]
     text = np.asarray(params["llm"]["embedding"])
     audio = sum(
-        np.asarray(params["audio_embed"][f"embedding_{q}"])[codes[0, 1, q]] for q in range(8)
+        np.asarray(params["audio_embed"][f"embedding_{q}"])[codes[0, 1, q]] for q in range(4)
     )
     np.testing.assert_allclose(out[0, [0, 2]], text[[5, 6]], atol=1e-6)
     np.testing.assert_allclose(out[0, 1], audio, atol=1e-5)
@@ -92,7 +92,7 @@ def test_gradients_reach_every_parameter_and_are_finite(config, variables, dtype
     lengths = np.array([33, 17], np.int32)
     ids = rng.integers(0, 570, (2, 6)).astype(np.int32)
     ids[:, 3:5] = config.tokens.audio_pad
-    codes = rng.integers(0, 8, (2, 6, 8)).astype(np.int32)
+    codes = rng.integers(0, 8, (2, 6, 4)).astype(np.int32)
     model = BaichuanAudio(config, dtype=dtype)
     trained = {k: v for k, v in variables["params"].items() if k != "vocoder"}
 

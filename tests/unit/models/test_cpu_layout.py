@@ -14,13 +14,13 @@ from ba_jax.models.baichuan_audio import BaichuanAudio
 
 @pytest.fixture(scope="module")
 def laid_out(variables):
-    params = jax.tree.map(jnp.asarray, variables["params"])
+    params = jax.tree.map(lambda leaf: leaf, variables["params"])
     cpu_layout.lay_out(params)
     return {**variables, "params": params}
 
 
 def test_values_do_not_change(config, variables, laid_out):
-    before, after = variables["params"], laid_out["params"]
+    before, after = jax.device_get((variables["params"], laid_out["params"]))
     assert set(after) == set(before)
     stacked = before["llm"]["layers"]
     names = {f"layers_{i}" for i in range(config.llm.layers)}
@@ -53,22 +53,24 @@ def test_logits_do_not_change(config, variables, laid_out):
     codes = rng.integers(0, 8, (3, config.audio_head.depth)).astype(np.int32)
     model = BaichuanAudio(config)
 
-    def both(method, *args, **static):
-        run = jax.jit(lambda v, *args: model.apply(v, *args, method=method, **static))
-        return [run(v, *args) for v in (variables, laid_out)]
-
-    for states in (hidden, hidden[:, None], hidden[0]):
-        want, got = both("text_logits", states)
-        assert got.shape == want.shape and got.dtype == jnp.float32
-        np.testing.assert_allclose(got, want, atol=1e-5)
-    for want, got in zip(*both("audio_logits", hidden, codes), strict=True):
-        np.testing.assert_allclose(got, want, atol=1e-5)
-
     def choose(q, logits):
         return jnp.argmax(logits, axis=-1)
 
-    want, got = both("generate_frame", hidden, choose=choose)
-    np.testing.assert_array_equal(got, want)
+    @jax.jit
+    def run(variables):
+        def apply(method, *args, **static):
+            return model.apply(variables, *args, method=method, **static)
+
+        ranks = (hidden, hidden[:, None], hidden[0])
+        text = [apply("text_logits", states) for states in ranks]
+        audio = apply("audio_logits", hidden, codes)
+        return [*text, *audio], apply("generate_frame", hidden, choose=choose)
+
+    (want, want_frame), (got, frame) = run(variables), run(laid_out)
+    for ours, theirs in zip(got, want, strict=True):
+        assert ours.shape == theirs.shape and ours.dtype == jnp.float32
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_array_equal(frame, want_frame)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -76,16 +78,16 @@ def test_dense_equals_linen(dtype):
     x = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
     options = {"dtype": dtype, "param_dtype": jnp.float32}
     theirs = nn.Dense(6, **options)
-    variables = theirs.init(jax.random.key(0), x)
+    first = jax.jit(theirs.init_with_output)(jax.random.key(0), x)
+    want, variables = jax.device_get(first)
     ours = cpu_layout.Dense(6, **options)
-    initial = ours.init(jax.random.key(0), x)
+    got, initial = jax.jit(ours.init_with_output)(jax.random.key(0), x)
     assert jax.tree.all(jax.tree.map(np.array_equal, initial, variables))
-    want = theirs.apply(variables, x)
     assert want.dtype == dtype
-    np.testing.assert_array_equal(ours.apply(variables, x), want)
+    np.testing.assert_array_equal(got, want)
     params = variables["params"]
     turned = {"kernel_OI": params["kernel"].T, "bias": params["bias"]}
-    got = ours.apply({"params": turned}, x)
+    got = jax.jit(ours.apply)({"params": turned}, x)
     assert got.dtype == dtype
     np.testing.assert_allclose(
         np.float32(got), np.float32(want), atol=1e-6 if dtype == jnp.float32 else 2e-2

@@ -13,7 +13,11 @@ from ba_jax.models.discriminators import (
 )
 
 SMALL = DiscriminatorConfig(
-    periods=(2, 5), period_channels=(4, 6, 8), fft_sizes=(256, 128), resolution_channels=4
+    periods=(2, 5),
+    period_channels=(4, 6, 8),
+    fft_sizes=(256, 128),
+    bands=((0.0, 0.3), (0.3, 1.0)),
+    resolution_channels=4,
 )
 MODEL = Discriminators(SMALL)
 SAMPLES = 403  # a multiple of neither period nor hop
@@ -155,29 +159,31 @@ def test_period_is_a_fold(run, variables, wave, judged):
 
 def test_resolution_ignores_loudness_and_offset(wave):
     model = ResolutionDiscriminator(128, SMALL.bands, 4)
-    plain = model.apply({}, wave, method="spectrogram")
-    scaled = model.apply({}, 0.03 * wave + 0.5, method="spectrogram")
+    spectrogram = jax.jit(lambda wave: model.apply({}, wave, method="spectrogram"))
+    plain, scaled = np.asarray(spectrogram(wave)), spectrogram(0.03 * wave + 0.5)
     assert plain.shape == (2, 1 + SAMPLES // 32, 65, 2)
     np.testing.assert_allclose(plain, scaled, rtol=0, atol=1e-5 * np.abs(plain).max())
     # A sine of peak 1 on bin 8 becomes one of 0.8: magnitude 0.8 / 2 * sum of the Hann window.
     sine = np.sin(2 * np.pi * 8 / 128 * np.arange(1024))[None].astype(np.float32)
-    magnitude = np.linalg.norm(np.asarray(model.apply({}, sine, method="spectrogram")), axis=-1)
+    magnitude = np.linalg.norm(np.asarray(spectrogram(sine)), axis=-1)
     np.testing.assert_allclose(magnitude[0, 8:20, 8], 0.8 / 2 * 64, rtol=1e-4)
+
+
+@jax.jit
+def gradients(variables, wave):
+    """Gradients of a loss on all scores and features, in the parameters and the wave."""
+
+    def loss(variables, wave):
+        scores, features = MODEL.apply(variables, wave)
+        maps = [jnp.mean(jnp.abs(m)) for maps in features for m in maps]
+        return sum(jnp.mean((1 - s) ** 2) for s in scores) + sum(maps)
+
+    return jax.grad(loss, argnums=(0, 1))(variables, wave)
 
 
 @pytest.mark.parametrize("kind", ["noise", "silence"])
 def test_gradients_are_finite(variables, wave, kind):
     wave = wave if kind == "noise" else np.zeros_like(wave)
-
-    @jax.jit
-    def gradients(variables, wave):
-        def loss(variables, wave):
-            scores, features = MODEL.apply(variables, wave)
-            maps = [jnp.mean(jnp.abs(m)) for maps in features for m in maps]
-            return sum(jnp.mean((1 - s) ** 2) for s in scores) + sum(maps)
-
-        return jax.grad(loss, argnums=(0, 1))(variables, wave)
-
     weights, samples = gradients(variables, wave)
     for path, x in jax.tree_util.tree_leaves_with_path(weights):
         assert np.isfinite(x).all(), path

@@ -19,17 +19,19 @@ def test_conv_transpose_equals_torch(kernel, stride):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 5, 6)).astype(np.float32)
     module = layers.ConvTranspose(4, kernel, stride)
-    params = module.init(jax.random.key(0), x)
-    params["params"]["bias"] = jnp.arange(4.0)
+    weight = rng.normal(size=(kernel, 6, 4)).astype(np.float32)
+    params = {"params": {"kernel": weight, "bias": np.arange(4.0, dtype=np.float32)}}
     want = torch.nn.functional.conv_transpose1d(
         torch.tensor(x).transpose(1, 2),
-        torch.tensor(np.asarray(params["params"]["kernel"])).permute(1, 2, 0),
+        torch.tensor(weight).permute(1, 2, 0),
         torch.arange(4.0),
         stride=stride,
     ).transpose(1, 2)
-    got = module.apply(params, x)
+    got = jax.jit(module.apply)(params, x)
     assert got.shape == (2, 4 * stride + kernel, 4)
     np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
 
 
 def test_item_norm_equals_group_norm_within_the_extent():
@@ -37,8 +39,8 @@ def test_item_norm_equals_group_norm_within_the_extent():
     x = rng.normal(2, 3, size=(2, 9, 5)).astype(np.float32)
     extent = np.array([9, 6], np.int32)
     module = layers.ItemNorm()
-    params = module.init(jax.random.key(0), x, extent)
-    got = np.asarray(module.apply(params, x, extent))
+    got, _ = jax.jit(module.init_with_output)(jax.random.key(0), x, extent)
+    got = np.asarray(got)
     for i, n in enumerate(extent):
         want = torch.nn.functional.group_norm(torch.tensor(x[i : i + 1, :n]).transpose(1, 2), 1)
         np.testing.assert_allclose(got[i, :n], want.transpose(1, 2)[0].numpy(), atol=1e-5)
@@ -53,7 +55,7 @@ def test_nearest_resize_equals_torch(frames, out):
     x[:frames] = np.arange(frames)
     want = torch.nn.functional.interpolate(torch.tensor(x[:frames])[None, None], size=out)[0, 0]
     got = resize_to_400(x[None, :, None], np.array([frames], np.int32), np.array([out], np.int32))
-    np.testing.assert_array_equal(got[0, :out, 0], want.numpy())
+    np.testing.assert_array_equal(np.asarray(got)[0, :out, 0], want.numpy())
 
 
 def test_sinusoids_equal_whispers():
@@ -102,7 +104,7 @@ def test_attention_ignores_masked_keys_and_groups_heads():
     q = rng.normal(size=(1, 3, 6, 8)).astype(np.float32)
     k, v = rng.normal(size=(2, 1, 4, 2, 8)).astype(np.float32)
     mask = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0]], bool)[None, None]
-    got = layers.attention(q, k, v, mask)
+    got = jax.jit(layers.attention)(q, k, v, mask)
     want = torch.nn.functional.scaled_dot_product_attention(
         *(torch.tensor(a).transpose(1, 2) for a in (q, k, v)),
         attn_mask=torch.tensor(mask),

@@ -139,7 +139,7 @@ def test_golden(checkpoint):
         source, uv = model.source(f0, lengths, phase)
         return f0, source, uv, model.decode(mel, source, lengths)
 
-    f0, source, uv, wave = run(variables, mel, phase)
+    f0, source, uv, wave = jax.device_get(run(variables, mel, phase))
     samples = frames * config.frame_samples
     close(f0[:, :frames], golden["voc_f0"], 1e-4)
     close(source[:, :samples, 0], golden["voc_source"][:, 0], 1e-4)
@@ -197,14 +197,14 @@ def test_conv_equals_torch(kernel, dilation, stride):
     with torch.no_grad():
         theirs.parametrizations.weight.original0.copy_(torch.tensor(gain))
     x = rng.normal(0, 1, (2, 40, 4)).astype(np.float32)
-    ours = WeightNormConv(6, (kernel,), (stride,), (dilation,), (padding,))
+    ours = jax.jit(WeightNormConv(6, (kernel,), (stride,), (dilation,), (padding,)).apply)
     params = {
         "kernel_v": einops.rearrange(direction, "o i k -> k i o"),
         "kernel_g": einops.rearrange(gain, "o i k -> k i o"),
         "bias": theirs.bias.detach().numpy(),
     }
     expected = theirs(torch.tensor(x).mT).mT.detach()
-    close(ours.apply({"params": params}, x), expected, 1e-6)
+    close(ours({"params": params}, x), expected, 1e-6)
 
 
 @pytest.mark.parametrize("kernel, stride", [(16, 8), (11, 5), (7, 3), (4, 4), (3, 1)])
@@ -218,23 +218,24 @@ def test_conv_transpose_equals_torch(kernel, stride):
     with torch.no_grad():
         theirs.parametrizations.weight.original0.copy_(torch.tensor(gain))
     x = rng.normal(0, 1, (2, 11, 4)).astype(np.float32)
-    ours = WeightNormConvTranspose(6, kernel, stride)
+    ours = jax.jit(WeightNormConvTranspose(6, kernel, stride).apply)
     params = {
         "kernel_v": einops.rearrange(direction, "i o k -> k i o"),
         "kernel_g": einops.rearrange(gain, "i o k -> k i o"),
         "bias": theirs.bias.detach().numpy(),
     }
-    y = ours.apply({"params": params}, x)
+    y = ours({"params": params}, x)
     assert y.shape == (2, 11 * stride, 6)
     close(y, theirs(torch.tensor(x).mT).mT.detach(), 1e-6)
 
 
 def test_kernel_starts_as_kernel_v():
-    x = jnp.ones((1, 5, 3))
+    x = np.ones((1, 5, 3), np.float32)
     for layer in (WeightNormConv(4, (3,)), WeightNormConvTranspose(4, 3, 1)):
-        params = layer.init(jax.random.key(0), x)["params"]
+        params = jax.device_get(jax.jit(layer.init)(jax.random.key(0), x)["params"])
         doubled = {**params, "kernel_v": 2 * params["kernel_v"]}
-        close(layer.apply({"params": params}, x), layer.apply({"params": doubled}, x), 1e-6)
+        apply = jax.jit(layer.apply)
+        close(apply({"params": params}, x), apply({"params": doubled}, x), 1e-6)
         axes = tuple(i for i in range(3) if params["kernel_g"].shape[i] == 1)
         norm = np.sqrt(np.sum(np.square(params["kernel_v"]), axis=axes, keepdims=True))
         np.testing.assert_allclose(params["kernel_g"], norm, rtol=1e-6)
@@ -293,7 +294,7 @@ def test_phase_keeps_its_precision_for_a_minute():
         source, uv = Vocoder(config).apply(variables, f0, lengths, phase, method="source")
         return source[0, -24000:, 0], uv
 
-    ours, uv = last_second(f0[None], phase[None])
+    ours, uv = jax.device_get(last_second(f0[None], phase[None]))
     assert uv.sum() == (frames - 100) * 480
 
     steps = np.repeat(f0, 480)[:, None] / np.float64(24000) * np.arange(1, count + 1)
@@ -318,40 +319,41 @@ def test_phase_continues_from_frame_to_frame():
     f0 = np.array([[10.0, 50.0, 123.456, 0.0, 777.7, 25.0]], np.float32)
     advance = f0[0, :, None].astype(np.float64) / 50 * np.arange(1, 10)
     expected = np.cumsum(np.concatenate([np.zeros((1, 9)), advance[:-1]]), axis=0) % 1
-    error = np.asarray(frame_phase(jnp.asarray(f0), config))[0] - expected
+    error = np.asarray(jax.jit(frame_phase, static_argnums=1)(f0, config))[0] - expected
     assert np.abs(error - np.round(error)).max() < 1e-6
 
 
 def test_sine_polynomials():
     rng = np.random.default_rng(0)
     x = np.concatenate([np.linspace(-20, 20, 4001), rng.normal(0, 3e3, 2000)]).astype(np.float32)
-    squared = sine_squared(x)
+    sine_squares = jax.jit(sine_squared)
+    squared = sine_squares(x)
     np.testing.assert_allclose(squared, np.sin(x.astype(np.float64)) ** 2, rtol=0, atol=1e-6)
     # Finite and in range also where float32 does not resolve a period.
-    far = np.asarray(sine_squared(np.array([1e7, -1e12, 1e30], np.float32)))
+    far = np.asarray(sine_squares(np.array([1e7, -1e12, 1e30], np.float32)))
     assert ((far >= 0) & (far <= 1)).all()
     cycles = np.linspace(-3, 3, 6001).astype(np.float32)
     expected = np.sin(2 * np.pi * cycles.astype(np.float64))
-    sine = sine_of_cycles(cycles)
+    sine = jax.jit(sine_of_cycles)(cycles)
     np.testing.assert_allclose(sine, expected, rtol=0, atol=5e-7)
 
 
 def test_noise_is_tied_to_positions():
-    draw = functools.partial(draw_source_noise, config=SMALL)
+    draw = jax.jit(functools.partial(draw_source_noise, config=SMALL), static_argnums=(1, 2))
     key = jax.random.key(3)
     whole = np.asarray(draw(key, 2, 10))
     assert whole.shape == (2, 10 * SMALL.frame_samples, 3)
     assert abs(whole.mean()) < 0.1 and abs(whole.std() - 1) < 0.05
     start = 4 * SMALL.frame_samples
     np.testing.assert_array_equal(draw(key, 2, 6, first_frame_B=4), whole[:, start:])
-    mixed = np.asarray(draw(key, 2, 3, first_frame_B=jnp.array([0, 4])))
+    mixed = np.asarray(draw(key, 2, 3, first_frame_B=np.array([0, 4])))
     np.testing.assert_array_equal(mixed[0], whole[0, : 3 * SMALL.frame_samples])
     np.testing.assert_array_equal(mixed[1], whole[1, start : start + 3 * SMALL.frame_samples])
     # Items differ, and an item with a key of its own does not depend on its row.
     assert not np.array_equal(whole[0], whole[1])
     keys = jax.random.split(key, 3)
-    np.testing.assert_array_equal(draw(keys, 3, 2)[1:], draw(keys[1:], 2, 2))
-    phase = np.asarray(draw_source_phase(key, 50, SMALL))
+    np.testing.assert_array_equal(np.asarray(draw(keys, 3, 2))[1:], draw(keys[1:], 2, 2))
+    phase = np.asarray(jax.jit(draw_source_phase, static_argnums=(1, 2))(key, 50, SMALL))
     np.testing.assert_array_equal(phase[:, 0], 0)
     assert phase.shape == (50, 3) and 3 < np.abs(phase).max() <= np.pi
     with pytest.raises(ValueError, match=r"shape \(3,\): expected \(\) or \(2,\)"):
@@ -360,15 +362,18 @@ def test_noise_is_tied_to_positions():
 
 def test_source_levels():
     frames = 200
-    f0 = jnp.array([[100.0, 0.0] * (frames // 2)])
+    f0 = np.array([[100.0, 0.0] * (frames // 2)], np.float32)
     kernel = np.array([[1.0], [0.0], [0.0]], np.float32)
     variables = {"params": {"source_mixer": {"kernel": kernel, "bias": np.zeros(1)}}}
-    noise = draw_source_noise(jax.random.key(0), 1, frames, SMALL)
-    args = (f0, jnp.array([frames]), jnp.zeros((1, 3)))
-    source = jax.jit(lambda *args: MODEL.apply(variables, *args, method="source"))
-    clean, uv = source(*args)
-    noisy, _ = source(*args, noise)
-    voiced = np.asarray(uv[0]) == 1
+
+    @jax.jit
+    def sources(*args):
+        noise = draw_source_noise(jax.random.key(0), 1, frames, SMALL)
+        return [MODEL.apply(variables, *args, *more, method="source") for more in ((), (noise,))]
+
+    args = (f0, np.array([frames]), np.zeros((1, 3), np.float32))
+    (clean, uv), (noisy, _) = jax.device_get(sources(*args))
+    voiced = uv[0] == 1
     np.testing.assert_array_equal(
         voiced.reshape(frames, -1), np.repeat(f0.T > 10, SMALL.frame_samples, axis=1)
     )
@@ -384,9 +389,9 @@ def test_source_levels():
 
 def test_padding_does_not_matter(variables, mel):
     keys = jax.random.split(jax.random.key(7), len(LENGTHS))
-    batch = run(variables, mel, LENGTHS, keys)
+    batch = jax.device_get(run(variables, mel, LENGTHS, keys))
     rates = (1, SMALL.frame_samples, SMALL.frame_samples)
-    uv = np.asarray(batch[0][:2]) > SMALL.voiced_threshold
+    uv = batch[0][:2] > SMALL.voiced_threshold
     assert uv.any() and not uv.all()
     for i, length in enumerate(LENGTHS):
         for x, rate in zip(batch, rates, strict=True):
@@ -395,7 +400,7 @@ def test_padding_does_not_matter(variables, mel):
         if length in (1, 3):
             alone = run(variables, mel[i : i + 1, :length], LENGTHS[i : i + 1], keys[i : i + 1])
             for x, y, rate in zip(batch, alone, rates, strict=True):
-                close(x[i, : length * rate], y[0], 1e-5)
+                close(x[i, : length * rate], np.asarray(y)[0], 1e-5)
 
 
 @jax.jit
@@ -417,13 +422,13 @@ def gradients(params, mel):
 def test_waveform_stays_in_range(variables, mel):
     loud = jax.tree.map(np.array, variables)
     loud["params"]["conv_post"]["bias"][:9] = 500  # exp overflows float32 from 89 on
-    wave, of_wave, _ = gradients(loud["params"], mel)
+    wave, of_wave, _ = jax.device_get(gradients(loud["params"], mel))
     assert np.abs(wave).max() == np.float32(SMALL.audio_limit)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(of_wave))
 
 
 def test_gradients(variables, mel):
-    _, (of_wave, of_mel), of_f0 = gradients(variables["params"], mel)
+    _, (of_wave, of_mel), of_f0 = jax.device_get(gradients(variables["params"], mel))
     assert np.isfinite(of_mel).all()
     for i, length in enumerate(LENGTHS):
         np.testing.assert_array_equal(of_mel[i, length:], 0)
@@ -438,9 +443,9 @@ def test_gradients(variables, mel):
 
 def test_bfloat16(variables, mel):
     keys = jax.random.split(jax.random.key(7), len(LENGTHS))
-    f0, source, wave = run(variables, mel, LENGTHS, keys)
+    f0, source, wave = jax.device_get(run(variables, mel, LENGTHS, keys))
     model = Vocoder(SMALL, dtype=jnp.bfloat16)
-    rounded, rounded_source = jax.jit(model.apply)(variables, mel, LENGTHS, keys)
+    rounded, rounded_source = jax.device_get(jax.jit(model.apply)(variables, mel, LENGTHS, keys))
     assert rounded.dtype == rounded_source.dtype == jnp.float32
     close(rounded_source[..., 0], source, 1e-5)  # float32 whatever the compute dtype
     error = np.sqrt(np.mean(np.square(rounded - wave)) / np.mean(np.square(wave)))
@@ -478,10 +483,11 @@ def test_snake_equals_its_definition():
     x = np.random.default_rng(0).normal(0, 4, (2, 5, 3)).astype(np.float32)
     alpha = np.array([0.3, 1.0, 20.0], np.float32)
     expected = torch.tensor(x) + torch.sin(torch.tensor(alpha * x)) ** 2 / torch.tensor(alpha)
-    close(Snake().apply({"params": {"alpha": alpha}}, x), expected, 1e-6)
+    snake = jax.jit(Snake().apply)
+    close(snake({"params": {"alpha": alpha}}, x), expected, 1e-6)
     # alpha 0 is the identity, not a division by zero.
     zero = {"params": {"alpha": np.zeros(3, np.float32)}}
-    np.testing.assert_array_equal(Snake().apply(zero, x), x)
+    np.testing.assert_array_equal(snake(zero, x), x)
 
 
 # Windows

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ba_jax.models.baichuan_audio import BaichuanAudio
 from ba_jax.models.vq_bridge import nearest_code
 
 
@@ -26,7 +27,7 @@ def test_nearest_code_is_the_nearest_row():
     x = rng.normal(size=(2, 50, 16)).astype(np.float32)
     table = rng.normal(size=(300, 16)).astype(np.float32)
     distance = ((x[:, :, None].astype(np.float64) - table) ** 2).sum(-1)
-    np.testing.assert_array_equal(nearest_code(x, table), distance.argmin(-1))
+    np.testing.assert_array_equal(jax.jit(nearest_code)(x, table), distance.argmin(-1))
 
 
 def test_residuals_follow_one_another(run, variables, config):
@@ -47,16 +48,17 @@ def test_residuals_follow_one_another(run, variables, config):
     np.testing.assert_allclose(out.z_BNE, run(dequantize, out.codes_BNQ, lengths), atol=1e-5)
 
 
-def test_straight_through(run):
+def test_straight_through(config, variables):
     """The quantised features pass gradients to their input unchanged, and none past the length."""
     z = np.random.default_rng(0).normal(size=(1, 5, 128)).astype(np.float32)
     lengths = np.array([3], np.int32)
     weight = np.random.default_rng(1).normal(size=z.shape).astype(np.float32)
 
     def loss(z):
-        return jnp.sum(run(quantize, z, lengths, jit=False).z_BNE * weight)
+        quantized = BaichuanAudio(config).apply(variables, z, lengths, method=quantize)
+        return jnp.sum(quantized.z_BNE * weight)
 
-    grad = np.asarray(jax.grad(loss)(z))
+    grad = np.asarray(jax.jit(jax.grad(loss))(z))
     np.testing.assert_allclose(grad[:, :3], weight[:, :3], atol=1e-6)
     assert (grad[:, 3:] == 0).all()
 
@@ -75,7 +77,7 @@ def test_nothing_depends_on_padding(run):
 
 
 def test_codes_past_the_length_may_be_anything(run):
-    codes = np.zeros((1, 4, 8), np.int32)
+    codes = np.zeros((1, 4, 4), np.int32)
     wild = codes.copy()
     wild[:, 2:] = 10**6
     lengths = np.array([2], np.int32)

@@ -1,5 +1,7 @@
 """A random model smaller than tiny, three codebooks, and its uncached passes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from ba_jax.config import from_mapping
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
 from ba_jax.sampling.prompt import Prompt
 from configs.models import get_config
+from tests.unit.models import conftest as models
 from tests.unit.models.conftest import variables  # noqa: F401 (a fixture)
 
 EOS = 500
@@ -53,12 +56,33 @@ def biased(config, variables):  # noqa: F811
     params = variables["params"]
     llm, head = dict(params["llm"]), dict(params["audio_head"])
     rows = np.array([EOS, config.tokens.audiogen_start])
-    llm["lm_head"] = llm["lm_head"].at[rows].multiply(2.0)
+    llm["lm_head"] = np.array(llm["lm_head"])
+    llm["lm_head"][rows] *= 2
     for q in range(3):
         classifier = dict(head[f"classifiers_{q}"])
-        classifier["bias"] = classifier["bias"].at[-1].add(100.0 if q else 1.0)
+        classifier["bias"] = np.array(classifier["bias"])
+        classifier["bias"][-1] += 100 if q else 1
         head[f"classifiers_{q}"] = classifier
-    return {**variables, "params": {**params, "llm": llm, "audio_head": head}}
+    return jax.device_put({**variables, "params": {**params, "llm": llm, "audio_head": head}})
+
+
+@pytest.fixture(scope="session")
+def small(config, variables):  # noqa: F811
+    """The model with a vocoder of two stages, which compiles quickly, and its variables."""
+    vocoder = dataclasses.replace(
+        config.vocoder,
+        base_channels=8,
+        upsample_rates=(8, 15),
+        upsample_kernels=(16, 21),
+        resblock_kernels=(3,),
+        source_resblock_kernels=(3, 3),
+        dilations=(1, 3),
+    )
+    config = dataclasses.replace(config, vocoder=vocoder)
+    vocoder_params = models.variables.__wrapped__(config.only("vocoder"))["params"]
+    variables = {**variables, "params": {**variables["params"], **vocoder_params}}
+    # Put on a device explicitly, like a checkpoint's: jit compiles for committed arrays.
+    return config, jax.device_put(variables, jax.devices()[0])
 
 
 @pytest.fixture(scope="session")

@@ -86,10 +86,10 @@ def test_likelihoods_equal_a_pass_over_each_sequence(config, variables):
         )
     # 9 and 4 have text alone and room for 2; the others differ in room: nothing compiles twice.
     assert scorer.traces["score"] == 3
-    again = Scorer(config, variables, rows=2, lengths=(16, 32), chunk=100)(items)
+    again = Scorer(config, variables, rows=2, lengths=(32,), chunk=100)(items[2:4])
     np.testing.assert_allclose(
         [likelihood.total for likelihood in again],
-        [likelihood.total for likelihood in likelihoods],
+        [likelihood.total for likelihood in likelihoods[2:4]],
         rtol=1e-5,
     )
 

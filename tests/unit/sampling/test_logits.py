@@ -3,7 +3,6 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,8 +13,12 @@ RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(6, 40)).astype(np.float32) * 3
 
 
+choose = jax.jit(logits_lib.choose, static_argnums=2)
+keys_of = jax.jit(jax.vmap(jax.random.key))
+
+
 def keys(rows, seed=0):
-    return jax.vmap(jax.random.key)(np.arange(rows, dtype=np.uint32) + seed)
+    return keys_of(np.arange(rows, dtype=np.uint32) + seed)
 
 
 def test_penalty():
@@ -24,7 +27,7 @@ def test_penalty():
     for row, column in np.argwhere(seen):
         value = want[row, column]
         want[row, column] = value / 1.3 if value > 0 else value * 1.3
-    got = logits_lib.penalise(jnp.asarray(LOGITS), jnp.asarray(seen), 1.3)
+    got = jax.jit(logits_lib.penalise)(LOGITS, seen, 1.3)
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
@@ -32,14 +35,14 @@ def test_penalty():
 def test_choice_is_among_the_top_k(k):
     rows = 400
     for row in LOGITS[:2]:
-        logits_BV = jnp.tile(row, (rows, 1))
-        chosen = logits_lib.choose(keys(rows), logits_BV, Sampling(3.0, top_k=k))
+        logits_BV = np.tile(row, (rows, 1))
+        chosen = choose(keys(rows), logits_BV, Sampling(3.0, top_k=k))
         assert set(np.asarray(chosen)) <= set(np.argsort(-row)[: k or 40])
 
 
 @pytest.mark.parametrize("p", [0.01, 0.5, 0.85, 0.999, 1.0])
 def test_top_p_keeps_the_fewest_classes_that_hold_p(p):
-    kept = np.isfinite(logits_lib.keep_top_p(jnp.asarray(LOGITS), p))
+    kept = np.isfinite(jax.jit(logits_lib.keep_top_p, static_argnums=1)(LOGITS, p))
     for row, mask in zip(LOGITS.astype(np.float64), kept, strict=True):
         order = np.argsort(-row)
         share = np.exp(row[order]) / np.exp(row).sum()
@@ -50,48 +53,45 @@ def test_top_p_keeps_the_fewest_classes_that_hold_p(p):
 def test_choice_follows_the_probabilities():
     row = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     rows = 4000
-    chosen = logits_lib.choose(keys(rows), jnp.tile(row, (rows, 1)), Sampling(1.0))
+    chosen = choose(keys(rows), np.tile(row, (rows, 1)), Sampling(1.0))
     shares = np.bincount(chosen, minlength=4) / rows
     np.testing.assert_allclose(shares, np.exp(row), atol=0.03)
     # 0.5 + 0.3 >= 0.75: the other two are dropped
-    chosen = logits_lib.choose(keys(rows), jnp.tile(row, (rows, 1)), Sampling(1.0, top_p=0.75))
+    chosen = choose(keys(rows), np.tile(row, (rows, 1)), Sampling(1.0, top_p=0.75))
     shares = np.bincount(chosen, minlength=4) / rows
     np.testing.assert_allclose(shares, [0.625, 0.375, 0, 0], atol=0.03)
     # temperature 0.5 squares them
-    chosen = logits_lib.choose(keys(rows), jnp.tile(row, (rows, 1)), Sampling(0.5, top_k=2))
+    chosen = choose(keys(rows), np.tile(row, (rows, 1)), Sampling(0.5, top_k=2))
     shares = np.bincount(chosen, minlength=4) / rows
     np.testing.assert_allclose(shares, [25 / 34, 9 / 34, 0, 0], atol=0.03)
     # 50/95 + 30/95 of the top three hold 0.8
-    chosen = logits_lib.choose(keys(rows), jnp.tile(row, (rows, 1)), Sampling(1.0, 3, top_p=0.8))
+    chosen = choose(keys(rows), np.tile(row, (rows, 1)), Sampling(1.0, 3, top_p=0.8))
     shares = np.bincount(chosen, minlength=4) / rows
     np.testing.assert_allclose(shares, [0.625, 0.375, 0, 0], atol=0.03)
 
 
 def test_choice_does_not_depend_on_other_rows():
     sampling = Sampling(1.0, top_k=20, top_p=0.95)
-    whole = logits_lib.choose(keys(6), jnp.asarray(LOGITS), sampling)
+    whole = np.asarray(choose(keys(6), LOGITS, sampling))
     for i in range(6):
-        alone = logits_lib.choose(keys(1, i), jnp.asarray(LOGITS[i : i + 1]), sampling)
-        assert alone[0] == whole[i]
+        assert choose(keys(1, i), LOGITS[i : i + 1], sampling).tolist() == [whole[i]]
 
 
 def test_mask_and_penalty_apply_before_the_choice():
     allowed = np.ones_like(LOGITS, bool)
     allowed[np.arange(6), LOGITS.argmax(1)] = False
     masked = np.where(allowed, LOGITS, -np.inf)
-    got = logits_lib.choose(keys(6), jnp.asarray(LOGITS), GREEDY, allowed_BV=jnp.asarray(allowed))
+    got = choose(keys(6), LOGITS, GREEDY, allowed_BV=allowed)
     np.testing.assert_array_equal(got, masked.argmax(1))
-    drawn = logits_lib.choose(
-        keys(6), jnp.asarray(LOGITS), Sampling(5.0), allowed_BV=jnp.asarray(allowed)
-    )
+    drawn = choose(keys(6), LOGITS, Sampling(5.0), allowed_BV=allowed)
     assert allowed[np.arange(6), drawn].all()
     seen = np.zeros_like(LOGITS, bool)
     seen[np.arange(6), LOGITS.argmax(1)] = True
-    got = logits_lib.choose(
+    got = choose(
         keys(6),
-        jnp.asarray(LOGITS),
+        LOGITS,
         Sampling(repetition_penalty=1e6),
-        seen_BV=jnp.asarray(seen),
+        seen_BV=seen,
     )
     np.testing.assert_array_equal(got, np.where(seen, LOGITS / 1e6, LOGITS).argmax(1))
 
@@ -115,4 +115,4 @@ def test_invalid_settings(values):
 
 def test_penalty_without_seen_classes_is_an_error():
     with pytest.raises(ValueError, match="seen_BV"):
-        logits_lib.choose(keys(6), jnp.asarray(LOGITS), Sampling(repetition_penalty=1.1))
+        logits_lib.choose(keys(6), LOGITS, Sampling(repetition_penalty=1.1))

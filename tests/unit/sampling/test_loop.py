@@ -60,12 +60,16 @@ def same(got, want):
     assert got.complete == complete
 
 
-def test_output_equals_uncached_passes(config, biased, whole_pass, writable):
+@pytest.fixture(scope="module")
+def greedy(config, biased, writable):
+    return make(config, biased, writable, rows=8)
+
+
+def test_output_equals_uncached_passes(config, greedy, whole_pass, writable):
     """Text alone, text then speech, and speech; every way to end comes about."""
-    generator = make(config, biased, writable, rows=8)
     prompts = [prompt(config, 6 + i % 10, i, wants_speech=i % 2 == 0) for i in range(24)]
     prompts += [prompt(config, 8, 50 + i, wants_speech=True, speaks=True) for i in range(8)]
-    outputs = generator(prompts)
+    outputs = greedy(prompts)
     for request, got in zip(prompts, outputs, strict=True):
         same(got, reference(config, whole_pass, writable, request, 8, 7))
     written = [
@@ -76,7 +80,7 @@ def test_output_equals_uncached_passes(config, biased, whole_pass, writable):
     assert {got.complete for got in spoken if len(got.codes_NQ)} == {True, False}
     assert all(not len(got.codes_NQ) for got in written)
     assert any(got.ids and len(got.codes_NQ) for got in spoken)  # text, then speech
-    assert generator.traces == {"prefill": 1, "loop": 1}
+    assert greedy.traces == {"prefill": 1, "loop": 1}
 
 
 def test_rows_are_independent_and_nothing_recompiles(config, variables, writable):
@@ -104,7 +108,7 @@ def test_penalty_applies_to_the_history_of_its_row(config, variables, writable):
     head = dict(variables["params"]["audio_head"])
     for q in range(3):  # logits above 0, which a penalty divides
         classifier = dict(head[f"classifiers_{q}"])
-        classifier["bias"] = classifier["bias"] + 50.0
+        classifier["bias"] = np.asarray(classifier["bias"]) + 50
         head[f"classifiers_{q}"] = classifier
     positive = {**variables, "params": {**variables["params"], "audio_head": head}}
     generator = make(config, positive, writable, text=once, audio=once)
@@ -139,15 +143,13 @@ def test_invalid_input(config, variables, writable):
         make(config, variables, writable[:-1])
 
 
-def test_text_model_without_audio_writes_the_same(config, variables, writable):
+def test_text_model_without_audio_writes_the_same(config, biased, greedy, writable):
     """Before stage 1 there is nothing but the language model."""
     prompts = [prompt(config, 6 + i, i) for i in range(4)]
     for request in prompts:  # no audio
         request.ids_L[2:5] = 11
         request.codes_LQ[:] = 0
-    alone = make(config.only("llm"), {"params": {"llm": variables["params"]["llm"]}}, writable)
-    for request, want in zip(
-        alone(prompts), make(config, variables, writable)(prompts), strict=True
-    ):
+    alone = make(config.only("llm"), {"params": {"llm": biased["params"]["llm"]}}, writable)
+    for request, want in zip(alone(prompts), greedy(prompts), strict=True):
         assert request.ids == want.ids and request.ids
         assert request.codes_NQ.shape == (0, 0)

@@ -3,7 +3,6 @@
 import dataclasses
 
 import hypothesis
-import jax
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -18,27 +17,6 @@ SETTINGS = SynthesisSettings(
     "vocoder", steps=2, rows=2, frames=(24,), blocks=(8, 16), norm_frames=2, lookback=32
 )
 PLAIN = dataclasses.replace(SETTINGS, vocoder="griffin_lim", iterations=1, lookback=None)
-
-
-@pytest.fixture(scope="module")
-def small(config, variables):
-    """The model with a vocoder of two stages, which compiles quickly, and its variables."""
-    from tests.unit.models import conftest
-
-    vocoder = dataclasses.replace(
-        config.vocoder,
-        base_channels=8,
-        upsample_rates=(8, 15),
-        upsample_kernels=(16, 21),
-        resblock_kernels=(3,),
-        source_resblock_kernels=(3, 3),
-        dilations=(1, 3),
-    )
-    config = dataclasses.replace(config, vocoder=vocoder)
-    vocoder_params = conftest.variables.__wrapped__(config.only("vocoder"))["params"]
-    variables = {**variables, "params": {**variables["params"], **vocoder_params}}
-    # Put on a device explicitly, like a checkpoint's: jit compiles for committed arrays.
-    return config, jax.device_put(variables, jax.devices()[0])
 
 
 @pytest.fixture(scope="module")

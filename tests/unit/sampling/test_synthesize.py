@@ -62,10 +62,10 @@ def test_waves_by_griffin_lim(synthesizer, segments):
 
 
 @pytest.mark.slow
-def test_waves_by_the_vocoder(config, variables, segments):
-    settings = dataclasses.replace(SETTINGS, vocoder="vocoder", frames=(8,))
-    synthesizer = Synthesizer(config, variables, settings)
+def test_waves_by_the_vocoder(small, synthesizer, segments):
     mels = synthesizer.flow_mels(segments[:1], seeds=[5])
+    settings = dataclasses.replace(SETTINGS, vocoder="vocoder", frames=(8,))
+    synthesizer = Synthesizer(*small, settings)
     (wave,) = synthesizer.waves_of_mels(mels, seeds=[5])
     assert wave.wave_S.shape == (480 * (4 * 3 - 1),) and wave.rate == 24000
     assert 0 < np.abs(wave.wave_S).max() <= 0.99

@@ -168,6 +168,11 @@ def evaluated(stage):
     return jax.jit(function, compiler_options=QUICK)
 
 
+@pytest.fixture(scope="module")
+def after(stage):
+    return jax.jit(stage.after)
+
+
 # --- settings, schedules, amounts -----------------------------------------------------------------
 
 
@@ -319,13 +324,13 @@ def test_padding_changes_nothing(stage, grads_of, arrays):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_batch_of_text_alone_is_finite(stage, variables, grads_of, evaluated):
+def test_a_batch_of_text_alone_is_finite(stage, variables, grads_of, evaluated, after):
     arrays = stage.arrays(batch_of(np.nan, text_only=True))
     (loss, aux), grads = grads_of(arrays)
     assert float(loss) == pytest.approx(float(aux.metrics["text"]), rel=1e-6)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((aux, grads)))
     assert norm(grads) == 0
-    codebook, ages, _ = stage.after(
+    codebook, ages, _ = after(
         variables["codebook"],
         stage.init_extra(variables),
         aux.updates,
@@ -338,15 +343,10 @@ def test_a_batch_of_text_alone_is_finite(stage, variables, grads_of, evaluated):
     assert stage.pictures(variables, arrays) == {}
 
 
-def test_text_alone_teaches_the_encoder_through_a_frozen_language_model(variables, arrays):
-    settings = dataclasses.replace(
-        SETTINGS, weight_mel=0, weight_second_scale=0, weight_commitment=0
-    )
-    stage = TokenizerStage(CONFIG, settings)
-    arrays = {**arrays, "audio": arrays["audio"][:1]}
-    totals = stage.totals(arrays)
-    function = compiled(stage)
-    (loss, aux), gradients = function(*split(variables), arrays, totals, jax.random.key(0), 10**6)
+def test_text_alone_teaches_the_encoder_through_a_frozen_language_model(stage, grads_of, arrays):
+    """Other losses are divided by infinite totals, which leaves nothing of them."""
+    without = dict.fromkeys(("mel", "second", "codes"), jnp.float32(jnp.inf))
+    (loss, aux), gradients = grads_of(arrays, totals={**stage.totals(arrays), **without})
     assert float(loss) == pytest.approx(float(aux.metrics["text"]), rel=1e-6)
     assert set(gradients) == {"audio_encoder", "vq_bridge", "audio_decoder", "text_projection"}
     assert norm(gradients["audio_encoder"]) > 0 and norm(gradients["text_projection"]) > 0
@@ -392,7 +392,7 @@ def test_microbatches_add_up(stage, grads_of, arrays):
 
     parts = [grads_of(without(row), totals=totals) for row in (1, 0)]
     whole = grads_of(arrays)
-    (loss, aux), grads = jax.tree.map(jnp.add, *parts)
+    (loss, aux), grads = jax.tree.map(np.add, *parts)
     np.testing.assert_allclose(loss, whole[0][0], rtol=1e-5)
     for name, value in whole[0][1].metrics.items():
         np.testing.assert_allclose(aux.metrics[name], value, rtol=1e-4, err_msg=name)
@@ -408,7 +408,7 @@ def test_microbatches_add_up(stage, grads_of, arrays):
 # --- learning and evaluation ----------------------------------------------------------------------
 
 
-def test_overfits_one_batch_and_evaluates(stage, variables, arrays, grads_of, evaluated):
+def test_overfits_one_batch_and_evaluates(stage, variables, arrays, grads_of, evaluated, after):
     """120 steps of Adam with the schedules on: the loss and every part of it fall.
 
     Measured, before and after: loss 134.3 and 24.8, mel_mae 4.39 and 1.11 (1.32 with the first
@@ -417,21 +417,19 @@ def test_overfits_one_batch_and_evaluates(stage, variables, arrays, grads_of, ev
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(5e-3))
 
     @jax.jit
-    def apply(params, codebook, extra, state, grads, updates, step):
+    def apply(params, state, grads):
         change, state = optimiser.update(grads, state, params)
-        codebook, extra, use = stage.after(codebook, extra, updates, jax.random.key(0), step)
-        return optax.apply_updates(params, change), codebook, extra, state, use
+        return optax.apply_updates(params, change), state
 
     before = jax.device_get(evaluated(variables, arrays))
     params, others = split(variables)
     codebook, extra = variables["codebook"], stage.init_extra(variables)
-    state, totals = optimiser.init(params), stage.totals(arrays)
+    state, totals = jax.jit(optimiser.init)(params), stage.totals(arrays)
     for step in range(120):
         now = {**variables, "params": {**params, **others["params"]}, "codebook": codebook}
         (_, aux), grads = grads_of(arrays, step, totals, step, now)
-        params, codebook, extra, state, use = apply(
-            params, codebook, extra, state, grads, aux.updates, step
-        )
+        params, state = apply(params, state, grads)
+        codebook, extra, use = after(codebook, extra, aux.updates, jax.random.key(0), step)
     params = {**params, **others["params"]}
     learnt = {**variables, "params": params, "codebook": codebook}
     after = jax.device_get(evaluated(learnt, arrays))
