@@ -7,6 +7,7 @@ a sharded batch, under jit, they are sums over all devices and hosts.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -142,18 +143,32 @@ def kmeans(
     residual_KE, codebook = jnp.asarray(frames_KE, jnp.float32), {}
     for q, size in enumerate(sizes):
         draws = jax.random.split(jax.random.fold_in(key, q), iterations + 1)
-        table_VE = residual_KE[jax.random.choice(draws[0], len(residual_KE), (size,), False)]
-        for draw in draws[1:]:
-            sums_VE, counts_V, _ = _assign(residual_KE, table_VE)
-            others_VE = residual_KE[jax.random.choice(draw, len(residual_KE), (size,), False)]
-            means_VE = sums_VE / jnp.maximum(counts_V, 1)[:, None]
-            table_VE = jnp.where(counts_V[:, None] > 0, means_VE, others_VE)
-        _, counts_V, codes_K = _assign(residual_KE, table_VE)
-        residual_KE = residual_KE - table_VE[codes_K]
-        codebook[f"embed_{q}"] = np.asarray(table_VE)
-        codebook[f"embed_avg_{q}"] = np.asarray(table_VE * counts_V[:, None])
-        codebook[f"cluster_size_{q}"] = np.asarray(counts_V)
+        table_VE, counts_V, residual_KE = _fit(draws, residual_KE, size)
+        table_VE, counts_V = np.asarray(table_VE), np.asarray(counts_V)
+        codebook[f"embed_{q}"] = table_VE
+        codebook[f"embed_avg_{q}"] = table_VE * counts_V[:, None]
+        codebook[f"cluster_size_{q}"] = counts_V
     return codebook
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _fit(
+    draws: jax.Array, frames_KE: jax.Array, size: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rows (V, E) of k-means with a key for the start and for each step, their counts_V, and what
+    remains of each frame."""
+
+    def some(draw: jax.Array) -> jax.Array:
+        return frames_KE[jax.random.choice(draw, len(frames_KE), (size,), False)]
+
+    def step(table_VE: jax.Array, draw: jax.Array) -> tuple[jax.Array, None]:
+        sums_VE, counts_V, _ = _assign(frames_KE, table_VE)
+        means_VE = sums_VE / jnp.maximum(counts_V, 1)[:, None]
+        return jnp.where(counts_V[:, None] > 0, means_VE, some(draw)), None
+
+    table_VE, _ = jax.lax.scan(step, some(draws[0]), draws[1:])
+    _, counts_V, codes_K = _assign(frames_KE, table_VE)
+    return table_VE, counts_V, frames_KE - table_VE[codes_K]
 
 
 _CHUNK = 1 << 14  # frames whose distances to all rows are in memory at once

@@ -246,15 +246,13 @@ def test_feedback_codebooks_limit_the_frames_read_back(config, biased, make):
 def test_texts_in_turns_stop_at_the_limit_and_a_full_cache(config, turning):
     """The limit holds for all pieces together; a full cache ends a text too."""
     texts = [
-        [prompt(config, length, i, speaks=True, continues_turn=i > 0) for i in range(9)]
-        for length in (6, 16)
+        [prompt(config, 16, 10 * row + i, speaks=True, continues_turn=i > 0) for i in range(9)]
+        for row in range(6)
     ]
-    outputs = turning.in_turns(texts, frame_limit=5)
-    for output in outputs:
-        assert not output.complete and 0 < len(output.pieces) < 9
-    print([(len(o.pieces), len(o.codes_NQ)) for o in outputs])
     outputs = turning.in_turns(texts, frame_limit=24)
-    print([(len(o.pieces), len(o.codes_NQ)) for o in outputs])
+    for output in outputs:
+        assert not output.complete and 0 < len(output.pieces) < 9 and len(output.codes_NQ) <= 24
+    assert {len(output.codes_NQ) == 24 for output in outputs} == {True, False}
 
 
 def test_prompt_after_an_interrupted_stream(config, whole, talking):
