@@ -1,10 +1,10 @@
-"""Make the table of plans at full size: stages 1 and 2 and the tokenizer on three pods.
+"""Make the table of plans at full size: stages 1 and 2, the tokenizer and the flow on pods.
 
     python -m benchmarks.plans --out=DIR [--only=lm_stage2]
 
 Plans run one after another in processes of their own, each some minutes of a core; JSON and output
 stay in DIR, and the same command resumes an interrupted one. The table has plans that do not fit
-too.
+too. DIR must be empty after a change of the planner or of a step.
 """
 
 from __future__ import annotations
@@ -18,12 +18,23 @@ from typing import Any
 
 from ba_jax import cli
 
-STAGES = ("lm_stage1:7b", "lm_stage2:7b", "tokenizer:1b5")
-# Rows of each chip, for the language model and for the tokenizer (230 s of audio a row).
-ROWS = {"v5e:16x16": (1, 1), "v5p:4x4x4": (1, 1), "v6e:16x16": (2, 1)}
-SPLASH = "--config.train.attention=splash"
+# (config, topology, rows of a chip, attention, slices); a tokenizer row has up to 230 s of audio.
+PLANS = (
+    *(
+        (stage, topology, rows, "splash", 1)
+        for stage in ("lm_stage1:7b", "lm_stage2:7b")
+        for topology, rows in (("v5e:16x16", 1), ("v5p:4x4x4", 1), ("v6e:16x16", 2))
+    ),
+    # XLA's own attention moves its scores through HBM: 63 % of all bytes on v6e.
+    ("lm_stage2:7b", "v5p:4x4x4", 1, "xla", 1),
+    ("lm_stage2:7b", "v6e:16x16", 2, "xla", 1),
+    ("lm_stage2:7b", "v6e:16x16", 2, "splash", 2),
+    *(("tokenizer:1b5", topology, 1, "xla", 1) for topology in ("v5e:16x16", "v5p:4x4x4")),
+    ("tokenizer:1b5", "v6e:16x16", 1, "xla", 1),
+    ("flow_matching:7b", "v5e:16x16", 1, "xla", 1),
+)
 HEAD = (
-    *("stage", "on", "rows a chip", "peak, GB of", "fits"),
+    *("stage", "on", "rows a chip", "attention", "peak, GB of", "fits"),
     *("bound, s", "by", "serial, s", "expected, s", "MFU", "a day"),
 )
 
@@ -31,19 +42,17 @@ HEAD = (
 def commands(only: str = "") -> dict[str, list[str]]:
     """Return name -> arguments of `ba_jax.plan`."""
     result = {}
-    for stage in STAGES:
-        for topology, (rows, tokenizer_rows) in ROWS.items():
-            name, _, size = stage.partition(":")
-            count = tokenizer_rows if name == "tokenizer" else rows
-            if only in name:
-                result[f"{name}_{topology.replace(':', '_')}"] = [
-                    f"--config=configs/{name}.py:{size}",
-                    f"--topology={topology}",
-                    f"--rows={count}",
-                ]
-                if name != "tokenizer":
-                    # XLA's own attention moves its scores through HBM: 63 % of all bytes on v6e.
-                    result[f"{name}_{topology.replace(':', '_')}"].append(SPLASH)
+    for config, topology, rows, attention, slices in PLANS:
+        stage, _, size = config.partition(":")
+        name = f"{stage}_{topology.replace(':', '_')}_{attention}" + (f"_{slices}" * (slices > 1))
+        if only in name:
+            result[name] = [
+                f"--config=configs/{stage}.py:{size}",
+                f"--topology={topology}",
+                f"--rows={rows}",
+                f"--config.train.attention={attention}",
+                f"--slices={slices}",
+            ]
     return result
 
 
@@ -52,12 +61,14 @@ def table_row(arguments: Sequence[str], plan: Mapping[str, Any]) -> tuple[str, .
     values = dict(argument.lstrip("-").split("=", 1) for argument in arguments)
     stage = Path(values["config"]).name.replace(".py", "")
     peak = f"{plan['peak_bytes'] / 1e9:.1f} of {plan['hbm_bytes'] / 1e9:.0f}"
-    first = (stage, values["topology"], values["rows"], peak, "yes" if plan["fits"] else "no")
+    slices = f"{values['slices']} x " if values["slices"] != "1" else ""
+    first = (stage, slices + values["topology"], values["rows"])
+    first += (values["config.train.attention"], peak, "yes" if plan["fits"] else "no")
     time = plan["time"]
     if time is None:
         return (*first, *[""] * (len(HEAD) - len(first)))
     day = time["a_day"]
-    if stage.startswith("tokenizer"):
+    if not stage.startswith("lm_"):
         amount = f"{day['audio_seconds'] / 3.6e9:.2f} M hours"
     else:
         amount = f"{day['tokens'] / 1e9:.1f} G tokens"

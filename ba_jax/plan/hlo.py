@@ -208,6 +208,8 @@ class HloProgram:
             roots = [by_name[operand] for operand in root.operands]
         elif len(fusion.arrays) > 1:
             roots *= len(fusion.arrays)
+        if len(roots) != len(fusion.arrays):  # tuples in the tuple
+            return fusion.hbm_bytes
         total = 0.0
         for number, (result, array) in enumerate(zip(roots, fusion.arrays, strict=True)):
             if array.space != 0 or number in passed:
