@@ -7,6 +7,7 @@ Each component is optional: a model has those whose config is set. Its variables
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -290,6 +291,12 @@ def init_variables(
 
 def variable_shapes(config: BaichuanAudioConfig) -> dict[str, Any]:
     """Shapes and types of all variables as ShapeDtypeStructs, without allocating them."""
+    return jax.tree.map(lambda leaf: leaf, _traced_shapes(config))  # a dict of the caller's own
+
+
+@functools.cache
+def _traced_shapes(config: BaichuanAudioConfig) -> dict[str, Any]:
+    """Trace the initialization, which takes a second."""
     return jax.eval_shape(lambda key: init_variables(config, key), jax.random.key(0))
 
 

@@ -1,4 +1,4 @@
-"""Run a few steps of every stage on one device and on meshes of eight, in one process.
+"""Run a few steps of stages on one device and on meshes of eight, in one process.
 
 python -m tests.integration.mesh_driver DATASET OUT.json [STAGE ...]
 
@@ -41,13 +41,16 @@ EIGHT = {"replica": 8}
 SPLIT = {"replica": 1, "fsdp": 4, "tensor": 2}
 COPIES = {"replica": 2, "fsdp": 2, "tensor": 2}
 ALL = {"replica": 1, "fsdp": 2, "tensor": 2, "sequence": 2}
-CASES = {
+CASES = {"lm": (ALL,)}
+# Steps that take long to compile (two minutes of a core together): run only if their stage is
+# named. By default test_train_devices runs text_lm too, and test_codebook updates codebooks.
+NAMED = {
     "text_lm": (EIGHT,),
-    "lm": (ALL,),
+    "lm": (SPLIT,),
     "tokenizer": (COPIES,),
+    "flow": (SPLIT,),
+    "vocoder": ({"replica": 4, "fsdp": 2},),
 }
-# The longest steps to compile (90 s of a core together): run only if their stage is named.
-NAMED = {"lm": (SPLIT,), "flow": (SPLIT,), "vocoder": ({"replica": 4, "fsdp": 2},)}
 # Rows, heads and positions sharded; more devices along tensor than key heads.
 ATTENTION = {"splash": ALL, "splash_shared": {"replica": 1, "fsdp": 2, "tensor": 4}}
 
@@ -223,6 +226,10 @@ def main(dataset: str, out: str, *stages: str) -> None:
         sharding.to_devices({"ids_BL": np.zeros((6, 4), np.int32)}, mesh)
     except sharding.ShardingError as error:
         results["uneven"] = str(error)
+    try:
+        sharding.inference_mesh(MeshSettings(**EIGHT), {"generation.rows": 12})
+    except sharding.ShardingError as error:
+        results["uneven generation"] = str(error)
     pathlib.Path(out).write_text(json.dumps(results, indent=1))
 
 

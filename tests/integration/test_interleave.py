@@ -137,14 +137,14 @@ def crawled(tape, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def synthesised(tmp_path_factory):
-    """(records, report) of each language's text, made in another process."""
+    """(records, report) of each language's text, one made in another process, one here."""
     result = {}
-    for language, text in TEXTS.items():
+    for workers, (language, text) in enumerate(TEXTS.items()):
         folder = tmp_path_factory.mktemp("synthetic")
         (folder / "text.txt").write_text(text, encoding="utf-8")
         source = {"path": str(folder / "text.txt"), "language": language, "parts": PARTS}
         config = config_from({"kind": "synthetic", "source": source, "max_rejected": 1.0})
-        report = prepare(config, folder / "set", workers=1)
+        report = prepare(config, folder / "set", workers=workers)
         result[language] = list(RecordSource(folder / "set", "train")), report
     return result
 

@@ -14,7 +14,7 @@ from ba_jax.corpora import pool, runner
 from ba_jax.corpora.beam import BeamRunner
 from ba_jax.corpora.sources.base import SourceError
 from ba_jax.data.record import RecordSource
-from tests.processes import finish, is_alive, start, wait_for
+from tests.processes import finish, is_alive, run_here, start, wait_for
 from tests.unit.corpora.corpora import config, contents, manifest, put, tone
 
 CLIPS, PER_SHARD = 48, 4
@@ -50,8 +50,9 @@ def command(corpus: pathlib.Path, out: pathlib.Path | None, *extra: str) -> list
     return words if out is None else [*words, f"--out={out}"]
 
 
-def run(words: list[str], code: int = 0) -> tuple[str, str]:
-    return finish(start(words), code)
+def here(words: list[str], code: int = 0) -> tuple[str, str]:
+    """Run a command in this process, without workers."""
+    return run_here(*words[2:], "--workers=0", code=code)
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +92,8 @@ def done(out: pathlib.Path) -> list[pathlib.Path]:
 # --- processes ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", (1, 2))
-def test_the_number_of_workers_changes_nothing(corpus, undisturbed, tmp_path, workers):
-    out, err = run(command(corpus, tmp_path / "out", f"--workers={workers}"))
+def test_the_number_of_workers_changes_nothing(corpus, undisturbed, tmp_path):
+    out, err = finish(start(command(corpus, tmp_path / "out", "--workers=2")))
     same(tmp_path / "out", undisturbed)
     assert "# manifest: 48 records" in out and "48 records, 0.01 h in" in out
     assert "manifest: 100%" in err, "no progress bar"
@@ -120,7 +120,7 @@ def test_a_run_killed_with_sigkill_resumes(corpus, undisturbed, tmp_path):
     # Its workers end with it, so that none writes during the next run.
     wait_for(lambda: not any(is_alive(pid) for pid in workers))
     shards = {p: p.stat().st_mtime_ns for p in out.glob("*.array_record*")}
-    run(command(corpus, out, "--workers=2", "--quiet"))
+    here(command(corpus, out, "--quiet"))
     same(out, undisturbed)
     redone = [p for p, when in shards.items() if p.stat().st_mtime_ns != when]
     assert len(redone) <= len(shards) - len(kept), "shards that were complete were made again"
@@ -136,7 +136,7 @@ def test_a_worker_that_dies_is_reported_and_the_run_can_be_resumed(corpus, undis
     assert "a worker process died" in err and f"process {pid} (exit code -9) at item u" in err
     assert "of split 'train', items u" in err or "of split 'dev', items u" in err
     assert "run the same command again to resume" in err
-    run(command(corpus, out, "--workers=2", "--quiet"))
+    here(command(corpus, out, "--quiet"))
     same(out, undisturbed)
 
 
@@ -150,7 +150,7 @@ def test_an_interrupted_run_can_be_resumed(corpus, undisturbed, tmp_path):
     assert err.strip().endswith("interrupted; run the same command again to resume")
     assert "Traceback" not in err
     assert not any(is_alive(pid) for pid in workers)
-    run(command(corpus, out, "--workers=1", "--quiet"))
+    here(command(corpus, out, "--quiet"))
     same(out, undisturbed)
 
 
@@ -159,7 +159,7 @@ def test_an_interrupted_run_can_be_resumed(corpus, undisturbed, tmp_path):
 
 def test_dry_run_writes_nothing(corpus, tmp_path):
     before = contents(corpus)
-    out, _ = run(command(corpus, tmp_path / "out", "--dry-run"))
+    out, _ = here(command(corpus, tmp_path / "out", "--dry-run"))
     assert "49 items listed, nothing written" in out
     assert f"{corpus / 'm.jsonl'}:{CLIPS + 2}: malformed JSON" in out
     assert list(tmp_path.iterdir()) == [] and contents(corpus) == before
@@ -176,17 +176,17 @@ def test_wrong_command_lines(corpus, tmp_path):
         (["--config.max_rejected=0.01"], FAILED, "expected at most max_rejected = 1.0%"),
     ]
     for number, (extra, code, words) in enumerate(cases):
-        out, err = run(command(corpus, tmp_path / str(number), "--quiet", *extra), code)
+        out, err = here(command(corpus, tmp_path / str(number), "--quiet", *extra), code)
         assert words in err and "Traceback" not in err
-    _, err = run(command(corpus, None), USER_ERROR)
+    _, err = here(command(corpus, None), USER_ERROR)
     assert "--out: expected the folder" in err
-    _, err = run([*command(corpus, None)[:3], "--size=giant", "--dry-run"], USER_ERROR)
+    _, err = here([*command(corpus, None)[:3], "--size=giant", "--dry-run"], USER_ERROR)
     assert "size = 'giant', expected one of ('embedded', 'large')" in err
 
 
 def test_a_run_with_all_items_rejected_fails(tmp_path):
     manifest(tmp_path, "{", '{"id": "a", "audio": "gone.wav", "text": "x"}')
-    _, err = run(command(tmp_path, tmp_path / "out", "--quiet"), FAILED)
+    _, err = here(command(tmp_path, tmp_path / "out", "--quiet"), FAILED)
     assert "no record was written: 2 rejected, see report.md" in err
 
 
@@ -194,9 +194,8 @@ def test_a_run_with_all_items_rejected_fails(tmp_path):
 
 
 def test_beam_gives_the_same_bytes(corpus, undisturbed, tmp_path):
-    out, err = run(
-        command(corpus, tmp_path / "out", "--runner=beam", "--beam-options=--runner=DirectRunner")
-    )
+    options = ("--runner=beam", "--beam-options=--runner=DirectRunner")
+    out, err = finish(start(command(corpus, tmp_path / "out", *options)))
     same(tmp_path / "out", undisturbed)
     assert "48 records, 0.01 h in" in out
     assert "prism" not in err.lower(), "Beam looked for a runner to download"

@@ -13,7 +13,7 @@ from ba_jax.config import from_mapping
 from ba_jax.data.record import RecordSource
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, init_variables
 from configs import models
-from tests.processes import finish, free_port, start, wait_for
+from tests.processes import finish, free_port, run_here, start, wait_for
 from tests.unit.checkpoints.small_checkpoint import save_variables
 from tests.unit.data import small_corpus
 
@@ -45,6 +45,11 @@ def command(folder: pathlib.Path, out: pathlib.Path, *more: str) -> list[str]:
     ]
 
 
+def here(words: list[str], code: int = 0) -> tuple[str, str]:
+    """Run a command in this process."""
+    return run_here(*words[2:], code=code)
+
+
 def contents(directory: pathlib.Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(directory.iterdir()) if p.is_file()}
 
@@ -52,7 +57,7 @@ def contents(directory: pathlib.Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def undisturbed(folder) -> pathlib.Path:
     """The dataset made by a single process with a single device."""
-    out, err = finish(start(command(folder, folder / "out")))
+    out, err = here(command(folder, folder / "out"))
     assert "14 records, 0.01 h with codes in" in out and "# small: 14 records" in out
     assert "small: 100%" in err and "s of audio" in err, "no progress bar"
     return folder / "out"
@@ -60,10 +65,10 @@ def undisturbed(folder) -> pathlib.Path:
 
 def test_a_second_run_does_nothing(folder, undisturbed):
     before = {path: path.stat().st_mtime_ns for path in undisturbed.iterdir()}
-    out, err = finish(start(command(folder, undisturbed, "--on-error=skip")))
+    out, err = here(command(folder, undisturbed, "--on-error=skip"))
     assert "14 records" in out and "s of audio" not in err
     assert {path: path.stat().st_mtime_ns for path in undisturbed.iterdir()} == before
-    _, err = finish(start(command(folder, undisturbed, "--drop-audio")), FAILED)
+    _, err = here(command(folder, undisturbed, "--drop-audio"), FAILED)
     assert "source.drop_audio was False, is True" in err and "Traceback" not in err
     codes = [
         part.codes_NQ for r in RecordSource(undisturbed, "train") for part in r.parts if part.audio
@@ -79,9 +84,8 @@ def test_a_second_run_does_nothing(folder, undisturbed):
         (["--config.model.audio_encoder.layers=2"], "misshapen params/audio_encoder"),
     ],
 )
-@pytest.mark.slow
 def test_errors_name_the_cause(folder, tmp_path, arguments, message):
-    out, err = finish(start(command(folder, tmp_path / "out", *arguments)), USER_ERROR)
+    out, err = here(command(folder, tmp_path / "out", *arguments), USER_ERROR)
     assert message in err and "Traceback" not in err and out == ""
 
 
@@ -92,12 +96,21 @@ def test_eight_devices_give_the_same(folder, undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_same(folder, undisturbed, tmp_path):
+def test_an_interrupted_run_is_resumed_by_two_processes(folder, undisturbed, tmp_path):
     """Joined as Slurm joins them."""
+    out = tmp_path / "out"
+    process = start(command(folder, out))
+    wait_for((out / "prepare.json").exists, process)
+    process.send_signal(signal.SIGINT)
+    _, err = finish(process, INTERRUPTED)
+    assert (
+        err.strip().endswith("interrupted; run the same command again to resume")
+        and "Traceback" not in err
+    )
     address = f"localhost:{free_port()}"
     processes = [
         start(
-            command(folder, tmp_path / "out", "--distributed"),
+            command(folder, out, "--distributed"),
             JAX_COORDINATOR_ADDRESS=address,
             SLURM_JOB_ID="1",
             SLURM_STEP_NODELIST="localhost",
@@ -109,21 +122,5 @@ def test_two_processes_give_the_same(folder, undisturbed, tmp_path):
         for number in (0, 1)
     ]
     for process in processes:
-        out, _ = finish(process)
-        assert "14 records" in out
-    assert contents(tmp_path / "out") == contents(undisturbed)
-
-
-@pytest.mark.slow
-def test_an_interrupted_run_can_be_resumed(folder, undisturbed, tmp_path):
-    out = tmp_path / "out"
-    process = start(command(folder, out))
-    wait_for((out / "prepare.json").exists, process)
-    process.send_signal(signal.SIGINT)
-    _, err = finish(process, INTERRUPTED)
-    assert (
-        err.strip().endswith("interrupted; run the same command again to resume")
-        and "Traceback" not in err
-    )
-    finish(start(command(folder, out)))
+        assert "14 records" in finish(process)[0]
     assert contents(out) == contents(undisturbed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import random
 import re
 import shutil
 import signal
@@ -31,6 +30,7 @@ from ba_jax.stages.base import StageError
 from ba_jax.stages.lm import TextLMStage
 from ba_jax.train import TrainError, train
 from tests.integration import train_driver
+from tests.shared_models import share_training_steps
 from tests.unit.data import small_corpus
 from tests.unit.stages import small_run
 from tests.unit.stages.small_run import assert_equal, metrics, saved, text_run
@@ -44,6 +44,12 @@ EVERYTHING = {
     "checkpoint__keep_last": 2,
 }
 """Changes to a config so that a run has every kind of state."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_steps():
+    with share_training_steps():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -110,19 +116,8 @@ def test_run_learns_and_writes_its_files(whole):
     assert (workdir / "done").read_text() == f"{STEPS}\n"
 
 
-def test_run_killed_at_a_random_step_resumes_exactly(whole, tmp_path):
-    config, workdir = whole
-    step = random.choice((3, 4, 5, 6, 7))
-    done = train_driver.run(config, tmp_path / "run", "kill", step)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    steps = complete_steps(tmp_path / "run" / "checkpoints")
-    # Checkpoints are written while training goes on: the last may not have been complete.
-    assert not steps or steps[-1] <= step, (step, steps)
-    train(config, tmp_path / "run")
-    assert_same_run(workdir, tmp_path / "run")
-
-
 def test_run_killed_before_the_first_checkpoint_starts_again(whole, tmp_path):
+    """Killed later, at random moments: test_train_hosts."""
     config, workdir = whole
     done = train_driver.run(config, tmp_path / "run", "kill", 1)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -131,21 +126,32 @@ def test_run_killed_before_the_first_checkpoint_starts_again(whole, tmp_path):
     assert_same_run(workdir, tmp_path / "run")
 
 
-@pytest.mark.parametrize("how", ["term", "interrupt"])
-def test_signal_saves_and_the_run_resumes_exactly(whole, tmp_path, how):
+def test_sigterm_ends_the_command_after_saving(whole, tmp_path):
     """No checkpoint is due at step 5."""
     config, workdir = whole
-    done = train_driver.run(config, tmp_path / "run", how, 4)
+    done = train_driver.run(config, tmp_path / "run", "term", 4)
     assert done.returncode == 0, done.stderr
     assert "stopped at step 5; rerun the same command to resume" in done.stderr
     assert done.stderr.splitlines()[-1].partition("to resume: python -m ba_jax.train ")[2]
-    assert not (tmp_path / "run" / "done").exists()
-    assert complete_steps(tmp_path / "run" / "checkpoints")[-1] == 5
-    assert max(metrics(tmp_path / "run")) == 5
+    assert_stopped_run_resumes(whole, tmp_path / "run")
+
+
+def test_interrupt_saves_and_the_run_resumes_exactly(whole, tmp_path, at_step):
+    config, _ = whole
     handlers = [signal.getsignal(number) for number in Signals.NUMBERS]
-    train(config, tmp_path / "run")
-    assert_same_run(workdir, tmp_path / "run")
+    at_step(4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert int(train(config, tmp_path / "run").step) == 5
     assert handlers == [signal.getsignal(number) for number in Signals.NUMBERS]
+    assert_stopped_run_resumes(whole, tmp_path / "run")
+
+
+def assert_stopped_run_resumes(whole, workdir) -> None:
+    """A run that was stopped at step 5 resumes exactly."""
+    assert not (workdir / "done").exists()
+    assert complete_steps(workdir / "checkpoints")[-1] == 5
+    assert max(metrics(workdir)) == 5
+    train(whole[0], workdir)
+    assert_same_run(whole[1], workdir)
 
 
 def test_full_disk_keeps_complete_checkpoints(whole, tmp_path):
@@ -173,22 +179,17 @@ def test_finished_run_does_nothing(copied):
     assert complete_steps(workdir / "checkpoints") == [6, 8]
 
 
-def test_more_steps_resume_and_fewer_are_refused(copied):
-    config, workdir = copied
-    before = (workdir / "metrics.csv").read_text()
-    train(small_run.changed(config, {"train__steps": 10}), workdir)
-    assert (workdir / "metrics.csv").read_text().startswith(before)
-    assert max(metrics(workdir)) == 10 and complete_steps(workdir / "checkpoints")[-1] == 10
-    assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 10
-    with pytest.raises(ConfigError, match="is at step 10, train.steps = 8: expected at least"):
-        train(config, workdir)
-
-
-def test_resume_with_other_settings(copied):
+def test_resume_with_more_steps_and_other_settings(copied):
     """Those of the optimizer may change; those of the data are accepted or refused."""
     config, workdir = copied
+    before = (workdir / "metrics.csv").read_text()
     changes = {"train__steps": 9, "optimizer__clip_norm": 0.0, "optimizer__weight_decay": 0.0}
     assert int(train(small_run.changed(config, changes), workdir).step) == 9
+    assert (workdir / "metrics.csv").read_text().startswith(before)
+    assert max(metrics(workdir)) == 9 and complete_steps(workdir / "checkpoints")[-1] == 9
+    assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 9
+    with pytest.raises(ConfigError, match="is at step 9, train.steps = 8: expected at least"):
+        train(config, workdir)
     changes |= {"train__steps": 10, "data__mixture__text__weight": 2.0}
     with pytest.raises(ChangedSettingsError, match=r"\n  data.mixture.text.weight: 1.0 -> 2.0\n"):
         train(small_run.changed(config, changes), workdir)

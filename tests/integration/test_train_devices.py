@@ -13,6 +13,7 @@ import pytest
 from ba_jax.train import train
 from tests.integration import mesh_driver, train_driver
 from tests.processes import PATIENCE
+from tests.shared_models import share_training_steps
 from tests.unit.data import small_corpus
 from tests.unit.stages import small_run
 
@@ -20,6 +21,12 @@ STEPS = 5
 CHANGES = {"train__steps": STEPS, "data__rows": 8, "eval_data": {}}
 EIGHT = {"JAX_NUM_CPU_DEVICES": "8"}
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_steps():
+    with share_training_steps():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +70,7 @@ def meshes(dataset, tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", mesh_driver.NAMES)
-def test_every_stage_on_eight_devices(meshes, case):
+def test_steps_on_eight_devices(meshes, case):
     """Parameters differ more than losses: Adam divides rounding errors by small moments."""
     assert_small(meshes[case])
 
@@ -77,7 +84,7 @@ def test_other_meshes_and_stages_on_eight_devices(dataset, tmp_path):
         assert_small(differences)
 
 
-@pytest.mark.parametrize("case", [name for name in mesh_driver.NAMES if "lm" in name])
+@pytest.mark.parametrize("case", mesh_driver.NAMES)
 def test_no_device_holds_the_logits_of_all_its_positions(meshes, case):
     """No float32 array is that large."""
     assert meshes[case]["largest"] < meshes[case]["logits"]
@@ -85,6 +92,8 @@ def test_no_device_holds_the_logits_of_all_its_positions(meshes, case):
 
 def test_rows_that_do_not_divide_among_the_devices(meshes):
     assert meshes["uneven"] == "a batch of 6 rows on 8 devices: expected a multiple"
+    uneven = "generation.rows = 12 on 8 devices: expected a multiple"
+    assert meshes["uneven generation"] == uneven
 
 
 @pytest.mark.parametrize("case", mesh_driver.ATTENTION)
@@ -100,10 +109,10 @@ def test_caches_follow_the_mesh(meshes):
 def test_a_run_on_eight_devices(text, tmp_path):
     config, workdir = text
     mesh = {"mesh__replica": 2, "mesh__fsdp": 2, "mesh__sequence": 2}
-    config = small_run.changed(config, mesh)
-    done = train_driver.run(config, tmp_path / "run", **EIGHT)
+    meshed = small_run.changed(config, mesh)
+    done = train_driver.run(meshed, tmp_path / "run", "term", STEPS - 2, **EIGHT)
     assert done.returncode == 0, done.stderr
-    small_run.assert_near(workdir, tmp_path / "run", STEPS)
+    assert max(small_run.metrics(tmp_path / "run")) == STEPS - 1
     # A single device resumes from the checkpoint of eight.
-    more = {"train__steps": STEPS + 1, "mesh": {}}
-    assert int(train(small_run.changed(config, more), tmp_path / "run").step) == STEPS + 1
+    train(config, tmp_path / "run")
+    small_run.assert_near(workdir, tmp_path / "run", STEPS)

@@ -1,4 +1,4 @@
-"""A run on two processes, then four, then one, on other meshes; interrupted in between."""
+"""A run on two processes, then two or four, then one, on other meshes; interrupted in between."""
 
 from __future__ import annotations
 
@@ -22,12 +22,24 @@ from ba_jax.distributed import LOST
 from ba_jax.train import train
 from tests.integration import train_driver
 from tests.processes import PATIENCE
+from tests.shared_models import share_training_steps
 from tests.unit.data import small_corpus
 from tests.unit.stages import small_run
 
 STEPS, ROWS = 8, 8
-TWO, FOUR = {"replica": 1, "fsdp": 2, "tensor": 1}, {"replica": 2, "fsdp": 2, "tensor": 1}
+FIRST = {"replica": 1, "fsdp": 2, "tensor": 1}
+SECOND = {
+    2: {"replica": 2, "fsdp": 1, "tensor": 1},
+    4: {"replica": 2, "fsdp": 2, "tensor": 1},
+}
+"""Number of processes -> mesh of the second run."""
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_steps():
+    with share_training_steps():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -46,25 +58,33 @@ def single(config, tmp_path_factory):
     return workdir
 
 
-@pytest.fixture(scope="module")
-def moved(config, tmp_path_factory):
-    """(workdir, result of two processes, step they reached, result of four, step they reached)."""
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.deep)])
+def moved(request, config, tmp_path_factory):
+    """(workdir, results of the first run, step it reached, of the second, step it reached)."""
+    hosts = request.param
     workdir = tmp_path_factory.mktemp("moved") / "run"
     cache = {"data__index_cache": str(workdir.parent / "counts")}
     config = small_run.changed(config, cache)
     # Kill the coordinator while step 4 is saved.
-    pair = train_driver.together(
-        small_run.changed(config, {"mesh": TWO}), workdir, 2, {0: ("kill", 4)}, "--heartbeat=10"
+    first = train_driver.together(
+        small_run.changed(config, {"mesh": FIRST}), workdir, 2, {0: ("kill", 4)}, "--heartbeat=10"
     )
+    for host in range(2):
+        read_log(workdir, host).rename(read_log(workdir, host, "first"))
     (*_, killed) = complete_steps(workdir / "checkpoints")
     assert not (workdir / "done").exists()
-    four = train_driver.together(
-        small_run.changed(config, {"mesh": FOUR}), workdir, 4, {2: ("term", 5)}
+    second = train_driver.together(
+        small_run.changed(config, {"mesh": SECOND[hosts]}), workdir, hosts, {hosts - 1: ("term", 5)}
     )
     (*_, stopped) = complete_steps(workdir / "checkpoints")
     assert not (workdir / "done").exists()
     train(config, workdir)
-    return workdir, pair, killed, four, stopped
+    return workdir, first, killed, second, stopped
+
+
+def read_log(workdir: pathlib.Path, host: int, run: str = "reads") -> pathlib.Path:
+    """The file of the records that a host reads."""
+    return workdir.with_name(f"{workdir.name}-{run}-{host}.jsonl")
 
 
 def test_killed_process_ends_the_other(moved):
@@ -78,11 +98,12 @@ def test_killed_process_ends_the_other(moved):
 
 
 def test_signal_to_one_process_stops_all_at_the_same_step(moved):
-    *_, four, stopped = moved
+    *_, second, stopped = moved
     assert 6 <= stopped < STEPS
-    for number, done in enumerate(four):
+    hosts = len(second)
+    for number, done in enumerate(second):
         assert done.returncode == 0, done.stderr
-        assert f"process {number} of 4 (from flags): 1 of 4 cpu devices" in done.stderr
+        assert f"process {number} of {hosts} (from flags): 1 of {hosts} cpu devices" in done.stderr
         assert f"stopped at step {stopped}; rerun the same command to resume" in done.stderr
         assert "to resume: python -m ba_jax.train " in done.stderr.splitlines()[-1]
 
@@ -95,14 +116,14 @@ def test_losses_and_parameters_equal_those_of_one_process(single, moved):
 
 def test_each_host_builds_its_rows_of_every_batch(config, moved):
     """Hashes equal those of rows built here, also after a change of the number of hosts."""
-    workdir, _, killed, _, stopped = moved
+    workdir, _, killed, second, stopped = moved
     batches = open_batches(config["data"], config["model"])
-    for host in range(4):
+    for host in range(len(second)):
         lines = (workdir / f"batches-{host}.csv").read_text().splitlines()[1:]
         hashes = dict(line.split(",") for line in lines)
         expected = {
             str(step): batch_hash(row_digests(batches.build(step, host_rows(ROWS, host, hosts))))
-            for hosts, steps in ((2, range(killed)), (4, range(killed, stopped)))
+            for hosts, steps in ((2, range(killed)), (len(second), range(killed, stopped)))
             if host < hosts
             for step in steps
         }
@@ -110,18 +131,18 @@ def test_each_host_builds_its_rows_of_every_batch(config, moved):
 
 
 def test_each_host_reads_only_its_share(config, moved, monkeypatch):
-    workdir, _, killed, _, stopped = moved
+    workdir, _, killed, second, stopped = moved
+    hosts = len(second)
 
-    def read_log(hosts: int, host: int):
-        path = pathlib.Path(f"{workdir}-reads-{hosts}-{host}.jsonl")
-        before, *lines = map(json.loads, path.read_text().splitlines())
+    def reads_of(host: int, run: str = "reads"):
+        before, *lines = map(json.loads, read_log(workdir, host, run).read_text().splitlines())
         return before, {step: (rows, reads) for step, rows, reads in lines}
 
     # Process 0 counted the records, once for all runs.
-    (first, _), (second, _) = read_log(2, 0), read_log(2, 1)
-    assert first > 0 and second == 0
-    four = [read_log(4, host) for host in range(4)]
-    assert [before for before, _ in four] == [0] * 4
+    counted = [reads_of(host, "first")[0] for host in range(2)]
+    assert counted[0] > 0 and counted[1] == 0
+    shares = [reads_of(host) for host in range(hosts)]
+    assert [before for before, _ in shares] == [0] * hosts
 
     batches, reads = open_batches(config["data"], config["model"]), []
     get = RecordSource.__getitem__
@@ -131,10 +152,10 @@ def test_each_host_reads_only_its_share(config, moved, monkeypatch):
     for step in range(killed, stopped):
         reads.clear()
         batches.build(step)
-        assert sum(built[step][1] for _, built in four) == len(reads)
-        for host, (_, built) in enumerate(four):
-            assert built[step][0] == list(host_rows(ROWS, host, 4))
-    assert all(min(built) == killed for _, built in four)
+        assert sum(built[step][1] for _, built in shares) == len(reads)
+        for host, (_, built) in enumerate(shares):
+            assert built[step][0] == list(host_rows(ROWS, host, hosts))
+    assert all(min(built) == killed for _, built in shares)
 
 
 def test_process_that_hangs_is_ended(config, tmp_path):

@@ -109,7 +109,7 @@ def together(
             *shared,
             f"--process={number}",
             *flags,
-            READS=f"{workdir}-reads-{processes}-{number}.jsonl",
+            READS=f"{workdir}-reads-{number}.jsonl",
         )
         for number in range(processes)
     ]

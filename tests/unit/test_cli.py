@@ -1,16 +1,15 @@
 """Command lines of all programs: exit code 2 and one line, and paths as people write them."""
 
 import pathlib
-import runpy
 import sys
 
 import pytest
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
 from ba_jax import cli
 from ba_jax.config import ConfigError
-from tests.processes import wait_for
+from tests.processes import run_here, wait_for
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIGS = f"--config={ROOT}/configs"
@@ -37,25 +36,14 @@ WITH_CONFIG = [name for name, words in COMMANDS.items() if any(CONFIGS in word f
 
 
 @pytest.fixture
-def fails(monkeypatch, capfd, tmp_path):
+def fails(monkeypatch, tmp_path):
     """Run a command in this process, check exit code 2, one line and no file; return the line."""
-    monkeypatch.setattr(
-        app, "run", lambda main, flags_parser: sys.exit(main(flags_parser(sys.argv)))
-    )
     monkeypatch.delenv("NOT_SET", raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT))
-    before = set(flags.FLAGS)
 
     def run(name, *words):
-        monkeypatch.setattr(sys, "argv", [name, *words])
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_module(name, run_name="__main__")
-        for flag in set(flags.FLAGS) - before:
-            delattr(flags.FLAGS, flag)
-        flags.FLAGS.unparse_flags()
-        (line,) = capfd.readouterr().err.splitlines()
-        assert stopped.value.code == cli.USAGE
+        (line,) = run_here(name, *words, code=cli.USAGE)[1].splitlines()
         assert line.startswith(f"{name}: ")
         assert not list(tmp_path.glob("*:*")) and not list(tmp_path.glob("[$~]*"))
         return line.removeprefix(f"{name}: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import math
 import pathlib
@@ -128,6 +129,14 @@ def test_sequence_axis_needs_a_language_model():
         make_layout(parse_config(CONFIGS["vocoder"]("nano")), mesh)
 
 
+@functools.cache
+def built(name: str, size: str):
+    """(config, stage, shapes of its variables)."""
+    parsed = parse_config(copy.deepcopy(CONFIGS[name](size).to_dict()))
+    stage = make_stage(parsed)
+    return parsed, stage, jax.eval_shape(stage.init, jax.random.key(0))
+
+
 def test_every_stage_has_a_config():
     assert {CONFIGS[name](size).stage.name for name, size in ALL} == set(STAGES)
 
@@ -135,9 +144,7 @@ def test_every_stage_has_a_config():
 @pytest.mark.parametrize(("name", "size"), ALL, ids=lambda value: value)
 def test_every_config_is_built_at_full_size(name, size):
     """Shapes of the stage, its optimizer rules, and a sharding on pods for every parameter."""
-    parsed = parse_config(copy.deepcopy(CONFIGS[name](size).to_dict()))
-    stage = make_stage(parsed)
-    shapes = jax.eval_shape(stage.init, jax.random.key(0))
+    parsed, stage, shapes = built(name, size)
     flat = {path: leaf.shape for path, leaf in flatten(shapes["params"]).items()}
     tops = {path.split("/")[0] for path in flat}
     assert set(stage.components) - tops <= {"vq_bridge"}
@@ -171,8 +178,7 @@ def test_trained_parameters_of_the_language_stages():
     """Paper 3.3.1: stage 1 the audio parts, stage 2 all but the text's ends, the ablation all."""
 
     def trained(name: str, size: str) -> set[str]:
-        parsed = parse_config(CONFIGS[name](size))
-        shapes = jax.eval_shape(make_stage(parsed).init, jax.random.key(0))
+        parsed, _, shapes = built(name, size)
         multipliers = optim.learning_rate_multipliers(
             flatten(shapes["params"]), parsed.optimizer.rules
         )

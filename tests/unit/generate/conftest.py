@@ -16,16 +16,16 @@ COMPONENTS = ("audio_encoder", "vq_bridge", "audio_decoder", "llm", "audio_embed
 
 @pytest.fixture(scope="package")
 def config() -> dict:
-    """The command's config, with one layer of each kind."""
+    """The command's config, with one layer of each kind, and the rows of a stream."""
     config = get_config("nano")
     for name in ("audio_encoder", "audio_decoder", "llm", "audio_head"):
         config.model[name].layers = 1
     for name in ("flow_prenet", "flow_unet", "vocoder"):
         config.model[name] = None
     config.generate.generation.update(
-        {"max_text": 6, "max_frames": 9, "rows": 2, "lengths": (64,), "capacity": 200}
+        {"max_text": 6, "max_frames": 9, "rows": 1, "lengths": (64,), "capacity": 200}
     )
-    config.generate.encode_rows = 2
+    config.generate.encode_rows = 1
     config.generate.alternation.update({"stretch": 3, "segment": 5, "segments": 2})
     config.generate.synthesis.update({"iterations": 2, "frames": (40,), "rows": 2})
     config.compilation_cache = ""

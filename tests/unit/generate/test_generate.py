@@ -108,8 +108,8 @@ def test_stream_gives_the_same_answers(config, weights, conversations, chats, tm
 
 
 def test_answers_are_independent_of_the_batch(config, weights, conversations, chats, tmp_path):
-    alone = changed(config, {"rows": 3}, encode_rows=1)
-    generate(alone, "chat", [weights], conversations, tmp_path)
+    together = changed(config, {"rows": 3}, encode_rows=2)
+    generate(together, "chat", [weights], conversations, tmp_path)
     assert bare(results(tmp_path)) == bare(results(chats))
 
 
@@ -159,7 +159,8 @@ def mixed(recordings, tmp_path_factory):
 
 
 def test_invalid_recordings_fail_alone(config, weights, recordings, mixed, tmp_path):
-    counts = generate(config, "asr", [weights], mixed, tmp_path / "mixed")
+    together = changed(config, {"rows": 2}, encode_rows=2)
+    counts = generate(together, "asr", [weights], mixed, tmp_path / "mixed")
     lines = results(tmp_path / "mixed")
     assert counts == {"requests": 7, "done_before": 0, "failed": 4}
     for id, message in (
@@ -216,10 +217,10 @@ def test_texts_in_turns_and_streamed(config, brief, tmp_path):
 
 def test_texts_that_exceed_the_cache_in_turns(config, weights, tmp_path):
     path = tmp_path / "say.txt"
-    path.write_text(f"{'a ' * 60}\n{'x' * 300} y\nGood.\n", encoding="utf-8")
-    generate(changed(config, {"capacity": 100}), "tts", [weights], path, tmp_path / "said")
+    path.write_text(f"{'a ' * 120}\n{'x' * 600} y\nGood.\n", encoding="utf-8")
+    generate(config, "tts", [weights], path, tmp_path / "said")
     lines = results(tmp_path / "said")
-    assert "the text takes" in lines["say-1"]["error"] and "at most 100" in lines["say-1"]["error"]
+    assert "the text takes" in lines["say-1"]["error"] and "at most 200" in lines["say-1"]["error"]
     assert "a piece of the text takes" in lines["say-2"]["error"] and "audio" in lines["say-3"]
 
 
@@ -235,12 +236,12 @@ def test_resume(config, weights, conversations, chats, tmp_path, monkeypatch):
     monkeypatch.setattr(batched, "run", stops)
     with pytest.raises(KeyboardInterrupt):
         generate(config, "chat", [weights], conversations, tmp_path)
-    assert len(results(tmp_path)) == 2, "a batch of two was done"
+    assert len(results(tmp_path)) == 1, "a batch was done"
     counts = generate(config, "chat", [weights], conversations, tmp_path)
-    assert counts == {"requests": 3, "done_before": 2, "failed": 0}
+    assert counts == {"requests": 3, "done_before": 1, "failed": 0}
     assert bare(results(tmp_path)) == bare(results(chats))
     done = len(calls)
-    generate(changed(config, {"rows": 1}), "chat", [weights], conversations, tmp_path)
+    generate(changed(config, {"rows": 2}), "chat", [weights], conversations, tmp_path)
     assert len(calls) == done, "nothing was left to do"
     with pytest.raises(ResultsError, match="made with other config.generate"):
         generate(changed(config, seed=1), "chat", [weights], conversations, tmp_path)
