@@ -20,7 +20,7 @@ def test_all_stages_on_all_pods():
 def test_rows_are_as_wide_as_the_head():
     arguments = plans.commands()["tokenizer_v5p_4x4x4_xla"]
     time = {"bound": 1.234, "by": "ici", "serial": 2.5, "expected": 3.0, "mfu": 0.5}
-    time |= {"a_day": {"audio_seconds": 7.2e9}}
+    time |= {"a_day": {"audio_seconds": 7.2e9, "tokens": 3e9}}
     plan = {"peak_bytes": 12.34e9, "hbm_bytes": 102e9, "fits": True, "time": time}
     row = plans.table_row(arguments, plan)
     assert row == (
@@ -30,6 +30,6 @@ def test_rows_are_as_wide_as_the_head():
     unmeasured = plans.table_row(arguments, plan | {"time": time | {"expected": None}})
     assert unmeasured[8:10] == ("2.50", "")
     two = plans.table_row(plans.commands("splash_2")["lm_stage2_v6e_16x16_splash_2"], plan)
-    assert two[1] == "2 x v6e:16x16"
+    assert two[1] == "2 x v6e:16x16" and two[-1] == "3.0 G tokens"
     untimed = plans.table_row(arguments, plan | {"fits": False, "time": None})
     assert len(untimed) == len(row) == len(plans.HEAD) and untimed[5] == "no"
