@@ -146,7 +146,8 @@ def test_a_checkpoint_without_the_component(stored, tmp_path):
 def test_adapters_may_be_absent_and_are_loaded_if_present(stored, tmp_path):
     folder, arrays = stored
     adapted = dataclasses.replace(CONFIG, llm=dataclasses.replace(LLM, lora_rank=2, lora_alpha=4.0))
-    variables = begin(stage_of(adapted), {"llm": str(folder)})
+    others = dict.fromkeys(("audio_embed", "audio_head"), str(folder))
+    variables = begin(stage_of(adapted), {"llm": str(folder), **others})
     adapters = [name for name in variables if "/lora_" in name]
     assert adapters
     drawn = flatten(initial(adapted)(KEY))
@@ -154,9 +155,9 @@ def test_adapters_may_be_absent_and_are_loaded_if_present(stored, tmp_path):
         if name.startswith("params/llm/"):
             source = drawn if name in adapters else arrays
             np.testing.assert_array_equal(value, source[name], err_msg=name)
-    trained = flatten(initial(adapted)(jax.random.key(3)))
+    trained = {name: np.asarray(value) + 1 for name, value in variables.items()}
     save_variables(tmp_path / "adapted", {"params": unflatten(trained)["params"]})
-    again = begin(stage_of(adapted), {"llm": str(tmp_path / "adapted")})
+    again = begin(stage_of(adapted), {"llm": str(tmp_path / "adapted"), **others})
     for name in adapters:
         np.testing.assert_array_equal(again[name], trained[name])
 
