@@ -18,8 +18,8 @@ def product_flops(line: HloInstruction, operands: Sequence[HloArray]) -> float:
     places are empty; only places with a value count, as in XLA's own analysis.
     """
     if line.opcode == "dot":
-        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.rest)[1]
-        axes = [int(axis) for axis in contracted.split(",") if axis]
+        contracted = re.search(r"lhs_contracting_dims=\{([\d,]+)\}", line.rest)
+        axes = map(int, contracted[1].split(",")) if contracted else ()
         products = math.prod(operands[0].shape[axis] for axis in axes)
         return 2.0 * products * math.prod(line.arrays[0].shape)
     if line.opcode != "convolution":

@@ -52,6 +52,7 @@ def test_convolutions_by_hand(left, right, result, attributes, expected):
 def test_dots_by_hand():
     attributes = "lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_contracting_dims={1}"
     assert flops_of("dot", "3,16,8", "3,8,4", "3,16,4", attributes) == 2 * 3 * 16 * 8 * 4
+    assert flops_of("dot", "16", "8", "16,8", "lhs_contracting_dims={}") == 2 * 16 * 8
 
 
 def flops_of(opcode: str, left: str, right: str, result: str, attributes: str) -> float:
