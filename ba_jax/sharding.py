@@ -399,19 +399,25 @@ def mesh_of(tree: Any) -> Mesh | None:
 
 
 def current_mesh() -> Any:
-    """The abstract mesh of the current trace; None without a mesh of several devices."""
+    """The abstract mesh of the current trace; None without a mesh of several devices, or inside a
+    `shard_map` over all of them."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or set(AXES) - set(mesh.axis_names):
+    if mesh.empty or set(AXES) - set(mesh.axis_names):
         return None
-    return mesh
+    return mesh if math.prod(mesh.shape[axis] for axis in mesh.auto_axes) > 1 else None
 
 
 def num_shards(logical: str) -> int:
     """Number of shards of a logical axis in the current trace; 1 without a mesh."""
-    mesh, axes = current_mesh(), LOGICAL_AXES[logical]
-    if mesh is None:
-        return 1
-    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+    mesh = current_mesh()
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in _mesh_axes(logical, mesh))
+
+
+def _mesh_axes(logical: str, mesh: Any) -> tuple[str, ...]:
+    """Mesh axes of a logical axis, without those that a `shard_map` around has divided already."""
+    axes = LOGICAL_AXES[logical]
+    axes = (axes,) if isinstance(axes, str) else axes
+    return tuple(axis for axis in axes if axis in mesh.auto_axes)
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
@@ -424,10 +430,25 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     if mesh is None:
         return x
     axes = [
-        LOGICAL_AXES[name] if name and size % num_shards(name) == 0 else None
+        _mesh_axes(name, mesh) if name and size % num_shards(name) == 0 else None
         for size, name in zip(x.shape, logical, strict=True)
     ]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def constrain_parameters(params: Any, heads: Heads) -> Any:
+    """Constrain a tree of parameters, `component/.../leaf`, to their shards; see `constrain`."""
+    mesh = current_mesh()
+    if mesh is None:
+        return params
+    return unflatten(
+        {
+            name: jax.lax.with_sharding_constraint(
+                leaf, parameter_spec(name, leaf.shape, mesh, heads)
+            )
+            for name, leaf in flatten(params).items()
+        }
+    )
 
 
 def constrain_rows(x: jax.Array) -> jax.Array:

@@ -56,8 +56,7 @@ def get_config(size: str = "nano") -> ConfigDict:
         rules.insert(0, (r"(audio_encoder|vq_bridge)/.*", None))
     config.optimizer.update({"rules": tuple(rules), "weight_decay": 0.05})
     if nano:
-        # On one device: compute the losses of all rows together.
-        config.stage.update({"gather": "batch", "chunk": 128, "full_head_every": 4})
+        config.stage.update({"chunk": 128, "full_head_every": 4})
         # The corpus has about 1,000 utterances, which a model soon memorises.
         config.stage.update({"codebook_dropout": 0.2, "frame_dropout": 0.05, "word_dropout": 0.05})
         # Earlier speech must not reveal the utterance either (see `mixtures._IN_TURNS`).

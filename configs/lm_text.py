@@ -24,7 +24,7 @@ def get_config(size: str = "nano") -> ConfigDict:
     config = common.base(common.choose(size, ARGUMENTS), "text_lm")
     config.data = mixtures.get_config("text_nano")
     config.eval_data = common.of_split(config.data, "validation")
-    config.stage.update({"gather": "batch", "chunk": 256})
+    config.stage.update({"chunk": 256})
     config.optimizer.update(
         {
             "rules": ((".*", 1.0),),

@@ -2,7 +2,7 @@
 
 The caller divides the sums by the totals of the whole batch, which may come in microbatches. Logits
 are large (152,064 float32 a position in the full model), so they are computed for a chunk of
-positions at a time, and recomputed in the backward pass.
+positions at a time: `losses.targets` in training, `sum_over_chunks` without gradients.
 """
 
 from __future__ import annotations
@@ -13,47 +13,45 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ba_jax import sharding
-
 
 class CrossEntropy(NamedTuple):
     """Values of each position, or (after `sums`) of each row; float32.
 
     Attributes:
-      loss_BL: negative log-likelihood, in nats; label-smoothed if asked.
-      square_BL: squared log-partition, for the z-loss (PaLM).
-      correct_BL: 1 where the target has the largest logit.
+      loss: negative log-likelihood, in nats; label-smoothed if asked.
+      square: squared log-partition, for the z-loss (PaLM).
+      correct: 1 where the target has the largest logit.
     """
 
-    loss_BL: jax.Array
-    square_BL: jax.Array
-    correct_BL: jax.Array
+    loss: jax.Array
+    square: jax.Array
+    correct: jax.Array
 
-    def sums(self, mask_BL: jax.Array) -> CrossEntropy:
-        """Sums (B,) over the positions where the mask is true; others may hold anything finite."""
-        return CrossEntropy(*(jnp.sum(jnp.where(mask_BL, x, 0), axis=1) for x in self))
+    def sums(self, mask_XL: jax.Array) -> CrossEntropy:
+        """Sums (...) over the positions where the mask is true; others may hold anything finite."""
+        return CrossEntropy(*(jnp.sum(jnp.where(mask_XL, x, 0), axis=-1) for x in self))
 
 
 def cross_entropy(
-    logits_BLV: jax.Array, targets_BL: jax.Array, label_smoothing: float = 0.0
+    logits_XV: jax.Array, targets_X: jax.Array, label_smoothing: float = 0.0
 ) -> CrossEntropy:
     """Cross-entropy of each position.
 
     Args:
-      logits_BLV: any float type; computed with in float32.
-      targets_BL: classes; one out of range gives a finite value without meaning.
+      logits_XV: (..., V), any float type; computed with in float32.
+      targets_X: classes; one out of range gives a finite value without meaning.
       label_smoothing: share of the target's probability that is spread evenly over all classes.
     """
-    logits = logits_BLV.astype(jnp.float32)
-    partition_BL = jax.nn.logsumexp(logits, axis=-1)
+    logits = logits_XV.astype(jnp.float32)
+    partition_X = jax.nn.logsumexp(logits, axis=-1)
     # A comparison instead of a gather: it stays local where the classes are sharded.
-    is_target = jnp.arange(logits.shape[-1])[None, None] == targets_BL[:, :, None]
-    target_BL = jnp.sum(jnp.where(is_target, logits, 0), axis=-1)
+    is_target = jax.nn.one_hot(targets_X, logits.shape[-1], dtype=bool)
+    target_X = jnp.sum(jnp.where(is_target, logits, 0), axis=-1)
     if label_smoothing:
-        mean_BL = jnp.mean(logits, axis=-1)
-        target_BL = (1 - label_smoothing) * target_BL + label_smoothing * mean_BL
-    correct_BL = jnp.argmax(logits, axis=-1) == targets_BL
-    return CrossEntropy(partition_BL - target_BL, partition_BL**2, correct_BL.astype(jnp.float32))
+        mean_X = jnp.mean(logits, axis=-1)
+        target_X = (1 - label_smoothing) * target_X + label_smoothing * mean_X
+    correct_X = jnp.argmax(logits, axis=-1) == targets_X
+    return CrossEntropy(partition_X - target_X, partition_X**2, correct_X.astype(jnp.float32))
 
 
 def compact(mask_BL: jax.Array, capacity: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -80,59 +78,35 @@ def compact(mask_BL: jax.Array, capacity: int, *arrays: jax.Array) -> tuple[jax.
 
 
 def sum_over_chunks(
-    function: Callable[..., Any],
-    chunk: int,
-    mask_BL: jax.Array,
-    *arrays: jax.Array,
-    recompute: bool = True,
-    skip: bool = False,
+    function: Callable[..., Any], chunk: int, mask_BL: jax.Array, *arrays: jax.Array
 ) -> Any:
     """Sum of `function(mask, *arrays)` over chunks of `chunk` positions of each row.
 
-    The last chunk is padded with zeros, false in the mask. A batch sharded over rows or positions
-    needs no communication: a chunk takes its share of each shard.
+    The last chunk is padded with zeros, false in the mask. A batch sharded over rows needs no
+    communication.
 
     Args:
       function: maps arrays (B, chunk, ...) to a pytree of float arrays, sums over masked positions.
-      chunk: positions at a time; 0 or at least L: all at once, with neither `recompute` nor `skip`.
+      chunk: positions at a time; 0 or at least L: all at once.
       mask_BL: positions that count.
       arrays: (B, L, ...).
-      recompute: keep only the sum of a chunk; the backward pass runs `function` again.
-      skip: skip chunks without masked positions, at run time. All devices have to agree: for
-        batches on one device.
     """
     arrays = (mask_BL, *arrays)
     length = mask_BL.shape[1]
     if chunk <= 0 or length <= chunk:
         return function(*arrays)
-    parts = sharding.num_shards("length")
-    if length % parts or chunk % parts:
-        parts = 1
-    shard, share = length // parts, chunk // parts
-    chunks = -(-shard // share)
+    chunks = -(-length // chunk)
 
     def cut(array: jax.Array) -> jax.Array:
-        rows, rest = array.shape[0], array.shape[2:]
-        fill = [(0, 0), (0, 0), (0, chunks * share - shard)] + [(0, 0)] * len(rest)
-        array = jnp.pad(array.reshape(rows, parts, shard, *rest), fill)
-        array = array.reshape(rows, parts, chunks, share, *rest)
-        return jnp.moveaxis(array, 2, 0).reshape(chunks, rows, chunk, *rest)
+        fill = [(0, 0), (0, chunks * chunk - length)] + [(0, 0)] * (array.ndim - 2)
+        array = jnp.pad(array, fill).reshape(len(array), chunks, chunk, *array.shape[2:])
+        return jnp.moveaxis(array, 1, 0)
 
     xs = tuple(map(cut, arrays))
     shapes = jax.eval_shape(function, *(x[0] for x in xs))
-
-    def zeros(*_: jax.Array) -> Any:
-        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-    def run(*arrays: jax.Array) -> Any:
-        if skip:
-            return jax.lax.cond(jnp.any(arrays[0]), function, zeros, *arrays)
-        return function(*arrays)
-
-    if recompute:
-        run = jax.checkpoint(run, prevent_cse=False)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
     def add(total: Any, arrays: tuple[jax.Array, ...]):
-        return jax.tree.map(jnp.add, total, run(*arrays)), None
+        return jax.tree.map(jnp.add, total, function(*arrays)), None
 
-    return jax.lax.scan(add, zeros(), xs)[0]
+    return jax.lax.scan(add, zeros, xs)[0]

@@ -68,6 +68,7 @@ def plan_training(
     shards = sharding.batch_shards(mesh)
     total = None if rows is None else rows * shards
     full = batch.make_full_batch(stage, config, layout.trained_components, total, audio_share)
+    stage.fix_loops(full.row, full.rows / (shards * mesh.shape["sequence"]))
     arrays = batch.place_batch(full, mesh)
     key = jax.ShapeDtypeStruct((), layout.step_key.dtype, sharding=sharding.replicated(mesh))
     kinds = {

@@ -107,8 +107,9 @@ class _FlopCounter:
         for inner in _inner(params):
             flops, outputs = self._run(inner, inputs)
             total += flops
-        devices = math.prod(params["mesh"].shape.values()) if name == "shard_map" else 1
-        return devices * total, outputs
+        if name == "shard_map":
+            total *= math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+        return total, outputs
 
     def _run(self, program: Any, inputs: list[float | None]) -> tuple[float, list[float | None]]:
         """Count an inner program whose first inputs are given."""

@@ -206,7 +206,7 @@ class Scorer:
 
         def text(mask_BN, hidden_BND, ids_BN):
             logits_BNV = model.apply(variables, hidden_BND, method="text_logits")
-            return cross_entropy(logits_BNV, ids_BN).sums(mask_BN).loss_BL
+            return cross_entropy(logits_BNV, ids_BN).sums(mask_BN).loss
 
         def audio(mask_BN, hidden_BND, codes_BNQ):
             codes_BNQ = jnp.where(mask_BN[:, :, None], codes_BNQ, 0)
@@ -219,7 +219,7 @@ class Scorer:
             return sum(
                 cross_entropy(logits_XV.reshape(*mask_BN.shape, -1), codes_BNQ[:, :, q])
                 .sums(mask_BN)
-                .loss_BL
+                .loss
                 for q, logits_XV in enumerate(logits)
             )
 
@@ -228,7 +228,7 @@ class Scorer:
                 return jnp.zeros(len(ids_BL))
             # Position i predicts i + 1.
             gathered = compact(target_BL[:, 1:], room, hidden_BLD[:, :-1], values_BL[:, 1:])
-            return sum_over_chunks(function, self.chunk, *gathered, recompute=False)
+            return sum_over_chunks(function, self.chunk, *gathered)
 
         return (
             -loss(text, texts, text_BL, ids_BL),

@@ -151,6 +151,14 @@ class Stage:
         """
         return 0.0
 
+    def fix_loops(self, arrays: Mapping[str, Any], copies: float) -> None:
+        """Fix the length of loops that end with a batch's targets, so that a plan can count them.
+
+        Args:
+          arrays: a host's arrays.
+          copies: how many times as much each device has.
+        """
+
     def totals(self, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Denominators over a whole batch, see `count`; in jit."""
         raise NotImplementedError

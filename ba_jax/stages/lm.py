@@ -12,7 +12,7 @@ release) and runs only on positions that predict a frame.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,13 +22,14 @@ import numpy as np
 from ba_jax.audio.lengths import FRAME_SECONDS
 from ba_jax.checkpoints.arrays import Reader
 from ba_jax.data.packed import PackedBatch
-from ba_jax.losses.lm import CrossEntropy, compact, cross_entropy, sum_over_chunks
+from ba_jax.losses.lm import cross_entropy
+from ba_jax.losses.targets import Job, Sums
 from ba_jax.metrics import flops
-from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
-from ba_jax.sharding import constrain
+from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig, select_variables
 from ba_jax.stages.base import Aux, Stage, StageError, Variables, count
 from ba_jax.stages.code_embeddings import derive_embeddings
 from ba_jax.stages.lm_batch import LMSettings, make_arrays
+from ba_jax.stages.outputs import count_trips, output_layer, output_loss, text_logits
 
 Arrays = Mapping[str, Any]
 
@@ -59,6 +60,7 @@ class LMStage(Stage):
     def __init__(self, config: BaichuanAudioConfig, settings: LMSettings, **options: Any):
         self.with_audio = config.audio_head is not None
         self.online = self.with_audio and settings.audio == "features"
+        self.trips: dict[str, int] = {}
         super().__init__(config, settings, **options)
         if not self.with_audio:
             self.codebook_sizes = self.audio_weights = ()
@@ -73,6 +75,9 @@ class LMStage(Stage):
             )
         # float32 whatever the rest computes in: the codes must be those of the other tools.
         self.tokenizer = BaichuanAudio(self.config.only("audio_encoder", "vq_bridge"))
+        # Nothing is rematerialised: gradients of a chunk are computed with its loss.
+        head = self.config.only("audio_embed", "audio_head")
+        self.head = BaichuanAudio(head, dtype=self.model.dtype)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -128,6 +133,12 @@ class LMStage(Stage):
             total += flops.vq_bridge(self.config.vq_bridge, int(chunks["frames_BC"].sum()))
         return float(total)
 
+    def fix_loops(self, arrays: Arrays, copies: float) -> None:
+        """See `Stage.fix_loops`."""
+        for kind in ("text", "audio")[: 1 + self.with_audio]:
+            targets = copies * int(arrays[f"{kind}_target_BL"].sum())
+            self.trips[kind] = count_trips(targets, self.settings.chunk)
+
     # On the device
 
     def totals(self, arrays: Arrays) -> dict[str, jax.Array]:
@@ -181,28 +192,26 @@ class LMStage(Stage):
         codes_BLQ = self._codes(variables, arrays) if self.with_audio else None
         hidden_BLD = self._hidden(variables, arrays, codes_BLQ, keys)
         label_smoothing = settings.label_smoothing if keys else 0.0
-        text, plain = self._text_loss(variables, arrays, hidden_BLD, label_smoothing)
-        terms = [(settings.text_weight, "text", text)]
-        metrics = {"text_accuracy": jnp.sum(text.correct_BL) / totals["text"]}
+        weights = {"text": settings.text_weight / totals["text"]}
+        loss, sums = self._text_loss(variables, arrays, hidden_BLD, weights, label_smoothing)
+        metrics = {"text_accuracy": sums["text"].correct / totals["text"]}
         if self.with_audio:
-            plain_loss, loss = jnp.sum(plain.loss_BL), jnp.sum(text.loss_BL)
-            metrics["text_plain_rows"] = plain_loss / totals["text_plain_rows"]
-            metrics["text_audio_rows"] = (loss - plain_loss) / totals["text_audio_rows"]
+            plain, text = sums.pop("text_plain_rows").loss, sums["text"].loss
+            metrics["text_plain_rows"] = plain / totals["text_plain_rows"]
+            metrics["text_audio_rows"] = (text - plain) / totals["text_audio_rows"]
+            names = [f"audio/{q}" for q in range(len(self.codebook_sizes))]
+            audio_weights = dict(zip(names, self.audio_weights, strict=True))
+            weights |= {name: weight / totals[name] for name, weight in audio_weights.items()}
             offset_key = keys.head_offset if keys else None
-            audio = self._audio_loss(variables, arrays, hidden_BLD, codes_BLQ, offset_key)
-            terms += [
-                (weight, f"audio/{q}", sums)
-                for q, (weight, sums) in enumerate(zip(self.audio_weights, audio, strict=True))
-            ]
-            metrics["audio_accuracy/0"] = jnp.sum(audio[0].correct_BL) / totals["audio/0"]
-        loss = z_loss = jnp.zeros((), jnp.float32)
-        for weight, name, sums in terms:
-            metrics[name] = jnp.sum(sums.loss_BL) / totals[name]
-            loss += weight * metrics[name]
-            z_loss += weight * jnp.sum(sums.square_BL) / totals[name]
+            audio_loss, audio_sums = self._audio_loss(
+                variables, arrays, hidden_BLD, codes_BLQ, weights, offset_key
+            )
+            loss, sums = loss + audio_loss, sums | audio_sums
+            metrics["audio_accuracy/0"] = sums["audio/0"].correct / totals["audio/0"]
+        metrics |= {name: sums[name].loss / totals[name] for name in weights}
         if settings.z_loss:
-            metrics["z_loss"] = settings.z_loss * z_loss
-            loss += metrics["z_loss"]
+            squares = (weight * sums[name].square for name, weight in weights.items())
+            metrics["z_loss"] = settings.z_loss * sum(squares)
         return loss, metrics
 
     def _has_audio(self, arrays: Arrays) -> jax.Array:
@@ -257,76 +266,62 @@ class LMStage(Stage):
         return self.model.apply(variables, method=run)
 
     def _text_loss(
-        self, variables: Variables, arrays: Arrays, hidden_BLD, label_smoothing: float
-    ) -> tuple[CrossEntropy, CrossEntropy]:
-        """Sums of the text loss over all targets, and over those in rows without audio."""
+        self, variables: Variables, arrays: Arrays, hidden_BLD, weights, label_smoothing: float
+    ) -> tuple[jax.Array, Sums]:
+        """Loss and sums of the text, over all targets and over those in rows without audio."""
+
+        def sums(variables, mask_N, hidden_ND, ids_N, plain_N) -> Sums:
+            entropy = cross_entropy(text_logits(variables, hidden_ND), ids_N, label_smoothing)
+            return {
+                "text": entropy.sums(mask_N),
+                "text_plain_rows": entropy.sums(mask_N & plain_N),
+            }
+
+        used = output_layer(self.config, variables)
         target_BL = shift_left(arrays["text_target_BL"])
         plain_BL = jnp.broadcast_to(~self._has_audio(arrays)[:, None], target_BL.shape)
-        values = (hidden_BLD, shift_left(arrays["ids_BL"]), plain_BL)
-        if self.settings.gather == "batch":
-            target_BL, *values = merge_rows(target_BL, *values)
-            target_BL, *values = compact(target_BL, target_BL.shape[1], *values)
-
-        def chunk_loss(target_BL, hidden_BLD, ids_BL, plain_BL):
-            hidden_BLD = constrain(hidden_BLD, "batch", "length", None)
-            logits_BLV = self.model.apply(variables, hidden_BLD, method="text_logits")
-            entropy = cross_entropy(logits_BLV, ids_BL, label_smoothing)
-            return entropy.sums(target_BL), entropy.sums(target_BL & plain_BL)
-
-        return self._chunked_loss(chunk_loss, target_BL, *values)
+        values = (shift_left(arrays["ids_BL"]), plain_BL)
+        return self._output_loss("text", sums, used, hidden_BLD, target_BL, values, weights)
 
     def _audio_loss(
-        self, variables: Variables, arrays: Arrays, hidden_BLD, codes_BLQ, offset_key
-    ) -> tuple[CrossEntropy, ...]:
-        """Sums of each codebook's loss, the audio head run on the gathered frames alone."""
+        self, variables: Variables, arrays: Arrays, hidden_BLD, codes_BLQ, weights, offset_key
+    ) -> tuple[jax.Array, Sums]:
+        """Loss and sums of each codebook."""
+
+        def sums(first, end, times, variables, mask_N, hidden_ND, codes_NQ, ends_N) -> Sums:
+            codes_NQ = jnp.where(mask_N[:, None], codes_NQ, 0)
+            logits = self.head.apply(variables, hidden_ND, codes_NQ, end, method="audio_logits")
+            result = {}
+            for q in range(first, end):
+                # An end of audio is a class of the first codebook alone.
+                counted_N = mask_N & ~ends_N if q else mask_N
+                entropy = cross_entropy(logits[q], codes_NQ[:, q]).sums(counted_N)
+                result[f"audio/{q}"] = jax.tree.map(lambda x: times * x, entropy)
+            return result
+
+        used = select_variables(self.config, variables, ("audio_embed", "audio_head"))
         target_BL = shift_left(arrays["audio_target_BL"])
-        end_BL = shift_left(arrays["ids_BL"] == self.config.tokens.audiogen_end)
-        values = (hidden_BLD, shift_left(codes_BLQ), end_BL)
-        if self.settings.gather == "batch":
-            target_BL, *values = merge_rows(target_BL, *values)
-        gathered = compact(target_BL, self.settings.capacity(target_BL.shape[1]), *values)
+        ends_BL = shift_left(arrays["ids_BL"] == self.config.tokens.audiogen_end)
+        values = (shift_left(codes_BLQ), ends_BL)
+        depth, stride = len(self.codebook_sizes), self.settings.full_head_every
+        parts = [(0, depth, 1, target_BL)]
+        if stride > 1 and offset_key is not None:
+            offset = jax.random.randint(offset_key, (), 0, stride)
+            rank_BL = jnp.cumsum(target_BL).reshape(target_BL.shape) - 1
+            every_BL = target_BL & (rank_BL % stride == offset)
+            parts = [(0, 1, 1, target_BL), (1, depth, stride, every_BL)]
+        loss, result = jnp.zeros((), jnp.float32), {}
+        for *which, chosen_BL in parts:
+            function = functools.partial(sums, *which)
+            arguments = (used, hidden_BLD, chosen_BL, values, weights)
+            more, of_part = self._output_loss("audio", function, *arguments)
+            loss, result = loss + more, result | of_part
+        return loss, result
 
-        def chunk_loss(
-            depths: int, target_BN, hidden_BND, codes_BNQ, end_BN
-        ) -> tuple[CrossEntropy, ...]:
-            codes_BNQ = jnp.where(target_BN[:, :, None], codes_BNQ, 0)
-            # Whole rows: the audio head divides rows and positions as a single axis.
-            hidden_BND = constrain(hidden_BND, "batch", None, None)
-            logits = self.model.apply(
-                variables,
-                hidden_BND.reshape(-1, hidden_BND.shape[-1]),
-                codes_BNQ.reshape(-1, codes_BNQ.shape[-1]),
-                depths,
-                method="audio_logits",
-            )
-            values = [
-                cross_entropy(logits_XV.reshape(*target_BN.shape, -1), codes_BNQ[:, :, q])
-                for q, logits_XV in enumerate(logits)
-            ]
-            # An end of audio is a class of the first codebook alone.
-            first, *rest = values
-            return first.sums(target_BN), *(value.sums(target_BN & ~end_BN) for value in rest)
-
-        all_depths = functools.partial(chunk_loss, len(self.codebook_sizes))
-        stride = self.settings.full_head_every
-        if stride == 1 or offset_key is None:
-            return self._chunked_loss(all_depths, *gathered)
-        (first,) = self._chunked_loss(functools.partial(chunk_loss, 1), *gathered)
-        offset = jax.random.randint(offset_key, (), 0, stride)
-        every = (strided(array, stride, offset) for array in gathered)
-        _, *rest = self._chunked_loss(all_depths, *every)
-        return first, *(jax.tree.map(lambda x: stride * x, sums) for sums in rest)
-
-    def _chunked_loss(self, chunk_loss: Callable[..., Any], mask_BL, *arrays) -> Any:
+    def _output_loss(self, kind: str, function, *arguments: Any) -> tuple[jax.Array, Sums]:
         settings = self.settings
-        return sum_over_chunks(
-            chunk_loss,
-            settings.chunk,
-            mask_BL,
-            *arrays,
-            recompute=settings.recompute,
-            skip=settings.gather == "batch",
-        )
+        job = Job(function, settings.chunk, settings.z_loss, self.trips.get(kind))
+        return output_loss(job, self.config, *arguments)
 
 
 class TextLMStage(LMStage):
@@ -347,20 +342,6 @@ def shift_left(array_BL: jax.Array) -> jax.Array:
     """Each position's successor, zeros at the last: at i, what position i predicts."""
     last = jnp.zeros_like(array_BL[:, :1])
     return jnp.concatenate([array_BL[:, 1:], last], axis=1)
-
-
-def merge_rows(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """(B, L, ...) to (1, B L, ...)."""
-    return tuple(array.reshape(1, -1, *array.shape[2:]) for array in arrays)
-
-
-def strided(array_BN: jax.Array, stride: int, offset: jax.Array) -> jax.Array:
-    """Every `stride`-th position of (B, N, ...) from `offset` < stride on; zeros past N."""
-    positions = -(-array_BN.shape[1] // stride)
-    fill = [(0, 0)] * array_BN.ndim
-    fill[1] = (0, positions * stride - array_BN.shape[1])
-    array = jnp.pad(array_BN, fill).reshape(-1, positions, stride, *array_BN.shape[2:])
-    return jax.lax.dynamic_index_in_dim(array, offset, axis=2, keepdims=False)
 
 
 def scatter_codes(codes_LQ, codes_CNQ, starts_C, frames_C) -> jax.Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from ba_jax.stages.base import StageError, check_range
 from ba_jax.vocab import check_codes, check_token_ids
 
 AUDIO = ("codes", "features")
-GATHER = ("row", "batch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +29,9 @@ class LMSettings:
       label_smoothing: label smoothing of the text.
       audio: "codes": the batch holds codes; "features": it holds mels, and the frozen encoder and
         quantiser run inside the step, in float32.
-      gather: positions that the audio head runs on. "row": the audio targets of each row, up to a
-        fixed capacity, without communication between devices; the output layer runs on all
-        positions. "batch": text and audio targets of the whole (micro)batch side by side, in chunks
-        that are skipped where no target remains; for one device.
-      audio_capacity: with "row", the share of a row's positions that may be audio targets. The
-        audio head's work is proportional to it; a row with more targets is an error.
-      chunk: positions whose logits are computed at a time, of each row or of the gathered batch; 0
-        for all. See `losses.lm`.
-      recompute: recompute logits and the audio head in the backward pass instead of keeping them.
+      chunk: targets of a device whose logits and gradients are computed at a time, which is what
+        they take of its memory; 0: all positions of the device, targets or not. See
+        `losses.targets`.
       full_head_every: every N-th audio target, from a random offset, is predicted with all its
         codebooks, the others with the first alone, an eighth of the audio head's work (after
         Sesame's CSM, 2025: "compute amortization"). `audio/q` for q >= 1 are then unbiased
@@ -60,10 +52,7 @@ class LMSettings:
     z_loss: float = 0.0
     label_smoothing: float = 0.0
     audio: str = "codes"
-    gather: str = "row"
-    audio_capacity: float = 1.0
     chunk: int = 512
-    recompute: bool = True
     full_head_every: int = 1
     codebook_dropout: float = 0.0
     frame_dropout: float = 0.0
@@ -73,14 +62,6 @@ class LMSettings:
     def __post_init__(self):
         if self.audio not in AUDIO:
             raise ValueError(f"audio = {expected(self.audio, AUDIO)}")
-        if self.gather not in GATHER:
-            raise ValueError(f"gather = {expected(self.gather, GATHER)}")
-        if self.gather == "batch" and self.audio_capacity != 1:
-            raise ValueError(
-                f"audio_capacity = {self.audio_capacity} with gather 'batch', expected 1"
-            )
-        if not 0 < self.audio_capacity <= 1:
-            raise ValueError(f"audio_capacity = {self.audio_capacity}, expected above 0, at most 1")
         check_range(self, "full_head_every", low=1)
         check_range(self, "text_weight", "z_loss", "chunk")
         check_range(self, "speech_dropout", high=1)
@@ -89,10 +70,6 @@ class LMSettings:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected at least 0, below 1")
         if min(self.audio_weights, default=0) < 0:
             raise ValueError(f"audio_weights = {self.audio_weights}, expected at least 0")
-
-    def capacity(self, length: int) -> int:
-        """Audio targets that a row of `length` positions has room for."""
-        return math.ceil(self.audio_capacity * length)
 
 
 def make_arrays(
@@ -107,16 +84,15 @@ def make_arrays(
       settings: settings of the stage.
 
     Raises:
-      StageError: no targets; a target that nothing predicts; more audio targets than
-        audio_capacity; audio for a model without audio; mels where codes are expected or codes
-        where mels are; mels that do not fill the audio positions.
+      StageError: no targets; a target that nothing predicts; audio for a model without audio; mels
+        where codes are expected or codes where mels are; mels that do not fill the audio positions.
       TokenIdError, CodeError: an id or a code out of range.
     """
     rows = batch.rows
     real_BL = rows.segments_BL > 0
     ids_BL = check_token_ids(np.where(real_BL, rows.ids_BL, 0), config.llm.vocab_size, "ids")
     frames_BL = real_BL & (ids_BL == config.tokens.audio_pad)
-    _check_targets(batch, stage, real_BL, settings)
+    _check_targets(batch, stage, real_BL)
     arrays = {
         "ids_BL": ids_BL,
         "positions_BL": rows.positions_BL,
@@ -143,9 +119,7 @@ def make_arrays(
     return arrays
 
 
-def _check_targets(
-    batch: PackedBatch, stage: str, real_BL: np.ndarray, settings: LMSettings
-) -> None:
+def _check_targets(batch: PackedBatch, stage: str, real_BL: np.ndarray) -> None:
     rows = batch.rows
     target_BL = rows.text_target_BL | rows.audio_target_BL
     if not target_BL.any():
@@ -161,14 +135,6 @@ def _check_targets(
         raise StageError(
             f"row {row}, position {place} is a target, but it is padding or its example's first "
             "position: nothing predicts it"
-        )
-    length = real_BL.shape[1]
-    counts_B = rows.audio_target_BL.sum(axis=1)
-    if counts_B.max() > settings.capacity(length):
-        row = int(counts_B.argmax())
-        raise StageError(
-            f"audio_capacity = {settings.audio_capacity:g} of {length} positions is "
-            f"{settings.capacity(length)}: row {row} has {int(counts_B[row])} audio targets"
         )
 
 

@@ -24,7 +24,8 @@ import numpy as np
 from ba_jax.audio.lengths import HOP, SAMPLE_RATE, bridge_length, encoder_length
 from ba_jax.data.packed import PackedBatch
 from ba_jax.losses import codec as losses
-from ba_jax.losses.lm import cross_entropy, sum_over_chunks
+from ba_jax.losses.lm import cross_entropy
+from ba_jax.losses.targets import Job, Sums
 from ba_jax.metrics import flops
 from ba_jax.models import codebook as codebooks
 from ba_jax.models import layers
@@ -33,11 +34,12 @@ from ba_jax.models.baichuan_audio import BaichuanAudio
 from ba_jax.models.vq_bridge import draw_used
 from ba_jax.stages.base import PICTURES, Aux, Stage, StageError, Variables, check_range, count
 from ba_jax.stages.fit_bridge import fit_bridge
+from ba_jax.stages.outputs import output_layer, output_loss, text_logits
 
 MEL_MEAN, MEL_DEVIATION = -4.75, 2.25
 """Mean and deviation of HIFIGAN_MEL, natural log, in 27 s of the embedded corpus's speech."""
 _PROJECTION = "text_projection"
-_TEXT_CHUNK = 256  # positions of each row whose logits are computed at a time
+_TEXT_CHUNK = 256  # targets of a device whose logits are computed at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -376,22 +378,19 @@ class TokenizerStage(Stage):
             x = jnp.where(is_audio[:, :, None], audio_BLD, model.llm.embed(ids))
             return model.llm(x, rows["positions"], rows["segments"])[0]
 
-        def chunk_loss(mask: jax.Array, hidden: jax.Array, ids: jax.Array):
-            logits = self.model.apply(variables, hidden, method="text_logits")
-            entropy = cross_entropy(logits, ids).sums(mask)
-            return entropy.loss_BL, entropy.correct_BL
+        def sums(variables, mask_N, hidden_ND, ids_N) -> Sums:
+            return {"text": cross_entropy(text_logits(variables, hidden_ND), ids_N).sums(mask_N)}
 
-        loss_B, correct_B = sum_over_chunks(
-            chunk_loss,
-            _TEXT_CHUNK,
-            rows["text_target"][:, 1:],
+        loss, result = output_loss(
+            Job(sums, _TEXT_CHUNK),
+            self.config,
+            output_layer(self.config, variables),
             self.model.apply(variables, method=hidden)[:, :-1],
-            rows["ids"][:, 1:],
+            rows["text_target"][:, 1:],
+            (rows["ids"][:, 1:],),
+            {"text": 1 / totals["text"]},
         )
-        return {
-            "text": jnp.sum(loss_B) / totals["text"],
-            "text_accuracy": jnp.sum(correct_B) / totals["text"],
-        }
+        return {"text": loss, "text_accuracy": result["text"].correct / totals["text"]}
 
     def _metrics(
         self,

@@ -124,8 +124,10 @@ def run(layout: TrainLayout, values: Any, batches: list[Any]) -> dict[str, Any]:
     state = init_state(layout, placed)
     arrays = [sharding.to_devices(batch, layout.mesh) for batch in batches]
     step = make_step(layout).lower(state, arrays[0], layout.step_key).compile()
-    shapes = re.findall(r"\bf32\[([\d,]+)\]", step.as_text())
+    text = step.as_text()
+    shapes = re.findall(r"\bf32\[([\d,]+)\]", text)
     result = {"loss": [], "grad_norm": [], "largest": max(map(_size, shapes))}
+    result["in_loops"] = largest_collective_of_target_loops(text)
     for batch in arrays:
         state, metrics = step(state, batch, layout.step_key)
         for name in ("loss", "grad_norm"):
@@ -133,6 +135,21 @@ def run(layout: TrainLayout, values: Any, batches: list[Any]) -> dict[str, Any]:
         assert metrics["finite"]
     result["state"] = jax.tree_util.tree_flatten_with_path(jax.device_get(state))[0]
     return result
+
+
+def largest_collective_of_target_loops(text: str) -> int:
+    """Largest result of the collectives in loops without a fixed length: those over targets."""
+    whiles = [line for line in text.splitlines() if " while(" in line]
+    bodies = {re.search(r"body=%([\w.\-]+)", line)[1] for line in whiles if "trip_count" not in line}
+    assert bodies or len(jax.devices()) == 1
+    kinds = r"all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
+    largest = 0
+    for name in bodies:
+        body = re.search(rf"^%{re.escape(name)} .*?^}}", text, re.MULTILINE | re.DOTALL)[0]
+        for result in re.findall(rf" = (.*?) (?:{kinds})(?:-start)?\(", body):
+            sizes = re.findall(r"\[([\d,]*)\]", result)
+            largest = max([largest, *(_size(size) for size in sizes if size)])
+    return largest
 
 
 def _size(dimensions: str) -> int:
@@ -206,6 +223,9 @@ def main(dataset: str, out: str, *stages: str) -> None:
             if "ids_BL" in batches[0]:
                 logits = batches[0]["ids_BL"].size * config.model["llm"]["vocab_size"]
                 share = {"largest": many["largest"], "logits": logits // 8}
+                # A chunk's activations in the audio head: two depths, twice as wide as D.
+                most = 4 * CHUNK * config.model["llm"]["width"]
+                share |= {"in_loops": many["in_loops"], "chunk": most}
                 results[case(stage, sizes)] |= share
         print(stage, time.process_time(), flush=True)
     if stages:

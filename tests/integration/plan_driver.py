@@ -45,7 +45,7 @@ def config() -> RunConfig:
     values.model.vq_bridge.codebook_sizes = CODEBOOKS
     values.model.audio_embed = {"width": 512, "codebook_sizes": CODEBOOKS}
     values.model.audio_head = {"width": 512, "layers": 1, "codebook_sizes": CODEBOOKS}
-    values.stage.update({"gather": "row", "chunk": 256, "full_head_every": 1})
+    values.stage.update({"chunk": 256, "full_head_every": 1})
     names = ("codebook_dropout", "frame_dropout", "word_dropout", "speech_dropout")
     values.stage.update(dict.fromkeys(names, 0.0))
     values.data.update({"row_length": 512, "rows": 4})

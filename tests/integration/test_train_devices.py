@@ -90,6 +90,12 @@ def test_no_device_holds_the_logits_of_all_its_positions(meshes, case):
     assert meshes[case]["largest"] < meshes[case]["logits"]
 
 
+@pytest.mark.parametrize("case", [name for name in mesh_driver.NAMES if "lm" in name])
+def test_tables_are_gathered_and_reduced_once(meshes, case):
+    """Collectives in the loops over targets are no larger than what a chunk's positions need."""
+    assert meshes[case]["in_loops"] <= meshes[case]["chunk"]
+
+
 def test_rows_that_do_not_divide_among_the_devices(meshes):
     assert meshes["uneven"] == "a batch of 6 rows on 8 devices: expected a multiple"
     uneven = "generation.rows = 12 on 8 devices: expected a multiple"

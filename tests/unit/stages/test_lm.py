@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
-import subprocess
-import sys
 from unittest import mock
 
 import jax
@@ -14,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from ba_jax.data.packed import AudioChunks, PackedBatch
 from ba_jax.data.packing import to_rows
@@ -94,11 +90,9 @@ BATCH = packed(*ROWS)
 
 @pytest.fixture(scope="module")
 def stage() -> LMStage:
-    """Chunks that do not divide the row, room for few audio targets, a loss of every kind."""
-    settings = LMSettings(
-        text_weight=0.7, audio_weights=(0.5, 0.3, 0.2), z_loss=1e-3, chunk=10, audio_capacity=0.25
-    )
-    return LMStage(CONFIG, settings)
+    """Chunks that do not divide the positions, a loss of every kind."""
+    weights = {"text_weight": 0.7, "audio_weights": (0.5, 0.3, 0.2), "z_loss": 1e-3}
+    return LMStage(CONFIG, LMSettings(**weights, chunk=10))
 
 
 @pytest.fixture(scope="module")
@@ -222,13 +216,9 @@ def test_losses_agree_with_numpy(stage, done, reference):
     np.testing.assert_allclose(aux.metrics["text_audio_rows"], with_audio, rtol=1e-4)
 
 
-@pytest.mark.parametrize("gather", ["row", "batch"])
-def test_a_stride_of_the_audio_head(stage, variables, done, gather):
+def test_a_stride_of_the_audio_head(stage, variables, done):
     """The mean over all offsets is the loss; the first codebook's loss is the same at each."""
-    capacity = {"row": 0.25, "batch": 1.0}[gather]
-    settings = dataclasses.replace(
-        stage.settings, gather=gather, audio_capacity=capacity, full_head_every=3
-    )
+    settings = dataclasses.replace(stage.settings, full_head_every=3)
     strided, arrays = LMStage(CONFIG, settings), stage.arrays(BATCH)
     step, by_offset = forward(strided), {}
     for seed in range(40):
@@ -248,15 +238,12 @@ def test_a_stride_of_the_audio_head(stage, variables, done, gather):
     assert np.ptp([float(by_offset[begin]["audio/1"]) for begin in by_offset]) > 0.01
 
 
-def test_a_batch_gathered_as_a_whole_gives_the_same(stage, variables, done):
-    """Text and audio targets of all rows side by side, chunks left out, nothing recomputed.
+def test_positions_that_are_no_targets_change_nothing(stage, variables, done):
+    """All positions at once.
 
     Gradients past the layers, which are alike: those of the last norm come from hidden states.
     """
-    settings = dataclasses.replace(
-        stage.settings, gather="batch", audio_capacity=1.0, chunk=16, recompute=False
-    )
-    other = LMStage(CONFIG, settings)
+    other = LMStage(CONFIG, dataclasses.replace(stage.settings, chunk=0))
     late = jitted(other, "llm/(norm/scale|lm_head)|audio_head/.*")
     got, grads = late(variables, other.arrays(BATCH), KEY)
     assert_same(got, done[0], rtol=1e-4, atol=1e-6)
@@ -335,21 +322,6 @@ def test_unmasked_positions_are_never_read(stage, variables, run, done):
         positions_BL=np.where(padding, 10**6, rows.positions_BL),
     )
     assert_same(run(variables, stage.arrays(wild), KEY), done, rtol=0)
-
-
-def test_flops_of_the_audio_head_follow_its_capacity():
-    def count(capacity: float) -> float:
-        stage = LMStage(CONFIG, LMSettings(chunk=0, audio_capacity=capacity))
-        shapes = jax.eval_shape(stage.init, KEY)
-        arrays = stage.arrays(BATCH)
-        return forward(stage).lower(shapes, arrays, KEY).cost_analysis()["flops"]
-
-    whole, half, quarter = map(count, (1.0, 0.5, 0.25))
-    assert whole - half == pytest.approx(2 * (half - quarter), rel=0.01)
-    assert half > 1.5 * (whole - half)  # the other operations stay
-    stage = LMStage(CONFIG, LMSettings(audio_capacity=0.05))
-    with pytest.raises(StageError, match=r"0.05 of 64 positions is 4: row 1 has 7 audio targets"):
-        stage.arrays(BATCH)
 
 
 def test_overfits_one_batch(stage, fresh, run):
@@ -655,10 +627,8 @@ def test_bad_batches(stage, message):
     "settings",
     [
         {"audio": "mels"},
-        {"gather": "column"},
         {"full_head_every": 0},
-        {"gather": "batch", "audio_capacity": 0.5},
-        {"audio_capacity": 0.0},
+        {"chunk": -1},
         {"codebook_dropout": 1.0},
         {"speech_dropout": 1.1},
         {"audio_weights": (1.0, -1.0)},
@@ -672,33 +642,3 @@ def test_bad_settings(settings):
 def test_audio_weights_need_a_value_per_codebook():
     with pytest.raises(StageError, match="lm: 2 audio_weights, expected 3, one a codebook"):
         LMStage(CONFIG, LMSettings(audio_weights=(1.0, 1.0)))
-
-
-def sharded_over_four_devices() -> None:
-    """Run in a process of its own: prints the collectives of a pass, and how far its metrics are
-    from those of one device."""
-    stage = LMStage(CONFIG, LMSettings(chunk=10, audio_capacity=0.25))
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    everywhere, rows = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
-    variables, arrays = jax.jit(stage.init)(KEY), stage.arrays(BATCH)
-
-    def evaluate(variables, arrays):
-        return stage.evaluate(variables, arrays, stage.totals(arrays), KEY)
-
-    sharded = jax.jit(evaluate, in_shardings=(everywhere, rows))
-    text = sharded.lower(variables, arrays).compile().as_text()
-    collectives = re.findall(r"(all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", text)
-    got, want = sharded(variables, arrays), jax.jit(evaluate)(variables, arrays)
-    print(sorted(set(collectives)), max(abs(float(got[name] - want[name])) for name in want))
-
-
-@pytest.mark.slow
-def test_rows_on_several_devices_only_meet_in_the_sums():
-    code = "from tests.unit.stages.test_lm import sharded_over_four_devices as f; f()"
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    collectives, difference = done.stdout.split("] ")
-    assert collectives == "['all-reduce'" and float(difference) < 1e-5
