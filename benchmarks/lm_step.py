@@ -27,7 +27,6 @@ from configs import lm_stage2
 SETTINGS = (
     '{"chunk": 256}',
     '{"chunk": 128}',
-    '{"chunk": 256, "recompute": false}',
     '{"chunk": 128, "full_head_every": 2}',
     '{"chunk": 128, "full_head_every": 4}',
     '{"chunk": 128, "full_head_every": 8}',

@@ -198,7 +198,7 @@ def _run_on_device(
 
 
 class _Dealing(NamedTuple):
-    """Where each of a device's positions goes.
+    """Places of a device's positions in the pool of targets.
 
     Attributes:
       axes: mesh axes that divide the positions.

@@ -5,8 +5,8 @@ their data and in the config's rules for what is trained. `TextLMStage` trains t
 alone, on text.
 
 The data mark the targets; each is predicted from the position before it: text by the language
-model's output layer, codes by the audio head. The audio head is large (1.46 B parameters in the
-release) and runs only on positions that predict a frame.
+model's output layer, codes by the audio head (1.46 B parameters in the release). Both run only on
+positions that predict a target, see `losses.targets`.
 """
 
 from __future__ import annotations
