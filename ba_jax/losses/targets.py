@@ -27,7 +27,7 @@ Sums = dict[str, CrossEntropy]
 Weights = Mapping[str, jax.Array | float]
 
 
-class Job(NamedTuple):
+class TargetLoss(NamedTuple):
     """Static part of a loss.
 
     Attributes:
@@ -52,7 +52,7 @@ class Job(NamedTuple):
 
 
 def loss_at_targets(
-    job: Job,
+    job: TargetLoss,
     params: Any,
     hidden_BLD: jax.Array,
     target_BL: jax.Array,
@@ -65,7 +65,7 @@ def loss_at_targets(
     gradient has its type, so cast large ones to the compute type before.
 
     Args:
-      job: see `Job`.
+      job: see `TargetLoss`.
       params: a tree of arrays that its function reads.
       hidden_BLD: hidden states.
       target_BL: positions that count.
@@ -76,15 +76,18 @@ def loss_at_targets(
     Returns:
       (loss, sums), over all rows.
     """
-    return _loss(job, params, hidden_BLD, (target_BL, tuple(values), dict(weights)))
+    loss = jax.custom_vjp(functools.partial(_value, job))
+    loss.defvjp(functools.partial(_forward, job), _backward, symbolic_zeros=True)
+    return loss(params, hidden_BLD, (target_BL, tuple(values), dict(weights)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(job: Job, params: Any, hidden_BLD: jax.Array, rest: tuple) -> tuple[jax.Array, Sums]:
+def _value(
+    job: TargetLoss, params: Any, hidden_BLD: jax.Array, rest: tuple
+) -> tuple[jax.Array, Sums]:
     return _run(job, jax.tree.map(lambda _: False, params), params, hidden_BLD, rest)[0]
 
 
-def _forward(job: Job, params: Any, hidden_BLD: Any, rest: Any) -> tuple:
+def _forward(job: TargetLoss, params: Any, hidden_BLD: Any, rest: Any) -> tuple:
     def is_primal(leaf: Any) -> bool:
         return hasattr(leaf, "perturbed")
 
@@ -93,7 +96,7 @@ def _forward(job: Job, params: Any, hidden_BLD: Any, rest: Any) -> tuple:
     return _run(job, is_trained, params, hidden_BLD.value, rest, hidden_BLD.perturbed)
 
 
-def _backward(job: Job, gradients: tuple, cotangents: tuple) -> tuple:
+def _backward(gradients: tuple, cotangents: tuple) -> tuple:
     factor = cotangents[0]
     if not isinstance(factor, jax.Array):  # a symbolic zero: the loss is not used
         return None, None, None
@@ -101,11 +104,13 @@ def _backward(job: Job, gradients: tuple, cotangents: tuple) -> tuple:
     return params, hidden_BLD, None
 
 
-_loss.defvjp(_forward, _backward, symbolic_zeros=True)
-
-
 def _run(
-    job: Job, is_trained: Any, params: Any, hidden_BLD: jax.Array, rest: tuple, hidden: bool = False
+    job: TargetLoss,
+    is_trained: Any,
+    params: Any,
+    hidden_BLD: jax.Array,
+    rest: tuple,
+    hidden: bool = False,
 ) -> tuple:
     """((loss, sums), (gradients of the trained parameters, gradient of the hidden states if
     `hidden`)); None takes the place of those that nobody asked for."""
@@ -133,7 +138,7 @@ def _run(
 
 
 def _run_on_device(
-    job: Job,
+    job: TargetLoss,
     axes: tuple[str, ...],
     hidden: bool,
     trained,

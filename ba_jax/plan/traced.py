@@ -108,7 +108,7 @@ class _FlopCounter:
             flops, outputs = self._run(inner, inputs)
             total += flops
         if name == "shard_map":
-            total *= math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+            total *= math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
         return total, outputs
 
     def _run(self, program: Any, inputs: list[float | None]) -> tuple[float, list[float | None]]:

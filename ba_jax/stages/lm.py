@@ -23,7 +23,7 @@ from ba_jax.audio.lengths import FRAME_SECONDS
 from ba_jax.checkpoints.arrays import Reader
 from ba_jax.data.packed import PackedBatch
 from ba_jax.losses.lm import cross_entropy
-from ba_jax.losses.targets import Job, Sums
+from ba_jax.losses.targets import Sums, TargetLoss
 from ba_jax.metrics import flops
 from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig, select_variables
 from ba_jax.stages.base import Aux, Stage, StageError, Variables, count
@@ -320,7 +320,7 @@ class LMStage(Stage):
 
     def _output_loss(self, kind: str, function, *arguments: Any) -> tuple[jax.Array, Sums]:
         settings = self.settings
-        job = Job(function, settings.chunk, settings.z_loss, self.trips.get(kind))
+        job = TargetLoss(function, settings.chunk, settings.z_loss, self.trips.get(kind))
         return output_loss(job, self.config, *arguments)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from ba_jax.losses.targets import Job, Sums, Weights, loss_at_targets
+from ba_jax.losses.targets import Sums, TargetLoss, Weights, loss_at_targets
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.sharding import constrain, constrain_parameters
 from ba_jax.stages.base import Variables
@@ -27,7 +27,7 @@ def text_logits(variables: Variables, hidden_ND: jax.Array) -> jax.Array:
 
 
 def output_loss(
-    job: Job,
+    job: TargetLoss,
     config: BaichuanAudioConfig,
     variables: Variables,
     hidden_BLD: jax.Array,

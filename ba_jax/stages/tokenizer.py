@@ -25,7 +25,7 @@ from ba_jax.audio.lengths import HOP, SAMPLE_RATE, bridge_length, encoder_length
 from ba_jax.data.packed import PackedBatch
 from ba_jax.losses import codec as losses
 from ba_jax.losses.lm import cross_entropy
-from ba_jax.losses.targets import Job, Sums
+from ba_jax.losses.targets import Sums, TargetLoss
 from ba_jax.metrics import flops
 from ba_jax.models import codebook as codebooks
 from ba_jax.models import layers
@@ -382,7 +382,7 @@ class TokenizerStage(Stage):
             return {"text": cross_entropy(text_logits(variables, hidden_ND), ids_N).sums(mask_N)}
 
         loss, result = output_loss(
-            Job(sums, _TEXT_CHUNK),
+            TargetLoss(sums, _TEXT_CHUNK),
             self.config,
             output_layer(self.config, variables),
             self.model.apply(variables, method=hidden)[:, :-1],

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ba_jax.losses.lm import cross_entropy
-from ba_jax.losses.targets import Job, loss_at_targets
+from ba_jax.losses.targets import TargetLoss, loss_at_targets
 
 B, L, D, V = 2, 13, 6, 17
 WEIGHTS = {"text": 0.3, "not here": 1.0}
@@ -40,7 +40,7 @@ def loss_of(problem, chunk: int):
 
     def loss(matrix, hidden):
         params = {"matrix": matrix, "bias": bias}
-        job = Job(sums_of, chunk, z_loss=0.1)
+        job = TargetLoss(sums_of, chunk, z_loss=0.1)
         return loss_at_targets(job, params, 2 * hidden, target_BL, (ids_BL,), WEIGHTS)
 
     return loss
@@ -88,7 +88,7 @@ def test_as_many_chunks_run_as_hold_targets():
         entropy = cross_entropy(hidden_ND, jnp.zeros(len(mask_N), jnp.int32))
         return {"text": entropy.sums(mask_N)}
 
-    run = jax.jit(lambda x, mask: loss_at_targets(Job(count, 5), {}, x, mask, (), {}))
+    run = jax.jit(lambda x, mask: loss_at_targets(TargetLoss(count, 5), {}, x, mask, (), {}))
     order = np.random.default_rng(1).permutation(B * L).reshape(B, L)
     for targets in (0, 1, 5, 6, B * L):
         ran.clear()

@@ -90,8 +90,9 @@ def test_absent_gpus_are_estimated():
     # The input of each layer: 28 x 4096 x 3584 in bfloat16.
     assert 28 * 4096 * 3584 * 2 <= kept < 3 * 28 * 4096 * 3584 * 2
     assert "Estimated: none of these devices is here" in format_plan(plan)[-1]
-    # Remat repeats the forward pass: four thirds of the model's FLOPs; masked attention adds more.
-    assert plan.time.by == "compute" and 0.5 < plan.time.mfu(plan.time.bound) < 0.75
+    # Remat repeats the layers' forward pass: four thirds of their FLOPs, and masked attention adds
+    # more; output layers repeat nothing.
+    assert plan.time.by == "compute" and 0.5 < plan.time.mfu(plan.time.bound) < 0.8
     assert plan.time.best[0] == "bound"
 
 
