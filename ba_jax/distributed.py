@@ -52,6 +52,8 @@ SHUTDOWN_SECONDS = 10.0
 _ADDRESS = "JAX_COORDINATOR_ADDRESS"
 _PORT = "JAX_COORDINATOR_PORT"
 _COUNT = "JAX_NUM_PROCESSES"
+# Options of glibc's mallopt.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _INDEXES = ("JAX_PROCESS_ID", "JOB_COMPLETION_INDEX")
 # Errors of JAX, gloo, NCCL and Orbax when another process does not answer.
 _SIGNS_OF_LOSS = re.compile(
@@ -215,6 +217,21 @@ def use_compilation_cache(folder: str) -> None:
             "jax_compilation_cache_dir", convert(LocalPath, folder, "compilation_cache")
         )
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def reuse_memory_on_cpu() -> None:
+    """Keep the memory of a step for the next on CPUs; elsewhere nothing changes.
+
+    XLA:CPU allocates the intermediate results of each step anew, hundreds of MB, and glibc returns
+    so large arrays to the system: a quarter of a step would be page faults. Only the main thread's
+    memory can be kept whole, so this thread runs the steps itself. Call it before anything uses a
+    device, after `initialize`.
+    """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # of programs on a single device
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt and jax.default_backend() == "cpu":
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 # --- agreement ----------------------------------------------------------------------------------

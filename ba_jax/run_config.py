@@ -172,7 +172,10 @@ def make_stage(config: RunConfig, platform: str = "cpu") -> Stage:
         kind = packed_attention.on_platform(attention, platform, dtype)
     except ValueError as error:
         raise ConfigError(f"train: {error}") from error
-    stage = stage_class(model, settings, dtype=dtype, remat=config.train.remat, attention=kind)
+    # A scan copies the weights and what the backward pass needs of each layer, in and out of
+    # stacks: a tenth of a step on a CPU. Models that train there have few layers to compile.
+    options = {"remat": config.train.remat, "attention": kind, "scan": platform != "cpu"}
+    stage = stage_class(model, settings, dtype=dtype, **options)
     if attention != "xla" and "llm" not in stage.components:
         raise ConfigError(
             f"train.attention = {attention!r}: stage {name} has no language model, expected 'xla'"

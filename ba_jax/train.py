@@ -251,6 +251,7 @@ def main(argv: list[str]) -> None:
     try:
         if joined := distributed.initialize_from_flags(command):
             logging.info("%s", joined)
+        distributed.reuse_memory_on_cpu()
         state = train(config, values.workdir, command, values.accept_changes)
     except TrainError as error:
         distributed.exit_with_error(command, error, 1, resume_line)

@@ -36,7 +36,7 @@ class Dense(layers.Layer):
         else:
             shape = (x_XI.shape[-1], self.features)
             kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, self.param_dtype)
-            y = jnp.dot(x_XI, kernel.astype(self.dtype))
+            y = layers.product(x_XI, kernel.astype(self.dtype))
         if self.use_bias:
             zeros = nn.initializers.zeros
             bias = self.param("bias", zeros, (self.features,), self.param_dtype)

@@ -78,8 +78,8 @@ class FlowPrenet(layers.Layer):
         mask = layers.attention_mask(
             lengths_B, x.shape[1], causal=True, blocks=blocks, pieces=pieces
         )
-        x = nn.Dense(4 * c.width, name="mlp_in", **self.dtypes)(x)
-        x = nn.Dense(c.width, name="mlp_out", **self.dtypes)(jax.nn.silu(x))
+        x = layers.dense(4 * c.width, name="mlp_in", **self.dtypes)(x)
+        x = layers.dense(c.width, name="mlp_out", **self.dtypes)(jax.nn.silu(x))
         x = layers.zero_past(x, lengths_B)
         stack = layers.transformer_stack(
             c.layers,
@@ -93,5 +93,5 @@ class FlowPrenet(layers.Layer):
         )
         x, _ = stack(x, mask, pieces)
         x = layers.rms_norm("norm", 1e-6, **self.dtypes)(layers.zero_past(x, lengths_B))
-        mu = nn.Dense(c.mel_bins, use_bias=False, name="out", **self.dtypes)(x)
+        mu = layers.dense(c.mel_bins, use_bias=False, name="out", **self.dtypes)(x)
         return layers.zero_past(mu, lengths_B), lengths_B

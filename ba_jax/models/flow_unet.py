@@ -110,7 +110,7 @@ class ResNetBlock(layers.Layer):
     ) -> jax.Array:
         x = layers.zero_past(x_BTC, lengths_B)
         h = CausalBlock(self.channels, **self.dtypes, name="block1")(x, lengths_B, pieces)
-        time = nn.Dense(self.channels, name="time", **self.dtypes)(layers.mish(time_BD))
+        time = layers.dense(self.channels, name="time", **self.dtypes)(layers.mish(time_BD))
         h = h + time[:, None, :]
         h = CausalBlock(self.channels, **self.dtypes, name="block2")(h, lengths_B, pieces)
         return h + layers.conv("shortcut", self.channels, 1, **self.dtypes)(x)
@@ -179,8 +179,8 @@ class FlowUNet(layers.Layer):
         """
         c = self.config
         time = time_embedding(t_B, 2 * c.mel_bins).astype(self.dtype)
-        time = nn.Dense(c.time_width, name="time_in", **self.dtypes)(time)
-        time = nn.Dense(c.time_width, name="time_out", **self.dtypes)(jax.nn.silu(time))
+        time = layers.dense(c.time_width, name="time_in", **self.dtypes)(time)
+        time = layers.dense(c.time_width, name="time_out", **self.dtypes)(jax.nn.silu(time))
         x = jnp.concatenate([x_BTM.astype(self.dtype), mu_BTM.astype(self.dtype)], axis=-1)
         x = layers.zero_past(x, lengths_B)
         frames = x.shape[1]

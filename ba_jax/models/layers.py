@@ -1,6 +1,7 @@
 """Layers that several components share.
 
   base class   Layer
+  product      product, dense
   lengths      length_mask, zero_past, nearest_resize
   positions    sinusoids, stored_positions, position_table, add_positions
   convolution  conv, ConvTranspose, overlap_add_taps
@@ -24,6 +25,7 @@ item.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +70,53 @@ class Layer(nn.Module, kw_only=True):
     def dtypes(self) -> dict[str, Dtype]:
         """Both dtypes, as keyword arguments of a submodule."""
         return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+
+def product(x_XI: jax.Array, kernel_IO: jax.Array, result: Dtype = None) -> jax.Array:
+    """x (..., I) times a kernel (I, O), in the dtype `result` (None: of both factors).
+
+    XLA:CPU transposes the left factor of a kernel's gradient in the loop that computes the factor,
+    and writes with strides; that can take longer than the product. JAX has the gradient of the
+    result on the left, always; here the narrower factor is.
+    """
+    last, places = x_XI.ndim - 1, tuple(range(x_XI.ndim - 1))
+    positions = ((places, places), ((), ()))
+
+    def multiply(x_XI, kernel_IO):
+        width = (((last,), (0,)), ((), ()))
+        return jax.lax.dot_general(x_XI, kernel_IO, width, preferred_element_type=result)
+
+    def forward(x, kernel):
+        # A factor is kept for the gradient of the other, if that is asked for.
+        kept = (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
+        return multiply(x.value, kernel.value), kept
+
+    def backward(kept, g_XO):
+        kept_XI, kept_IO = kept
+        x_gradient = kernel_gradient = None
+        if kept_IO is not None:
+            x_gradient = jax.lax.dot_general(g_XO, kept_IO, (((last,), (1,)), ((), ())))
+            x_gradient = x_gradient.astype(x_XI.dtype)
+        if kept_XI is not None:
+            if kernel_IO.shape[0] <= kernel_IO.shape[1]:
+                kernel_gradient = jax.lax.dot_general(kept_XI, g_XO, positions)
+            else:
+                kernel_gradient = jax.lax.dot_general(g_XO, kept_XI, positions).T
+            kernel_gradient = kernel_gradient.astype(kernel_IO.dtype)
+        return x_gradient, kernel_gradient
+
+    function = jax.custom_vjp(multiply)
+    function.defvjp(forward, backward, symbolic_zeros=True)
+    return function(x_XI, kernel_IO)
+
+
+def _dot_general(x_XI: jax.Array, kernel_IO: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    """`product` with the signature that Linen expects."""
+    return product(x_XI, kernel_IO)
+
+
+dense = functools.partial(nn.Dense, dot_general=_dot_general)
+"""Linen's `Dense` by `product`."""
 
 
 def length_mask(lengths_B: jax.Array, size: int) -> jax.Array:
@@ -374,17 +423,17 @@ class TransformerLayer(Layer):
             return rms_norm(name, 1e-6, **self.dtypes)
 
         def project(name: str, x: jax.Array, use_bias: bool) -> jax.Array:
-            y = nn.Dense(inner, use_bias=use_bias, name=name, **self.dtypes)(x)
+            y = dense(inner, use_bias=use_bias, name=name, **self.dtypes)(x)
             return einops.rearrange(y, "b t (h d) -> b t h d", h=self.heads)
 
         y = norm("attention_norm")(x_BTD)
         q, k = project("query", y, self.qv_bias), project("key", y, False)
         y = attend(self, q, k, project("value", y, self.qv_bias), mask_B1TT, pieces)
         y = einops.rearrange(y, "b t h d -> b t (h d)")
-        x_BTD = constrain_rows(x_BTD + nn.Dense(width, name="out", **self.dtypes)(y))
+        x_BTD = constrain_rows(x_BTD + dense(width, name="out", **self.dtypes)(y))
         y = norm("ffn_norm")(x_BTD)
-        y = gelu(nn.Dense(self.ffn_width, name="ffn_in", **self.dtypes)(y))
-        y = nn.Dense(width, name="ffn_out", **self.dtypes)(constrain(y, "batch", None, "mlp"))
+        y = gelu(dense(self.ffn_width, name="ffn_in", **self.dtypes)(y))
+        y = dense(width, name="ffn_out", **self.dtypes)(constrain(y, "batch", None, "mlp"))
         return constrain_rows(x_BTD + y), None
 
 

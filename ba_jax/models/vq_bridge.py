@@ -131,9 +131,9 @@ class VQBridge(layers.Layer):
         # With zeros the bridge starts as the norm alone: random mixing loses information of a
         # trained encoder, above all on voices outside the training data.
         zeros = nn.initializers.zeros
-        self.down = nn.Dense(wide, use_bias=False, kernel_init=zeros, **self.dtypes)
+        self.down = layers.dense(wide, use_bias=False, kernel_init=zeros, **self.dtypes)
         self.norm = layers.layer_norm(None, **self.dtypes)
-        self.decoder_proj = nn.Dense(c.decoder_width or c.width, **self.dtypes)
+        self.decoder_proj = layers.dense(c.decoder_width or c.width, **self.dtypes)
 
         def codebook(q: int, size: int) -> nn.module.Variable:
             def init() -> jax.Array:

@@ -70,6 +70,7 @@ class Stage:
       dtype: compute type.
       remat: remat policy of the scanned transformers, see `layers.REMAT_POLICIES`.
       attention: kind of attention of the language model's packed rows, see `packed_attention`.
+      scan: scan over the layers of transformers instead of unrolling them.
     """
 
     name = ""
@@ -84,13 +85,15 @@ class Stage:
         dtype: Any = jnp.float32,
         remat: str = "none",
         attention: str = "xla",
+        scan: bool = True,
     ):
         self.settings = settings
         lacking = [name for name in self.components if getattr(config, name) is None]
         if lacking:
             raise StageError(f"stage {self.name}: the model's config has no {lacking}")
         self.config = config.only(*self.components)
-        self.model = BaichuanAudio(self.config, dtype=dtype, remat=remat, attention=attention)
+        options = {"dtype": dtype, "remat": remat, "attention": attention, "scan": scan}
+        self.model = BaichuanAudio(self.config, **options)
 
     @property
     def components(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import types
 
 import pytest
 from absl import flags as absl_flags
@@ -177,3 +178,16 @@ def test_ctrl_c_stops_unless_it_was_ignored(ignored):
         assert signal.getsignal(signal.SIGINT) is handler
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.parametrize("backend, kept", [("cpu", [(-4, 0), (-1, 2**31 - 1)]), ("tpu", [])])
+def test_memory_is_kept_on_cpus_alone(backend, kept, monkeypatch):
+    options = []
+    library = types.SimpleNamespace(mallopt=lambda *option: options.append(option))
+    monkeypatch.setattr(distributed.ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(distributed.jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(distributed.jax.config, "update", lambda name, value: None)
+    distributed.reuse_memory_on_cpu()
+    assert options == kept
+    monkeypatch.setattr(distributed.ctypes, "CDLL", lambda name: object())  # another C library
+    distributed.reuse_memory_on_cpu()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -111,3 +113,36 @@ def test_attention_ignores_masked_keys_and_groups_heads():
         enable_gqa=True,
     ).transpose(1, 2)
     np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape, width", [((2, 3, 4), 6), ((5, 6), 4), ((4,), 3)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_product_has_the_values_and_gradients_of_matmul(shape, width, dtype):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], shape, dtype)
+    kernel = jax.random.normal(keys[1], (shape[-1], width), dtype)
+    weights = jax.random.normal(keys[2], (*shape[:-1], width))
+
+    def of(function):
+        def loss(x, kernel):
+            return jnp.sum(weights * function(x, kernel))
+
+        return jax.value_and_grad(loss, (0, 1))(x, kernel)
+
+    got, want = of(layers.product), of(jnp.matmul)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a.astype(np.float32), b.astype(np.float32), rtol=1e-2, atol=1e-5)
+    assert layers.product(x, kernel, jnp.float32).dtype == jnp.float32
+
+
+def test_products_are_kept_by_the_policy_for_dots():
+    module, x = layers.dense(3), jnp.ones((2, 4))
+    params = module.init(jax.random.key(0), x)
+
+    @functools.partial(jax.checkpoint, policy=layers.REMAT_POLICIES["dots"])
+    def loss(params):
+        return jnp.sum(jnp.sin(module.apply(params, x)))
+
+    program = str(jax.make_jaxpr(jax.grad(loss))(params))
+    assert program.count("= dot_general") == 2  # the product and the kernel's gradient
