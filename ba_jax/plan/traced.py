@@ -46,9 +46,12 @@ def count_flops(program: Any) -> TracedFlops:
 
 
 def kernel_key(name: str, arrays: Any) -> str:
-    """Name a kernel by its own name and the shapes of its results."""
-    shapes = (",".join(map(str, array.shape)) for array in arrays)
-    return f"{name}[{']['.join(shapes)}]"
+    """Name a kernel by its own name and the shape of its last result.
+
+    Those before it may be scratch, which only some versions of JAX return.
+    """
+    shape = arrays[-1].shape if arrays else ()
+    return f"{name}[{','.join(map(str, shape))}]"
 
 
 class _FlopCounter:
