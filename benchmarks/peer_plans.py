@@ -93,7 +93,8 @@ def plan_maxtext(topology: Topology, rows: int, changes: Sequence[str]) -> dict[
 
     train_compile.jit_and_compile = compile_and_count
     base = Path(maxtext.__file__).parent / "configs" / "base.yml"
-    settings = [*MAXTEXT, f"compile_topology={target}", f"per_device_batch_size={rows}", *changes]
+    settings = [*MAXTEXT, f"compile_topology={target}", f"per_device_batch_size={rows}"]
+    settings += [f"base_output_directory={tempfile.gettempdir()}", *changes]
     train_compile.is_oom(["", str(base), *settings])
     return figures(steps[0], topology)
 
