@@ -1,4 +1,4 @@
-"""`python -m benchmarks.NAME` of components, data, generate and lm_step, end to end and small."""
+"""`python -m benchmarks.NAME`: components, data, generate and train_step, end to end and small."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks import cases, components, generate, lm_step
+from benchmarks import cases, components, generate, train_step
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -83,17 +83,23 @@ def test_generation_is_compared_and_agrees(tmp_path):
 
 
 @pytest.mark.deep
-def test_steps_of_the_language_model_are_compared(tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("step", train_step.CONFIGS)
+def test_training_steps_train_the_same_sizes(step, tmp_path):
+    """In a process of its own: it changes how memory is kept."""
     out = tmp_path / "numbers.json"
-    settings = ['{"chunk": 64}', '{"chunk": 0}', '{"chunk": 64, "full_head_every": 3}']
-    threads = str(len(os.sched_getaffinity(0)))
-    options = ["--rows", "1", "--seconds", "0", "--threads", threads, "--json", str(out)]
-    lm_step.main(["--settings", *settings, *options])
-    rows = json.loads(out.read_text())["rows"]
-    assert [row["stage"] for row in rows] == settings
-    assert rows[0]["difference"] == 0 and rows[1]["difference"] < 1e-5
-    assert 0 < rows[2]["difference"] < 0.1
-    assert rows[2]["flops"] < 0.8 * rows[0]["flops"] == 0.8 * rows[1]["flops"]
+    options = [f"--only={step}", "--rows=2", "--seconds=0", "--threads=1", f"--json={out}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.train_step", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(out.read_text())["rows"]
+    ours, theirs = row["values"]
+    assert abs(ours - theirs) < 0.01 * ours
+    assert row["ratio"] > 0 and row["gflops"] > 0
 
 
 def test_cases_that_disagree_in_shape_are_refused():
@@ -112,6 +118,14 @@ def test_bad_arguments_are_named(arguments, capsys):
         components.parse(arguments)
     assert stopped.value.code == 2
     assert arguments[1].strip() in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--only", "speech"], ["--settings", "[1]"]])
+def test_bad_arguments_of_training_steps_are_named(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train_step.main(arguments)
+    assert stopped.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--size", "huge"], ["--threads", "0"]])
