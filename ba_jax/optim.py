@@ -20,6 +20,8 @@ import optax
 from ba_jax.config import expected
 
 SCHEDULES = ("cosine", "linear", "constant")
+LARGEST_RATE = 1e30
+"""Adam's update is a small multiple of the rate: up to this one it is finite if gradients are."""
 
 
 class OptimError(ValueError):
@@ -64,8 +66,10 @@ class OptimizerSettings:
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
             raise OptimError(f"schedule {expected(self.schedule, SCHEDULES)}")
-        if not 0 < self.learning_rate < math.inf:
-            raise OptimError(f"learning_rate = {self.learning_rate}: expected above 0")
+        if not 0 < self.learning_rate <= LARGEST_RATE:
+            raise OptimError(
+                f"learning_rate = {self.learning_rate}: expected above 0, at most {LARGEST_RATE:g}"
+            )
         for name in ("warmup_steps", "clip_norm", "weight_decay", "epsilon"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise OptimError(f"{name} = {getattr(self, name)}: expected at least 0")
@@ -74,9 +78,11 @@ class OptimizerSettings:
                 raise OptimError(f"{name} = {getattr(self, name)}: expected 0 to 1")
         for pattern, multiplier in self.rules:
             _compile(pattern)
-            if multiplier is not None and not 0 <= multiplier < math.inf:
+            largest = LARGEST_RATE / self.learning_rate
+            if multiplier is not None and not 0 <= multiplier <= largest:
                 raise OptimError(
-                    f"rule {pattern!r}: multiplier {multiplier}, expected at least 0, or None"
+                    f"rule {pattern!r}: multiplier {multiplier}, expected at least 0, or None, and "
+                    f"a learning rate of at most {LARGEST_RATE:g}"
                 )
 
 

@@ -293,8 +293,8 @@ def step_function(
     """Build the training step, (state, arrays, key) -> (state, metrics), to be jitted.
 
     Losses are divided by the totals of the whole batch, so accumulating gradients over microbatches
-    gives the same result. If the loss, the gradients or the new values are not finite, the step
-    changes nothing but its count and returns metrics["finite"] = False.
+    gives the same result. If the loss, the gradients or the stage's new state are not finite, the
+    step changes nothing but its count and returns metrics["finite"] = False.
 
     Raises (when the step is traced):
       StageError: rows that do not divide into the microbatches.
@@ -340,17 +340,19 @@ def step_function(
         key = jax.random.fold_in(seed_key, state.step)
         loss_key, after_key = jax.random.split(key)
         (loss, aux), grads = accumulate(state, arrays, stage.totals(arrays), loss_key)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trained)
-        trained = optax.apply_updates(state.trained, updates)
         codebook, extra, stage_metrics = stage.after(
             state.codebook, state.extra, aux.updates, after_key, state.step
         )
+        norms = optim.group_norms(grads, {name: name.split("/")[0] for name in grads})
+        norm = jnp.sqrt(sum(jnp.square(n) for n in norms.values()))
+        # Known before the update, which then reads and writes each parameter once. The norm has the
+        # squares of all gradients: if it is finite, so is the update (`optim.LARGEST_RATE`).
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & _all_finite((codebook, extra))
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
         ema = state.ema
         if ema:
             ema = optim.update_ema(ema, trained, settings.ema_decay, state.step)
-        norms = optim.group_norms(grads, {name: name.split("/")[0] for name in grads})
-        norm = jnp.sqrt(sum(jnp.square(n) for n in norms.values()))
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & _all_finite((trained, codebook, extra))
         new = state._replace(
             trained=trained, codebook=codebook, optimizer=optimizer_state, ema=ema, extra=extra
         )
@@ -371,4 +373,4 @@ def step_function(
 
 def _all_finite(tree: Any) -> jax.Array:
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+    return functools.reduce(jnp.logical_and, (jnp.all(jnp.isfinite(x)) for x in leaves), True)

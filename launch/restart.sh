@@ -26,6 +26,8 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/common.sh
 . "$root/launch/common.sh"
+# shellcheck source=launch/tpu_flags.sh
+. "$root/launch/tpu_flags.sh"
 
 restarts=5 delay=10 workdir='' status='' stop=() once='' dry=''
 while [ $# -gt 0 ]; do

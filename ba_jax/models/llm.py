@@ -112,11 +112,17 @@ def rope_table(positions_BL: jax.Array, head_dim: int, theta: float) -> tuple[ja
 
 
 def apply_rope(x_BLHD: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotate the two halves of each head by the positions' angles, in float32."""
+    """Rotate the two halves of each head by the positions' angles, in float32.
+
+    Whole heads are multiplied, and the halves exchanged in the type that they come in: halves in
+    float32 would be copies on a TPU, of half its lanes.
+    """
     cos, sin = (t[:, :, None, :] for t in table)
-    first, second = jnp.split(x_BLHD.astype(jnp.float32), 2, axis=-1)
-    rotated = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(rotated, axis=-1).astype(x_BLHD.dtype)
+    first, second = jnp.split(x_BLHD, 2, axis=-1)
+    exchanged = jnp.concatenate([second, first], axis=-1).astype(jnp.float32)
+    cos = jnp.concatenate([cos, cos], axis=-1)
+    sin = jnp.concatenate([-sin, sin], axis=-1)
+    return (x_BLHD.astype(jnp.float32) * cos + exchanged * sin).astype(x_BLHD.dtype)
 
 
 def packed_mask(segments_BL: jax.Array) -> jax.Array:

@@ -52,7 +52,7 @@ class LMSettings:
     z_loss: float = 0.0
     label_smoothing: float = 0.0
     audio: str = "codes"
-    chunk: int = 512
+    chunk: int = 1024
     full_head_every: int = 1
     codebook_dropout: float = 0.0
     frame_dropout: float = 0.0

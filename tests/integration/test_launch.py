@@ -73,7 +73,7 @@ def write_tool(folder, name, text):
 @pytest.mark.parametrize("script", sorted(path.stem for path in LAUNCH.glob("*.sh")))
 def test_every_script_begins_with_its_documentation(script):
     lines = (LAUNCH / f"{script}.sh").read_text().splitlines()
-    is_sourced = script in ("common", "venv")
+    is_sourced = script in ("common", "tpu_flags", "venv")
     assert (lines[0] == "#!/usr/bin/env bash") != is_sourced
     assert sum(line.startswith("#") for line in lines[:8]) >= 2
     if script in ("restart", "on_host", "local_mesh", "slurm", "setup_tpu", "run_pod", "xpk"):
@@ -349,6 +349,18 @@ def test_a_command_without_a_workdir_ends_at_exit_code_0(tmp_path):
     status = tmp_path / "status"
     code, output = loop(f"--status={status}", "bash", "-c", "echo once")
     assert (code, output, status.read_text()) == (0, "once\n", "0\n")
+
+
+@pytest.mark.parametrize("given", [{}, {"LIBTPU_INIT_ARGS": ""}, {"LIBTPU_INIT_ARGS": "--own=1"}])
+def test_libtpu_gets_its_arguments(given):
+    """Those in the environment come first, none as well."""
+    _, output = loop("bash", "-c", 'echo "$LIBTPU_INIT_ARGS"', **given)
+    arguments = output.split()
+    if given:
+        assert arguments == given["LIBTPU_INIT_ARGS"].split()
+    else:
+        assert "--xla_enable_async_all_gather=true" in arguments
+        assert all(re.fullmatch(r"--xla_\w+=true", argument) for argument in arguments)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

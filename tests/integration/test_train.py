@@ -279,8 +279,8 @@ def test_damaged_checkpoint_is_set_aside_and_the_run_resumes_exactly(copied, who
 
 
 def test_too_large_learning_rate_stops(dataset, tmp_path):
-    """Values overflow; the saved ones are finite."""
-    config = text_run(dataset, optimizer__learning_rate=3e38, optimizer__warmup_steps=0)
+    """Gradients overflow; the saved values are finite."""
+    config = text_run(dataset, optimizer__learning_rate=1e30, optimizer__warmup_steps=0)
     with pytest.raises(TrainError, match="not finite, the step changed nothing"):
         train(config, tmp_path)
     (last,) = complete_steps(tmp_path / "checkpoints")

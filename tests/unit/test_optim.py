@@ -61,6 +61,8 @@ def test_invalid_rules(rules, message):
         ({"schedule": "cosin"}, "schedule 'cosin', expected one of"),
         ({"learning_rate": 0.0}, "learning_rate = 0.0"),
         ({"learning_rate": math.nan}, "learning_rate = nan"),
+        ({"learning_rate": 3e38}, r"learning_rate = 3e\+38: expected above 0, at most 1e\+30"),
+        ({"learning_rate": 1e30, "rules": ((".*", 2.0),)}, "multiplier 2.0, .* at most 1e"),
         ({"warmup_steps": -1}, "warmup_steps = -1"),
         ({"clip_norm": -0.1}, "clip_norm = -0.1"),
         ({"weight_decay": -1.0}, "weight_decay = -1.0"),

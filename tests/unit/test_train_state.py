@@ -210,14 +210,6 @@ def test_a_step_that_is_not_finite_changes_nothing(plain, bad):
     assert bool(metrics["finite"]) and int(after.step) == 3
 
 
-def test_new_values_that_are_not_finite_change_nothing():
-    """Loss and gradients are finite; the step is not."""
-    state, step = make(learning_rate=3e38, rules=(("frozen/.*", None), (".*", 10.0)))
-    after, metrics = step(state, batch(), KEY)
-    assert np.isfinite(float(metrics["loss"])) and np.isfinite(float(metrics["grad_norm"]))
-    assert_only_the_count_changed(state, after, metrics)
-
-
 def test_ema_is_evaluated(plain):
     state, step = plain
     for number in range(3):
