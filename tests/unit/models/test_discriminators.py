@@ -11,6 +11,7 @@ from ba_jax.models.discriminators import (
     ResolutionDiscriminator,
     ShortWaveError,
 )
+from ba_jax.models.weight_norm import narrow_conv
 
 SMALL = DiscriminatorConfig(
     periods=(2, 5),
@@ -208,3 +209,21 @@ def test_bad_input(variables):
         MODEL.apply(variables, jnp.zeros(200))
     with pytest.raises(ValueError, match=r"band \(0.0, 0.1\): holds none of the 5 bins"):
         DiscriminatorConfig(fft_sizes=(8,))
+
+
+@pytest.mark.parametrize(
+    "width, kernel, stride", [(65, (3, 9), 1), (64, (3, 9), 2), (5, (3, 3), 1), (9, (1, 2), 3)]
+)
+def test_narrow_convolution_is_a_convolution(width, kernel, stride):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 4, width, 2)).astype(np.float32)
+    taps = rng.normal(size=(*kernel, 2, 3)).astype(np.float32)
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    want = F.conv2d(
+        torch.tensor(x).permute(0, 3, 1, 2),
+        torch.tensor(taps).permute(3, 2, 0, 1),
+        stride=(1, stride),
+        padding=padding,
+    )
+    got = jax.jit(narrow_conv, static_argnums=(2, 3))(x, taps, stride, padding)
+    np.testing.assert_allclose(got, want.permute(0, 2, 3, 1), atol=1e-5)
