@@ -72,8 +72,8 @@ class Layer(nn.Module, kw_only=True):
         return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
 
-def product(x_XI: jax.Array, kernel_IO: jax.Array, result: Dtype = None) -> jax.Array:
-    """x (..., I) times a kernel (I, O), in the dtype `result` (None: of both factors).
+def product(x_XI: jax.Array, kernel_IO: jax.Array) -> jax.Array:
+    """x (..., I) times a kernel (I, O) of the same dtype.
 
     XLA:CPU transposes the left factor of a kernel's gradient in the loop that computes the factor,
     and writes with strides; that can take longer than the product. JAX has the gradient of the
@@ -83,8 +83,7 @@ def product(x_XI: jax.Array, kernel_IO: jax.Array, result: Dtype = None) -> jax.
     positions = ((places, places), ((), ()))
 
     def multiply(x_XI, kernel_IO):
-        width = (((last,), (0,)), ((), ()))
-        return jax.lax.dot_general(x_XI, kernel_IO, width, preferred_element_type=result)
+        return jax.lax.dot_general(x_XI, kernel_IO, (((last,), (0,)), ((), ())))
 
     def forward(x, kernel):
         # A factor is kept for the gradient of the other, if that is asked for.

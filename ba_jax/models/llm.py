@@ -249,7 +249,9 @@ class LLM(layers.Layer):
         hidden_XD, table_VD = hidden_XD.astype(self.dtype), table.astype(self.dtype)
         if self.apart:
             return cpu_layout.product(table_VD, hidden_XD, jnp.float32)
-        logits = layers.product(hidden_XD, table_VD.T, jnp.float32)
+        logits = jnp.einsum(
+            "...d,vd->...v", hidden_XD, table_VD, preferred_element_type=jnp.float32
+        )
         return constrain(logits, "batch", *("length",) * (logits.ndim - 2), "vocab")
 
     def __call__(
