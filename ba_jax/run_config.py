@@ -47,8 +47,8 @@ class TrainSettings:
       accumulation_steps: gradient accumulation: cut each batch into this many microbatches.
       dtype: compute type, "float32" or "bfloat16"; trained parameters are float32.
       remat: rematerialisation of the transformers, see `layers.REMAT_POLICIES`.
-      attention: attention of the language model: "xla", "splash" (TPU) or "cudnn" (GPU), see
-        `models.packed_attention`.
+      attention: attention of the language model: "xla", "splash" and "splash_fused" (TPU) or
+        "cudnn" (GPU), see `models.packed_attention`.
       frozen_param_dtype: type in which frozen parameters are kept, "float32" or "bfloat16" (half
         the memory). The tokenizer (audio_encoder, vq_bridge) stays float32, or its codes would
         change.

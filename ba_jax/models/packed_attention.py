@@ -2,9 +2,12 @@
 
 Kinds, `train.attention` in a run's config:
 
-  xla     `layers.attention` on a mask: runs everywhere, keeps scores of all pairs of positions
-  splash  the Pallas kernel for TPUs, blocks of positions; on a CPU it is interpreted, for tests
-  cudnn   cuDNN's flash attention on NVIDIA GPUs, in bfloat16, the segments as a mask
+  xla           `layers.attention` on a mask: runs everywhere, keeps scores of all pairs
+  splash        the Pallas kernel for TPUs, blocks of positions; on a CPU it is interpreted, for
+                tests
+  splash_fused  the same with one backward kernel: five products instead of seven, for partial
+                gradients of the queries in HBM, one for each block of keys
+  cudnn         cuDNN's flash attention on NVIDIA GPUs, in bfloat16, the segments as a mask
 
 On a mesh, rows, heads and queries' positions are divided; every device has the keys and values of
 whole rows. The result at padded positions is finite and differs between the kinds.
@@ -20,11 +23,14 @@ from jax.sharding import PartitionSpec
 
 from ba_jax import sharding
 
-KINDS = ("xla", "splash", "cudnn")
-INTERPRETED = "splash_interpreted"
+SPLASH = ("splash", "splash_fused")
+KINDS = ("xla", *SPLASH, "cudnn")
+_INTERPRETED = "_interpreted"
+INTERPRETED = f"splash{_INTERPRETED}"
 """The kind that replaces splash on a CPU."""
 RESIDUALS = "attention"
 """Name of the residuals of splash attention, for remat policies."""
+# Larger ones compute more of what the causal mask hides: 1,024 undo what the fused kernel saves.
 _BLOCKS = (512, 256, 128)
 
 
@@ -40,13 +46,13 @@ def on_platform(kind: str, platform: str, dtype: jnp.dtype) -> str:
     """
     if kind not in KINDS:
         raise AttentionError(f"attention {kind!r}: expected one of {KINDS}")
-    if kind == "splash" and platform not in ("tpu", "cpu"):
-        raise AttentionError(f"attention 'splash' on {platform}: expected TPUs, or 'xla'")
+    if kind in SPLASH and platform not in ("tpu", "cpu"):
+        raise AttentionError(f"attention {kind!r} on {platform}: expected TPUs, or 'xla'")
     if kind == "cudnn" and platform not in ("gpu", "cuda"):
         raise AttentionError(f"attention 'cudnn' on {platform}: expected NVIDIA GPUs, or 'xla'")
     if kind == "cudnn" and dtype != jnp.bfloat16:
         raise AttentionError(f"attention 'cudnn' in {jnp.dtype(dtype)}: expected dtype bfloat16")
-    return INTERPRETED if kind == "splash" and platform == "cpu" else kind
+    return kind + _INTERPRETED if kind in SPLASH and platform == "cpu" else kind
 
 
 def packed_attention(
@@ -73,9 +79,7 @@ def packed_attention(
     if kind == "cudnn":
         kernel, kernel_spec, run = (), (), _cudnn
     else:
-        kernel = _splash_kernel(
-            length, q_BLHD.shape[3], heads, tensor, parts, interpret=kind == INTERPRETED
-        )
+        kernel = _splash_kernel(kind, length, q_BLHD.shape[3], heads, tensor, parts)
         run = _splash
     if mesh is None:
         return run(kernel, q_BLHD, k_BLKD, v_BLKD, segments_BL, segments_BL)
@@ -113,27 +117,27 @@ def packed_attention(
     )(kernel, q_BLHD, k_BLKD, v_BLKD, segments_BL, segments_BL)
 
 
-def _block_size(length: int) -> int:
+def _block_size(kind: str, length: int) -> int:
     """The largest size of a kernel's blocks that divides `length`."""
     for block in _BLOCKS:
         if length % block == 0:
             return block
     raise AttentionError(
-        f"attention 'splash' on {length} positions a device: expected a multiple of {_BLOCKS[-1]}"
+        f"attention {kind!r} on {length} positions a device: expected a multiple of {block}"
     )
 
 
-def _splash_kernel(
-    length: int, head_dim: int, heads: int, tensor: int, parts: int, *, interpret: bool
-):
+def _splash_kernel(kind: str, length: int, head_dim: int, heads: int, tensor: int, parts: int):
     """The kernel of a causal mask, to be divided over devices by heads and positions."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
+    kind, interpret = kind.removesuffix(_INTERPRETED), kind.endswith(_INTERPRETED)
+    fused = kind == "splash_fused"
     if head_dim % 128:
         raise AttentionError(
-            f"attention 'splash' with head_dim {head_dim}: expected a multiple of 128"
+            f"attention {kind!r} with head_dim {head_dim}: expected a multiple of 128"
         )
-    queries, keys = _block_size(length // parts), _block_size(length)
+    queries, keys = _block_size(kind, length // parts), _block_size(kind, length)
     mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * heads)
     return splash.make_splash_mha(
         mask,
@@ -144,8 +148,9 @@ def _splash_kernel(
             block_q_dkv=queries,
             block_kv_dkv=keys,
             block_kv_dkv_compute=keys,
-            block_q_dq=queries,
-            block_kv_dq=keys,
+            block_q_dq=None if fused else queries,
+            block_kv_dq=None if fused else keys,
+            use_fused_bwd_kernel=fused,
         ),
         head_shards=tensor,
         q_seq_shards=parts,

@@ -13,6 +13,7 @@ from ba_jax.models import layers
 from ba_jax.models.llm import LLM, LLMConfig, packed_mask
 from ba_jax.models.packed_attention import (
     INTERPRETED,
+    SPLASH,
     AttentionError,
     on_platform,
     packed_attention,
@@ -56,9 +57,11 @@ def plain():
     return values_and_gradients(lambda q, k, v: layers.attention(q, k, v, mask))
 
 
-def test_splash_is_attention(plain):
+@pytest.mark.parametrize("kind", SPLASH)
+def test_splash_is_attention(plain, kind):
+    kind = on_platform(kind, "cpu", jnp.float32)
     got = values_and_gradients(
-        lambda q, k, v: packed_attention(INTERPRETED, q, k, v, jnp.asarray(SEGMENTS_BL))
+        lambda q, k, v: packed_attention(kind, q, k, v, jnp.asarray(SEGMENTS_BL))
     )
     for ours, expected in zip(got, plain, strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-5)
