@@ -23,7 +23,7 @@ from ba_jax.config import (
     from_mapping,
 )
 from ba_jax.data.loader import LoaderSettings
-from ba_jax.models import packed_attention
+from ba_jax.models import packed_attention, quantized
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.models.layers import REMAT_POLICIES
 from ba_jax.stages.base import Stage
@@ -49,6 +49,8 @@ class TrainSettings:
       remat: rematerialisation of the transformers, see `layers.REMAT_POLICIES`.
       attention: attention of the language model: "xla", "splash" and "splash_fused" (TPU) or
         "cudnn" (GPU), see `models.packed_attention`.
+      quantization: products of the language model's and the audio head's layers: "none" (in
+        `dtype`), "int8" or "float8", see `models.quantized`.
       frozen_param_dtype: type in which frozen parameters are kept, "float32" or "bfloat16" (half
         the memory). The tokenizer (audio_encoder, vq_bridge) stays float32, or its codes would
         change.
@@ -76,6 +78,7 @@ class TrainSettings:
     dtype: str = "float32"
     remat: str = "none"
     attention: str = "xla"
+    quantization: str = "none"
     frozen_param_dtype: str = "float32"
     log_every: int = 10
     evaluate_every: int = 0
@@ -104,6 +107,7 @@ class TrainSettings:
             dtype=DTYPES,
             frozen_param_dtype=DTYPES,
             attention=packed_attention.KINDS,
+            quantization=quantized.KINDS,
             remat=REMAT_POLICIES,
         )
 
@@ -159,25 +163,29 @@ def make_stage(config: RunConfig, platform: str = "cpu") -> Stage:
     """Build the stage of a config, to run on "cpu", "gpu" or "tpu".
 
     Raises:
-      ConfigError: an unknown stage setting, or attention that the stage lacks or that the
-        platform does not support.
+      ConfigError: an unknown stage setting, attention that the stage lacks or that the platform
+        does not support, or quantization that the stage lacks or whose library is not installed.
     """
     values = dict(config.stage.items())
     name = values.pop("name")
     stage_class = STAGES[name]
     model = from_mapping(BaichuanAudioConfig, config.model, "model")
     settings = from_mapping(stage_class.settings_class, values, "stage")
-    dtype, attention = DTYPES[config.train.dtype], config.train.attention
+    train = config.train
+    dtype = DTYPES[train.dtype]
     try:
-        kind = packed_attention.on_platform(attention, platform, dtype)
+        kind = packed_attention.on_platform(train.attention, platform, dtype)
+        quantized.check(train.quantization)
     except ValueError as error:
         raise ConfigError(f"train: {error}") from error
     # A scan copies the weights and what the backward pass needs of each layer, in and out of
     # stacks: a tenth of a step on a CPU. Models that train there have few layers to compile.
-    options = {"remat": config.train.remat, "attention": kind, "scan": platform != "cpu"}
+    options = {"remat": train.remat, "attention": kind, "scan": platform != "cpu"}
+    options["quantization"] = train.quantization
     stage = stage_class(model, settings, dtype=dtype, **options)
-    if attention != "xla" and "llm" not in stage.components:
-        raise ConfigError(
-            f"train.attention = {attention!r}: stage {name} has no language model, expected 'xla'"
-        )
+    for key, usual in (("attention", "xla"), ("quantization", "none")):
+        if (value := getattr(train, key)) != usual and "llm" not in stage.components:
+            raise ConfigError(
+                f"train.{key} = {value!r}: stage {name} has no language model, expected {usual!r}"
+            )
     return stage

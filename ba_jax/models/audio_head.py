@@ -54,18 +54,20 @@ class AudioHeadLayer(layers.Layer):
     """One layer, for all depths of a frame at once or for one depth at a time."""
 
     config: AudioHeadConfig
+    quantization: str = "none"
 
     def setup(self):
         c = self.config
+        options = {"quantization": self.quantization, **self.dtypes}
         self.attention_norm = layers.rms_norm(None, 1e-6, **self.dtypes)
-        self.query = Dense(c.width, **self.dtypes)
-        self.key = Dense(c.width, **self.dtypes)
-        self.value = Dense(c.width, **self.dtypes)
-        self.out = Dense(c.width, **self.dtypes)
+        self.query = Dense(c.width, **options)
+        self.key = Dense(c.width, **options)
+        self.value = Dense(c.width, **options)
+        self.out = Dense(c.width, **options)
         self.ffn_norm = layers.rms_norm(None, 1e-6, **self.dtypes)
         wide, narrow = 2 * c.width, c.width
-        self.ffn_in = [Dense(wide, use_bias=False, **self.dtypes) for _ in range(c.depth)]
-        self.ffn_out = [Dense(narrow, use_bias=False, **self.dtypes) for _ in range(c.depth)]
+        self.ffn_in = [Dense(wide, use_bias=False, **options) for _ in range(c.depth)]
+        self.ffn_out = [Dense(narrow, use_bias=False, **options) for _ in range(c.depth)]
         self.variable("buffers", "ffn_in_bias", jnp.zeros, (wide,), self.param_dtype)
         self.variable("buffers", "ffn_out_bias", jnp.zeros, (narrow,), self.param_dtype)
 
@@ -110,6 +112,7 @@ class AudioHead(layers.Layer):
 
     config: AudioHeadConfig
     remat: str = "none"
+    quantization: str = "none"
 
     def setup(self):
         c = self.config
@@ -117,7 +120,8 @@ class AudioHead(layers.Layer):
         if self.remat != "none":
             policy = layers.REMAT_POLICIES[self.remat]
             layer = nn.remat(layer, policy=policy, methods=["__call__"])
-        self.layers = [layer(c, **self.dtypes) for _ in range(c.layers)]
+        options = {"quantization": self.quantization, **self.dtypes}
+        self.layers = [layer(c, **options) for _ in range(c.layers)]
         self.norm = layers.rms_norm(None, 1e-6, **self.dtypes)
         self.classifiers = [Dense(size + 1, **self.dtypes) for size in c.codebook_sizes]
 

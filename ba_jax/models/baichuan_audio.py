@@ -91,12 +91,14 @@ class BaichuanAudio(layers.Layer):
       remat: policy of the scanned transformers, see `layers.REMAT_POLICIES`.
       scan: scan over layers instead of unrolling them.
       attention: implementation for the language model's packed rows, see `packed_attention`.
+      quantization: kind of the products of the language model and the audio head, see `quantized`.
     """
 
     config: BaichuanAudioConfig
     remat: str = "none"
     scan: bool = True
     attention: str = "xla"
+    quantization: str = "none"
 
     def setup(self):
         c = self.config
@@ -114,11 +116,13 @@ class BaichuanAudio(layers.Layer):
         if c.vocoder:
             self.vocoder = Vocoder(c.vocoder, **self.dtypes)
         if c.llm:
-            self.llm = LLM(c.llm, **deep, attention=self.attention)
+            options = {"attention": self.attention, "quantization": self.quantization}
+            self.llm = LLM(c.llm, **deep, **options)
         if c.audio_embed:
             self.audio_embed = AudioEmbed(c.audio_embed, **self.dtypes)
         if c.audio_head:
-            self.audio_head = AudioHead(c.audio_head, **self.dtypes, remat=self.remat)
+            options = {"remat": self.remat, "quantization": self.quantization}
+            self.audio_head = AudioHead(c.audio_head, **self.dtypes, **options)
 
     # Audio to codes and back
 

@@ -18,14 +18,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ba_jax.models import layers
+from ba_jax.models import layers, quantized
 
 
 class Dense(layers.Layer):
-    """Linen's `Dense` that also accepts a kernel transposed by `lay_out`."""
+    """Linen's `Dense` that also accepts a kernel transposed by `lay_out`.
+
+    `quantization` is the kind of the product with a kernel that is not, see `quantized`.
+    """
 
     features: int
     use_bias: bool = True
+    quantization: str = "none"
 
     @nn.compact
     def __call__(self, x_XI: jax.Array) -> jax.Array:
@@ -36,7 +40,7 @@ class Dense(layers.Layer):
         else:
             shape = (x_XI.shape[-1], self.features)
             kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, self.param_dtype)
-            y = layers.product(x_XI, kernel.astype(self.dtype))
+            y = quantized.product(self.quantization, x_XI, kernel.astype(self.dtype))
         if self.use_bias:
             zeros = nn.initializers.zeros
             bias = self.param("bias", zeros, (self.features,), self.param_dtype)

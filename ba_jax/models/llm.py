@@ -138,10 +138,11 @@ class LLMLayer(layers.Layer):
 
     `masks` has one entry. Its key, static inside the scan, is the kind of attention: "chunk" over
     the keys computed here with a mask, "cache" over the whole capacity with a mask, or a kind of
-    `packed_attention` with the segments.
+    `packed_attention` with the segments. For `quantization` see `quantized`.
     """
 
     config: LLMConfig
+    quantization: str = "none"
 
     @nn.compact
     def __call__(self, carry, index, rope, masks, slots_BL):
@@ -159,7 +160,8 @@ class LLMLayer(layers.Layer):
         batch, length, _ = x_BLD.shape
 
         def dense(name: str, y: jax.Array, features: int, use_bias: bool = False) -> jax.Array:
-            product = cpu_layout.Dense(features, use_bias=use_bias, name=name, **self.dtypes)(y)
+            options = {"use_bias": use_bias, "quantization": self.quantization, **self.dtypes}
+            product = cpu_layout.Dense(features, name=name, **options)(y)
             if c.lora_rank and name in c.lora_targets:
                 options = {"rank": c.lora_rank, "alpha": c.lora_alpha}
                 product = product + lora.adapt(self, name, y, features, **options)
@@ -210,13 +212,15 @@ class LLM(layers.Layer):
     """Embedding, layers, final norm, output layer; each callable on its own.
 
     The layers' variables are stacked, for the scan, or in the layout of `cpu_layout`. `attention`
-    is the kind for packed rows without a cache, see `packed_attention`.
+    is the kind for packed rows without a cache, see `packed_attention`; `quantization` that of the
+    layers' products, see `quantized`.
     """
 
     config: LLMConfig
     remat: str = "none"
     scan: bool = True
     attention: str = "xla"
+    quantization: str = "none"
 
     def setup(self):
         c = self.config
@@ -237,7 +241,7 @@ class LLM(layers.Layer):
             remat=self.remat,
             scan=self.scan,
         )
-        self.layers = stack(c, **self.dtypes)
+        self.layers = stack(c, quantization=self.quantization, **self.dtypes)
 
     def embed(self, ids_BL: jax.Array) -> jax.Array:
         """Token embeddings (B, L, D). Check on the host that ids are in range."""

@@ -2,9 +2,10 @@
 
 Three times are given. The bound takes everything to overlap: no run can beat it. The serial
 roofline takes nothing to overlap but collectives that the program starts and ends in two
-instructions: each instruction takes the longest of its FLOPs at the chip's peak, its bytes at
-full bandwidth and its bytes from other devices at that of the links. Steps that were measured took
-a factor longer than it (`SLOWDOWN`), which gives the expected time.
+instructions: each instruction takes the longest of its FLOPs at the chip's peak (8-bit products at
+twice that, on chips that have it), its bytes at full bandwidth and its bytes from other devices at
+that of the links. Steps that were measured took a factor longer than it (`SLOWDOWN`), which gives
+the expected time.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ class CompiledStep:
       memory: bytes of a device.
       device_flops: FLOPs of all devices together, as traced: with padding and rematerialization.
       program_flops: FLOPs of a device, counted in the compiled program.
+      doubled_flops: those of `device_flops` that run at twice the peak.
       bytes_accessed: HBM traffic of a device; loop bodies count as often as they run.
       xla_bytes: XLA's own count, with the body of a loop once.
       collectives: sums by kind.
@@ -126,6 +128,7 @@ class CompiledStep:
     unknown: tuple[str, ...]
     seconds: float
     text: str = dataclasses.field(repr=False, default="")
+    doubled_flops: float = 0.0
 
 
 def compile_step(function: Callable, arguments: Iterable[Any], topology: Topology) -> CompiledStep:
@@ -148,7 +151,8 @@ def compile_step(function: Callable, arguments: Iterable[Any], topology: Topolog
     slice_size = len(topology.devices) // topology.slices
     text = compiled.as_text()
     traced = count_flops(trace.jaxpr)
-    program = hlo.HloProgram(text, slice_size, topology.slices, traced.kernels)
+    doubles = topology.chip.doubles
+    program = hlo.HloProgram(text, slice_size, topology.slices, traced.kernels, doubles)
     costs = list(program.costs())
     return CompiledStep(
         StepMemory(
@@ -167,6 +171,7 @@ def compile_step(function: Callable, arguments: Iterable[Any], topology: Topolog
         tuple(dict.fromkeys([*program.unknown_loops, *program.unknown_kernels])),
         seconds,
         text,
+        count_flops(trace.jaxpr, doubles).total,
     )
 
 
@@ -192,7 +197,7 @@ def serial_seconds(costs: Iterable[hlo.InstructionCost], topology: Topology) -> 
     for cost in costs:
         waits = [c for c in cost.collectives if not c.is_async]
         total += max(
-            cost.flops / (chip.peak * share),
+            (cost.flops - cost.doubled / 2) / (chip.peak * share),
             cost.bytes / (chip.hbm_bandwidth * share),
             sum(c.received for c in waits if not c.crosses) / (chip.ici_bandwidth * share),
             sum(c.received for c in waits if c.crosses) / (chip.dcn_bandwidth * share),
@@ -284,10 +289,12 @@ def step_time(
     serial: float | None = None,
     *,
     trains: bool = False,
+    doubled: float = 0.0,
 ) -> StepTime:
     """Time a step by the figures of the chip.
 
-    FLOPs are those of all chips, bytes and collectives those of a device. The slowdowns are those
+    FLOPs are those of all chips, bytes and collectives those of a device; of `device_flops`,
+    `doubled` run at twice the peak. The slowdowns are those
     of training steps: without `trains` there is no expected time.
     """
     chip, share = topology.chip, topology.share
@@ -296,7 +303,7 @@ def step_time(
     measured_on = NEAREST.get(chip.name, chip.name)
     slowdown = SLOWDOWN.get(measured_on) if trains and serial is not None else None
     return StepTime(
-        device_flops / (topology.chips * chip.peak),
+        (device_flops - doubled / 2) / (topology.chips * chip.peak),
         bytes_accessed / (chip.hbm_bandwidth * share),
         inside / (chip.ici_bandwidth * share),
         across / (chip.dcn_bandwidth * share),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from ba_jax.plan import collectives
 from ba_jax.plan.collectives import Collective
@@ -41,12 +41,14 @@ class InstructionCost:
       flops: FLOPs of products and kernels.
       bytes: HBM traffic.
       collectives: those that it runs; of instructions that share one, the first has it.
+      doubled: FLOPs among them of products that run at twice the peak.
     """
 
     name: str
     flops: float
     bytes: float
     collectives: tuple[Collective, ...]
+    doubled: float = 0.0
 
 
 class HloProgram:
@@ -57,6 +59,7 @@ class HloProgram:
       slice_size, slices: devices of a slice and number of slices, to recognise collectives across
         slices. XLA:TPU writes these as transfers through the hosts (megascale), too.
       kernels: FLOPs of Pallas kernels, see `traced.count_flops`.
+      doubles: whether a product of factors of such types runs at twice the peak.
 
     Raises:
       ValueError: text without a program.
@@ -68,9 +71,11 @@ class HloProgram:
         slice_size: int = 0,
         slices: int = 1,
         kernels: Mapping[str, float] | None = None,
+        doubles: Callable[..., bool] = lambda *dtypes: False,
     ):
         self.computations, self.entry = parse_program(text)
         self._slice_size, self._slices, self._kernels = slice_size, slices, kernels or {}
+        self._doubles = doubles
         self.unknown_loops: list[str] = []
         self.unknown_kernels: list[str] = []
         self._bytes: dict[str, float] = {}
@@ -230,27 +235,34 @@ class HloProgram:
         started: set[str] = set()  # collectives that several instructions share
         for name, times in self.weights.items():
             for line in self.computations[name].values():
+                flops, doubled = self._flops(name, line)
                 yield InstructionCost(
                     line.name,
-                    times * self._flops(name, line),
+                    times * flops,
                     times * self._moved_by(name, line),
                     tuple(self._collectives(name, line, times, started)),
+                    times * doubled,
                 )
 
-    def _flops(self, name: str, line: HloInstruction) -> float:
-        """FLOPs of a run of an instruction, without those of the computations that it calls."""
+    def _flops(self, name: str, line: HloInstruction) -> tuple[float, float]:
+        """FLOPs of a run of an instruction, and those among them that are doubled.
+
+        Those of the computations that it calls do not count, but those of a fusion do.
+        """
         if line.opcode == "fusion":
             called = line.called("calls")
-            return sum(self._flops(called, part) for part in self.computations[called].values())
+            parts = [self._flops(called, part) for part in self.computations[called].values()]
+            return sum(flops for flops, _ in parts), sum(doubled for _, doubled in parts)
         if line.opcode == "custom-call" and _KERNEL in line.rest:
             key = kernel_key(re.sub(r"(\.clone|\.\d+)*$", "", line.name), line.arrays)
             if key not in self._kernels and key not in self.unknown_kernels:
                 self.unknown_kernels.append(key)
-            return self._kernels.get(key, 0.0)
+            return self._kernels.get(key, 0.0), 0.0
         if line.opcode not in ("dot", "convolution"):
-            return 0.0
-        by_name = self.computations[name]
-        return product_flops(line, [by_name[operand].arrays[0] for operand in line.operands])
+            return 0.0, 0.0
+        factors = [self.computations[name][operand].arrays[0] for operand in line.operands]
+        flops = product_flops(line, factors)
+        return flops, flops * self._doubles(*(factor.dtype for factor in factors))
 
     def _collectives(
         self, name: str, line: HloInstruction, times: float, started: set[str]

@@ -79,8 +79,10 @@ def plan_training(
         "codebooks and buffers": batch.device_bytes((state.codebook, state.buffers, state.extra)),
         "batch": batch.device_bytes(arrays),
     }
+    kind = config.train.quantization
+    quantized = "" if kind == "none" else f", {kind} products"
     plan = StepPlan(
-        what=f"{stage.name}: {full.text}, remat {config.train.remat}",
+        what=f"{stage.name}: {full.text}, remat {config.train.remat}{quantized}",
         topology=topology,
         mesh=dict(mesh.shape),
         counts=layout.counts,
@@ -175,6 +177,7 @@ def _compile(plan: StepPlan, function, arguments, advice: list[str]) -> StepPlan
         compiled.collectives,
         compiled.serial,
         trains=plan.trains,
+        doubled=compiled.doubled_flops,
     )
     return dataclasses.replace(plan, peak_bytes=compiled.memory.peak, compiled=compiled, time=time)
 
@@ -188,11 +191,11 @@ def _estimate(plan: StepPlan, function, arguments, rows: int = 0, shards: int = 
     kept = count_kept_bytes(jaxpr, rows) / shards if rows else 0.0
     gradients = plan.kinds.get("trained parameters", 0)
     needed = plan.needed_bytes or 0.0
-    flops = count_flops(jaxpr).total
+    flops, doubled = (count_flops(jaxpr, f).total for f in (None, plan.topology.chip.doubles))
     return dataclasses.replace(
         plan,
         peak_bytes=round(sum(plan.kinds.values()) + gradients + kept),
-        time=step_time(plan.topology, plan.model_flops, flops, needed, {}),
+        time=step_time(plan.topology, plan.model_flops, flops, needed, {}, doubled=doubled),
         note=(
             "Estimated: none of these devices is here to compile for. The peak is arguments, "
             f"gradients ({format_bytes(gradients)}) and what scans keep for the backward pass "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ class TracedFlops:
     kernels: dict[str, float]
 
 
-def count_flops(program: Any) -> TracedFlops:
+def count_flops(program: Any, counts: Callable[..., bool] | None = None) -> TracedFlops:
     """Count FLOPs of a jaxpr (or a closed one); loops count as often as they run.
 
     Unlike the model's FLOPs (`ba_jax.metrics.flops`) they include padding, masked attention and
@@ -38,9 +38,11 @@ def count_flops(program: Any) -> TracedFlops:
     A loop without a fixed count counts once, a conditional as its largest branch. A Pallas kernel
     counts as its cost estimate, or else as its body over the blocks of its grid; splash attention
     skips the blocks that its mask has whole, and so does the count.
+
+    With `counts`, only matrix products outside of kernels for whose factors' types it is true.
     """
     jaxpr, consts = _open(program)
-    counter = _FlopCounter()
+    counter = _FlopCounter(counts)
     total, _ = counter.count(jaxpr, dict(_shares(jaxpr, consts)))
     return TracedFlops(total, counter.kernels)
 
@@ -61,7 +63,8 @@ class _FlopCounter:
     and it is the same on average when devices or the steps of a scan divide it.
     """
 
-    def __init__(self):
+    def __init__(self, counts: Callable[..., bool] | None):
+        self._counts = counts
         self.kernels: dict[str, float] = {}
 
     def count(self, jaxpr: Jaxpr, known: dict[Any, float]) -> tuple[float, list[float | None]]:
@@ -86,7 +89,11 @@ class _FlopCounter:
         name, params = equation.primitive.name, equation.params
         if name in _KEEP_ZEROS:
             return 0.0, inputs[:1]
+        if self._counts and name in ("conv_general_dilated", "pallas_call"):
+            return 0.0, []
         if name == "dot_general":
+            if self._counts and not self._counts(*(str(v.aval.dtype) for v in equation.invars)):
+                return 0.0, []
             (contracted, _), _ = params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
             products = math.prod(shape[axis] for axis in contracted)

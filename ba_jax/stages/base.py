@@ -71,6 +71,7 @@ class Stage:
       remat: remat policy of the scanned transformers, see `layers.REMAT_POLICIES`.
       attention: kind of attention of the language model's packed rows, see `packed_attention`.
       scan: scan over the layers of transformers instead of unrolling them.
+      quantization: kind of products of the language model and the audio head, see `quantized`.
     """
 
     name = ""
@@ -86,6 +87,7 @@ class Stage:
         remat: str = "none",
         attention: str = "xla",
         scan: bool = True,
+        quantization: str = "none",
     ):
         self.settings = settings
         lacking = [name for name in self.components if getattr(config, name) is None]
@@ -93,7 +95,7 @@ class Stage:
             raise StageError(f"stage {self.name}: the model's config has no {lacking}")
         self.config = config.only(*self.components)
         options = {"dtype": dtype, "remat": remat, "attention": attention, "scan": scan}
-        self.model = BaichuanAudio(self.config, **options)
+        self.model = BaichuanAudio(self.config, quantization=quantization, **options)
 
     @property
     def components(self) -> tuple[str, ...]:

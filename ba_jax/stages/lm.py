@@ -77,7 +77,8 @@ class LMStage(Stage):
         self.tokenizer = BaichuanAudio(self.config.only("audio_encoder", "vq_bridge"))
         # Nothing is rematerialised: gradients of a chunk are computed with its loss.
         head = self.config.only("audio_embed", "audio_head")
-        self.head = BaichuanAudio(head, dtype=self.model.dtype)
+        options = {"dtype": self.model.dtype, "quantization": self.model.quantization}
+        self.head = BaichuanAudio(head, **options)
 
     @property
     def components(self) -> tuple[str, ...]:

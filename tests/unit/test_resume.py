@@ -80,6 +80,7 @@ NAMED = {
     "train__steps": (8, 16),
     "train__log_every": (1, 5),
     "train__remat": ("none", "full"),
+    "train__quantization": ("none", "int8"),
     "train__frozen_param_dtype": ("float32", "bfloat16"),
     "checkpoint__every": (0, 2),
 }

@@ -7,6 +7,7 @@ import functools
 import importlib
 import math
 import pathlib
+import sys
 
 import jax
 import pytest
@@ -14,6 +15,7 @@ from jax.sharding import AbstractMesh
 
 from ba_jax import optim, sharding
 from ba_jax.config import ConfigError, from_mapping
+from ba_jax.models import quantized
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig, variable_shapes
 from ba_jax.run_config import STAGES, make_stage, parse_config
 from ba_jax.train_state import make_layout
@@ -73,6 +75,10 @@ def test_a_config_is_a_mapping_or_a_configdict():
         ({"train__dtype": "float16"}, "dtype = 'float16', expected one of"),
         ({"train__remat": "some"}, "remat = 'some', expected one of"),
         ({"train__attention": "flash"}, "attention = 'flash', expected one of"),
+        (
+            {"train__quantization": "fp8"},
+            "quantization = 'fp8', expected one of .'none', 'int8', 'float8'",
+        ),
         ({"train__frozen_param_dtype": "int8"}, "frozen_param_dtype = 'int8', expected one of"),
         ({"train__evaluate_every": -1}, "evaluate_every = -1"),
         ({"train__evaluate_batches": 0}, "evaluate_batches = 0"),
@@ -116,11 +122,22 @@ def test_invalid_stage(changes, message):
         make_stage(parse_config(config(**changes)))
 
 
-def test_attention_needs_a_language_model():
+@pytest.mark.parametrize(
+    ("key", "value", "usual"), [("attention", "splash", "xla"), ("quantization", "int8", "none")]
+)
+def test_settings_of_a_language_model_need_one(key, value, usual, monkeypatch):
+    monkeypatch.setattr(quantized, "check", lambda kind: None)
     values = CONFIGS["vocoder"]("nano").to_dict()
-    values["train"]["attention"] = "splash"
-    with pytest.raises(ConfigError, match="stage vocoder has no language model, expected 'xla'"):
+    values["train"][key] = value
+    message = f"train.{key} = '{value}': stage vocoder has no language model, expected '{usual}'"
+    with pytest.raises(ConfigError, match=message):
         make_stage(parse_config(values))
+
+
+def test_quantization_without_its_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "qwix", None)
+    with pytest.raises(ConfigError, match=r"'int8' needs qwix: pip install 'ba_jax\[quantized\]'"):
+        make_stage(parse_config(config(train__quantization="int8")))
 
 
 def test_sequence_axis_needs_a_language_model():

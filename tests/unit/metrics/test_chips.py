@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from ba_jax.metrics.chips import peak_flops
+from ba_jax.metrics.chips import CHIPS, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,21 @@ def test_peaks(kind, cores, tera):
     if cores is not None:
         device.num_cores = cores
     assert peak_flops(device) == (None if tera is None else tera * 1e12)
+
+
+@pytest.mark.parametrize(
+    ("chip", "integers", "floats"),
+    [
+        ("v4", False, False),
+        ("v5e", True, False),
+        ("v5p", False, False),
+        ("v6e", True, False),
+        ("tpu7x", False, True),
+        ("h100", True, True),
+    ],
+)
+def test_products_at_twice_the_peak(chip, integers, floats):
+    doubles = CHIPS[chip].doubles
+    assert doubles("s8", "s8") == doubles("int8", "int8") == integers
+    assert doubles("f8e5m2", "f8e4m3fn") == doubles("float8_e5m2", "float8_e4m3fn") == floats
+    assert not any(doubles(*pair) for pair in (("bf16", "s8"), ("float32", "float32"), ("u8",)))

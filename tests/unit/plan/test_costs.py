@@ -102,6 +102,13 @@ def test_a_device_may_be_half_a_chip():
     assert half.hbm == pytest.approx(2 * whole.hbm) and half.ici == pytest.approx(2 * whole.ici)
 
 
+def test_products_of_8_bits_at_twice_the_peak():
+    chip, topology = CHIPS["v6e"], make_topology("v6e", 4, 4)
+    assert step_time(topology, 1.0, 4 * chip.peak, 0.0, {}, doubled=3 * chip.peak).compute == 0.625
+    cost = InstructionCost("products", 4 * chip.peak, 0.0, (), doubled=3 * chip.peak)
+    assert costs.serial_seconds([cost], topology) == 2.5
+
+
 def test_serial_roofline_by_hand():
     """Each instruction takes its longest part, and nothing hides but what is asynchronous."""
     v5p = CHIPS["v5p"]

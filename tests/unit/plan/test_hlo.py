@@ -8,6 +8,7 @@ import re
 import jax
 import pytest
 
+from ba_jax.metrics.chips import CHIPS
 from ba_jax.plan import costs, hlo
 from ba_jax.plan.traced import count_flops
 from tests.integration import plan_programs
@@ -49,6 +50,30 @@ def test_bytes_count_hbm_traffic():
     branch = 2 * LAYER  # the one that moves more
     expected = scalars + slices + gathers + updates + scattered + branch
     assert bytes_accessed(TEXT) == expected
+
+
+def test_products_of_8_bits_in_a_fusion():
+    text = """
+%fused (a: s8[16,8], b: s8[8,4], c: bf16[16,2], d: s8[2,4]) -> (s32[16,4], bf16[16,4]) {
+  %a = s8[16,8]{1,0} parameter(0)
+  %b = s8[8,4]{1,0} parameter(1)
+  %c = bf16[16,2]{1,0} parameter(2)
+  %d = s8[2,4]{1,0} parameter(3)
+  %x = s32[16,4]{1,0} convolution(%a, %b), dim_labels=bf_io->bf
+  %y = bf16[16,4]{1,0} convolution(%c, %d), dim_labels=bf_io->bf
+  ROOT %z = (s32[16,4]{1,0}, bf16[16,4]{1,0}) tuple(%x, %y)
+}
+
+ENTRY %main (a: s8[16,8], b: s8[8,4], c: bf16[16,2], d: s8[2,4]) -> (s32[16,4], bf16[16,4]) {
+  %a = s8[16,8]{1,0} parameter(0)
+  %b = s8[8,4]{1,0} parameter(1)
+  %c = bf16[16,2]{1,0} parameter(2)
+  %d = s8[2,4]{1,0} parameter(3)
+  ROOT %f = (s32[16,4]{1,0}, bf16[16,4]{1,0}) fusion(%a, %b, %c, %d), kind=kOutput, calls=%fused
+}"""
+    for chip, doubled in (("v6e", 2 * 16 * 8 * 4), ("v5p", 0)):
+        *_, cost = hlo.HloProgram(text, doubles=CHIPS[chip].doubles).costs()
+        assert (cost.flops, cost.doubled) == (2 * 16 * (8 + 2) * 4, doubled)
 
 
 def test_a_loop_without_a_known_count_counts_once_and_is_listed():

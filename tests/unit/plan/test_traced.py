@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
+from ba_jax.metrics.chips import CHIPS
 from ba_jax.plan import traced
 
 
@@ -37,6 +38,18 @@ def test_products_convolutions_and_loops():
         return jax.lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: x)
 
     assert flops(choose, (8, 8), (8, 8)) == 2 * 8**3
+
+
+def test_products_of_some_types_alone():
+    def product(x, w):
+        narrow = [a.astype(jnp.int8) for a in (x, w)]
+        both = jax.lax.dot(*narrow, preferred_element_type=jnp.int32) + x @ w
+        return jax.lax.scan(lambda c, _: (c + both, None), both * 0.0, None, length=3)[0]
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 8), (8, 16))]
+    jaxpr = jax.make_jaxpr(product)(*shapes)
+    assert traced.count_flops(jaxpr, CHIPS["v6e"].doubles).total == 2 * 4 * 8 * 16
+    assert traced.count_flops(jaxpr, CHIPS["v5p"].doubles).total == 0
 
 
 def test_remat_is_counted_again():

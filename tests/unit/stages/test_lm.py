@@ -394,6 +394,17 @@ def test_codes_from_mels_equal_the_encoders_codes(stage, variables, run, waiting
     assert_same(got, want, rtol=1e-5)
 
 
+def test_only_products_of_the_layers_are_quantized(variables, waiting):
+    """None of the frozen tokenizer: its codes have to be those of the other tools."""
+    pytest.importorskip("qwix")
+    batch, _ = waiting
+    online = LMStage(CONFIG, LMSettings(audio="features"), quantization="int8")
+    program = str(jax.make_jaxpr(forward(online))(variables, online.arrays(batch), KEY))
+    head = CONFIG.audio_head
+    assert program.count("preferred_element_type=int32") == 7 + head.layers * (4 + 2 * head.depth)
+    assert program.count("= dot_general") > 2 * (7 + head.layers * (4 + 2 * head.depth))
+
+
 def test_mels_that_do_not_fill_the_audio_positions_are_refused(stage, waiting):
     batch, _ = waiting
     online = LMStage(CONFIG, LMSettings(audio="features"))
