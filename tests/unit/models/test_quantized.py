@@ -10,8 +10,6 @@ from ba_jax.metrics.chips import CHIPS
 from ba_jax.models.cpu_layout import Dense
 from ba_jax.plan.traced import count_flops
 
-pytest.importorskip("qwix")
-
 VARIABLES = jax.device_get(Dense(96).init(jax.random.key(0), jnp.zeros((1, 64))))
 X = jax.random.normal(jax.random.key(1), (2, 16, 64))
 

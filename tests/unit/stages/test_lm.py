@@ -396,7 +396,6 @@ def test_codes_from_mels_equal_the_encoders_codes(stage, variables, run, waiting
 
 def test_only_products_of_the_layers_are_quantized(variables, waiting):
     """None of the frozen tokenizer: its codes have to be those of the other tools."""
-    pytest.importorskip("qwix")
     batch, _ = waiting
     online = LMStage(CONFIG, LMSettings(audio="features"), quantization="int8")
     program = str(jax.make_jaxpr(forward(online))(variables, online.arrays(batch), KEY))
