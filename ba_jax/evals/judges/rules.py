@@ -103,7 +103,7 @@ _NO_ARTICLE = rf"(?!\s+(?!(?:{_AFTER_A})\b)[a-z])"
 _ANY = _ALONE.format(rf"(?:([B-Jb-j])|([Aa]){_NO_ARTICLE})")
 _CAPITAL = _ALONE.format(rf"(?:([B-HJ])|((?<=[a-z,;:] )A|A{_NO_ARTICLE}))")
 _AND = r"(?:or|nor|and|或者?|和|与|&)"
-_LISTED = rf"(?:(?:\s*[,、]\s*{_CAPITAL})*\W*{_AND}\W*(?:option\W+)?{_CAPITAL})?"
+_LISTED = rf"(?:(?:\s*[,、]\s*{_CAPITAL}){{0,9}}+\W*{_AND}\W*(?:option\W+)?{_CAPITAL})?"
 _FALSE = r"(?:wrong|incorrect|false|unclear|unlikely|impossible|ruled out)\b"
 _NOT_CHOSEN = re.compile(
     r"(?:(?i:\b(?:not|neither|nor|never|than|instead of|except|unlike|rul(?:e|ed|ing) out"
@@ -149,13 +149,16 @@ def chosen_letter(answer: str) -> str | None:
     plain = re.sub(r"[*_`~$]+", "", unify(drop_thoughts(answer)))
     plain = _NOT_CHOSEN.sub(" ", plain)
     for pattern in _CHOSEN:
-        letters = set()
-        for match in pattern.finditer(plain):
+        letters, place = set(), 0
+        while match := pattern.search(plain, place):
             while match:
                 letters.add(match[match.lastindex].upper())
-                match = _ALSO.match(plain, match.end())
+                place = match.end()
+                match = _ALSO.match(plain, place)
+            if len(letters) > 1:
+                return None
         if letters:
-            return letters.pop() if len(letters) == 1 else None
+            return letters.pop()
     return None
 
 

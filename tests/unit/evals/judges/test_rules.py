@@ -66,6 +66,12 @@ def test_odd_letters(answer, letter):
     assert chosen_letter(answer) == letter
 
 
+@pytest.mark.parametrize("answer, letter", [("不是{}", "A"), ("{}B", None), ("not {}or B", None)])
+def test_long_lists_of_letters_take_linear_time(answer, letter):
+    """Each took seconds while every letter looked through all that follow."""
+    assert chosen_letter(answer.format("A，" * 4000)) == letter
+
+
 @pytest.mark.parametrize(
     ("answer", "right"),
     [
