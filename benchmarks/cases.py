@@ -11,9 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-import transformers
 from transformers.audio_utils import mel_filter_bank
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from ba_jax.audio import resample, whisper_log_mel, whisper_log_mel_batch
 from ba_jax.convert import engine
@@ -225,17 +223,8 @@ def encoder(sizes: Sizes) -> Case:
     size = dataclasses.replace(sizes.encoder, max_positions=frames // 2)
     config = BaichuanAudioConfig(audio_encoder=size)
     variables = draw_variables(config)
-    whisper = transformers.WhisperConfig(
-        num_mel_bins=size.mel_bins,
-        d_model=size.width,
-        encoder_layers=size.layers,
-        encoder_attention_heads=size.heads,
-        encoder_ffn_dim=size.ffn_width,
-        max_source_positions=size.max_positions,
-        attn_implementation="sdpa",
-    )
     weights = torch_weights(variables, encoder_table.whisper_rows(size, "encoder"))
-    module = load(WhisperEncoder(whisper), select(weights, "encoder."))
+    module = load(counterparts.whisper_encoder(size, frames), select(weights, "encoder."))
     mel_BTM = normal(1, 1, frames, size.mel_bins)
     run = functools.partial(
         BaichuanAudio(config).apply, method=lambda m, *args: m.audio_encoder(*args)[0]
@@ -284,20 +273,8 @@ def llm(sizes: Sizes) -> Case:
     size = sizes.llm
     config = BaichuanAudioConfig(llm=size)
     variables = draw_variables(config)
-    qwen = transformers.Qwen2Config(
-        vocab_size=size.vocab_size,
-        hidden_size=size.width,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.kv_heads,
-        intermediate_size=size.ffn_width,
-        rope_parameters={"rope_type": "default", "rope_theta": size.rope_theta},
-        rms_norm_eps=size.norm_epsilon,
-        tie_word_embeddings=False,
-        attn_implementation="sdpa",
-    )
     module = load(
-        transformers.Qwen2ForCausalLM(qwen),
+        counterparts.qwen2(size),
         torch_weights(variables, llm_table.rows(dataclasses.replace(size, qkv_packed=False))),
     )
     ids_BL = np.random.default_rng(3).integers(0, size.vocab_size, (1, sizes.prompt))

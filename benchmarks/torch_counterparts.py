@@ -17,6 +17,48 @@ from collections import OrderedDict
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import Qwen2Config, Qwen2ForCausalLM, WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from ba_jax.models.audio_encoder import AudioEncoderConfig
+from ba_jax.models.llm import LLMConfig
+
+# --- transformers' -----------------------------------------------------------------------------
+
+
+def qwen2(config: LLMConfig) -> Qwen2ForCausalLM:
+    """Transformers' Qwen2 of the language model's sizes."""
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=config.vocab_size,
+            hidden_size=config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            intermediate_size=config.ffn_width,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            rms_norm_eps=config.norm_epsilon,
+            tie_word_embeddings=config.tied_embeddings,
+            attn_implementation="sdpa",
+        )
+    )
+
+
+def whisper_encoder(config: AudioEncoderConfig, frames: int) -> WhisperEncoder:
+    """Transformers' Whisper encoder of the audio encoder's sizes for clips of some frames."""
+    return WhisperEncoder(
+        WhisperConfig(
+            num_mel_bins=config.mel_bins,
+            d_model=config.width,
+            encoder_layers=config.layers,
+            encoder_attention_heads=config.heads,
+            encoder_ffn_dim=config.ffn_width,
+            max_source_positions=frames // 2,
+            attn_implementation="sdpa",
+        )
+    )
+
 
 # --- front end ----------------------------------------------------------------------------------
 

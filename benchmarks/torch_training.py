@@ -17,9 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
-from transformers import Qwen2Config, Qwen2ForCausalLM, WhisperConfig
 from transformers.audio_utils import mel_filter_bank
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.stages.base import Stage
@@ -53,37 +51,17 @@ def trainer(parameters: Iterable[nn.Parameter]) -> tuple[Callable[[Tensor], None
     return update, sum(parameter.numel() for parameter in trained)
 
 
-def qwen2(config: BaichuanAudioConfig) -> Qwen2ForCausalLM:
-    """Transformers' Qwen2 of the language model's sizes."""
-    c = config.llm
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=c.vocab_size,
-            hidden_size=c.width,
-            num_hidden_layers=c.layers,
-            num_attention_heads=c.heads,
-            num_key_value_heads=c.kv_heads,
-            head_dim=c.head_dim,
-            intermediate_size=c.ffn_width,
-            rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
-            tie_word_embeddings=c.tied_embeddings,
-            attn_implementation="sdpa",
-            use_cache=False,
-        )
-    )
-
-
 def text(stage: Stage, arrays: Mapping[str, Any]) -> Step:
     """The language model on text."""
-    model, ids_BL = qwen2(stage.config), tensors(arrays["ids_BL"])
+    model, ids_BL = counterparts.qwen2(stage.config.llm), tensors(arrays["ids_BL"])
     update, count = trainer(model.parameters())
-    return lambda: update(model(input_ids=ids_BL, labels=ids_BL).loss), count
+    return lambda: update(model(input_ids=ids_BL, labels=ids_BL, use_cache=False).loss), count
 
 
 def codes(stage: Stage, arrays: Mapping[str, Any]) -> Step:
     """The language model and the audio head on rows of text and codes, tables of text frozen."""
     c, arrays = stage.config, tensors(arrays)
-    model = qwen2(c)
+    model = counterparts.qwen2(c.llm)
     for table in (model.get_input_embeddings(), model.get_output_embeddings()):
         table.requires_grad_(False)
     sizes, stride = c.audio_head.codebook_sizes, stage.settings.full_head_every
@@ -103,7 +81,7 @@ def codes(stage: Stage, arrays: Mapping[str, Any]) -> Step:
         x_BLD = torch.where(
             is_audio_BL[..., None], sum(spoken), model.get_input_embeddings()(ids_BL)
         )
-        hidden_BLD = model.model(inputs_embeds=x_BLD).last_hidden_state[:, :-1]
+        hidden_BLD = model.model(inputs_embeds=x_BLD, use_cache=False).last_hidden_state[:, :-1]
         loss = F.cross_entropy(model.lm_head(hidden_BLD[words_BL]), ids_BL[:, 1:][words_BL])
         hidden_ND, codes_NQ = hidden_BLD[frames_BL], codes_BLQ[:, 1:][frames_BL]
         x_N1D = hidden_ND[:, None]
@@ -122,22 +100,6 @@ def codes(stage: Stage, arrays: Mapping[str, Any]) -> Step:
 
 
 # --- tokenizer and flow -------------------------------------------------------------------------
-
-
-def whisper(config: BaichuanAudioConfig, frames: int) -> WhisperEncoder:
-    """Transformers' Whisper encoder of the audio encoder's sizes for clips of some frames."""
-    c = config.audio_encoder
-    return WhisperEncoder(
-        WhisperConfig(
-            num_mel_bins=c.mel_bins,
-            d_model=c.width,
-            encoder_layers=c.layers,
-            encoder_attention_heads=c.heads,
-            encoder_ffn_dim=c.ffn_width,
-            max_source_positions=frames // 2,
-            attn_implementation="sdpa",
-        )
-    )
 
 
 class Bridge(nn.Module):
@@ -231,8 +193,9 @@ def tokenizer(stage: Stage, arrays: Mapping[str, Any]) -> Step:
     buckets, rows = arrays["audio"], arrays["rows"]
     mels = [bucket["mel"].flatten(0, 1).transpose(1, 2) for bucket in buckets]
     mels = [F.pad(mel, (0, mel.shape[-1] % 2)).contiguous() for mel in mels]
-    encoder = whisper(c, max(mel.shape[-1] for mel in mels))
-    bridge, decoder, model = Bridge(c), AudioDecoder(c), qwen2(c).requires_grad_(False)
+    encoder = counterparts.whisper_encoder(c.audio_encoder, max(mel.shape[-1] for mel in mels))
+    bridge, decoder = Bridge(c), AudioDecoder(c)
+    model = counterparts.qwen2(c.llm).requires_grad_(False)
     projection = nn.Linear(c.vq_bridge.code_width, c.llm.width)
     encoder.embed_positions.requires_grad_(False)
     modules = (encoder, bridge, decoder, projection)
@@ -257,7 +220,7 @@ def tokenizer(stage: Stage, arrays: Mapping[str, Any]) -> Step:
             for row, chunk in bucket["codes"].nonzero():
                 start, size = bucket["starts"][row, chunk], bucket["codes"][row, chunk]
                 x_BLD[row, start : start + size] = frames[row, chunk, :size]
-        hidden_BLD = model.model(inputs_embeds=x_BLD).last_hidden_state[:, :-1]
+        hidden_BLD = model.model(inputs_embeds=x_BLD, use_cache=False).last_hidden_state[:, :-1]
         logits = model.lm_head(hidden_BLD[targets_BL])
         update(loss + F.cross_entropy(logits, rows["ids"][:, 1:][targets_BL]))
 
@@ -293,7 +256,8 @@ def flow(stage: Stage, arrays: Mapping[str, Any]) -> Step:
     c, arrays = stage.config, tensors(arrays)
     mel_BMT = arrays["whisper_mel_BTM"].transpose(1, 2)
     mel_BMT = F.pad(mel_BMT, (0, mel_BMT.shape[-1] % 2)).contiguous()
-    encoder, bridge, decoder = whisper(c, mel_BMT.shape[-1]), Bridge(c), AudioDecoder(c)
+    encoder = counterparts.whisper_encoder(c.audio_encoder, mel_BMT.shape[-1])
+    bridge, decoder = Bridge(c), AudioDecoder(c)
     u = c.flow_unet
     prenet = FlowPrenet(c)
     unet = counterparts.FlowUNet(

@@ -13,6 +13,19 @@ from benchmarks import cases, components, generate, train_step
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
+def run(name: str, folder: pathlib.Path, *options: str) -> tuple[list[dict], str]:
+    """Run a benchmark in a process of its own; return its rows and what it prints."""
+    out = folder / "numbers.json"
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *options, f"--json={out}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text())["rows"], done.stdout
+
+
 @pytest.mark.deep
 @pytest.mark.slow
 def test_every_component_is_compared_and_agrees(tmp_path, capsys):
@@ -36,16 +49,8 @@ def test_every_component_is_compared_and_agrees(tmp_path, capsys):
 @pytest.mark.deep
 @pytest.mark.slow
 def test_loading_is_compared(tmp_path):
-    out = tmp_path / "numbers.json"
-    options = ["--recordings", "16", "--codes", "40", "--seconds", "0", "--json", str(out)]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.data", *options],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(out.read_text())["rows"]
+    options = ["--recordings", "16", "--codes", "40", "--seconds", "0"]
+    rows, table = run("data", tmp_path, *options)
     assert [(row["files"], row["against"]) for row in rows] == [
         ("as stored", "torchaudio"),
         ("as stored", "HF datasets"),
@@ -55,27 +60,19 @@ def test_loading_is_compared(tmp_path):
     ]
     for row in rows:
         assert row["ratio"] > 0 and row["ours_tokens_per_second"] > 0
-        assert f"{row['ours_audio_seconds_per_second']:,.0f}" in done.stdout
+        assert f"{row['ours_audio_seconds_per_second']:,.0f}" in table
 
 
 @pytest.mark.deep
 @pytest.mark.slow
 def test_generation_is_compared_and_agrees(tmp_path):
     """On a single CPU, to which the benchmark restarts itself: torch's threads cannot spin."""
-    out = tmp_path / "numbers.json"
     options = ["--size", "toy", "--seconds", "0", "--synthesis", "none", "--threads", "1"]
     options.append("--stacked")
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.generate", *options, "--json", str(out)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(out.read_text())["rows"]
+    rows, table = run("generate", tmp_path, *options)
     assert [row["unit"] for row in rows] == ["ids"] * 5 + ["frames"] * 5 + ["s"]
     for row in rows:
-        assert row["what"] in done.stdout
+        assert row["what"] in table
         assert row["baseline_seconds"] > 0 and row["our_seconds"] > 0 and row["ratio"] > 0
         assert row["difference"] == 0, row["what"]  # the same ids and codes
         assert (row["real_time"] is not None) == (row["unit"] == "frames")
@@ -87,16 +84,8 @@ def test_generation_is_compared_and_agrees(tmp_path):
 @pytest.mark.parametrize("step", train_step.CONFIGS)
 def test_training_steps_train_the_same_sizes(step, tmp_path):
     """In a process of its own: it changes how memory is kept."""
-    out = tmp_path / "numbers.json"
-    options = [f"--only={step}", "--rows=2", "--seconds=0", "--threads=1", f"--json={out}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.train_step", *options],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads(out.read_text())["rows"]
+    options = [f"--only={step}", "--rows=2", "--seconds=0", "--threads=1"]
+    ((row,), _) = run("train_step", tmp_path, *options)
     ours, theirs = row["values"]
     assert abs(ours - theirs) < 0.01 * ours
     assert row["ratio"] > 0 and row["gflops"] > 0
