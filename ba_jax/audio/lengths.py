@@ -10,6 +10,7 @@ N_FFT = 400  # samples of a mel frame's window; shorter clips have no features
 HOP = 160  # samples a mel frame
 MAX_SECONDS = 30  # window of the audio encoder
 FRAME_SECONDS = 0.08  # of a code frame
+FRAME_SAMPLES = 1280  # of a code frame
 
 
 def mel_length(samples):

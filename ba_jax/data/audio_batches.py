@@ -31,7 +31,8 @@ from ba_jax.data.mixture import (
     example_name,
     open_sources,
 )
-from ba_jax.data.record import Record, RecordError
+from ba_jax.data.record import Part, Record, RecordError
+from ba_jax.vocab import CodeError, check_codes
 
 WAVE_RATE = 24000
 """Hz of `AudioBatch.wave_BS`, the vocoder's."""
@@ -40,8 +41,9 @@ FEATURES = {
     "whisper_mel": lengths.SAMPLE_RATE,
     "hifigan_mel": HIFIGAN_MEL.sample_rate,
     "flow_mel": FLOW_MEL.sample_rate,
+    "codes": 0,
 }
-"""Feature -> rate of the wave that it is computed from, Hz."""
+"""Feature -> rate of the wave that it is computed from, Hz; 0: it is stored."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,8 @@ class AudioSettings:
       crop: take one random window of a bucket's length from each recording, instead of cutting it
         into clips. Needs a single bucket; shorter recordings are padded, and count with their own
         length.
-      features: names in FEATURES.
+      features: names in FEATURES. With "codes" records must hold the codes of their audio
+        (`python -m ba_jax.corpora.tokenize`), and clips begin and end with a frame of codes.
       augmentation: augmentation of `whisper_mel` and the wave that it is computed from; speed
         changes all features.
       seed, on_error, index_cache, index_workers: as in `PackedSettings`.
@@ -65,7 +68,7 @@ class AudioSettings:
     mixture: tuple[Selection, ...]
     buckets: tuple[Bucket, ...]
     crop: bool = False
-    features: tuple[str, ...] = tuple(FEATURES)
+    features: tuple[str, ...] = ("wave", "whisper_mel", "hifigan_mel", "flow_mel")
     augmentation: Augmentation = Augmentation()
     seed: int = 0
     on_error: str = "fail"
@@ -91,6 +94,18 @@ class AudioSettings:
                     "or 'user' or 'assistant' for that role's"
                 )
         check_mixture(self.mixture)
+        if "codes" in self.features:
+            for bucket in self.buckets:
+                if bucket.samples % lengths.FRAME_SAMPLES:
+                    raise ValueError(
+                        f"a bucket of {bucket.seconds} s with the feature 'codes', expected whole "
+                        f"frames of {lengths.FRAME_SECONDS} s"
+                    )
+            if self.augmentation.speeds != (1.0,):
+                raise ValueError(
+                    f"augmentation.speeds = {self.augmentation.speeds} with the feature 'codes', "
+                    "expected (1.0,): codes are stored at the recording's speed"
+                )
 
 
 class AudioBatch(NamedTuple):
@@ -103,6 +118,7 @@ class AudioBatch(NamedTuple):
       hifigan_mel_BTM, hifigan_lengths_B: the audio decoder's target.
       flow_mel_BTM, flow_lengths_B: the flow-matching decoder's target.
       skipped_B: int32, 1 for a damaged recording.
+      codes_BNQ, code_lengths_B: stored codes, int32.
     """
 
     samples_B: np.ndarray
@@ -114,6 +130,8 @@ class AudioBatch(NamedTuple):
     flow_mel_BTM: np.ndarray | None
     flow_lengths_B: np.ndarray | None
     skipped_B: np.ndarray
+    codes_BNQ: np.ndarray | None = None
+    code_lengths_B: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,9 +251,7 @@ class AudioBatches:
           RecordError: a damaged record with on_error = "fail".
         """
         clips = self._draw(step, rows)
-        batch = empty_batch(
-            self.settings.features, self.bucket(step), len(clips), self.model.mel_bins
-        )
+        batch = empty_batch(self.settings.features, self.bucket(step), len(clips), self.model)
         with features.one_blas_thread():
             for place, (member, clip, seed) in enumerate(clips):
                 self._add(batch, place, member, clip, np.random.default_rng(seed))
@@ -272,9 +288,12 @@ class AudioBatches:
         index = int(counted.records_N[clip])
         try:
             record = self._sources[member][index]
-            samples, waves = self._waves(record, counted.rows_NK[clip].tolist(), rng)
-            self._fill(batch, place, samples, waves, rng)
-        except (RecordError, AudioError) as error:
+            part, first, samples = self._window(record, counted.rows_NK[clip].tolist(), rng)
+            speed = features.speed_of(record, self.settings.augmentation)
+            self._fill(batch, place, samples, self._waves(part, first, samples, speed), rng)
+            if batch.codes_BNQ is not None:
+                self._fill_codes(batch, place, part, first, samples)
+        except (RecordError, AudioError, CodeError) as error:
             where = f"{self.settings.mixture[member].name}, record {index}: {error}"
             if self.settings.on_error == "fail":
                 raise RecordError(where) from None
@@ -284,26 +303,49 @@ class AudioBatches:
                     array[place] = 0
             batch.skipped_B[place] = 1
 
-    def _waves(self, record: Record, clip: Sequence[int], rng) -> tuple[int, dict[int, np.ndarray]]:
-        """Decode a clip: (its 16 kHz samples, rate -> its wave)."""
+    def _window(self, record: Record, clip: Sequence[int], rng) -> tuple[Part, int, int]:
+        """Place of a clip: (part, its first 16 kHz sample, its samples)."""
         number, first, samples, _ = clip
         if number >= len(record.parts):
             raise RecordError(f"part {number} of {len(record.parts)}: changed since it was counted")
-        part = record.parts[number]
-        speed = features.speed_of(record, self.settings.augmentation)
-        rates = sorted({FEATURES[name] for name in self.settings.features})
-        waves = features.decode(part.audio, part.seconds, rates, speed)
         if self.settings.crop:
             window = self.buckets[0].samples
             first = int(rng.integers(max(0, samples - window) + 1))
+            if "codes" in self.settings.features:
+                first -= first % lengths.FRAME_SAMPLES
             samples = min(samples, window)
+        return record.parts[number], first, samples
+
+    def _waves(self, part: Part, first: int, samples: int, speed: float) -> dict[int, np.ndarray]:
+        """Decode a clip: rate -> its wave."""
+        rates = sorted({FEATURES[name] for name in self.settings.features} - {0})
         pieces = {}
-        for wave_S, rate in zip(waves, rates, strict=True):
+        for wave_S, rate in zip(
+            features.decode(part.audio, part.seconds, rates, speed), rates, strict=True
+        ):
             start, size = _samples_at(rate, first), _samples_at(rate, samples)
             piece_S = wave_S[start : start + size]
             # Lengths are rounded at each rate separately: a sample may be missing at the end.
             pieces[rate] = np.pad(piece_S, (0, size - len(piece_S)))
-        return samples, pieces
+        return pieces
+
+    def _fill_codes(
+        self, batch: AudioBatch, place: int, part: Part, first: int, samples: int
+    ) -> None:
+        """Fill in the stored codes of a clip."""
+        if part.codes_NQ is None:
+            raise RecordError("no codes, expected those of its audio (ba_jax.corpora.tokenize)")
+        codebooks = batch.codes_BNQ.shape[2]
+        start, frames = first // lengths.FRAME_SAMPLES, lengths.code_length(samples)
+        codes_NQ = part.codes_NQ[start : start + frames]
+        if codes_NQ.shape != (frames, codebooks):
+            raise RecordError(
+                f"{len(part.codes_NQ)} frames of {part.codes_NQ.shape[1]} codes for "
+                f"{part.seconds:.3f} s, expected frames {start} to {start + frames} of {codebooks}"
+            )
+        check_codes(codes_NQ, self.model.codebook_sizes)
+        batch.codes_BNQ[place, :frames] = codes_NQ
+        batch.code_lengths_B[place] = frames
 
     def _fill(
         self, batch: AudioBatch, place: int, samples: int, waves: dict[int, np.ndarray], rng
@@ -346,15 +388,14 @@ class AudioBatches:
         return figures
 
 
-def empty_batch(features: Sequence[str], bucket: Bucket, rows: int, mel_bins: int) -> AudioBatch:
-    """Allocate zeros for clips of a bucket; features that are not named are None.
-
-    `mel_bins` are those of Whisper's mel.
-    """
+def empty_batch(
+    features: Sequence[str], bucket: Bucket, rows: int, model: ModelFormat
+) -> AudioBatch:
+    """Allocate zeros for clips of a bucket; features that are not named are None."""
     samples = _samples_at(WAVE_RATE, bucket.samples)
     shapes = {
         "wave": (samples,),
-        "whisper_mel": (bucket.mel_frames, mel_bins),
+        "whisper_mel": (bucket.mel_frames, model.mel_bins),
         "hifigan_mel": (bucket.samples // HIFIGAN_MEL.hop, HIFIGAN_MEL.n_mels),
         "flow_mel": (samples // FLOW_MEL.hop, FLOW_MEL.n_mels),
     }
@@ -367,6 +408,10 @@ def empty_batch(features: Sequence[str], bucket: Bucket, rows: int, mel_bins: in
         if name != "wave":
             length = name.removesuffix("_mel") + "_lengths_B"
             arrays[length] = np.zeros(rows, np.int32) if is_wanted else None
+    if "codes" in features:
+        shape = (rows, lengths.code_length(bucket.samples), len(model.codebook_sizes))
+        arrays["codes_BNQ"] = np.zeros(shape, np.int32)
+        arrays["code_lengths_B"] = np.zeros(rows, np.int32)
     zeros = {name: np.zeros(rows, np.int32) for name in ("samples_B", "skipped_B")}
     return AudioBatch(**arrays, **zeros)
 

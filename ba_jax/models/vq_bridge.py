@@ -208,14 +208,21 @@ class VQBridge(layers.Layer):
             used_BQ = jnp.ones((z.shape[0], len(codes)), bool)
         return Quantized(z_BNE, codes_BNQ, jnp.stack(residuals), used_BQ)
 
-    def dequantize(self, codes_BNQ: jax.Array, lengths_B: jax.Array) -> jax.Array:
-        """Sum of the codes' rows, z_BNE in float32, 0 past the length; adds the last one first."""
+    def dequantize(
+        self, codes_BNQ: jax.Array, lengths_B: jax.Array, codebooks_B: jax.Array | None = None
+    ) -> jax.Array:
+        """Sum of the codes' rows, z_BNE in float32, 0 past the length; adds the last one first.
+
+        With `codebooks_B` an item has that many of its first codebooks.
+        """
         valid = layers.length_mask(lengths_B, codes_BNQ.shape[1])[:, :, None]
         codes_BNQ = jnp.where(valid, codes_BNQ, 0)
-        rows = [
-            embed.value.astype(jnp.float32)[codes_BNQ[..., q]]
-            for q, embed in reversed(list(enumerate(self.embeds)))
-        ]
+        rows = []
+        for q, embed in reversed(list(enumerate(self.embeds))):
+            row = embed.value.astype(jnp.float32)[codes_BNQ[..., q]]
+            if codebooks_B is not None:
+                row = jnp.where(q < codebooks_B[:, None, None], row, 0)
+            rows.append(row)
         return jnp.where(valid, sum(rows), 0)
 
     def project(self, z_BNE: jax.Array) -> jax.Array:

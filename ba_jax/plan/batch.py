@@ -175,12 +175,14 @@ def _chunks(
 
 
 def _clip(settings: AudioSettings, bucket: Bucket, model: ModelFormat) -> AudioBatch:
-    batch = empty_batch(settings.features, bucket, 1, model.mel_bins)
+    batch = empty_batch(settings.features, bucket, 1, model)
     full = {"samples_B": np.full(1, bucket.samples, np.int32)}
     for name in ("whisper", "hifigan", "flow"):
         mel_BTM = getattr(batch, f"{name}_mel_BTM")
         if mel_BTM is not None:
             full[f"{name}_lengths_B"] = np.full(1, mel_BTM.shape[1], np.int32)
+    if batch.codes_BNQ is not None:
+        full["code_lengths_B"] = np.full(1, batch.codes_BNQ.shape[1], np.int32)
     return batch._replace(**full)
 
 

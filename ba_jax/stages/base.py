@@ -218,9 +218,8 @@ class ClipStage(Stage):
 
     def check_features(self, batch: AudioBatch, names: Sequence[str]) -> None:
         """Raise StageError if the batch lacks a feature."""
-        lacking = [
-            n for n in names if getattr(batch, n + ("_BS" if n == "wave" else "_BTM")) is None
-        ]
+        axes = {"wave": "_BS", "codes": "_BNQ"}
+        lacking = [n for n in names if getattr(batch, n + axes.get(n, "_BTM")) is None]
         if lacking:
             raise StageError(
                 f"stage {self.name}: batches without {lacking}; name them in the data's `features`"

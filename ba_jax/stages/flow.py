@@ -1,6 +1,7 @@
 """Flow stage: the flow-matching decoder learns mels from the frozen tokenizer's codes (paper 3.2).
 
-Frozen components encode the audio to codes and decode these to the audio decoder's 50 Hz features.
+Frozen components encode the audio to codes, unless the data store them, and decode these to the
+audio decoder's 50 Hz features.
 The prenet turns the features into mu (prior loss: L1 against the mel). The U-Net learns the
 velocity of the flow from noise to the mel, given mu (CFM loss; mu is zeroed for a share of the
 items, so that sampling can be guided). The CFM loss reaches the prenet through mu, too. The audio
@@ -22,6 +23,7 @@ import numpy as np
 
 from ba_jax.audio.lengths import FRAME_SECONDS, bridge_length, encoder_length
 from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL
+from ba_jax.config import check_choices
 from ba_jax.data.audio_batches import AudioBatch
 from ba_jax.losses import flow as losses
 from ba_jax.losses.codec import mel_errors
@@ -39,6 +41,7 @@ from ba_jax.stages.base import (
     item_keys,
 )
 
+AUDIO = ("features", "codes")
 _EVAL_SEED = 0  # of the noise of evaluations, the same in each
 
 
@@ -47,6 +50,8 @@ class FlowSettings:
     """Settings of the stage; condition dropout and schedule are in the model's `flow_matching`.
 
     Attributes:
+      audio: "features": the frozen encoder makes the codes in each step, from `whisper_mel`;
+        "codes": batches hold them (data.features).
       prior, cfm: weights of the losses.
       codebook_dropout: share of items decoded from their first 1 to Q codebooks alone, the number
         drawn uniformly, so that truncated codes can be decoded.
@@ -64,6 +69,7 @@ class FlowSettings:
       ValueError: a number out of range.
     """
 
+    audio: str = "features"
     prior: float = 1.0
     cfm: float = 1.0
     codebook_dropout: float = 0.0
@@ -73,6 +79,7 @@ class FlowSettings:
     eval_steps: int = 4
 
     def __post_init__(self):
+        check_choices(self, audio=AUDIO)
         check_range(self, "codebook_dropout", "rotation", high=1)
         check_range(self, "prior", "cfm", "decoder")
         check_range(self, "eval_times", "eval_steps", low=1)
@@ -135,36 +142,13 @@ def rotate(
     return jnp.take_along_axis(x_BTD, source_BT[..., None], axis=1)
 
 
-def quantize(
-    model: BaichuanAudio,
-    mel_BTM: jax.Array,
-    lengths_B: jax.Array,
-    codebooks_B: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Whisper mel to quantised features z_BNE and their lengths_B.
-
-    With `codebooks_B` an item keeps that many of its first codebooks. A method of the assembly:
-    `model.apply(variables, ..., method=quantize)`.
-    """
-    if codebooks_B is None:
-        codes_BNQ, lengths_B = model.encode(mel_BTM, lengths_B)
-        return model.vq_bridge.dequantize(codes_BNQ, lengths_B), lengths_B
-    x, lengths_B = model.audio_encoder(mel_BTM, lengths_B)
-    z, lengths_B = model.vq_bridge.features(x, lengths_B)
-    quantized = model.vq_bridge.quantize(z, lengths_B)
-    # The first residual minus the residual before codebook q is the sum of the first q codebooks.
-    residuals = quantized.residuals_QBNE
-    sums = jnp.concatenate([residuals[:1] - residuals[1:], quantized.z_BNE[None]])
-    return jnp.take_along_axis(sums, codebooks_B[None, :, None, None] - 1, axis=0)[0], lengths_B
-
-
 def decode(model: BaichuanAudio, z_BNE: jax.Array, lengths_B: jax.Array) -> AudioDecoderOutput:
     """The audio decoder's output for quantised features."""
     return model.audio_decoder(model.vq_bridge.project(z_BNE), lengths_B)
 
 
 class FlowStage(ClipStage):
-    """The flow stage; batches are `AudioBatch`es with `whisper_mel` and `flow_mel`.
+    """The flow stage; batches are `AudioBatch`es with `flow_mel`, and `whisper_mel` or `codes`.
 
     Raises:
       StageError: a model without one of the components, or whose mel is not `FLOW_MEL`'s.
@@ -172,7 +156,11 @@ class FlowStage(ClipStage):
 
     name = "flow"
     settings_class = FlowSettings
-    components = ("audio_encoder", "vq_bridge", "audio_decoder", "flow_prenet", "flow_unet")
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        encoder = ("audio_encoder",) if self.settings.audio == "features" else ()
+        return (*encoder, "vq_bridge", "audio_decoder", "flow_prenet", "flow_unet")
 
     def __init__(self, config, settings, **kwargs):
         super().__init__(config, settings, **kwargs)
@@ -181,36 +169,43 @@ class FlowStage(ClipStage):
             if bins != FLOW_MEL.n_mels:
                 raise StageError(f"{name}: mel_bins = {bins}, expected {FLOW_MEL.n_mels}")
 
-    def _code_lengths(self, whisper_lengths_B: np.ndarray) -> np.ndarray:
-        return bridge_length(encoder_length(whisper_lengths_B), self.config.vq_bridge.pooling)
+    def _code_lengths(self, arrays: Mapping[str, Any]) -> Any:
+        """Frames of codes of each item."""
+        if "code_lengths_B" in arrays:
+            return arrays["code_lengths_B"]
+        lengths_B = encoder_length(arrays["whisper_lengths_B"])
+        return bridge_length(lengths_B, self.config.vq_bridge.pooling)
 
-    def mu_lengths(self, whisper_lengths_B: np.ndarray) -> np.ndarray:
-        """Frames of mu for frames of Whisper's mel, on the host."""
-        codes_B = self._code_lengths(whisper_lengths_B)
+    def mu_lengths(self, codes_B: np.ndarray) -> np.ndarray:
+        """Frames of mu for frames of codes, on the host."""
         hidden_B = self.config.audio_decoder.hidden_length(codes_B).astype(np.float32)
         ratio = np.float32(self.config.flow_prenet.length_ratio)
         return np.floor(hidden_B * ratio).astype(np.int32)
 
     def arrays(self, batch: AudioBatch) -> dict[str, np.ndarray]:
-        """whisper_mel_BTM with its lengths, mel_BTM (the target) with the frames that count.
+        """The input (whisper_mel_BTM, or codes_BNQ, with its lengths), and mel_BTM, the target,
+        with the frames that count.
 
         Raises:
           StageError: a batch without these features, or without a frame to learn from.
         """
-        features = ["whisper_mel", "flow_mel"] + ["hifigan_mel"] * (self.settings.decoder > 0)
+        stored = self.settings.audio == "codes"
+        features = ["codes" if stored else "whisper_mel", "flow_mel"]
+        features += ["hifigan_mel"] * (self.settings.decoder > 0)
         self.check_features(batch, features)
-        whisper_lengths_B = np.asarray(batch.whisper_lengths_B, np.int32)
-        mu_B = self.mu_lengths(whisper_lengths_B)
+        if stored:
+            arrays = {"codes_BNQ": batch.codes_BNQ, "code_lengths_B": batch.code_lengths_B}
+        else:
+            arrays = {
+                "whisper_mel_BTM": batch.whisper_mel_BTM,
+                "whisper_lengths_B": np.asarray(batch.whisper_lengths_B, np.int32),
+            }
+        codes_B = self._code_lengths(arrays)
+        mu_B = self.mu_lengths(codes_B)
         lengths_B = np.minimum(mu_B, batch.flow_lengths_B).astype(np.int32)
         self.check_frames(lengths_B, batch)
-        arrays = {
-            "whisper_mel_BTM": batch.whisper_mel_BTM,
-            "whisper_lengths_B": whisper_lengths_B,
-            "mel_BTM": batch.flow_mel_BTM,
-            "lengths_B": lengths_B,
-        }
+        arrays |= {"mel_BTM": batch.flow_mel_BTM, "lengths_B": lengths_B}
         if self.settings.decoder:
-            codes_B = self._code_lengths(whisper_lengths_B)
             frames_B = self.config.audio_decoder.decoded_frames(codes_B)
             arrays["decoder_mel_BTM"] = batch.hifigan_mel_BTM
             arrays["decoder_lengths_B"] = np.minimum(frames_B, batch.hifigan_lengths_B)
@@ -222,10 +217,12 @@ class FlowStage(ClipStage):
         The decoder's mels count too, though only `FlowSettings.decoder` reads them: 0.2 % of the
         tokenizer's FLOPs at full size, 2.3 % at nano.
         """
-        config, whisper_B = self.config, np.asarray(arrays["whisper_lengths_B"])
-        codes_B = self._code_lengths(whisper_B)
-        frozen = flops.audio_encoder(config.audio_encoder, whisper_B)
-        frozen += flops.vq_bridge(config.vq_bridge, int(codes_B.sum()))
+        config, codes_B = self.config, np.asarray(self._code_lengths(arrays))
+        frozen = 0.0
+        if self.settings.audio == "features":
+            whisper_B = np.asarray(arrays["whisper_lengths_B"])
+            frozen += flops.audio_encoder(config.audio_encoder, whisper_B)
+            frozen += flops.vq_bridge(config.vq_bridge, int(codes_B.sum()))
         decoder = flops.audio_decoder(config.audio_decoder, codes_B)
         frozen += flops.train(decoder) if self.settings.decoder else decoder
         forward = flops.flow_prenet(config.flow_prenet, config.audio_decoder.hidden_length(codes_B))
@@ -243,7 +240,7 @@ class FlowStage(ClipStage):
         self, arrays: Mapping[str, jax.Array], keys_B: jax.Array
     ) -> tuple[dict[str, jax.Array], jax.Array]:
         """The arrays with a share of their mels rotated, and by how many frames of codes, (B,)."""
-        codes_B = self._code_lengths(arrays["whisper_lengths_B"])
+        codes_B = self._code_lengths(arrays)
         by_B = draw_rotations(keys_B, self.settings.rotation, codes_B)
         result = dict(arrays)
         for name, geometry in (("", FLOW_MEL), ("decoder_", HIFIGAN_MEL)):
@@ -272,12 +269,18 @@ class FlowStage(ClipStage):
           by_B: frames that codes are rotated by, as the mels are already.
         """
         frozen = jax.lax.stop_gradient(variables)
-        z, lengths_B = self.model.apply(
+        if self.settings.audio == "codes":
+            codes_BNQ, lengths_B = arrays["codes_BNQ"], arrays["code_lengths_B"]
+        else:
+            codes_BNQ, lengths_B = self.model.apply(
+                frozen, arrays["whisper_mel_BTM"], arrays["whisper_lengths_B"], method="encode"
+            )
+        z = self.model.apply(
             frozen,
-            arrays["whisper_mel_BTM"],
-            arrays["whisper_lengths_B"],
+            codes_BNQ,
+            lengths_B,
             codebooks_B,
-            method=quantize,
+            method=lambda model, *args: model.vq_bridge.dequantize(*args),
         )
         if by_B is not None:
             z = rotate(z, by_B, lengths_B, lengths_B)

@@ -76,6 +76,7 @@ class Size:
       exchanges: English chatterbot dialogues in training; None for all. Mandarin has few: all.
       passages: number of passages of HSK sentences of a topic, per language.
       open_takes: voices for each sentence, exchange and passage.
+      assistant: the assistant alone speaks in training.
     """
 
     questions: float
@@ -89,11 +90,14 @@ class Size:
     exchanges: int | None
     passages: int
     open_takes: int
+    assistant: bool = False
 
 
 SIZES = {
     "embedded": Size(2.25, 110, 1, 9, 1, (1, 2), (1, 2, 3), 120, 26, 5, 1),
     "large": Size(5, 1000, 3, 60, 20, (1, 2, 3, 4, 5, 6), (1, 2, 3, 4, 5, 6), None, None, 100, 4),
+    # The assistant's voices alone, no dialogues: speech for the decoders that give it its voice.
+    "assistant": Size(0, 1000, 0, 0, 1, (1, 2, 3, 4), (), 1200, 0, 0, 1, assistant=True),
 }
 _SYSTEM = {"en": "Answer in one short sentence.", "zh": "请用一个短句回答。"}
 """System prompts of an eighth of the written dialogues."""
@@ -114,7 +118,12 @@ def write(
 ) -> list[Script]:
     """Write all scripts, in order; the texts are HSK's sentences and chatterbot's exchanges."""
     casting = {
-        (language, split): Casting(language, split, seed)
+        (language, split): Casting(
+            (voices.ASSISTANT[language],)
+            if size.assistant and split == "train"
+            else voices.split_voices(language, split),
+            f"{language} {split} {seed}",
+        )
         for language in LANGUAGES
         for split in ("train", "validation", "test")
     }

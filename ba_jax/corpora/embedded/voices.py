@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ba_jax.corpora.interleave.voices import HELD_OUT
 
@@ -42,6 +42,11 @@ def test_voices(language: str) -> tuple[str, ...]:
     return tuple(voice for voice in HELD_OUT if voice.startswith(_PREFIXES[language]))
 
 
+def split_voices(language: str, split: str) -> tuple[str, ...]:
+    """The voices of a split: "test" has the held-out ones, any other split those of training."""
+    return test_voices(language) if split == "test" else training_voices(language)
+
+
 def training_voices(language: str) -> tuple[str, ...]:
     """All voices of the training and validation splits."""
     return (*_SINGLE[language], *_AVERAGES[language])
@@ -58,15 +63,11 @@ def answer_takes(language: str) -> Takes:
 
 
 class Casting:
-    """Assigns voices in turns, so that all speak equally often, with random speeds.
+    """Assigns voices in turns, so that all speak equally often, with random speeds."""
 
-    The split "test" has the held-out voices, any other split those of training.
-    """
-
-    def __init__(self, language: str, split: str, seed: int):
-        self._random = random.Random(f"{language} {split} {seed}")
-        is_test = split == "test"
-        self._voices = list(test_voices(language) if is_test else training_voices(language))
+    def __init__(self, voices: Sequence[str], seed: str):
+        self._random = random.Random(seed)
+        self._voices = list(voices)
         self._random.shuffle(self._voices)
         self._next = 0
 

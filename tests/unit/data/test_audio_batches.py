@@ -217,6 +217,54 @@ def test_unwanted_features_are_none(wanted, small_dataset):
                 np.testing.assert_array_equal(array, all_of_it[name])
 
 
+@pytest.fixture(scope="module")
+def coded(tmp_path_factory):
+    """Recordings of 0.5 to 3.3 s with codes: codebook 0 counts the frames, 1 is the record."""
+    records = []
+    for i, seconds in enumerate((0.5, 2.0, 3.3)):
+        frames = round(seconds * 16_000) // 1280
+        codes_NQ = np.zeros((frames, len(FORMAT.codebook_sizes)), np.int32)
+        codes_NQ[:, 0], codes_NQ[:, 1] = np.arange(frames), i
+        file = io.BytesIO()
+        write_audio(file, ramp(seconds, i), WAVE_RATE, "flac")
+        part = Part("x", file.getvalue(), codes_NQ, seconds)
+        records.append(Record(f"r{i}", "speech", "en", (part,), "x"))
+    return records
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_stored_codes_are_those_of_the_clip(crop, coded, tmp_path):
+    dataset = small_corpus.write_dataset(tmp_path / "coded", coded)
+    names = ("codes", "flow_mel", "wave")
+    options = settings(dataset, Bucket(1.6, 3), crop=crop, features=names)
+    batches = AudioBatches(options, FORMAT)
+    for step in range(4):
+        batch = batches.build(step)
+        assert batch.whisper_mel_BTM is None
+        for row, frames in enumerate(batch.code_lengths_B):
+            codes_NQ = batch.codes_BNQ[row]
+            assert not codes_NQ[frames:].any() and frames in (1, 5, 6, 20)
+            start, number = codes_NQ[0, :2]
+            np.testing.assert_array_equal(codes_NQ[:frames, 0], start + np.arange(frames))
+            wave_S = batch.wave_BS[row, : 1920 * frames]
+            whole_S = ramp((0.5, 2.0, 3.3)[number], number)
+            np.testing.assert_allclose(wave_S, whole_S[1920 * start :][: len(wave_S)], atol=2e-3)
+
+
+def test_missing_or_short_codes_are_named(coded, tmp_path):
+    for name, codes_NQ, message in (
+        ("none", None, "no codes, expected those of its audio"),
+        ("short", coded[0].parts[0].codes_NQ[:4], r"4 frames of .* expected frames 0 to 6"),
+        ("wild", coded[0].parts[0].codes_NQ + 60_000, "expected"),
+    ):
+        part = dataclasses.replace(coded[0].parts[0], codes_NQ=codes_NQ)
+        record = dataclasses.replace(coded[0], parts=(part,))
+        dataset = small_corpus.write_dataset(tmp_path / name, [record])
+        batches = AudioBatches(settings(dataset, Bucket(1.6, 1), features=("codes",)), FORMAT)
+        with pytest.raises(RecordError, match=f"{name}/train/audio, record 0: .*{message}"):
+            batches.build(0)
+
+
 def test_ids_name_the_recordings_of_the_clips(sweeps, monkeypatch):
     dataset, waves = sweeps
     batches = AudioBatches(settings(dataset, Bucket(2.0, 3), Bucket(1.0, 2)), FORMAT)
@@ -374,9 +422,21 @@ def test_records_without_audio_are_left_out_and_counted(small_dataset, tmp_path)
             {"mixture": (Selection("d", ExampleMaker("audio", turn="any")),)},
             "turn 'any', expected '' for all",
         ),
+        (
+            {"features": ("codes",), "buckets": (Bucket(1.0, 1),)},
+            "a bucket of 1.0 s with the feature 'codes', expected whole frames of 0.08 s",
+        ),
+        (
+            {
+                "features": ("codes",),
+                "buckets": (Bucket(1.6, 1),),
+                "augmentation": Augmentation(speeds=(0.9, 1.0)),
+            },
+            r"augmentation.speeds = \(0.9, 1.0\) with the feature 'codes'",
+        ),
         ({"seed": -1}, "seed = -1, expected at least 0"),
     ],
 )
 def test_invalid_settings(fields, message):
     with pytest.raises(ValueError, match=message):
-        settings("d", **fields)
+        settings("d", *fields.pop("buckets", ()), **fields)

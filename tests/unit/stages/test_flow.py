@@ -27,7 +27,6 @@ from ba_jax.stages.flow import (
     decode,
     draw_codebooks,
     draw_rotations,
-    quantize,
     rotate,
     split_keys,
 )
@@ -118,7 +117,9 @@ def evaluate(stage, evaluate_parts):
 
 def features(model, *args):
     """Compute 50 Hz features of a mel, like the stage."""
-    output = decode(model, *quantize(model, *args))
+    mel, lengths, *codebooks = args
+    codes, lengths = model.encode(mel, lengths)
+    output = decode(model, model.vq_bridge.dequantize(codes, lengths, *codebooks), lengths)
     return output.hidden_BTD, output.hidden_lengths_B
 
 
@@ -136,8 +137,8 @@ def test_amounts_and_totals_count_frames_with_codes_and_mel(stage, arrays):
 
 def test_host_and_model_agree_on_lengths(stage, variables, arrays):
     _, lengths_B = features_of(variables, arrays["whisper_mel_BTM"], arrays["whisper_lengths_B"])
-    np.testing.assert_array_equal(stage.mu_lengths(arrays["whisper_lengths_B"]), lengths_B)
-    assert stage.mu_lengths(np.array([0, 1, 7])).tolist() == [0, 0, 3]
+    np.testing.assert_array_equal(stage.mu_lengths(stage._code_lengths(arrays)), lengths_B)
+    assert stage.mu_lengths(np.array([0, 1, 2])).tolist() == [0, 3, 7]
 
 
 @pytest.mark.deep
@@ -310,6 +311,35 @@ def test_keeping_all_codebooks_equals_decoding_the_codes(variables, arrays):
 
     first = jax.jit(lambda v: model.apply(v, *args, method=first_code_alone))(variables)
     np.testing.assert_allclose(fewer[1], first[1], atol=1e-4)
+
+
+def test_stored_codes_give_the_same_loss_without_an_encoder(stage, variables, arrays, evaluate):
+    mel = arrays["whisper_mel_BTM"], arrays["whisper_lengths_B"]
+    codes, lengths = jax.jit(lambda v: stage.model.apply(v, *mel, method="encode"))(variables)
+    stored = FlowStage(CONFIG, dataclasses.replace(stage.settings, audio="codes"))
+    assert stored.components == stage.components[1:]
+    batch = batch_of(0.5, 0.3)
+    with pytest.raises(StageError, match=r"batches without \['codes'\]; name them"):
+        stored.arrays(batch)
+    batch = batch._replace(
+        whisper_mel_BTM=None,
+        whisper_lengths_B=None,
+        codes_BNQ=np.asarray(codes),
+        code_lengths_B=np.asarray(lengths),
+    )
+    from_codes = stored.arrays(batch)
+    assert from_codes["lengths_B"].tolist() == arrays["lengths_B"].tolist()
+    want = evaluate(variables, arrays, jax.random.key(0))
+    without = {
+        name: {k: v for k, v in group.items() if k != "audio_encoder"}
+        for name, group in variables.items()
+    }
+    got = jax.jit(stored.evaluate)(
+        without, from_codes, stored.totals(from_codes), jax.random.key(0)
+    )
+    for name, value in want.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)
+    assert stored.flops(from_codes, TRAINED) < stage.flops(arrays, TRAINED)
 
 
 def test_codebook_dropout_draws_the_configured_share():
