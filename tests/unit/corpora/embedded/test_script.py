@@ -122,6 +122,18 @@ def test_large_is_larger_with_the_same_test_split(scripts):
     )
 
 
+def test_the_assistant_alone_speaks_the_training_split_of_its_size(scripts):
+    own = script.write(SENTENCES, EXCHANGES, script.SIZES["assistant"], seed=0)
+    spoken = [entry for entry in own if entry.casts and entry.split == "train"]
+    for entry in spoken:
+        cast = {voice for takes in entry.casts for voice, _ in takes}
+        assert cast == {voices.ASSISTANT[entry.language]}
+    held = {(e.id, e.casts) for e in scripts if e.split == "test"}
+    assert held == {(e.id, e.casts) for e in own if e.split == "test"}
+    texts = {line.text for entry in spoken for line in entry.lines}
+    assert len(texts) > 2 * len(FACTS)
+
+
 def test_the_assistant_says_a_statement_of_each_fact(scripts):
     own = [entry for entry in scripts if entry.repeats]
     assert len(own) == 2 * len(FACTS)
