@@ -45,6 +45,7 @@ RENAMED = {
     "spike_window": "spike_window_steps",
     "tts_words": "tts_words_per_turn",
     "warmup": "warmup_steps",
+    "weight_second_scale": "weight_coarse",
 }
 
 

@@ -171,20 +171,14 @@ class AudioDecoder(nn.Module):
             x = layer(x, causal)
         x = self.norm(x)
         coarse = upsample(self.up2, self.norm2, x.transpose(1, 2), self.cut[1])
-        coarse = F.interpolate(coarse, size=frames, mode="nearest")
-        refined = coarse + self.refine(coarse)
+        resized = F.interpolate(coarse, size=frames, mode="nearest")
+        refined = resized + self.refine(resized)
         return x, coarse.transpose(1, 2), refined.transpose(1, 2)
 
 
 def mel_loss(mel_BTM: Tensor, target_BTM: Tensor) -> Tensor:
     """L1 and L2 of a mel."""
     return F.l1_loss(mel_BTM, target_BTM) + F.mse_loss(mel_BTM, target_BTM)
-
-
-def coarser(mel_BTM: Tensor) -> Tensor:
-    """A mel at half the rate."""
-    frames = mel_BTM.shape[1] // 2 * 2
-    return torch.logaddexp(mel_BTM[:, 0:frames:2], mel_BTM[:, 1:frames:2]) - math.log(2.0)
 
 
 def tokenizer(stage: Stage, arrays: Mapping[str, Any]) -> Step:
@@ -211,10 +205,11 @@ def tokenizer(stage: Stage, arrays: Mapping[str, Any]) -> Step:
             z = bridge.features(encoder(mel).last_hidden_state)
             q = bridge.quantize(z, train=True)
             target = bucket["target"].flatten(0, 1)
+            coarse_target = bucket["coarse_target"].flatten(0, 1)
             _, coarse, refined = decoder(bridge.proj(q), target.shape[1])
-            for guess in (coarse, refined):
-                loss = loss + mel_loss(guess, target)
-                loss = loss + 0.5 * mel_loss(coarser(guess), coarser(target))
+            loss = loss + mel_loss(refined, target)
+            frames = min(coarse.shape[1], coarse_target.shape[1])
+            loss = loss + 0.5 * mel_loss(coarse[:, :frames], coarse_target[:, :frames])
             loss = loss + 0.25 * F.mse_loss(z, q.detach())
             frames = projection(q).unflatten(0, bucket["starts"].shape)
             for row, chunk in bucket["codes"].nonzero():
@@ -252,11 +247,8 @@ class FlowPrenet(nn.Module):
 
 
 def flow(stage: Stage, arrays: Mapping[str, Any]) -> Step:
-    """Prenet, U-Net and audio decoder on codes of the frozen encoder."""
+    """Prenet, U-Net and audio decoder on stored codes."""
     c, arrays = stage.config, tensors(arrays)
-    mel_BMT = arrays["whisper_mel_BTM"].transpose(1, 2)
-    mel_BMT = F.pad(mel_BMT, (0, mel_BMT.shape[-1] % 2)).contiguous()
-    encoder = counterparts.whisper_encoder(c.audio_encoder, mel_BMT.shape[-1])
     bridge, decoder = Bridge(c), AudioDecoder(c)
     u = c.flow_unet
     prenet = FlowPrenet(c)
@@ -265,14 +257,16 @@ def flow(stage: Stage, arrays: Mapping[str, Any]) -> Step:
     )
     trained = (bridge.proj, decoder, prenet, unet)
     update, count = trainer(p for module in trained for p in module.parameters())
-    target, decoder_target = arrays["mel_BTM"], arrays["decoder_mel_BTM"]
+    target, refined_target = arrays["mel_BTM"], arrays["refined_mel_BTM"]
+    coarse_target = arrays["coarse_mel_BTM"]
 
     def run() -> None:
-        with torch.no_grad():
-            z = bridge.features(encoder(mel_BMT).last_hidden_state)
-            q = bridge.quantize(z, train=False)
-        hidden, coarse, refined = decoder(bridge.proj(q), decoder_target.shape[1])
-        loss = mel_loss(coarse, decoder_target) + mel_loss(refined, decoder_target)
+        codes = arrays["codes_BNQ"].unbind(-1)
+        q = sum(table[code_BN] for table, code_BN in zip(bridge.tables, codes, strict=True))
+        hidden, coarse, refined = decoder(bridge.proj(q), refined_target.shape[1])
+        frames = min(coarse.shape[1], coarse_target.shape[1])
+        loss = mel_loss(coarse[:, :frames], coarse_target[:, :frames])
+        loss = loss + mel_loss(refined, refined_target)
         mu = prenet(hidden)
         frames = min(mu.shape[1], target.shape[1])
         mu, mel = mu[:, :frames], target[:, :frames]

@@ -91,8 +91,9 @@ def our_step(name: str, changes: str = "{}", rows: int | None = None) -> OurStep
             first, last = stage.config.tokens.audio_pad + 16, stage.config.llm.vocab_size
             words = random.integers(first, last, array.shape, np.int32)
             return np.where(array == stage.config.tokens.audio_pad, array, words)
-        if leaf == "codes_BLQ":
-            return random.integers(0, stage.codebook_sizes or 1, array.shape, np.int32)
+        if leaf in ("codes_BLQ", "codes_BNQ") and array.shape[-1]:
+            sizes = config.model["vq_bridge"]["codebook_sizes"]
+            return random.integers(0, sizes, array.shape, np.int32)
         return array
 
     arrays = jax.tree_util.tree_map_with_path(fill, batch.row)

@@ -1,10 +1,11 @@
 """The flow-matching decoder (paper 3.2), from the tokenizer's codes to mels.
 
     python -m ba_jax.train --config=configs/flow_matching.py:nano_whisper --workdir=runs/flow \
-        --config.init.audio_encoder=runs/tokenizer --config.init.vq_bridge=runs/tokenizer \
-        --config.init.audio_decoder=runs/tokenizer
+        --config.init.vq_bridge=runs/tokenizer --config.init.audio_decoder=runs/tokenizer
 
-The tokenizer is frozen. At the nano sizes its decoder trains too (`stage.decoder`) and learns to
+The tokenizer is frozen. The nano sizes learn from stored codes (`python -m ba_jax.corpora.tokenize`
+makes them), so that no step runs the encoder; the others encode the audio. At the nano sizes the
+tokenizer's decoder trains too (`stage.decoder`) and learns to
 speak in the assistant's two voices, for which a few minutes of speech suffice; most clips are
 rotated in time (`stage.rotation`), or the model would memorise when each sound occurs. The U-Net
 predicts the part of the velocity that mu does not determine (`model.flow_matching.residual_std`).
@@ -33,7 +34,7 @@ def get_config(size: str = "nano") -> ConfigDict:
     config.optimizer.rules = ((r"(flow_prenet|flow_unet)/.*", 1.0), (".*", None))
     if nano:
         # The decoder learns to speak in the two voices, whoever speaks in the input.
-        config.stage.update({"decoder": 1.0, "cfm": 0.2, "rotation": 0.8})
+        config.stage.update({"audio": "codes", "decoder": 1.0, "cfm": 0.2, "rotation": 0.8})
         config.optimizer.rules = (
             (r"(flow_prenet|flow_unet|audio_decoder)/.*", 1.0),
             # It has 2,048 inputs: their common part would oscillate at the full learning rate.
@@ -44,7 +45,6 @@ def get_config(size: str = "nano") -> ConfigDict:
         config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 20})
         config.train.update({"steps": 200, "evaluate_every": 100, "evaluate_batches": 1})
         return config
-    config.data.features = ("whisper_mel", "flow_mel")
     config.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 2000, "ema_decay": 0.999})
     config.train.steps = 200_000
     return common.at_scale(config)

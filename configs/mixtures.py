@@ -96,6 +96,10 @@ def _text_nano() -> dict:
     return _packed(mixture, row_length=128, rows=16)
 
 
+TARGETS = ("hifigan_mel", "coarse_mel")
+"""Targets of the audio decoder, at two scales."""
+
+
 def _tokenizer_nano() -> dict:
     """All speech of the embedded corpus with its text and the audio decoder's mels."""
     mixture = {
@@ -108,7 +112,7 @@ def _tokenizer_nano() -> dict:
     # Utterances last 1.7 s on average and 3.9 s at most; those longer than the bucket are encoded
     # in two chunks.
     buckets = [{"seconds": 2.6, "count": 5}]
-    return _packed(mixture, 256, 2, "features", buckets, targets=("hifigan_mel",))
+    return _packed(mixture, 256, 2, "features", buckets, targets=TARGETS)
 
 
 def _tokenizer() -> dict:
@@ -120,8 +124,7 @@ def _tokenizer() -> dict:
         {"seconds": 15.0, "count": 6},
         {"seconds": 30.0, "count": 2},
     ]
-    targets = ("hifigan_mel",)
-    return _packed(mixture, 2048, 256, "features", buckets, targets=targets, **_LARGE) | {
+    return _packed(mixture, 2048, 256, "features", buckets, targets=TARGETS, **_LARGE) | {
         "unit": "hours"
     }
 
@@ -298,7 +301,7 @@ def _audio_nano() -> dict:
             {"seconds": 4.0, "count": 12},
             {"seconds": 15.0, "count": 4},
         ],
-        features=("wave", "whisper_mel", "hifigan_mel", "flow_mel"),
+        features=("wave", "whisper_mel", "hifigan_mel", "coarse_mel", "flow_mel"),
     )
 
 
@@ -329,8 +332,8 @@ def _flow_nano() -> dict:
     forty.
     """
     buckets = [{"seconds": 2.24, "count": 12}]  # longer than 95 % of the clips
-    features = ("whisper_mel", "hifigan_mel", "flow_mel")
-    data = _audio("embedded", buckets, features=features)
+    features = ("codes", "hifigan_mel", "coarse_mel", "flow_mel")
+    data = {"folder": "runs/codes"} | _audio("embedded", buckets, features=features)
     data["mixture"]["all"]["speakers"] = ASSISTANT
     return data
 
@@ -343,7 +346,7 @@ def _audio_large() -> dict:
         {"seconds": 20.0, "count": 96},
         {"seconds": 30.0, "count": 64},
     ]
-    features = ("whisper_mel", "hifigan_mel", "flow_mel")
+    features = ("whisper_mel", "flow_mel")
     return _audio("audio", buckets, features=features, **_COUNTED)
 
 

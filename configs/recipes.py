@@ -146,7 +146,6 @@ def nano(model: str, long: bool = False, report: str = "report") -> list[Step]:
 
     codes = ("--config.data.folder={codes}", "--config.eval_data.folder={codes}")
     fresh = (*_init("text", "llm"), *_init("tokenizer", "audio_embed"))
-    tokenizer = _init("tokenizer", *SPEECH_TOKENIZER)
     encoder = _init("whisper", "audio_encoder") if whisper else ()
     convert = _python(
         *("convert", "--quiet", "--overwrite", "--out", "{out}"),
@@ -169,7 +168,12 @@ def nano(model: str, long: bool = False, report: str = "report") -> list[Step]:
         train("words", "lm_stage2.py:nano_words", *_init("stage1", *LANGUAGE_MODEL), *codes),
         train("stage2", "lm_stage2.py:nano_codes", *_init("words", *LANGUAGE_MODEL), *codes),
         # Speech out of codes, and the ablation with a single stage.
-        train("flow", f"flow_matching.py:{model}", *tokenizer),
+        train(
+            "flow",
+            f"flow_matching.py:{model}",
+            *_init("tokenizer", "vq_bridge", "audio_decoder"),
+            *codes,
+        ),
         train("single", "lm_single.py:nano_codes", *fresh, *codes),
         evaluate("text_lm", ("text",), "qa_t2t"),
         evaluate("single", ("single",), "qa_t2t"),

@@ -58,7 +58,7 @@ def get_config(size: str = "nano") -> ConfigDict:
     # A batch has only about 200 frames for 512 codebook rows, so the averages must be short.
     config.stage.update(
         {
-            "weight_second_scale": 0.5,
+            "weight_coarse": 0.5,
             "weight_commitment": 0.25,
             "decay": 0.97,
             "replace_steps": 100,

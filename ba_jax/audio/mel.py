@@ -1,7 +1,8 @@
-"""The model's three kinds of mel spectrogram, for NumPy and JAX arrays.
+"""The model's kinds of mel spectrogram, for NumPy and JAX arrays.
 
 - `whisper_log_mel`: input of the audio encoder (128 bins; 80 for Whisper-base), 16 kHz, 100 Hz.
-- `log_mel(..., HIFIGAN_MEL)`: target of the audio decoder, 80 bins, 16 kHz, 62.5 Hz.
+- `log_mel(..., COARSE_MEL)`, `log_mel(..., HIFIGAN_MEL)`: the two targets of the audio decoder, of
+  its coarse mel and of its refined one: 80 bins, 16 kHz, 100 and 62.5 Hz.
 - `log_mel(..., FLOW_MEL)`: target of the flow-matching decoder, 80 bins, 24 kHz, 50 Hz.
 
 The `_batch` versions take padded waveforms and their lengths inside a jitted step. All results are
@@ -53,6 +54,7 @@ _CACHED_SAMPLES = 1 << 17  # in the frames that the NumPy path transforms at a t
 
 WHISPER_MEL = MelGeometry(lengths.SAMPLE_RATE, lengths.N_FFT, lengths.HOP, n_mels=128)
 WHISPER_MEL_80 = MelGeometry(lengths.SAMPLE_RATE, lengths.N_FFT, lengths.HOP, n_mels=80)
+COARSE_MEL = MelGeometry(16000, n_fft=640, hop=160, n_mels=80)
 HIFIGAN_MEL = MelGeometry(16000, n_fft=1024, hop=256, n_mels=80)
 FLOW_MEL = MelGeometry(24000, n_fft=1920, hop=480, n_mels=80)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ba_jax.audio import AudioError, lengths
-from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL, log_mel, whisper_log_mel
+from ba_jax.audio.mel import COARSE_MEL, FLOW_MEL, HIFIGAN_MEL, log_mel, whisper_log_mel
 from ba_jax.config import LocalPath, check_at_least, check_choices
 from ba_jax.data import features
 from ba_jax.data.augment import Augmentation
@@ -40,6 +40,7 @@ FEATURES = {
     "wave": WAVE_RATE,
     "whisper_mel": lengths.SAMPLE_RATE,
     "hifigan_mel": HIFIGAN_MEL.sample_rate,
+    "coarse_mel": COARSE_MEL.sample_rate,
     "flow_mel": FLOW_MEL.sample_rate,
     "codes": 0,
 }
@@ -68,7 +69,7 @@ class AudioSettings:
     mixture: tuple[Selection, ...]
     buckets: tuple[Bucket, ...]
     crop: bool = False
-    features: tuple[str, ...] = ("wave", "whisper_mel", "hifigan_mel", "flow_mel")
+    features: tuple[str, ...] = tuple(name for name in FEATURES if name != "codes")
     augmentation: Augmentation = Augmentation()
     seed: int = 0
     on_error: str = "fail"
@@ -115,10 +116,11 @@ class AudioBatch(NamedTuple):
       samples_B: int32, at WAVE_RATE; 0 for a damaged recording that was skipped.
       wave_BS: float32, at WAVE_RATE.
       whisper_mel_BTM, whisper_lengths_B: the audio encoder's input.
-      hifigan_mel_BTM, hifigan_lengths_B: the audio decoder's target.
+      hifigan_mel_BTM, hifigan_lengths_B: target of the audio decoder's refined mel.
       flow_mel_BTM, flow_lengths_B: the flow-matching decoder's target.
       skipped_B: int32, 1 for a damaged recording.
       codes_BNQ, code_lengths_B: stored codes, int32.
+      coarse_mel_BTM, coarse_lengths_B: target of the audio decoder's coarse mel.
     """
 
     samples_B: np.ndarray
@@ -132,6 +134,8 @@ class AudioBatch(NamedTuple):
     skipped_B: np.ndarray
     codes_BNQ: np.ndarray | None = None
     code_lengths_B: np.ndarray | None = None
+    coarse_mel_BTM: np.ndarray | None = None
+    coarse_lengths_B: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,6 +366,7 @@ class AudioBatches:
             batch.whisper_lengths_B[place] = len(mel_TM)
         for mel_BTM, lengths_B, geometry in (
             (batch.hifigan_mel_BTM, batch.hifigan_lengths_B, HIFIGAN_MEL),
+            (batch.coarse_mel_BTM, batch.coarse_lengths_B, COARSE_MEL),
             (batch.flow_mel_BTM, batch.flow_lengths_B, FLOW_MEL),
         ):
             if mel_BTM is not None:
@@ -397,6 +402,7 @@ def empty_batch(
         "wave": (samples,),
         "whisper_mel": (bucket.mel_frames, model.mel_bins),
         "hifigan_mel": (bucket.samples // HIFIGAN_MEL.hop, HIFIGAN_MEL.n_mels),
+        "coarse_mel": (bucket.samples // COARSE_MEL.hop, COARSE_MEL.n_mels),
         "flow_mel": (samples // FLOW_MEL.hop, FLOW_MEL.n_mels),
     }
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ba_jax.audio import AudioError, lengths
-from ba_jax.audio.mel import HIFIGAN_MEL, log_mel
+from ba_jax.audio.mel import COARSE_MEL, HIFIGAN_MEL, log_mel
 from ba_jax.config import LocalPath, check_at_least, check_choices
 from ba_jax.data import features, tasks
 from ba_jax.data.augment import Augmentation
@@ -41,7 +41,7 @@ from ba_jax.vocab import CodeError
 _TOO_LONG = "too long for a row"
 UNITS = ("tokens", "hours")
 AUDIO = ("features", "codes")
-TARGETS = ("hifigan_mel",)
+TARGETS = {"hifigan_mel": HIFIGAN_MEL, "coarse_mel": COARSE_MEL}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +104,9 @@ class AudioChunks(NamedTuple):
       mel_lengths_BC: int32 frames of the mel.
       starts_BC: int32, position in the row of the chunk's first frame of codes.
       frames_BC: int32, frames of codes.
-      hifigan_mel_BCTM: float32, the audio decoder's target, HIFIGAN_MEL; None if not wanted.
-      hifigan_lengths_BC: int32 frames of the target: a chunk's samples // HIFIGAN_MEL.hop.
+      hifigan_mel_BCTM, coarse_mel_BCTM: float32, targets of the audio decoder, HIFIGAN_MEL and
+        COARSE_MEL; None if not wanted.
+      hifigan_lengths_BC, coarse_lengths_BC: int32 frames of a target: a chunk's samples // its hop.
     """
 
     mel_BCTM: np.ndarray
@@ -114,15 +115,32 @@ class AudioChunks(NamedTuple):
     frames_BC: np.ndarray
     hifigan_mel_BCTM: np.ndarray | None = None
     hifigan_lengths_BC: np.ndarray | None = None
+    coarse_mel_BCTM: np.ndarray | None = None
+    coarse_lengths_BC: np.ndarray | None = None
+
+
+def _lengths_name(target: str) -> str:
+    return target.removesuffix("_mel") + "_lengths_BC"
+
+
+def empty_targets(settings: PackedSettings, bucket: Bucket, rows: int) -> dict[str, np.ndarray]:
+    """Allocate zeros for the targets of a bucket's chunks: fields of `AudioChunks`."""
+    fields = {}
+    for name in settings.targets:
+        geometry, places = TARGETS[name], (rows, bucket.count)
+        shape = (*places, bucket.samples // geometry.hop, geometry.n_mels)
+        fields[f"{name}_BCTM"] = np.zeros(shape, np.float32)
+        fields[_lengths_name(name)] = np.zeros(places, np.int32)
+    return fields
 
 
 class _MelChunk(NamedTuple):
-    """A chunk of an example: position and number of its frames of codes, mel, target or None."""
+    """A chunk of an example: position and number of its frames of codes, mel, targets by name."""
 
     start: int
     frames: int
     mel_TM: np.ndarray
-    hifigan_TM: np.ndarray | None
+    targets: dict[str, np.ndarray]
 
 
 class PackedBatch(NamedTuple):
@@ -401,10 +419,11 @@ class PackedBatches:
             at, first = span.start, 0
             for samples, mel_TM in zip(chunks, mels, strict=True):
                 frames = lengths.code_length(samples)
-                hifigan_TM = None
-                if "hifigan_mel" in self.settings.targets:
-                    hifigan_TM = log_mel(wave_S[first : first + samples], HIFIGAN_MEL)
-                mel_chunks.append(_MelChunk(at, frames, mel_TM, hifigan_TM))
+                targets = {
+                    name: log_mel(wave_S[first : first + samples], TARGETS[name])
+                    for name in self.settings.targets
+                }
+                mel_chunks.append(_MelChunk(at, frames, mel_TM, targets))
                 at, first = at + frames, first + samples
         return mel_chunks
 
@@ -414,13 +433,7 @@ class PackedBatches:
             shape = (rows, bucket.count, bucket.mel_frames, self.model.mel_bins)
             zeros = (np.zeros((rows, bucket.count), np.int32) for _ in range(3))
             chunks = AudioChunks(np.zeros(shape, np.float32), *zeros)
-            if "hifigan_mel" in self.settings.targets:
-                shape = (*shape[:2], bucket.samples // HIFIGAN_MEL.hop, HIFIGAN_MEL.n_mels)
-                chunks = chunks._replace(
-                    hifigan_mel_BCTM=np.zeros(shape, np.float32),
-                    hifigan_lengths_BC=np.zeros(shape[:2], np.int32),
-                )
-            audio.append(chunks)
+            audio.append(chunks._replace(**empty_targets(self.settings, bucket, rows)))
         return tuple(audio)
 
     def _fill_buckets(
@@ -429,7 +442,7 @@ class PackedBatches:
         used = [0] * len(audio)
         # The longest choose first: shorter ones can use the places that remain.
         for chunk in sorted(chunks, key=lambda chunk: -len(chunk.mel_TM)):
-            mel_TM, hifigan_TM = chunk.mel_TM, chunk.hifigan_TM
+            mel_TM = chunk.mel_TM
             bucket = next(
                 i
                 for i, size in enumerate(self.buckets)
@@ -441,9 +454,9 @@ class PackedBatches:
             chunks_of_bucket.mel_lengths_BC[place] = len(mel_TM)
             chunks_of_bucket.starts_BC[place] = chunk.start
             chunks_of_bucket.frames_BC[place] = chunk.frames
-            if hifigan_TM is not None:
-                chunks_of_bucket.hifigan_mel_BCTM[place][: len(hifigan_TM)] = hifigan_TM
-                chunks_of_bucket.hifigan_lengths_BC[place] = len(hifigan_TM)
+            for name, target_TM in chunk.targets.items():
+                getattr(chunks_of_bucket, f"{name}_BCTM")[place][: len(target_TM)] = target_TM
+                getattr(chunks_of_bucket, _lengths_name(name))[place] = len(target_TM)
 
     def ids(self, step: int, rows: Sequence[int] | None = None) -> list[list[str]]:
         """List each row's examples as "dataset/split/task:record id"; decodes no audio.

@@ -1,4 +1,4 @@
-"""Losses of the audio tokenizer (paper 3.1): mel reconstruction at two scales, commitment.
+"""Losses of the audio tokenizer (paper 3.1): mel reconstruction, commitment.
 
 Each loss is one float32 value per item, summed over its valid frames and averaged over the bins:
 the caller adds the items and divides by the frames of the whole batch. Padding may hold anything,
@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from ba_jax.losses.masks import masked_difference
-from ba_jax.models import layers
 
 
 def mel_errors(
@@ -22,21 +21,6 @@ def mel_errors(
     l1_B = jnp.sum(jnp.mean(jnp.abs(error), axis=2), axis=1)
     l2_B = jnp.sum(jnp.mean(jnp.square(error), axis=2), axis=1)
     return l1_B, l2_B
-
-
-def coarser(mel_BTM: jax.Array, lengths_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A mel of about twice the hop and window: log of the mean magnitude of frames 2 t, 2 t + 1.
-
-    The second scale of the loss. The decoder has a single grid, so both sides are made coarser from
-    it; the frames' phases are unknown, hence "about".
-
-    Returns:
-      (mel with T // 2 frames, lengths_B // 2: a last single frame is dropped).
-    """
-    mel = layers.zero_past(mel_BTM.astype(jnp.float32), lengths_B)
-    frames = mel.shape[1] // 2
-    pairs = mel[:, : 2 * frames].reshape(mel.shape[0], frames, 2, mel.shape[2])
-    return jnp.logaddexp(pairs[:, :, 0], pairs[:, :, 1]) - jnp.log(2.0), lengths_B // 2
 
 
 def commitment_B(z_BNE: jax.Array, quantized_BNE: jax.Array, lengths_B: jax.Array) -> jax.Array:

@@ -48,10 +48,14 @@ class AudioDecoderConfig:
         """Frames of the 50 Hz features for frames of codes; ints or integer arrays."""
         return upsampled_length(codes, self.kernel_size, self.upsample_rates[0])
 
+    def coarse_length(self, codes):
+        """Frames of the coarse mel, before it is resized, for frames of codes; as above."""
+        hidden = self.hidden_length(codes)
+        return upsampled_length(hidden, self.kernel_size, self.upsample_rates[1])
+
     def decoded_frames(self, codes):
         """Frames of the refined mel for frames of codes; ints or integer arrays."""
-        hidden = self.hidden_length(codes)
-        return self.mel_length(upsampled_length(hidden, self.kernel_size, self.upsample_rates[1]))
+        return self.mel_length(self.coarse_length(codes))
 
     def mel_length(self, coarse_length):
         """Frames of the refined mel for coarse frames, truncated; ints or integer arrays."""
@@ -75,6 +79,7 @@ class AudioDecoderOutput(NamedTuple):
         20 ms: the flow decoder's input.
       coarse_mel_BTM: mel before refinement, resized to the refined mel's grid.
       refined_mel_BTM, mel_lengths_B: refined log-mel at 62.5 Hz.
+      unresized_mel_BTM, unresized_lengths_B: mel before refinement on its own grid, 100 Hz.
     """
 
     hidden_BTD: jax.Array
@@ -82,6 +87,8 @@ class AudioDecoderOutput(NamedTuple):
     coarse_mel_BTM: jax.Array
     refined_mel_BTM: jax.Array
     mel_lengths_B: jax.Array
+    unresized_mel_BTM: jax.Array
+    unresized_lengths_B: jax.Array
 
 
 class CausalUpsample(layers.Layer):
@@ -288,7 +295,7 @@ class AudioDecoder(layers.Layer):
         coarse_extent_B = self.upsample2.out_length(extent_B)
         mel_extent_B = c.mel_length(coarse_extent_B)
         mel_lengths_B = c.mel_length(coarse_lengths_B)
-        size = c.mel_length(coarse.shape[1])
+        size, unresized = c.mel_length(coarse.shape[1]), coarse
         if running is None:
             coarse = layers.nearest_resize(coarse, coarse_extent_B, mel_extent_B, size)
         else:
@@ -303,4 +310,6 @@ class AudioDecoder(layers.Layer):
             coarse_mel_BTM=layers.zero_past(coarse, mel_lengths_B),
             refined_mel_BTM=layers.zero_past(refined, mel_lengths_B),
             mel_lengths_B=mel_lengths_B,
+            unresized_mel_BTM=unresized,
+            unresized_lengths_B=coarse_lengths_B,
         )

@@ -99,18 +99,22 @@ def update(
 ) -> dict[str, jax.Array]:
     """One step of the moving averages.
 
-    cluster_size <- a cluster_size + (1 - a) count, embed_avg <- a embed_avg + (1 - a) sum,
-    embed <- (1 - b) embed_avg / smoothed cluster_size, with a = `decay` and b = `l2_shrink`. The
-    smoothing keeps rows without mass finite. A codebook without any assignment (a batch of text, or
-    dropped for all items) does not change.
+    cluster_size <- a cluster_size + (1 - a) count,
+    embed_avg <- (1 - b) (a embed_avg + (1 - a) sum), embed <- embed_avg / smoothed cluster_size,
+    with a = `decay` and b = `l2_shrink`. The next step averages with the shrunk row (eq. 4, 5): a
+    row that is always used has (1 - a) (1 - b) / (1 - a (1 - b)) of the norm of its data, a
+    rarely used one less, so that rows near the origin take over its inputs. The smoothing keeps
+    rows without mass finite. A codebook without any assignment (a batch of text, or dropped for all
+    items) does not change.
     """
     new = dict(codebook)
     for q, (count_V, sum_VE) in enumerate(zip(batch.counts, batch.sums, strict=True)):
         size_V = decay * codebook[f"cluster_size_{q}"] + (1 - decay) * count_V
         avg_VE = decay * codebook[f"embed_avg_{q}"] + (1 - decay) * sum_VE
+        avg_VE = (1 - l2_shrink) * avg_VE
         total = jnp.sum(size_V)
         smoothed_V = (size_V + EPSILON) * (total / (total + len(size_V) * EPSILON))
-        embed_VE = (1 - l2_shrink) * avg_VE / jnp.maximum(smoothed_V, EPSILON**2)[:, None]
+        embed_VE = avg_VE / jnp.maximum(smoothed_V, EPSILON**2)[:, None]
         seen = jnp.sum(count_V) > 0
         for name, value in (("embed", embed_VE), ("embed_avg", avg_VE), ("cluster_size", size_V)):
             old = codebook[f"{name}_{q}"]
@@ -265,12 +269,17 @@ def restart(
     return jax.lax.cond(jnp.any(jnp.stack(any_dead)), fill, lambda state: state, state)
 
 
-def usage(batch: Statistics, ages: Mapping[str, Any], restart_after: int) -> dict[str, jax.Array]:
+def usage(
+    codebook: Mapping[str, jax.Array],
+    batch: Statistics,
+    ages: Mapping[str, Any],
+    restart_after: int,
+) -> dict[str, jax.Array]:
     """Metrics of the codebooks' usage, float32 scalars `codebook/Q/...` from a batch's counts.
 
     `use` is the share of rows used at all, `entropy` that of the choices as a share of log V,
     `perplexity` the exponential of the entropy, `dead` the number of rows unused for at least
-    `restart_after` steps.
+    `restart_after` steps, `norm` the mean Euclidean norm of the chosen rows.
     """
     metrics = {}
     for q, count_V in enumerate(batch.counts):
@@ -279,6 +288,8 @@ def usage(batch: Statistics, ages: Mapping[str, Any], restart_after: int) -> dic
             jnp.where(share_V > 0, share_V * jnp.log(jnp.maximum(share_V, 1e-30)), 0)
         )
         dead = jnp.sum(ages[f"age_{q}"] >= restart_after)
+        norm_V = jnp.linalg.norm(codebook[f"embed_{q}"].astype(jnp.float32), axis=1)
+        metrics[f"codebook/{q}/norm"] = jnp.sum(share_V * norm_V)
         metrics[f"codebook/{q}/use"] = jnp.mean((count_V > 0).astype(jnp.float32))
         metrics[f"codebook/{q}/entropy"] = entropy / max(np.log(len(count_V)), 1e-9)
         metrics[f"codebook/{q}/perplexity"] = jnp.exp(entropy)

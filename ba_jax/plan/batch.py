@@ -16,12 +16,11 @@ import numpy as np
 
 from ba_jax import sharding
 from ba_jax.audio.lengths import code_length
-from ba_jax.audio.mel import HIFIGAN_MEL
 from ba_jax.data import features
 from ba_jax.data.audio_batches import AudioBatch, AudioSettings, empty_batch
 from ba_jax.data.batches import batch_settings
 from ba_jax.data.features import Bucket, ModelFormat
-from ba_jax.data.packed import AudioChunks, PackedBatch, PackedSettings
+from ba_jax.data.packed import AudioChunks, PackedBatch, PackedSettings, empty_targets
 from ba_jax.data.packing import PackedRows
 from ba_jax.plan.row_shares import RowShares, measure_shares
 from ba_jax.plan.topology import PlanError
@@ -163,21 +162,19 @@ def _chunks(
                 for values in (bucket.mel_frames, starts_C, lengths[bucket])
             ),
         )
-        if "hifigan_mel" in settings.targets:
-            frames = bucket.samples // HIFIGAN_MEL.hop
-            shape = (1, bucket.count, frames, HIFIGAN_MEL.n_mels)
-            chunks = chunks._replace(
-                hifigan_mel_BCTM=np.zeros(shape, np.float32),
-                hifigan_lengths_BC=np.where(used_C, frames, 0).astype(np.int32)[None],
-            )
-        result.append(chunks)
+        targets = empty_targets(settings, bucket, 1)
+        for name, array in targets.items():
+            if "lengths" in name:
+                mel_BCTM = targets[name.replace("lengths_BC", "mel_BCTM")]
+                array[:] = np.where(used_C, mel_BCTM.shape[2], 0)
+        result.append(chunks._replace(**targets))
     return tuple(result), room - free
 
 
 def _clip(settings: AudioSettings, bucket: Bucket, model: ModelFormat) -> AudioBatch:
     batch = empty_batch(settings.features, bucket, 1, model)
     full = {"samples_B": np.full(1, bucket.samples, np.int32)}
-    for name in ("whisper", "hifigan", "flow"):
+    for name in ("whisper", "hifigan", "coarse", "flow"):
         mel_BTM = getattr(batch, f"{name}_mel_BTM")
         if mel_BTM is not None:
             full[f"{name}_lengths_B"] = np.full(1, mel_BTM.shape[1], np.int32)

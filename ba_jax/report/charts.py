@@ -18,7 +18,7 @@ _UNITS = {
     r"audio/(\d+|\*)": "nats per code",
     r".*accuracy.*": "share correct",
     r".*_l2": "nats squared",
-    r"mel.*|second.*": "nats (log-mel)",
+    r"mel.*|coarse.*": "nats (log-mel)",
     r"(throughput/)?tokens_per_second": "tokens/s",
     r"(throughput/)?audio_seconds_per_second": "s of audio/s",
     r"(throughput/)?(\w+)_per_second": "1/s",

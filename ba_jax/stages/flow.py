@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ba_jax.audio.lengths import FRAME_SECONDS, bridge_length, encoder_length
-from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL
+from ba_jax.audio.mel import COARSE_MEL, FLOW_MEL, HIFIGAN_MEL
 from ba_jax.config import check_choices
 from ba_jax.data.audio_batches import AudioBatch
 from ba_jax.losses import flow as losses
@@ -58,9 +58,10 @@ class FlowSettings:
       rotation: share of items whose frames are rotated in time, codes and mels alike, by a uniform
         number of frames. From a few minutes of speech a decoder otherwise learns when each sound
         occurs, and the same codes become unintelligible at another position.
-      decoder: weight of L1 + L2 of the audio decoder's coarse and refined mel. Above 0, the decoder
-        and the projection before it train on this loss and the prior's; the config's rules must
-        train them, and batches hold `hifigan_mel`. Codes do not change.
+      decoder: weight of L1 + L2 of the audio decoder's coarse and refined mel, each at its own
+        scale. Above 0, the decoder and the projection before it train on this loss and the prior's;
+        the config's rules must train them, and batches hold `hifigan_mel` and `coarse_mel`. Codes
+        do not change.
       eval_times: flow times at which an evaluation takes the CFM loss: the schedule at the middles
         of as many equal parts of [0, 1].
       eval_steps: Euler steps of the mels sampled in evaluations.
@@ -191,7 +192,7 @@ class FlowStage(ClipStage):
         """
         stored = self.settings.audio == "codes"
         features = ["codes" if stored else "whisper_mel", "flow_mel"]
-        features += ["hifigan_mel"] * (self.settings.decoder > 0)
+        features += ["hifigan_mel", "coarse_mel"] if self.settings.decoder else []
         self.check_features(batch, features)
         if stored:
             arrays = {"codes_BNQ": batch.codes_BNQ, "code_lengths_B": batch.code_lengths_B}
@@ -206,9 +207,23 @@ class FlowStage(ClipStage):
         self.check_frames(lengths_B, batch)
         arrays |= {"mel_BTM": batch.flow_mel_BTM, "lengths_B": lengths_B}
         if self.settings.decoder:
-            frames_B = self.config.audio_decoder.decoded_frames(codes_B)
-            arrays["decoder_mel_BTM"] = batch.hifigan_mel_BTM
-            arrays["decoder_lengths_B"] = np.minimum(frames_B, batch.hifigan_lengths_B)
+            decoder = self.config.audio_decoder
+            for name, mel_BTM, frames_B, lengths_B in (
+                (
+                    "refined",
+                    batch.hifigan_mel_BTM,
+                    decoder.decoded_frames(codes_B),
+                    batch.hifigan_lengths_B,
+                ),
+                (
+                    "coarse",
+                    batch.coarse_mel_BTM,
+                    decoder.coarse_length(codes_B),
+                    batch.coarse_lengths_B,
+                ),
+            ):
+                arrays[f"{name}_mel_BTM"] = mel_BTM
+                arrays[f"{name}_lengths_B"] = np.minimum(frames_B, lengths_B).astype(np.int32)
         return arrays
 
     def flops(self, arrays: Mapping[str, Any], trained: Collection[str]) -> float:
@@ -230,10 +245,11 @@ class FlowStage(ClipStage):
         return float(frozen + flops.train(forward))
 
     def totals(self, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """ "frames" of the flow's mel, and "decoder" frames of the decoder's where it trains."""
+        """ "frames" of the flow's mel; "refined" and "coarse" ones where the decoder trains."""
         totals = super().totals(arrays)
         if self.settings.decoder:
-            totals["decoder"] = count(arrays["decoder_lengths_B"])
+            totals["refined"] = count(arrays["refined_lengths_B"])
+            totals["coarse"] = count(arrays["coarse_lengths_B"])
         return totals
 
     def _rotate(
@@ -243,7 +259,7 @@ class FlowStage(ClipStage):
         codes_B = self._code_lengths(arrays)
         by_B = draw_rotations(keys_B, self.settings.rotation, codes_B)
         result = dict(arrays)
-        for name, geometry in (("", FLOW_MEL), ("decoder_", HIFIGAN_MEL)):
+        for name, geometry in (("", FLOW_MEL), ("refined_", HIFIGAN_MEL), ("coarse_", COARSE_MEL)):
             if f"{name}mel_BTM" in arrays:
                 ratio = round(FRAME_SECONDS * geometry.sample_rate / geometry.hop)
                 result[f"{name}mel_BTM"] = rotate(
@@ -304,16 +320,16 @@ class FlowStage(ClipStage):
         {} where the decoder does not train."""
         if not self.settings.decoder:
             return {}
-        target, lengths_B = arrays["decoder_mel_BTM"], arrays["decoder_lengths_B"]
-        frames = min(output.refined_mel_BTM.shape[1], target.shape[1])
-        errors = [
-            [
-                jnp.sum(error_B) / totals["decoder"]
-                for error_B in mel_errors(mel[:, :frames], target[:, :frames], lengths_B)
-            ]
-            for mel in (output.refined_mel_BTM, output.coarse_mel_BTM)
-        ]
-        return {"decoder": sum(map(sum, errors)), "decoder_mae": errors[0][0]}
+        errors = {}
+        for name, mel in (
+            ("refined", output.refined_mel_BTM),
+            ("coarse", output.unresized_mel_BTM),
+        ):
+            target = arrays[f"{name}_mel_BTM"]
+            frames = min(mel.shape[1], target.shape[1])
+            both = mel_errors(mel[:, :frames], target[:, :frames], arrays[f"{name}_lengths_B"])
+            errors[name] = [jnp.sum(error_B) / totals[name] for error_B in both]
+        return {"decoder": sum(map(sum, errors.values())), "decoder_mae": errors["refined"][0]}
 
     def _velocity(self, variables: Variables, *args: jax.Array) -> jax.Array:
         def estimator(*args):

@@ -6,7 +6,10 @@ the audio tokens' embeddings, predicts the text (semantics). Codebooks follow by
 outside the gradient. An item is one chunk of audio; a growing share of the items is passed on
 quantised, the others with the features as they are.
 
-    loss = mel + second_scale + w(step) * commitment + text, each with its weight
+    loss = mel + coarse_mel + w(step) * commitment + text, each with its weight
+
+The reconstruction is at two scales (paper 3.1): the refined mel against HIFIGAN_MEL of the wave,
+and the coarse mel, before it is resized to the refined mel's grid, against COARSE_MEL.
 """
 
 from __future__ import annotations
@@ -47,13 +50,12 @@ class TokenizerSettings:
     """Settings of the stage.
 
     Attributes:
-      weight_mel: weight of L1 + L2 of the coarse and of the refined mel.
-      weight_second_scale: weight of the same loss at half the frame rate, see
-        `losses.codec.coarser`.
+      weight_mel: weight of L1 + L2 of the refined mel.
+      weight_coarse: weight of L1 + L2 of the coarse mel.
       weight_text: weight of the language model's cross-entropy; 0 leaves the language model out.
       weight_commitment: weight of |z - q(z)|^2, times the ramp.
       decay: a of the moving averages (eq. 4).
-      l2_shrink: b of the constraint, embed *= 1 - b (eq. 5).
+      l2_shrink: b of the constraint (eq. 5): each step multiplies all rows by 1 - b.
       gumbel_temperature: temperature of the sampling of codes, see `vq_bridge.sample_code`; 0:
         nearest.
       quantizer_dropout: share of the items that use only their first 1 to Q - 1 codebooks.
@@ -70,7 +72,7 @@ class TokenizerSettings:
     """
 
     weight_mel: float = 1.0
-    weight_second_scale: float = 1.0
+    weight_coarse: float = 1.0
     weight_text: float = 1.0
     weight_commitment: float = 1.0
     decay: float = 0.99
@@ -90,8 +92,8 @@ class TokenizerSettings:
         for name in ("decay", "l2_shrink"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected 0 to less than 1")
-        if not (self.weight_mel or self.weight_second_scale or self.weight_text):
-            raise ValueError("all of weight_mel, weight_second_scale and weight_text are 0")
+        if not (self.weight_mel or self.weight_coarse or self.weight_text):
+            raise ValueError("all of weight_mel, weight_coarse and weight_text are 0")
 
 
 def replaced_share(step: jax.Array | int, settings: TokenizerSettings) -> jax.Array:
@@ -129,7 +131,7 @@ def _merge_axes(array: jax.Array) -> jax.Array:
 
 
 class TokenizerStage(Stage):
-    """The tokenizer stage; batches are `PackedBatch`es of mels, `hifigan_mel` among the targets.
+    """The tokenizer stage; batches are `PackedBatch`es of mels with both targets.
 
     The language model's parameters are frozen by the config's rules.
     """
@@ -203,23 +205,25 @@ class TokenizerStage(Stage):
             )
         audio = []
         for chunks in batch.audio:
-            if chunks.hifigan_mel_BCTM is None:
+            if chunks.hifigan_mel_BCTM is None or chunks.coarse_mel_BCTM is None:
                 raise StageError(
-                    f"stage {self.name}: batches without the decoder's target; "
-                    "add 'hifigan_mel' to data.targets"
+                    f"stage {self.name}: batches without the decoder's targets; "
+                    "set data.targets to ('hifigan_mel', 'coarse_mel')"
                 )
             codes_BC = bridge_length(
                 encoder_length(np.asarray(chunks.mel_lengths_BC)), self.config.vq_bridge.pooling
             )
-            frames_BC = np.minimum(
-                self.config.audio_decoder.decoded_frames(codes_BC), chunks.hifigan_lengths_BC
-            )
+            decoder = self.config.audio_decoder
+            frames_BC = np.minimum(decoder.decoded_frames(codes_BC), chunks.hifigan_lengths_BC)
+            coarse_BC = np.minimum(decoder.coarse_length(codes_BC), chunks.coarse_lengths_BC)
             audio.append(
                 {
                     "mel": chunks.mel_BCTM,
                     "mel_lengths": chunks.mel_lengths_BC,
                     "target": chunks.hifigan_mel_BCTM,
                     "frames": frames_BC.astype(np.int32),
+                    "coarse_target": chunks.coarse_mel_BCTM,
+                    "coarse_frames": coarse_BC.astype(np.int32),
                     "codes": codes_BC.astype(np.int32),
                     "starts": chunks.starts_BC,
                 }
@@ -274,7 +278,7 @@ class TokenizerStage(Stage):
     # Forward
 
     def totals(self, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """ "mel" and "second" frames, "codes" frames, "items" with audio, "text" targets."""
+        """ "mel" and "coarse" frames, "codes" frames, "items" with audio, "text" targets."""
 
         def total(function) -> jax.Array:
             sums = [jnp.sum(function(bucket), dtype=jnp.int32) for bucket in arrays["audio"]]
@@ -282,7 +286,7 @@ class TokenizerStage(Stage):
 
         return {
             "mel": total(lambda bucket: bucket["frames"]),
-            "second": total(lambda bucket: bucket["frames"] // 2),
+            "coarse": total(lambda bucket: bucket["coarse_frames"]),
             "codes": total(lambda bucket: bucket["codes"]),
             "items": total(lambda bucket: bucket["codes"] > 0),
             "text": count(arrays["rows"]["text_target"]),
@@ -408,33 +412,24 @@ class TokenizerStage(Stage):
             sums[name] = sums.get(name, 0.0) + jnp.sum(values_I) / totals[total]
 
         for chunks, bucket in zip(arrays["audio"], buckets, strict=True):
-            frames_I, decoded = _merge_axes(chunks["frames"]), bucket.decoded
-            size = min(decoded.refined_mel_BTM.shape[1], chunks["target"].shape[2])
-            target = _merge_axes(chunks["target"])[:, :size]
-            coarse_target, half_I = losses.coarser(target, frames_I)
-            for name, mel in (
-                ("coarse", decoded.coarse_mel_BTM[:, :size]),
-                ("refined", decoded.refined_mel_BTM[:, :size]),
+            decoded = bucket.decoded
+            for name, prefix, mel in (
+                ("mel", "", decoded.refined_mel_BTM),
+                ("coarse", "coarse_", decoded.unresized_mel_BTM),
             ):
-                l1_I, l2_I = losses.mel_errors(mel, target, frames_I)
-                add(f"mel_{name}_l1", l1_I, "mel")
-                add(f"mel_{name}_l2", l2_I, "mel")
-                l1_I, l2_I = losses.mel_errors(
-                    losses.coarser(mel, frames_I)[0], coarse_target, half_I
-                )
-                add(f"second_{name}_l1", l1_I, "second")
-                add(f"second_{name}_l2", l2_I, "second")
+                target = _merge_axes(chunks[f"{prefix}target"])
+                size = min(mel.shape[1], target.shape[1])
+                frames_I = _merge_axes(chunks[f"{prefix}frames"])
+                l1_I, l2_I = losses.mel_errors(mel[:, :size], target[:, :size], frames_I)
+                add(f"{name}_l1", l1_I, name)
+                add(f"{name}_l2", l2_I, name)
             commitment_I = losses.commitment_B(bucket.z_INE, bucket.q_INE, bucket.lengths_I)
             add("commitment", commitment_I, "codes")
             add("replaced", bucket.replaced_I & (bucket.lengths_I > 0), "items")
         metrics = dict(sums)
-        mel, second = (
-            sum(value for name, value in sums.items() if name.startswith(prefix))
-            for prefix in ("mel_", "second_")
-        )
         terms = [
-            (settings.weight_mel, mel),
-            (settings.weight_second_scale, second),
+            (settings.weight_mel, sums["mel_l1"] + sums["mel_l2"]),
+            (settings.weight_coarse, sums["coarse_l1"] + sums["coarse_l2"]),
             (settings.weight_commitment, ramp * sums["commitment"]),
         ]
         if self.config.llm:
@@ -485,7 +480,7 @@ class TokenizerStage(Stage):
             settings.restart_after,
             self._owners,
         )
-        metrics = codebooks.usage(statistics, ages, settings.restart_after)
+        metrics = codebooks.usage(tables, statistics, ages, settings.restart_after)
         return {**codebook, "vq_bridge": tables}, ages, metrics
 
     # Evaluation
@@ -512,7 +507,7 @@ class TokenizerStage(Stage):
             size = min(mel.shape[1], target.shape[1])
             l1_I, _ = losses.mel_errors(mel[:, :size], target[:, :size], frames_I)
             first += jnp.sum(l1_I) / totals["mel"]
-        return {**metrics, "mel_mae": metrics["mel_refined_l1"], "mel_mae/1": first}
+        return {**metrics, "mel_mae": metrics["mel_l1"], "mel_mae/1": first}
 
     @functools.cached_property
     def _draw(self):

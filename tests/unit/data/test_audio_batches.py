@@ -381,7 +381,7 @@ def test_damaged_audio_is_named_or_skipped_and_counted(audio, seconds, message, 
     batch = AudioBatches(dataclasses.replace(options, on_error="skip"), FORMAT).build(0)
     assert batch.skipped_B.sum() == 1
     (place,) = np.flatnonzero(batch.skipped_B)
-    assert not any(array[place].any() for array in arrays(batch)[:-1])
+    assert not any(array[place].any() for array in arrays(batch._replace(skipped_B=None)))
     assert (np.delete(batch.samples_B, place) == WAVE_RATE).all()
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from ba_jax.audio import lengths
-from ba_jax.audio.mel import HIFIGAN_MEL, log_mel, whisper_log_mel
+from ba_jax.audio.mel import COARSE_MEL, HIFIGAN_MEL, log_mel, whisper_log_mel
 from ba_jax.data import features, index
 from ba_jax.data.augment import Augmentation
 from ba_jax.data.examples import ExampleMaker
 from ba_jax.data.features import Bucket
 from ba_jax.data.mixture import Selection
-from ba_jax.data.packed import PackedBatches, PackedSettings
+from ba_jax.data.packed import TARGETS, PackedBatches, PackedSettings
 from ba_jax.data.record import Part, Record, RecordError
 from ba_jax.data.tasks import TASKS
 from ba_jax.data.text_tokenizer import TokenizerError, load_text_tokenizer
@@ -226,26 +226,29 @@ def test_targets_are_of_the_clean_chunks(speed, tmp_path, small_tokenizer):
     dataset = small_corpus.write_dataset(tmp_path / "two", records)
     noise = Augmentation((speed,), noise_probability=1.0, time_masks=1)
     fields = {"rows": 1, "row_length": 160, "augmentation": noise}
-    options = settings(dataset, small_tokenizer, "tts", targets=("hifigan_mel",), **fields)
+    options = settings(dataset, small_tokenizer, "tts", targets=tuple(TARGETS), **fields)
     batches, tokenizer = PackedBatches(options, FORMAT), load_text_tokenizer(small_tokenizer)
     batch = batches.build(0)
     # The same batch, but for the targets.
     plain = PackedBatches(settings(dataset, small_tokenizer, "tts", **fields), FORMAT).build(0)
     assert digest(plain.rows) == digest(batch.rows)
     for audio, without in zip(batch.audio, plain.audio, strict=True):
-        assert without[4:] == (None, None) and digest(audio[:4]) == digest(without[:4])
+        assert without[4:] == (None,) * 4 and digest(audio[:4]) == digest(without[:4])
     result = {}
     for bucket, audio in zip(batches.buckets, batch.audio, strict=True):
-        frames = bucket.samples // 256
-        assert audio.hifigan_mel_BCTM.shape == (1, bucket.count, frames, 80)
-        assert audio.hifigan_mel_BCTM.dtype == np.float32
-        for place in range(bucket.count):
-            count = audio.hifigan_lengths_BC[0, place]
-            assert (count > 0) == (audio.frames_BC[0, place] > 0)
-            assert not audio.hifigan_mel_BCTM[0, place, count:].any()
-            if count:
-                mel_TM = audio.hifigan_mel_BCTM[0, place, :count]
-                result[int(audio.starts_BC[0, place])] = mel_TM
+        for geometry, mel_BCTM, lengths_BC in (
+            (HIFIGAN_MEL, audio.hifigan_mel_BCTM, audio.hifigan_lengths_BC),
+            (COARSE_MEL, audio.coarse_mel_BCTM, audio.coarse_lengths_BC),
+        ):
+            assert mel_BCTM.shape == (1, bucket.count, bucket.samples // geometry.hop, 80)
+            assert mel_BCTM.dtype == np.float32
+            for place in range(bucket.count):
+                count = lengths_BC[0, place]
+                assert (count > 0) == (audio.frames_BC[0, place] > 0)
+                assert not mel_BCTM[0, place, count:].any()
+                if count:
+                    at = int(audio.starts_BC[0, place])
+                    result[at, geometry] = mel_BCTM[0, place, :count]
     ids_L, segments_L = batch.rows.ids_BL[0], batch.rows.segments_BL[0]
     for segment in (1, 2):
         word = tokenizer.decode(ids_L[segments_L == segment])
@@ -255,7 +258,9 @@ def test_targets_are_of_the_clean_chunks(speed, tmp_path, small_tokenizer):
             at = int(np.argmax((segments_L == segment) & (ids_L == FORMAT.tokens.audio_pad)))
             for samples in features.chunk_samples(len(wave_S), 4.0):
                 piece_S, wave_S = wave_S[:samples], wave_S[samples:]
-                np.testing.assert_array_equal(result.pop(at), log_mel(piece_S, HIFIGAN_MEL))
+                for geometry in (HIFIGAN_MEL, COARSE_MEL):
+                    want = log_mel(piece_S, geometry)
+                    np.testing.assert_array_equal(result.pop((at, geometry)), want)
                 at += lengths.code_length(samples)
     assert not result
 

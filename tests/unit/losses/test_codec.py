@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ba_jax.losses.codec import coarser, commitment_B, mel_errors
+from ba_jax.losses.codec import commitment_B, mel_errors
 
 LENGTHS = np.array([7, 4, 0], np.int32)
 
@@ -28,16 +28,6 @@ def test_mel_errors_are_sums_over_valid_frames_of_means_over_bins(mels):
         np.testing.assert_allclose(l2_B[i], (error**2).mean(1).sum(), rtol=1e-5)
 
 
-def test_coarser_averages_magnitudes_of_pairs_of_frames(mels):
-    x = mels[0]
-    mel, lengths = jax.device_get(jax.jit(coarser)(x, LENGTHS))
-    assert mel.shape == (3, 3, 5) and lengths.tolist() == [3, 2, 0]
-    want = np.log((np.exp(x[0, 0:6:2]) + np.exp(x[0, 1:6:2])) / 2)
-    np.testing.assert_allclose(mel[0], want, atol=1e-5)
-    loud = jax.jit(coarser)(np.full((1, 2, 1), 300.0, np.float32), np.array([2]))[0]
-    np.testing.assert_allclose(loud, 300.0)  # exp(300) alone is no float32
-
-
 def test_commitment_pulls_the_features_alone(mels):
     z, quantized = mels
     want = ((z - quantized) ** 2).mean(2)
@@ -54,14 +44,7 @@ def test_commitment_pulls_the_features_alone(mels):
     assert not grads[1].any()
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        mel_errors,
-        commitment_B,
-        lambda x, y, n: mel_errors(coarser(x, n)[0], coarser(y, n)[0], n // 2),
-    ],
-)
+@pytest.mark.parametrize("function", [mel_errors, commitment_B])
 def test_padding_may_be_nan(function, mels):
     past = (np.arange(7)[None, :] >= LENGTHS[:, None])[:, :, None]
     dirty = [np.where(past, np.nan, mel) for mel in mels]

@@ -29,9 +29,13 @@ def test_result_does_not_depend_on_the_bucket(run, frames):
     batch = np.full((2, 12, 32), np.nan, np.float32)
     batch[0, :frames] = x[0]
     out = run(decode, batch, np.array([frames, 0], np.int32))
-    for name in ("hidden_BTD", "coarse_mel_BTM", "refined_mel_BTM"):
+    for name, n in (
+        ("hidden_BTD", 4 * frames - 1),
+        ("coarse_mel_BTM", 5 * frames - 2),
+        ("refined_mel_BTM", 5 * frames - 2),
+        ("unresized_mel_BTM", 8 * frames - 2),
+    ):
         single, padded = np.asarray(getattr(alone, name)), np.asarray(getattr(out, name))
-        n = (alone.hidden_lengths_B if name == "hidden_BTD" else alone.mel_lengths_B)[0]
         np.testing.assert_allclose(padded[0, :n], single[0, :n], atol=1e-5)
         assert (padded[0, n:] == 0).all() and (padded[1] == 0).all()
 
@@ -83,3 +87,4 @@ def test_lengths_on_the_host_are_the_decoders(run, config):
     sizes = config.audio_decoder
     np.testing.assert_array_equal(sizes.hidden_length(codes), out.hidden_lengths_B)
     np.testing.assert_array_equal(sizes.decoded_frames(codes), out.mel_lengths_B)
+    np.testing.assert_array_equal(sizes.coarse_length(codes), out.unresized_lengths_B)

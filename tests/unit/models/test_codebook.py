@@ -103,14 +103,35 @@ def test_moving_averages_follow_a_reference():
                     residual = residual - want[f"embed_{q}"][row]
         for q, size in enumerate(SIZES):
             mass = 0.9 * want[f"cluster_size_{q}"] + 0.1 * counts[q]
-            average = 0.9 * want[f"embed_avg_{q}"] + 0.1 * sums[q]
+            average = 0.99 * (0.9 * want[f"embed_avg_{q}"] + 0.1 * sums[q])
             smoothed = (mass + 1e-5) / (mass.sum() + size * 1e-5) * mass.sum()
             want |= {f"cluster_size_{q}": mass, f"embed_avg_{q}": average}
-            want[f"embed_{q}"] = average / smoothed[:, None] * 0.99
+            want[f"embed_{q}"] = average / smoothed[:, None]
         codebook, batch = learn(codebook, z, LENGTHS, used)
         assert float(sum(batch.counts[0])) == 12 and float(sum(batch.counts[2])) == 9
         for name, value in codebook.items():
             np.testing.assert_allclose(value, want[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("shrink", [0.0, 1e-4, 1e-3, 1e-2])
+def test_the_constraint_is_the_papers_recursion(shrink):
+    """c' = a c + (1 - a) mean of the inputs, c = (1 - b) c' (eq. 4, 5), for constant inputs."""
+    decay, mean = 0.99, np.array([3.0, 4.0])
+    codebook = {
+        "embed_0": np.array([[1.0, 0.0], [0.0, 1.0]], np.float32),
+        "embed_avg_0": np.array([[5.0, 0.0], [0.0, 5.0]], np.float32),
+        "cluster_size_0": np.full(2, 5.0, np.float32),
+    }
+    batch = codebooks.Statistics((np.array([5.0, 5.0]),), (5 * np.stack([mean, mean]),))
+    row = np.array([1.0, 0.0])
+    step = jax.jit(functools.partial(codebooks.update, decay=decay, l2_shrink=shrink))
+    for _ in range(1000):
+        row = (1 - shrink) * (decay * row + (1 - decay) * mean)
+        codebook = step(codebook, batch)
+    np.testing.assert_allclose(codebook["embed_0"][0], row, rtol=1e-3)
+    # The audit's figures: the norm of the row over that of its data.
+    share = {0.0: 1.0, 1e-4: 0.990, 1e-3: 0.908, 1e-2: 0.498}[shrink]
+    assert np.linalg.norm(codebook["embed_0"][0]) / 5 == pytest.approx(share, abs=2e-3)
 
 
 def test_quantising_does_not_change_codebooks():
@@ -146,11 +167,14 @@ def test_rows_without_mass_stay_finite():
 def test_usage_counts():
     batch = codebooks.Statistics((np.array([4, 4, 0, 0], np.float32), np.zeros(1, np.float32)), ())
     ages = {"age_0": np.array([0, 0, 7, 3]), "age_1": np.zeros(1, np.int32)}
-    usage = jax.jit(codebooks.usage, static_argnums=2)(batch, ages, 7)
+    rows = np.array([[3.0, 4.0], [0.0, 1.0], [9.0, 9.0], [9.0, 9.0]], np.float32)
+    codebook = {"embed_0": rows, "embed_1": rows[:1]}
+    usage = jax.jit(codebooks.usage, static_argnums=3)(codebook, batch, ages, 7)
     got = {name: float(value) for name, value in usage.items()}
     assert got["codebook/0/use"] == 0.5 and got["codebook/0/dead"] == 1
     assert got["codebook/0/entropy"] == pytest.approx(0.5)
     assert got["codebook/0/perplexity"] == pytest.approx(2)
+    assert got["codebook/0/norm"] == pytest.approx(3)
     assert got["codebook/1/use"] == got["codebook/1/entropy"] == 0
 
 

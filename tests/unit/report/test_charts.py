@@ -99,7 +99,7 @@ def test_codebooks_have_their_last_finite_values():
         ("eval/loss", "weighted sum"),
         ("text", "nats per token"),
         ("audio/*", "nats per code"),
-        ("mel_refined_l1", "nats (log-mel)"),
+        ("mel_l1", "nats (log-mel)"),
         ("throughput/tokens_per_second", "tokens/s"),
         ("codebook/*/perplexity", "codes"),
         ("something_else", "something_else"),

@@ -11,7 +11,14 @@ import numpy as np
 import optax
 import pytest
 
-from ba_jax.audio.mel import FLOW_MEL, HIFIGAN_MEL, WHISPER_MEL_80, log_mel, whisper_log_mel
+from ba_jax.audio.mel import (
+    COARSE_MEL,
+    FLOW_MEL,
+    HIFIGAN_MEL,
+    WHISPER_MEL_80,
+    log_mel,
+    whisper_log_mel,
+)
 from ba_jax.data.audio_batches import AudioBatch
 from ba_jax.models.audio_decoder import AudioDecoderConfig
 from ba_jax.models.audio_encoder import AudioEncoderConfig
@@ -177,17 +184,25 @@ def test_frozen_components_get_a_gradient_of_zero(variables, arrays, gradient):
 @pytest.mark.slow
 def test_the_decoder_trains_if_its_weight_is_set(variables, arrays, gradient):
     stage = FlowStage(CONFIG, FlowSettings(decoder=0.5))
-    with pytest.raises(StageError, match="batches without .'hifigan_mel'"):
+    with pytest.raises(StageError, match="batches without .'hifigan_mel', 'coarse_mel'"):
         stage.arrays(batch_of(0.5, 0.3))
     batch = batch_of(0.5, 0.3)
-    mel = np.zeros((2, 31, 80), np.float32)
+    mel, coarse = np.zeros((2, 31, 80), np.float32), np.zeros((2, 50, 80), np.float32)
     for i, seconds in enumerate((0.5, 0.3)):
-        frames = log_mel(gliding_tone(seconds, 16000, 120 + 60 * i), HIFIGAN_MEL)
-        mel[i, : len(frames)] = frames
-    batch = batch._replace(hifigan_mel_BTM=mel, hifigan_lengths_B=np.array([31, 18]))
+        wave = gliding_tone(seconds, 16000, 120 + 60 * i)
+        for target, geometry in ((mel, HIFIGAN_MEL), (coarse, COARSE_MEL)):
+            frames = log_mel(wave, geometry)
+            target[i, : len(frames)] = frames
+    batch = batch._replace(
+        hifigan_mel_BTM=mel,
+        hifigan_lengths_B=np.array([31, 18]),
+        coarse_mel_BTM=coarse,
+        coarse_lengths_B=np.array([50, 30]),
+    )
     heard = stage.arrays(batch)
     # 6 and 4 code frames, 46 and 30 of the coarse mel at 100 Hz.
-    assert heard["decoder_lengths_B"].tolist() == [28, 18]
+    assert heard["refined_lengths_B"].tolist() == [28, 18]
+    assert heard["coarse_lengths_B"].tolist() == [46, 30]
 
     @jax.jit
     def run(params):

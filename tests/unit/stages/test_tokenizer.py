@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from ba_jax.audio import lengths
-from ba_jax.audio.mel import HIFIGAN_MEL, WHISPER_MEL_80, log_mel, whisper_log_mel
+from ba_jax.audio.mel import COARSE_MEL, HIFIGAN_MEL, WHISPER_MEL_80, log_mel, whisper_log_mel
 from ba_jax.data.packed import AudioChunks, PackedBatch
 from ba_jax.data.packing import PackedRows
 from ba_jax.metrics import flops
@@ -57,6 +57,8 @@ def chunks_of(bucket: float, seconds: list[list[float]], starts, fill: float) ->
         frames_BC=np.zeros(shape, np.int32),
         hifigan_mel_BCTM=np.full((*shape, samples // 256, 80), fill, np.float32),
         hifigan_lengths_BC=np.zeros(shape, np.int32),
+        coarse_mel_BCTM=np.full((*shape, samples // 160, 80), fill, np.float32),
+        coarse_lengths_BC=np.zeros(shape, np.int32),
     )
     for place in np.argwhere(np.asarray(seconds) > 0):
         place = tuple(place)
@@ -65,6 +67,9 @@ def chunks_of(bucket: float, seconds: list[list[float]], starts, fill: float) ->
         chunks.mel_BCTM[place][: len(heard)] = heard
         chunks.hifigan_mel_BCTM[place][: len(wanted)] = wanted
         chunks.mel_lengths_BC[place], chunks.hifigan_lengths_BC[place] = len(heard), len(wanted)
+        coarse = log_mel(wave, COARSE_MEL)
+        chunks.coarse_mel_BCTM[place][: len(coarse)] = coarse
+        chunks.coarse_lengths_BC[place] = len(coarse)
         chunks.frames_BC[place] = lengths.bridge_length(lengths.encoder_length(len(heard)))
     return chunks
 
@@ -195,7 +200,7 @@ def test_settings_out_of_range_are_refused(field, value):
 
 def test_a_stage_without_any_loss_is_refused():
     with pytest.raises(ValueError, match="all of weight_mel, .* are 0"):
-        TokenizerSettings(weight_mel=0, weight_second_scale=0, weight_text=0)
+        TokenizerSettings(weight_mel=0, weight_coarse=0, weight_text=0)
 
 
 @pytest.mark.deep
@@ -257,7 +262,8 @@ def test_amounts_and_totals(stage, arrays):
     mel = CONFIG.audio_decoder.decoded_frames(codes)
     assert totals == {
         "mel": mel.sum(),
-        "second": (mel // 2).sum(),
+        # A code is 8 frames of 10 ms; each upsampling drops its last frames.
+        "coarse": (8 * codes - 2).sum(),
         "codes": codes.sum(),
         "items": 3,
         "text": 22,
@@ -268,9 +274,10 @@ def test_incomplete_batches_are_refused(stage):
     batch = batch_of()
     with pytest.raises(StageError, match="without mels; set data.audio"):
         stage.arrays(batch._replace(audio=()))
-    bare = tuple(chunks._replace(hifigan_mel_BCTM=None) for chunks in batch.audio)
-    with pytest.raises(StageError, match="add 'hifigan_mel' to data.targets"):
-        stage.arrays(batch._replace(audio=bare))
+    for name in ("hifigan_mel_BCTM", "coarse_mel_BCTM"):
+        bare = tuple(chunks._replace(**{name: None}) for chunks in batch.audio)
+        with pytest.raises(StageError, match=r"set data.targets to \('hifigan_mel', 'coarse_mel'"):
+            stage.arrays(batch._replace(audio=bare))
     text = batch_of(text_only=True)
     rows = text.rows._replace(text_target_BL=np.zeros((2, LENGTH), bool))
     with pytest.raises(StageError, match="without audio and without text to learn"):
@@ -345,7 +352,7 @@ def test_a_batch_of_text_alone_is_finite(stage, variables, grads_of, evaluated, 
 
 def test_text_alone_teaches_the_encoder_through_a_frozen_language_model(stage, grads_of, arrays):
     """Other losses are divided by infinite totals, which leaves nothing of them."""
-    without = dict.fromkeys(("mel", "second", "codes"), jnp.float32(jnp.inf))
+    without = dict.fromkeys(("mel", "coarse", "codes"), jnp.float32(jnp.inf))
     (loss, aux), gradients = grads_of(arrays, totals={**stage.totals(arrays), **without})
     assert float(loss) == pytest.approx(float(aux.metrics["text"]), rel=1e-6)
     assert set(gradients) == {"audio_encoder", "vq_bridge", "audio_decoder", "text_projection"}
