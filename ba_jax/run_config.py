@@ -47,8 +47,8 @@ class TrainSettings:
       accumulation_steps: gradient accumulation: cut each batch into this many microbatches.
       dtype: compute type, "float32" or "bfloat16"; trained parameters are float32.
       remat: rematerialisation of the transformers, see `layers.REMAT_POLICIES`.
-      attention: attention of the language model: "xla", "splash" and "splash_fused" (TPU) or
-        "cudnn" (GPU), see `models.packed_attention`.
+      attention: attention of the language model: "xla", "splash" and "splash_fused" (TPU), also
+        with a block size ("splash:256"), or "cudnn" (GPU), see `models.packed_attention`.
       quantization: products of the language model's and the audio head's layers: "none" (in
         `dtype`), "int8" or "float8", see `models.quantized`.
       frozen_param_dtype: type in which frozen parameters are kept, "float32" or "bfloat16" (half
@@ -102,11 +102,11 @@ class TrainSettings:
             **dict.fromkeys(("spike_standard_deviations", "step_timeout_seconds"), 0),
             spike_window_steps=2,
         )
+        packed_attention.check_kind(self.attention)
         check_choices(
             self,
             dtype=DTYPES,
             frozen_param_dtype=DTYPES,
-            attention=packed_attention.KINDS,
             quantization=quantized.KINDS,
             remat=REMAT_POLICIES,
         )

@@ -12,6 +12,7 @@ A step of generation mostly reads weights, and XLA:CPU makes that slow in two wa
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -24,27 +25,45 @@ from ba_jax.models import layers, quantized
 class Dense(layers.Layer):
     """Linen's `Dense` that also accepts a kernel transposed by `lay_out`.
 
-    `quantization` is the kind of the product with a kernel that is not, see `quantized`.
+    Parameters have two axes and one, whatever the axes of input and result.
+
+    Attributes:
+      features: size of the result's last axis, or sizes of its last axes.
+      in_axes: how many of the input's last axes are summed over.
+      by_axes: the product runs on these axes; otherwise input and result are reshaped. On TPUs the
+        axes of heads and their features then need no copies (`LLMLayer`).
+      quantization: kind of the product with a kernel that is not transposed, see `quantized`; its
+        products are never by axes.
     """
 
-    features: int
+    features: int | tuple[int, ...]
     use_bias: bool = True
     quantization: str = "none"
+    in_axes: int = 1
+    by_axes: bool = False
 
     @nn.compact
-    def __call__(self, x_XI: jax.Array) -> jax.Array:
-        """(..., I) to (..., features)."""
-        x_XI = x_XI.astype(self.dtype)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map (..., *in_axes) to (..., *features)."""
+        sizes = (self.features,) if isinstance(self.features, int) else self.features
+        first = x.ndim - self.in_axes
+        ins, count = math.prod(x.shape[first:]), math.prod(sizes)
+        x = x.astype(self.dtype)
         if self.has_variable("params", "kernel_OI"):
-            y = product(self.get_variable("params", "kernel_OI").astype(self.dtype), x_XI)
+            kernel = self.get_variable("params", "kernel_OI").astype(self.dtype)
+            y = product(kernel, x.reshape(*x.shape[:first], ins))
         else:
-            shape = (x_XI.shape[-1], self.features)
-            kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, self.param_dtype)
-            y = quantized.product(self.quantization, x_XI, kernel.astype(self.dtype))
+            init = nn.initializers.lecun_normal()
+            kernel = self.param("kernel", init, (ins, count), self.param_dtype).astype(self.dtype)
+            if self.by_axes and self.quantization == "none":
+                y = jnp.tensordot(x, kernel.reshape(*x.shape[first:], *sizes), self.in_axes)
+            else:
+                flat = x.reshape(*x.shape[:first], ins)
+                y = quantized.product(self.quantization, flat, kernel)
+        y = y.reshape(*x.shape[:first], *sizes)
         if self.use_bias:
-            zeros = nn.initializers.zeros
-            bias = self.param("bias", zeros, (self.features,), self.param_dtype)
-            y = y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
+            bias = self.param("bias", nn.initializers.zeros, (count,), self.param_dtype)
+            y = y + jnp.broadcast_to(bias.astype(self.dtype).reshape(sizes), y.shape)
         return y
 
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ba_jax.models import cpu_layout, layers, lora
-from ba_jax.models.packed_attention import packed_attention
+from ba_jax.models.packed_attention import is_splash, packed_attention
 from ba_jax.sharding import constrain
 
 
@@ -111,15 +110,24 @@ def rope_table(positions_BL: jax.Array, head_dim: int, theta: float) -> tuple[ja
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def apply_rope(x_BLHD: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+def apply_rope(
+    x_BLHD: jax.Array, table: tuple[jax.Array, jax.Array], by_product: bool = False
+) -> jax.Array:
     """Rotate the two halves of each head by the positions' angles, in float32.
 
-    Whole heads are multiplied, and the halves exchanged in the type that they come in: halves in
-    float32 would be copies on a TPU, of half its lanes.
+    Whole heads are multiplied, and the halves exchanged in the type that they come in. With
+    `by_product` a permutation matrix exchanges them, exactly: on TPUs halves of 64 lanes would be
+    copies in memory, 4 ms of a text step of 620 on v5p.
     """
     cos, sin = (t[:, :, None, :] for t in table)
-    first, second = jnp.split(x_BLHD, 2, axis=-1)
-    exchanged = jnp.concatenate([second, first], axis=-1).astype(jnp.float32)
+    if by_product:
+        size = x_BLHD.shape[-1]
+        matrix = jnp.asarray(np.roll(np.eye(size), size // 2, axis=1), x_BLHD.dtype)
+        exchanged = jnp.matmul(x_BLHD, matrix, precision=jax.lax.Precision.HIGHEST)
+    else:
+        first, second = jnp.split(x_BLHD, 2, axis=-1)
+        exchanged = jnp.concatenate([second, first], axis=-1)
+    exchanged = exchanged.astype(jnp.float32)
     cos = jnp.concatenate([cos, cos], axis=-1)
     sin = jnp.concatenate([-sin, sin], axis=-1)
     return (x_BLHD.astype(jnp.float32) * cos + exchanged * sin).astype(x_BLHD.dtype)
@@ -159,21 +167,26 @@ class LLMLayer(layers.Layer):
         x_BLD, cache = carry
         batch, length, _ = x_BLD.shape
 
-        def dense(name: str, y: jax.Array, features: int, use_bias: bool = False) -> jax.Array:
+        ((kind, mask),) = masks.items()
+        on_tpu = is_splash(kind)  # which no other accelerator has
+
+        def dense(name: str, y: jax.Array, features, use_bias: bool = False, in_axes: int = 1):
             options = {"use_bias": use_bias, "quantization": self.quantization, **self.dtypes}
+            options |= {"in_axes": in_axes, "by_axes": on_tpu}
             product = cpu_layout.Dense(features, name=name, **options)(y)
             if c.lora_rank and name in c.lora_targets:
                 options = {"rank": c.lora_rank, "alpha": c.lora_alpha}
-                product = product + lora.adapt(self, name, y, features, **options)
+                flat, count = y.reshape(batch, length, -1), product[0, 0].size
+                adapted = lora.adapt(self, name, flat, count, **options)
+                product = product + adapted.reshape(product.shape)
             return product
 
         def project(name: str, y: jax.Array, heads: int) -> jax.Array:
-            y = dense(name, y, heads * c.head_dim, c.qkv_bias)
-            return einops.rearrange(y, "b l (h d) -> b l h d", h=heads)
+            return dense(name, y, (heads, c.head_dim), c.qkv_bias)
 
         y = layers.rms_norm("attention_norm", c.norm_epsilon, **self.dtypes)(x_BLD)
-        q = apply_rope(project("query", y, c.heads), rope)
-        k = apply_rope(project("key", y, c.kv_heads), rope)
+        q = apply_rope(project("query", y, c.heads), rope, on_tpu)
+        k = apply_rope(project("key", y, c.kv_heads), rope, on_tpu)
         v = project("value", y, c.kv_heads)
         if cache is not None:
             indices = (jnp.arange(batch)[:, None], slice(None), slots_BL)
@@ -191,7 +204,6 @@ class LLMLayer(layers.Layer):
             if "cache" in masks:
                 own = [jax.lax.dynamic_index_in_dim(a, index, keepdims=False) for a in cache]
                 k, v = (jnp.swapaxes(a, 1, 2).astype(self.dtype) for a in own)
-        ((kind, mask),) = masks.items()
         # Queries stay on the device of their positions; keys and values are gathered to them.
         q = constrain(q, "batch", "length", "heads", None)
         k, v = (constrain(a, "batch", None, "kv_heads", None) for a in (k, v))
@@ -199,8 +211,8 @@ class LLMLayer(layers.Layer):
             y = layers.attention(q, k, v, mask)
         else:
             y = packed_attention(kind, q, k, v, mask)
-        y = y.reshape(batch, length, c.heads * c.head_dim)
-        x_BLD = constrain(x_BLD + dense("out", y, c.width), "batch", "length", None)
+        x_BLD = x_BLD + dense("out", y, c.width, in_axes=2)
+        x_BLD = constrain(x_BLD, "batch", "length", None)
         y = layers.rms_norm("ffn_norm", c.norm_epsilon, **self.dtypes)(x_BLD)
         y = jax.nn.silu(dense("gate", y, c.ffn_width)) * dense("up", y, c.ffn_width)
         y = constrain(y, "batch", "length", "mlp")

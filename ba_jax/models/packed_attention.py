@@ -9,6 +9,8 @@ Kinds, `train.attention` in a run's config:
                 gradients of the queries in HBM, one for each block of keys
   cudnn         cuDNN's flash attention on NVIDIA GPUs, in bfloat16, the segments as a mask
 
+"splash:256" and "splash_fused:256" have blocks of at most 256 positions instead of 512.
+
 On a mesh, rows, heads and queries' positions are divided; every device has the keys and values of
 whole rows. The result at padded positions is finite and differs between the kinds.
 """
@@ -30,29 +32,53 @@ INTERPRETED = f"splash{_INTERPRETED}"
 """The kind that replaces splash on a CPU."""
 RESIDUALS = "attention"
 """Name of the residuals of splash attention, for remat policies."""
-# Larger ones compute more of what the causal mask hides: 1,024 undo what the fused kernel saves.
-_BLOCKS = (512, 256, 128)
+# Positions of a block at most. Larger ones compute more of what the causal mask hides (with 1,024 a
+# text step takes 631 ms instead of 626 on v5p, by the plan), smaller ones make smaller products.
+_BLOCK = 512
+_LEAST = 128
 
 
 class AttentionError(ValueError):
     """A kind of attention that this platform does not run, or sizes that it does not accept."""
 
 
+def is_splash(kind: str) -> bool:
+    """Whether a kind is splash attention, of any form."""
+    return kind.startswith(SPLASH[0])
+
+
+def check_kind(kind: str) -> None:
+    """Check the name of a kind and, with splash attention, its block.
+
+    Raises:
+      AttentionError: an unknown kind, or a block that is no multiple of 128.
+    """
+    name, colon, block = kind.partition(":")
+    if name not in KINDS or (colon and name not in SPLASH):
+        raise AttentionError(
+            f"attention {kind!r}: expected one of {KINDS}, splash ones with or without ':BLOCK'"
+        )
+    if colon and not (block.isdecimal() and int(block) >= _LEAST and int(block) % _LEAST == 0):
+        raise AttentionError(f"attention {kind!r}: expected a block of a multiple of {_LEAST}")
+
+
 def on_platform(kind: str, platform: str, dtype: jnp.dtype) -> str:
     """The kind to use on a platform ("cpu", "gpu", "tpu") for a requested kind.
 
     Raises:
-      AttentionError: the platform or the dtype is not supported.
+      AttentionError: as `check_kind`, or the platform or the dtype is not supported.
     """
-    if kind not in KINDS:
-        raise AttentionError(f"attention {kind!r}: expected one of {KINDS}")
-    if kind in SPLASH and platform not in ("tpu", "cpu"):
+    check_kind(kind)
+    if is_splash(kind) and platform not in ("tpu", "cpu"):
         raise AttentionError(f"attention {kind!r} on {platform}: expected TPUs, or 'xla'")
     if kind == "cudnn" and platform not in ("gpu", "cuda"):
         raise AttentionError(f"attention 'cudnn' on {platform}: expected NVIDIA GPUs, or 'xla'")
     if kind == "cudnn" and dtype != jnp.bfloat16:
         raise AttentionError(f"attention 'cudnn' in {jnp.dtype(dtype)}: expected dtype bfloat16")
-    return kind + _INTERPRETED if kind in SPLASH and platform == "cpu" else kind
+    if is_splash(kind) and platform == "cpu":
+        name, colon, block = kind.partition(":")
+        return f"{name}{_INTERPRETED}{colon}{block}"
+    return kind
 
 
 def packed_attention(
@@ -117,13 +143,13 @@ def packed_attention(
     )(kernel, q_BLHD, k_BLKD, v_BLKD, segments_BL, segments_BL)
 
 
-def _block_size(kind: str, length: int) -> int:
-    """The largest size of a kernel's blocks that divides `length`."""
-    for block in _BLOCKS:
+def _block_size(kind: str, length: int, most: int) -> int:
+    """The largest size of a kernel's blocks that divides `length`, `most` at most."""
+    for block in range(most, 0, -_LEAST):
         if length % block == 0:
             return block
     raise AttentionError(
-        f"attention {kind!r} on {length} positions a device: expected a multiple of {block}"
+        f"attention {kind!r} on {length} positions a device: expected a multiple of {_LEAST}"
     )
 
 
@@ -131,13 +157,15 @@ def _splash_kernel(kind: str, length: int, head_dim: int, heads: int, tensor: in
     """The kernel of a causal mask, to be divided over devices by heads and positions."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
+    kind, _, block = kind.partition(":")
     kind, interpret = kind.removesuffix(_INTERPRETED), kind.endswith(_INTERPRETED)
+    most = int(block or _BLOCK)
     fused = kind == "splash_fused"
     if head_dim % 128:
         raise AttentionError(
             f"attention {kind!r} with head_dim {head_dim}: expected a multiple of 128"
         )
-    queries, keys = _block_size(kind, length // parts), _block_size(kind, length)
+    queries, keys = (_block_size(kind, size, most) for size in (length // parts, length))
     mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * heads)
     return splash.make_splash_mha(
         mask,

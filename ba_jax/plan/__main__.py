@@ -27,7 +27,7 @@ from absl import flags
 
 from ba_jax import cli
 from ba_jax.config import ConfigError
-from ba_jax.models.packed_attention import SPLASH
+from ba_jax.models.packed_attention import is_splash
 from ba_jax.plan import planner, sweep
 from ba_jax.plan.report import StepPlan, as_dict, draw_memory, format_plan
 from ba_jax.plan.topology import PlanError, Topology, open_topology, prepare_process
@@ -114,7 +114,7 @@ def _sweep(config: RunConfig, topology: Topology, values: Any) -> None:
         raise PlanError(f"--sweep for {topology.name}: expected devices that can be compiled for")
     name = config.stage["name"]
     # The policy "attention" keeps nothing of attention with scores.
-    splash = config.train.attention in SPLASH
+    splash = is_splash(config.train.attention)
     candidates = sweep.make_candidates(
         len(topology.devices),
         topology.slices,

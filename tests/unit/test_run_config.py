@@ -74,7 +74,7 @@ def test_a_config_is_a_mapping_or_a_configdict():
         ({"train__log_every": 0}, "log_every = 0"),
         ({"train__dtype": "float16"}, "dtype = 'float16', expected one of"),
         ({"train__remat": "some"}, "remat = 'some', expected one of"),
-        ({"train__attention": "flash"}, "attention = 'flash', expected one of"),
+        ({"train__attention": "flash"}, "attention 'flash': expected one of"),
         (
             {"train__quantization": "fp8"},
             "quantization = 'fp8', expected one of .'none', 'int8', 'float8'",

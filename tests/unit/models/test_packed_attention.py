@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from ba_jax.models import layers
-from ba_jax.models.llm import LLM, LLMConfig, packed_mask
+from ba_jax.models.llm import LLM, LLMConfig, apply_rope, packed_mask, rope_table
 from ba_jax.models.packed_attention import (
     INTERPRETED,
     SPLASH,
@@ -57,7 +58,7 @@ def plain():
     return values_and_gradients(lambda q, k, v: layers.attention(q, k, v, mask))
 
 
-@pytest.mark.parametrize("kind", SPLASH)
+@pytest.mark.parametrize("kind", [*SPLASH, "splash:128"])
 def test_splash_is_attention(plain, kind):
     kind = on_platform(kind, "cpu", jnp.float32)
     got = values_and_gradients(
@@ -65,6 +66,35 @@ def test_splash_is_attention(plain, kind):
     )
     for ours, expected in zip(got, plain, strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}])
+def test_the_language_model_is_the_same_with_splash(options):
+    """Heads are axes of its products there, and a permutation exchanges the halves of RoPE."""
+    config = dataclasses.replace(CONFIG, qkv_bias=True, **options)
+    x = np.random.default_rng(4).normal(size=(2, LENGTH, 16)).astype(np.float32)
+    shapes = jax.eval_shape(LLM(config).init, jax.random.key(0), x)
+    rng = np.random.default_rng(5)
+    variables = jax.tree.map(lambda s: rng.normal(size=s.shape, scale=0.3), shapes)
+    positions = np.tile(np.arange(LENGTH), (2, 1))
+    real = (SEGMENTS_BL > 0)[:, :, None]
+
+    def loss(variables, kind):
+        y = LLM(config, attention=kind).apply(variables, x, positions, SEGMENTS_BL)[0]
+        return jnp.sum(jnp.where(real, jnp.square(y), 0)), jnp.where(real, y, 0)
+
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+    want, got = (jax.tree.leaves(run(variables, kind)) for kind in ("xla", INTERPRETED))
+    for ours, expected in zip(got, want, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=2e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rope_by_a_product_is_exact(dtype):
+    x = jnp.asarray(draw(HEADS, 6), dtype)
+    table = rope_table(jnp.arange(LENGTH)[None], HEAD_DIM, 1e6)
+    got, want = (np.asarray(apply_rope(x, table, flag), np.float32) for flag in (True, False))
+    np.testing.assert_array_equal(got, want)
 
 
 def test_cudnn_gets_the_same_mask(plain, monkeypatch):
@@ -102,6 +132,9 @@ def test_the_language_model_uses_the_requested_kind():
     ("kind", "platform", "dtype", "message"),
     [
         ("flash", "tpu", "float32", "attention 'flash': expected one of"),
+        ("xla:256", "tpu", "float32", "attention 'xla:256': expected one of"),
+        ("splash:100", "tpu", "float32", "'splash:100': expected a block of a multiple of 128"),
+        ("splash:", "tpu", "float32", "'splash:': expected a block of a multiple of 128"),
         ("splash", "gpu", "float32", "'splash' on gpu: expected TPUs"),
         ("cudnn", "tpu", "bfloat16", "'cudnn' on tpu: expected NVIDIA GPUs"),
         ("cudnn", "cpu", "bfloat16", "'cudnn' on cpu: expected NVIDIA GPUs"),
@@ -116,6 +149,8 @@ def test_unsupported_kinds(kind, platform, dtype, message):
 def test_supported_kinds():
     assert on_platform("splash", "tpu", jnp.float32) == "splash"
     assert on_platform("splash", "cpu", jnp.float32) == INTERPRETED
+    assert on_platform("splash_fused:256", "tpu", jnp.float32) == "splash_fused:256"
+    assert on_platform("splash:128", "cpu", jnp.float32) == f"{INTERPRETED}:128"
     assert on_platform("cudnn", "gpu", jnp.bfloat16) == "cudnn"
     assert on_platform("xla", "gpu", jnp.float32) == "xla"
 
