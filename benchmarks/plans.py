@@ -21,14 +21,14 @@ from ba_jax import cli
 # (config, topology, rows of a chip, attention, slices); a tokenizer row has up to 230 s of audio.
 PLANS = (
     *(
-        (stage, topology, rows, "splash", 1)
+        (stage, topology, rows, "splash_fused", 1)
         for stage in ("lm_stage1:7b", "lm_stage2:7b")
         for topology, rows in (("v5e:16x16", 1), ("v5p:4x4x4", 1), ("v6e:16x16", 2))
     ),
     # XLA's own attention moves its scores through HBM: 63 % of all bytes on v6e.
     ("lm_stage2:7b", "v5p:4x4x4", 1, "xla", 1),
     ("lm_stage2:7b", "v6e:16x16", 2, "xla", 1),
-    ("lm_stage2:7b", "v6e:16x16", 2, "splash", 2),
+    ("lm_stage2:7b", "v6e:16x16", 2, "splash_fused", 2),
     *(("tokenizer:1b5", topology, 1, "xla", 1) for topology in ("v5e:16x16", "v5p:4x4x4")),
     ("tokenizer:1b5", "v6e:16x16", 1, "xla", 1),
     ("flow_matching:7b", "v5e:16x16", 1, "xla", 1),
