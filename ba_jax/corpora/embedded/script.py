@@ -76,7 +76,7 @@ class Size:
       exchanges: English chatterbot dialogues in training; None for all. Mandarin has few: all.
       passages: number of passages of HSK sentences of a topic, per language.
       open_takes: voices for each sentence, exchange and passage.
-      assistant: the assistant alone speaks in training.
+      assistant: the assistant alone speaks in training, and also says the held-out sentences.
     """
 
     questions: float
@@ -210,7 +210,8 @@ def _hold_out(facts: Sequence[Fact], phrasings: int, seed: int) -> dict[tuple[st
 
 
 def _write_assistant(size: Size, seed: int) -> Iterator[Script]:
-    """Statements of the training split repeated by the assistant, a few of each fact."""
+    """Statements repeated by the assistant: of the training split a few of each fact; with
+    `size.assistant` the held-out ones."""
     facts = closed.facts()
     held = _hold_out(facts, closed.STATEMENTS, seed)
     for language in LANGUAGES:
@@ -220,6 +221,9 @@ def _write_assistant(size: Size, seed: int) -> Iterator[Script]:
             for i in range(min(size.by_assistant, len(known))):
                 pair = fact, known[(number + i) % len(known)]
                 yield _statement([pair], language, "train", takes, "assistant")
+            for phrasing in range(closed.STATEMENTS if size.assistant else 0):
+                if split := held.get((fact.id, phrasing)):
+                    yield _statement([(fact, phrasing)], language, split, takes, "assistant")
 
 
 def _select_questions(pairs: list, questions: float) -> list:
@@ -353,6 +357,9 @@ def _write_hsk(sentences: Sequence[Sentence], size: Size, seed: int, casting) ->
         for sentence in held:
             split = splits[sentence.id]
             yield _sentence(sentence, language, split, casting[language, split], 0)
+            if size.assistant:
+                cast = casting[language, "train"]
+                yield _sentence(sentence, language, split, cast, "assistant")
         for take in range(size.open_takes):
             for sentence in usable:
                 yield _sentence(sentence, language, "train", casting[language, "train"], take)
@@ -364,7 +371,9 @@ def _write_hsk(sentences: Sequence[Sentence], size: Size, seed: int, casting) ->
             yield Script(f"{language}-hsk-{number}", "train", "text", language, HSK, tuple(block))
 
 
-def _sentence(sentence: Sentence, language: str, split: str, cast: Casting, take: int) -> Script:
+def _sentence(
+    sentence: Sentence, language: str, split: str, cast: Casting, take: int | str
+) -> Script:
     id, lines = f"{language}-{sentence.id}-{take}", (_sentence_line(sentence, language),)
     return Script(id, split, "speech", language, HSK, lines, (cast.takes(),), _OPEN_LIMIT)
 
