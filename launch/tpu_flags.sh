@@ -1,6 +1,7 @@
 # Sourced by restart.sh: arguments of libtpu, unless LIBTPU_INIT_ARGS is set already (empty: none).
 # Without a TPU nobody reads them. After MaxText's recipes; `python -m ba_jax.plan --effort=0` takes
-# them from the environment, too.
+# them from the environment, too: they make 26 of 55.5 GB of a 7 B text step on v5p:4x4x4
+# asynchronous, and its serial roofline 581 ms instead of 615.
 # shellcheck shell=bash
 
 if [ -z "${LIBTPU_INIT_ARGS+set}" ]; then

@@ -54,10 +54,17 @@ REMAT_POLICIES: dict[str, Callable | None] = {
     "dots": jax.checkpoint_policies.dots_saveable,
     "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names(RESIDUALS),
+    "attention_offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[RESIDUALS],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 """Values of a layer that are stored for the backward pass: `none` all, `full` only its input,
 `dots` matrix products, `dots_no_batch` those without batch dimensions (not the attention scores),
-`attention` its input and the residuals of splash attention, which then does not run twice."""
+`attention` its input and the residuals of splash attention, which then does not run twice,
+`attention_offload` the same with the residuals in the host's memory."""
 
 
 class Layer(nn.Module, kw_only=True):

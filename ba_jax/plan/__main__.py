@@ -119,7 +119,7 @@ def _sweep(config: RunConfig, topology: Topology, values: Any) -> None:
         len(topology.devices),
         topology.slices,
         divides_positions=STAGES[name].divides_positions,
-        remats=[p for p in planner.REMAT_ORDER if splash or p != "attention"],
+        remats=[p for p in planner.REMAT_ORDER if splash or "attention" not in p],
     )
     # The digest covers all settings that change a result, except those of the candidates.
     fixed = dataclasses.replace(config, mesh=MeshSettings())

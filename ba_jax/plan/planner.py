@@ -19,7 +19,7 @@ from ba_jax.sharding import MeshSettings
 from ba_jax.train_state import make_layout, make_step
 
 # Policies by the memory that they keep, the least first.
-REMAT_ORDER = ("full", "attention", "dots_no_batch", "dots", "none")
+REMAT_ORDER = ("full", "attention_offload", "attention", "dots_no_batch", "dots", "none")
 
 
 class DoesNotFit(Exception):

@@ -124,8 +124,10 @@ def jaxpr(remat: str) -> str:
 def test_the_language_model_uses_the_requested_kind():
     """A remat policy stores the kernel's residuals; the backward pass does not recompute them."""
     assert jaxpr("none").count("pallas_call[") == 3
-    counts = {remat: jaxpr(remat).count("name[name=attention]") for remat in ("full", "attention")}
-    assert counts["attention"] == 2 < counts["full"]
+    policies = ("full", "attention", "attention_offload")
+    counts = {remat: jaxpr(remat).count("name[name=attention]") for remat in policies}
+    assert counts["attention"] == counts["attention_offload"] == 2 < counts["full"]
+    assert "host" in jaxpr("attention_offload") and "host" not in jaxpr("attention")
 
 
 @pytest.mark.parametrize(
