@@ -30,10 +30,12 @@ from ba_jax.stages.base import Stage
 from ba_jax.stages.flow import FlowStage
 from ba_jax.stages.lm import LMStage, TextLMStage
 from ba_jax.stages.tokenizer import TokenizerStage
+from ba_jax.stages.understanding import UnderstandingStage
 from ba_jax.stages.vocoder import VocoderStage
 
 STAGES: dict[str, type[Stage]] = {
-    cls.name: cls for cls in (TokenizerStage, FlowStage, VocoderStage, LMStage, TextLMStage)
+    cls.name: cls
+    for cls in (UnderstandingStage, TokenizerStage, FlowStage, VocoderStage, LMStage, TextLMStage)
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

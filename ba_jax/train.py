@@ -124,6 +124,7 @@ def train(
                 stage.init,
                 layout.init_key,
                 stage.derive,
+                stage.companions,
             )
             fresh = [name for name in stage.components if name not in sources]
             first_batches = _batches_on_devices(batches, layout)

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from ba_jax.config import ConfigError, LocalPath, convert, expected
 from ba_jax.recipe import Step
 from ba_jax.speech.assets import asset_folder
-from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_TOKENIZER
+from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_ENCODER, SPEECH_TOKENIZER
 from configs.mixtures import ASSISTANT
 
 ARGUMENTS = ("nano", "full")
@@ -36,6 +36,7 @@ PATHS = ("runs", "report", "root", "base")
 # Optimiser steps of the nano stages: short (25 minutes on two idle cores), long.
 NANO_STEPS = {
     "text": (300, 600),
+    "understanding": (120, 400),
     "tokenizer": (220, 900),
     "stage1": (40, 100),
     "words": (320, 900),
@@ -73,6 +74,10 @@ def steps(config: ConfigDict) -> tuple[str, list[Step]]:
     if "runs" in paths:
         return paths["runs"], nano(config.model, config.long, paths["report"])
     return paths["root"], full(config.size, paths["base"])
+
+
+# Components that the understanding model has.
+UNDERSTANDING = (*SPEECH_ENCODER, "llm")
 
 
 def _python(module: str, *flags: str) -> tuple[str, ...]:
@@ -156,8 +161,9 @@ def nano(model: str, long: bool = False, report: str = "report") -> list[Step]:
         Step("assets", [_python("speech.assets", "whisper-base", "whisper-tiny.en")]),
         train("text", "lm_text.py:nano"),
         *([Step("whisper", [convert], complete="weights", after=("assets",))] if whisper else []),
-        # The tokenizer, and the corpus as its codes.
-        train("tokenizer", f"tokenizer.py:{model}", *_init("text", "llm"), *encoder),
+        # Features that the text model understands; then the tokenizer; the corpus as its codes.
+        train("understanding", f"understanding.py:{model}", *_init("text", "llm"), *encoder),
+        train("tokenizer", f"tokenizer.py:{model}", *_init("understanding", *UNDERSTANDING)),
         Step(
             "codes",
             [*(tokenize(*item) for item in SPEEDS.items()), *map(spliced, SPLICED_WORDS)],
@@ -249,12 +255,18 @@ def full(size: str, base: str = "") -> list[Step]:
         *(convert(name) for name in dict.fromkeys(("whisper-large-v3", "Qwen2.5-1.5B", qwen))),
         # Tokenizer (3.1), flow decoder and vocoder (3.2).
         train(
-            "tokenizer",
-            "tokenizer.py:1b5",
+            "understanding",
+            "understanding.py:1b5",
             records,
             *_init("weights/whisper-large-v3", "audio_encoder"),
             *_init("weights/Qwen2.5-1.5B", "llm"),
             after=have_records,
+        ),
+        train(
+            "tokenizer",
+            "tokenizer.py:1b5",
+            records,
+            *_init("runs/understanding", *UNDERSTANDING),
         ),
         train(
             "flow",

@@ -1,9 +1,11 @@
 """The audio tokenizer (paper 3.1): encoder, quantizer, audio decoder.
 
     python -m ba_jax.train --config=configs/tokenizer.py:nano_whisper --workdir=runs/tokenizer \
-        --config.init.llm=runs/text --config.init.audio_encoder=runs/whisper
-    python -m ba_jax.train --config=configs/tokenizer.py:1b5 --workdir=DIR \
-        --config.init.llm=Qwen2.5-1.5B --config.init.audio_encoder=whisper-large-v3
+        --config.init.llm=runs/understanding --config.init.audio_encoder=runs/understanding \
+        --config.init.vq_bridge=runs/understanding
+
+It starts from the audio-understanding model (configs/understanding.py), or without it from a text
+model and an encoder: `--config.init.llm=runs/text --config.init.audio_encoder=runs/whisper`.
 
 The language model is frozen and reads the features through a projection; everything else trains. At
 nano_whisper the encoder (Whisper-base) is frozen too, and so is the bridge, which is the identity:

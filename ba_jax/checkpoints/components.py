@@ -6,6 +6,7 @@ Sources map a component to the checkpoint that it comes from.
 from __future__ import annotations
 
 import logging
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -176,6 +177,7 @@ def initialize(
     init: Callable[[jax.Array], Variables],
     key: jax.Array,
     derive: Derive | None = None,
+    companions: Mapping[str, str] = types.MappingProxyType({}),
 ) -> Variables:
     """Variables of a new training run, on the devices: loaded or random. All processes call it.
 
@@ -187,6 +189,7 @@ def initialize(
       init: key -> random variables of these shapes; jitted here.
       key: random key of `init`.
       derive: values that a checkpoint implies without storing them; the rest is read from it.
+      companions: helper module -> component with which it is read, if the checkpoint has it.
 
     Raises:
       CheckpointError: no checkpoint, a damaged one, or one of other sizes: every array is named.
@@ -197,7 +200,12 @@ def initialize(
         folder = weights_folder(path)
         check_weights(folder)
         reader = Reader(folder)
-        wanted = {name: leaf for name, leaf in flat.items() if name.split("/")[1] in components}
+        wanted = {
+            name: leaf
+            for name, leaf in flat.items()
+            if (part := name.split("/")[1]) in components
+            or (companions.get(part) in components and name in reader.arrays)
+        }
         logging.info("%s: weights from %s", ", ".join(components), folder)
         derived = derive(reader, wanted) if derive else {}
         loaded |= {n: jax.device_put(value, flat_shardings[n]) for n, value in derived.items()}

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ba_jax import sharding
+from ba_jax.config import expected
 
 SPLASH = ("splash", "splash_fused")
 KINDS = ("xla", *SPLASH, "cudnn")
@@ -55,9 +56,7 @@ def check_kind(kind: str) -> None:
     """
     name, colon, block = kind.partition(":")
     if name not in KINDS or (colon and name not in SPLASH):
-        raise AttentionError(
-            f"attention {kind!r}: expected one of {KINDS}, splash ones with or without ':BLOCK'"
-        )
+        raise AttentionError(f"attention {expected(kind, KINDS)}, splash also as 'splash:BLOCK'")
     if colon and not (block.isdecimal() and int(block) >= _LEAST and int(block) % _LEAST == 0):
         raise AttentionError(f"attention {kind!r}: expected a block of a multiple of {_LEAST}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,7 @@ class Stage:
       name: as in `config.stage.name`.
       settings_class: frozen dataclass of the other keys of `config.stage`.
       divides_positions: its batches are rows of positions, which mesh.sequence may divide.
+      companions: helper module -> component with which it is loaded, if the checkpoint has it.
 
     Args:
       config: the whole model's; the stage keeps the components that it uses.
@@ -77,6 +78,7 @@ class Stage:
     name = ""
     settings_class: type = NoSettings
     divides_positions = False
+    companions: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self,

@@ -26,6 +26,9 @@ def fit_bridge(
     placed: Iterator[Mapping[str, Any]],
     key: jax.Array,
     frames: int,
+    *,
+    norm: bool = True,
+    tables: bool = True,
 ) -> Variables:
     """Variables whose bridge has a norm and codebooks fitted to `frames` frames.
 
@@ -40,6 +43,7 @@ def fit_bridge(
         of the frames come from a bucket of a batch.
       key: random key of the draws.
       frames: at least as many as the largest codebook has rows.
+      norm, tables: fit the norm, and the codebooks.
 
     Raises:
       StageError: no audio in the first batches.
@@ -68,8 +72,8 @@ def fit_bridge(
     while total < frames:
         if batches == _MAX_EMPTY and not total:
             raise StageError(
-                f"stage {stage}: kmeans_init_frames = {frames}, but the first {batches} batches "
-                "have no audio"
+                f"stage {stage}: the bridge is to be fitted to {frames} frames, but the first "
+                f"{batches} batches have no audio"
             )
         batch_key = jax.random.fold_in(draw_key, batches)
         drawn = draw_features(variables, next(placed)["audio"], batch_key)
@@ -79,26 +83,30 @@ def fit_bridge(
             features.append(z_KE[priority_K > 0])
             total += len(features[-1])
     frames_KE = np.concatenate(features)[:frames]
-    mean_E = frames_KE.mean(axis=0)
-    # A common deviation: features that hardly vary are not amplified to the size of the others.
-    deviation = np.sqrt(np.mean((frames_KE - mean_E) ** 2)) + 1e-6
-    norm = {"scale": np.full_like(mean_E, 1 / deviation), "bias": -mean_E / deviation}
-    old = variables["codebook"]["vq_bridge"]
-    sizes = codebooks.codebook_sizes(old)
-    tables = codebooks.kmeans(kmeans_key, (frames_KE - mean_E) / deviation, sizes)
-    for name in tables:
-        if name.startswith(("cluster_size_", "embed_avg_")):
-            tables[name] = tables[name] / batches  # averages of a batch
     logging.info(
-        "vq_bridge: norm and codebooks fitted to %d frames of %d batches", len(frames_KE), batches
+        "vq_bridge: fitted to %d frames of %d batches: %s",
+        len(frames_KE),
+        batches,
+        " and ".join(["norm"] * norm + ["codebooks"] * tables),
     )
-    bridge = {**variables["params"]["vq_bridge"]}
-    bridge["norm"] = _place_like(norm, bridge["norm"])
-    return {
-        **variables,
-        "params": {**variables["params"], "vq_bridge": bridge},
-        "codebook": {**variables["codebook"], "vq_bridge": _place_like(tables, old)},
-    }
+    if norm:
+        mean_E = frames_KE.mean(axis=0)
+        # A common deviation: features that hardly vary are not amplified to the size of the others.
+        deviation = np.sqrt(np.mean((frames_KE - mean_E) ** 2)) + 1e-6
+        frames_KE = (frames_KE - mean_E) / deviation
+        values = {"scale": np.full_like(mean_E, 1 / deviation), "bias": -mean_E / deviation}
+        bridge = {**variables["params"]["vq_bridge"]}
+        bridge["norm"] = _place_like(values, bridge["norm"])
+        variables = {**variables, "params": {**variables["params"], "vq_bridge": bridge}}
+    if tables:
+        old = variables["codebook"]["vq_bridge"]
+        new = codebooks.kmeans(kmeans_key, frames_KE, codebooks.codebook_sizes(old))
+        for name in new:
+            if name.startswith(("cluster_size_", "embed_avg_")):
+                new[name] = new[name] / batches  # averages of a batch
+        codebook = {**variables["codebook"], "vq_bridge": _place_like(new, old)}
+        variables = {**variables, "codebook": codebook}
+    return variables
 
 
 def _place_like(values: Mapping[str, np.ndarray], arrays: Mapping[str, jax.Array]) -> dict:

@@ -16,33 +16,27 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ba_jax.audio.lengths import HOP, SAMPLE_RATE, bridge_length, encoder_length
-from ba_jax.data.packed import PackedBatch
+from ba_jax.data.packed import AudioChunks
 from ba_jax.losses import codec as losses
-from ba_jax.losses.lm import cross_entropy
-from ba_jax.losses.targets import Sums, TargetLoss
 from ba_jax.metrics import flops
 from ba_jax.models import codebook as codebooks
 from ba_jax.models import layers
 from ba_jax.models.audio_decoder import AudioDecoderOutput
 from ba_jax.models.baichuan_audio import BaichuanAudio
 from ba_jax.models.vq_bridge import draw_used
-from ba_jax.stages.base import PICTURES, Aux, Stage, StageError, Variables, check_range, count
+from ba_jax.stages.base import PICTURES, Aux, StageError, Variables, check_range
 from ba_jax.stages.fit_bridge import fit_bridge
-from ba_jax.stages.outputs import output_layer, output_loss, text_logits
+from ba_jax.stages.hearing import HearingStage, merge_axes
 
 MEL_MEAN, MEL_DEVIATION = -4.75, 2.25
 """Mean and deviation of HIFIGAN_MEL, natural log, in 27 s of the embedded corpus's speech."""
-_PROJECTION = "text_projection"
-_TEXT_CHUNK = 256  # targets of a device whose logits are computed at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,12 +119,7 @@ class BucketForward(NamedTuple):
     replaced_I: jax.Array
 
 
-def _merge_axes(array: jax.Array) -> jax.Array:
-    """(B, C, ...) to (B * C, ...)."""
-    return array.reshape(-1, *array.shape[2:])
-
-
-class TokenizerStage(Stage):
+class TokenizerStage(HearingStage):
     """The tokenizer stage; batches are `PackedBatch`es of mels with both targets.
 
     The language model's parameters are frozen by the config's rules.
@@ -152,26 +141,15 @@ class TokenizerStage(Stage):
     def _owners(self) -> np.ndarray:
         return codebooks.candidate_owners(self._sizes, self.settings.restart_candidates)
 
-    @functools.cached_property
-    def _projection(self) -> nn.Dense:
-        # Initialised as small as the embeddings that it replaces.
-        init = nn.initializers.variance_scaling(0.02**2, "fan_in", "normal")
-        return nn.Dense(self.config.llm.width, kernel_init=init, dtype=self.model.dtype)
-
     def init(self, key: jax.Array) -> Variables:
         """Random values; the decoder's mel begins with the mean and deviation of speech.
 
         From 0 its norm would need thousands of steps for the mean alone.
         """
-        model_key, projection_key = jax.random.split(key)
-        variables = super().init(model_key)
+        variables = super().init(key)
         norm = variables["params"]["audio_decoder"]["upsample2"]["norm"]
         norm["bias"] = jnp.full_like(norm["bias"], MEL_MEAN)
         norm["scale"] = jnp.full_like(norm["scale"], MEL_DEVIATION)
-        if self.config.llm:
-            frame = jnp.zeros((1, 1, self.config.vq_bridge.code_width))
-            projection = self._projection.init(projection_key, frame)["params"]
-            variables = {**variables, "params": {**variables["params"], _PROJECTION: projection}}
         return variables
 
     def init_extra(self, variables: Variables) -> dict[str, jax.Array]:
@@ -186,110 +164,55 @@ class TokenizerStage(Stage):
         key: jax.Array,
         fresh: Collection[str],
     ) -> Variables:
-        """The bridge's norm and codebooks, see `kmeans_init_frames` and `fit_bridge`."""
-        frames = self.settings.kmeans_init_frames
-        if not frames or "vq_bridge" not in fresh:
+        """The bridge's norm and codebooks, see `kmeans_init_frames` and `fit_bridge`; of a bridge
+        whose codebooks never trained (`understanding`) the codebooks alone."""
+        frames, is_fresh = self.settings.kmeans_init_frames, "vq_bridge" in fresh
+        if not frames or not (is_fresh or self._untrained(variables)):
             return variables
-        return fit_bridge(self.model, self.name, variables, placed, key, frames)
+        return fit_bridge(self.model, self.name, variables, placed, key, frames, norm=is_fresh)
+
+    def _untrained(self, variables: Variables) -> bool:
+        """Whether the codebooks' averages are as they were initialised."""
+        bridge = variables["codebook"]["vq_bridge"]
+        sizes = [bridge[f"cluster_size_{q}"] for q in range(len(self._sizes))]
+        return all(bool(jnp.all(size_V == 1)) for size_V in sizes)
 
     # On the host
 
-    def arrays(self, batch: PackedBatch) -> dict[str, Any]:
-        """ "audio", a tuple by bucket of mels, lengths and positions, and "rows" of tokens.
-
-        `frames` are the target's frames that the decoder produces, too.
-        """
-        if not batch.audio:
+    def chunk_arrays(self, chunks: AudioChunks) -> dict[str, np.ndarray]:
+        """The base's arrays and the targets, with the frames that the decoder produces of them."""
+        if chunks.hifigan_mel_BCTM is None or chunks.coarse_mel_BCTM is None:
             raise StageError(
-                f"stage {self.name}: batches without mels; set data.audio = 'features'"
+                f"stage {self.name}: batches without the decoder's targets; "
+                "set data.targets to ('hifigan_mel', 'coarse_mel')"
             )
-        audio = []
-        for chunks in batch.audio:
-            if chunks.hifigan_mel_BCTM is None or chunks.coarse_mel_BCTM is None:
-                raise StageError(
-                    f"stage {self.name}: batches without the decoder's targets; "
-                    "set data.targets to ('hifigan_mel', 'coarse_mel')"
-                )
-            codes_BC = bridge_length(
-                encoder_length(np.asarray(chunks.mel_lengths_BC)), self.config.vq_bridge.pooling
-            )
-            decoder = self.config.audio_decoder
-            frames_BC = np.minimum(decoder.decoded_frames(codes_BC), chunks.hifigan_lengths_BC)
-            coarse_BC = np.minimum(decoder.coarse_length(codes_BC), chunks.coarse_lengths_BC)
-            audio.append(
-                {
-                    "mel": chunks.mel_BCTM,
-                    "mel_lengths": chunks.mel_lengths_BC,
-                    "target": chunks.hifigan_mel_BCTM,
-                    "frames": frames_BC.astype(np.int32),
-                    "coarse_target": chunks.coarse_mel_BCTM,
-                    "coarse_frames": coarse_BC.astype(np.int32),
-                    "codes": codes_BC.astype(np.int32),
-                    "starts": chunks.starts_BC,
-                }
-            )
-        rows = batch.rows
-        targets = int(rows.text_target_BL.sum()) if self.settings.weight_text else 0
-        if not targets and not sum(int(bucket["codes"].sum()) for bucket in audio):
-            raise StageError(f"stage {self.name}: a batch without audio and without text to learn")
-        return {
-            "audio": tuple(audio),
-            "rows": {
-                "ids": rows.ids_BL,
-                "positions": rows.positions_BL,
-                "segments": rows.segments_BL,
-                "text_target": rows.text_target_BL,
-            },
+        arrays, decoder = super().chunk_arrays(chunks), self.config.audio_decoder
+        frames_BC = np.minimum(decoder.decoded_frames(arrays["codes"]), chunks.hifigan_lengths_BC)
+        coarse_BC = np.minimum(decoder.coarse_length(arrays["codes"]), chunks.coarse_lengths_BC)
+        return arrays | {
+            "target": chunks.hifigan_mel_BCTM,
+            "frames": frames_BC.astype(np.int32),
+            "coarse_target": chunks.coarse_mel_BCTM,
+            "coarse_frames": coarse_BC.astype(np.int32),
         }
 
-    def amounts(self, arrays: Mapping[str, Any]) -> dict[str, float]:
-        segments_BL = np.asarray(arrays["rows"]["segments"])
-        frames = sum(int(np.asarray(bucket["mel_lengths"]).sum()) for bucket in arrays["audio"])
-        return {
-            "tokens": float((segments_BL > 0).sum()),
-            "audio_seconds": frames * HOP / SAMPLE_RATE,
-            "examples": float(segments_BL.max(axis=1).sum()) if segments_BL.size else 0.0,
-        }
+    def _can_learn(self, audio: Sequence[Mapping[str, np.ndarray]], text_targets: int) -> bool:
+        return text_targets > 0 or any(bucket["codes"].any() for bucket in audio)
 
     def flops(self, arrays: Mapping[str, Any], trained: Collection[str]) -> float:
         """FLOPs of real frames and tokens; the frozen LLM only passes gradients on."""
-        c, buckets = self.config, arrays["audio"]
-        mel, codes = (
-            np.concatenate([np.asarray(bucket[name]).reshape(-1) for bucket in buckets])
-            for name in ("mel_lengths", "codes")
-        )
-        frames = int(codes.sum())
-        total = flops.train(flops.audio_encoder(c.audio_encoder, mel))
-        total += flops.train(flops.vq_projections(c.vq_bridge, frames))
-        total += flops.vq_distances(c.vq_bridge, frames)
-        total += flops.train(flops.audio_decoder(c.audio_decoder, codes))
-        if c.llm:
-            segments_BL = np.asarray(arrays["rows"]["segments"])
-            forward = flops.llm(
-                c.llm,
-                int((segments_BL > 0).sum()),
-                flops.packed_pairs(segments_BL),
-                int(np.asarray(arrays["rows"]["text_target"]).sum()),
-            )
-            total += flops.train(forward, trained=False)
-            total += flops.train(flops.dense(frames, c.vq_bridge.code_width, c.llm.width))
-        return float(total)
+        codes = self.chunk_lengths(arrays, "codes")
+        total = self.hearing_flops(arrays)
+        total += flops.vq_distances(self.config.vq_bridge, int(codes.sum()))
+        return total + float(flops.train(flops.audio_decoder(self.config.audio_decoder, codes)))
 
     # Forward
 
     def totals(self, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """ "mel" and "coarse" frames, "codes" frames, "items" with audio, "text" targets."""
-
-        def total(function) -> jax.Array:
-            sums = [jnp.sum(function(bucket), dtype=jnp.int32) for bucket in arrays["audio"]]
-            return count(jnp.stack(sums))
-
-        return {
-            "mel": total(lambda bucket: bucket["frames"]),
-            "coarse": total(lambda bucket: bucket["coarse_frames"]),
-            "codes": total(lambda bucket: bucket["codes"]),
-            "items": total(lambda bucket: bucket["codes"] > 0),
-            "text": count(arrays["rows"]["text_target"]),
+        """ "mel" and "coarse" frames, and those of the base."""
+        return super().totals(arrays) | {
+            "mel": self.sum_over_chunks(arrays, lambda bucket: bucket["frames"]),
+            "coarse": self.sum_over_chunks(arrays, lambda bucket: bucket["coarse_frames"]),
         }
 
     def _forward(
@@ -310,7 +233,7 @@ class TokenizerStage(Stage):
           used: number of codebooks used in evaluation; default all.
         """
         settings, model = self.settings, self.model
-        mel, mel_lengths_I = _merge_axes(bucket["mel"]), _merge_axes(bucket["mel_lengths"])
+        mel, mel_lengths_I = merge_axes(bucket["mel"]), merge_axes(bucket["mel_lengths"])
         items, options = mel.shape[0], {}
         replaced_I = jnp.ones((items,), bool)
         if key is not None:
@@ -337,8 +260,7 @@ class TokenizerStage(Stage):
         )
         embeddings, updates = None, {}
         if self.config.llm:
-            projection = variables["params"][_PROJECTION]
-            embeddings = self._projection.apply({"params": projection}, passed_on)
+            embeddings = self.project(variables, passed_on)
         if key is not None:
             valid_IN = layers.length_mask(lengths_I, z.shape[1])
             counted = valid_IN[:, :, None] & quantized.used_BQ[:, None, :]
@@ -351,50 +273,6 @@ class TokenizerStage(Stage):
         return BucketForward(
             z, lengths_I, quantized.z_BNE, decoded, embeddings, updates, replaced_I
         )
-
-    def _text_metrics(
-        self,
-        variables: Variables,
-        arrays: Mapping[str, Any],
-        totals: Mapping[str, jax.Array],
-        buckets: list[BucketForward],
-    ) -> dict[str, jax.Array]:
-        """Metrics "text", nats a target, and "text_accuracy", of the language model on the rows."""
-        rows = arrays["rows"]
-        batch, length = rows["ids"].shape
-        audio_BLD = jnp.zeros((batch, length, self.config.llm.width), self.model.dtype)
-        scatter = jax.vmap(lambda row, place, values: row.at[place].set(values, mode="drop"))
-        for chunks, bucket in zip(arrays["audio"], buckets, strict=True):
-            frame_N = jnp.arange(bucket.embeddings_IND.shape[1])[None, None]
-            # Positions at the row's length are dropped.
-            place = jnp.where(
-                frame_N < chunks["codes"][:, :, None],
-                chunks["starts"][:, :, None] + frame_N,
-                length,
-            )
-            values = bucket.embeddings_IND.reshape(batch, -1, self.config.llm.width)
-            audio_BLD = scatter(audio_BLD, place.reshape(batch, -1), values.astype(audio_BLD.dtype))
-
-        def hidden(model: BaichuanAudio) -> jax.Array:
-            real = rows["segments"] > 0
-            ids = jnp.where(real, rows["ids"], 0)
-            is_audio = real & (ids == model.config.tokens.audio_pad)
-            x = jnp.where(is_audio[:, :, None], audio_BLD, model.llm.embed(ids))
-            return model.llm(x, rows["positions"], rows["segments"])[0]
-
-        def sums(variables, mask_N, hidden_ND, ids_N) -> Sums:
-            return {"text": cross_entropy(text_logits(variables, hidden_ND), ids_N).sums(mask_N)}
-
-        loss, result = output_loss(
-            TargetLoss(sums, _TEXT_CHUNK),
-            self.config,
-            output_layer(self.config, variables),
-            self.model.apply(variables, method=hidden)[:, :-1],
-            rows["text_target"][:, 1:],
-            (rows["ids"][:, 1:],),
-            {"text": 1 / totals["text"]},
-        )
-        return {"text": loss, "text_accuracy": result["text"].correct / totals["text"]}
 
     def _metrics(
         self,
@@ -417,9 +295,9 @@ class TokenizerStage(Stage):
                 ("mel", "", decoded.refined_mel_BTM),
                 ("coarse", "coarse_", decoded.unresized_mel_BTM),
             ):
-                target = _merge_axes(chunks[f"{prefix}target"])
+                target = merge_axes(chunks[f"{prefix}target"])
                 size = min(mel.shape[1], target.shape[1])
-                frames_I = _merge_axes(chunks[f"{prefix}frames"])
+                frames_I = merge_axes(chunks[f"{prefix}frames"])
                 l1_I, l2_I = losses.mel_errors(mel[:, :size], target[:, :size], frames_I)
                 add(f"{name}_l1", l1_I, name)
                 add(f"{name}_l2", l2_I, name)
@@ -433,7 +311,8 @@ class TokenizerStage(Stage):
             (settings.weight_commitment, ramp * sums["commitment"]),
         ]
         if self.config.llm:
-            metrics |= self._text_metrics(variables, arrays, totals, buckets)
+            embeddings = [bucket.embeddings_IND for bucket in buckets]
+            metrics |= self.text_metrics(variables, arrays, totals, embeddings)
             terms.append((settings.weight_text, metrics["text"]))
         # A term of weight 0 has no backward pass.
         return {"loss": sum(weight * term for weight, term in terms if weight), **metrics}
@@ -503,7 +382,7 @@ class TokenizerStage(Stage):
         first = 0.0
         for chunks in audio:
             mel = self._forward(variables, chunks, None, used=1).decoded.refined_mel_BTM
-            target, frames_I = _merge_axes(chunks["target"]), _merge_axes(chunks["frames"])
+            target, frames_I = merge_axes(chunks["target"]), merge_axes(chunks["frames"])
             size = min(mel.shape[1], target.shape[1])
             l1_I, _ = losses.mel_errors(mel[:, :size], target[:, :size], frames_I)
             first += jnp.sum(l1_I) / totals["mel"]

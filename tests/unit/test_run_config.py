@@ -28,6 +28,7 @@ CONFIGS = {
     name: importlib.import_module(f"configs.{name}").get_config
     for name in (
         "lm_text",
+        "understanding",
         "tokenizer",
         "flow_matching",
         "vocoder",
@@ -39,7 +40,7 @@ CONFIGS = {
 }
 SIZES = {
     "lm_text": ("nano",),
-    "tokenizer": ("nano", "nano_whisper", "1b5"),
+    **dict.fromkeys(("understanding", "tokenizer"), ("nano", "nano_whisper", "1b5")),
     "flow_matching": ("nano", "nano_whisper", "1b5", "7b"),
     "vocoder": ("nano", "1b5", "7b"),
     "sft": ("nano", "nano_lora", "1b5", "7b", "7b_lora"),
@@ -74,7 +75,7 @@ def test_a_config_is_a_mapping_or_a_configdict():
         ({"train__log_every": 0}, "log_every = 0"),
         ({"train__dtype": "float16"}, "dtype = 'float16', expected one of"),
         ({"train__remat": "some"}, "remat = 'some', expected one of"),
-        ({"train__attention": "flash"}, "attention 'flash': expected one of"),
+        ({"train__attention": "flash"}, "attention 'flash', expected one of"),
         (
             {"train__quantization": "fp8"},
             "quantization = 'fp8', expected one of .'none', 'int8', 'float8'",

@@ -133,8 +133,8 @@ def test_the_language_model_uses_the_requested_kind():
 @pytest.mark.parametrize(
     ("kind", "platform", "dtype", "message"),
     [
-        ("flash", "tpu", "float32", "attention 'flash': expected one of"),
-        ("xla:256", "tpu", "float32", "attention 'xla:256': expected one of"),
+        ("flash", "tpu", "float32", "attention 'flash', expected one of"),
+        ("xla:256", "tpu", "float32", "attention 'xla:256', expected one of"),
         ("splash:100", "tpu", "float32", "'splash:100': expected a block of a multiple of 128"),
         ("splash:", "tpu", "float32", "'splash:': expected a block of a multiple of 128"),
         ("splash", "gpu", "float32", "'splash' on gpu: expected TPUs"),
