@@ -16,7 +16,7 @@ import numpy as np
 
 from ba_jax.config import ConfigError, LocalPath, from_mapping
 from ba_jax.data.examples import ExampleMaker
-from ba_jax.data.record import LANGUAGES, RecordError, RecordSource
+from ba_jax.data.record import RecordError, RecordSource, check_language
 
 _PARTS = 1 << 32  # integer units of a whole: shares are exact to 2e-10
 _CACHED_EPOCHS = 2  # orders kept of each member: batches built ahead may be in the next epoch
@@ -43,9 +43,8 @@ class Selection:
     def __post_init__(self):
         if not 0 < self.weight < float("inf"):
             raise ValueError(f"{self.name}: weight {self.weight}, expected a number above 0")
-        unknown = set(self.languages) - set(LANGUAGES)
-        if unknown:
-            raise ValueError(f"{self.name}: languages {sorted(unknown)}, expected of {LANGUAGES}")
+        for language in self.languages:
+            check_language(language)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], path: str) -> Selection:

@@ -30,6 +30,8 @@ from ba_jax.config import expected
 KINDS = ("speech", "interleaved", "dialogue", "text")
 ROLES = ("", "system", "user", "assistant")
 LANGUAGES = ("en", "zh")
+"""Languages of the embedded corpus, which have prompts for every task; datasets may have others."""
+_LANGUAGE = re.compile("[a-z]{2,3}")
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """Unicode ranges of Han characters, for a character class of a regular expression."""
 EMBEDDED = "embedded"
@@ -54,6 +56,13 @@ def check_name(value: str, field: str) -> str:
             f"{field} {value!r}, expected letters, digits and _, 80 at most, a letter first, not "
             "'all', which is all splits"
         )
+    return value
+
+
+def check_language(value: str) -> str:
+    """Return a language if it has the form of a code of ISO 639, or raise RecordError."""
+    if not isinstance(value, str) or not _LANGUAGE.fullmatch(value):
+        raise RecordError(f"language {value!r}, expected a code of ISO 639 such as 'en'")
     return value
 
 
@@ -119,7 +128,7 @@ class Record:
     Attributes:
       id: unique in its dataset.
       kind: one of KINDS.
-      language: language of the speech or text, ISO 639-1, one of LANGUAGES.
+      language: language of the speech or text, a code of ISO 639.
       parts: in order.
       source: name of its corpus, "librispeech".
     """
@@ -146,8 +155,10 @@ def check_record(record: Record) -> Record:
         fail("an empty id")
     if record.kind not in KINDS:
         fail(f"kind {record.kind!r}, expected one of {KINDS}")
-    if record.language not in LANGUAGES:
-        fail(f"language {record.language!r}, expected one of {LANGUAGES}")
+    try:
+        check_language(record.language)
+    except RecordError as error:
+        fail(str(error))
     count = len(record.parts)
     low = 2 if record.kind in ("interleaved", "dialogue") else 1
     if count < low or (record.kind == "speech" and count != 1):

@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ba_jax.config import expected
-from ba_jax.data.record import HAN, LANGUAGES, RecordError
+from ba_jax.data.record import HAN, RecordError, check_language
 from ba_jax.types import Example, Segment
 
 # The first prompt of each list is the release's where it published one.
@@ -52,9 +52,14 @@ _WORD_BEGIN = re.compile(rf"^\s*\S|[{HAN}]|(?<=\s)\S|(?<=[{HAN}，。！？；�
 
 
 def prompt(task: str, language: str, variant: int = 0) -> str:
-    """Prompt of a task in the language of the speech; `variant` counts modulo their number."""
+    """Prompt of a task in the language of the speech; `variant` counts modulo their number.
+
+    A language without prompts of its own has the English ones, unless they name a language.
+    """
     if task not in PROMPTS:
         raise RecordError(f"task {task!r} has no prompts, expected one of {sorted(PROMPTS)}")
+    if language not in PROMPTS[task] and task != "s2tt":
+        language = "en"
     if language not in PROMPTS[task]:
         raise RecordError(f"language {language!r}: {task} has prompts in {sorted(PROMPTS[task])}")
     variants = PROMPTS[task][language]
@@ -240,11 +245,10 @@ def make_example(
     """Run a task; errors name the example."""
     if task not in TASKS:
         raise RecordError(f"{source}:{id}: task {expected(task, sorted(TASKS))}")
-    if language not in LANGUAGES:
-        raise RecordError(f"{source}:{id}: language {expected(language, LANGUAGES)}")
     if task in PROMPTS:
         options["language"] = language
     try:
+        check_language(language)
         segments = TASKS[task](*args, **options)
     except RecordError as error:
         raise RecordError(f"{source}:{id}: {error}") from None

@@ -18,7 +18,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ba_jax.data.record import LANGUAGES
+from ba_jax.data.record import RecordError, check_language
 from ba_jax.evals.bench import Bench
 from ba_jax.evals.items import EvalError, EvalItem, Line, Outputs
 from ba_jax.evals.lines import Journal, read_lines, read_matching_lines, write_lines
@@ -228,9 +228,11 @@ class _SuiteRun:
 
 def _trouble(item: EvalItem) -> str:
     """Return the reason why an item cannot be used at all, or ""."""
-    if item.trouble or item.language in LANGUAGES:
-        return item.trouble
-    return f"language {item.language!r}, expected one of {LANGUAGES}"
+    try:
+        check_language(item.language)
+    except RecordError as error:
+        return item.trouble or str(error)
+    return item.trouble
 
 
 def _make_line(item: EvalItem, result: Line | Failure) -> Line:

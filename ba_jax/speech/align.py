@@ -19,6 +19,7 @@ import numpy as np
 from ba_jax.data.record import LANGUAGES, Word
 from ba_jax.speech import arpabet, english, mandarin
 from ba_jax.speech.interfaces import SpeechToolError, import_tool
+from ba_jax.speech.languages import language_pack
 from ba_jax.speech.text_norm import SpokenWord, spoken_words
 from ba_jax.speech.waves import RATE, SoundEdges, to_16k
 from ba_jax.speech.whisper import WhisperModel, words_of
@@ -27,9 +28,7 @@ _FRAMES_A_SECOND = 100  # of pocketsphinx
 _MIN_SECONDS = 0.1
 
 
-def _check_text(text: str, language: str) -> str:
-    if language not in LANGUAGES:
-        raise SpeechToolError(f"language {language!r}, expected one of {LANGUAGES}")
+def _check_text(text: str) -> str:
     text = " ".join(text.split())
     if not any(character.isalnum() for character in text):
         raise SpeechToolError(f"text {text!r} says nothing, expected words")
@@ -65,7 +64,9 @@ class PocketSphinxAligner:
     def align(self, wave_S: np.ndarray, rate: int, text: str, language: str) -> tuple[Word, ...]:
         """Align the words (in Mandarin characters) of the text, in order."""
         wave_S = to_16k(wave_S, rate, min_seconds=_MIN_SECONDS)
-        text = _check_text(text, language)
+        if language not in LANGUAGES:
+            raise SpeechToolError(f"language {language!r}, expected one of {LANGUAGES}")
+        text = _check_text(text)
         words = spoken_words(text, language)
         entries = self._entries(words, language)
         decoder = self._decoder
@@ -145,9 +146,9 @@ class WhisperAligner:
     def align(self, wave_S: np.ndarray, rate: int, text: str, language: str) -> tuple[Word, ...]:
         """Align the words (in Mandarin characters) of the text, in order; up to 30 seconds."""
         wave_S = to_16k(wave_S, rate, min_seconds=_MIN_SECONDS)
-        text = _check_text(text, language)
+        text = _check_text(text)
         tokenizer = self._whisper.tokenizer(language)
         encoded, frames = self._whisper.encode(wave_S)
-        tokens = tokenizer.encode(" " + text if language == "en" else text)
+        tokens = tokenizer.encode(language_pack(language).space + text)
         pieces = self._whisper.locate(encoded, frames, tokens, language)
         return words_of(pieces, text, language, SoundEdges(wave_S, RATE))

@@ -2,7 +2,8 @@
 
 `spoken_words` cuts a text into the units of `Word` (English words with their punctuation, Mandarin
 characters) and spells out each: "25%" is "twenty five percent", "百分之二十五". The pieces keep
-the spelling of the text and join back to it (`join_words`).
+the spelling of the text and join back to it (`join_words`). Numbers of languages other than these
+two stay in digits.
 
 Scoring compares `readings` of texts that `unify` has freed of differences that no reader sees or
 hears. SCORING_VERSION goes into the results of every evaluation.
@@ -16,7 +17,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from ba_jax.data.record import LANGUAGES, drop_invisible
+from ba_jax.data.record import drop_invisible
+from ba_jax.speech.languages import ASCII_MARKS, language_pack
 
 PAUSES = frozenset(",.!?;:…—")
 """Punctuation that is heard as a pause, in its ASCII form; other marks are silent."""
@@ -114,8 +116,8 @@ def _see(text: str) -> str:
 
 
 def join_words(words: Iterable[str], language: str) -> str:
-    """Join words to a text: English with a space between, Mandarin without."""
-    return (" " if language == "en" else "").join(words)
+    """Join words to a text, with a space between unless the language has none (Mandarin)."""
+    return language_pack(language).space.join(words)
 
 
 def spoken_words(text: str, language: str) -> list[SpokenWord]:
@@ -123,9 +125,9 @@ def spoken_words(text: str, language: str) -> list[SpokenWord]:
 
     Runs of spaces are merged; silent characters (quotes, emoji) stay in `text` only.
     """
-    if language not in LANGUAGES:
-        raise ValueError(f"language {language!r}, expected one of {LANGUAGES}")
-    pieces = _split_english(text) if language == "en" else _split_mandarin(text)
+    pack = language_pack(language)
+    split = {"english": _split_english, "mandarin": _split_mandarin}.get(pack.normaliser)
+    pieces = split(text) if split else _split_generic(text, pack.is_spaced)
     return _join_silent(pieces, language)
 
 
@@ -160,6 +162,25 @@ def _filter_marks(marks: str) -> str:
     marks = to_half_width(marks).translate(_PUNCTUATION)
     marks = re.sub(r"-{2,}", "—", re.sub(r"\.{2,}|…+", "…", marks))
     return re.sub(r"(.)\1+", r"\1", "".join(c for c in marks if c in PAUSES or c in '“”()"'))
+
+
+_UNSPACED = re.compile(r"\s+|[0-9A-Za-z]+|[^\s0-9A-Za-z]")
+
+
+def _split_generic(text: str, is_spaced: bool) -> list[SpokenWord]:
+    """Words between spaces, or characters with their marks and runs of Latin letters and digits."""
+    pieces: list[SpokenWord] = []
+    for token in text.split() if is_spaced else _UNSPACED.findall(text):
+        if not is_spaced and is_mark(token) and pieces and pieces[-1].spoken:
+            last = pieces.pop()
+            pieces.append(SpokenWord(last.text + token, last.spoken + token))
+            continue
+        core = token.strip("".join(c for c in token if not (c.isalnum() or is_mark(c))))
+        opening, _, closing = token.partition(core) if core else ("", "", token)
+        spoken = "".join(c for c in core if c.isalnum() or is_mark(c) or c in "'’-")
+        marks = [_filter_marks(side.translate(ASCII_MARKS)) for side in (opening, closing)]
+        pieces.append(SpokenWord(" " if token.isspace() else token, spoken, *marks))
+    return pieces
 
 
 # --- English --------------------------------------------------------------------------------------
@@ -476,7 +497,7 @@ def _say_digit(match: re.Match) -> str:
 
 
 _AMBIGUOUS = {
-    "en": {
+    "english": {
         _TELEPHONE: (
             lambda match: re.sub(r"[^\d+]+", " ", match[0]),
             lambda match: re.sub(r"\D|(\d)", _say_digit, match[0]),
@@ -484,13 +505,13 @@ _AMBIGUOUS = {
         _RANGE: (r"\1 \2", r"\1 to \2", _subtract),
         _CLOCK: (r"\1 \2", r"\1\2"),
     },
-    "zh": {
+    "mandarin": {
         _RANGE: (r"\1-\2", r"\1、\2", r"\1比\2", _subtract),
         _CLOCK: (r"\1:\2", r"\1点\2", r"\1比\2"),
         _YEARS: (r"\g<0>", lambda match: _number(match[0])),
     },
 }
-"""Language -> ambiguous form -> the ways to read it."""
+"""Normaliser -> ambiguous form -> the ways to read it."""
 
 
 def readings(text: str, language: str) -> list[str]:
@@ -499,14 +520,15 @@ def readings(text: str, language: str) -> list[str]:
     English passes Whisper's normaliser (lower case, no punctuation, numbers in digits, American
     spelling) and keeps signs of numbers ("-5"). In Mandarin, characters are simplified and numbers
     are written in them; letters of every script are small and keep their marks; there are no
-    punctuation and no spaces.
+    punctuation and no spaces. Other languages: small letters and digits, without punctuation.
     """
-    if language not in LANGUAGES:
-        raise ValueError(f"language {language!r}, expected one of {LANGUAGES}")
+    pack = language_pack(language)
     texts = [unify(text)]
-    for pattern, forms in _AMBIGUOUS[language].items():
+    for pattern, forms in _AMBIGUOUS.get(pack.normaliser, {}).items():
         texts = [pattern.sub(form, text) for text in texts for form in forms]
-    score = _score_english if language == "en" else _score_mandarin
+    score = {"english": _score_english, "mandarin": _score_mandarin}.get(pack.normaliser)
+    if score is None:
+        score = functools.partial(_score_generic, space=pack.space)
     return list(dict.fromkeys(map(score, dict.fromkeys(texts))))
 
 
@@ -559,8 +581,13 @@ def _score_mandarin(text: str) -> str:
     return "".join(c for c in spoken if c.isalnum() or is_han(c) or is_mark(c))
 
 
+def _score_generic(text: str, space: str) -> str:
+    spoken = (c if c.isalnum() or is_mark(c) else " " for c in text.casefold().replace("'", ""))
+    return space.join("".join(spoken).split())
+
+
 def error_rate(reference: str, hypothesis: str, language: str) -> float:
-    """Word error rate, in Mandarin character error rate; over 1 with many insertions.
+    """Word (Mandarin and others: character) error rate; over 1 with many insertions.
 
     The least of all `readings`. Raises ValueError for a reference without words.
     """
@@ -569,5 +596,5 @@ def error_rate(reference: str, hypothesis: str, language: str) -> float:
     wanted, heard = readings(reference, language), readings(hypothesis, language)
     if not any(character.isalnum() for character in wanted[0]):
         raise ValueError(f"reference {reference!r} has no words, expected at least one")
-    rate = jiwer.wer if language == "en" else jiwer.cer
+    rate = jiwer.wer if language_pack(language).unit == "word" else jiwer.cer
     return min(float(rate(want, got)) for want in wanted for got in heard)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ba_jax.data.record import LANGUAGES, Word
+from ba_jax.data.record import Word
 from ba_jax.speech import assets
 from ba_jax.speech.interfaces import Heard, SpeechToolError, import_tool
 from ba_jax.speech.text_norm import spoken_words, to_simplified
@@ -82,16 +82,18 @@ class WhisperModel:
             raise SpeechToolError(f"{folder}: cannot be loaded ({error})") from error
 
     def tokenizer(self, language: str):
-        """The tokenizer with the prompt of a language of LANGUAGES that the model has."""
+        """The tokenizer with the prompt of a language that the model has."""
         from faster_whisper.tokenizer import Tokenizer
 
         multilingual = self.opened.model.is_multilingual
-        if language not in LANGUAGES or (language != "en" and not multilingual):
-            known = LANGUAGES if multilingual else ("en",)
-            raise SpeechToolError(f"language {language!r}, expected one of {known}")
-        return Tokenizer(
-            self.opened.hf_tokenizer, multilingual, task="transcribe", language=language
-        )
+        if not multilingual and language != "en":
+            raise SpeechToolError(f"language {language!r}, expected 'en'")
+        try:
+            return Tokenizer(
+                self.opened.hf_tokenizer, multilingual, task="transcribe", language=language
+            )
+        except ValueError as error:
+            raise SpeechToolError(f"language {language!r}, expected one of Whisper's") from error
 
     def encode(self, wave_S: np.ndarray):
         """Encode up to 30 s at 16 kHz; returns the encoder's output and the number of frames."""

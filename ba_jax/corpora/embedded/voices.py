@@ -7,10 +7,12 @@ import random
 from collections.abc import Mapping, Sequence
 
 from ba_jax.corpora.interleave.voices import HELD_OUT
+from ba_jax.data.record import LANGUAGES
+from ba_jax.speech.languages import PACKS
 
 _PREFIXES = {"en": ("a", "b"), "zh": ("z",)}
 
-ASSISTANT: Mapping[str, str] = {"en": "af_heart", "zh": "zf_xiaoxiao"}
+ASSISTANT: Mapping[str, str] = {language: PACKS[language].voice for language in LANGUAGES}
 """The voice of the answers, in every split: a trained model answers in it."""
 
 # English without the whispering af_nicole and novelties; Mandarin without zf_xiaoni, which Whisper

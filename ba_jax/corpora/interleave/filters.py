@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from ba_jax.speech.interfaces import Heard
+from ba_jax.speech.languages import language_pack
 from ba_jax.speech.text_norm import for_scoring
 
 
@@ -20,7 +21,8 @@ class TranscriptLimits:
     Attributes:
       confidence: least mean probability of the recogniser's tokens.
       no_speech: largest probability of no speech.
-      slowest, fastest: words (English) or characters (Mandarin) a second of speech.
+      slowest, fastest_en, fastest_zh: words (as in English) or characters (as in Mandarin) a
+        second of speech.
       script: least share of letters in the language's script.
       loops: most consecutive repetitions of a phrase.
       disagreement: largest difference between two transcripts, see `disagreement`.
@@ -37,9 +39,9 @@ class TranscriptLimits:
 
 
 def to_units(text: str, language: str) -> list[str]:
-    """The units that differences are counted in: normalised English words, Mandarin characters."""
+    """The units that differences are counted in: normalised words or characters (Mandarin)."""
     normalised = for_scoring(text, language)
-    return list(normalised) if language == "zh" else normalised.split()
+    return normalised.split() if language_pack(language).unit == "word" else list(normalised)
 
 
 def disagreement(first: str, second: str, language: str) -> float:
@@ -75,7 +77,7 @@ def find_fault(
     if share < limits.script:
         return "other language", f"{share:.2f} {language} in {heard.text[:60]!r}"
     rate = len(units) / max(seconds, 1e-3)
-    fastest = limits.fastest_zh if language == "zh" else limits.fastest_en
+    fastest = limits.fastest_en if language_pack(language).unit == "word" else limits.fastest_zh
     if not limits.slowest <= rate <= fastest:
         return "speech rate", f"{rate:.1f} a second, expected {limits.slowest} to {fastest}"
     return None
@@ -101,9 +103,9 @@ def is_loop(times: int, length: int, most: int) -> bool:
 
 
 def script_share(text: str, language: str) -> float:
-    """The share of letters in the language's script, Latin or Han; 1 without letters."""
+    """The share of letters in the language's script; 1 without letters or a script of its own."""
     letters = [c for c in text if c.isalpha()]
     if not letters:
         return 1.0
-    script = "CJK UNIFIED" if language == "zh" else "LATIN"
+    script = language_pack(language).script or ("",)
     return sum(unicodedata.name(c, "").startswith(script) for c in letters) / len(letters)

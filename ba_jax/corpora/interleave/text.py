@@ -14,6 +14,7 @@ import unicodedata
 
 from ba_jax.corpora.interleave.cuts import best_cuts
 from ba_jax.data.record import HAN, drop_invisible
+from ba_jax.speech.languages import LanguagePack, language_pack
 
 PARAGRAPH, SENTENCE, CLAUSE = 3, 2, 1
 """Strengths of breaks; a line break ends a paragraph."""
@@ -22,13 +23,10 @@ COSTS = {PARAGRAPH: -0.5, SENTENCE: 0.0, CLAUSE: 0.3}
 """Costs of cuts, in the unit of `best_cuts`: a cut after a clause must improve evenness by 0.3, a
 cut after a paragraph may worsen it by 0.5."""
 
-LETTERS_A_SECOND = 17.0
 HAN_A_SECOND = 5.1
-"""Reading speed of Kokoro, pauses included: the mean of six English voices (12 to 19) and of four
-Mandarin ones (5.0 to 5.4), on two paragraphs each."""
+"""Reading speed of Kokoro, pauses included: the mean of four Mandarin voices (5.0 to 5.4), on two
+paragraphs each."""
 
-_SENTENCE_ENDS = ".!?。！？…"
-_CLAUSE_ENDS = ",;:，、；：—"
 _PAIRS = {
     "“": "”", "「": "」", "『": "』", "《": "》", "（": "）", "(": ")", "[": "]", "【": "】",
 }  # fmt: skip
@@ -87,14 +85,15 @@ def tidy(text: str, language: str) -> str:
         else:
             kept.append(c)
     text = "".join(kept)
-    if language == "zh":
+    pack = language_pack(language)
+    if pack.normaliser == "mandarin":
         text = re.sub(
             rf"(?<=[{HAN}，。？！；：、”）])[ ]+(?=[{HAN}，。？！；：、“”（）])", "", text
         )
         text = re.sub(rf"(?<=[{HAN}”）])[,?!;:]", lambda m: m.group().translate(_FULL_WIDTH), text)
         text = re.sub(rf"(?<=[{HAN}”）])\.(?!\w|\.)", "。", text)
         text = re.sub(r"(?<=[，。？！；：、])[ ]+", "", text)
-    else:
+    elif pack.is_spaced:
         text = text.translate(_HALF_WIDTH)
     lines = (re.sub(" +", " ", line).strip() for line in text.split("\n"))
     return "\n".join(line for line in lines if line)
@@ -119,6 +118,7 @@ def find_breaks(text: str, language: str, longest: float = math.inf) -> dict[int
       offset -> PARAGRAPH, SENTENCE or CLAUSE, in order: a cut separates text[:offset] from
       text[offset:]. The text's own end is not included.
     """
+    pack = language_pack(language)
     depths = _find_depths(text, language, longest)
     last_spoken = max((i for i, c in enumerate(text) if c.isalnum()), default=-1)
     breaks = {}
@@ -126,17 +126,17 @@ def find_breaks(text: str, language: str, longest: float = math.inf) -> dict[int
     has_speech = False  # since the last break
     while i < len(text):
         has_speech = has_speech or text[i].isalnum()
-        strength = _strength(text, i)
+        strength = _strength(text, i, pack)
         if not strength:
             i += 1
             continue
         end = i + 1
         # "?!", "......", closing quotes and brackets belong to what they follow.
         while end < len(text) and (
-            text[end] in _SENTENCE_ENDS + _CLAUSE_ENDS + "\n"
+            text[end] in pack.sentence_ends + pack.clause_ends + "\n"
             or (text[end] in _CLOSERS and not _opens(text, end))
         ):
-            strength = max(strength, _strength(text, end))
+            strength = max(strength, _strength(text, end, pack))
             end += 1
         while end < len(text) and text[end].isspace():
             strength = PARAGRAPH if text[end] == "\n" else strength
@@ -150,7 +150,7 @@ def find_breaks(text: str, language: str, longest: float = math.inf) -> dict[int
     return breaks
 
 
-def _strength(text: str, i: int) -> int:
+def _strength(text: str, i: int, pack: LanguagePack) -> int:
     """Strength of the break after character `i`, 0 if there is none."""
     c = text[i]
     if c == "\n":
@@ -166,9 +166,9 @@ def _strength(text: str, i: int) -> int:
         return 0
     if c in ",;:!?" and not (after.isspace() or after in _CLOSERS or not after.isascii()):
         return 0 if after.isalnum() else CLAUSE
-    if c in _SENTENCE_ENDS:
+    if c in pack.sentence_ends:
         return SENTENCE
-    return CLAUSE if c in _CLAUSE_ENDS else 0
+    return CLAUSE if c in pack.clause_ends else 0
 
 
 def _is_abbreviation(text: str, i: int) -> bool:
@@ -231,8 +231,9 @@ def estimate_seconds(text: str, language: str) -> float:
     digits = sum(c.isdigit() for c in text)
     letters = sum(c.isalpha() for c in text) - han
     words = text.count(" ")
-    each_digit = 1 / HAN_A_SECOND if language == "zh" else 5 / LETTERS_A_SECOND
-    return han / HAN_A_SECOND + (letters + words) / LETTERS_A_SECOND + digits * each_digit
+    pack = language_pack(language)
+    each_digit = 5 / pack.letters_a_second if pack.is_spaced else 1 / HAN_A_SECOND
+    return han / HAN_A_SECOND + (letters + words) / pack.letters_a_second + digits * each_digit
 
 
 def segment(text: str, language: str, lengths: Lengths) -> list[str]:

@@ -12,6 +12,7 @@ from ba_jax.corpora.interleave.cuts import best_cuts
 from ba_jax.corpora.interleave.text import CLAUSE, SENTENCE, Lengths, find_breaks
 from ba_jax.data.record import Word
 from ba_jax.speech.interfaces import SpeechToolError
+from ba_jax.speech.languages import language_pack
 
 PAUSE = 0.12
 """Seconds; shorter gaps in the sound are closures of plosives, not pauses."""
@@ -77,10 +78,15 @@ def _boundary(text: str, end: int, start: int) -> int:
 
 
 def join(utterances: Sequence[Sequence[Word]], language: str) -> tuple[Word, ...]:
-    """Concatenate the words of consecutive utterances, in English with a space between them."""
+    """Concatenate the words of consecutive utterances, with the language's space between them."""
     joined: list[Word] = []
     for words in utterances:
-        if joined and language != "zh" and words and not joined[-1].text[-1:].isspace():
+        if (
+            joined
+            and language_pack(language).is_spaced
+            and words
+            and not joined[-1].text[-1:].isspace()
+        ):
             joined[-1] = dataclasses.replace(joined[-1], text=joined[-1].text + " ")
         joined += words
     return tuple(joined)

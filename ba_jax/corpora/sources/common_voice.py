@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from ba_jax.config import expected
 from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
 from ba_jax.corpora.sources.clips import Clip, ClipSource, speech_item
 from ba_jax.corpora.sources.listing import (
@@ -18,8 +17,10 @@ from ba_jax.corpora.sources.listing import (
     require_file,
     require_folder,
 )
+from ba_jax.data.record import RecordError, check_language
 
-LANGUAGE_OF = {"en": "en", "zh-CN": "zh", "zh-TW": "zh"}
+LANGUAGE_OF = {"zh-HK": "yue"}
+"""Locale -> its language; others begin with it ("zh-CN")."""
 SPEAKER_DIGITS = 16
 """Digits kept of a client's 128 hexadecimal ones; 16 tell all clients apart."""
 _REQUIRED = ("client_id", "path", "sentence")
@@ -145,8 +146,10 @@ def _item_maker(
 
     `durations` is clip -> its length in ms, as far as it is known.
     """
-    if locale not in LANGUAGE_OF:
-        raise SourceError(f"language {expected(locale, sorted(LANGUAGE_OF))}")
+    try:
+        language = check_language(LANGUAGE_OF.get(locale, locale.partition("-")[0]))
+    except RecordError as error:
+        raise SourceError(str(error)) from None
     clips = require_folder(root / "clips", "clips")
 
     def make_item(where: str, fields: Mapping[str, str], split: str) -> Item:
@@ -165,7 +168,7 @@ def _item_maker(
             raise Rejected(rejected.reason, rejected.detail, length) from None
         speaker = fields["client_id"][:SPEAKER_DIGITS]
         clip = Clip(text=text, path=path, translation=translation, speaker=speaker)
-        return speech_item(Path(file).stem, split, where, LANGUAGE_OF[locale], clip, length)
+        return speech_item(Path(file).stem, split, where, language, clip, length)
 
     return make_item
 

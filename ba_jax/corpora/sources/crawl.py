@@ -56,7 +56,7 @@ from ba_jax.corpora.sources.listing import (
     parse_object,
     read_lines,
 )
-from ba_jax.data.record import LANGUAGES, Part, Record, Word
+from ba_jax.data.record import LANGUAGES, Part, Record, RecordError, Word, check_language
 from ba_jax.speech.interfaces import SpeechToolError
 
 AGREEMENTS = ("halves", "speed", "second", "")
@@ -91,8 +91,8 @@ class Crawl(InterleavedSource):
       path: a folder, searched for audio files, or a JSONL file with a row for each recording:
         {"audio": path relative to the file, "id": ..., "language": ..., "split": ...}, all but the
         first optional.
-      language: language of recordings that name none; "" tries all languages and takes, for each
-        utterance, the one recognised with the most confidence.
+      language: language of recordings that name none; "" tries English and Mandarin and
+        takes, for each utterance, the one recognised with the most confidence.
       vad, speaker_encoder, recogniser, second_recogniser, aligner: names, see
         `ba_jax.speech.tools`.
       agreement: second recognition, one of AGREEMENTS.
@@ -124,7 +124,9 @@ class Crawl(InterleavedSource):
 
     def __post_init__(self):
         super().__post_init__()
-        check_choices(self, language=("", *LANGUAGES), agreement=AGREEMENTS)
+        if self.language:
+            check_language(self.language)
+        check_choices(self, agreement=AGREEMENTS)
         if self.window < 2 * _UTTERANCE:
             raise ValueError(f"window {self.window} s, expected at least {2 * _UTTERANCE}")
 
@@ -152,8 +154,11 @@ class Crawl(InterleavedSource):
         row = check_fields(parse_object(text), _ROW_KEYS, needed=("audio",))
         audio = find_inside(root, row["audio"])
         language, split = row.get("language", self.language), row.get("split", self.split)
-        if language not in ("", *LANGUAGES):
-            raise Rejected("unknown language", f"{language!r}, expected one of {LANGUAGES}")
+        try:
+            if language:
+                check_language(language)
+        except RecordError as error:
+            raise Rejected("unknown language", str(error)) from None
         id = row.get("id", row["audio"].replace("/", "-"))
         if not clean_text(id):
             raise Rejected("bad value", f"id {id!r}, expected some text")

@@ -17,8 +17,10 @@ from ba_jax.corpora.sources.listing import (
     read_rows,
     require_folder,
 )
+from ba_jax.data.record import check_language
 
-LANGUAGE_OF = {"en_us": "en", "cmn_hans_cn": "zh"}
+LANGUAGE_OF = {"cmn_hans_cn": "zh", "yue_hant_hk": "yue"}
+"""Folder -> its language; others begin with it ("en_us")."""
 SPLITS = ("train", "dev", "test")
 _TEXTS = {"raw": "raw_transcription", "normalized": "transcription"}
 _COLUMNS = ("id", "file_name", *_TEXTS.values(), "characters", "num_samples", "gender")
@@ -52,8 +54,7 @@ class Fleurs(ClipSource):
     def __post_init__(self):
         check_choices(self, text=_TEXTS)
         for language in self.languages:
-            if language not in LANGUAGE_OF:
-                raise ValueError(f"language {language!r}, expected some of {sorted(LANGUAGE_OF)}")
+            check_language(_language_of(language))
 
     def items(self) -> Iterator[Item | Rejection]:
         """List the utterances of all languages."""
@@ -92,7 +93,7 @@ class Fleurs(ClipSource):
             translations = (texts[fields["id"]] for texts in others if fields["id"] in texts)
             clip = Clip(text, path, stated_seconds=seconds, translation=next(translations, ""))
             id = f"{language}-{Path(fields['file_name']).stem}"
-            return speech_item(id, split, where, LANGUAGE_OF[language], clip)
+            return speech_item(id, split, where, _language_of(language), clip)
 
         yield from list_items(self._read_rows(table), make_item)
 
@@ -118,3 +119,7 @@ def _find_wavs(root: Path, split: str) -> Path:
         if folder.is_dir():
             return folder
     raise SourceError(f"{root}: no folder audio/{split}; unpack audio/{split}.tar.gz there")
+
+
+def _language_of(folder: str) -> str:
+    return LANGUAGE_OF.get(folder, folder.partition("_")[0])

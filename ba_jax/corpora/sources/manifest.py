@@ -46,7 +46,7 @@ from ba_jax.corpora.sources.listing import (
     parse_object,
     read_lines,
 )
-from ba_jax.data.record import LANGUAGES, ROLES, Word, drop_invisible
+from ba_jax.data.record import ROLES, RecordError, Word, check_language, drop_invisible
 
 _NUMBER = (int, float)
 # Key -> the types that its value may have.
@@ -117,9 +117,10 @@ class Manifest(ClipSource):
         if not clean_text(id):
             raise Rejected("bad value", f"id {id!r}, expected some text")
         language = fields.get("language", self.language)
-        if language not in LANGUAGES:
-            detail = f"language {language!r}, expected one of {LANGUAGES}"
-            raise Rejected("unknown language", detail)
+        try:
+            check_language(language)
+        except RecordError as error:
+            raise Rejected("unknown language", str(error)) from None
         split = fields.get("split", self.split)
         if is_alone:
             if "role" in fields:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ba_jax.config import LocalPath, check_choices
 from ba_jax.corpora.sources.base import Item, Rejection, Source, SourceError
 from ba_jax.corpora.sources.listing import clean_text, find_files, read_lines
-from ba_jax.data.record import LANGUAGES, Part, Record
+from ba_jax.data.record import Part, Record, check_language
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,8 @@ class PlainText(Source):
     max_characters: int = 20_000
 
     def __post_init__(self):
-        check_choices(self, paragraphs=("blank_line", "line"), language=LANGUAGES)
+        check_choices(self, paragraphs=("blank_line", "line"))
+        check_language(self.language)
 
     def items(self) -> Iterator[Item | Rejection]:
         """List the paragraphs; an item's payload is its text."""

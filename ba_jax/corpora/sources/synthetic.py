@@ -25,7 +25,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from ba_jax.config import check_choices
 from ba_jax.corpora.encode import encode_speech
 from ba_jax.corpora.interleave import voices
 from ba_jax.corpora.interleave.cuts import fill_records
@@ -35,8 +34,9 @@ from ba_jax.corpora.sources.base import INFO, Item, Rejection, SourceError
 from ba_jax.corpora.sources.interleaved import InterleavedSource
 from ba_jax.corpora.sources.manifest import Manifest
 from ba_jax.corpora.sources.plain_text import PlainText
-from ba_jax.data.record import LANGUAGES, Part, Record, RecordError, RecordSource
+from ba_jax.data.record import Part, Record, RecordError, RecordSource, check_language
 from ba_jax.speech.interfaces import SpeechToolError
+from ba_jax.speech.languages import language_pack
 from ba_jax.speech.text_norm import error_rate
 
 _LONGEST = 28.0  # seconds of a part: a recogniser's limit
@@ -78,7 +78,7 @@ class Synthetic(InterleavedSource):
 
     def __post_init__(self):
         super().__post_init__()
-        check_choices(self, language=LANGUAGES)
+        check_language(self.language)
         if not 0 < self.slowest <= self.fastest:
             raise ValueError(f"slowest {self.slowest}, fastest {self.fastest}: expected in order")
 
@@ -157,7 +157,7 @@ class Synthetic(InterleavedSource):
                 yield listed
                 continue
             # A paragraph's line breaks are mere wrapping.
-            between = "" if self.language == "zh" else " "
+            between = language_pack(self.language).space
             run.append(
                 dataclasses.replace(listed, payload=between.join(listed.payload.split("\n")))
             )
@@ -196,7 +196,7 @@ class Synthetic(InterleavedSource):
 
     def _divide(self, text: str, language: str) -> Iterator[tuple[str, ...] | str]:
         """Yield the parts of each item, or a single part that is too lone for one."""
-        between = "" if language == "zh" else " "
+        between = language_pack(language).space
         texts = [piece.strip() for piece in segment(text, language, self.parts)]
         texts = [between.join(piece.split("\n")) for piece in texts]
         seconds = [estimate_seconds(piece, language) for piece in texts]

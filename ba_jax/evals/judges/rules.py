@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from ba_jax.evals.scoring import text
+from ba_jax.speech.languages import language_pack
 from ba_jax.speech.text_norm import unify
 
 VERSION = 2
@@ -166,5 +167,5 @@ def _words(value: str, language: str) -> list[list[str]]:
     """Split each reading of a text into units, without articles."""
     return [
         [word for word in units if word not in _ARTICLES]
-        for units in text.split_readings(value, language, text.WRITTEN_UNIT[language])
+        for units in text.split_readings(value, language, language_pack(language).unit)
     ]

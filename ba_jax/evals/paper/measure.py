@@ -22,6 +22,7 @@ from ba_jax.evals.scoring import bootstrap, mel, sound, text
 from ba_jax.models.baichuan_audio import BaichuanAudio
 from ba_jax.sampling import batching
 from ba_jax.sampling.synthesize import Wave
+from ba_jax.speech.languages import language_pack
 from ba_jax.types import Failure
 
 
@@ -74,7 +75,7 @@ def word_error_rate(bench: Bench, waves: Sequence[Wave], speech: Speech, task: s
     """
     heard = raise_failures(bench.hear(waves, speech.languages, task))
     return _pool(
-        text.tally(part.text, result, language, text.SPOKEN_UNIT[language])
+        text.tally(part.text, result, language, language_pack(language).spoken_unit)
         for part, result, language in zip(speech.parts, heard, speech.languages, strict=True)
     )
 

@@ -31,6 +31,7 @@ from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.report import evaluation
 from ba_jax.sampling.speech_model import SpeechModel, load_speech_model
 from ba_jax.sampling.synthesize import Wave
+from ba_jax.speech.languages import language_pack
 from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_ENCODER, SPEECH_TOKENIZER
 
 _FLOW = (*SPEECH_TOKENIZER, "flow_prenet", "flow_unet")
@@ -299,7 +300,7 @@ class TableMaker:
         heard = bench.hear(waves, languages, "recognising with the judge")
         tallies = []
         for record, result in zip(records, measure.raise_failures(heard), strict=True):
-            unit = text.WRITTEN_UNIT[record.language]
+            unit = language_pack(record.language).unit
             row = text.score_text(record.parts[0].text, result, record.language, unit)
             tallies.append(row | {"language": record.language})
         judged = bootstrap.rate_figures("asr_wer", tallies)

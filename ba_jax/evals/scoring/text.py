@@ -17,13 +17,9 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from ba_jax.data.corpus import facts
+from ba_jax.speech.languages import UNITS, language_pack
 from ba_jax.speech.text_norm import SCORING_VERSION, is_mark, readings
 
-UNITS = ("word", "character", "syllable")
-WRITTEN_UNIT = {"en": "word", "zh": "character"}
-"""Language -> unit that written text is scored in."""
-SPOKEN_UNIT = {"en": "word", "zh": "syllable"}
-"""Language -> unit that recognised speech is scored in."""
 NORMALISERS = {
     "en": "English: Whisper's normaliser, signs of numbers said",
     "zh": "Mandarin: simplified (OpenCC t2s), numbers in characters, no punctuation, no spaces",
@@ -67,7 +63,7 @@ def split_readings(text: str, language: str, unit: str) -> list[list[str]]:
     In Mandarin, a letter of another script is a unit, with its accents and vowel signs.
     """
     normalised = readings(text, language)
-    if unit not in UNITS or (unit == "word") != (language == "en"):
+    if unit not in UNITS or (unit == "word") != (language_pack(language).unit == "word"):
         raise ValueError(f"unit {unit!r} of language {language!r}, expected one of {UNITS}")
     return [_split(reading, unit) for reading in normalised]
 
@@ -135,11 +131,11 @@ def score_text(
 def is_answer(reference: str, heard: str, language: str) -> bool:
     """Decide whether a spoken answer to a closed question, as a recogniser heard it, is right.
 
-    It is right if it equals the reference in `SPOKEN_UNIT` units. It is also right if at most
-    MOST_ERRORS of the units are wrong, the key (Monday in "That day is Monday.") is among the units
-    heard, and no other key of its category is.
+    It is right if it equals the reference in units of its language's `spoken_unit`. It is also
+    right if at most MOST_ERRORS of the units are wrong, the key (Monday in "That day is Monday.")
+    is among the units heard, and no other key of its category is.
     """
-    unit = SPOKEN_UNIT[language]
+    unit = language_pack(language).spoken_unit
     errors, count = tally(reference, heard, language, unit)
     if not errors:
         return True
@@ -168,7 +164,9 @@ def _answer_keys(
     """
     categories: dict[str, set[tuple[str, ...]]] = {}
     for fact in facts.facts():
-        units = tuple(split_units(fact.answers[language], language, SPOKEN_UNIT[language]))
+        units = tuple(
+            split_units(fact.answers[language], language, language_pack(language).spoken_unit)
+        )
         categories.setdefault(fact.category, set()).add(units)
     answer_keys = {}
     for answers in categories.values():

@@ -8,6 +8,7 @@ from ba_jax.evals.bench import Bench
 from ba_jax.evals.items import EvalItem, Items, Line, Lines, Outputs, Results, make_items
 from ba_jax.evals.scoring import bootstrap, text
 from ba_jax.evals.suite import Suite
+from ba_jax.speech.languages import language_pack
 from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_ENCODER
 
 
@@ -30,7 +31,7 @@ class Recognition(Suite):
         hypothesis = outputs.generated.get("text")
         return {
             "group": item.group,
-            **text.score_text(part.text, hypothesis, language, text.WRITTEN_UNIT[language]),
+            **text.score_text(part.text, hypothesis, language, language_pack(language).unit),
             "audio": {"heard": bench.recordings.save_reference(part, item.id)},
         }
 

@@ -16,6 +16,7 @@ from ba_jax.evals.items import EvalItem, Items, Line, Lines, Outputs, Results, m
 from ba_jax.evals.scoring import bootstrap, text
 from ba_jax.evals.suite import Suite
 from ba_jax.evals.suites import spoken
+from ba_jax.speech.languages import language_pack
 from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_DECODER, SPEECH_ENCODER
 
 
@@ -120,7 +121,7 @@ def _score_written(item: EvalItem, answer: str, outputs: Outputs) -> tuple[str, 
     """Return (the lines before the last one, the score of the last line)."""
     before, _, last = outputs.generated.get("text", "").rpartition(TRANSCRIPT_END)
     hypothesis = last.strip() if outputs.generated else None
-    unit = text.WRITTEN_UNIT[item.language]
+    unit = language_pack(item.language).unit
     return before.strip(), text.score_text(answer, hypothesis, item.language, unit)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from ba_jax.evals.bench import Bench
 from ba_jax.evals.items import EvalItem, Items, Line, Lines, Outputs, Results
 from ba_jax.evals.scoring import text
+from ba_jax.speech.languages import language_pack
 from ba_jax.types import Failure
 
 
@@ -71,7 +72,9 @@ def judge(bench: Bench, items: Items, presented: Lines) -> Results:
 
 def score_heard(item: EvalItem, reference: str, heard: str | None) -> Line:
     """Score the words heard against the reference; None (a failure) has every unit wrong."""
-    return text.score_text(reference, heard, item.language, text.SPOKEN_UNIT[item.language])
+    return text.score_text(
+        reference, heard, item.language, language_pack(item.language).spoken_unit
+    )
 
 
 def score(item: EvalItem, reference: str, outputs: Outputs) -> Line:

@@ -51,7 +51,7 @@ class Numbers:
         yield Record(item.id, "text", "en", (Part(text=str(n)),), self.name)
         if self.bad == "pieces":
             yield Rejection(f"{item.where} second half", "half", "lost")
-            yield Record(f"{item.id}-b", "text", "xx", (Part(text="b"),), self.name)
+            yield Record(f"{item.id}-b", "text", "English", (Part(text="b"),), self.name)
             yield Record(item.id, "text", "en", (Part(text="twice"),), self.name)
         if self.bad == "late" and n == 2:
             raise Rejected("late")
@@ -341,7 +341,7 @@ def test_pieces_of_an_item(tmp_path):
         ("list:0", "malformed record"),
         ("list:0", "duplicate id"),
     ]
-    assert "language 'xx'" in rows[1]["detail"]
+    assert "language 'English'" in rows[1]["detail"]
 
 
 def test_an_item_that_is_rejected_late_leaves_no_record(tmp_path):

@@ -141,7 +141,7 @@ def test_places_below_zero_are_errors():
     [
         ({"weight": 0.0}, "d/train/asr: weight 0.0, expected a number above 0"),
         ({"weight": float("nan")}, "weight = nan: expected a number"),
-        ({"languages": ("en", "fr")}, r"languages \['fr'\], expected of"),
+        ({"languages": ("en", "French")}, "language 'French', expected a code"),
         ({"task": "dance"}, "task = 'dance', expected one of"),
         ({"task": "sft", "answers": "sung"}, "answers = 'sung'"),
         ({"turn": "system"}, "turn = 'system', expected one of"),

@@ -206,7 +206,7 @@ USER = dataclasses.replace(TEXT, role="user")
     (
         ({"id": ""}, "an empty id"),
         ({"kind": "song"}, "kind 'song'"),
-        ({"language": "fr"}, "language 'fr', expected one of"),
+        ({"language": "French"}, "language 'French', expected a code"),
         ({"parts": ()}, "0 parts, expected 1"),
         ({"parts": (SPOKEN, SPOKEN)}, "2 parts, expected 1"),
         ({"parts": (TEXT,)}, "part 0: no speech"),

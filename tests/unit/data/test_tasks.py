@@ -150,8 +150,8 @@ def test_records_that_do_not_fit_are_errors(task, args, message):
 
 
 def test_unknown_language():
-    with pytest.raises(RecordError, match="c:1: language 'fr', expected one of"):
-        make_example("text", "oui", id="1", language="fr", source="c")
+    with pytest.raises(RecordError, match="c:1: language 'French', expected a code"):
+        make_example("text", "oui", id="1", language="French", source="c")
 
 
 def test_sequences_that_cannot_be_laid_out():

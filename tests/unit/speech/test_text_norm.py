@@ -95,10 +95,10 @@ def test_a_silent_text_has_no_spoken_word():
 
 
 def test_an_unknown_language_is_refused():
-    with pytest.raises(ValueError, match="'fr'"):
-        spoken_words("Bonjour", "fr")
-    with pytest.raises(ValueError, match="'fr'"):
-        error_rate("Bonjour", "Bonjour", "fr")
+    with pytest.raises(ValueError, match="'French'"):
+        spoken_words("Bonjour", "French")
+    with pytest.raises(ValueError, match="'French'"):
+        error_rate("Bonjour", "Bonjour", "French")
 
 
 def test_error_rates():

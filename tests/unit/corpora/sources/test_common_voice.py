@@ -81,8 +81,8 @@ def test_common_voice_wrong_header_and_language(tmp_path):
     put_text(folder / "test.tsv", "client_id\tpath\n")
     with pytest.raises(SourceError, match=r"test.tsv:1: .*sentence"):
         listed(config("common_voice", folder=folder))
-    with pytest.raises(SourceError, match="language 'fr'"):
-        listed(config("common_voice", folder=folder, language="fr"))
+    with pytest.raises(SourceError, match="language 'French'"):
+        listed(config("common_voice", folder=folder, language="French"))
 
 
 def test_common_voice_durations_by_name(tmp_path):

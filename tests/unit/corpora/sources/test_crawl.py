@@ -295,7 +295,7 @@ def test_rows(tmp_path, ears):
         {"audio": "b.wav"},
         {"audio": "/a.wav"},
         {"audio": "../a.wav"},
-        {"audio": "a.wav", "language": "fr"},
+        {"audio": "a.wav", "language": "French"},
         {"audio": "a.wav", "text": "known"},
         {"audio": 3},
         ["a.wav"],
@@ -348,7 +348,7 @@ def test_config():
     with pytest.raises(ConfigError, match="unknown keys"):
         from_mapping(Crawl, {"name": "x", "path": "y", "limits": {"wer": 1.0}})
     for bad in (
-        {"language": "fr"},
+        {"language": "French"},
         {"window": 10.0},
         {"agreement": "twice"},
         {"options": {"asr": {}}},

@@ -407,7 +407,7 @@ def test_a_line_without_end(folder, monkeypatch):
         ({"offset": -1}, "bad times", "offset -1"),
         ({"duration": 0}, "bad times", "duration 0"),
         ({"duration": 1e999}, "bad times", "duration inf"),
-        ({"language": "fr"}, "unknown language", "'fr'"),
+        ({"language": "French"}, "unknown language", "'French'"),
         ({"split": "../x"}, "bad value", "split"),
         ({"id": ""}, "bad value", "id"),
         ({"txet": "typo"}, "unknown key", "txet"),

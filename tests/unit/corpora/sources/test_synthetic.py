@@ -212,7 +212,7 @@ def test_config():
     with pytest.raises(ConfigError, match="unknown keys"):
         from_mapping(Synthetic, {"name": "x", "path": "y", "voice": "ann"})
     for bad in (
-        {"language": "fr"},
+        {"language": "French"},
         {"slowest": 1.2},
         {"max_seconds": 20.0},
         {"max_seconds": 400.0},

@@ -60,11 +60,11 @@ def test_a_failed_translation_is_empty(tmp_path):
 def test_an_unknown_language(tmp_path):
     bench = bench_of(tmp_path, lambda record: (record.parts[0].text, 0))
     statements = bench.records.statements
-    statements[1] = dataclasses.replace(statements[1], language="de")
+    statements[1] = dataclasses.replace(statements[1], language="German")
     result = run("asr", bench)
     assert len(result.items) == 8
     (failed,) = result.failed
-    assert failed["id"] == statements[1].id and "language 'de', expected" in failed["reason"]
+    assert failed["id"] == statements[1].id and "language 'German', expected" in failed["reason"]
     assert result.figures["asr_wer"] == 0  # its words cannot be counted
     assert not result.items[1]["correct"]
 
