@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ba_jax.evals.paper.published import CLAIMS, TITLES, Claim
+from ba_jax.evals.paper.published import CLAIMS, TABLES, TITLES, Claim, PublishedTable
 
 
 class Measurement(NamedTuple):
@@ -118,24 +118,35 @@ def to_json(table: Table) -> dict[str, Any]:
         "table": table.number,
         "title": TITLES[table.number],
         "rows": rows,
+        "paper": dataclasses.asdict(TABLES[table.number]),
         "claims": [check_claim(table, claim) for claim in CLAIMS[table.number]],
         "notes": list(table.notes),
     }
 
 
 def to_markdown(table: Table) -> str:
-    """Format our rows (with 95 % intervals), then each ordering of the paper beside ours."""
+    """Format our rows (with 95 % intervals), the paper's, and each of its orderings beside ours."""
     lines = [f"## Table {table.number}: {TITLES[table.number]}", ""]
     lines.append("| | " + " | ".join(column.name for column in table.columns) + " |")
     lines.append("| --- |" + " --- |" * len(table.columns))
     for row, values in table.rows.items():
         cells = [column.show(values.get(column.name)) for column in table.columns]
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
-    lines.append("")
+    lines += ["", *_published(TABLES[table.number]), ""]
     for claim in CLAIMS[table.number]:
         lines += [_describe(table, claim), ""]
     lines += [f"- {note}" for note in table.notes]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _published(table: PublishedTable) -> list[str]:
+    """Lines of the paper's table."""
+    lines = ["The paper's:", "", "| | " + " | ".join(table.columns) + " |"]
+    lines.append("| --- |" + " --- |" * len(table.columns))
+    for row, numbers in table.rows.items():
+        cells = ["-" if number is None else f"{number:g}" for number in numbers]
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _describe(table: Table, claim: Claim) -> str:

@@ -249,10 +249,7 @@ class TableMaker:
             Column("records", "", digits=0, share=False),
             Column("hours", "", digits=3, share=False),
         ]
-        notes = [
-            "The paper has (thousand hours) ASR 185, AQA 21, S2TT 15, INTLV 393, TTS 51, ITTS 142, "
-            "pure audio 80. Here one recording serves every task that its record allows."
-        ]
+        notes = ["One recording serves every task that its record allows."]
         return Table(4, columns, rows, notes)
 
     def stages(self) -> Table:

@@ -3,7 +3,7 @@
 import pytest
 
 from ba_jax.evals.paper import published
-from ba_jax.evals.paper.published import CLAIMS, CODEBOOKS, TITLES, Claim
+from ba_jax.evals.paper.published import CLAIMS, CODEBOOKS, TABLES, TITLES, Claim
 from ba_jax.evals.paper.table import Column, Measurement, Table, check_claim, to_json, to_markdown
 
 CLAIM = Claim("error", ("a", "b", "c"), "less is more", {"a": 1.0})
@@ -60,12 +60,14 @@ def test_pages():
     page = to_markdown(made)
     assert page.startswith("## Table 1: Codebooks of the tokenizer\n")
     assert "| 8 codebooks | 20.0 % (10.0 to 30.0) | - | - |" in page
-    assert "8 codebooks 5.3, 1 codebook 26.2" in page and published.SUMMARY in page
+    assert "| no VQ | 3.8 | 2 | - | - |" in page and "| 6 codebooks | 5.5 | 3 | 0.485 |" in page
+    assert "8 codebooks 5.3, 6 codebooks 5.5, 4 codebooks 6.3, 1 codebook 26.2" in page
     assert "**does not hold**: 0 of 1 neighbours are in order, not 8 codebooks > 1 codebook" in page
     assert "intervals overlap for 8 codebooks and 1 codebook" in page
     assert page.count("Ours: not measured.") == 2 and page.endswith("- made up\n")
     result = to_json(made)
     assert result["claims"][0]["holds"] is False and result["claims"][1]["holds"] is None
+    assert result["paper"]["rows"]["8 codebooks"] == (5.3, 2.7, 0.466, 0.403)
     assert result["rows"]["8 codebooks"]["recognition WER"] == {"value": 0.2, "ci95": [0.1, 0.3]}
 
 
@@ -76,4 +78,13 @@ def test_every_claim_has_a_source():
         for claim in claims:
             assert len(set(claim.order)) == len(claim.order) >= 2
             assert set(claim.numbers) <= set(claim.order)
-            assert claim.source and (not claim.numbers or published.SUMMARY in claim.source)
+            assert claim.source == (published.PAPER if claim.numbers else published.EXPECTED)
+
+
+def test_published_rows_are_complete():
+    assert set(TABLES) == set(TITLES)
+    for table in TABLES.values():
+        for row in table.rows.values():
+            assert len(row) == len(table.columns) and any(number is not None for number in row)
+    hours = TABLES[4].rows
+    assert sum(n for (n,) in hours.values()) == 2 * hours["all"][0]
