@@ -56,7 +56,7 @@ def test_missing_runs_are_trained_after_the_runs_they_start_from(tmp_path, train
     names = [
         next((a for a in c if a.startswith("--workdir=")), "=/x").split("/")[-1] for c in commands
     ]
-    assert modules.count("ba_jax.train") == 5 and modules.count("ba_jax.corpora.tokenize") == 3
+    assert modules.count("ba_jax.train") == 6 and modules.count("ba_jax.corpora.tokenize") == 3
     assert names[0] == "text" and names[-3:] == ["stage1", "words", "stage2"]
     own = tmp_path / "own"
     last = commands[-1]
@@ -65,7 +65,9 @@ def test_missing_runs_are_trained_after_the_runs_they_start_from(tmp_path, train
     assert f"--config.data.folder={own / 'codes'}" in last
     assert "--config.train.steps=660" in last
     tokenizer = commands[names.index("tokenizer")]
-    assert f"--config.init.audio_encoder={own / 'whisper'}" in tokenizer
+    assert f"--config.init.audio_encoder={own / 'understanding'}" in tokenizer
+    understanding = commands[names.index("understanding")]
+    assert f"--config.init.audio_encoder={own / 'whisper'}" in understanding
     assert "--config=configs/tokenizer.py:nano_whisper" in tokenizer
     count = len(commands)
     assert runs.get("flow") and runs.get("single") and len(commands) == count + 2
@@ -74,8 +76,7 @@ def test_missing_runs_are_trained_after_the_runs_they_start_from(tmp_path, train
 
 def test_a_tokenizer_of_fewer_codebooks(tmp_path, trained):
     runs, commands = trained
-    finish(tmp_path / "runs" / "text")
-    finish(tmp_path / "runs" / "whisper")
+    finish(tmp_path / "runs" / "understanding")
     folder = runs.tokenizer_of(4)
     assert folder.name == "tokenizer_4" and len(commands) == 1
     sizes = [a.split("=")[1] for a in commands[0] if "vq_bridge.codebook_sizes" in a]
@@ -90,8 +91,7 @@ def test_runs_that_cannot_be_made(tmp_path, trained):
     stopped = NanoRuns([tmp_path], "nano", lambda command: None)
     with pytest.raises(RunError, match="text: the command ended, but the run is not complete"):
         stopped.get("text")
-    for name in ("text", "whisper"):
-        finish(tmp_path / "there" / name)
+    finish(tmp_path / "there" / "understanding")
     stopped = NanoRuns([tmp_path / "there", tmp_path], "nano", lambda command: None)
     with pytest.raises(RunError, match="tokenizer_4: the command ended, but the run is not"):
         stopped.tokenizer_of(4)
