@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import lm_stage1, lm_stage2
 
-ARGUMENTS = ("nano", "nano_codes", "1b5", "7b")
+ARGUMENTS = ("nano", "nano_plain", "nano_codes", "1b5", "7b")
 
 
 def get_config(size: str = "nano") -> ConfigDict:

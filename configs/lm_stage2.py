@@ -12,6 +12,7 @@
                      (`python -m ba_jax.corpora.tokenize` with --speed=1, 0.9, 1.1), spliced_1 and
                      spliced_2 (`configs/prepare.py:spliced`); configs/recipes.py builds them all
   nano_words  nano   its single words and phrases: the first part of the stage
+  nano_plain  nano   the tasks of `nano` as codes of runs/codes/embedded alone
   1b5         1b5    the paper's mixture as codes, in datasets/
   7b          7b     the same
 
@@ -28,10 +29,11 @@ from ml_collections import ConfigDict
 
 from configs import common, mixtures
 
-ARGUMENTS = ("nano", "nano_words", "nano_codes", "1b5", "7b")
+ARGUMENTS = ("nano", "nano_words", "nano_plain", "nano_codes", "1b5", "7b")
 MIXTURES = {
     "nano": "lm_nano",
     "nano_words": "lm_words_nano",
+    "nano_plain": "lm_plain_nano",
     "nano_codes": "lm_codes_nano",
     "1b5": "lm",
     "7b": "lm",

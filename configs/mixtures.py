@@ -154,6 +154,12 @@ def _lm_nano() -> dict:
     return _packed(mixture, 512, 8, "features", buckets)
 
 
+def _lm_plain_nano() -> dict:
+    """lm_nano from codes of one copy of the corpus."""
+    options = {"audio": "codes", "buckets": [], "folder": "runs/codes"}
+    return _lm_nano() | options
+
+
 def _lm_codes_nano() -> dict:
     """lm_nano from codes, which `ba_jax.corpora.tokenize` wrote into copies of the corpus.
 
@@ -358,6 +364,7 @@ MIXTURES = {
     "vocoder_nano": _vocoder_nano,
     "vocoder": _vocoder,
     "lm_nano": _lm_nano,
+    "lm_plain_nano": _lm_plain_nano,
     "lm_codes_nano": _lm_codes_nano,
     "lm_words_nano": _lm_words_nano,
     "lm": _lm,

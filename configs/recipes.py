@@ -4,14 +4,19 @@
     python -m ba_jax.recipe --config=configs/recipes.py:full --dry-run     print every command
     python -m ba_jax.recipe --config=configs/recipes.py:nano --config.long=True
 
-  arg    what it makes
-  nano   every part of a nano model on the embedded corpus, on two CPU cores, and report/
-  full   the released sizes from public corpora and weights; each command is one job, on a pod the
-         same on every host
+  arg         what it makes
+  nano        every part of a nano model on the embedded corpus, on two CPU cores, and report/
+  constraint  a nano tokenizer and a language model on its codes for each b of the codebooks'
+              constraint (paper, eq. 5), and a table of them
+  full        the released sizes from public corpora and weights; each command is one job, on a pod
+              the same on every host
 
 Keys of nano: `model`, nano_whisper (the audio encoder starts from Whisper-base) or nano (from
 scratch); `long`, two to seven times the steps; `runs` and `report`, folders; `jobs`, commands that
 run side by side, as one nano step does not keep two cores busy.
+
+Keys of constraint: `model`, `long` (the text model's steps), `runs` and `jobs` as of nano; `values`
+of b; `tokenizer_steps` and `lm_steps` of each.
 
 Keys of full: `root`, the folder of raw corpora (raw/), weights, records, codes and runs; `size`,
 1b5 or 7b (the tokenizer's text loss always goes through the 1.5 B model, paper 3.1); `base`, an
@@ -21,6 +26,8 @@ and code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict
 
 from ba_jax.config import ConfigError, LocalPath, convert, expected
@@ -29,7 +36,7 @@ from ba_jax.speech.assets import asset_folder
 from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_ENCODER, SPEECH_TOKENIZER
 from configs.mixtures import ASSISTANT
 
-ARGUMENTS = ("nano", "full")
+ARGUMENTS = ("nano", "constraint", "full")
 # Settings that are paths.
 PATHS = ("runs", "report", "root", "base")
 
@@ -59,6 +66,10 @@ def get_config(name: str = "nano") -> ConfigDict:
     if name == "nano":
         settings = {"model": "nano_whisper", "long": False, "runs": "runs", "report": "report"}
         return ConfigDict({**settings, "jobs": 2})
+    if name == "constraint":
+        settings = {"model": "nano_whisper", "long": False, "runs": "runs/constraint", "jobs": 2}
+        steps = {"tokenizer_steps": 220, "lm_steps": 300}
+        return ConfigDict({**settings, "values": (0.0, 1e-4, 1e-3, 1e-2), **steps})
     if name == "full":
         return ConfigDict({"size": "7b", "root": "/data/baichuan", "base": "", "jobs": 1})
     raise ConfigError(f"recipe {expected(name, ARGUMENTS)}")
@@ -71,6 +82,9 @@ def steps(config: ConfigDict) -> tuple[str, list[Step]]:
       ConfigError: a setting with an unknown value.
     """
     paths = {key: convert(LocalPath, config[key], key) for key in PATHS if key in config}
+    if "values" in config:
+        counts = config.tokenizer_steps, config.lm_steps
+        return paths["runs"], constraint(config.model, config.long, config["values"], *counts)
     if "runs" in paths:
         return paths["runs"], nano(config.model, config.long, paths["report"])
     return paths["root"], full(config.size, paths["base"])
@@ -191,6 +205,61 @@ def nano(model: str, long: bool = False, report: str = "report") -> list[Step]:
             after=("eval/text_lm", "eval/single", "eval/tokenizer", "eval/stage2"),
             always=True,
         ),
+    ]
+
+
+# --- constraint ---------------------------------------------------------------------------------
+
+
+def constraint(
+    model: str, long: bool, values: Sequence[float], tokenizer_steps: int, lm_steps: int
+) -> list[Step]:
+    """A tokenizer, its codes, and a language model on them, for each b; then the table.
+
+    Raises:
+      ConfigError: an unknown model.
+    """
+    chain = nano(model, long)
+    place = [step.name for step in chain].index("tokenizer")
+    (tokenizer,) = chain[place].commands
+
+    def train(name: str, count: int, *command: str) -> Step:
+        # Evaluated once, on enough batches to tell the values of b apart.
+        evaluation = ("--config.train.evaluate_every=0", "--config.train.evaluate_batches=16")
+        command = (*command, f"--config.train.steps={count}", *evaluation)
+        return Step(name, [command], complete=f"checkpoints/{count}/weights")
+
+    steps = chain[:place]
+    for value in values:
+        b = f"{value:g}"
+        codes = f"{{{b}/codes}}"
+        tokenize = _python(
+            "corpora.tokenize",
+            f"--config=configs/tokenizer.py:{model}",
+            f"--checkpoint={{{b}/tokenizer}}",
+            "--dataset=embedded",
+            "--out={out}/embedded",
+        )
+        language_model = _python(
+            "train",
+            "--config=configs/lm_single.py:nano_plain",
+            "--workdir={out}",
+            *_init("text", "llm"),
+            *_init(f"{b}/tokenizer", "audio_embed"),
+            f"--config.data.folder={codes}",
+            f"--config.eval_data.folder={codes}",
+        )
+        steps += [
+            train(
+                f"{b}/tokenizer", tokenizer_steps, *tokenizer, f"--config.stage.l2_shrink={value}"
+            ),
+            Step(f"{b}/codes", [tokenize], complete="embedded/dataset_info.json"),
+            train(f"{b}/lm", lm_steps, *language_model),
+        ]
+    table = _python("evals.paper.constraint", "--runs={}", "--out={}")
+    return [
+        *steps,
+        Step("table", [table], after=tuple(f"{value:g}/lm" for value in values), always=True),
     ]
 
 

@@ -50,7 +50,7 @@ class LMStage(Stage):
 
     Metrics, all means over their targets: `text`, `text_accuracy`; `text_plain_rows` and
     `text_audio_rows`, the text loss in rows without and with audio (0 without such a row);
-    `audio/q`, `audio_accuracy/0`; `z_loss` if it is on.
+    `audio/q`, `audio_accuracy/q`; `z_loss` if it is on.
     """
 
     name = "lm"
@@ -208,7 +208,10 @@ class LMStage(Stage):
                 variables, arrays, hidden_BLD, codes_BLQ, weights, offset_key
             )
             loss, sums = loss + audio_loss, sums | audio_sums
-            metrics["audio_accuracy/0"] = sums["audio/0"].correct / totals["audio/0"]
+            metrics |= {
+                f"audio_accuracy/{q}": sums[name].correct / totals[name]
+                for q, name in enumerate(names)
+            }
         metrics |= {name: sums[name].loss / totals[name] for name in weights}
         if settings.z_loss:
             squares = (weight * sums[name].square for name, weight in weights.items())

@@ -29,6 +29,7 @@ COMMANDS = {
     "ba_jax.convert": ["--source=i", "--out=o"],
     "ba_jax.report": ["--runs=w"],
     "ba_jax.evals.paper": ["--runs=w"],
+    "ba_jax.evals.paper.constraint": ["--runs=w"],
     "ba_jax.speech.assets": [],
     "configs.models": [],
 }

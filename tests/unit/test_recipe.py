@@ -133,6 +133,7 @@ RECIPES = {
     "long": recipes.nano("nano", long=True),
     "7b": recipes.full("7b"),
     "1b5": recipes.full("1b5", base="release"),
+    "constraint": recipes.steps(recipes.get_config("constraint"))[1],
 }
 
 
@@ -163,6 +164,23 @@ def _section(config, key):
     for name in key.split(".")[:-1]:
         config = config[name]
     return config
+
+
+def test_the_constraint_is_swept_from_the_tokenizer_to_its_language_model():
+    config = recipes.get_config("constraint")
+    config["values"], config.tokenizer_steps, config.lm_steps = (0.0, 1e-3), 4, 5
+    root, steps = recipes.steps(config)
+    steps = {step.name: step for step in steps}
+    chain = [step.name for step in recipes.nano("nano_whisper")]
+    own = [f"{b}/{part}" for b in ("0", "0.001") for part in ("tokenizer", "codes", "lm")]
+    assert list(steps) == [*chain[: chain.index("tokenizer")], *own, "table"]
+    assert root == "runs/constraint" and set(steps["table"].after) == {"0/lm", "0.001/lm"}
+    assert "--config.stage.l2_shrink=0.001" in steps["0.001/tokenizer"].commands[0]
+    assert [steps[f"0.001/{name}"].complete for name in ("tokenizer", "lm")] == [
+        "checkpoints/4/weights",
+        "checkpoints/5/weights",
+    ]
+    assert {"text", "0.001/tokenizer", "0.001/codes"} <= steps["0.001/lm"].places()
 
 
 def test_settings_of_the_recipes():

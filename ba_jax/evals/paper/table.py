@@ -55,6 +55,7 @@ class Table:
     """Our numbers for a table of the paper.
 
     Attributes:
+      number: the table's in the paper; 0: it has none.
       rows: row -> measure -> cell.
       notes: conditions and limits of the numbers.
     """
@@ -125,15 +126,25 @@ def to_json(table: Table) -> dict[str, Any]:
 
 
 def to_markdown(table: Table) -> str:
+    """Format a table of the paper, see `to_page`."""
+    title = f"Table {table.number}: {TITLES[table.number]}"
+    return to_page(title, table, CLAIMS[table.number], TABLES[table.number])
+
+
+def to_page(
+    title: str, table: Table, claims: Sequence[Claim], published: PublishedTable | None = None
+) -> str:
     """Format our rows (with 95 % intervals), the paper's, and each of its orderings beside ours."""
-    lines = [f"## Table {table.number}: {TITLES[table.number]}", ""]
+    lines = [f"## {title}", ""]
     lines.append("| | " + " | ".join(column.name for column in table.columns) + " |")
     lines.append("| --- |" + " --- |" * len(table.columns))
     for row, values in table.rows.items():
         cells = [column.show(values.get(column.name)) for column in table.columns]
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
-    lines += ["", *_published(TABLES[table.number]), ""]
-    for claim in CLAIMS[table.number]:
+    lines.append("")
+    if published:
+        lines += [*_published(published), ""]
+    for claim in claims:
         lines += [_describe(table, claim), ""]
     lines += [f"- {note}" for note in table.notes]
     return "\n".join(lines).rstrip() + "\n"
