@@ -40,6 +40,7 @@ from ba_jax.evals.suite import Suite
 from ba_jax.evals.suites import registry
 from ba_jax.files import write_json, write_whole
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+from ba_jax.sampling.listening import load_listening_model
 from ba_jax.sampling.speech_model import SpeechModel, load_speech_model
 
 
@@ -104,8 +105,8 @@ def evaluate(
     settings = from_mapping(EvalSettings, config["eval"], "eval")
     mesh_settings = from_mapping(sharding.MeshSettings, config.get("mesh", {}), "mesh")
     sharing = sharding.check_hosts(config.get("hosts", sharding.HOSTS[0]))
-    vocoder = settings.synthesis.vocoder
-    needed = registry.components(suites, vocoder)
+    choices = settings.synthesis.vocoder, settings.hears
+    needed = registry.components(suites, *choices)
     needs_model = start not in ("judge", "score")
     sources = find(checkpoints, model, needed) if needs_model else {}
     out = Path(out)
@@ -118,7 +119,7 @@ def evaluate(
     )
     plans = []
     for name in suites:
-        parts = registry.components([name], vocoder) if sources else ()
+        parts = registry.components([name], *choices) if sources else ()
         used = {part: sources[part] for part in parts}
         path = out / "suites" / f"{name}.json"
         plans.append(_SuitePlan(registry.SUITES[name], used, hash_inputs(config, used), path))
@@ -134,7 +135,7 @@ def evaluate(
     with recogniser.SpeechJudge(settings.judge) as judge:
         if not all(is_done):
             if needs_model:
-                speech_model = load_speech_model(
+                speech_model = load_model(
                     model, sources, settings, mesh_settings, sharing, run=judge.map
                 )
             else:
@@ -164,6 +165,20 @@ def evaluate(
                 write_json(plan.path, result)
                 _print_failed(progress.suite, result["failed"], len(result["items"]))
     return {} if hosts.index else _write_results(out, results)
+
+
+def load_model(
+    config: BaichuanAudioConfig,
+    sources: Mapping[str, str],
+    settings: EvalSettings,
+    *mesh: Any,
+    **options: Any,
+) -> SpeechModel:
+    """Load the model that hears as the settings say, see `load_speech_model`."""
+    if settings.hears == "codes":
+        return load_speech_model(config, sources, settings, *mesh, **options)
+    quantized = settings.hears == "quantized"
+    return load_listening_model(config, sources, settings, *mesh, quantized=quantized, **options)
 
 
 @dataclasses.dataclass(frozen=True)

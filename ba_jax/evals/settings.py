@@ -72,6 +72,9 @@ class EvalSettings(SpeechModelSettings):
       transcribe_first: the model transcribes speech before it answers
         (`ExampleMaker.transcribe_first`); likelihoods of endings are then those below the
         transcript that it writes.
+      hears: how speech reaches the language model: as "codes", by its embeddings; or as "features"
+        of the bridge or "quantized" ones, by the projection of a run of the stage understanding or
+        tokenizer, whose language model writes and does not speak.
       judge, verdict: settings of the recogniser, and of the judge of open answers.
       save_every: items between two writes of lines.
     """
@@ -81,6 +84,7 @@ class EvalSettings(SpeechModelSettings):
     sources: tuple[str, ...]
     limit: int = 0
     transcribe_first: bool = False
+    hears: str = "codes"
     judge: SpeechJudgeSettings = SpeechJudgeSettings()
     save_every: int = 64
     benchmarks: Benchmarks = Benchmarks()
@@ -89,3 +93,4 @@ class EvalSettings(SpeechModelSettings):
     def __post_init__(self):
         super().__post_init__()
         check_at_least(self, limit=0, save_every=1)
+        check_choices(self, hears=("codes", "features", "quantized"))

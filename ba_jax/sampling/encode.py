@@ -56,11 +56,22 @@ class Encoder:
         )
         self.traces: collections.Counter = collections.Counter()
 
+        self._none = np.zeros((0, len(config.vq_bridge.codebook_sizes)), np.int32)
+
         def encode(variables, mel_BTM, lengths_B):
             self.traces["encode"] += 1
-            return self._model.apply(variables, mel_BTM, lengths_B, method="encode")
+            return self._model.apply(variables, mel_BTM, lengths_B, method=run)
+
+        def run(model, mel_BTM, lengths_B):
+            return self._frames(model, mel_BTM, lengths_B)
 
         self._encode = jax.jit(encode)
+
+    def _frames(
+        self, model: BaichuanAudio, mel_BTM: jax.Array, lengths_B: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Frames (B, N, ...) of mels, and their lengths; in jit."""
+        return model.encode(mel_BTM, lengths_B)
 
     def __call__(
         self, waves: Sequence[np.ndarray], progress: Callable[[int], None] | None = None
@@ -91,8 +102,7 @@ class Encoder:
                 codes[i] = codes_BNQ[row, : frames_B[row]]
             if progress is not None:
                 progress(len(codes))
-        no_codes = np.zeros((0, len(self._model.config.vq_bridge.codebook_sizes)), np.int32)
-        pieces: list[list[np.ndarray]] = [[no_codes] for _ in waves]
+        pieces: list[list[np.ndarray]] = [[self._none] for _ in waves]
         for i, number in enumerate(wave_of_mel):
             pieces[number].append(codes[i])
         return [np.concatenate(codes_of_wave) for codes_of_wave in pieces]

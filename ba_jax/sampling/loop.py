@@ -57,6 +57,10 @@ class Generator:
         """Cache slots of a row."""
         return self._runner.capacity
 
+    def replace_params(self, params: Mapping[str, Any]) -> None:
+        """Replace the parameters of some components by others of the same shapes."""
+        self._runner.replace_params(params)
+
     def __call__(
         self,
         prompts: Sequence[Prompt],

@@ -414,7 +414,7 @@ def check_prompt(runner: ModelRunner, prompt: Prompt, name: str) -> None:
     """Check a prompt on the host, before its ids reach a device.
 
     Raises:
-      PromptError: an empty prompt, or audio for a model of text alone.
+      PromptError: an empty prompt, or audio that the model cannot read or speak.
       TokenIdError, CodeError: an id outside the vocabulary, a code outside its codebook.
     """
     if not len(prompt):
@@ -424,5 +424,7 @@ def check_prompt(runner: ModelRunner, prompt: Prompt, name: str) -> None:
         if prompt.wants_speech or prompt.codes_LQ.any():
             raise PromptError(f"{name} has audio, and the model reads text alone")
         return
+    if prompt.wants_speech and not runner.config.audio_head:
+        raise PromptError(f"{name} asks for speech, and the model has no audio head")
     pads_L = prompt.ids_L == runner.config.tokens.audio_pad
     check_codes(prompt.codes_LQ[pads_L], runner.sizes, allow_end=True, name=f"{name}: codes")

@@ -13,7 +13,7 @@ from ba_jax.checkpoints.components import load_to_generate
 from ba_jax.data.record import dataset_directory
 from ba_jax.data.text_tokenizer import TextTokenizer, load_text_tokenizer
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
-from ba_jax.sampling.alternate import Alternation, text_vocabulary
+from ba_jax.sampling.alternate import Alternation, TextVocabulary, text_vocabulary
 from ba_jax.sampling.encode import Encoder
 from ba_jax.sampling.likelihood import Scorer
 from ba_jax.sampling.loop import Generator
@@ -67,6 +67,11 @@ class SpeechModel:
         return tokenizer
 
     @functools.cached_property
+    def vocabulary(self) -> TextVocabulary:
+        """Roles of the text ids."""
+        return text_vocabulary(self.tokenizer, self.config.llm.vocab_size, self.alternation)
+
+    @functools.cached_property
     def encoder(self) -> Encoder:
         """Recordings to codes."""
         return Encoder(
@@ -81,11 +86,10 @@ class SpeechModel:
     def generator(self) -> Generator:
         """Prompts to text and codes; text alone if the variables hold no audio components."""
         present = [part for part in LANGUAGE_MODEL if part in self.variables["params"]]
-        vocabulary = text_vocabulary(self.tokenizer, self.config.llm.vocab_size, self.alternation)
         return Generator(
             self.config.only(*present),
             self.variables,
-            vocabulary,
+            self.vocabulary,
             self.settings.generation,
             self.alternation,
             place=self._place,
@@ -205,6 +209,7 @@ def load_speech_model(
     settings: SpeechModelSettings,
     mesh: MeshSettings | None = None,
     hosts: str = HOSTS[0],
+    make: Callable[..., SpeechModel] = SpeechModel,
     **options,
 ) -> SpeechModel:
     """Load a model's components onto the devices.
@@ -214,6 +219,7 @@ def load_speech_model(
       sources: component -> folder of weights, see `ba_jax.checkpoints.components.find`.
       settings: see `SpeechModelSettings`.
       mesh, hosts: see `ba_jax.sharding.inference_mesh`; None: the default device alone.
+      make: makes the model.
       options: others of `SpeechModel`.
 
     Raises:
@@ -227,4 +233,4 @@ def load_speech_model(
             "synthesis.rows": settings.synthesis.rows,
         }
         devices, options["place"] = inference_mesh(mesh, rows, hosts)
-    return SpeechModel(config, load_to_generate(config, sources, devices), settings, **options)
+    return make(config, load_to_generate(config, sources, devices), settings, **options)

@@ -77,8 +77,8 @@ class ModelRunner:
     """A language model with its compiled functions: prefill, read, and the decoding loop.
 
     Args:
-      config, variables: a model with llm, audio_embed and audio_head; or with llm alone, which
-        reads and writes text.
+      config, variables: a model with llm, audio_embed and audio_head; without audio_head, which
+        hears and writes; or with llm alone, which reads and writes text.
       vocabulary: roles of the text ids.
       settings: sampling and array sizes.
       alternation: how text and speech alternate; None: text, then at most one segment of speech.
@@ -101,14 +101,16 @@ class ModelRunner:
         place: Callable[[Any], Any] = lambda arrays: arrays,
     ):
         needed = tuple(name for name in LANGUAGE_MODEL if getattr(config, name) is not None)
-        if needed not in (LANGUAGE_MODEL, ("llm",)):
-            raise ValueError(f"model of {needed}: expected {LANGUAGE_MODEL}, or 'llm' alone")
+        if needed not in (LANGUAGE_MODEL, LANGUAGE_MODEL[:2], ("llm",)):
+            raise ValueError(
+                f"model of {needed}: expected {LANGUAGE_MODEL}, the first two, or 'llm' alone"
+            )
         if alternation is not None and needed != LANGUAGE_MODEL:
             raise ValueError(
                 f"model of {needed}: expected {LANGUAGE_MODEL}, to alternate text and speech"
             )
         self.config, self.settings = config.only(*needed), settings
-        self.sizes = config.audio_head.codebook_sizes if config.audio_head else ()
+        self.sizes = config.audio_embed.codebook_sizes if config.audio_embed else ()
         if self.sizes and not 0 <= settings.feedback_codebooks <= len(self.sizes):
             raise ValueError(
                 f"feedback_codebooks {settings.feedback_codebooks}, expected 0 to {len(self.sizes)}"
@@ -164,6 +166,11 @@ class ModelRunner:
         return StopMasks(*(np.asarray(mask_V, bool) for mask_V in stops))
 
     # Called on the host
+
+    def replace_params(self, params: Mapping[str, Any]) -> None:
+        """Replace the parameters of some components by others of the same shapes."""
+        old = self._variables
+        self._variables = {**old, "params": {**old["params"], **params}}
 
     def start(self, ids_BL, codes_BLQ, real_BL, mode_B) -> State:
         """Prefill an empty cache and begin turns.
@@ -295,7 +302,7 @@ class ModelRunner:
         ids_B = self._next_ids(variables, state, limits, keys_B)
         codes_BQ = jnp.zeros((self.rows, len(self.sizes)), jnp.int32)
         silent_B = jnp.zeros((self.rows,), bool)
-        if self.sizes:
+        if self.config.audio_head:
             codes_BQ = jax.lax.cond(
                 jnp.any(speaks_B),
                 lambda: self._next_frames(variables, state, keys_B),

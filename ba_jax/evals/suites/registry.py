@@ -23,8 +23,12 @@ SUITES: Mapping[str, Suite] = {
 }
 
 
-def components(names: Iterable[str], vocoder: str) -> tuple[str, ...]:
-    """Return the components that the named suites use, each once; `vocoder` is the setting."""
+def components(names: Iterable[str], vocoder: str, hears: str = "codes") -> tuple[str, ...]:
+    """Return the components that the named suites use, each once; of settings `vocoder`, `hears`.
+
+    Raises:
+      ConfigError: an unknown suite, or one that a model without codes cannot do.
+    """
     needed: dict[str, None] = {}
     for name in names:
         if name not in SUITES:
@@ -32,4 +36,7 @@ def components(names: Iterable[str], vocoder: str) -> tuple[str, ...]:
         needed |= dict.fromkeys(SUITES[name].components)
         if SUITES[name].speaks and vocoder == "vocoder":
             needed["vocoder"] = None
-    return tuple(needed)
+        if hears != "codes" and (SUITES[name].speaks or "llm" not in SUITES[name].components):
+            raise ConfigError(f"suite {name}: eval.hears = {hears!r}, expected 'codes'")
+    own = ("audio_embed", "audio_head") if hears != "codes" else ()
+    return tuple(name for name in needed if name not in own)

@@ -134,8 +134,8 @@ def test_invalid_input(config, variables, writable):
         generator([bad])
     with pytest.raises(ValueError, match="limits of 9 ids"):
         generator([good], text_limit=9)
-    with pytest.raises(ValueError, match="expected .*audio_head.*, or 'llm' alone"):
-        make(config.only("llm", "audio_embed"), variables, writable)
+    with pytest.raises(ValueError, match="expected .*, or 'llm' alone"):
+        make(config.only("llm", "audio_head"), variables, writable)
     alone = make(config.only("llm"), variables, writable)
     with pytest.raises(PromptError, match="prompt 0 has audio, and the model reads text alone"):
         alone([good])

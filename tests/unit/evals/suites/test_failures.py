@@ -82,3 +82,11 @@ def test_damaged_records_are_listed(tmp_path):
 def test_an_unknown_suite():
     with pytest.raises(ConfigError, match="suite 'sing', expected one of"):
         registry.components(["sing"], "vocoder")
+
+
+def test_suites_of_a_model_that_hears_features():
+    parts = registry.components(["asr", "qa_s2t"], "vocoder", "features")
+    assert parts == ("llm", "audio_encoder", "vq_bridge")
+    for suite in ("tts", "codec"):
+        with pytest.raises(ConfigError, match=f"suite {suite}: eval.hears = 'quantized', expected"):
+            registry.components([suite], "vocoder", "quantized")
