@@ -25,10 +25,9 @@ from ba_jax.sampling.prompt import Prompt
 from ba_jax.sampling.session import Generated
 from ba_jax.sampling.settings import SpeechModelSettings
 from ba_jax.sampling.speech_model import SpeechModel, load_speech_model
+from ba_jax.stages.hearing import PROJECTION
 from ba_jax.vocab import SPEECH_ENCODER
 
-PROJECTION = "text_projection"
-"""Entry of "params" in runs that train it: features to the language model's width."""
 COMPONENTS = (*SPEECH_ENCODER, "llm")
 
 

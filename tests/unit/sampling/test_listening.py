@@ -6,11 +6,12 @@ import pytest
 from ba_jax.audio.lengths import code_length
 from ba_jax.checkpoints.layout import CheckpointError
 from ba_jax.sampling.alternate import TextVocabulary
-from ba_jax.sampling.listening import PROJECTION, ListeningModel, load_listening_model
+from ba_jax.sampling.listening import ListeningModel, load_listening_model
 from ba_jax.sampling.loop import Generator
 from ba_jax.sampling.prompt import Prompt, PromptError
 from ba_jax.sampling.settings import GenerationSettings, SpeechModelSettings
 from ba_jax.sampling.speech_model import SpeechModel
+from ba_jax.stages.hearing import PROJECTION
 from tests.unit.checkpoints.small_checkpoint import save_variables
 from tests.unit.sampling.conftest import EOS
 
