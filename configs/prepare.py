@@ -16,6 +16,7 @@
   text           source.path: a text file, or a folder of .txt files
   crawl          source.path: long recordings, cut into interleaved speech and text
   synthetic      source.path: text, spoken by synthetic voices
+  instructions   source.path: a JSONL file of questions and answers, spoken as dialogues
   spliced        source.dataset: a folder with codes, whose words are recombined
 
 `source` has the fields of the kind's class (`ba_jax.corpora.runner.SOURCES`) with its defaults, and
@@ -42,6 +43,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "crawl": {"items_per_shard": 1, "max_rejected": 1.0},
     # An item is some three minutes of synthetic speech, which may lose single sentences.
     "synthetic": {"items_per_shard": 8, "max_rejected": 1.0},
+    # Selection and checks may leave a small part of the instructions.
+    "instructions": {"items_per_shard": 32, "max_rejected": 1.0},
     "text": {"items_per_shard": 10_000},
     # Every utterance of a voice that cannot be cut is a rejection.
     "spliced": {"items_per_shard": 1000, "max_rejected": 1.0},

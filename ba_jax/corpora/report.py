@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ba_jax.corpora.shards import STATE
-from ba_jax.corpora.sources.base import INFO, Rejection
+from ba_jax.corpora.sources.base import INFO, Notice, Rejection
 
 REPORT_JSON, REPORT_MD = "report.json", "report.md"
 REJECTED, WARNINGS = "rejected.jsonl", "warnings.jsonl"
@@ -22,7 +22,10 @@ _SHOWN = 10  # rows of speakers, and rejected items of each reason, in report.md
 
 
 def summarise(
-    name: str, sides: Mapping[str, Sequence[Mapping[str, Any]]], listed: Sequence[Rejection]
+    name: str,
+    sides: Mapping[str, Sequence[Mapping[str, Any]]],
+    listed: Sequence[Rejection],
+    notices: Sequence[Notice] = (),
 ) -> dict[str, Any]:
     """The content of report.json, from the side files of each split's shards."""
     splits, speakers = {}, {}
@@ -47,7 +50,10 @@ def summarise(
     reasons = _Totals()
     for rejection in rejections:
         reasons.add(rejection["reason"], 1, rejection["seconds"])
-    warned = collections.Counter(warning["reason"] for warning in all_warnings(sides))
+    warned = collections.Counter(warning["reason"] for warning in all_warnings(sides, notices))
+    asides: collections.Counter = collections.Counter()
+    for side in (side for shards in sides.values() for side in shards):
+        asides.update({name: shard["records"] for name, shard in side.get("asides", {}).items()})
     total = [sum(split[key] for split in splits.values()) for key in ("records", "seconds")]
     return {
         "name": name,
@@ -58,6 +64,7 @@ def summarise(
         "rejected": _row(len(rejections), sum(row["seconds"] for row in rejections)),
         "reasons": reasons.rows(lambda reason: (-reasons[reason][0], reason)),
         "warnings": dict(sorted(warned.items())),
+        "asides": dict(asides),
         "speakers": speakers,
     }
 
@@ -82,14 +89,17 @@ def all_rejections(sides, listed: Iterable[Rejection]) -> list[dict[str, Any]]:
     return first + [row for shards in sides.values() for side in shards for row in side["rejected"]]
 
 
-def all_warnings(sides) -> list[dict[str, str]]:
-    """All warnings, shard by shard."""
-    return [row for shards in sides.values() for side in shards for row in side["warnings"]]
+def all_warnings(sides, notices: Iterable[Notice] = ()) -> list[dict[str, str]]:
+    """All warnings: of the listing, then shard by shard."""
+    first = [vars(notice) for notice in notices]
+    return first + [row for shards in sides.values() for side in shards for row in side["warnings"]]
 
 
-def write_report(directory: Path, report: Mapping[str, Any], sides, listed) -> None:
+def write_report(
+    directory: Path, report: Mapping[str, Any], sides, listed, notices: Sequence[Notice] = ()
+) -> None:
     """Write report.json, report.md, rejected.jsonl and, if there are any, warnings.jsonl."""
-    rejections, warnings = all_rejections(sides, listed), all_warnings(sides)
+    rejections, warnings = all_rejections(sides, listed), all_warnings(sides, notices)
     text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
     (directory / REPORT_JSON).write_text(text, encoding="utf-8")
     _write_lines(directory / REJECTED, rejections)
@@ -120,6 +130,7 @@ def to_markdown(
     for title, key in (("language", "languages"), ("kind", "kinds")):
         rows = [[k, row["records"], f"{row['hours']:.3f}"] for k, row in report[key].items()]
         lines += _table((title, "records", "hours"), rows)
+    lines += _table(("dataset of its own", "records"), list(report["asides"].items()))
     rows = []
     for split, speakers in report["speakers"].items():
         ranked = sorted(speakers.items(), key=lambda pair: (-pair[1]["seconds"], pair[0]))

@@ -22,7 +22,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,11 @@ from ba_jax.corpora import report as reports
 from ba_jax.corpora.embedded import EmbeddedCorpus
 from ba_jax.corpora.shards import STATE, WORK, Job, PrepareError, ShardPlan, divide
 from ba_jax.corpora.sources.aishell import Aishell
-from ba_jax.corpora.sources.base import Item, Rejected, Rejection, Source
+from ba_jax.corpora.sources.base import Item, Notice, Rejected, Rejection, Source
 from ba_jax.corpora.sources.common_voice import CommonVoice, Covost2
 from ba_jax.corpora.sources.crawl import Crawl
 from ba_jax.corpora.sources.fleurs import Fleurs
+from ba_jax.corpora.sources.instructions import Instructions
 from ba_jax.corpora.sources.libri import LibriSpeech, LibriTTS, LJSpeech
 from ba_jax.corpora.sources.listing import check_unicode
 from ba_jax.corpora.sources.manifest import Manifest
@@ -64,6 +65,7 @@ SOURCES: dict[str, type] = {
     "embedded": EmbeddedCorpus,
     "crawl": Crawl,
     "synthetic": Synthetic,
+    "instructions": Instructions,
     "spliced": Spliced,
 }
 """Kind of source in a config -> its class, a frozen dataclass."""
@@ -112,11 +114,13 @@ def config_from(values: Mapping[str, Any]) -> PrepareConfig:
 def make_plan(config: PrepareConfig) -> ShardPlan:
     """List a source and divide it into shards."""
     source = config.make_source()
-    items, rejected = [], []
+    items, rejected, notices = [], [], []
     places: dict[str, str] = {}
     for listed in source.items():
         if isinstance(listed, Rejection):
             rejected.append(listed)
+        elif isinstance(listed, Notice):
+            notices.append(listed)
         elif listed.id in places:
             detail = f"{listed.id!r} is also at {places[listed.id]}"
             rejected.append(Rejection(listed.where, "duplicate id", detail, listed.seconds))
@@ -136,6 +140,7 @@ def make_plan(config: PrepareConfig) -> ShardPlan:
         tuple(divide(items, config.items_per_shard)),
         tuple(rejected),
         _fingerprint(config, items, rejected),
+        tuple(notices),
     )
 
 
@@ -211,7 +216,7 @@ def _open_run(config: PrepareConfig, plan: ShardPlan, directory: Path, overwrite
         )
     if overwrite:
         stored = {}
-        _clear(directory)
+        _clear(directory, plan.source.asides)
     if stored and stored.get("fingerprint") != plan.fingerprint:
         raise PrepareError(
             f"{directory}: was made with another config, or the corpus has changed since"
@@ -275,11 +280,12 @@ def _flatten(value: Any, name: str = ""):
         yield name, value
 
 
-def _clear(directory: Path) -> None:
+def _clear(directory: Path, asides: Sequence[str]) -> None:
     names = ("LICENSE", *reports.WRITTEN)
     for path in (*directory.glob("*.array_record-*"), *(directory / name for name in names)):
         path.unlink(missing_ok=True)
-    shutil.rmtree(directory / WORK, ignore_errors=True)
+    for name in (*asides, WORK):
+        shutil.rmtree(directory / name, ignore_errors=True)
 
 
 def _finish(config: PrepareConfig, plan: ShardPlan, directory: Path) -> dict[str, Any]:
@@ -287,8 +293,8 @@ def _finish(config: PrepareConfig, plan: ShardPlan, directory: Path) -> dict[str
     for job in plan.jobs:
         side = json.loads(job.side_path(directory).read_text(encoding="utf-8"))
         sides.setdefault(job.split, []).append(side)
-    report = reports.summarise(plan.source.name, sides, plan.rejected)
-    reports.write_report(directory, report, sides, plan.rejected)
+    report = reports.summarise(plan.source.name, sides, plan.rejected, plan.notices)
+    reports.write_report(directory, report, sides, plan.rejected, plan.notices)
     written, rejected = report["records"], report["rejected"]["records"]
     if not written:
         raise PrepareError(
@@ -302,6 +308,8 @@ def _finish(config: PrepareConfig, plan: ShardPlan, directory: Path) -> dict[str
             "with a higher max_rejected to accept the written records"
         )
     plan.source.finish(directory)
+    for aside in plan.source.asides:
+        _finish_aside(plan, directory, aside, sides)
     shards = {
         split: [Shard(side["records"], side["size"]) for side in split_sides]
         for split, split_sides in sides.items()
@@ -320,6 +328,24 @@ def _finish(config: PrepareConfig, plan: ShardPlan, directory: Path) -> dict[str
     _write_state(config, plan, directory, complete=True)
     shutil.rmtree(directory / WORK)
     return report
+
+
+def _finish_aside(plan: ShardPlan, directory: Path, aside: str, sides) -> None:
+    """Make a dataset of the records for another one, or nothing without any."""
+    folder, name = directory / aside, f"{plan.source.name}_{aside}"
+    shards = {
+        split: [Shard(**side["asides"][aside]) for side in split_sides]
+        for split, split_sides in sides.items()
+        if any(side["asides"][aside]["records"] for side in split_sides)
+    }
+    for job in plan.jobs:
+        if job.split not in shards:
+            job.aside_path(directory, plan.source.name, aside).unlink(missing_ok=True)
+    if not shards:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    description = f"{plan.source.description}\nSet aside for {aside}.".strip()
+    write_metadata(folder, name, shards, description=description, licence=plan.source.licence)
 
 
 def dry_run(config: PrepareConfig) -> str:

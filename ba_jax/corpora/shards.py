@@ -13,14 +13,14 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ba_jax.audio import AudioError
-from ba_jax.corpora.sources.base import Item, Rejected, Rejection, Source
+from ba_jax.corpora.sources.base import Aside, Item, Notice, Rejected, Rejection, Source
 from ba_jax.data.features import one_blas_thread
-from ba_jax.data.record import Record, RecordError, check_record, shard_name, write_shard
+from ba_jax.data.record import Record, RecordError, Shard, check_record, shard_name, write_shard
 from ba_jax.files import write_json
 
 STATE = "prepare.json"
@@ -52,6 +52,10 @@ class Job:
         """Path of the records."""
         return directory / shard_name(name, self.split, self.number, self.count)
 
+    def aside_path(self, directory: Path, name: str, aside: str) -> Path:
+        """Path of the records for another dataset."""
+        return self.path(directory / aside, f"{name}_{aside}")
+
     def side_path(self, directory: Path) -> Path:
         """Path of the side file."""
         return directory / WORK / f"{self.split}-{self.number:05d}.json"
@@ -77,6 +81,7 @@ class ShardPlan:
     jobs: tuple[Job, ...]
     rejected: tuple[Rejection, ...]
     fingerprint: str
+    notices: tuple[Notice, ...] = ()
 
     @property
     def items(self) -> int:
@@ -130,6 +135,7 @@ def make_shard(
     `fingerprint`, the run's, is stored with the shard; `progress` is called after each item.
     """
     rejected: list[Rejection] = []
+    asides: dict[str, list[Record]] = {name: [] for name in source.asides}
     warnings: list[dict[str, str]] = []
     counts: collections.Counter = collections.Counter()
     seconds: collections.defaultdict = collections.defaultdict(float)
@@ -142,7 +148,7 @@ def make_shard(
             line = f"{os.getpid()} {item.id} ({item.where})\n"
             # Only the first line counts: a longer earlier line may follow it.
             os.pwrite(claim.fileno(), line.encode("utf-8", "backslashreplace"), 0)
-            for record in _records_of(item, source, rejected):
+            for record in _records_of(item, source, rejected, asides):
                 key = f"{record.language} {record.kind}"
                 counts[key] += 1
                 seconds[key] += record.seconds
@@ -161,12 +167,21 @@ def make_shard(
             if progress is not None:
                 progress()
 
-    # A unique name: a cluster may run a slow shard twice at the same time.
-    part = directory / WORK / f"{path.name}.{secrets.token_hex(6)}"
+    def write(path: Path, records: Iterable[Record]) -> Shard:
+        # A unique name: a cluster may run a slow shard twice at the same time.
+        part = directory / WORK / f"{path.name}.{secrets.token_hex(6)}"
+        written = write_shard(part, records)
+        path.parent.mkdir(exist_ok=True)
+        part.replace(path)
+        return written
+
     # The number of threads changes the last bit of resampled waves.
     with open(job.claim_path(directory), "wb") as claim, one_blas_thread():
-        written = write_shard(part, records(claim))
-    part.replace(path)
+        written = write(path, records(claim))
+    aside = {
+        name: write(job.aside_path(directory, source.name, name), kept)
+        for name, kept in asides.items()
+    }
     side = {
         "fingerprint": fingerprint,
         "file_bytes": path.stat().st_size,
@@ -176,20 +191,26 @@ def make_shard(
         "speakers": {name: speakers[name] for name in sorted(speakers)},
         "rejected": [dataclasses.asdict(rejection) for rejection in rejected],
         "warnings": warnings,
+        "asides": {name: dataclasses.asdict(shard) for name, shard in aside.items()},
     }
     write_json(job.side_path(directory), side)
     job.claim_path(directory).unlink(missing_ok=True)
     return side
 
 
-def _records_of(item: Item, source: Source, rejected: list[Rejection]) -> list[Record]:
-    """All records of an item, or none if it is rejected; rejections are added to `rejected`."""
+def _records_of(
+    item: Item, source: Source, rejected: list[Rejection], asides: dict[str, list[Record]]
+) -> list[Record]:
+    """All records of an item, or none if it is rejected; adds to `rejected` and `asides`."""
     records, pieces = [], []
     seen: set[str] = set()
     try:
         for record in source.records(item):
             if isinstance(record, Rejection):
                 pieces.append(record)
+                continue
+            if isinstance(record, Aside):
+                asides[record.name].append(check_record(record.record))
                 continue
             if not record.id.startswith(item.id):
                 raise PrepareError(

@@ -91,6 +91,14 @@ class VoiceActivity(Protocol):
         ...
 
 
+class OpinionPredictor(Protocol):
+    """Predicts listeners' opinions of speech."""
+
+    def rate(self, wave_S: np.ndarray, rate: int) -> Mapping[str, float]:
+        """Opinions by name, 1 to 5; "dnsmos_overall" is the one that filters go by."""
+        ...
+
+
 class SpeakerEncoder(Protocol):
     """Tells voices apart."""
 

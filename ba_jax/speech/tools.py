@@ -18,6 +18,7 @@ TOOLS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "whisper": ("align", "WhisperAligner"),
     },
     "vad": {"silero": ("vad", "Silero")},
+    "mos": {"dnsmos": ("opinion", "Dnsmos")},
     "speaker_encoder": {"resemblyzer": ("speakers", "Resemblyzer")},
 }
 

@@ -22,7 +22,7 @@ from ba_jax.corpora.embedded.script import Script
 from ba_jax.corpora.embedded.studio import SpokenLine, Studio, sound_error_rate
 from ba_jax.corpora.embedded.voices import Takes
 from ba_jax.corpora.encode import CODINGS
-from ba_jax.corpora.sources.base import Item, Rejected, Rejection, SourceError
+from ba_jax.corpora.sources.base import Item, Rejected, Rejection, Source, SourceError
 from ba_jax.data.record import LANGUAGES, Part, Record
 from ba_jax.speech.assets import ensure
 from ba_jax.speech.interfaces import SpeechToolError
@@ -33,7 +33,7 @@ TOKENIZER = "tokenizer.model"
 
 
 @dataclasses.dataclass(frozen=True)
-class EmbeddedCorpus:
+class EmbeddedCorpus(Source):
     """A source of spoken and written records in two languages.
 
     Attributes:

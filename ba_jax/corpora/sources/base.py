@@ -11,7 +11,7 @@ import functools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from ba_jax.data.record import Record, dataset_directory
 
@@ -62,6 +62,23 @@ class Rejection:
     seconds: float = 0.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Notice:
+    """A remark about a listed item that is no loss; counted among the warnings."""
+
+    where: str
+    reason: str
+    detail: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Aside:
+    """A record for the dataset `name`, one of `Source.asides`."""
+
+    name: str
+    record: Record
+
+
 class Rejected(Exception):  # noqa: N818 (not an error: it is counted)
     """Raised for an item, or a line of a listing, that becomes no record."""
 
@@ -83,12 +100,14 @@ class Source(Protocol):
     name: str
     description: str
     licence: str
+    asides: ClassVar[tuple[str, ...]] = ()
+    """Names of further datasets that the records make, each in a folder of its name."""
 
-    def items(self) -> Iterable[Item | Rejection]:
+    def items(self) -> Iterable[Item | Rejection | Notice]:
         """List the items, in the same order in every run."""
         ...
 
-    def records(self, item: Item) -> Iterable[Record | Rejection]:
+    def records(self, item: Item) -> Iterable[Record | Rejection | Aside]:
         """Make an item's records: none, one or more; or raise Rejected.
 
         A Rejection among them counts a piece of the item that is lost (a stretch of a long

@@ -120,6 +120,7 @@ class Crawl(InterleavedSource):
         "recogniser",
         "second_recogniser",
         "aligner",
+        "mos",
     )
 
     def __post_init__(self):
@@ -317,6 +318,8 @@ class _WindowPipeline:
         if end - start > _RECOGNISED:
             return self._reject(start, end, "no pause", f"{end - start:.1f} s without one")
         wave_S = self.window.cut_tool_wave(start, end)
+        if problem := crawl.find_poor(wave_S, _RATE):
+            return self._reject(start, end, *problem)
         spoken = sum(b - a for a, b in spans)
         fault, heard, language = ("", ""), None, ""
         for candidate in self.languages:

@@ -23,66 +23,37 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
-from ba_jax.corpora.encode import encode_speech
 from ba_jax.corpora.interleave import voices
 from ba_jax.corpora.interleave.cuts import fill_records
-from ba_jax.corpora.interleave.filters import script_share
-from ba_jax.corpora.interleave.text import estimate_seconds, find_unspeakable, segment, tidy
-from ba_jax.corpora.sources.base import INFO, Item, Rejection, SourceError
-from ba_jax.corpora.sources.interleaved import InterleavedSource
+from ba_jax.corpora.interleave.text import estimate_seconds, tidy
+from ba_jax.corpora.sources.base import INFO, Item, Notice, Rejection, SourceError
+from ba_jax.corpora.sources.interleaved import SpokenSource, Take, find_unfit
 from ba_jax.corpora.sources.manifest import Manifest
 from ba_jax.corpora.sources.plain_text import PlainText
-from ba_jax.data.record import Part, Record, RecordError, RecordSource, check_language
-from ba_jax.speech.interfaces import SpeechToolError
+from ba_jax.data.record import Record, RecordError, RecordSource
 from ba_jax.speech.languages import language_pack
-from ba_jax.speech.text_norm import error_rate
 
-_LONGEST = 28.0  # seconds of a part: a recogniser's limit
-_SCRIPT = 0.5  # least share of letters in the language's script
 _MAX_CHARACTERS = 50_000  # of a paragraph: an hour of English
 _ITEM = 0.7  # aimed share of a record's length: estimates are off by a third at most
 
 
 @dataclasses.dataclass(frozen=True)
-class Synthetic(InterleavedSource):
+class Synthetic(SpokenSource):
     """Spoken text.
 
     Attributes:
       path: a text file or a folder of .txt files, see `plain_text`; a JSONL file of texts, see
         `manifest`; or the folder of a dataset with records of kind "text".
-      language: language of texts that name none.
       read_split: the split to read, if `path` is a dataset.
       paragraphs: division of text files, as in `plain_text.PlainText`.
-      synthesiser, recogniser: names, see `ba_jax.speech.tools`; "" as recogniser checks nothing.
-      blends: speak with averages of two voices too, which sound like other speakers (Kokoro).
-      slowest, fastest: bounds of the speed, 1 is the voice's own.
-      seed: seed of voices and speeds.
-      max_error: highest word (Mandarin: character) error rate of a part.
     """
 
     name: str = "synthetic"
-    language: str = "en"
     read_split: str = "train"
     paragraphs: str = "blank_line"
-    synthesiser: str = "kokoro"
-    recogniser: str = "whisper"
-    blends: bool = True
-    slowest: float = 0.9
-    fastest: float = 1.15
-    seed: int = 0
-    max_error: float = 0.2
 
-    TOOLS: ClassVar[tuple[str, ...]] = ("synthesiser", "recogniser")
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_language(self.language)
-        if not 0 < self.slowest <= self.fastest:
-            raise ValueError(f"slowest {self.slowest}, fastest {self.fastest}: expected in order")
-
-    def items(self) -> Iterator[Item | Rejection]:
+    def items(self) -> Iterator[Item | Rejection | Notice]:
         """List runs of consecutive parts, estimated to make about a record each."""
         for document in self._read_documents():
             if isinstance(document, Rejection):
@@ -164,7 +135,7 @@ class Synthetic(InterleavedSource):
         if run:
             yield join_run()
 
-    def _cut(self, document: Item) -> Iterator[Item | Rejection]:
+    def _cut(self, document: Item) -> Iterator[Item | Rejection | Notice]:
         language, pieces = document.payload
         paragraphs = [(w, line) for w, text in pieces for line in tidy(text, language).split("\n")]
         number, run, first = 0, [], document.where
@@ -177,7 +148,10 @@ class Synthetic(InterleavedSource):
                 if sum(map(len, run)) < _MAX_CHARACTERS:
                     continue
             if run:
-                for texts in self._divide("\n".join(run), language):
+                for texts in self._divide("\n".join(run), language, first):
+                    if isinstance(texts, Notice):
+                        yield texts
+                        continue
                     if isinstance(texts, str):
                         detail = f"{texts[:80]!r}, expected two parts or more"
                         yield Rejection(first, "a lone part", detail)
@@ -194,11 +168,12 @@ class Synthetic(InterleavedSource):
             if problem:
                 yield Rejection(where, problem, repr(paragraph[:80]))
 
-    def _divide(self, text: str, language: str) -> Iterator[tuple[str, ...] | str]:
+    def _divide(
+        self, text: str, language: str, where: str
+    ) -> Iterator[tuple[str, ...] | str | Notice]:
         """Yield the parts of each item, or a single part that is too lone for one."""
-        between = language_pack(language).space
-        texts = [piece.strip() for piece in segment(text, language, self.parts)]
-        texts = [between.join(piece.split("\n")) for piece in texts]
+        texts, notices = self.divide_text(text, language, where)
+        yield from notices
         seconds = [estimate_seconds(piece, language) for piece in texts]
         items, lone = fill_records(seconds, [True] * len(texts), limit=_ITEM * self.max_seconds)
         yield from (tuple(texts[first:end]) for first, end in items)
@@ -218,9 +193,11 @@ class Synthetic(InterleavedSource):
         speed = voices.choose_speed(self.slowest, self.fastest, seed=self.seed, id=item.id)
         parts, is_kept = [], []
         for text in texts:
-            result = self._speak(item, text, voice, speed, language)
-            is_kept.append(isinstance(result, Part))
-            parts.append(result)
+            result = self.speak(item.where, text, voice, speed, language)
+            if isinstance(result, Take) and result.error > self.max_error:
+                result = self.reject_misheard(item.where, result)
+            is_kept.append(isinstance(result, Take))
+            parts.append(result.part if isinstance(result, Take) else result)
             if isinstance(result, Rejection):
                 yield result
         seconds = [part.seconds for part in parts]
@@ -236,26 +213,6 @@ class Synthetic(InterleavedSource):
                 source=self.name,
             )
 
-    def _speak(
-        self, item: Item, text: str, voice: str, speed: float, language: str
-    ) -> Part | Rejection:
-        try:
-            spoken = self.tool("synthesiser").speak(text, voice, speed)
-        except SpeechToolError as error:
-            return Rejection(item.where, "not spoken", f"{text[:80]!r}: {error}")
-        wave_S, rate = spoken.wave_S, spoken.rate
-        if len(wave_S) / rate > _LONGEST:
-            detail = f"{text[:80]!r}, expected at most {_LONGEST} s"
-            return Rejection(item.where, "too long a part", detail, len(wave_S) / rate)
-        if self.recogniser:
-            heard = self.tool("recogniser").recognise(wave_S, rate, language).text
-            error = error_rate(text, heard, language)
-            if error > self.max_error:
-                detail = f"{error:.2f} in {text[:80]!r}, heard {heard[:80]!r}"
-                return Rejection(item.where, "misheard", detail, len(wave_S) / rate)
-        audio, seconds = encode_speech(wave_S, rate, self.coding)
-        return Part(text=text, audio=audio, seconds=seconds, speaker=voice, words=spoken.words)
-
 
 def _reject_kind(where: str, kind: str) -> Rejection:
     return Rejection(where, "not text", f"a record of kind {kind!r}, expected 'text'")
@@ -269,6 +226,4 @@ def _find_problem(paragraph: str, language: str) -> str:
     """The reason not to speak a paragraph, or ""."""
     if len(paragraph) > _MAX_CHARACTERS:
         return "too long a paragraph"
-    if problem := find_unspeakable(paragraph):
-        return problem
-    return "other language" if script_share(paragraph, language) < _SCRIPT else ""
+    return find_unfit(paragraph, language)

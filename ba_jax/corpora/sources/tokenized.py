@@ -129,7 +129,7 @@ class CodedRecords:
         codes: Mapping[tuple[int, int], np.ndarray],
         damaged: Mapping[int, str],
     ):
-        self.name = source.name
+        self.name, self.asides = source.name, source.asides
         self._source, self._codes, self._damaged = source, codes, damaged
 
     def records(self, item: Item) -> Iterator[Record]:

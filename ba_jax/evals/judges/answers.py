@@ -15,21 +15,19 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import hashlib
-import json
 import os
 import pathlib
 import re
 import threading
 import time
-import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ba_jax import json_lines
 from ba_jax.config import check_at_least, check_choices
 from ba_jax.evals.items import EvalError
 from ba_jax.evals.judges import rules
+from ba_jax.speech.chat import Chat, ChatSettings
+from ba_jax.speech.interfaces import SpeechToolError
 from ba_jax.speech.text_norm import unify
 
 KINDS = ("rules", "http")
@@ -58,48 +56,30 @@ PROMPTS = {
 """Rubric -> the endpoint's prompt."""
 VERSION = 2
 """Version of `parse_reply`: raise it when a reply becomes another verdict."""
-_RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
 
 
 @dataclasses.dataclass(frozen=True)
-class AnswerJudgeSettings:
-    """Settings of the judge of answers.
+class AnswerJudgeSettings(ChatSettings):
+    """Settings of the judge of answers, and of its endpoint.
 
     Attributes:
       kind: "rules", or "http": an endpoint with `/chat/completions`.
-      base_url: the endpoint, "https://api.openai.com/v1" or "http://localhost:8000/v1".
-      key_variable: environment variable that holds the API key; "" sends none.
-      timeout: seconds to wait for a reply.
-      retries: further tries after a temporary error (timeout, no connection, HTTP 429 or 5xx).
-      backoff: seconds before the first retry; each further one waits twice as long.
       concurrency: requests at a time.
       give_up: after this many items in a row without a reply, leave the rest unjudged; 0: never.
       max_tokens: longest reply.
     """
 
     kind: str = "rules"
-    base_url: str = ""
-    model: str = ""
-    key_variable: str = ""
-    timeout: float = 60.0
-    retries: int = 3
-    backoff: float = 1.0
     concurrency: int = 4
     give_up: int = 8
     max_tokens: int = 16
 
     def __post_init__(self):
         check_choices(self, kind=KINDS)
-        check_at_least(self, backoff=0, concurrency=1, max_tokens=1, retries=0, give_up=0)
-        if self.timeout <= 0:
-            raise ValueError(f"timeout = {self.timeout}, expected more than 0")
+        super().__post_init__()
+        check_at_least(self, concurrency=1, give_up=0)
         if self.kind == "http":
-            scheme = urllib.parse.urlsplit(self.base_url).scheme
-            if scheme not in ("http", "https") or not self.model:
-                raise ValueError(
-                    f"verdict.base_url {self.base_url!r}, model {self.model!r}: expected an http "
-                    "or https address and the model's name"
-                )
+            self.check_address("verdict")
 
 
 class AnswerJudge:
@@ -120,17 +100,12 @@ class AnswerJudge:
         folder: str | os.PathLike | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        self.settings, self._sleep = settings, sleep
-        self._key = ""
-        if settings.kind == "http" and settings.key_variable:
-            self._key = os.environ.get(settings.key_variable, "").strip()
-            if not self._key:
-                raise EvalError(
-                    f"environment variable {settings.key_variable} is not set, expected the API "
-                    f"key of {settings.base_url}"
-                )
-        self._path = None if folder is None else pathlib.Path(folder) / "verdicts.jsonl"
-        self._replies = _read_replies(self._path)
+        self.settings = settings
+        path = None if folder is None else pathlib.Path(folder) / "verdicts.jsonl"
+        try:
+            self._chat = Chat(settings, path, sleep) if settings.kind == "http" else None
+        except SpeechToolError as error:
+            raise EvalError(str(error)) from None
         self._lock = threading.Lock()
         self._missed = 0
 
@@ -172,14 +147,13 @@ class AnswerJudge:
             reason = "an empty answer"
             return rules.make_verdict(question, verdict, self.name, score=score, reason=reason)
         body = self._request_body(question)
-        key = hashlib.sha256(f"{self.settings.base_url}\n".encode() + body).hexdigest()
-        reply = self._replies.get(key)
+        reply = self._chat.kept(body)
         if reply is None:
             limit = self.settings.give_up
             if limit and self._missed >= limit:
                 reason = f"the judge did not answer {limit} items in a row"
                 return rules.make_verdict(question, "unjudged", self.name, reason=reason)
-            reply, reason = self._request(body)
+            reply, reason = self._chat.request(body)
             if reply is None:
                 with self._lock:
                     self._missed += 1
@@ -187,7 +161,7 @@ class AnswerJudge:
             self._missed = 0
         verdict = parse_reply(question, reply, self.name)
         if verdict["verdict"] != "invalid":
-            self._keep(key, reply)
+            self._chat.keep(body, reply)
         return verdict
 
     def _request_body(self, question: dict[str, Any]) -> bytes:
@@ -198,57 +172,7 @@ class AnswerJudge:
             reference_line=f"Reference answer: {references}\n" if references else "",
             answer=question["answer"],
         )
-        messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
-        s = self.settings
-        body = {"model": s.model, "messages": messages, "temperature": 0}
-        text = json.dumps(body | {"max_tokens": s.max_tokens}, ensure_ascii=False)
-        return text.encode("utf-8", "backslashreplace")  # half of a surrogate pair as its escape
-
-    def _request(self, body: bytes) -> tuple[str | None, str]:
-        """Request a reply, with retries; returns (None, the reason) if there is no readable one."""
-        import httpx
-
-        s, reason = self.settings, ""
-        url = f"{s.base_url.rstrip('/')}/chat/completions"
-        headers = {"Content-Type": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        for attempt in range(s.retries + 1):
-            if attempt:
-                self._sleep(s.backoff * 2 ** (attempt - 1))
-            try:
-                response = httpx.post(url, content=body, headers=headers, timeout=s.timeout)
-            except httpx.TransportError as error:
-                reason = f"{type(error).__name__}: {error}"
-                continue
-            if not response.is_success:
-                reason = f"HTTP {response.status_code} {response.reason_phrase}"
-                if response.status_code in _RETRIED:
-                    continue
-                break
-            try:
-                reply = json.loads(response.content)["choices"][0]["message"]["content"]
-                if isinstance(reply, str):
-                    return reply, ""
-                reason = f"a reply that is no chat completion (content {reply!r})"
-            except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
-                content = response.content[:80]
-                reason = f"a reply that is no chat completion ({error!r}): {content!r}"
-        return None, reason
-
-    def _keep(self, key: str, reply: str) -> None:
-        with self._lock:
-            is_kept = key in self._replies
-            self._replies[key] = reply
-            if is_kept or self._path is None:
-                return
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            json_lines.append(self._path, [{"key": key, "said": reply}])
-
-
-def _read_replies(path: pathlib.Path | None) -> dict[str, str]:
-    lines = [] if path is None else json_lines.read(path, "key")
-    return {line["key"]: line["said"] for line in lines if isinstance(line.get("said"), str)}
+        return self._chat.body(_SYSTEM, prompt)
 
 
 _YES = "yes|true|correct|right|是的?|对|正确"

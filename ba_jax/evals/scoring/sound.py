@@ -2,8 +2,7 @@
 
     pesq_wb   ITU-T P.862.2 (wideband PESQ), package pesq: 1.0 to 4.6
     stoi      short-time objective intelligibility (Taal et al., 2011), package pystoi: to 1
-    dnsmos    a network's estimate of a listener's opinion, 1 to 5: DNSMOS P.835 overall, signal,
-              background, and P.808 (Reddy et al., 2021, 2022), weights in the package speechmos
+    dnsmos    a network's estimate of a listener's opinion, 1 to 5, see `ba_jax.speech.opinion`
 
 All are measured at 16 kHz. The first two compare; both waves are cut to the shorter one's length.
 """
@@ -22,6 +21,8 @@ from ba_jax.audio.resample import resample
 from ba_jax.evals.items import EvalError
 from ba_jax.evals.scoring import bootstrap
 from ba_jax.sampling.synthesize import Wave
+from ba_jax.speech.interfaces import SpeechToolError
+from ba_jax.speech.opinion import MOS, SHORTEST, Dnsmos
 from ba_jax.types import Failure
 
 RATE = 16000
@@ -31,14 +32,8 @@ DECLARED = {
     "dnsmos": "speechmos: DNSMOS P.835 and P.808, 16 kHz",
 }
 _PACKAGES = ("pesq", "pystoi", "speechmos", "onnxruntime", "requests")
-_SHORTEST = 0.25  # seconds; PESQ refuses less, and speechmos loops for ever on no samples
-_MOS = {
-    "ovrl_mos": "dnsmos_overall",
-    "sig_mos": "dnsmos_signal",
-    "bak_mos": "dnsmos_background",
-    "p808_mos": "dnsmos_p808",
-}
-MEASURES = ("pesq_wb", "stoi", *_MOS.values())
+_SHORTEST = SHORTEST  # PESQ refuses less too
+MEASURES = ("pesq_wb", "stoi", *MOS.values())
 
 
 def require() -> None:
@@ -112,14 +107,10 @@ def _stoi(wave_S: np.ndarray, reference_S: np.ndarray) -> float | str:
 
 
 def _dnsmos(wave_S: np.ndarray) -> dict[str, float] | str:
-    from speechmos import dnsmos
-
-    if len(wave_S) < _SHORTEST * RATE:
-        return f"{len(wave_S) / RATE:.3f} s, expected at least {_SHORTEST} s"
-    if not wave_S.any():
-        return "silence"
-    opinions = dnsmos.run(wave_S, RATE)
-    return {name: float(opinions[key]) for key, name in _MOS.items()}
+    try:
+        return Dnsmos().rate(wave_S, RATE)
+    except SpeechToolError as error:
+        return str(error)
 
 
 def figures(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

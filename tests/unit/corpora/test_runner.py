@@ -13,14 +13,14 @@ import pytest
 
 from ba_jax.config import ConfigError
 from ba_jax.corpora import runner, shards
-from ba_jax.corpora.sources.base import Item, Rejected, Rejection
+from ba_jax.corpora.sources.base import Item, Rejected, Rejection, Source
 from ba_jax.data.record import Part, Record, RecordSource
 from configs import prepare as prepare_config
 from tests.unit.corpora.corpora import config, contents, made, manifest, put, rejected
 
 
 @dataclasses.dataclass(frozen=True)
-class Numbers:
+class Numbers(Source):
     """A source of texts that logs its calls, and misbehaves on demand."""
 
     count: int = 10
