@@ -171,7 +171,7 @@ def _split_generic(text: str, is_spaced: bool) -> list[SpokenWord]:
     """Words between spaces, or characters with their marks and runs of Latin letters and digits."""
     pieces: list[SpokenWord] = []
     for token in text.split() if is_spaced else _UNSPACED.findall(text):
-        if not is_spaced and is_mark(token) and pieces and pieces[-1].spoken:
+        if not is_spaced and is_mark(token[0]) and pieces and pieces[-1].spoken:
             last = pieces.pop()
             pieces.append(SpokenWord(last.text + token, last.spoken + token))
             continue

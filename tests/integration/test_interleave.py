@@ -238,6 +238,35 @@ def test_text_is_spoken_and_heard(synthesised, language):
             assert part.words[-1].end <= part.seconds
 
 
+@pytest.mark.deep
+def test_instructions_are_spoken_and_heard(tmp_path):
+    rows = [
+        {
+            "question": "What is the capital of France?",
+            "answer": "It is Paris. The city lies on a river, and millions of people live there.",
+        },
+        {"question": "What is the capital of France, please?", "answer": "It is Paris."},
+        {"question": "今天天气怎么样？", "answer": "今天天气很好。", "language": "zh"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    source = {"path": str(path), "parts": PARTS, "min_mos": 2.5}
+    config = config_from({"kind": "instructions", "max_rejected": 1.0, "source": source})
+    report = prepare(config, tmp_path / "out", workers=0)
+    assert {name: row["records"] for name, row in report["reasons"].items()} == {
+        "near duplicate": 1
+    }
+    english, mandarin = RecordSource(tmp_path / "out", "train")
+    question, *pieces = english.parts
+    assert question.text == rows[0]["question"] and len(pieces) >= 2
+    assert " ".join(piece.text for piece in pieces) == rows[0]["answer"]
+    assert {piece.speaker for piece in pieces} == {"af_heart"}
+    assert not any(name in question.speaker for name in HELD_OUT)
+    assert mandarin.parts[1].speaker == "zf_xiaoxiao"
+    example = ExampleMaker("sft", frames, questions="spoken", answers="spoken")(english)
+    assert [s.is_audio for s in example.segments] == [True, *([False, True] * len(pieces))]
+
+
 def frames(part, record) -> int:
     return code_length(total_samples(part.seconds))
 

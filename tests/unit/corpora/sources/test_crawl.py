@@ -341,6 +341,23 @@ def test_pickling_leaves_the_tools_behind(tmp_path, ears):
     assert run(again) == before
 
 
+def test_speech_of_a_low_opinion_is_rejected(tmp_path, ears):
+    """The predictor likes one of two voices: half of the recording is used."""
+
+    class Opinions:
+        def rate(self, wave_S, rate):
+            return {
+                "dnsmos_overall": 4.0 if tone_speech.bursts(wave_S, rate)[0].voice == "ann" else 2.0
+            }
+
+    ears["mos"] = Opinions()
+    voices = [say(tone_speech.sentences(8, seed=s), v) for s, v in enumerate(("ann", "bob"))]
+    write(tmp_path / "a.wav", voices[0], silence(3.0), voices[1])
+    records, rejected = run(make(tmp_path, min_mos=3.0))
+    assert " ".join(map(text_of, records)) == " ".join(tone_speech.sentences(8, seed=0))
+    assert lost(rejected)["poor sound"] > 10
+
+
 def test_config():
     values = {"name": "x", "path": "y", "limits": {"confidence": 0.5}, "voices": {"same": 0.8}}
     source = from_mapping(Crawl, values)

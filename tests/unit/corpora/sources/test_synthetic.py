@@ -11,6 +11,7 @@ import pytest
 from ba_jax.audio import read_audio
 from ba_jax.config import ConfigError, from_mapping
 from ba_jax.corpora.interleave.text import Lengths
+from ba_jax.corpora.interleave.writer import Writer, WriterSettings
 from ba_jax.corpora.sources.base import Item, Rejection
 from ba_jax.corpora.sources.synthetic import Synthetic
 from ba_jax.data.record import Part, Record, check_record, write_metadata, write_shard
@@ -191,6 +192,22 @@ def test_a_dataset_of_texts(tmp_path, voices):
     records, rejected = run(make(tmp_path))
     assert [" ".join(p.text for p in r.parts) for r in records] == [" ".join(sentences)]
     assert [r.reason for r in rejected] == ["not text"]
+
+
+def test_a_language_model_cuts_and_the_rules_stand_in(tmp_path, voices, monkeypatch):
+    """The first paragraph is cut as the model says, the second by the rules, with a notice."""
+    entry, other = (tone_speech.sentences(3, seed=s) for s in range(2))
+    (tmp_path / "a.txt").write_text("\n\n".join(map(" ".join, (entry, other))))
+
+    def ask(self, prompt):
+        return json.dumps([" ".join(entry[:2]), entry[2]] if entry[0] in prompt else other[:2])
+
+    monkeypatch.setattr(Writer, "_ask", ask)
+    settings = WriterSettings("http://h/v1", "m", replies="r.jsonl", normalise=False)
+    notice, item = make(tmp_path / "a.txt", writer=settings).items()
+    assert (notice.reason, notice.where[-2:]) == ("cut by the rules", ":1")
+    assert item.payload[1:3] == (" ".join(entry[:2]), entry[2])
+    assert " ".join(item.payload[1:]) == " ".join([*entry, *other])
 
 
 def test_pickling_leaves_the_tools_behind(tmp_path, voices):
