@@ -47,7 +47,7 @@ class TokenizerSettings:
       weight_mel: weight of L1 + L2 of the refined mel.
       weight_coarse: weight of L1 + L2 of the coarse mel.
       weight_text: weight of the language model's cross-entropy; 0 leaves the language model out.
-      weight_commitment: weight of |z - q(z)|^2, times the ramp.
+      weight_commitment: weight of |z - q(z)|^2, times the share of `replace_shares`.
       decay: a of the moving averages (eq. 4).
       l2_shrink: b of the constraint (eq. 5): each step multiplies all rows by 1 - b.
       gumbel_temperature: temperature of the sampling of codes, see `vq_bridge.sample_code`; 0:
@@ -55,8 +55,9 @@ class TokenizerSettings:
       quantizer_dropout: share of the items that use only their first 1 to Q - 1 codebooks.
       restart_after: steps after which an unused row restarts.
       restart_candidates: frames per step from which each codebook may restart rows.
-      replace_from, replace_steps: share of the items that are passed on quantised: linear from the
-        first number to 1 at that step. The commitment weight has the same ramp.
+      replace_shares: share of the items that are passed on quantised, in one stage after another;
+        the commitment's weight is multiplied by the same share.
+      replace_steps: step at which the last of these stages begins; the others are equally long.
       kmeans_init_frames: frames of the first batches (at most an eighth from a bucket of a batch)
         that initialise a new bridge: its norm gives the features mean 0 and a common deviation of
         1, codebooks come from k-means. 0: random.
@@ -75,14 +76,19 @@ class TokenizerSettings:
     quantizer_dropout: float = 0.25
     restart_after: int = 100
     restart_candidates: int = 64
-    replace_from: float = 0.1
+    replace_shares: tuple[float, ...] = (0.1, 0.4, 0.7, 1.0)
     replace_steps: int = 1000
     kmeans_init_frames: int = 0
 
     def __post_init__(self):
-        check_range(self, "quantizer_dropout", "replace_from", high=1)
+        check_range(self, "quantizer_dropout", high=1)
+        if not self.replace_shares or not all(0 <= share <= 1 for share in self.replace_shares):
+            raise ValueError(
+                f"replace_shares = {self.replace_shares}, expected one or more from 0 to 1"
+            )
         check_range(self, "restart_after", "restart_candidates", low=1)
-        check_range(self, *(field.name for field in dataclasses.fields(self)))
+        names = {field.name for field in dataclasses.fields(self)} - {"replace_shares"}
+        check_range(self, *sorted(names))
         for name in ("decay", "l2_shrink"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected 0 to less than 1")
@@ -91,11 +97,12 @@ class TokenizerSettings:
 
 
 def replaced_share(step: jax.Array | int, settings: TokenizerSettings) -> jax.Array:
-    """Share of the items that are passed on quantised at a step; ramp of the commitment weight."""
-    done = jnp.clip(jnp.asarray(step, jnp.float32) / max(settings.replace_steps, 1), 0, 1)
-    if settings.replace_steps == 0:
-        done = jnp.ones_like(done)
-    return settings.replace_from + (1 - settings.replace_from) * done
+    """Share of the items that are passed on quantised at a step, and of the commitment's weight."""
+    shares, steps = jnp.asarray(settings.replace_shares, jnp.float32), settings.replace_steps
+    last = len(settings.replace_shares) - 1
+    # Stages begin at whole steps, the last at `replace_steps`.
+    begins = np.asarray([-(-steps * stage // last) for stage in range(1, last + 1)], int)
+    return shares[jnp.sum(jnp.asarray(step) >= begins)]
 
 
 class BucketForward(NamedTuple):

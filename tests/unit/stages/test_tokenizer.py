@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -181,20 +182,34 @@ def after(stage):
 # --- settings, schedules, amounts -----------------------------------------------------------------
 
 
-def test_the_share_of_replaced_items_grows_from_a_tenth_to_all():
-    settings = TokenizerSettings(replace_from=0.1, replace_steps=100)
-    shares = [float(replaced_share(step, settings)) for step in (0, 50, 100, 10**6)]
-    np.testing.assert_allclose(shares, [0.1, 0.55, 1, 1], rtol=1e-6)
-    at_once = dataclasses.replace(settings, replace_steps=0)
-    assert float(replaced_share(0, at_once)) == 1
+@pytest.mark.parametrize(
+    ("steps", "shares", "want"),
+    [
+        (100, (0.1, 0.5, 1.0), [0.1, 0.1, 0.5, 0.5, 1, 1]),
+        (0, (0.1, 0.5, 1.0), [1] * 6),
+        (100, (0.3,), [0.3] * 6),
+    ],
+)
+def test_the_share_of_replaced_items_grows_in_stages(steps, shares, want):
+    settings = TokenizerSettings(replace_shares=shares, replace_steps=steps)
+    share = jax.jit(lambda step: replaced_share(step, settings))
+    values = [float(share(step)) for step in (0, 49, 50, 99, 100, 10**6)]
+    np.testing.assert_allclose(values, want, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("decay", 1.0), ("quantizer_dropout", 1.5), ("restart_after", 0), ("weight_text", -1.0)],
+    [
+        ("decay", 1.0),
+        ("quantizer_dropout", 1.5),
+        ("restart_after", 0),
+        ("weight_text", -1.0),
+        ("replace_shares", ()),
+        ("replace_shares", (0.1, 1.1)),
+    ],
 )
 def test_settings_out_of_range_are_refused(field, value):
-    with pytest.raises(ValueError, match=rf"{field} = {value}"):
+    with pytest.raises(ValueError, match=re.escape(f"{field} = {value}")):
         TokenizerSettings(**{field: value})
 
 
