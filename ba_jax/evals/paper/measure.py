@@ -129,6 +129,15 @@ def keep_codebooks(variables: Mapping[str, Any], count: int) -> dict[str, Any]:
     return {**variables, "params": {**variables["params"], "audio_embed": kept}}
 
 
+def keep_quantized(variables: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Zero the rows of all but the first `count` codebooks: the others add nothing."""
+    bridge = dict(variables["codebook"]["vq_bridge"])
+    for name, rows in bridge.items():
+        if name.startswith("embed_") and name[6:].isdigit() and int(name[6:]) >= count:
+            bridge[name] = jnp.zeros_like(rows)
+    return {**variables, "codebook": {**variables["codebook"], "vq_bridge": bridge}}
+
+
 def refined_mels(bench: Bench, speech: Speech, *, quantized: bool) -> list[np.ndarray]:
     """Decode recordings to the audio decoder's refined mels (T, M), from their features.
 

@@ -29,7 +29,8 @@ from ba_jax.evals.settings import EvalSettings
 from ba_jax.evals.suites.registry import SUITES
 from ba_jax.models.baichuan_audio import BaichuanAudioConfig
 from ba_jax.report import evaluation
-from ba_jax.sampling.speech_model import SpeechModel, load_speech_model
+from ba_jax.sampling import listening
+from ba_jax.sampling.speech_model import SpeechModel
 from ba_jax.sampling.synthesize import Wave
 from ba_jax.speech.languages import language_pack
 from ba_jax.vocab import LANGUAGE_MODEL, SPEECH_ENCODER, SPEECH_TOKENIZER
@@ -39,6 +40,15 @@ _LM = (*LANGUAGE_MODEL, *SPEECH_ENCODER)
 _WER = Column("WER of resynthesis", "lower")
 _MEL = Column("mel MAE", "lower", digits=3, share=False)
 _MEL_OTHER = Column("mel MAE, other voices", "lower", digits=3, share=False)
+
+_HEARD = {
+    "WER en": "asr_wer_en",
+    "CER zh": "asr_cer_zh",
+    "BLEU en->zh": "s2tt_bleu_en_zh",
+    "BLEU zh->en": "s2tt_bleu_zh_en",
+    "answers": "qa_s2t",
+}
+"""Columns of Table 2 and their figures."""
 
 
 class TableMaker:
@@ -89,15 +99,25 @@ class TableMaker:
         model = from_mapping(BaichuanAudioConfig, config["model"])
         settings = from_mapping(EvalSettings, config["eval"], "eval")
         sources = components.find([str(run) for run in runs], model, needed)
-        speech_model = load_speech_model(model, sources, settings, run=self._judge.map)
+        speech_model = results.load_model(model, sources, settings, run=self._judge.map)
         return Bench(speech_model, settings, self.out, self._judge)
 
-    def _evaluate(self, name: str, runs: Sequence[str], suites: Sequence[str]) -> dict[str, Any]:
+    def _evaluate(
+        self, name: str, runs: Sequence[str], suites: Sequence[str], hears: str = "codes"
+    ) -> dict[str, Any]:
         """Return the figures of suites, which are run unless they were before."""
         folders, out = [str(self.runs.get(run)) for run in runs], self.out / "eval" / name
-        figures = results.evaluate(self.config, folders, out, suites)
+        figures = results.evaluate(self._hearing(hears), folders, out, suites)
         evaluation.write(out)
         return figures
+
+    def _hearing(self, hears: str) -> Mapping[str, Any]:
+        """Return the config of an evaluation that hears as `EvalSettings.hears` says."""
+        if hears == "codes":
+            return self.config
+        # The tokenizer's stages learn answers without a transcript before them.
+        settings = {**self.config["eval"], "hears": hears, "transcribe_first": False}
+        return {**self.config, "eval": settings}
 
     def _describe_speech(self) -> str:
         """Describe the speech that Tables 1 to 3 are measured on."""
@@ -118,13 +138,15 @@ class TableMaker:
         answers, statements = measure.answers(flow), measure.statements(flow)
         answer_codes = measure.encode(flow, answers)
         statement_codes = measure.encode(tokenizer, statements)
-        rows = {}
+        baseline = self._evaluate("hears_features", ["understanding"], ["asr"], "features")
+        rows = {"no VQ": {"WER, frozen model": _read_figure(baseline, "asr_wer")}}
         for count in CODEBOOKS:
             mels = _decode(flow, answer_codes, count)
             waves = flow.model.synthesizer.invert(mels, HIFIGAN_MEL)
             task = f"hearing {count} codebooks"
             rows[_name_row(count)] = {
                 "recognition WER": self._recognition_error(language_model, count),
+                "WER, frozen model": self._hearing_error(count),
                 "WER of resynthesis": measure.word_error_rate(flow, waves, answers, task),
                 "mel MAE": measure.mel_error(mels, answers),
                 "mel MAE, other voices": measure.mel_error(
@@ -135,11 +157,14 @@ class TableMaker:
             "Recognition: the language model of stage 2 writes down held-out sentences and "
             "questions of voices that it has not met, the embeddings of later codebooks left out "
             "(in training, frames lose their later codebooks at random).",
+            "WER, frozen model: the same by the frozen language model of the tokenizer's run, from "
+            "the first codebooks, and of the understanding model's, from its features (no VQ).",
             self._describe_speech(),
             "mel MAE, other voices: statements of held-out speakers, by the tokenizer's own "
             "decoder, before the flow's run.",
         ]
-        columns = [Column("recognition WER", "lower"), _WER, _MEL, _MEL_OTHER]
+        errors = [Column(name, "lower") for name in ("recognition WER", "WER, frozen model")]
+        columns = [*errors, _WER, _MEL, _MEL_OTHER]
         if self.retrain:
             columns.append(dataclasses.replace(_MEL, name="mel MAE, retrained"))
             for count in CODEBOOKS:
@@ -151,11 +176,26 @@ class TableMaker:
         """Return the language model's error rate if it reads the first `count` codebooks."""
         variables = measure.keep_codebooks(bench.model.variables, count)
         model = SpeechModel(bench.model.config, variables, bench.settings, run=self._judge.map)
-        out = self.out / "eval" / f"codebooks_{count}"
-        reader = Bench(model, bench.settings, out, self._judge)
-        runs = [str(self.runs.get(run)) for run in ("stage2", "tokenizer")]
-        hashes = results.hash_inputs(self.config, components.find(runs, bench.model.config, _LM))
-        made_with = {phase: f"{value}/{count}" for phase, value in hashes.items()}
+        return self._recognise(model, f"codebooks_{count}", ("stage2", "tokenizer"), _LM)
+
+    def _hearing_error(self, count: int) -> Measurement:
+        """Return the same of the frozen language model of the tokenizer's run."""
+        config = self._hearing("quantized")
+        bench = self._make_bench([self.runs.get("tokenizer")], listening.COMPONENTS, config)
+        variables = measure.keep_quantized(bench.model.variables, count)
+        model = listening.ListeningModel(
+            bench.model.config, variables, bench.settings, quantized=True
+        )
+        return self._recognise(model, f"hears_{count}", ("tokenizer",), listening.COMPONENTS)
+
+    def _recognise(
+        self, model: SpeechModel, name: str, runs: Sequence[str], needed: Sequence[str]
+    ) -> Measurement:
+        """Return a model's error rate of recognition; `needed` components come from the runs."""
+        reader = Bench(model, model.settings, self.out / "eval" / name, self._judge)
+        folders = [str(self.runs.get(run)) for run in runs]
+        hashes = results.hash_inputs(self.config, components.find(folders, model.config, needed))
+        made_with = {phase: f"{value}/{name}" for phase, value in hashes.items()}
         return _read_figure(runner.run(SUITES["asr"], reader, made_with)["figures"], "asr_wer")
 
     def _retrained_error(self, count: int) -> Measurement:
@@ -171,6 +211,8 @@ class TableMaker:
     def quantization(self) -> Table:
         """Make Table 2: features with and without quantization."""
         rows: dict[str, dict[str, Any]] = {}
+        hearing = {"no VQ": ("understanding", "features"), "VQ": ("tokenizer", "quantized")}
+        suites = ["asr", "s2tt", "qa_s2t"]
         flow = self._make_bench([self.runs.get("flow")], SPEECH_TOKENIZER)
         tokenizer = self._make_bench([self.runs.get("tokenizer")], SPEECH_TOKENIZER)
         answers, statements = measure.answers(flow), measure.statements(tokenizer)
@@ -178,7 +220,10 @@ class TableMaker:
             mels = measure.refined_mels(flow, answers, quantized=quantized)
             waves = flow.model.synthesizer.invert(mels, HIFIGAN_MEL)
             statement_mels = measure.refined_mels(tokenizer, statements, quantized=quantized)
+            run, hears = hearing[name]
+            figures = self._evaluate(f"hears_{hears}", [run], suites, hears)
             rows[name] = {
+                **{column: _read_figure(figures, key) for column, key in _HEARD.items()},
                 "mel MAE": measure.mel_error(mels, answers),
                 "mel MAE, other voices": measure.mel_error(statement_mels, statements),
                 "WER of resynthesis": measure.word_error_rate(
@@ -186,13 +231,19 @@ class TableMaker:
                 ),
             }
         notes = [
+            "Recognition, translation and answers: the same frozen language model hears features "
+            "of the understanding model (no VQ), or the tokenizer's quantised ones.",
             self._describe_speech(),
             "mel MAE, other voices: statements of held-out speakers, by the tokenizer's own "
             "decoder, which trains on both kinds of features (the share of quantised items grows "
             "to all). The flow's run trains its decoder on quantised features alone: worse figures "
             "without VQ follow from that, not from VQ.",
         ]
-        return Table(2, [_MEL, _MEL_OTHER, _WER], rows, notes)
+        heard = [
+            Column(name, "lower" if "ER" in name else "higher", share="BLEU" not in name)
+            for name in _HEARD
+        ]
+        return Table(2, [*heard, _MEL, _MEL_OTHER, _WER], rows, notes)
 
     def flow(self) -> Table:
         """Make Table 3: resynthesis with and without flow matching, beside the recordings."""

@@ -9,7 +9,7 @@ from ba_jax.config import from_mapping
 from ba_jax.evals.items import EvalError
 from ba_jax.evals.paper import measure
 from ba_jax.evals.settings import EvalSettings
-from ba_jax.models.baichuan_audio import BaichuanAudioConfig
+from ba_jax.models.baichuan_audio import BaichuanAudio, BaichuanAudioConfig
 from ba_jax.sampling.synthesize import Wave
 from ba_jax.types import Failure
 from configs.eval import get_config
@@ -110,6 +110,26 @@ def test_later_codebooks_are_zeroed(bench):
     for count in (0, 4):
         with pytest.raises(ValueError, match="expected 1 to 3"):
             measure.keep_codebooks(bench.model.variables, count)
+
+
+def test_zeroed_rows_add_nothing(bench):
+    """Quantised features are then those of the first codebooks, whose rows stay."""
+    config, variables = bench.model.config.only("vq_bridge"), bench.model.variables
+    model, z_BNE = BaichuanAudio(config), np.random.default_rng(0).normal(size=(1, 5, 128))
+    lengths_B = np.array([4])
+
+    def quantize(variables, **options):
+        bridge = {"params": {}, "codebook": {"vq_bridge": variables["codebook"]["vq_bridge"]}}
+        return model.apply(
+            bridge,
+            method=lambda model: model.vq_bridge.quantize(
+                z_BNE.astype(np.float32), lengths_B, **options
+            ),
+        ).z_BNE
+
+    want = quantize(variables, used_BQ=np.arange(3)[None] < 2)
+    np.testing.assert_allclose(quantize(measure.keep_quantized(variables, 2)), want, atol=1e-6)
+    assert np.abs(want - quantize(variables)).max() > 1e-3
 
 
 def test_damaged_recordings_are_named(bench):

@@ -55,7 +55,7 @@ def test_pages():
         "8 codebooks": {"recognition WER": Measurement(0.2, (0.1, 0.3))},
         "1 codebook": {"recognition WER": Measurement(0.1, (0.05, 0.2))},
     }
-    names = ("recognition WER", "WER of resynthesis", "mel MAE")
+    names = ("recognition WER", "WER, frozen model", "WER of resynthesis", "mel MAE")
     made = Table(1, [Column(name, "lower") for name in names], rows, ["made up"])
     page = to_markdown(made)
     assert page.startswith("## Table 1: Codebooks of the tokenizer\n")
@@ -64,7 +64,7 @@ def test_pages():
     assert "8 codebooks 5.3, 6 codebooks 5.5, 4 codebooks 6.3, 1 codebook 26.2" in page
     assert "**does not hold**: 0 of 1 neighbours are in order, not 8 codebooks > 1 codebook" in page
     assert "intervals overlap for 8 codebooks and 1 codebook" in page
-    assert page.count("Ours: not measured.") == 2 and page.endswith("- made up\n")
+    assert page.count("Ours: not measured.") == 3 and page.endswith("- made up\n")
     result = to_json(made)
     assert result["claims"][0]["holds"] is False and result["claims"][1]["holds"] is None
     assert result["paper"]["rows"]["8 codebooks"] == (5.3, 2.7, 0.466, 0.403)
