@@ -1,9 +1,17 @@
-"""DNSMOS: a network's estimate of a listener's opinion of speech, 1 to 5.
+"""Networks' estimates of a listener's opinion of speech, 1 to 5.
 
-P.835 overall, signal, background, and P.808 (Reddy et al., 2021, 2022), weights in speechmos.
+DNSMOS: P.835 overall, signal, background, and P.808 (Reddy et al., 2021, 2022), weights in
+speechmos. DistillMOS: a distilled wav2vec predictor (Stahl and Gamper, 2025), weights in
+distillmos, which needs PyTorch: `pip install --no-deps distillmos==0.9.1 xls-r-sqa==0.1.0`.
 """
 
 from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+import types
+from typing import Any
 
 import numpy as np
 
@@ -35,3 +43,38 @@ class Dnsmos:
             raise SpeechToolError("silence")
         opinions = dnsmos.run(wave_S, RATE)
         return {name: float(opinions[key]) for key, name in MOS.items()}
+
+
+class DistillMos:
+    """Rates speech by a second predictor, where it is installed."""
+
+    @staticmethod
+    def is_installed() -> bool:
+        """Whether the package and PyTorch are there."""
+        return all(importlib.util.find_spec(name) for name in ("distillmos", "torch"))
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        # distillmos imports torchaudio to read files, which waves in memory do not need; no
+        # torchaudio loads beside the newest PyTorch.
+        absent = "torchaudio" not in sys.modules
+        if absent:
+            sys.modules["torchaudio"] = types.ModuleType("torchaudio")
+        try:
+            distillmos = import_tool("distillmos", "distillmos")
+        finally:
+            if absent:
+                del sys.modules["torchaudio"]
+        return distillmos.ConvTransformerSQAModel().eval()
+
+    def rate(self, wave_S: np.ndarray, rate: int) -> float:
+        """The opinion of a wave."""
+        if len(wave_S) < SHORTEST * rate:
+            raise SpeechToolError(f"{len(wave_S) / rate:.3f} s, expected at least {SHORTEST} s")
+        if not wave_S.any():
+            raise SpeechToolError("silence")
+        model = self._model
+        torch = import_tool("torch", "torch")
+        with torch.inference_mode():
+            wave_BS = torch.from_numpy(np.clip(to_16k(wave_S, rate), -1.0, 1.0))[None]
+            return float(model(wave_BS)[0])

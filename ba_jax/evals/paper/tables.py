@@ -261,6 +261,7 @@ class TableMaker:
             opinions = measure.opinions(bench, variant, speech)
             rows[name] = {
                 "MOS (DNSMOS)": opinions.get("dnsmos_overall"),
+                "MOS (DistillMOS)": opinions.get("distillmos"),
                 "WER of resynthesis": measure.word_error_rate(
                     bench, variant, speech, f"hearing {name}"
                 ),
@@ -270,13 +271,15 @@ class TableMaker:
             }
         notes = [
             self._describe_speech(),
-            "DNSMOS (P.835 overall) takes the place of UTMOS, whose weights no package ships; it, "
+            "DNSMOS (P.835 overall) and, where installed, DistillMOS stand in for UTMOS, whose "
+            "weights no package ships. They, "
             f"PESQ and STOI are of {measure.OPINIONS} answers. The mel errors are of the waves, in "
             "one geometry.",
             f"The flow was trained for {self.runs.steps('flow')} steps.",
         ]
         columns = [
             Column("MOS (DNSMOS)", digits=2, share=False),
+            Column("MOS (DistillMOS)", digits=2, share=False),
             _WER,
             _MEL,
             Column("PESQ", digits=2, share=False),

@@ -2,13 +2,15 @@
 
     pesq_wb   ITU-T P.862.2 (wideband PESQ), package pesq: 1.0 to 4.6
     stoi      short-time objective intelligibility (Taal et al., 2011), package pystoi: to 1
-    dnsmos    a network's estimate of a listener's opinion, 1 to 5, see `ba_jax.speech.opinion`
+    dnsmos, distillmos    networks' estimates of a listener's opinion, 1 to 5, the second where it
+              is installed, see `ba_jax.speech.opinion`
 
 All are measured at 16 kHz. The first two compare; both waves are cut to the shorter one's length.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import warnings
@@ -22,7 +24,7 @@ from ba_jax.evals.items import EvalError
 from ba_jax.evals.scoring import bootstrap
 from ba_jax.sampling.synthesize import Wave
 from ba_jax.speech.interfaces import SpeechToolError
-from ba_jax.speech.opinion import MOS, SHORTEST, Dnsmos
+from ba_jax.speech.opinion import MOS, SHORTEST, DistillMos, Dnsmos
 from ba_jax.types import Failure
 
 RATE = 16000
@@ -30,10 +32,11 @@ DECLARED = {
     "pesq_wb": "pesq, ITU-T P.862.2 wideband, 16 kHz",
     "stoi": "pystoi, not extended, 16 kHz",
     "dnsmos": "speechmos: DNSMOS P.835 and P.808, 16 kHz",
+    "distillmos": "distillmos, 16 kHz, where it is installed",
 }
 _PACKAGES = ("pesq", "pystoi", "speechmos", "onnxruntime", "requests")
 _SHORTEST = SHORTEST  # PESQ refuses less too
-MEASURES = ("pesq_wb", "stoi", *MOS.values())
+MEASURES = ("pesq_wb", "stoi", *MOS.values(), "distillmos")
 
 
 def require() -> None:
@@ -72,6 +75,8 @@ def measure(waves: WavePair) -> dict[str, float | str]:
             results["dnsmos_overall" + suffix] = opinions["dnsmos_overall"]
         else:
             results |= opinions
+    if (opinion := _distillmos(wave_S)) is not None:
+        results |= {"distillmos_failed" if isinstance(opinion, str) else "distillmos": opinion}
     return results
 
 
@@ -113,13 +118,26 @@ def _dnsmos(wave_S: np.ndarray) -> dict[str, float] | str:
         return str(error)
 
 
+@functools.cache
+def _second_predictor() -> DistillMos | None:
+    return DistillMos() if DistillMos.is_installed() else None
+
+
+def _distillmos(wave_S: np.ndarray) -> float | str | None:
+    predictor = _second_predictor()
+    try:
+        return None if predictor is None else predictor.rate(wave_S, RATE)
+    except SpeechToolError as error:
+        return str(error)
+
+
 def figures(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return means with intervals, over the items that have the measure, and counts of failures."""
     results: dict[str, Any] = {}
     for name in (*MEASURES, "dnsmos_overall_on_reference"):
         values = [measures[name] for measures in measured if name in measures]
         results |= bootstrap.mean_figures(f"reconstruction_{name}", values)
-    for name in ("pesq_wb", "stoi", "dnsmos"):
+    for name in ("pesq_wb", "stoi", "dnsmos", "distillmos"):
         key = f"{name}_failed"
         results[f"reconstruction_{key}"] = sum(key in measures for measures in measured)
     results["reconstruction_sound"] = dict(DECLARED)

@@ -115,6 +115,7 @@ def maker(monkeypatch):
         "refined_mels": lambda bench, speech, quantized: [np.full((2, 80), 0.1 + quantized)],
         "opinions": lambda bench, waves, speech: {
             "dnsmos_overall": Measurement(4 - float(waves[0].wave_S.mean())),
+            "distillmos": Measurement(4 - float(waves[0].wave_S.mean())),
             "stoi": Measurement(0.9),
         },
     }.items():
