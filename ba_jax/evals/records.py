@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+from ba_jax.audio import AudioError
 from ba_jax.data.record import Record, RecordError, RecordSource
+from ba_jax.evals.conditions import change_record
 from ba_jax.evals.items import EvalError
 from ba_jax.evals.settings import EvalSettings
 
@@ -38,7 +40,10 @@ class EvalRecords:
             group = (record.kind, record.language)
             counts[group] = counts.get(group, 0) + 1
             if not s.limit or counts[group] <= s.limit:
-                records.append(record)
+                try:
+                    records.append(change_record(record, s.condition))
+                except AudioError as error:
+                    self.damaged[i] = str(error)
         if not records:
             raise EvalError(f"{s.dataset}, split {s.split}: no record of {s.sources or 'any'}")
         return records

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ba_jax.config import LocalPath, check_at_least, check_choices
+from ba_jax.evals.conditions import CONDITIONS
 from ba_jax.evals.items import EvalError
 from ba_jax.evals.judges.answers import AnswerJudgeSettings
 from ba_jax.evals.judges.recogniser import SpeechJudgeSettings
@@ -69,6 +70,7 @@ class EvalSettings(SpeechModelSettings):
       dataset: folder, or "embedded".
       sources: sources (`Record.source`) to evaluate on; () takes all.
       limit: most records of each kind and language; 0: all.
+      condition: how recordings, but the assistant's, sound, see `ba_jax.evals.conditions`.
       transcribe_first: the model transcribes speech before it answers
         (`ExampleMaker.transcribe_first`); likelihoods of endings are then those below the
         transcript that it writes.
@@ -83,6 +85,7 @@ class EvalSettings(SpeechModelSettings):
     split: str
     sources: tuple[str, ...]
     limit: int = 0
+    condition: str = "clean"
     transcribe_first: bool = False
     hears: str = "codes"
     judge: SpeechJudgeSettings = SpeechJudgeSettings()
@@ -93,4 +96,4 @@ class EvalSettings(SpeechModelSettings):
     def __post_init__(self):
         super().__post_init__()
         check_at_least(self, limit=0, save_every=1)
-        check_choices(self, hears=("codes", "features", "quantized"))
+        check_choices(self, hears=("codes", "features", "quantized"), condition=CONDITIONS)
