@@ -43,7 +43,7 @@ PATHS = ("runs", "report", "root", "base")
 # Optimiser steps of the nano stages: short (25 minutes on two idle cores), long.
 NANO_STEPS = {
     "text": (300, 600),
-    "understanding": (120, 400),
+    "understanding": (120, 900),
     "tokenizer": (220, 900),
     "stage1": (40, 100),
     "words": (320, 900),
