@@ -424,16 +424,17 @@ class TableMaker:
         rows = {
             "s->t": {"right answers": _read_figure(figures, "qa_s2t")},
             "s->s": {
-                "right answers": _read_figure(figures, "qa_s2s"),
-                "text before the speech": _read_figure(figures, "qa_s2s_text"),
+                "right answers": _read_figure(figures, "qa_s2s_text"),
+                "as heard": _read_figure(figures, "qa_s2s"),
             },
         }
         notes = [
-            "Closed questions in held-out phrasings and voices, exact match; speech as the judge "
-            f"hears it ({figures['qa_s2s_scored']}). s->t is asked for by the task's prompt, s->s "
-            "by the dialogue's roles."
+            "Closed questions in held-out phrasings and voices, exact match. s->s is scored on the "
+            "text that is written between the speech, as in the paper, and on the speech as the "
+            f"judge hears it ({figures['qa_s2s_scored']}). s->t is asked for by the task's prompt, "
+            "s->s by the dialogue's roles."
         ]
-        columns = [Column("right answers"), Column("text before the speech")]
+        columns = [Column("right answers"), Column("as heard")]
         return Table(8, columns, rows, notes)
 
 

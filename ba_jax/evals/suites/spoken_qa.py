@@ -1,7 +1,8 @@
 """OpenAudioBench and VoiceBench: spoken questions answered in writing (s->t) or speech (s->s).
 
-Spoken answers are recognised (`Bench.judge`) and then judged as text, as is usual in the field. The
-judge is set by `EvalSettings.verdict`; `ba_jax.evals.judges.answers` lists its verdicts.
+Spoken answers are judged twice: by their text, the pieces that the model writes between its speech
+(as in the paper's Table 8), and by what a recogniser hears (`Bench.judge`). The judge is set by
+`EvalSettings.verdict`; `ba_jax.evals.judges.answers` lists its verdicts.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ _LOADERS: Mapping[str, Callable[[Benchmarks], list[Question]]] = {
 
 
 class SpokenQuestions(Suite):
-    """Questions of a benchmark (`item.source`); figures of each subset are `figures_of_verdicts`.
+    """Questions of a benchmark (`item.source`); figures of each subset are `figures_of_verdicts`:
+    of spoken answers NAME_SUBSET as heard, NAME_text_SUBSET of their text.
 
     Args:
       benchmark: a key of `_LOADERS`.
@@ -118,16 +120,24 @@ class SpokenQuestions(Suite):
         ]
 
     def judge(self, bench: Bench, items: Items, presented: Lines) -> Results:
-        """Judge answers; a spoken answer by the words that are `heard`."""
-        answers: list[str | Failure] = [line["answer"] for line in presented]
+        """Judge answers; a spoken answer by its text, and by the words that are `heard`."""
+        texts: list[str | Failure] = [line["answer"] for line in presented]
+        answers = texts
         if self.speaks:
             answers = spoken.hear(bench, items, presented, "generated", "listening to answers")
 
         def judge(usable: list[int]) -> list[Line]:
-            questions = [presented[i] | {"answer": answers[i], "id": items[i].id} for i in usable]
-            verdicts = bench.judge_answers(questions, "judging answers")
-            lines = [v | {"heard": answers[i]} for i, v in zip(usable, verdicts, strict=True)]
-            return [{key: line[key] for key in line if key != "id"} for line in lines]
+            def verdicts(of: Sequence[str | Failure], task: str) -> list[Line]:
+                questions = [presented[i] | {"answer": of[i], "id": items[i].id} for i in usable]
+                lines = bench.judge_answers(questions, task)
+                return [{key: line[key] for key in line if key != "id"} for line in lines]
+
+            lines = verdicts(answers, "judging answers")
+            lines = [line | {"heard": answers[i]} for i, line in zip(usable, lines, strict=True)]
+            if self.speaks:
+                judged = verdicts(texts, "judging the text of answers")
+                lines = [line | {"of_text": own} for line, own in zip(lines, judged, strict=True)]
+            return lines
 
         return replace_usable(answers, judge)
 
@@ -140,7 +150,9 @@ class SpokenQuestions(Suite):
             "score": float(answer_judge.LOWEST) if is_scale else None,
             "reason": "failed before it could be judged",
         }
+        of_text = {"of_text": (outputs.judged or {}).get("of_text", verdict)} if self.speaks else {}
         return {
+            **of_text,
             "subset": question.subset,
             "question": question.text,
             "reference": " | ".join(question.references),
@@ -159,6 +171,9 @@ class SpokenQuestions(Suite):
         figures: dict[str, Any] = {}
         for subset, members in groups.items():
             figures |= figures_of_verdicts(f"{self.name}_{subset}", members)
+            if self.speaks:
+                texts = [row["of_text"] | {"id": row["id"]} for row in members]
+                figures |= figures_of_verdicts(f"{self.name}_text_{subset}", texts)
         figures[f"{self.name}_judge"] = bench.answer_judge.name
         if self.speaks:
             figures[f"{self.name}_heard_by"] = bench.judge.names

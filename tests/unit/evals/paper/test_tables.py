@@ -53,7 +53,7 @@ FIGURES = {
         "judge_wer_on_reference": 0.01,
         "qa_s2t": 0.3,
         "qa_s2s": 0.2,
-        "qa_s2s_text": 0.35,
+        "qa_s2s_text": 0.25,
         "qa_s2s_scored": "as heard",
     },
 }

@@ -106,6 +106,9 @@ def test_from_folder_to_figures(tmp_path, folder, way):
     if speaks:
         assert (tmp_path / "out" / rows[0]["audio"]["generated"]).is_file()
         assert figures[f"{name}_heard_by"] == FakeJudge.names
+        # The text of an answer is judged by itself.
+        assert [row["of_text"]["verdict"] for row in rows] == [row["verdict"] for row in rows]
+        assert figures[f"{name}_text_llama_questions"] == pytest.approx(1 / 3)
 
     # another judge, without generating again
     judged = []
@@ -132,7 +135,7 @@ def test_from_folder_to_figures(tmp_path, folder, way):
         "It is Paris.",
         "It is Rome.",
         "Knock knock.",
-    ]
+    ] * (2 if speaks else 1)
     assert again["figures"][f"{name}_alpaca_eval"] == 4.0
     assert again["figures"][f"{name}_judge"] == "made up"
 
