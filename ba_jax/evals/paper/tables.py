@@ -13,9 +13,9 @@ import numpy as np
 from ba_jax.audio import read_audio
 from ba_jax.audio.mel import HIFIGAN_MEL, log_mel
 from ba_jax.audio.resample import resample
-from ba_jax.checkpoints import components
+from ba_jax.checkpoints import components, layout
 from ba_jax.config import from_mapping
-from ba_jax.data.record import RecordSource
+from ba_jax.data.batches import open_batches
 from ba_jax.evals import results, runner
 from ba_jax.evals.bench import Bench
 from ba_jax.evals.conditions import CONDITIONS
@@ -43,6 +43,7 @@ _RECOGNITION = {
     "WER en": "asr_wer_en",
     "CER zh": "asr_cer_zh",
 }
+_MIXTURE = {"examples": "examples", "hours": "hours", "share of rows": "share_of_rows"}
 _WER = Column("WER of resynthesis", "lower")
 _MEL = Column("mel MAE", "lower", digits=3, share=False)
 _MEL_OTHER = Column("mel MAE, other voices", "lower", digits=3, share=False)
@@ -300,23 +301,34 @@ class TableMaker:
         return Table(3, columns, rows, notes)
 
     def data(self) -> Table:
-        """Make Table 4: hours of each kind of training records."""
-        source = RecordSource(self.config["eval"]["dataset"], "train")
-        totals: dict[str, tuple[int, float]] = {}
-        for i in range(len(source)):
-            record = source[i]
-            count, seconds = totals.get(record.kind, (0, 0.0))
-            totals[record.kind] = (count + 1, seconds + record.seconds)
+        """Make Table 4: the mixture that stage 2 was trained on, by task."""
+        totals: dict[str, dict[str, float]] = {}
+        for task, figures in self._mixture():
+            sums = totals.setdefault(task, dict.fromkeys(_MIXTURE, 0.0))
+            for name, key in _MIXTURE.items():
+                sums[name] += figures[key]
         rows = {
-            kind: {"records": Measurement(count), "hours": Measurement(seconds / 3600)}
-            for kind, (count, seconds) in totals.items()
+            task: {name: Measurement(value) for name, value in sums.items()}
+            for task, sums in totals.items()
         }
         columns = [
-            Column("records", "", digits=0, share=False),
+            Column("examples", "", digits=0, share=False),
             Column("hours", "", digits=3, share=False),
+            Column("share of rows", ""),
         ]
-        notes = ["One recording serves every task that its record allows."]
+        notes = [
+            "Hours of all members of a task, each recording as often as members have it: at other "
+            "speeds, as words, and for every task that its record allows."
+        ]
         return Table(4, columns, rows, notes)
+
+    def _mixture(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return (task, its figures) of each member of the mixture."""
+        folder = self.runs.get("stage2")
+        config = layout.read_run_config(folder)
+        if config is None:
+            raise EvalError(f"{folder}: no config of the run")
+        return mixture_figures(config)
 
     def stages(self) -> Table:
         """Make Table 5: a text model, and the speech models of one and two stages on top of it."""
@@ -436,6 +448,13 @@ class TableMaker:
         ]
         columns = [Column("right answers"), Column("as heard")]
         return Table(8, columns, rows, notes)
+
+
+def mixture_figures(config: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(task, figures of `PackedBatches.report`) of each member of a run's mixture."""
+    batches = open_batches(config["data"], config["model"])
+    figures = batches.report()
+    return [(member.maker.task, figures[member.name]) for member in batches.settings.mixture]
 
 
 def _name_row(count: int) -> str:

@@ -11,6 +11,7 @@ from ba_jax.evals.paper import measure, tables
 from ba_jax.evals.paper.published import CLAIMS
 from ba_jax.evals.paper.table import Measurement, to_json, to_markdown
 from ba_jax.sampling.synthesize import Decoded, Wave
+from configs import lm_text
 from configs.eval import get_config
 
 FIGURES = {
@@ -163,9 +164,15 @@ def test_runs_of_each_table(maker):
     assert maker.asked == [(["flow"], tables._FLOW)]
 
 
-def test_hours_of_data(maker):
+def test_hours_of_the_mixture_by_task(maker, monkeypatch):
+    config = lm_text.get_config().to_dict()
+    monkeypatch.setattr(tables.layout, "read_run_config", lambda folder: config)
     rows = maker(4).rows
-    assert {"speech", "dialogue", "text"} <= set(rows)
-    assert rows["text"]["hours"].value == 0 < rows["speech"]["hours"].value
+    assert set(rows) == {member["task"] for member in config["data"]["mixture"].values()}
+    assert rows["text"]["hours"].value == 0 < rows["text"]["examples"].value
+    assert sum(cells["share of rows"].value for cells in rows.values()) == pytest.approx(1)
+    monkeypatch.setattr(tables.layout, "read_run_config", lambda folder: None)
+    with pytest.raises(EvalError, match="no config of the run"):
+        maker(4)
     with pytest.raises(EvalError, match="table 9, expected 1 to 8"):
         maker(9)
