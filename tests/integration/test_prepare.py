@@ -181,7 +181,7 @@ def test_wrong_command_lines(corpus, tmp_path):
     _, err = here(command(corpus, None), USER_ERROR)
     assert "--out: expected the folder" in err
     _, err = here([*command(corpus, None)[:3], "--size=giant", "--dry-run"], USER_ERROR)
-    assert "size = 'giant', expected one of ('embedded', 'large')" in err
+    assert "size = 'giant', expected one of ('embedded', 'large', 'assistant')" in err
 
 
 def test_a_run_with_all_items_rejected_fails(tmp_path):

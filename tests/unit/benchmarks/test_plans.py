@@ -8,11 +8,11 @@ from benchmarks import plans
 def test_all_stages_on_all_pods():
     commands = plans.commands()
     assert len(commands) == len(plans.PLANS) == 13 and len(plans.commands("stage2")) == 6
-    assert commands["lm_stage2_v6e_16x16_splash_2"] == [
+    assert commands["lm_stage2_v6e_16x16_splash_fused_2"] == [
         "--config=configs/lm_stage2.py:7b",
         "--topology=v6e:16x16",
         "--rows=2",
-        "--config.train.attention=splash",
+        "--config.train.attention=splash_fused",
         "--slices=2",
     ]
 
@@ -29,7 +29,9 @@ def test_rows_are_as_wide_as_the_head():
     )
     unmeasured = plans.table_row(arguments, plan | {"time": time | {"expected": None}})
     assert unmeasured[8:10] == ("2.50", "")
-    two = plans.table_row(plans.commands("splash_2")["lm_stage2_v6e_16x16_splash_2"], plan)
+    two = plans.table_row(
+        plans.commands("splash_fused_2")["lm_stage2_v6e_16x16_splash_fused_2"], plan
+    )
     assert two[1] == "2 x v6e:16x16" and two[-1] == "3.0 G tokens"
     untimed = plans.table_row(arguments, plan | {"fits": False, "time": None})
     assert len(untimed) == len(row) == len(plans.HEAD) and untimed[5] == "no"

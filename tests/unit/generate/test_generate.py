@@ -275,9 +275,9 @@ def test_written_answers_need_no_decoder(config, weights, conversations, tmp_pat
 
 
 def test_unknown_language_is_a_failure(config):
-    request = Request("r", "r", "fr", (UserTurn(text="x"),))
+    request = Request("r", "r", "french", (UserTurn(text="x"),))
     prompt = make_task("tts", config).prompt(request, 0, None)
-    assert isinstance(prompt, Failure) and "language 'fr'" in prompt.reason
+    assert isinstance(prompt, Failure) and "language 'french'" in prompt.reason
 
 
 @pytest.mark.parametrize(
