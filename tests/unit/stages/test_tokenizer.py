@@ -230,8 +230,15 @@ def test_a_new_bridge_is_fitted_to_its_first_batches(stage, variables, arrays):
             yield arrays
 
     key = jax.random.key(2)
-    same = fitting.from_data(variables, placed(), key, fresh=("llm",))
-    assert same is variables and not taken
+    bridge = dict(variables["codebook"]["vq_bridge"])
+    bridge["cluster_size_0"] = 0.9 * bridge["cluster_size_0"]
+    trained = {**variables, "codebook": {"vq_bridge": bridge}}
+    assert fitting.from_data(trained, placed(), key, fresh=("llm",)) is trained and not taken
+    # Codebooks that never trained are fitted, the norm is kept.
+    begun = fitting.from_data(variables, placed(), key, fresh=("llm",))
+    jax.tree.map(np.testing.assert_array_equal, begun["params"], variables["params"])
+    assert np.any(begun["codebook"]["vq_bridge"]["embed_0"] != bridge["embed_0"])
+    taken.clear()
     assert stage.from_data(variables, placed(), key, fresh=("vq_bridge",)) is variables
     fitted = fitting.from_data(variables, placed(), key, fresh=("vq_bridge",))
     assert len(taken) == 4  # an eighth of 40 at most from each of two buckets
