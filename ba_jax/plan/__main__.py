@@ -113,13 +113,15 @@ def _sweep(config: RunConfig, topology: Topology, values: Any) -> None:
     if not topology.compiles:
         raise PlanError(f"--sweep for {topology.name}: expected devices that can be compiled for")
     name = config.stage["name"]
-    # The policy "attention" keeps nothing of attention with scores.
+    # The policy "attention" keeps nothing of attention with scores; the way to the host and back is
+    # not in a plan's time, so that a sweep would take "attention_offload" for free.
     splash = is_splash(config.train.attention)
+    remats = [p for p in planner.REMAT_ORDER if p != "attention_offload"]
     candidates = sweep.make_candidates(
         len(topology.devices),
         topology.slices,
         divides_positions=STAGES[name].divides_positions,
-        remats=[p for p in planner.REMAT_ORDER if splash or "attention" not in p],
+        remats=[p for p in remats if splash or p != "attention"],
     )
     # The digest covers all settings that change a result, except those of the candidates.
     fixed = dataclasses.replace(config, mesh=MeshSettings())
