@@ -40,6 +40,7 @@ RENAMED = {
     "peak_flops": "peak_flops_per_device",
     "profile_step": "profile_start_step",
     "read_back": "transcribe_first",
+    "replace_from": "replace_shares",
     "record_batches": "record_batch_hashes",
     "spike": "spike_standard_deviations",
     "spike_window": "spike_window_steps",

@@ -119,7 +119,8 @@ class AudioChunks(NamedTuple):
     coarse_lengths_BC: np.ndarray | None = None
 
 
-def _lengths_name(target: str) -> str:
+def lengths_name(target: str) -> str:
+    """The field of a target's lengths."""
     return target.removesuffix("_mel") + "_lengths_BC"
 
 
@@ -130,7 +131,7 @@ def empty_targets(settings: PackedSettings, bucket: Bucket, rows: int) -> dict[s
         geometry, places = TARGETS[name], (rows, bucket.count)
         shape = (*places, bucket.samples // geometry.hop, geometry.n_mels)
         fields[f"{name}_BCTM"] = np.zeros(shape, np.float32)
-        fields[_lengths_name(name)] = np.zeros(places, np.int32)
+        fields[lengths_name(name)] = np.zeros(places, np.int32)
     return fields
 
 
@@ -456,7 +457,7 @@ class PackedBatches:
             chunks_of_bucket.frames_BC[place] = chunk.frames
             for name, target_TM in chunk.targets.items():
                 getattr(chunks_of_bucket, f"{name}_BCTM")[place][: len(target_TM)] = target_TM
-                getattr(chunks_of_bucket, _lengths_name(name))[place] = len(target_TM)
+                getattr(chunks_of_bucket, lengths_name(name))[place] = len(target_TM)
 
     def ids(self, step: int, rows: Sequence[int] | None = None) -> list[list[str]]:
         """List each row's examples as "dataset/split/task:record id"; decodes no audio.

@@ -13,6 +13,7 @@ import numpy as np
 
 from ba_jax.audio import read_audio, write_audio
 from ba_jax.audio.resample import resample
+from ba_jax.data.augment import Augmentation
 from ba_jax.data.examples import stable_hash
 from ba_jax.data.record import Part, Record
 
@@ -23,7 +24,7 @@ CONDITIONS = {
     "far": "reverberation of 0.5 s, 5 dB above the direct sound, and 20 dB lower",
 }
 """Condition -> description."""
-_NOISE_DB, _SPEED = -10.0, 1.2
+_NOISE, _SPEED = Augmentation(noise_probability=1.0, noise_snr_db=(10.0, 10.0)), 1.2
 _REVERBERATION, _REVERBERANT_DB, _LOWER_DB = 0.5, 5.0, -20.0  # seconds to -60 dB
 
 
@@ -31,8 +32,7 @@ def change_wave(wave_S: np.ndarray, rate: int, condition: str, seed: int) -> np.
     """The wave as it sounds in a condition, float32, in [-1, 1]."""
     rng = np.random.default_rng(seed)
     if condition == "noise":
-        noise_S = rng.standard_normal(len(wave_S), np.float32)
-        wave_S = wave_S + noise_S * _root_mean_square(wave_S) * 10 ** (_NOISE_DB / 20)
+        wave_S = _NOISE.wave(wave_S, rng)
     elif condition == "fast":
         wave_S = resample(wave_S, round(rate * _SPEED), rate)
     elif condition == "far":

@@ -16,7 +16,9 @@ from ba_jax.losses.masks import masked_difference
 def mel_errors(
     mel_BTM: jax.Array, target_BTM: jax.Array, lengths_B: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """(|x - target|, (x - target)^2), (B,) each."""
+    """(|x - target|, (x - target)^2), (B,) each, of the frames that both arrays have."""
+    frames = min(mel_BTM.shape[1], target_BTM.shape[1])
+    mel_BTM, target_BTM = mel_BTM[:, :frames], target_BTM[:, :frames]
     error = masked_difference(mel_BTM, target_BTM, lengths_B)
     l1_B = jnp.sum(jnp.mean(jnp.abs(error), axis=2), axis=1)
     l2_B = jnp.sum(jnp.mean(jnp.square(error), axis=2), axis=1)

@@ -20,7 +20,13 @@ from ba_jax.data import features
 from ba_jax.data.audio_batches import AudioBatch, AudioSettings, empty_batch
 from ba_jax.data.batches import batch_settings
 from ba_jax.data.features import Bucket, ModelFormat
-from ba_jax.data.packed import AudioChunks, PackedBatch, PackedSettings, empty_targets
+from ba_jax.data.packed import (
+    AudioChunks,
+    PackedBatch,
+    PackedSettings,
+    empty_targets,
+    lengths_name,
+)
 from ba_jax.data.packing import PackedRows
 from ba_jax.plan.row_shares import RowShares, measure_shares
 from ba_jax.plan.topology import PlanError
@@ -163,10 +169,8 @@ def _chunks(
             ),
         )
         targets = empty_targets(settings, bucket, 1)
-        for name, array in targets.items():
-            if "lengths" in name:
-                mel_BCTM = targets[name.replace("lengths_BC", "mel_BCTM")]
-                array[:] = np.where(used_C, mel_BCTM.shape[2], 0)
+        for name in settings.targets:
+            targets[lengths_name(name)][:, used_C] = targets[f"{name}_BCTM"].shape[2]
         result.append(chunks._replace(**targets))
     return tuple(result), room - free
 

@@ -30,18 +30,23 @@ MOS = {
 """Name in speechmos -> name here."""
 
 
+def _check_wave(wave_S: np.ndarray, rate: int) -> np.ndarray:
+    """The wave at 16 kHz, or SpeechToolError if it cannot be rated."""
+    if len(wave_S) < SHORTEST * rate:
+        raise SpeechToolError(f"{len(wave_S) / rate:.3f} s, expected at least {SHORTEST} s")
+    wave_S = np.clip(to_16k(wave_S, rate), -1.0, 1.0)
+    if not wave_S.any():
+        raise SpeechToolError("silence")
+    return wave_S
+
+
 class Dnsmos:
     """Rates speech."""
 
     def rate(self, wave_S: np.ndarray, rate: int) -> dict[str, float]:
         """Opinions by name; the overall one is "dnsmos_overall"."""
         dnsmos = import_tool("speechmos.dnsmos", "speechmos")
-        if len(wave_S) < SHORTEST * rate:
-            raise SpeechToolError(f"{len(wave_S) / rate:.3f} s, expected at least {SHORTEST} s")
-        wave_S = np.clip(to_16k(wave_S, rate), -1.0, 1.0)
-        if not wave_S.any():
-            raise SpeechToolError("silence")
-        opinions = dnsmos.run(wave_S, RATE)
+        opinions = dnsmos.run(_check_wave(wave_S, rate), RATE)
         return {name: float(opinions[key]) for key, name in MOS.items()}
 
 
@@ -69,12 +74,7 @@ class DistillMos:
 
     def rate(self, wave_S: np.ndarray, rate: int) -> float:
         """The opinion of a wave."""
-        if len(wave_S) < SHORTEST * rate:
-            raise SpeechToolError(f"{len(wave_S) / rate:.3f} s, expected at least {SHORTEST} s")
-        if not wave_S.any():
-            raise SpeechToolError("silence")
-        model = self._model
+        wave_S, model = _check_wave(wave_S, rate), self._model
         torch = import_tool("torch", "torch")
         with torch.inference_mode():
-            wave_BS = torch.from_numpy(np.clip(to_16k(wave_S, rate), -1.0, 1.0))[None]
-            return float(model(wave_BS)[0])
+            return float(model(torch.from_numpy(wave_S)[None])[0])

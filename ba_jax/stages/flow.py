@@ -208,22 +208,13 @@ class FlowStage(ClipStage):
         arrays |= {"mel_BTM": batch.flow_mel_BTM, "lengths_B": lengths_B}
         if self.settings.decoder:
             decoder = self.config.audio_decoder
-            for name, mel_BTM, frames_B, lengths_B in (
-                (
-                    "refined",
-                    batch.hifigan_mel_BTM,
-                    decoder.decoded_frames(codes_B),
-                    batch.hifigan_lengths_B,
-                ),
-                (
-                    "coarse",
-                    batch.coarse_mel_BTM,
-                    decoder.coarse_length(codes_B),
-                    batch.coarse_lengths_B,
-                ),
-            ):
-                arrays[f"{name}_mel_BTM"] = mel_BTM
-                arrays[f"{name}_lengths_B"] = np.minimum(frames_B, lengths_B).astype(np.int32)
+            refined_B, coarse_B = decoder.decoded_frames(codes_B), decoder.coarse_length(codes_B)
+            arrays |= {
+                "refined_mel_BTM": batch.hifigan_mel_BTM,
+                "refined_lengths_B": np.minimum(refined_B, batch.hifigan_lengths_B),
+                "coarse_mel_BTM": batch.coarse_mel_BTM,
+                "coarse_lengths_B": np.minimum(coarse_B, batch.coarse_lengths_B),
+            }
         return arrays
 
     def flops(self, arrays: Mapping[str, Any], trained: Collection[str]) -> float:
@@ -325,9 +316,7 @@ class FlowStage(ClipStage):
             ("refined", output.refined_mel_BTM),
             ("coarse", output.unresized_mel_BTM),
         ):
-            target = arrays[f"{name}_mel_BTM"]
-            frames = min(mel.shape[1], target.shape[1])
-            both = mel_errors(mel[:, :frames], target[:, :frames], arrays[f"{name}_lengths_B"])
+            both = mel_errors(mel, arrays[f"{name}_mel_BTM"], arrays[f"{name}_lengths_B"])
             errors[name] = [jnp.sum(error_B) / totals[name] for error_B in both]
         return {"decoder": sum(map(sum, errors.values())), "decoder_mae": errors["refined"][0]}
 

@@ -303,9 +303,8 @@ class TokenizerStage(HearingStage):
                 ("coarse", "coarse_", decoded.unresized_mel_BTM),
             ):
                 target = merge_axes(chunks[f"{prefix}target"])
-                size = min(mel.shape[1], target.shape[1])
                 frames_I = merge_axes(chunks[f"{prefix}frames"])
-                l1_I, l2_I = losses.mel_errors(mel[:, :size], target[:, :size], frames_I)
+                l1_I, l2_I = losses.mel_errors(mel, target, frames_I)
                 add(f"{name}_l1", l1_I, name)
                 add(f"{name}_l2", l2_I, name)
             commitment_I = losses.commitment_B(bucket.z_INE, bucket.q_INE, bucket.lengths_I)
@@ -390,8 +389,7 @@ class TokenizerStage(HearingStage):
         for chunks in audio:
             mel = self._forward(variables, chunks, None, used=1).decoded.refined_mel_BTM
             target, frames_I = merge_axes(chunks["target"]), merge_axes(chunks["frames"])
-            size = min(mel.shape[1], target.shape[1])
-            l1_I, _ = losses.mel_errors(mel[:, :size], target[:, :size], frames_I)
+            l1_I, _ = losses.mel_errors(mel, target, frames_I)
             first += jnp.sum(l1_I) / totals["mel"]
         return {**metrics, "mel_mae": metrics["mel_l1"], "mel_mae/1": first}
 

@@ -135,29 +135,27 @@ def to_page(
     title: str, table: Table, claims: Sequence[Claim], published: PublishedTable | None = None
 ) -> str:
     """Format our rows (with 95 % intervals), the paper's, and each of its orderings beside ours."""
-    lines = [f"## {title}", ""]
-    lines.append("| | " + " | ".join(column.name for column in table.columns) + " |")
-    lines.append("| --- |" + " --- |" * len(table.columns))
-    for row, values in table.rows.items():
-        cells = [column.show(values.get(column.name)) for column in table.columns]
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
-    lines.append("")
+    ours = {
+        row: [column.show(values.get(column.name)) for column in table.columns]
+        for row, values in table.rows.items()
+    }
+    lines = [f"## {title}", "", *_lines([column.name for column in table.columns], ours)]
     if published:
-        lines += [*_published(published), ""]
+        numbers = {
+            row: ["-" if number is None else f"{number:g}" for number in values]
+            for row, values in published.rows.items()
+        }
+        lines += ["The paper's:", "", *_lines(published.columns, numbers)]
     for claim in claims:
         lines += [_describe(table, claim), ""]
     lines += [f"- {note}" for note in table.notes]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _published(table: PublishedTable) -> list[str]:
-    """Lines of the paper's table."""
-    lines = ["The paper's:", "", "| | " + " | ".join(table.columns) + " |"]
-    lines.append("| --- |" + " --- |" * len(table.columns))
-    for row, numbers in table.rows.items():
-        cells = ["-" if number is None else f"{number:g}" for number in numbers]
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
-    return lines
+def _lines(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
+    """Lines of a table, and an empty one."""
+    head = ["| | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
+    return [*head, *(f"| {row} | " + " | ".join(cells) + " |" for row, cells in rows.items()), ""]
 
 
 def _describe(table: Table, claim: Claim) -> str:

@@ -114,23 +114,22 @@ class TableMaker:
         name: str,
         runs: Sequence[str],
         suites: Sequence[str],
-        hears: str = "codes",
         config: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Return the figures of suites, which are run unless they were before."""
         folders, out = [str(self.runs.get(run)) for run in runs], self.out / "eval" / name
-        config = self._hearing(hears) if config is None else config
-        figures = results.evaluate(config, folders, out, suites)
+        figures = results.evaluate(config or self.config, folders, out, suites)
         evaluation.write(out)
         return figures
 
     def _hearing(self, hears: str) -> Mapping[str, Any]:
-        """Return the config of an evaluation that hears as `EvalSettings.hears` says."""
-        if hears == "codes":
-            return self.config
+        """Return the config of an evaluation that hears "features" or "quantized" ones."""
         # The tokenizer's stages learn answers without a transcript before them.
-        settings = {**self.config["eval"], "hears": hears, "transcribe_first": False}
-        return {**self.config, "eval": settings}
+        return self._config_with(hears=hears, transcribe_first=False)
+
+    def _config_with(self, **changes: Any) -> Mapping[str, Any]:
+        """Return the config with other settings of the evaluation."""
+        return {**self.config, "eval": {**self.config["eval"], **changes}}
 
     def _describe_speech(self) -> str:
         """Describe the speech that Tables 1 to 3 are measured on."""
@@ -151,7 +150,9 @@ class TableMaker:
         answers, statements = measure.answers(flow), measure.statements(flow)
         answer_codes = measure.encode(flow, answers)
         statement_codes = measure.encode(tokenizer, statements)
-        baseline = self._evaluate("hears_features", ["understanding"], ["asr"], "features")
+        baseline = self._evaluate(
+            "hears_features", ["understanding"], ["asr"], self._hearing("features")
+        )
         rows = {"no VQ": {"WER, frozen model": _read_figure(baseline, "asr_wer")}}
         for count in CODEBOOKS:
             mels = _decode(flow, answer_codes, count)
@@ -234,7 +235,7 @@ class TableMaker:
             waves = flow.model.synthesizer.invert(mels, HIFIGAN_MEL)
             statement_mels = measure.refined_mels(tokenizer, statements, quantized=quantized)
             run, hears = hearing[name]
-            figures = self._evaluate(f"hears_{hears}", [run], suites, hears)
+            figures = self._evaluate(f"hears_{hears}", [run], suites, self._hearing(hears))
             rows[name] = {
                 **{column: _read_figure(figures, key) for column, key in _HEARD.items()},
                 "mel MAE": measure.mel_error(mels, answers),
@@ -369,10 +370,9 @@ class TableMaker:
         """Make Table 6: this model beside the judge's recogniser, by condition."""
         rows: dict[str, dict[str, Measurement]] = {}
         for condition in CONDITIONS:
-            config = copy.deepcopy(dict(self.config))
-            config["eval"]["condition"] = condition
+            config = self._config_with(condition=condition)
             name = "stage2" if condition == "clean" else f"stage2_{condition}"
-            figures = self._evaluate(name, ["tokenizer", "stage2"], ["asr"], config=config)
+            figures = self._evaluate(name, ["tokenizer", "stage2"], ["asr"], config)
             heard = self._judge_recognition(config, condition)
             for who, values in (("this model", figures), ("Whisper (judge)", heard)):
                 cells = {name: _read_figure(values, key) for name, key in _RECOGNITION.items()}

@@ -113,13 +113,17 @@ def stage() -> TokenizerStage:
     return TokenizerStage(CONFIG, SETTINGS)
 
 
-@pytest.fixture(scope="module")
-def variables(stage):
+def init_variables(stage):
     initial = jax.jit(stage.init, compiler_options=QUICK)(jax.random.key(0))
     # An untrained output layer is too small to say anything about words.
     llm = initial["params"]["llm"]
     llm["lm_head"] = 20 * llm["lm_head"]
     return initial
+
+
+@pytest.fixture(scope="module")
+def variables(stage):
+    return init_variables(stage)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from ba_jax.stages.understanding import UnderstandingSettings, UnderstandingStag
 from ba_jax.tree import flatten
 from tests.unit.checkpoints.small_checkpoint import save_variables
 from tests.unit.stages.helpers import norm
-from tests.unit.stages.test_tokenizer import CONFIG, QUICK, SETTINGS, batch_of
+from tests.unit.stages.test_tokenizer import CONFIG, SETTINGS, batch_of, init_variables
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +26,7 @@ def stage() -> UnderstandingStage:
 
 @pytest.fixture(scope="module")
 def variables(stage):
-    initial = jax.jit(stage.init, compiler_options=QUICK)(jax.random.key(0))
-    llm = initial["params"]["llm"]
-    llm["lm_head"] = 20 * llm["lm_head"]
-    return initial
+    return init_variables(stage)
 
 
 def test_the_text_loss_teaches_encoder_bridge_and_projection(stage, variables):

@@ -75,7 +75,7 @@ class FakeMaker(tables.TableMaker):
         self.asked.append(([run.name for run in runs], components))
         return self.bench
 
-    def _evaluate(self, name, runs, suites, hears="codes", config=None):
+    def _evaluate(self, name, runs, suites, config=None):
         name = name.removesuffix("_noise").removesuffix("_fast").removesuffix("_far")
         assert {suite.split("_")[0] for suite in suites} <= {"cloze", "qa", "asr", "s2tt", "tts"}
         return FIGURES[name]
